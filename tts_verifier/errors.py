@@ -1,0 +1,35 @@
+"""Every exception of the package.
+
+TTSError                what a user can fix; the command line prints it without a traceback
+├── InputError          an image, a prompt or an argument that cannot be used as given
+├── RecipeError         a recipe that does not say what can be built
+├── RunError            a run folder that cannot be written, read or continued
+├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
+└── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
+
+A message states the rule, the value found and the remedy.
+"""
+
+
+class TTSError(Exception):
+    """A problem that the user can fix."""
+
+
+class InputError(TTSError, ValueError):
+    """An image, a prompt or an argument that cannot be used as given."""
+
+
+class RecipeError(TTSError, ValueError):
+    """A recipe that does not say what can be built."""
+
+
+class RunError(TTSError):
+    """A run folder that cannot be written, read or continued."""
+
+
+class UnsupportedError(TTSError):
+    """A request that this generator, verifier or scheduler cannot serve."""
+
+
+class CheckpointError(TTSError):
+    """Weights, a config or a tokenizer that are missing or do not fit together."""
