@@ -1,0 +1,1 @@
+"""What judges a picture; one folder for each kind of verifier."""
