@@ -163,7 +163,8 @@ class ImageDoctorModel(nn.Module):
             shard_bytes: a shard's largest size; a larger tensor gets a shard of its own.
         """
         state = weights.to_save(self.state_dict(), tied=self.config.tied)
-        weights.write(Path(folder), state, self.config, dtype=dtype, shard_bytes=shard_bytes)
+        weights.write_config(Path(folder), self.config, dtype)
+        weights.write(Path(folder), state, dtype=dtype, shard_bytes=shard_bytes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves or casts, but keeps rotary frequencies in float32: bf16 would blur positions."""

@@ -8,7 +8,7 @@ missing, unexpected or mis-shaped tensor is an error that lists it. Pickles are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -42,21 +42,33 @@ def to_save(state: Mapping[str, Tensor], *, tied: bool) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if not (tied and name == TIED)}
 
 
-def write(
-    folder: Path,
-    state: Mapping[str, Tensor],
-    config: ImageDoctorConfig,
-    *,
-    dtype: torch.dtype | None,
-    shard_bytes: int,
-) -> None:
-    """Writes config.json, shards and, if there are several, their index."""
+def write_config(folder: Path, config: ImageDoctorConfig, dtype: torch.dtype | None) -> None:
+    """Writes config.json: as it was read, the heads stated, and the dtype of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = dict(config.to_dict())
+    written = config.to_dict()
     if dtype is not None:
         written["torch_dtype"] = str(dtype).removeprefix("torch.")
     text = json.dumps(written, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def write(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    value: Callable[[str], Tensor] | None = None,
+) -> None:
+    """Writes shards and, if there are several, their index.
+
+    Args:
+        folder: must exist.
+        state: official name -> tensor.
+        dtype: to store in, None = as it is.
+        shard_bytes: a shard's largest size; a larger tensor gets a shard of its own.
+        value: where the numbers come from if not from `state`, whose shapes then suffice.
+    """
     shards = list(_shards(state, dtype, shard_bytes))
     total = 0
     where: dict[str, str] = {}
@@ -64,7 +76,8 @@ def write(
         name = SINGLE
         if len(shards) > 1:
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {key: state[key].detach().to("cpu", dtype).contiguous() for key in names}
+        read = value or state.__getitem__
+        tensors = {key: read(key).detach().to("cpu", dtype).contiguous() for key in names}
         save_file(tensors, str(folder / name), metadata={"format": "pt"})
         total += sum(t.nbytes for t in tensors.values())
         where.update(dict.fromkeys(names, name))

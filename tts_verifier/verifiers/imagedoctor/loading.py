@@ -1,0 +1,176 @@
+"""From a name to a model on its device: bundled, a folder, or the hub.
+
+Modules are made without memory and every tensor is read straight into its place, so that
+loading needs little more than the weights themselves. Names and shapes are compared before
+anything is read (see `weights`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from tts_verifier.errors import CheckpointError
+from tts_verifier.verifiers.imagedoctor import weights
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.decode import Limits
+from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.processor import Processor
+from tts_verifier.verifiers.imagedoctor.prompt import Words
+
+BUNDLED = "shapes"
+MAX_NEW_TOKENS = 2048
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PATTERNS = ["*.json", "*.safetensors"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """Everything that a verifier is made of."""
+
+    model: ImageDoctorModel
+    words: Words
+    processor: Processor
+    limits: Limits
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+) -> Checkpoint:
+    """Loads a folder for inference.
+
+    Args:
+        folder: with config.json, safetensors, tokenizer.json and preprocessor_config.json.
+        dtype: None = bfloat16 on a GPU, float32 on a CPU.
+        device: None = the GPU if there is one.
+
+    Raises:
+        CheckpointError: something is missing, or the parts do not fit together.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config = ImageDoctorConfig.from_folder(folder)
+    words = Words.from_folder(folder, config)
+    processor = Processor.from_folder(folder, config)
+    limits = read_limits(folder, config)
+    model = load_model(folder, dtype=_dtype(dtype, place), device=place)
+    return Checkpoint(model.requires_grad_(False).eval(), words, processor, limits)
+
+
+def load_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> ImageDoctorModel:
+    """Loads config and weights alone, ready for training.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or mis-shaped; all are listed.
+    """
+    from accelerate import init_empty_weights
+
+    config = ImageDoctorConfig.from_folder(folder)
+    with init_empty_weights(include_buffers=False):
+        model = ImageDoctorModel(config)
+    found = weights.shapes(weights.files(folder))
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    weights.check(expected, found, tied=config.tied)
+    for path in sorted({path for path, _, _ in found.values()}):
+        with safe_open(str(path), framework="pt") as file:
+            part = {
+                name: file.get_tensor(stored).to(device, dtype)
+                for name, (where, stored, _) in found.items()
+                if where == path
+            }
+        model.load_state_dict(part, strict=False, assign=True)
+    model.tie()
+    return model.to(device)
+
+
+def resolve(name_or_path: str, *, revision: str | None = None, offline: bool = False) -> Path:
+    """Finds a checkpoint's folder, downloading it if it is a hub id that is not cached.
+
+    Args:
+        name_or_path: "shapes" (bundled), a folder, or a hub id like "GYX97/ImageDoctor".
+        revision: branch, tag or commit on the hub.
+        offline: only look into the cache.
+
+    Raises:
+        CheckpointError: there is no such thing, or it cannot be reached.
+    """
+    if name_or_path == BUNDLED:
+        folder = Path(str(resources.files("tts_verifier.shapes") / "weights" / "verifier"))
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"The bundled verifier's weights are missing: {folder}. Install the package anew."
+            )
+        return folder
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise CheckpointError(
+            f"A verifier is {BUNDLED!r}, a folder, or a hub id like 'GYX97/ImageDoctor'; "
+            f"{name_or_path!r} is none of them."
+        )
+    return _download(name_or_path, revision, offline=offline)
+
+
+def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            repo, revision=revision, allow_patterns=_PATTERNS, local_files_only=offline
+        )
+    except Exception as error:  # the hub's errors share no base class
+        what = "is not in the offline cache" if offline else "cannot be fetched from the hub"
+        raise CheckpointError(
+            f"{repo} (revision {revision or 'main'}) {what}: {type(error).__name__}. Check the "
+            "name and the network, or give a local folder."
+        ) from error
+    return Path(found)
+
+
+def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
+    """Reads what matters of generation_config.json; the file may be absent.
+
+    Decoding is greedy: Qwen2.5-VL's own file asks for sampling at temperature 1e-6, which is
+    the same. Its repetition penalty and end tokens are kept.
+    """
+    path = folder / "generation_config.json"
+    raw: Mapping[str, Any] = {}
+    if path.exists():
+        try:
+            raw = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
+    eos = raw.get("eos_token_id") or ()
+    ends = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
+    return Limits(
+        int(raw.get("max_new_tokens") or MAX_NEW_TOKENS),
+        tuple(sorted(ends)),
+        float(raw.get("repetition_penalty") or 1.0),
+    )
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise CheckpointError(f"dtype must be a name like 'bfloat16', got {dtype!r}.")
+        return found
+    return dtype

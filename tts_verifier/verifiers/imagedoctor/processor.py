@@ -1,0 +1,139 @@
+"""Images to patches, as Qwen2-VL's processor makes them; Pillow and numpy only.
+
+Reads preprocessor_config.json of any generation, or the processor_config.json that newer
+versions nest it in. One key is our own: `input_size`, the side of the square that an image
+is fitted into first, 512 when absent, as in the official scorer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tts_verifier.errors import CheckpointError
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.geometry import Fit, Placement, place, smart_resize
+
+Triple = tuple[float, float, float]
+
+FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """One image for the model.
+
+    `values`: float32 (rows * columns, 3 * frames * patch * patch), cell by cell. `grid`:
+    (rows, columns) of patches. `placement`: where the image lies in the frame.
+    """
+
+    values: NDArray[np.float32]
+    grid: tuple[int, int]
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Resizes, normalises and cuts; the values of Qwen2.5-VL by default."""
+
+    input_size: int = 512
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 16384
+    image_mean: Triple = (0.48145466, 0.4578275, 0.40821073)
+    image_std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: ImageDoctorConfig) -> Processor:
+        """Reads a checkpoint's file.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or does not fit the vision tower.
+        """
+        path = next((folder / name for name in FILES if (folder / name).exists()), None)
+        if path is None:
+            raise CheckpointError(
+                f"{folder} has no {FILES[0]}. Save the checkpoint's image processor there."
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            processor = cls.from_dict(raw.get("image_processor", raw))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} must describe an image processor: {error}.") from None
+        for name in ("patch_size", "temporal_patch_size"):
+            if getattr(processor, name) != config.vision[name]:
+                raise CheckpointError(
+                    f"{path} and config.json must agree: {name} is {getattr(processor, name)} and "
+                    f"{config.vision[name]}. Take both from the same checkpoint."
+                )
+        if processor.merge_size != config.vision["spatial_merge_size"]:
+            raise CheckpointError(
+                f"{path}: merge_size {processor.merge_size} must equal the vision tower's "
+                f"spatial_merge_size {config.vision['spatial_merge_size']}."
+            )
+        return processor
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Processor:
+        """Reads the keys that matter; `size` overrides `min_pixels` and `max_pixels`."""
+        size = raw.get("size") or {}
+        given: dict[str, Any] = {name: raw[name] for name in cls.__slots__ if raw.get(name)}
+        for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if size.get(edge):
+                given[name] = size[edge]
+        for name in ("image_mean", "image_std"):
+            if name in given:
+                given[name] = tuple(map(float, given[name]))
+        return cls(**given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns preprocessor_config.json's content, which transformers can read too."""
+        keys = {name: getattr(self, name) for name in self.__slots__}
+        keys["image_mean"], keys["image_std"] = list(self.image_mean), list(self.image_std)
+        return {
+            **keys,
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes preprocessor_config.json."""
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        (folder / FILES[0]).write_text(text, encoding="utf-8")
+
+    def __call__(self, image: Image.Image, *, fit: Fit = "squash") -> Patches:
+        """Prepares one RGB image of any size."""
+        frame, placement = place(image, self.input_size, fit=fit)
+        h, w = smart_resize(
+            frame.height,
+            frame.width,
+            factor=self.patch_size * self.merge_size,
+            low=self.min_pixels,
+            high=self.max_pixels,
+        )
+        if frame.size != (w, h):
+            frame = frame.resize((w, h), Image.Resampling.BICUBIC)
+        pixels = np.asarray(frame, dtype=np.float32) * np.float32(self.rescale_factor)
+        pixels -= np.asarray(self.image_mean, dtype=np.float32)
+        pixels /= np.asarray(self.image_std, dtype=np.float32)
+        return Patches(self._cut(pixels), (h // self.patch_size, w // self.patch_size), placement)
+
+    def _cut(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(H, W, 3) -> patches, 2 x 2 of them after one another; a still is two equal frames."""
+        patch, merge = self.patch_size, self.merge_size
+        h, w, channels = pixels.shape
+        rows, columns = h // patch // merge, w // patch // merge
+        cut = pixels.reshape(rows, merge, patch, columns, merge, patch, channels)
+        cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+        shape = (*cut.shape[:5], self.temporal_patch_size, patch, patch)
+        return np.broadcast_to(cut, shape).reshape(rows * columns * merge * merge, -1)
