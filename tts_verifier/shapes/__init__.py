@@ -1,0 +1,1 @@
+"""The miniature world: captioned scenes of coloured shapes, whose truth is known."""

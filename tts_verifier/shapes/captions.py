@@ -1,0 +1,121 @@
+"""Which captions there are, which are held out, and how to draw some.
+
+Training never sees a held-out spec: about one in eight of the specs of two objects, position
+and binding, by a hash of their meaning. Single objects, colours and counting have too few
+specs for that (six, forty-eight and a hundred and sixty-two), so there the pictures are held
+out by their seeds and the captions are shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from itertools import cycle, product
+from typing import Final, Literal
+
+from tts_verifier.errors import InputError
+from tts_verifier.shapes.grammar import Noun, Spec, phrase, variants
+from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, COUNTS, RELATIONS, SHAPES
+
+Split = Literal["all", "train", "held_out"]
+
+SHARED_CATEGORIES: Final = ("single_object", "colours", "counting")
+HELD_OUT_ONE_IN: Final = 8
+TRIES: Final = 50
+"""Draws of a new caption before a category is taken to be used up."""
+
+
+def is_held_out(spec: Spec) -> bool:
+    """True for specs that training never sees."""
+    if spec.category in SHARED_CATEGORIES:
+        return False
+    return hashlib.sha256(repr(spec).encode()).digest()[0] % HELD_OUT_ONE_IN == 0
+
+
+def all_specs() -> Iterator[Spec]:
+    """Yields every spec of the world, category by category."""
+    some: tuple[str | None, ...] = (None, *COLOURS)
+    for shape in SHAPES:
+        yield Spec("single_object", (Noun(shape),))
+        for colour in COLOURS:
+            yield Spec("colours", (Noun(shape, colour),))
+        for colour, count in product(some, range(2, len(COUNTS) + 1)):
+            yield Spec("counting", (Noun(shape, colour),), count=count)
+    for first, second in product(SHAPES, SHAPES):
+        if first == second:
+            continue
+        yield Spec("two_objects", (Noun(first), Noun(second)))
+        for a, b in product(COLOURS, COLOURS):
+            if a != b:
+                yield Spec("attribute_binding", (Noun(first, a), Noun(second, b)))
+        for a, b, relation in product(some, some, RELATIONS):
+            yield Spec("position", (Noun(first, a), Noun(second, b)), relation=relation)
+
+
+def random_specs(n: int, rng: random.Random, *, split: Split = "all") -> list[Spec]:
+    """Draws `n` specs, the six categories in equal shares, in random order.
+
+    Raises:
+        InputError: `n` is not positive.
+    """
+    if n < 1:
+        raise InputError(f"n must be a positive integer, got {n!r}.")
+    categories = [c for c, _ in zip(cycle(CATEGORIES), range(n), strict=False)]
+    rng.shuffle(categories)
+    return [_random_spec(category, rng, split) for category in categories]
+
+
+def captions(n: int, seed: int, *, split: Split = "all") -> list[str]:
+    """Draws `n` distinct captions, the six categories in turn.
+
+    Args:
+        n: at most a few thousand for equal shares: `single_object` has 30 captions in all;
+            a category that is used up leaves its turn to the others.
+        seed: the same seed gives the same captions.
+        split: `held_out` leaves out what the bundled models were trained on (see above).
+
+    Raises:
+        InputError: `n` is not positive or larger than the world.
+    """
+    if not 1 <= n <= 50_000:
+        raise InputError(f"n must be from 1 to 50,000 distinct captions, got {n!r}.")
+    rng = random.Random(seed)
+    found: dict[str, None] = {}
+    turns = cycle(CATEGORIES)
+    while len(found) < n:
+        category = next(turns)
+        for _ in range(TRIES):
+            spec = _random_spec(category, rng, split)
+            text = phrase(spec, rng.randrange(variants(spec)))
+            if text not in found:
+                found[text] = None
+                break
+    return list(found)
+
+
+def _random_spec(category: str, rng: random.Random, split: Split) -> Spec:
+    while True:
+        spec = _any_spec(category, rng)
+        held = is_held_out(spec)
+        if split == "all" or category in SHARED_CATEGORIES or held == (split == "held_out"):
+            return spec
+
+
+def _any_spec(category: str, rng: random.Random) -> Spec:
+    first, second = rng.sample(SHAPES, 2)
+    a, b = rng.sample(list(COLOURS), 2)
+    if category == "single_object":
+        return Spec(category, (Noun(first),))
+    if category == "colours":
+        return Spec(category, (Noun(first, a),))
+    if category == "counting":
+        colour = rng.choice([None, a, a])
+        return Spec(category, (Noun(first, colour),), count=rng.randint(2, len(COUNTS)))
+    if category == "two_objects":
+        return Spec(category, (Noun(first), Noun(second)))
+    if category == "attribute_binding":
+        return Spec(category, (Noun(first, a), Noun(second, b)))
+    other = rng.choice(list(COLOURS))
+    nouns = (Noun(first, rng.choice([None, a])), Noun(second, rng.choice([None, other])))
+    return Spec(category, nouns, relation=rng.choice(RELATIONS))
