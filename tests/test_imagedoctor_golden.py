@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 
+from tts_verifier.verifiers.imagedoctor.cache import KeyValueCache
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.decode import Limits, Request, generate
 from tts_verifier.verifiers.imagedoctor.loss import loss
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
 from tts_verifier.verifiers.imagedoctor.positions import predicting
@@ -123,6 +125,48 @@ def test_states_logits_and_features_hold_in_one_padded_batch(
         check(i, "visual_row_std", visual.std(1, correction=0))
         check(i, "logits_last8", out.logits[i, end - 8 : end])
         check(i, "hidden", out.hidden[i, predicting(ids[i : i + 1], (2010, 2011))[0]])
+
+
+def test_greedy_ids_hold_in_a_padded_batch(
+    model: ImageDoctorModel, recipes: SimpleNamespace
+) -> None:
+    """Row 1 continues row 0's prompt after its first three greedy ids, so it is longer."""
+    sample = recipes.samples[0]
+    ids, greedy = sample["prompt_ids"].tolist(), EXPECTED["s0.greedy_ids"].tolist()
+    asked = [Request(row, sample["pixel_values"], (36, 36)) for row in (ids, ids + greedy[:3])]
+    first, second = generate(model, asked, Limits(12, ()))
+    assert first.ids == greedy == EXPECTED["s1.greedy_ids"].tolist()
+    assert second.ids[:9] == greedy[3:]
+    forced = torch.tensor([ids + greedy])
+    with torch.no_grad():
+        out = model(forced, torch.tensor(sample["pixel_values"]), [(1, 36, 36)])
+    best = out.logits[0, len(ids) - 1 : -1].topk(2).values
+    for i in range(2):
+        check(i, "greedy_top1_logit", best[:, 0])
+        check(i, "greedy_margin", best[:, 0] - best[:, 1])
+
+
+def test_states_hold_when_the_completion_is_fed_id_by_id_into_the_cache(
+    model: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
+) -> None:
+    ids, mask, offsets = rows(recipes, "left")
+    real = mask.bool()
+    start = len(recipes.samples[0]["prompt_ids"])
+    positions, _ = model.positions(ids, [(36, 36)] * 2, mask)
+    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    allowed = ((causal & real[:, None]) | torch.eye(ids.shape[1], dtype=torch.bool))[:, None]
+    cache = KeyValueCache(2)
+    with torch.no_grad():
+        embedded = model.embed(ids, left.visual)
+        hidden = []
+        for a, b in [(0, start), *[(t, t + 1) for t in range(start, ids.shape[1])]]:
+            part = (embedded[:, a:b], positions[:, :, a:b], allowed[:, :, a:b, :b])
+            hidden.append(model.language(*part, cache=cache))
+    whole = torch.cat(hidden, dim=1)
+    found = predicting(ids, (2010, 2011), mask=mask)
+    for i in range(len(offsets)):
+        check(i, "hidden", whole[i, found[i]])
+        check(i, "logits_last8", model.lm_head(whole[i, -8:]))
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from tts_verifier.errors import CheckpointError
+from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor import weights
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.decode import Limits
@@ -57,6 +57,7 @@ def load(
 
     Raises:
         CheckpointError: something is missing, or the parts do not fit together.
+        InputError: `dtype` is not one to compute in.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = ImageDoctorConfig.from_folder(folder)
@@ -75,6 +76,9 @@ def load_model(
 ) -> ImageDoctorModel:
     """Loads config and weights alone, ready for training.
 
+    Tensors are copied out of the file, whose layout would else decide their alignment in
+    memory and with it the last bit of a product.
+
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped; all are listed.
     """
@@ -89,7 +93,7 @@ def load_model(
     for path in sorted({path for path, _, _ in found.values()}):
         with safe_open(str(path), framework="pt") as file:
             part = {
-                name: file.get_tensor(stored).to(device, dtype)
+                name: file.get_tensor(stored).to(device, dtype, copy=True)
                 for name, (where, stored, _) in found.items()
                 if where == path
             }
@@ -168,9 +172,7 @@ def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if isinstance(dtype, str):
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype):
-            raise CheckpointError(f"dtype must be a name like 'bfloat16', got {dtype!r}.")
-        return found
-    return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise InputError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.")
+    return found

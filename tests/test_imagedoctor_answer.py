@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tts_verifier.verifiers.imagedoctor.answer import SCORES, parse
+
+OFFICIAL = (
+    "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
+    "1.[10,20,30,40];2.[100.5, 0, 512, 256]. The cat in [10,20,30,40] has six legs. "
+    "Aesthetic score: 0.1.\n</think>\n<answer>\nSemantic Alignment score: 0.83;\n"
+    "Misalignment Locations: \nAesthetic score: 0.7;\nPlausibility score: 0.25;\n"
+    "Artifact Locations: \nOverall Impression score: 0.5\n</answer>"
+)
+
+
+def values(text: str, *, reasoning: bool = True, ended: bool = True) -> list[float]:
+    scores = parse(text, reasoning=reasoning, ended=ended).scores
+    assert tuple(scores) == SCORES
+    return list(scores.values())
+
+
+def same(got: list[float], expected: list[float]) -> bool:
+    return all(
+        a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(got, expected, strict=True)
+    )
+
+
+NAN = math.nan
+
+
+def test_the_official_reply_gives_all_scores_and_each_box_once() -> None:
+    reply = parse(OFFICIAL, reasoning=True)
+    assert list(reply.scores.values()) == [0.83, 0.7, 0.25, 0.5]
+    assert reply.boxes == ((10.0, 20.0, 30.0, 40.0), (100.5, 0.0, 512.0, 256.0))
+    assert reply.whole
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Semantic Alignment score: 0.8 \nAesthetic score: .5", [0.8, 0.5, NAN, NAN]),
+        ("Plausibility score: 0.3 nArtifact Locations:\n", [NAN, NAN, 0.3, NAN]),
+        ("OVERALL IMPRESSION SCORE : 1\nsemantic alignment score:0", [0.0, NAN, NAN, 1.0]),
+        ("Aesthetic score: 8e-1; Plausibility score: 2.5E-1.", [NAN, 0.8, 0.25, NAN]),
+        ("Aesthetic score: -0.0", [NAN, 0.0, NAN, NAN]),
+        ("Aesthetic score: 1.5; Plausibility score: -0.1", [NAN, NAN, NAN, NAN]),
+        ("Aesthetic score: nan; Plausibility score: inf", [NAN, NAN, NAN, NAN]),
+        ("Aesthetic score: 0,85; Plausibility score: 0.8.5", [NAN, NAN, NAN, NAN]),
+        ("Aesthetic score: 0.8/1; Plausibility score: 0.9 %", [NAN, NAN, NAN, NAN]),
+        ("Aesthetic score: 1 / 10", [NAN, NAN, NAN, NAN]),
+        ("Aesthetic score: \nPlausibility score: 0.5", [NAN, NAN, 0.5, NAN]),
+        ("Aesthetic score: 0.4; Aesthetic score: 0.4", [NAN, 0.4, NAN, NAN]),
+        ("Aesthetic score: 0.4; Aesthetic score: 0.6", [NAN, NAN, NAN, NAN]),
+        ("Unaesthetic score: 0.4", [NAN, NAN, NAN, NAN]),
+        ("Aesthetic score: ٠.٤", [NAN, NAN, NAN, NAN]),
+        ("", [NAN, NAN, NAN, NAN]),
+    ],
+)
+def test_fields_are_read_or_nan_and_never_guessed(answer: str, expected: list[float]) -> None:
+    assert same(values(f"<think>\nx\n</think>\n<answer>{answer}</answer>"), expected)
+    assert same(values(answer + "</answer>", reasoning=False), expected)
+
+
+def test_scores_in_the_reasoning_do_not_count() -> None:
+    assert same(values("<think>\nAesthetic score: 0.9"), [NAN] * 4)
+    forged = "<think>\nThe caption says <answer>Aesthetic score: 1</answer>"
+    assert same(values(forged), [NAN] * 4)
+    assert same(
+        values(forged + "</think><answer>Aesthetic score: 0.2</answer>"), [NAN, 0.2, NAN, NAN]
+    )
+
+
+def test_a_number_that_the_length_limit_may_have_cut_is_nan() -> None:
+    cut = "<think></think><answer>Aesthetic score: 0.75;\nPlausibility score: 0.9"
+    assert same(values(cut, ended=False), [NAN, 0.75, NAN, NAN])
+    assert same(values(cut, ended=True), [NAN, 0.75, 0.9, NAN])
+    assert same(values("Aesthetic score: 0.7", reasoning=False, ended=False), [NAN] * 4)
+
+
+def test_boxes_without_area_or_with_other_than_four_numbers_are_left_out() -> None:
+    text = "[1,2,3] [5,5,5,9] [9,9,1,1] [1,2,3,4,5] [a,b,c,d] [ 1 , 2 , 3.5 , +4 ]"
+    assert parse(text, reasoning=True).boxes == ((1.0, 2.0, 3.5, 4.0),)
+
+
+PIECES = st.sampled_from(
+    [
+        *("<think>", "</think>", "<answer>", "</answer>", "Semantic Alignment score:", "\n"),
+        *("Aesthetic score:", "Plausibility score: ", "Overall Impression score: ", ";", " "),
+        *("0.5", "1", "-", "e", "5", ".", ",", "%", "/", "[1,2,3,4]", "[", "]", "nArtifact"),
+    ]
+)
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.lists(PIECES).map("".join),
+        st.lists(st.one_of(PIECES, st.text(max_size=3))).map("".join),
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_no_text_raises_or_gives_a_number_outside_zero_to_one(
+    text: str, reasoning: bool, ended: bool
+) -> None:
+    reply = parse(text, reasoning=reasoning, ended=ended)
+    assert all(math.isnan(v) or 0.0 <= v <= 1.0 for v in reply.scores.values())
+    assert all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in reply.boxes)
+
+
+FIELDS = ("Semantic Alignment", "Aesthetic", "Plausibility", "Overall Impression")
+
+
+@given(
+    st.lists(st.floats(0, 1).map(lambda v: round(v, 3)), min_size=4, max_size=4),
+    st.permutations(range(4)),
+    st.sampled_from([";\n", "\n", "; ", " \n", ".\n", " nArtifact Locations: "]),
+    st.integers(0, 400),
+)
+def test_a_reply_cut_anywhere_gives_the_right_numbers_or_nan(
+    written: list[float], order: list[int], separator: str, cut: int
+) -> None:
+    answer = separator.join(f"{FIELDS[i]} score: {written[i]}" for i in order)
+    text = f"<think>\n[1,2,3,4]\n</think>\n<answer>{answer}</answer>"
+    assert same(values(text), written)
+    for value, right in zip(values(text[:cut], ended=cut >= len(text)), written, strict=True):
+        assert math.isnan(value) or value == right
+
+
+def test_ten_thousand_spaces_are_read_in_no_time() -> None:
+    values("<answer>" + "semantic" + " " * 10_000 + "[" + "1," * 10_000 + "aesthetic " * 5_000)

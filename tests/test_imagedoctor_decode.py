@@ -1,0 +1,147 @@
+"""The batched engine against transformers' own generate, and against itself row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_imagedoctor import example
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from tts_verifier.verifiers.imagedoctor.decode import Limits, Request, generate, heatmaps
+from tts_verifier.verifiers.imagedoctor.loading import load_model
+from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.vision import features
+
+GRIDS = [(8, 8), (4, 6), (8, 8), (10, 2), (8, 8)]
+EOS = 258
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ImageDoctorModel:
+    """Random weights whose replies hold heatmap tokens and end at different lengths."""
+    make = example()
+    folder = tmp_path_factory.mktemp("tiny")
+    make.make(folder)
+    built = load_model(folder).eval().requires_grad_(False)
+    g = torch.Generator().manual_seed(3)
+    head = torch.randn(built.lm_head.weight.shape, generator=g)
+    config = built.config
+    for token, gain in (
+        (config.misalignment_token_id, 2.5),
+        (config.artifact_token_id, 2.5),
+        (EOS, 2.2),
+    ):
+        head[token] *= gain
+    built.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    return built
+
+
+def requests(model: ImageDoctorModel) -> list[Request]:
+    made = []
+    for i, (h, w) in enumerate(GRIDS):
+        rng = np.random.default_rng(i)
+        before, after = rng.integers(0, 256, 5 + i).tolist(), rng.integers(0, 256, 9 * i + 3)
+        ids = [*before, *[model.config.image_token_id] * (h * w // 4), *after.tolist()]
+        made.append(Request(ids, rng.standard_normal((h * w, 1176)).astype(np.float32), (h, w)))
+    return made
+
+
+def stock(model: ImageDoctorModel) -> Qwen2_5_VLForConditionalGeneration:
+    config = model.config
+    whole = Qwen2_5_VLConfig(
+        text_config=config.text_config(),
+        vision_config=config.vision_config(),
+        image_token_id=config.image_token_id,
+        tie_word_embeddings=False,
+    )
+    built = Qwen2_5_VLForConditionalGeneration(whole).eval()
+    built.model.visual.load_state_dict(model.visual.state_dict())
+    built.model.language_model.load_state_dict(model.model.state_dict())
+    built.lm_head.load_state_dict(model.lm_head.state_dict())
+    return built
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_tokens_and_states_are_those_of_transformers_one_by_one(
+    model: ImageDoctorModel, penalty: float
+) -> None:
+    reference = stock(model)
+    asked = requests(model)
+    got = generate(model, asked, Limits(24, (EOS,), penalty))
+    kinds = (model.config.misalignment_token_id, model.config.artifact_token_id)
+    lengths, seen = set(), 0
+    for request, reply in zip(asked, got, strict=True):
+        ids = torch.tensor([request.ids])
+        out = reference.generate(
+            input_ids=ids,
+            pixel_values=torch.tensor(request.patches),
+            image_grid_thw=torch.tensor([[1, *request.grid]]),
+            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            max_new_tokens=24,
+            do_sample=False,
+            repetition_penalty=penalty,
+            eos_token_id=EOS,
+            pad_token_id=0,
+            output_hidden_states=True,
+            return_dict_in_generate=True,
+        )
+        new = out.sequences[0, ids.shape[1] :].tolist()
+        assert reply.ids == [t for t in new if t != EOS]
+        assert reply.ended == (EOS in new)
+        lengths.add(len(new))
+        for k, kind in enumerate(kinds):
+            assert reply.seen[k] == (kind in new)
+            if kind in new:
+                seen += 1
+                state = out.hidden_states[new.index(kind)][-1][0, -1]
+                torch.testing.assert_close(reply.states[k], state, atol=2e-5, rtol=1e-5)
+    assert len(lengths) > 2, "rows should end at different steps"
+    assert seen > 2, "replies should hold heatmap tokens"
+
+
+def test_a_reply_depends_on_neither_its_companions_nor_its_place(model: ImageDoctorModel) -> None:
+    asked = requests(model)
+    limits = Limits(24, (EOS,), 1.05)
+    together = generate(model, asked, limits)
+    turned = generate(model, asked[::-1], limits)[::-1]
+    alone = [generate(model, [request], limits)[0] for request in asked]
+    for whole, back, single in zip(together, turned, alone, strict=True):
+        assert whole.ids == back.ids == single.ids
+        assert whole.seen == back.seen == single.seen
+        for other in (back, single):
+            torch.testing.assert_close(whole.states, other.states, atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(whole.visual, other.visual, atol=2e-5, rtol=1e-5)
+
+
+def test_maps_do_not_depend_on_the_chunk(model: ImageDoctorModel) -> None:
+    g = torch.Generator().manual_seed(0)
+    states, visual = torch.randn(5, 64, generator=g), torch.randn(5, 6, 64, generator=g)
+    whole = heatmaps(model, states, visual, (2, 3))
+    assert whole.shape == (5, 32, 48)
+    np.testing.assert_allclose(heatmaps(model, states, visual, (2, 3), chunk=2), whole, atol=1e-5)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+
+
+@pytest.mark.parametrize("grids", [[(8, 8)] * 3, [(8, 8), (6, 10), (2, 2), (8, 8), (14, 4)]])
+def test_batched_vision_equals_the_stock_tower(
+    model: ImageDoctorModel, grids: list[tuple[int, int]]
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randn(sum(h * w for h, w in grids), 1176, generator=g)
+    with torch.no_grad():
+        expected = stock(model).model.visual(pixels, torch.tensor([(1, *g) for g in grids]))
+        got = features(model.visual, pixels, grids)
+    torch.testing.assert_close(got, expected.pooler_output, atol=2e-5, rtol=1e-5)
+
+
+def test_features_can_be_trained_after_they_were_used_for_inference(
+    model: ImageDoctorModel, tmp_path: Path
+) -> None:
+    generate(model, requests(model)[:1], Limits(1, (EOS,)))
+    patch = torch.randn(64, 1176, requires_grad=True)
+    features(model.visual, patch, [(8, 8)]).sum().backward()
+    assert patch.grad is not None
