@@ -161,11 +161,10 @@ def _pattern() -> re.Pattern[str]:
         return rf"an? (?:(?P<colour{index}>{colour}) )?(?P<shape{index}>{shape})"
 
     plural = "|".join(_SINGULAR)
-    counted = (
-        rf"(?P<count>{'|'.join(COUNTS[1:])}) (?:(?P<colour0>{colour}) )?(?P<counted>{plural})"
+    counted = rf"(?P<count>{'|'.join(COUNTS[1:])}) (?:(?P<colour0>{colour}) )?(?P<counted>{plural})"
+    return re.compile(
+        rf"(?:(?:{prefix}) )?(?:{counted}|{one(1)}(?: (?P<joint>{joints}) {one(2)})?)"
     )
-    return re.compile(rf"(?:(?:{prefix}) )?(?:{counted}|{one(1)}(?: (?P<joint>{joints}) {one(2)})?)")
 
 
 _CAPTION: Final = _pattern()
-

@@ -1,0 +1,55 @@
+"""Better pictures at inference time: draw candidates, diagnose them, keep or repair the best.
+
+Names below load what they need when first used; importing the package loads no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tts_verifier.errors import TTSError
+    from tts_verifier.objective import Objective
+    from tts_verifier.runner import run
+    from tts_verifier.seams import Generator, Strategy, Verifier
+    from tts_verifier.strategies.best_of_n import BestOfN
+    from tts_verifier.types import Prompt, Ranking, Verdict
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BestOfN": "strategies.best_of_n",
+    "Generator": "seams",
+    "Objective": "objective",
+    "Prompt": "types",
+    "Ranking": "types",
+    "Strategy": "seams",
+    "TTSError": "errors",
+    "Verdict": "types",
+    "Verifier": "seams",
+    "run": "runner",
+}
+
+__all__ = [
+    "BestOfN",
+    "Generator",
+    "Objective",
+    "Prompt",
+    "Ranking",
+    "Strategy",
+    "TTSError",
+    "Verdict",
+    "Verifier",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tts_verifier' has no attribute {name!r}")
+    return getattr(import_module(f"tts_verifier.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,197 @@
+"""Whatever holds a picture becomes a PIL image in RGB; converted once, at the edge.
+
+- PIL image: any mode. EXIF orientation is applied, transparency is laid over white, 16-bit
+  greys are scaled to 8 bits, CMYK is converted without a colour profile.
+- numpy array: (H, W) or (H, W, C), uint8 in [0, 255] or floating in [0, 1]; C is 1, 3 or 4.
+- torch tensor: (H, W) or (C, H, W), the same types and ranges, on any device.
+- path: an image file that Pillow can read, of at most `MAX_PIXELS`; its first frame.
+
+Floats may leave [0, 1] by rounding (1e-3) and are clipped; anything further out is refused,
+as are NaN, other types and empty pictures. One pixel is a picture.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from tts_verifier.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+ImageLike: TypeAlias = "Image.Image | NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
+
+MAX_PIXELS: Final = 89_000_000
+"""Of a file; a larger one is refused as a decompression bomb."""
+
+_SLACK: Final = 1e-3
+_BROKEN_FILE: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+
+
+def as_image(image: ImageLike) -> Image.Image:
+    """Returns the picture as a PIL image of mode RGB, loaded and its own copy.
+
+    Raises:
+        InputError: it cannot be read, or its shape, type or range is not one listed above.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _from_file(image)
+    if isinstance(image, Image.Image):
+        try:
+            return _to_rgb(image)
+        except _BROKEN_FILE as error:
+            raise InputError(f"An image must be readable, this one is not: {error}") from error
+    if isinstance(image, np.ndarray):
+        return _from_array(image, "numpy array")
+    if _is_tensor(image):
+        return _from_tensor(image)
+    raise InputError(
+        "An image must be a PIL image, a numpy array, a torch tensor or a path, got "
+        f"a {type(image).__name__}."
+    )
+
+
+def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
+    """Returns every picture of a sequence as by `as_image`.
+
+    A batch counts as a sequence: an (N, H, W, C) array or an (N, C, H, W) tensor.
+
+    Raises:
+        InputError: one picture, not a sequence, was given; or one cannot be used (the message
+            has its place).
+    """
+    single = isinstance(images, (str, os.PathLike, Image.Image))
+    if single or (hasattr(images, "ndim") and images.ndim != 4):
+        raise InputError(
+            "A sequence of images is needed, got one "
+            f"{type(images).__name__}. Put it into a list: [image]."
+        )
+    if not isinstance(images, Iterable):
+        raise InputError(f"A sequence of images is needed, got a {type(images).__name__}.")
+    pictures = []
+    for i, image in enumerate(images):
+        try:
+            pictures.append(as_image(image))
+        except InputError as error:
+            raise InputError(f"Image {i}: {error}") from error
+    return pictures
+
+
+def _from_file(path: str | os.PathLike[str]) -> Image.Image:
+    name = os.fspath(path)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata and large sizes; the first does no harm here
+            # and the second is an error below.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+                return _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"An image file must have at most {MAX_PIXELS:,} pixels, {name} has more "
+            f"({error}). Make it smaller."
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"There is no image file {name}.") from error
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except _BROKEN_FILE as error:
+        raise InputError(f"An image file must be readable, {name} is not: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts any mode; always a copy that needs no file any more."""
+    if not image.width or not image.height:
+        raise InputError(f"An image needs pixels, this one is {image.width}x{image.height}.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        return _from_array(np.asarray(image), "PIL image of mode F")
+    if image.mode == "I" or image.mode.startswith("I;"):
+        return _from_grey16(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    rgb = image.convert("RGB")
+    rgb.load()
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def _from_grey16(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(
+            "A grey image of integers must stay in [0, 65535] (16 bits), this one has "
+            f"[{values.min()}, {values.max()}]."
+        )
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+
+
+def _is_tensor(image: object) -> bool:
+    # Who has a tensor has imported torch; asking must not import it.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
+
+
+def _from_tensor(tensor: torch.Tensor) -> Image.Image:
+    if tensor.ndim == 4:
+        raise InputError(
+            f"One image is needed, got a batch of shape {tuple(tensor.shape)}. Take one of it "
+            "(batch[0]), or pass the whole batch as the list of images."
+        )
+    if tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4):
+        raise InputError(
+            "A torch image must have the shape (H, W) or (C, H, W) with 1, 3 or 4 channels, "
+            f"got {tuple(tensor.shape)}. Move the channels to the front: permute(2, 0, 1)."
+        )
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    array = tensor.numpy()
+    return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, "torch tensor")
+
+
+def _from_array(array: NDArray[Any], what: str) -> Image.Image:
+    if array.ndim == 4:
+        raise InputError(
+            f"One image is needed, got a batch of shape {array.shape}. Take one of it "
+            "(batch[0]), or pass the whole batch as the list of images."
+        )
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise InputError(
+            "An image array must have the shape (H, W) or (H, W, C) with 1, 3 or 4 channels, "
+            f"got {array.shape}."
+        )
+    if not array.size:
+        raise InputError(f"An image needs pixels, this {what} has the shape {array.shape}.")
+    if np.issubdtype(array.dtype, np.floating):
+        array = _to_bytes(array)
+    elif array.dtype != np.uint8:
+        raise InputError(
+            "An image's numbers must be uint8 in [0, 255] or floating in [0, 1], got "
+            f"{array.dtype}."
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise InputError(
+            "An image of floating numbers must stay in [0, 1], without NaN; this one has "
+            f"[{low:g}, {high:g}]. Divide by 255, or map [-1, 1] by (x + 1) / 2."
+        )
+    return np.rint(np.clip(array.astype(np.float32), 0, 1) * 255).astype(np.uint8)

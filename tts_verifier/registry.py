@@ -1,0 +1,63 @@
+"""Names of recipes -> objects, found only when asked for, so that naming loads nothing.
+
+Python users pass instances; only recipes and the command line use names. Third parties add
+theirs through the entry-point group `tts_verifier.plugins`, named `generator.mine`,
+`verifier.mine` or `strategy.mine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from tts_verifier.errors import RecipeError
+
+GROUP: Final = "tts_verifier.plugins"
+
+BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
+    "generator": {
+        "diffusers": "tts_verifier.generators.diffusers:DiffusersGenerator",
+        "fake": "tts_verifier.testing:FakeGenerator",
+    },
+    "verifier": {
+        "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
+        "shapes-judge": "tts_verifier.shapes.verifiers:JudgeVerifier",
+        "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",
+        "fake": "tts_verifier.testing:FakeVerifier",
+    },
+    "strategy": {
+        "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
+    },
+}
+"""Role -> name -> "module:attribute", what builds the object."""
+
+
+def names(role: str) -> dict[str, str]:
+    """Returns name -> "module:attribute" of a role, third parties' included."""
+    found = dict(BUILT_IN[role])
+    for entry in entry_points(group=GROUP):
+        kind, _, name = entry.name.partition(".")
+        if kind == role and name:
+            found.setdefault(name, entry.value)
+    return found
+
+
+def builder(role: str, name: str) -> Callable[..., Any]:
+    """Finds what builds the object of a role and name, importing only its module.
+
+    Raises:
+        RecipeError: no such name; the message suggests near ones and lists all.
+    """
+    known = names(role)
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise RecipeError(f"Unknown {role} {name!r}.{hint} Available: {', '.join(sorted(known))}.")
+    module, _, path = known[name].partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
