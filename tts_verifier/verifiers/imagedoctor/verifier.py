@@ -67,8 +67,7 @@ class ImageDoctor(Verifier):
     ) -> None:
         if fit not in FITS:
             raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        _check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.fit: Fit = fit
         self.batch_size = batch_size
@@ -102,8 +101,10 @@ class ImageDoctor(Verifier):
         folder = resolve(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
         )
-        checkpoint = load(folder, dtype=options.get("dtype"), device=options.get("device"))
         if (limit := options.get("max_new_tokens")) is not None:
+            _check_positive("max_new_tokens", limit)
+        checkpoint = load(folder, dtype=options.get("dtype"), device=options.get("device"))
+        if limit is not None:
             checkpoint = replace(
                 checkpoint, limits=replace(checkpoint.limits, max_new_tokens=limit)
             )
@@ -202,6 +203,11 @@ class ImageDoctor(Verifier):
             detail=detail,
             cost=Cost(verifier_calls=1, judge_seconds=seconds),
         )
+
+
+def _check_positive(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer, got {value!r}.")
 
 
 def _caption(index: int, prompt: str) -> str:

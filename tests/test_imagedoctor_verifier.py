@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_imagedoctor import example, noise
+
+from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.seams import Verifier
+from tts_verifier.verifiers.imagedoctor import ImageDoctor, verifier
+from tts_verifier.verifiers.imagedoctor.decode import Generated, Limits, Request
+
+REPLY = (
+    "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
+    "1.[0,0,256,128];2.[400,400,512,512]\n</think>\n<answer>Semantic Alignment score: 0.5;\n"
+    "Misalignment Locations: ;\nAesthetic score: 0.25;\nPlausibility score: 1;\n"
+    "Artifact Locations: ;\nOverall Impression score: 0.75</answer>"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("tiny")
+    example().make(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def doctor(folder: Path) -> ImageDoctor:
+    """Random weights whose replies, each different, hold heatmap tokens."""
+    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", batch_size=3)
+    model = loaded.checkpoint.model
+    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
+    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
+    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    return loaded
+
+
+def script(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor, text: str, seen: tuple[bool, bool]
+) -> None:
+    """Makes every reply `text`, with random states for the kinds that are `seen`."""
+
+    def fake(_model: Any, requests: Sequence[Request], _limits: Limits) -> list[Generated]:
+        ids = doctor.checkpoint.words.encode(text)
+        states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+        return [
+            Generated(ids, True, states, seen, torch.zeros(len(r.patches) // 4, 64))
+            for r in requests
+        ]
+
+    monkeypatch.setattr(verifier, "generate", fake)
+
+
+def test_a_verdict_has_scores_maps_boxes_and_text_on_the_images_own_pixels(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    script(monkeypatch, doctor, REPLY, (True, True))
+    (verdict,) = doctor.verify([noise(100, 60)], ["a dog"])
+    assert verdict.scores == {
+        "semantic_alignment": 0.5,
+        "aesthetics": 0.25,
+        "plausibility": 1.0,
+        "overall": 0.75,
+    }
+    assert verdict.boxes == ((0, 0, 50, 15), (78.125, 46.875, 100, 60))
+    assert list(verdict.heatmaps) == ["misalignment", "artifact"]
+    for grid_map in verdict.heatmaps.values():
+        assert grid_map.shape == (60, 100)
+        assert grid_map.dtype == np.float32
+    assert verdict.text == REPLY
+    assert verdict.detail == "diagnose"
+    assert verdict.cost.verifier_calls == 1
+    assert verdict.cost.judge_seconds > 0
+
+
+def test_a_map_whose_token_was_not_written_is_absent(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    script(monkeypatch, doctor, REPLY, (False, True))
+    assert list(doctor.verify([noise(9, 9)], ["a dog"])[0].heatmaps) == ["artifact"]
+    script(monkeypatch, doctor, REPLY, (False, False))
+    assert not doctor.verify([noise(9, 9)], ["a dog"])[0].heatmaps
+
+
+def test_a_reply_that_does_not_parse_is_nan_with_the_raw_text(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    script(monkeypatch, doctor, "no idea", (False, False))
+    (verdict,) = doctor.verify([noise(9, 9)], ["a dog"])
+    assert all(math.isnan(v) for v in verdict.scores.values())
+    assert len(verdict.scores) == 4
+    assert verdict.text == "no idea"
+
+
+def test_the_quick_look_gives_numbers_and_no_maps(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    script(monkeypatch, doctor, "Aesthetic score: 0.5;</answer>", (True, True))
+    (verdict,) = doctor.verify([noise(9, 9)], ["a dog"], detail="score")
+    assert verdict.scores["aesthetics"] == 0.5
+    assert not verdict.heatmaps
+    assert verdict.detail == "score"
+
+
+SIZES = [(64, 64), (30, 90), (1, 1), (200, 17), (64, 64), (81, 80), (5, 300)]
+PROMPTS = ["a dog", "two red cats on a mat", "x", "日本語の犬", "a dog " * 20, "<|im_end|>", "é"]
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_verdicts_depend_on_neither_companions_nor_place_nor_batch_size(
+    doctor: ImageDoctor, fit: Any
+) -> None:
+    judge = ImageDoctor(doctor.checkpoint, fit=fit, batch_size=3)
+    images = [noise(w, h, seed=i) for i, (w, h) in enumerate(SIZES)]
+    together = judge.verify(images, PROMPTS)
+    backwards = judge.verify(images[::-1], PROMPTS[::-1])[::-1]
+    alone = [judge.verify([i], [p])[0] for i, p in zip(images, PROMPTS, strict=True)]
+    assert sum(len(v.heatmaps) for v in together) > 2
+    assert len({v.text for v in together}) > 3
+    for a, b, c in zip(together, backwards, alone, strict=True):
+        assert a.text == b.text == c.text
+        assert list(a.heatmaps) == list(b.heatmaps) == list(c.heatmaps)
+        for name, grid_map in a.heatmaps.items():
+            np.testing.assert_allclose(grid_map, b.heatmaps[name], atol=1e-5)
+            np.testing.assert_allclose(grid_map, c.heatmaps[name], atol=1e-5)
+
+
+def test_rerank_puts_the_unusable_last(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    script(monkeypatch, doctor, REPLY, (True, True))
+    ranking = doctor.rerank([noise(8, 8), noise(9, 9)], "a dog")
+    assert [item.index for item in ranking] == [0, 1]
+    assert ranking.best.objective == pytest.approx(0.8 * 0.5 + 0.1 * 0.25 + 0.1 * 1.0)
+
+
+def test_no_images_give_no_verdicts(doctor: ImageDoctor) -> None:
+    assert doctor.verify([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "Prompt 1 must say what the image should show, it is empty"),
+        (" \n", "it is empty"),
+        (None, "must be a string, it is a NoneType"),
+        ("a" * 20_001, "at most 20000 characters, it has 20001"),
+        ("\ud800", "must be valid Unicode"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_errors(
+    doctor: ImageDoctor, prompt: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        doctor.verify([noise(8, 8)] * 2, ["a dog", prompt])
+
+
+def test_a_prompt_longer_than_the_models_context_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    monkeypatch.setitem(doctor.checkpoint.model.config.text, "max_position_embeddings", 1600)
+    with pytest.raises(InputError, match=r"must fit the model's 1600 tokens .* this one makes"):
+        doctor.verify([noise(8, 8)], ["long " * 50])
+
+
+def test_other_arguments_that_cannot_be_used_are_errors(folder: Path, doctor: ImageDoctor) -> None:
+    with pytest.raises(InputError, match="one prompt for each image, got 1 images and 2"):
+        doctor.verify([noise(8, 8)], ["a", "b"])
+    with pytest.raises(InputError, match="detail must be 'score' or 'diagnose', got 'all'"):
+        doctor.verify([noise(8, 8)], ["a"], detail="all")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="fit must be one of squash, pad, got 'crop'"):
+        ImageDoctor(doctor.checkpoint, fit="crop")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batch_size must be a positive integer, got 0"):
+        ImageDoctor(doctor.checkpoint, batch_size=0)
+    with pytest.raises(InputError, match="Unknown options quantise; the known ones are"):
+        ImageDoctor.from_pretrained(str(folder), quantise=True)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="max_new_tokens must be a positive integer, got 0"):
+        ImageDoctor.from_pretrained(str(folder), device="cpu", max_new_tokens=0)
+
+
+def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
+    loaded = Verifier.from_pretrained(str(folder), device="cpu", fit="pad", max_new_tokens=7)
+    assert loaded.settings == {
+        "model": str(folder),
+        "revision": None,
+        "dtype": "float32",
+        "device": "cpu",
+        "fit": "pad",
+        "batch_size": 32,
+        "max_new_tokens": 7,
+        "repetition_penalty": 1.05,
+    }
+
+
+def test_missing_bundled_weights_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.resources.files", lambda _package: tmp_path)
+    with pytest.raises(CheckpointError, match="bundled verifier's weights are missing"):
+        Verifier.from_pretrained("shapes")
+
+
+def test_importing_the_folder_loads_no_torch() -> None:
+    code = (
+        "import sys, tts_verifier.verifiers.imagedoctor as m; assert 'torch' not in sys.modules; "
+        "assert not hasattr(m, 'nothing')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_segment_anything_itself_stays_unimported(doctor: ImageDoctor) -> None:
+    assert "segment_anything" not in sys.modules
