@@ -38,17 +38,17 @@ def all_specs() -> Iterator[Spec]:
     some: tuple[str | None, ...] = (None, *COLOURS)
     for shape in SHAPES:
         yield Spec("single_object", (Noun(shape),))
-        for colour in COLOURS:
-            yield Spec("colours", (Noun(shape, colour),))
+        for name in COLOURS:
+            yield Spec("colours", (Noun(shape, name),))
         for colour, count in product(some, range(2, len(COUNTS) + 1)):
             yield Spec("counting", (Noun(shape, colour),), count=count)
     for first, second in product(SHAPES, SHAPES):
         if first == second:
             continue
         yield Spec("two_objects", (Noun(first), Noun(second)))
-        for a, b in product(COLOURS, COLOURS):
-            if a != b:
-                yield Spec("attribute_binding", (Noun(first, a), Noun(second, b)))
+        for one, other in product(COLOURS, COLOURS):
+            if one != other:
+                yield Spec("attribute_binding", (Noun(first, one), Noun(second, other)))
         for a, b, relation in product(some, some, RELATIONS):
             yield Spec("position", (Noun(first, a), Noun(second, b)), relation=relation)
 

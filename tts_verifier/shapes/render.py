@@ -54,7 +54,8 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
     px, py = length * folded.sin(), length * folded.cos()
     tip, notch = (0.0, 1.05), (0.46 * 0.5877853, 0.46 * 0.8090170)
     ex, ey = notch[0] - tip[0], notch[1] - tip[1]
-    return ((px - tip[0]) * -ey + (py - tip[1]) * ex) / (ex * ex + ey * ey) ** 0.5
+    length_of_edge = float(ex * ex + ey * ey) ** 0.5
+    return ((px - tip[0]) * -ey + (py - tip[1]) * ex) / length_of_edge
 
 
 DISTANCE: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
