@@ -6,6 +6,7 @@ is its signed distance clipped to half a pixel on either side of the outline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -47,15 +48,15 @@ def _triangle(x: Tensor, y: Tensor) -> Tensor:
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
     """Five points: fold to one tenth of the plane, then the distance to one edge."""
-    fifth = 2 * torch.pi / 5
+    fifth = 2 * math.pi / 5
     bearing = torch.atan2(x, -y)
     folded = (bearing - fifth * torch.round(bearing / fifth)).abs()
     length = torch.hypot(x, y)
     px, py = length * folded.sin(), length * folded.cos()
     tip, notch = (0.0, 1.05), (0.46 * 0.5877853, 0.46 * 0.8090170)
     ex, ey = notch[0] - tip[0], notch[1] - tip[1]
-    length_of_edge = float(ex * ex + ey * ey) ** 0.5
-    return ((px - tip[0]) * -ey + (py - tip[1]) * ex) / length_of_edge
+    edge = math.hypot(ex, ey)
+    return ((px - tip[0]) * -ey + (py - tip[1]) * ex) / edge
 
 
 DISTANCE: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
