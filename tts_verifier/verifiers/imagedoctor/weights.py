@@ -25,6 +25,7 @@ SINGLE = "model.safetensors"
 TIED = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 NEWER = (("model.visual.", "visual."), ("model.language_model.", "model."))
+PART_BYTES = 2**28
 LISTED = 12
 """How many names an error shows of each kind."""
 
@@ -177,6 +178,29 @@ def check(
             + " ".join(problems)
             + " State the dimensions in config.json (heads: heatmap_config)."
         )
+
+
+def read(
+    found: Mapping[str, tuple[Path, str, tuple[int, ...]]],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Iterator[dict[str, Tensor]]:
+    """Reads all tensors in parts, each at most `PART_BYTES` or one tensor.
+
+    A file is mapped anew for each part, so that no more of it stays in memory. Tensors are
+    copied out of the map, whose layout would else decide their alignment and with it the
+    last bit of a product.
+    """
+    by_file = sorted(found, key=lambda name: found[name][0])
+    shapes = {name: torch.empty(found[name][2], dtype=dtype, device="meta") for name in by_file}
+    for names in _shards(shapes, None, PART_BYTES):
+        part = {}
+        for path in dict.fromkeys(found[name][0] for name in names):
+            with safe_open(str(path), framework="pt") as file:
+                for name in (n for n in names if found[n][0] == path):
+                    tensor = file.get_tensor(found[name][1])
+                    part[name] = tensor.to(device, dtype, copy=True)
+        yield part
 
 
 def _listed(kind: str, names: list[str]) -> str:
