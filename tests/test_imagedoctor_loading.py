@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig, ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.loading import load, load_model, read_limits, resolve
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.placement import Placement
 
 MAKE = example()
 GRIDS = [(1, 8, 4), (1, 6, 10)]
@@ -260,3 +262,34 @@ def test_names_that_are_nothing_are_errors(tmp_path: Path) -> None:
 def test_an_unknown_dtype_is_an_error(original: Path) -> None:
     with pytest.raises(InputError, match=r"dtype must be float32, .*, got 'int7'"):
         load(original, dtype="int7", device="cpu")
+
+
+def test_layers_spread_over_devices_compute_the_same(original: Path) -> None:
+    cpu = torch.device("cpu")
+    spread = Placement(cpu, 2, {"model.layers.1": "cpu"})
+    assert equal(outputs(load_model(original, place=spread)), outputs(load_model(original)))
+
+
+def test_what_enters_a_layer_is_moved_to_its_device(original: Path) -> None:
+    model = load_model(
+        original, place=Placement(torch.device("cpu"), 2, {"model.layers.1": "meta"})
+    )
+    assert model.model.layers[0].mlp.up_proj.weight.device.type == "cpu"
+    layer = model.model.layers[1]
+    assert layer.mlp.up_proj.weight.device.type == "meta"
+    angles = torch.ones(1, 3, 16)
+    out = layer(torch.ones(1, 3, 64), attention_mask=None, position_embeddings=(angles, angles))
+    assert out.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("device_map", "message"),
+    [
+        ("balanced", r"device_map must be 'auto'.* got 'balanced'"),
+        ({"visual": "cpu"}, r"places language layers only, model.layers.0 to model.layers.1"),
+        ({"model.layers.2": "cpu"}, r"got 'model.layers.2'"),
+    ],
+)
+def test_a_device_map_that_cannot_be_used_is_an_error(device_map: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Placement(torch.device("cpu"), 2, device_map)

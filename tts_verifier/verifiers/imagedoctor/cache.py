@@ -34,8 +34,8 @@ class KeyValueCache:
 
     def keep(self, rows: Tensor) -> None:
         """Keeps only these rows, in this order."""
-        self._keys = [None if t is None else t[rows] for t in self._keys]
-        self._values = [None if t is None else t[rows] for t in self._values]
+        self._keys = [None if t is None else t[rows.to(t.device)] for t in self._keys]
+        self._values = [None if t is None else t[rows.to(t.device)] for t in self._values]
 
 
 def _room(buffer: Tensor | None, like: Tensor, length: int) -> Tensor:

@@ -22,6 +22,7 @@ from tts_verifier.verifiers.imagedoctor import weights
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.decode import Limits
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.placement import DeviceMap, Placement
 from tts_verifier.verifiers.imagedoctor.processor import Processor
 from tts_verifier.verifiers.imagedoctor.prompt import Words
 
@@ -46,6 +47,7 @@ def load(
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Checkpoint:
     """Loads a folder for inference.
 
@@ -53,27 +55,26 @@ def load(
         folder: with config.json, safetensors, tokenizer.json and preprocessor_config.json.
         dtype: None = bfloat16 on a GPU, float32 on a CPU.
         device: None = the GPU if there is one.
+        device_map: spreads language layers over devices, see `placement.Placement`.
 
     Raises:
         CheckpointError: something is missing, or the parts do not fit together.
-        InputError: `dtype` is not one to compute in.
+        InputError: `dtype` is not one to compute in, or `device_map` is not usable.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     config = ImageDoctorConfig.from_folder(folder)
+    main = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = Placement(main, int(config.text["num_hidden_layers"]), device_map)
     words = Words.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
-    model = load_model(folder, dtype=_dtype(dtype, place), device=place)
+    model = load_model(folder, dtype=_dtype(dtype, place.main), place=place)
     return Checkpoint(model.requires_grad_(False).eval(), words, processor, limits)
 
 
 def load_model(
-    folder: Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    folder: Path, *, dtype: torch.dtype = torch.float32, place: Placement | None = None
 ) -> ImageDoctorModel:
-    """Loads config and weights alone, ready for training.
+    """Loads config and weights alone, ready for training; `place`: None = all on the CPU.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or mis-shaped; all are listed.
@@ -81,15 +82,16 @@ def load_model(
     from accelerate import init_empty_weights
 
     config = ImageDoctorConfig.from_folder(folder)
+    place = place or Placement(torch.device("cpu"), int(config.text["num_hidden_layers"]))
     with init_empty_weights(include_buffers=False):
         model = ImageDoctorModel(config)
     found = weights.shapes(weights.files(folder))
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     weights.check(expected, found, tied=config.tied)
-    for part in weights.read(found, device, dtype):
+    for part in weights.read(found, place.of, dtype):
         model.load_state_dict(part, strict=False, assign=True)
     model.tie()
-    return model.to(device)
+    return place.settle(model)
 
 
 def resolve(name_or_path: str, *, revision: str | None = None, offline: bool = False) -> Path:

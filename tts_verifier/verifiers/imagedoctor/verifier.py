@@ -19,6 +19,7 @@ from tts_verifier.verifiers.imagedoctor.answer import parse
 from tts_verifier.verifiers.imagedoctor.decode import Generated, Request, generate, heatmaps
 from tts_verifier.verifiers.imagedoctor.geometry import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
+from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
 
 MAPS: Final = ("misalignment", "artifact")
 MAX_CAPTION: Final = 20_000
@@ -29,14 +30,16 @@ class Options(TypedDict, total=False):
     """How to load and run; every key may be absent.
 
     `revision`, `local_files_only`: of a hub id. `dtype`, `device`: None = bfloat16 on a GPU,
-    float32 on a CPU. `fit`: "squash" (official) or "pad" (letterbox). `batch_size`: images
-    at a time. `max_new_tokens`: None = the checkpoint's, or 2048.
+    float32 on a CPU. `device_map`: "auto" spreads the language model's layers over all GPUs.
+    `fit`: "squash" (official) or "pad" (letterbox). `batch_size`: images at a time.
+    `max_new_tokens`: None = the checkpoint's, or 2048.
     """
 
     revision: str | None
     local_files_only: bool
     dtype: torch.dtype | str | None
     device: torch.device | str | None
+    device_map: DeviceMap | None
     fit: Fit
     batch_size: int
     max_new_tokens: int | None
@@ -103,7 +106,12 @@ class ImageDoctor(Verifier):
         )
         if (limit := options.get("max_new_tokens")) is not None:
             _check_positive("max_new_tokens", limit)
-        checkpoint = load(folder, dtype=options.get("dtype"), device=options.get("device"))
+        checkpoint = load(
+            folder,
+            dtype=options.get("dtype"),
+            device=options.get("device"),
+            device_map=options.get("device_map"),
+        )
         if limit is not None:
             checkpoint = replace(
                 checkpoint, limits=replace(checkpoint.limits, max_new_tokens=limit)

@@ -182,7 +182,7 @@ def check(
 
 def read(
     found: Mapping[str, tuple[Path, str, tuple[int, ...]]],
-    device: torch.device | str,
+    device_of: Callable[[str], torch.device],
     dtype: torch.dtype,
 ) -> Iterator[dict[str, Tensor]]:
     """Reads all tensors in parts, each at most `PART_BYTES` or one tensor.
@@ -199,7 +199,7 @@ def read(
             with safe_open(str(path), framework="pt") as file:
                 for name in (n for n in names if found[n][0] == path):
                     tensor = file.get_tensor(found[name][1])
-                    part[name] = tensor.to(device, dtype, copy=True)
+                    part[name] = tensor.to(device_of(name), dtype, copy=True)
         yield part
 
 
