@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 
-def example() -> ModuleType:
-    path = Path(__file__).parent.parent / "examples" / "make_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("make_checkpoint", path)
+def example(name: str = "make_checkpoint") -> ModuleType:
+    path = Path(__file__).parent.parent / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -58,30 +58,46 @@ class Generated:
 
 
 class _Rows:
-    """The rows still being written, and what is known of them."""
+    """The rows still being written: their past, and where each stands."""
 
     def __init__(self, model: ImageDoctorModel, ids: Tensor, real: Tensor, limits: Limits) -> None:
-        config, rows = model.config, len(ids)
-        self.limits = limits
-        self.number = torch.arange(rows, device=ids.device)
+        self.model = model
+        self.penalty = limits.penalty
+        self.number = torch.arange(len(ids), device=ids.device)
+        self.cache = KeyValueCache(int(model.config.text["num_hidden_layers"]))
         self.real = real
+        self.padded = not bool(real.all())
+        self.position = real.sum(1, keepdim=True)
         self.used: Tensor | None = None
         if limits.penalty != 1.0:
-            vocabulary = int(config.text["vocab_size"])
-            self.used = torch.zeros(rows, vocabulary, dtype=torch.bool, device=ids.device)
+            shape = (len(ids), int(model.config.text["vocab_size"]))
+            self.used = torch.zeros(shape, dtype=torch.bool, device=ids.device)
             row, column = real.nonzero(as_tuple=True)
             self.used[row, ids[row, column]] = True
-        kinds = (config.misalignment_token_id, config.artifact_token_id)
-        self.kinds = torch.tensor(kinds, device=ids.device)
-        self.eos = torch.tensor(limits.eos, device=ids.device)
 
-    def choose(self, logits: Tensor) -> Tensor:
+    def read(self, ids: Tensor, visual: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Reads the prompts; returns the last state of each, (rows, H)."""
+        positions, shift = self.model.positions(ids, grids, self.real)
+        self.position = self.position + shift
+        mask = _causal(self.real) if self.padded else None
+        embedded = self.model.embed(ids, visual)
+        return self.model.language(embedded, positions, mask, cache=self.cache)[:, -1]
+
+    def append(self, token: Tensor) -> Tensor:
+        """Reads one more token a row; returns its state, (rows, H)."""
+        self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], dim=1)
+        mask = self.real[:, None, None, :] if self.padded else None
+        embedded: Tensor = self.model.model.embed_tokens(token[:, None])
+        position = self.position.expand(3, -1, -1)
+        self.position = self.position + 1
+        return self.model.language(embedded, position, mask, cache=self.cache)[:, -1]
+
+    def choose(self, hidden: Tensor) -> Tensor:
         """Returns the best token of each row, (rows,)."""
-        logits = logits.float()
+        logits: Tensor = self.model.lm_head(hidden).float()
         if self.used is None:
             return logits.argmax(-1)
-        penalty = self.limits.penalty
-        lowered = torch.where(logits < 0, logits * penalty, logits / penalty)
+        lowered = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
         token = torch.where(self.used, lowered, logits).argmax(-1)
         self.used[torch.arange(len(token), device=token.device), token] = True
         return token
@@ -89,6 +105,8 @@ class _Rows:
     def keep(self, rows: Tensor) -> None:
         """Drops the other rows."""
         self.number, self.real = self.number[rows], self.real[rows]
+        self.position = self.position[rows]
+        self.cache.keep(rows)
         if self.used is not None:
             self.used = self.used[rows]
 
@@ -103,59 +121,43 @@ def generate(
     grids = [r.grid for r in requests]
     pixels = torch.from_numpy(np.concatenate([r.patches for r in requests])).to(device)
     visual = model.visual_features(pixels, grids)
-    positions, shift = model.positions(ids, grids, real)
-    cache = KeyValueCache(int(model.config.text["num_hidden_layers"]))
-    padded = not bool(real.all())
-    hidden = model.language(
-        model.embed(ids, visual), positions, _causal(real) if padded else None, cache=cache
-    )[:, -1]
     rows = _Rows(model, ids, real, limits)
-    shift = shift + real.sum(1, keepdim=True)
-    tokens, states, seen = _write(model, rows, hidden, shift, cache=cache, padded=padded)
-    cells = [h * w // int(model.config.vision["spatial_merge_size"]) ** 2 for h, w in grids]
+    tokens, states, seen = _write(rows, rows.read(ids, visual, grids), limits)
+    merge = int(model.config.vision["spatial_merge_size"])
+    features = torch.split(visual, [h * w // merge**2 for h, w in grids])
     replies = []
-    for i, features in enumerate(torch.split(visual, cells)):
-        reply, ended = _until(tokens[i].tolist(), limits.eos)
-        found = (bool(seen[i, 0]), bool(seen[i, 1]))
-        replies.append(Generated(reply, ended, states[i], found, features))
+    for row, state, kinds, cells in zip(
+        tokens.tolist(), states, seen.tolist(), features, strict=True
+    ):
+        reply, ended = _until(row, limits.eos)
+        replies.append(Generated(reply, ended, state, (kinds[0], kinds[1]), cells))
     return replies
 
 
-def _write(
-    model: ImageDoctorModel,
-    rows: _Rows,
-    hidden: Tensor,
-    position: Tensor,
-    *,
-    cache: KeyValueCache,
-    padded: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Decodes; returns tokens (rows, steps), padded by -1, states (rows, 2, H), seen (rows, 2)."""
-    count = len(hidden)
-    tokens = torch.full((count, rows.limits.max_new_tokens), -1, device=hidden.device)
+def _write(rows: _Rows, hidden: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+    """Decodes; returns tokens (rows, steps), -1 after the end, states (rows, 2, H), seen."""
+    count, device, config = len(hidden), hidden.device, rows.model.config
+    kinds = torch.tensor([config.misalignment_token_id, config.artifact_token_id], device=device)
+    eos = torch.tensor(limits.eos, device=device)
+    tokens = torch.full((count, limits.max_new_tokens), -1, device=device)
     states = hidden.new_zeros(count, 2, hidden.shape[-1])
-    seen = torch.zeros(count, 2, dtype=torch.bool, device=hidden.device)
-    live = torch.ones(count, dtype=torch.bool, device=hidden.device)
-    for step in range(rows.limits.max_new_tokens):
-        token = rows.choose(model.lm_head(hidden))
+    seen = torch.zeros(count, 2, dtype=torch.bool, device=device)
+    live = torch.ones(count, dtype=torch.bool, device=device)
+    for step in range(limits.max_new_tokens):
+        token = rows.choose(hidden)
         tokens[rows.number, step] = torch.where(live, token, -1)
-        hit = (token[:, None] == rows.kinds) & ~seen[rows.number] & live[:, None]
+        hit = (token[:, None] == kinds) & ~seen[rows.number] & live[:, None]
         states[rows.number] = torch.where(hit[..., None], hidden[:, None], states[rows.number])
         seen[rows.number] |= hit
-        live = live & ~(token[:, None] == rows.eos).any(1)
+        live = live & ~(token[:, None] == eos).any(1)
         left = int(live.sum())
-        if not left or step + 1 == rows.limits.max_new_tokens:
+        if not left or step + 1 == limits.max_new_tokens:
             break
         if left <= SHRINK * len(live):
             index = live.nonzero().squeeze(1)
             rows.keep(index)
-            cache.keep(index)
-            token, position, live = token[index], position[index], live[index]
-        rows.real = torch.cat([rows.real, torch.ones_like(rows.real[:, :1])], dim=1)
-        embedded = model.model.embed_tokens(token[:, None])
-        mask = rows.real[:, None, None, :] if padded else None
-        hidden = model.language(embedded, position.expand(3, -1, -1), mask, cache=cache)[:, -1]
-        position = position + 1
+            token, live = token[index], live[index]
+        hidden = rows.append(token)
     return tokens, states, seen
 
 
