@@ -63,4 +63,3 @@ def choose(history: Sequence[Trial]) -> Choice:
     ranked = tuple(usable[i] for i in order([t.objective for t in usable]))
     best = ranked[0] if ranked and not math.isnan(ranked[0].objective) else None
     return Choice(best, ranked)
-

@@ -7,7 +7,7 @@ theirs through the entry-point group `tts_verifier.plugins`, named `generator.mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -49,15 +49,25 @@ def builder(role: str, name: str) -> Callable[..., Any]:
     """Finds what builds the object of a role and name, importing only its module.
 
     Raises:
-        RecipeError: no such name; the message suggests near ones and lists all.
+        RecipeError: no such name (the message suggests near ones and lists all), or its
+            module cannot be imported.
     """
     known = names(role)
     if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise RecipeError(f"Unknown {role} {name!r}.{hint} Available: {', '.join(sorted(known))}.")
+        raise RecipeError(f"Unknown {role} {name!r}. {suggestion(name, known)}")
     module, _, path = known[name].partition(":")
-    found: Any = import_module(module)
-    for part in path.split("."):
-        found = getattr(found, part)
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"The {role} {name!r} is {known[name]}, which fails: {error}") from error
     return found  # type: ignore[no-any-return]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Returns "Did you mean …? Available: …" for a name that is not among the known."""
+    known = list(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}Available: {', '.join(sorted(known)) or 'none'}."

@@ -413,4 +413,3 @@ class Ranking(Sequence[Ranked]):
     def __repr__(self) -> str:
         rows = ", ".join(f"{item.index}: {item.objective:.3f}" for item in self._items)
         return f"Ranking({rows})"
-

@@ -1,0 +1,185 @@
+"""One batch from jobs to trials: draw, judge, let the held-out judge look, take the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from PIL import Image
+
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.seams import Verifier
+from tts_verifier.search import Search
+from tts_verifier.types import (
+    Continue,
+    Detail,
+    Job,
+    Look,
+    Sample,
+    Stored,
+    Trial,
+    Verdict,
+)
+
+T = TypeVar("T")
+
+
+def serve(search: Search, jobs: Mapping[str, Job]) -> list[Trial]:
+    """Draws and judges jobs of one kind; returns a trial each, in order, by their ids.
+
+    A sample that failed becomes a trial with its error; so does a reply without a usable
+    score. Seconds are an image's share of the batch; the held-out judge's are not counted.
+    """
+    looking = all(isinstance(job.proposal, Look) for job in jobs.values())
+    todo = list(jobs.values())
+    samples, draw_seconds = _timed(lambda: _look(todo) if looking else _draw(search, todo))
+    good = [i for i, sample in enumerate(samples) if sample.image is not None]
+    detail: Detail = "diagnose" if looking else search.detail
+    verdicts, judge_seconds = _timed(
+        lambda: _verify(search.verifier, [samples[i] for i in good], detail)
+    )
+    by_place = dict(zip(good, verdicts, strict=True))
+    trials = []
+    for i, (name, sample) in enumerate(zip(jobs, samples, strict=True)):
+        trial = _trial(search, name, sample, by_place.get(i))
+        seconds = replace(
+            trial.cost,
+            draw_seconds=0.0 if looking else draw_seconds / len(samples),
+            judge_seconds=judge_seconds / len(good) if i in by_place else 0.0,
+        )
+        trials.append(replace(trial, cost=seconds))
+    return trials if search.judge is None else _judged(search.judge, trials, samples)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
+
+
+def _look(jobs: Sequence[Job]) -> list[Sample]:
+    samples = []
+    for job in jobs:
+        stored = job.ancestors[0].image
+        image = None if stored is None else stored.load()
+        samples.append(Sample(job, image, job.ancestors[0].progress))
+    return samples
+
+
+def _draw(search: Search, jobs: Sequence[Job]) -> list[Sample]:
+    jobs = [_with_state(search, job) for job in jobs]
+    samples = search.generator.generate(jobs)
+    if len(samples) != len(jobs):
+        raise InputError(
+            f"{type(search.generator).__name__} must return a sample for each of {len(jobs)} "
+            f"jobs, it returned {len(samples)}."
+        )
+    return [
+        replace(s, error=s.error or "the generator gave no image") if s.image is None else s
+        for s in samples
+    ]
+
+
+def _with_state(search: Search, job: Job) -> Job:
+    """Makes sure that the parent's state is there, drawing the lineage again if it is gone."""
+    if not isinstance(job.proposal, Continue):
+        return job
+    parent = job.ancestors[0]
+    try:
+        if parent.state is not None:
+            state = parent.state.load()
+            kept = replace(parent, state=Stored(lambda: state))
+            return replace(job, ancestors=(kept, *job.ancestors[1:]))
+    except RunError:
+        pass
+    again = _with_state(search, Job(job.prompt, parent.proposal, job.ancestors[1:]))
+    drawn = search.generator.generate([again])[0].state
+    if drawn is None:
+        raise InputError(
+            f"{type(search.generator).__name__} must give an unfinished drawing a state; trial "
+            f"{parent.id} cannot be continued without."
+        )
+    kept = replace(parent, state=Stored(lambda: drawn))
+    return replace(job, ancestors=(kept, *job.ancestors[1:]))
+
+
+def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> list[Verdict]:
+    images = [sample.image for sample in samples if sample.image is not None]
+    if not images:
+        return []
+    prompts = [sample.job.prompt.text for sample in samples]
+    verdicts = verifier.verify(images, prompts, detail=detail)
+    if len(verdicts) != len(images):
+        raise InputError(
+            f"{type(verifier).__name__} must return a verdict for each of {len(images)} images, "
+            f"it returned {len(verdicts)}."
+        )
+    return verdicts
+
+
+def _trial(search: Search, name: str, sample: Sample, verdict: Verdict | None) -> Trial:
+    job = sample.job
+    trial = Trial(
+        id=name,
+        prompt=job.prompt,
+        round=0,
+        proposal=job.proposal,
+        progress=sample.progress,
+        scores={},
+        objective=math.nan,
+        cost=sample.cost,
+        image=_image(job, sample.image),
+        state=None if sample.state is None else _in_memory(sample.state),
+        error=sample.error,
+    )
+    if verdict is None:
+        return trial
+    objective = search.objective(verdict.scores)
+    calls = max(verdict.cost.verifier_calls, 1)
+    return replace(
+        trial,
+        scores=dict(verdict.scores),
+        objective=objective,
+        cost=replace(sample.cost, verifier_calls=sample.cost.verifier_calls + calls),
+        boxes=verdict.boxes,
+        text=verdict.text,
+        detail=verdict.detail,
+        heatmaps={n: _in_memory(heatmap) for n, heatmap in verdict.heatmaps.raw.items()},
+        error=sample.error or (_unusable(verdict) if math.isnan(objective) else ""),
+    )
+
+
+def _unusable(verdict: Verdict) -> str:
+    bad = [name for name, value in verdict.scores.items() if not math.isfinite(value)]
+    return f"the reply has no usable {', '.join(bad) or 'score for the objective'}"
+
+
+def _image(job: Job, image: Image.Image | None) -> Stored[Image.Image] | None:
+    if isinstance(job.proposal, Look):
+        return job.ancestors[0].image
+    return None if image is None else _in_memory(image)
+
+
+def _in_memory(value: T) -> Stored[T]:
+    return Stored(lambda: value)
+
+
+def _judged(judge: Verifier, trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Trial]:
+    """Adds the held-out judge's scores of finished pictures; a look has its parent's."""
+    new = [
+        i
+        for i, trial in enumerate(trials)
+        if trial.progress >= 1 and trial.image is not None and not isinstance(trial.proposal, Look)
+    ]
+    verdicts = dict(zip(new, _verify(judge, [samples[i] for i in new], "score"), strict=True))
+    judged = []
+    for i, trial in enumerate(trials):
+        if i in verdicts:
+            trial = replace(trial, judge=dict(verdicts[i].scores))
+        elif isinstance(trial.proposal, Look):
+            trial = replace(trial, judge=samples[i].job.ancestors[0].judge)
+        judged.append(trial)
+    return judged

@@ -1,0 +1,94 @@
+"""The commands: parse, call one public function, print. Heavy modules load inside.
+
+What a user can fix is printed without a traceback and ends with status 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, ParamSpec
+
+import click
+
+P = ParamSpec("P")
+
+
+def _friendly(command: Callable[P, None]) -> Callable[P, None]:
+    """Prints a TTSError as its message, and what Ctrl-C leaves behind."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from tts_verifier.errors import TTSError
+
+        try:
+            command(*args, **kwargs)
+        except TTSError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo(
+                "\nStopped. What was judged is in the run folder; the same command continues it.",
+                err=True,
+            )
+            sys.exit(130)
+
+    return wrapped
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1)
+@click.option("--output", type=click.Path(path_type=Path), help="Run folder, instead of its own.")
+@_friendly
+def run(recipe: str, overrides: tuple[str, ...], output: Path | None) -> None:
+    """Searches for better pictures as a RECIPE says.
+
+    RECIPE is a YAML file, or the name of a packaged one. OVERRIDES change it: strategy.n=16.
+    The same command on the same folder continues a run that was stopped.
+
+    \b
+    Example:
+        tts-run bestofn strategy.n=4 seed=1 --output runs/first
+    """
+    from tts_verifier.recipe import load_recipe, run_recipe
+
+    click.echo(run_recipe(load_recipe(recipe, overrides), output=output, say=click.echo))
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--prompt", required=True, help="What the images should show.")
+@click.option(
+    "--verifier",
+    default="shapes",
+    show_default=True,
+    help="A folder, a hub id, shapes, or a verifier's name in recipes.",
+)
+@click.option("--format", "form", type=click.Choice(["table", "jsonl"]), default="table")
+@click.option(
+    "--detail",
+    type=click.Choice(["diagnose", "score"]),
+    default="diagnose",
+    show_default=True,
+    help="score: the numbers only, quickly.",
+)
+@_friendly
+def score(
+    images: tuple[str, ...],
+    prompt: str,
+    verifier: str,
+    form: Literal["table", "jsonl"],
+    detail: Literal["diagnose", "score"],
+) -> None:
+    """Scores IMAGES against one prompt, best first.
+
+    \b
+    Example:
+        tts-score a.png b.png --prompt "a red circle" --format jsonl
+    """
+    from tts_verifier.scoring import load_verifier, score_files, show
+
+    click.echo(show(score_files(load_verifier(verifier), images, prompt, detail=detail), form))

@@ -1,0 +1,130 @@
+"""YAML text -> plain values, and the line that each key stands on.
+
+Stricter than YAML: keys are words and appear once, and there are no aliases.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from tts_verifier.errors import RecipeError
+
+KeyPath = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also reads 1e-3 as a number (YAML 1.1 wants 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+# What PyYAML lets through on odd scalars, such as `!!int ""` or a 13th month.
+_FAULTS = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A recipe's values, and for every key path of one or two keys where it was said."""
+
+    values: dict[str, Any]
+    places: dict[KeyPath, str] = field(default_factory=dict)
+
+    def place(self, *path: str) -> str:
+        """Returns where a key stands, "file:line", or where the nearest key above it does."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places[path]
+
+
+def parse(text: str, name: str) -> Document:
+    """Reads a recipe's text; `name` is the file's, for messages.
+
+    Raises:
+        RecipeError: it is not YAML, not a table of words, or says a key twice.
+    """
+    places: dict[KeyPath, str] = {(): name}
+    try:
+        _refuse_aliases(text, name)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{name}: a recipe must be a table of keys and values.")
+        _note_places(node, (), name, places=places)
+        return Document(loader.construct_document(node), places)
+    except RecipeError:
+        raise
+    except _FAULTS as error:
+        raise RecipeError(f"{_where(error, name)}: a recipe must be YAML: {_why(error)}") from error
+
+
+def override(document: Document, text: str) -> None:
+    """Applies `strategy.n=16`: the part after "=" is typed as YAML.
+
+    Raises:
+        RecipeError: it is not `key=value`, or its key goes through a value.
+    """
+    key, equals, raw = text.partition("=")
+    path = tuple(key.split("."))
+    if not equals or not all(path):
+        raise RecipeError(f"An override must look like strategy.n=16, got {text!r}.")
+    try:
+        value = yaml.load(raw, _Loader)
+    except _FAULTS as error:
+        raise RecipeError(f"override {text!r}: the value must be YAML: {_why(error)}") from error
+    table: Any = document.values
+    for word in path[:-1]:
+        if table.get(word) is None:
+            table[word] = {}
+        table = table[word]
+        if not isinstance(table, dict):
+            raise RecipeError(f"override {text!r}: {word} is a value, not a table of keys.")
+    table[path[-1]] = value
+    document.places[path] = f"override {text!r}"
+
+
+def _refuse_aliases(text: str, name: str) -> None:
+    """Aliases can make a file without end out of three lines."""
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.AliasEvent):
+            line = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
+            raise RecipeError(f"{line}: a recipe has no aliases, got *{event.anchor}.")
+
+
+def _note_places(
+    node: yaml.MappingNode, path: KeyPath, name: str, *, places: dict[KeyPath, str]
+) -> None:
+    for key, value in node.value:
+        line = f"{name}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            raise RecipeError(f"{line}: a key must be a word.")
+        here = (*path, key.value)
+        if here in places:
+            raise RecipeError(f"{line}: {'.'.join(here)} is said twice.")
+        places[here] = line
+        if isinstance(value, yaml.MappingNode):
+            _note_places(value, here, name, places=places)
+
+
+def _where(error: BaseException, name: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"{name}:{mark.line + 1}" if mark is not None else name
+
+
+def _why(error: BaseException) -> str:
+    return str(getattr(error, "problem", None) or error or type(error).__name__)

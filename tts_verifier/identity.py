@@ -1,0 +1,74 @@
+"""A proposal as canonical JSON, and the id of the trial that it makes.
+
+Ids are content addresses: the same request has the same id in every run, so that a run can
+be continued, or extended, from what is already drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from tts_verifier.types import (
+    KINDS,
+    Draw,
+    LowBand,
+    Mask,
+    Near,
+    Proposal,
+    Repaint,
+    Setting,
+    kind_of,
+)
+
+
+def canonical(value: object) -> str:
+    """Returns JSON that is equal for equal values: sorted keys, no spaces, exact floats."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def mask_digest(mask: Mask) -> str:
+    """Returns the SHA-256 of a mask's size and bits."""
+    return hashlib.sha256(f"{mask.height}x{mask.width}:".encode() + mask.bits).hexdigest()
+
+
+def proposal_to_json(proposal: Proposal) -> str:
+    """Returns the proposal as canonical JSON, with its kind; a mask is its digest."""
+    fields: dict[str, Any] = asdict(proposal)
+    if isinstance(proposal, Repaint):
+        fields["mask"] = mask_digest(proposal.mask)
+    if isinstance(proposal, Draw) and proposal.noise is not None:
+        fields["noise"]["kind"] = "near" if isinstance(proposal.noise, Near) else "low_band"
+    return canonical({"kind": kind_of(proposal), **fields})
+
+
+def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
+    """Returns what `proposal_to_json` wrote; `mask` finds a mask by its digest.
+
+    Raises:
+        ValueError, KeyError, TypeError: the text is not such a proposal.
+    """
+    fields = json.loads(text)
+    kind = KINDS[fields.pop("kind")]
+    if kind is Repaint:
+        fields["mask"] = mask(fields["mask"])
+    if noise := fields.get("noise"):
+        if noise.pop("kind") == "near":
+            fields["noise"] = Near(**noise)
+        else:
+            fields["noise"] = LowBand(tuple(noise["coefficients"]), noise["level"])
+    proposal: Proposal = kind(**fields)
+    return proposal
+
+
+def trial_id(prompt: str, proposal: Proposal, settings: Mapping[str, Setting]) -> str:
+    """Returns the id of the trial: 16 hex digits.
+
+    It is a hash of the prompt's text, the proposal and the generator's settings. A proposal
+    names its parent by such an id, so the ancestors are part of it.
+    """
+    key = canonical([prompt, proposal_to_json(proposal), dict(settings)])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -1,0 +1,70 @@
+"""Under what a run was made: versions, revision of the code, machine; for the log's header."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+PACKAGES: Final = (
+    "tts-verifier",
+    "accelerate",
+    "diffusers",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "segment-anything",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+
+
+def environment() -> dict[str, object]:
+    """Returns JSON values: versions by package, the git revision or None, and the device."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_revision": git_revision(Path(__file__).parent),
+        "device": _device(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_revision(folder: Path) -> str | None:
+    """Returns the commit of the checkout that a folder is in, "+" added if it was changed."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *command],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files"):
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _device() -> str:
+    # A run that uses a GPU has imported torch by now; one that does not need not.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return platform.processor() or platform.machine()

@@ -1,0 +1,273 @@
+"""The loop over prompts, rounds and batches; nobody else has it.
+
+Every prompt is asked for proposals as soon as its own last ones are judged, so that batches
+fill from whatever prompts are open and no slow prompt holds the others. A strategy sees
+whole rounds only, in the order of its proposals: what a continued run finds in the log is
+served from there, and the search goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from PIL import Image
+
+from tts_verifier.batch import serve
+from tts_verifier.binding import bind, within
+from tts_verifier.log import RunLog, open_log
+from tts_verifier.objective import Objective, choose
+from tts_verifier.prompts import as_prompts
+from tts_verifier.seams import Generator, Strategy, Verifier
+from tts_verifier.search import Search
+from tts_verifier.types import (
+    KINDS,
+    Budget,
+    Choice,
+    Cost,
+    Detail,
+    Job,
+    Look,
+    Prompt,
+    Task,
+    Trial,
+    kind_of,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunResult:
+    """What a run ends with.
+
+    `choices`: by prompt id. `trials`: all of them, prompt by prompt, round by round.
+    `folder`: the run folder, None when there is no log.
+    """
+
+    choices: Mapping[str, Choice]
+    trials: tuple[Trial, ...]
+    folder: Path | None = None
+
+    @property
+    def images(self) -> dict[str, Image.Image]:
+        """The chosen pictures by prompt id; a prompt without a usable one is absent."""
+        chosen = {name: choice.trial for name, choice in self.choices.items()}
+        return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
+
+
+class Options(TypedDict, total=False):
+    """What a run may be told besides its parts; every key may be absent.
+
+    `objective`, `judge`, `seed`, `budget`, `detail`: see `Search`. `folder`: where to write
+    the log, and what to continue; None = nowhere. `progress`: show a bar.
+    """
+
+    objective: Objective
+    judge: Verifier | None
+    seed: int
+    budget: Budget
+    detail: Detail
+    folder: str | Path | None
+    progress: bool
+
+
+def run(
+    prompts: Iterable[Prompt | str],
+    generator: Generator,
+    verifier: Verifier,
+    strategy: Strategy,
+    **options: Unpack[Options],
+) -> RunResult:
+    """Searches for a good picture for every prompt; `Options` says what else can be set.
+
+    Raises:
+        InputError: a prompt or a limit is not usable, or the strategy proposed nonsense.
+        UnsupportedError: the generator cannot draw what the strategy needs.
+        RunError: the folder belongs to another run, or cannot be written.
+    """
+    folder, progress = options.pop("folder", None), options.pop("progress", False)
+    search = Search(generator, verifier, strategy, **options)  # type: ignore[misc]
+    return execute(search, as_prompts(prompts), folder=folder, progress=progress)
+
+
+def execute(
+    search: Search,
+    prompts: Sequence[Prompt],
+    *,
+    folder: str | Path | None = None,
+    progress: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Runs a search to its end, continuing what the folder holds.
+
+    Args:
+        search: the parts.
+        prompts: from `as_prompts`.
+        folder: the run folder; None = no log.
+        progress: show a bar.
+        recipe: JSON values for the header, which tell this run from others.
+    """
+    search.check()
+    path, log = None if folder is None else Path(folder), None
+    if path is not None:
+        about = {"recipe": recipe, **search.about(prompts)}
+        log = open_log(path, about, search.generator.settings)
+    with _progress(progress) as bar:
+        loop = _Loop(search, prompts, log=log, bar=bar)
+        loop.run()
+    choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
+    if log is not None:
+        log.finish({c.trial.id for c in choices.values() if c.trial is not None})
+    trials = tuple(trial for p in loop.prompts for trial in p.history)
+    return RunResult(choices, trials, path)
+
+
+class _Progress:
+    """Candidates done, rate, best score so far; silent without a bar."""
+
+    def __init__(self, bar: Any = None) -> None:
+        self._bar, self._best = bar, -math.inf
+
+    def expect(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.total += count
+
+    def done(self, trials: Sequence[Trial]) -> None:
+        if self._bar is None:
+            return
+        self._best = max([self._best, *(t.objective for t in trials if not t.error)])
+        if math.isfinite(self._best):
+            self._bar.set_postfix_str(f"best {self._best:.3f}", refresh=False)
+        self._bar.update(len(trials))
+
+
+@contextmanager
+def _progress(show: bool) -> Iterator[_Progress]:
+    if not show:
+        yield _Progress()
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=0, unit=" candidates", dynamic_ncols=True) as bar:
+        yield _Progress(bar)
+
+
+@dataclass(eq=False)
+class _Open:
+    """Where the search for one prompt stands; `history` holds whole rounds only."""
+
+    prompt: Prompt
+    history: list[Trial] = field(default_factory=list)
+    round: dict[str, Job] = field(default_factory=dict)
+    judged: dict[str, Trial] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+    rounds: int = 0
+    candidates: int = 0
+    cost: Cost = field(default_factory=Cost)
+
+    def add(self, trial: Trial) -> None:
+        """Takes a judged trial of the open round."""
+        self.judged[trial.id] = trial
+        self.candidates += not isinstance(trial.proposal, Look)
+        self.cost += trial.cost
+
+    def close_round(self) -> None:
+        """Moves the judged trials of the round to the history."""
+        self.history += [self.judged[i] for i in self.round if i in self.judged]
+        self.round, self.judged = {}, {}
+
+
+class _Loop:
+    """Asks, serves and notes, until no prompt has anything left to do."""
+
+    def __init__(
+        self, search: Search, prompts: Sequence[Prompt], *, log: RunLog | None, bar: _Progress
+    ) -> None:
+        self.search, self.log, self.bar = search, log, bar
+        self.prompts = [_Open(prompt) for prompt in prompts]
+        self._idle = list(self.prompts)
+        self._owner: dict[str, _Open] = {}
+        self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
+
+    def run(self) -> None:
+        while True:
+            for prompt in self._idle:
+                while not prompt.waiting and self._ask(prompt):
+                    pass
+            self._idle = []
+            batch = self._next_batch()
+            if batch:
+                self._serve(batch)
+            elif not self._idle and not any(self._queues.values()):
+                return
+
+    def _left(self, prompt: _Open) -> Budget:
+        return self.search.budget.left(prompt.candidates, prompt.cost)
+
+    def _ask(self, prompt: _Open) -> bool:
+        """Closes the last round and opens the next; False when the search is over."""
+        prompt.close_round()
+        prompt.round = self._proposed(prompt)
+        if not prompt.round:
+            if self.log is not None:
+                self.log.forget_states(prompt.history)
+            return False
+        known = {} if self.log is None else self.log.trials
+        self.bar.expect(len(prompt.round))
+        for name, job in prompt.round.items():
+            self._owner[name] = prompt
+            if name in known:
+                prompt.add(known[name])
+                self.bar.done([known[name]])
+            else:
+                prompt.waiting.add(name)
+                self._queues[kind_of(job.proposal)][name] = job
+        prompt.rounds += 1
+        return True
+
+    def _proposed(self, prompt: _Open) -> dict[str, Job]:
+        left, search = self._left(prompt), self.search
+        if left.spent:
+            return {}
+        supports = frozenset(search.generator.supports | {Look})
+        task = Task(prompt.prompt, search.seed, supports, left, search.objective)
+        history = tuple(prompt.history)
+        jobs = bind(
+            search.strategy.propose(task, history),
+            task,
+            history=history,
+            settings=search.generator.settings,
+            strategy=type(search.strategy).__name__,
+        )
+        return within(jobs, left)
+
+    def _next_batch(self) -> dict[str, Job]:
+        """Takes jobs of one kind, that of which most are waiting, across prompts."""
+        batch: dict[str, Job] = {}
+        queue = max(self._queues.values(), key=len)
+        while queue and len(batch) < self.search.generator.batch_size:
+            name = next(iter(queue))
+            job, owner = queue.pop(name), self._owner[name]
+            if self._left(owner).spent:
+                self._settle(owner, name)
+            else:
+                batch[name] = job
+        return batch
+
+    def _serve(self, batch: Mapping[str, Job]) -> None:
+        trials = serve(self.search, batch)
+        trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in trials]
+        if self.log is not None:
+            trials = self.log.append(trials)
+        for trial in trials:
+            self._owner[trial.id].add(trial)
+            self._settle(self._owner[trial.id], trial.id)
+        self.bar.done(trials)
+
+    def _settle(self, owner: _Open, name: str) -> None:
+        owner.waiting.discard(name)
+        if not owner.waiting:
+            self._idle.append(owner)

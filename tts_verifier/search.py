@@ -1,0 +1,85 @@
+"""Who takes part in a run and within which limits: one value that the runner is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.objective import Objective
+from tts_verifier.seams import Generator, Strategy, Verifier
+from tts_verifier.types import KINDS, Budget, Detail, Look, Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """The parts of a run.
+
+    `judge`: a held-out verifier that fills the `judge_*` columns; no strategy sees it.
+    `budget`: of each prompt. Candidates and verifier calls never exceed it; evaluations and
+    seconds are known only afterwards and may exceed it by the batch under way.
+    `detail`: how thoroughly new candidates are looked at.
+    """
+
+    generator: Generator
+    verifier: Verifier
+    strategy: Strategy
+    objective: Objective = field(default_factory=Objective)
+    judge: Verifier | None = None
+    seed: int = 0
+    budget: Budget = field(default_factory=Budget)
+    detail: Detail = "diagnose"
+
+    def check(self) -> None:
+        """Raises UnsupportedError or InputError when the parts do not fit together."""
+        check_needs(self.strategy, self.generator)
+        if self.budget.spent:
+            raise InputError(f"Every limit of a budget must be positive, got {self.budget}.")
+        if self.detail not in ("score", "diagnose"):
+            raise InputError(f"detail must be 'score' or 'diagnose', got {self.detail!r}.")
+        for name, value in self.generator.settings.items():
+            if not isinstance(value, (str, int, float, bool, type(None))):
+                raise InputError(
+                    "A generator's setting must be text, a number, true, false or None; "
+                    f"{name} of {type(self.generator).__name__} is {value!r}."
+                )
+
+    def about(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Returns what makes two runs the same run, as JSON values."""
+        return {
+            "generator": dict(self.generator.settings),
+            "verifier": dict(self.verifier.settings),
+            "judge": dict(self.judge.settings) if self.judge else None,
+            "strategy": {"class": type(self.strategy).__qualname__, **_plain(self.strategy)},
+            "objective": dict(self.objective.weights),
+            "seed": self.seed,
+            "budget": asdict(self.budget),
+            "detail": self.detail,
+            "prompts": {prompt.id: prompt.text for prompt in prompts},
+        }
+
+
+def check_needs(strategy: Any, generator: Any) -> None:
+    """Raises UnsupportedError when a generator cannot draw what a strategy needs.
+
+    Args:
+        strategy: an instance, or a class that says what it `needs`.
+        generator: an instance, or a class that says what it `supports`.
+    """
+    missing = strategy.needs - generator.supports - {Look}
+    if missing:
+        kinds = ", ".join(name for name, kind in KINDS.items() if kind in missing)
+        raise UnsupportedError(
+            f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} cannot. "
+            "Choose another strategy or generator."
+        )
+
+
+def _name(thing: Any) -> str:
+    return str(thing.__name__ if isinstance(thing, type) else type(thing).__name__)
+
+
+def _plain(strategy: Strategy) -> Mapping[str, Any]:
+    plain = (str, int, float, bool, type(None))
+    return {n: v for n, v in getattr(strategy, "__dict__", {}).items() if isinstance(v, plain)}

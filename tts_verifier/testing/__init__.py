@@ -1,0 +1,5 @@
+"""Fakes and conformance checks, for this package's tests and for authors of plug-ins."""
+
+from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
+
+__all__ = ["FakeGenerator", "FakeVerifier"]

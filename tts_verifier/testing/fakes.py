@@ -1,0 +1,204 @@
+"""A generator and a verifier of a few numpy lines: real pictures, real scores, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.images import ImageLike, as_images
+from tts_verifier.seams import Verifier, check_pairs
+from tts_verifier.types import (
+    Continue,
+    Cost,
+    Detail,
+    Draw,
+    Heatmap,
+    Heatmaps,
+    Job,
+    Look,
+    LowBand,
+    Near,
+    Repaint,
+    Sample,
+    Setting,
+    State,
+    Trial,
+    Verdict,
+)
+
+_CELLS: Final = 4
+_GUIDED: Final = 2
+"""Network evaluations a step, as with classifier-free guidance."""
+
+
+class FakeGenerator:
+    """Draws a small picture whose colour and pattern are a function of the noise.
+
+    The noise is float32 (3, 4, 4); an unfinished picture is the finished one faded to grey.
+    Every call is noted in `trace` as "g" and the number of jobs.
+
+    Args:
+        batch_size: jobs at a time.
+        size: width and height of the picture in pixels, a multiple of 4.
+        steps: of a whole drawing.
+        fails: job -> whether it comes back as an error.
+
+    Raises:
+        InputError: a number is not usable.
+    """
+
+    supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Look})
+
+    def __init__(
+        self,
+        batch_size: int = 4,
+        size: int = 16,
+        *,
+        steps: int = 10,
+        fails: Callable[[Job], bool] | None = None,
+    ) -> None:
+        if min(batch_size, size, steps) < 1 or size % _CELLS:
+            raise InputError(
+                "batch_size, size and steps must be positive and size a multiple of 4, got "
+                f"{batch_size}, {size} and {steps}."
+            )
+        self.batch_size = batch_size
+        self.settings: Mapping[str, Setting] = {"model": "fake", "size": size, "steps": steps}
+        self.size, self.steps = size, steps
+        self.trace: list[str] = []
+        self._fails = fails
+
+    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+        """Draws every job; one that `fails` becomes a sample with an error."""
+        self.trace.append(f"g{len(jobs)}")
+        return [self._sample(job) for job in jobs]
+
+    def _sample(self, job: Job) -> Sample:
+        if self._fails is not None and self._fails(job):
+            return Sample(job, None, error="told to fail")
+        if isinstance(job.proposal, Repaint):
+            return self._repaint(job, job.proposal)
+        start, until, latents = self._latents(job)
+        evaluations = _GUIDED * max(round(self.steps * (until - start)), 1)
+        cost = Cost(network_evaluations=evaluations, vae_passes=1)
+        state: State | None = {"latents": latents} if until < 1 else None
+        return Sample(job, self._picture(latents, until), until, cost, state)
+
+    def _latents(self, job: Job) -> tuple[float, float, NDArray[np.float32]]:
+        """Returns the fraction to start from, the one to stop at, and the latents there."""
+        p = job.proposal
+        if isinstance(p, Draw):
+            return 0.0, p.until, _noise(p, job.ancestors)
+        if not isinstance(p, Continue):
+            raise InputError(f"FakeGenerator cannot draw {p!r}.")
+        parent = job.ancestors[0]
+        if parent.state is None:
+            raise InputError(f"Continue needs the state of trial {parent.id}, it has none.")
+        latents = parent.state.load()["latents"]
+        fresh = _fresh(p.seed)
+        for share in (p.renoise, p.eta):
+            latents = (np.sqrt(1 - share**2) * latents + share * fresh).astype(np.float32)
+        return max(parent.progress - p.renoise, 0.0), p.until, latents
+
+    def _picture(self, latents: NDArray[np.float32], progress: float) -> Image.Image:
+        colour = _CELLS * latents.mean(axis=(1, 2), keepdims=True)
+        values = 0.5 + 0.5 * progress * np.tanh(0.7 * colour + 0.3 * latents)
+        pixels = np.kron(values, np.ones((1, self.size // _CELLS, self.size // _CELLS)))
+        return Image.fromarray(np.rint(pixels * 255).astype(np.uint8).transpose(1, 2, 0))
+
+    def _repaint(self, job: Job, proposal: Repaint) -> Sample:
+        stored = job.ancestors[0].image
+        if stored is None:
+            raise InputError(f"Repaint needs the image of trial {proposal.parent}, it has none.")
+        old = np.asarray(stored.load(), np.float32)
+        new = np.asarray(self._picture(_fresh(proposal.seed), 1.0), np.float32)
+        share = proposal.mask.array()[:, :, None] * proposal.strength
+        pixels = np.rint((1 - share) * old + share * new).astype(np.uint8)
+        evaluations = _GUIDED * max(round(self.steps * proposal.strength), 1)
+        return Sample(job, Image.fromarray(pixels), 1.0, Cost(evaluations, vae_passes=2))
+
+
+def _fresh(seed: int) -> NDArray[np.float32]:
+    shape = (3, _CELLS, _CELLS)
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _noise(draw: Draw, ancestors: Sequence[Trial]) -> NDArray[np.float32]:
+    """Returns the initial noise: a function of the proposal and its ancestors."""
+    noise = _fresh(draw.seed)
+    if isinstance(draw.noise, Near):
+        parent = ancestors[0].proposal
+        if not isinstance(parent, Draw):
+            raise InputError(f"Near needs a parent that was drawn from noise, got {parent!r}.")
+        r = draw.noise.radius
+        kept = _noise(parent, ancestors[1:]) * np.float32(np.sqrt(1 - r**2))
+        return kept + noise * np.float32(r)
+    if isinstance(draw.noise, LowBand):
+        cells, block = _CELLS >> draw.noise.level, 1 << draw.noise.level
+        means = noise.reshape(3, cells, block, cells, block).mean(axis=(2, 4))
+        wanted = np.array(draw.noise.coefficients, np.float32).reshape(means.shape) / block
+        noise = noise + np.kron(wanted - means, np.ones((1, block, block), np.float32))
+    return noise
+
+
+class FakeVerifier(Verifier):
+    """Scores a picture by its mean red, green and blue.
+
+    Every call is noted in `trace` as "v" and the number of images, "l" for a quick look.
+
+    Args:
+        scores: image and prompt -> scores by name; None = the official four, from colours.
+        unparsable: image and prompt -> whether the reply is nonsense (NaN and its text).
+    """
+
+    def __init__(
+        self,
+        scores: Callable[[Image.Image, str], Mapping[str, float]] | None = None,
+        *,
+        unparsable: Callable[[Image.Image, str], bool] | None = None,
+    ) -> None:
+        self.settings: Mapping[str, Setting] = {"model": "fake"}
+        self.trace: list[str] = []
+        self._scores = scores or _colours
+        self._unparsable = unparsable
+
+    def verify(
+        self,
+        images: Sequence[ImageLike],
+        prompts: Sequence[str],
+        *,
+        detail: Detail = "diagnose",
+    ) -> list[Verdict]:
+        """Judges image i against prompt i."""
+        pictures = as_images(images)
+        check_pairs(pictures, prompts)
+        self.trace.append(f"{'v' if detail == 'diagnose' else 'l'}{len(pictures)}")
+        return [self._verdict(i, p, detail) for i, p in zip(pictures, prompts, strict=True)]
+
+    def _verdict(self, image: Image.Image, prompt: str, detail: Detail) -> Verdict:
+        scores, cost = self._scores(image, prompt), Cost(verifier_calls=1)
+        if self._unparsable is not None and self._unparsable(image, prompt):
+            return Verdict(dict.fromkeys(scores, np.nan), text="no idea", detail=detail, cost=cost)
+        text = ", ".join(f"{name}={value:.3f}" for name, value in scores.items())
+        if detail == "score":
+            return Verdict(scores, text=text, detail=detail, cost=cost)
+        small = np.asarray(image.convert("L").resize((6, 6))).astype(np.float32) / np.float32(255)
+        raw = {"misalignment": small, "artifact": 1 - small}
+        maps = Heatmaps({name: Heatmap(grid, image.size) for name, grid in raw.items()})
+        box = (0.0, 0.0, image.width / 2, float(image.height))
+        return Verdict(scores, maps, (box,), text, detail, cost)
+
+
+def _colours(image: Image.Image, prompt: str) -> Mapping[str, float]:
+    red, green, blue = (np.asarray(image, np.float64).mean(axis=(0, 1)) / 255).tolist()
+    return {
+        "semantic_alignment": red,
+        "aesthetics": green,
+        "plausibility": blue,
+        "overall": (red + green + blue) / 3,
+    }
