@@ -153,10 +153,14 @@ class Words:
 
 
 def _without_added(parsed: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a tokenizer's content in which only merges make tokens."""
+    """Returns a tokenizer's content in which no text makes a special token.
+
+    Where whole words may be tokens without merges, the special ones leave the vocabulary.
+    """
     model = dict(parsed["model"])
-    if "ignore_merges" in model:
-        model["ignore_merges"] = False
+    if model.get("ignore_merges"):
+        special = {token["content"] for token in parsed["added_tokens"]}
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if t not in special}
     return {**parsed, "added_tokens": [], "post_processor": None, "model": model}
 
 
