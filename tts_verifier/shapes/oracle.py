@@ -112,7 +112,8 @@ def _soft(rgb: NDArray[np.float32], ground: NDArray[np.float32], core: Mask, col
     share = ((rgb - ground) * way).sum(-1) / (way * way).sum(-1)
     near = ndimage.binary_dilation(core, iterations=REACH - 1)
     off = np.linalg.norm(rgb - ground - share[..., None] * way, axis=-1)
-    return core | (near & (share > 0.5) & (off < NEAR / 2))
+    edge: Mask = near & (share > 0.5) & (off < NEAR / 2)
+    return core | edge
 
 
 def _things(mask: Mask, window: Window, colour: str) -> list[Thing]:
