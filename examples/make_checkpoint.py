@@ -2,6 +2,7 @@
 
     python examples/make_checkpoint.py FOLDER            # tiny: 0.3 MB, a second
     python examples/make_checkpoint.py FOLDER --size 3b  # the real dimensions: 7.6 GB in bf16
+    python examples/make_checkpoint.py FOLDER --size my.json  # keys of config.json over tiny's
 
 The weights mean nothing. The tokenizer knows single bytes and the special tokens only.
 """
@@ -64,7 +65,8 @@ TINY: dict[str, Any] = {
 
 
 def config(size: str) -> dict[str, Any]:
-    """Returns a config.json of the released form; `size` is "tiny" or "3b"."""
+    """Returns a config.json of the released form; `size`: "tiny", "3b" or a JSON file."""
+    given = json.loads(Path(size).read_text(encoding="utf-8")) if size.endswith(".json") else {}
     ids = OFFICIAL_IDS if size == "3b" else tuple(range(256, 256 + len(SPECIAL)))
     named = dict(zip(SPECIAL, ids, strict=True))
     return {
@@ -84,6 +86,7 @@ def config(size: str) -> dict[str, Any]:
         "transformers_version": "4.49.0",
         "use_cache": None,
         **({} if size == "3b" else TINY),
+        **given,
     }
 
 
@@ -144,9 +147,11 @@ def make(folder: Path, *, size: str = "tiny", input_size: int | None = None) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", choices=("tiny", "3b"), default="tiny")
+    parser.add_argument("--size", default="tiny", help="tiny, 3b, or a JSON file")
     parser.add_argument("--input-size", type=int, default=None)
     options = parser.parse_args()
+    if options.size not in ("tiny", "3b") and not options.size.endswith(".json"):
+        parser.error(f"--size must be tiny, 3b or a JSON file, got {options.size!r}")
     make(options.folder, size=options.size, input_size=options.input_size)
     size = sum(path.stat().st_size for path in options.folder.iterdir())
     print(f"{options.folder}: {size / 1e6:,.1f} MB")

@@ -7,6 +7,7 @@ import torch
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.loading import load_model
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.prompt import Words
 
@@ -27,6 +28,13 @@ def test_a_folder_is_scored_with_a_made_checkpoint(
     out = run("score_folder", tmp_path / "pictures", "--prompt", "a dog", *options)
     assert out.startswith("1. 0.png  nan  (semantic_alignment nan")
     assert (tmp_path / "maps").is_dir()
+
+
+def test_a_checkpoint_of_any_size_is_made_from_a_file(tmp_path: Path) -> None:
+    size = tmp_path / "size.json"
+    size.write_text('{"num_hidden_layers": 3, "torch_dtype": "bfloat16"}')
+    example().make(tmp_path / "model", size=str(size))
+    assert len(load_model(tmp_path / "model").model.layers) == 3
 
 
 def test_the_3b_checkpoint_has_the_official_ids_and_sizes() -> None:
