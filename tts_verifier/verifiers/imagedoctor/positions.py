@@ -61,6 +61,5 @@ def predicting(ids: Tensor, tokens: Sequence[int], *, mask: Tensor | None = None
         (B, K), -1 where a row has no such token (one at position 0 is never predicted).
     """
     counts = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    wanted = torch.tensor(list(tokens), device=ids.device)
-    hit = (ids[:, 1:, None] == wanted) & counts[:, 1:, None]
+    hit = torch.stack([ids[:, 1:] == token for token in tokens], -1) & counts[:, 1:, None]
     return torch.where(hit.any(1), hit.int().argmax(1), -1)
