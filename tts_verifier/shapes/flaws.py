@@ -29,7 +29,7 @@ from torch import Tensor
 from tts_verifier.shapes.artifacts import Planted, plant_artifacts, saliency
 from tts_verifier.shapes.grammar import Noun, Spec
 from tts_verifier.shapes.reading import Reading, Thing, compare
-from tts_verifier.shapes.render import boxes, coverage, paint
+from tts_verifier.shapes.renderer import boxes, coverage, paint
 from tts_verifier.shapes.scene import Scenes, sample_scenes
 from tts_verifier.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZE
 
@@ -71,10 +71,7 @@ def plant(
         misalignment: the share of pictures with one or two misalignments.
         artifact: the share with an artifact, independent of the former.
     """
-    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-    rng = random.Random(int(seed))
-    drawn = [_flawed(spec, rng) if rng.random() < misalignment else _asked(spec) for spec in specs]
-    scenes = sample_scenes([_as_spec(d) for d in drawn], generator)
+    scenes = misaligned_scenes(specs, generator, share=misalignment)
     cover = coverage(scenes)
     planted = plant_artifacts(paint(scenes, cover), generator, share=artifact)
     readings = [compare(s, t) for s, t in zip(specs, things(scenes, boxes(cover)), strict=True)]
@@ -82,6 +79,16 @@ def plant(
     alignment = torch.tensor([r.score for r in readings], device=generator.device)
     scores = score(alignment, planted)
     return Flawed(list(specs), planted.images, scenes, readings, maps, planted, scores)
+
+
+def misaligned_scenes(
+    specs: Sequence[Spec], generator: torch.Generator, *, share: float
+) -> Scenes:
+    """Samples one scene for each spec, a share of them with one or two misalignments."""
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+    rng = random.Random(int(seed))
+    drawn = [_flawed(spec, rng) if rng.random() < share else _asked(spec) for spec in specs]
+    return sample_scenes([_as_spec(d) for d in drawn], generator)
 
 
 def score(alignment: Tensor, planted: Planted) -> Tensor:

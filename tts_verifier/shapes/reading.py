@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tts_verifier.shapes.grammar import (
     RELATION_MARGIN,
@@ -84,10 +85,22 @@ class Reading:
         total = sum(WEIGHTS[c.kind] for c in self.constraints)
         return sum(WEIGHTS[c.kind] for c, holds in self.constraints.items() if holds) / total
 
+    def describe(self) -> str:
+        """Lists what was found and which constraints fail, in words."""
+        found = ", ".join(f"{t.colour} {t.shape or 'thing of no known shape'}" for t in self.things)
+        failed = ", ".join(c.kind.replace("_", " ") for c, ok in self.constraints.items() if not ok)
+        return f"Found: {found or 'nothing'}. Failed: {failed or 'nothing'}."
+
     @property
     def misalignment(self) -> NDArray[np.float32]:
         """The faulty regions as a map: float32 (128, 128) in [0, 1]."""
         return region_map(self.boxes)
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns what readers look at: (128, 128, 3) uint8 sRGB, averaged over areas."""
+    small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+    return np.asarray(small)
 
 
 def compare(spec: Spec, things: Sequence[Thing], *, artifact: float = float("nan")) -> Reading:
@@ -116,21 +129,22 @@ def _counted(spec: Spec, things: Sequence[Thing]) -> tuple[dict[Constraint, bool
 
 
 def _placed(spec: Spec, things: Sequence[Thing]) -> tuple[dict[Constraint, bool], list[Box]]:
-    """Tries every way of taking things for nouns and keeps the one that explains most."""
-    slots: list[Thing | None] = [*things, *[None] * len(spec.nouns)]
-    best: tuple[float, dict[Constraint, bool], list[Thing | None]] | None = None
-    for taken in permutations(slots, len(spec.nouns)):
-        holds = _as_taken(spec, taken)
-        worth = sum(WEIGHTS[c.kind] for c, ok in holds.items() if ok)
-        worth += 0.1 * sum(t is not None for t in taken)
-        if best is None or worth > best[0]:
-            best = worth, holds, list(taken)
-    if best is None:
-        raise ValueError("a spec has at least one noun")
-    _, holds, chosen = best
+    chosen = taken_for(spec, things)
+    holds = _as_taken(spec, chosen)
     left = [t for t in things if not any(t is c for c in chosen)]
     holds[Constraint("nothing_else")] = not left
     return holds, [*(t.box for t in left), *_faulty(spec, chosen, holds)]
+
+
+def taken_for(spec: Spec, things: Sequence[Thing]) -> tuple[Thing | None, ...]:
+    """Decides which thing is taken for which noun, None = nothing: what explains most."""
+
+    def worth(taken: Sequence[Thing | None]) -> float:
+        holding = sum(WEIGHTS[c.kind] for c, ok in _as_taken(spec, taken).items() if ok)
+        return holding + 0.1 * sum(t is not None for t in taken)
+
+    slots: list[Thing | None] = [*things, *[None] * len(spec.nouns)]
+    return max(permutations(slots, len(spec.nouns)), key=worth)
 
 
 def _as_taken(spec: Spec, taken: Sequence[Thing | None]) -> dict[Constraint, bool]:

@@ -17,13 +17,13 @@ from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
-from tts_verifier.shapes.grammar import Spec, parse
+from tts_verifier.shapes.grammar import Spec
 from tts_verifier.shapes.reading import Reading, Thing, compare
-from tts_verifier.shapes.render import DISTANCE, palette
+from tts_verifier.shapes.renderer import DISTANCE, palette
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES, SIZE
 
 GRID: Final = SIZE // 2
@@ -45,24 +45,11 @@ UNEXPLAINED: Final = 0.12
 """Difference between picture and fit that counts as an artifact (sRGB, 0 to 1)."""
 
 
-def judge(image: Image.Image, caption: str) -> Reading:
-    """Judges a picture against its caption.
-
-    Args:
-        image: RGB of any size; it is looked at in 128 x 128 pixels.
-        caption: of the world's grammar.
-
-    Raises:
-        InputError: the caption is outside the grammar.
-    """
-    small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
-    return judge_pixels(torch.from_numpy(np.asarray(small).copy()), parse(caption))
-
-
-def judge_pixels(pixels: Tensor, spec: Spec) -> Reading:
-    """Judges (128, 128, 3) uint8 sRGB against a spec."""
+def read(pixels: NDArray[np.uint8], spec: Spec) -> Reading:
+    """Reads (128, 128, 3) uint8 sRGB against a spec."""
     with torch.inference_mode():
-        rgb = avg_pool2d(pixels.permute(2, 0, 1)[None].float() / 255, 2)[0]
+        whole = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        rgb = avg_pool2d(whole[None], 2)[0]
         ground = _background(rgb)
         cover = _unmix(rgb, ground)
         fits = _explaining(cover, _fit(cover, _peaks(cover)))

@@ -14,10 +14,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage
 
-from tts_verifier.shapes.grammar import Spec, parse
+from tts_verifier.shapes.grammar import Spec
 from tts_verifier.shapes.reading import Reading, Thing, compare
 from tts_verifier.shapes.vocabulary import COLOURS, SIZE
 from tts_verifier.types import Box
@@ -47,20 +46,6 @@ OUTLINES: Final = {
 Mask = NDArray[np.bool_]
 _NAMES: Final = tuple(COLOURS)
 _PALETTE: Final = np.array(list(COLOURS.values()), np.float32)
-
-
-def oracle(image: Image.Image, caption: str) -> Reading:
-    """Reads a picture against its caption.
-
-    Args:
-        image: RGB of any size; it is looked at in 128 x 128 pixels.
-        caption: of the world's grammar.
-
-    Raises:
-        InputError: the caption is outside the grammar.
-    """
-    small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
-    return read(np.asarray(small), parse(caption))
 
 
 def read(pixels: NDArray[np.uint8], spec: Spec) -> Reading:

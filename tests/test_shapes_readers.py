@@ -1,0 +1,109 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from tts_verifier import shapes
+from tts_verifier.errors import InputError
+from tts_verifier.shapes import judge_reader, oracle_reader
+from tts_verifier.shapes.captions import random_specs
+from tts_verifier.shapes.flaws import plant
+from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.verifiers import JudgeVerifier, OracleVerifier
+
+READERS = [oracle_reader.read, judge_reader.read]
+
+
+def flawed(n, seed):
+    specs = random_specs(n, random.Random(seed))
+    made = plant(specs, torch.Generator().manual_seed(seed), artifact=0.0)
+    pixels = (made.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return specs, pixels, made.readings
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_reader_agrees_with_the_truth_on_fresh_renders(read):
+    specs, pixels, truth = flawed(60, 21)
+    found = [read(p, s) for p, s in zip(pixels, specs, strict=True)]
+    agree = [f.passed == t.passed for f, t in zip(found, truth, strict=True)]
+    assert np.mean(agree) >= 0.98
+    close = [abs(f.score - t.score) < 1e-6 for f, t in zip(found, truth, strict=True)]
+    assert np.mean(close) >= 0.97
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_a_reader_bears_blur_noise_and_a_tint(read):
+    specs, pixels, truth = flawed(40, 22)
+    rng = np.random.default_rng(0)
+    agree = []
+    for picture, spec, right in zip(pixels, specs, truth, strict=True):
+        soft = ndimage.gaussian_filter(picture.astype(float), (1.2, 1.2, 0))
+        soft += rng.normal(0, 4, soft.shape) + rng.uniform(-12, 12, 3)
+        found = read(np.clip(soft, 0, 255).astype(np.uint8), spec)
+        agree.append(found.passed == right.passed)
+    assert np.mean(agree) >= 0.95
+
+
+def test_an_empty_picture_has_nothing():
+    blank = Image.new("RGB", (128, 128), (230, 230, 235))
+    for read in (shapes.oracle, shapes.judge):
+        reading = read(blank, "a red circle")
+        assert reading.things == ()
+        assert reading.boxes == ()
+        assert not reading.passed
+        assert reading.score == 0.25  # only "nothing else" holds
+
+
+def test_a_blob_is_a_thing_of_no_known_shape():
+    picture = np.full((128, 128, 3), 235, np.uint8)
+    picture[30:36, 20:100] = (222, 40, 40)
+    reading = shapes.oracle(picture, "a red square")
+    assert [t.shape for t in reading.things] == [None]
+    assert reading.boxes == ((20.0, 30.0, 100.0, 36.0),)
+    assert "red thing of no known shape" in reading.describe()
+
+
+def test_touching_equal_things_are_told_apart():
+    at = np.mgrid[:128, :128] + 0.5
+    picture = np.full((128, 128, 3), 235, np.uint8)
+    for x in (45, 82):
+        picture[np.hypot(at[0] - 64, at[1] - x) < 19.2] = (40, 75, 220)
+    assert shapes.oracle(picture, "two blue circles").passed
+
+
+def test_the_judge_measures_what_nothing_explains():
+    clean = shapes.render("a red circle", 0)
+    spoiled = np.asarray(clean).copy()
+    spoiled[100:120, 5:25] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
+    reading = shapes.judge(spoiled, "a red circle")
+    assert shapes.judge(clean, "a red circle").artifact < 0.01
+    assert reading.artifact > 0.015
+
+
+@pytest.mark.parametrize("verifier", [OracleVerifier(), JudgeVerifier()])
+def test_readers_are_verifiers(verifier):
+    caption = "a blue star left of a red ring"
+    good = shapes.render(caption, 1).resize((256, 384))
+    bad = shapes.render("a blue star right of a red ring", 1).resize((256, 384))
+    ranking = verifier.rerank([bad, good], caption)
+    assert [item.index for item in ranking] == [1, 0]
+    assert ranking.best.verdict.scores["passed"] == 1.0
+    worst = ranking[-1].verdict
+    assert worst.heatmaps["misalignment"].shape == (384, 256)
+    (x1, y1, x2, y2) = worst.boxes[0]
+    assert 128 < (x1 + x2) / 2 < 256
+    assert 0 <= y1 < y2 <= 384
+
+
+def test_a_verifier_refuses_a_caption_outside_the_grammar():
+    with pytest.raises(InputError, match="'a cat'"):
+        OracleVerifier().verify([shapes.render("a ring", 0)], ["a cat"])
+
+
+def test_a_caption_with_odd_spacing_reads_the_same():
+    picture = shapes.render("a ring", 4)
+    assert shapes.judge(picture, " A  Ring. ").passed
+    assert parse(" A  Ring. ") == parse("a ring")

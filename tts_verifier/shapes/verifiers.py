@@ -1,0 +1,96 @@
+"""Oracle and judge as verifiers, so that a recipe can name them (usually under `judge:`)."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tts_verifier.images import ImageLike, as_images
+from tts_verifier.objective import Objective
+from tts_verifier.seams import Verifier, check_pairs
+from tts_verifier.shapes.grammar import Spec, parse
+from tts_verifier.shapes.reading import Reading, pixels_of
+from tts_verifier.shapes.vocabulary import SIZE
+from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
+
+
+class ReadingVerifier(Verifier):
+    """Scores `passed` (0 or 1), `score` (weighted share of constraints that hold)."""
+
+    objective = Objective({"score": 1.0})
+
+    @abstractmethod
+    def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
+        """Reads (128, 128, 3) uint8 against a spec."""
+
+    def verify(
+        self,
+        images: Sequence[ImageLike],
+        prompts: Sequence[str],
+        *,
+        detail: Detail = "diagnose",
+    ) -> list[Verdict]:
+        """Reads image i against prompt i; both details are the same work.
+
+        Raises:
+            InputError: an image cannot be used, a prompt is outside the grammar of
+                `shapes.grammar`, or the lengths differ.
+        """
+        pictures = as_images(images)
+        check_pairs(pictures, prompts)
+        specs = [parse(prompt) for prompt in prompts]
+        return [self._verdict(p, s, detail) for p, s in zip(pictures, specs, strict=True)]
+
+    def _verdict(self, image: Image.Image, spec: Spec, detail: Detail) -> Verdict:
+        start = time.perf_counter()
+        reading = self.read(pixels_of(image), spec)
+        scale_x, scale_y = image.width / SIZE, image.height / SIZE
+        boxes: tuple[Box, ...] = tuple(
+            (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y)
+            for x1, y1, x2, y2 in reading.boxes
+        )
+        return Verdict(
+            self.scores(reading),
+            Heatmaps({"misalignment": Heatmap(reading.misalignment, image.size)}),
+            boxes,
+            reading.describe(),
+            detail,
+            Cost(verifier_calls=1, judge_seconds=time.perf_counter() - start),
+        )
+
+    def scores(self, reading: Reading) -> dict[str, float]:
+        """Returns the scores of a reading by name."""
+        return {"passed": float(reading.passed), "score": reading.score}
+
+
+class OracleVerifier(ReadingVerifier):
+    """Reads by colour and geometry."""
+
+    settings: Mapping[str, Setting] = {"verifier": "shapes-oracle"}
+
+    def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
+        """Reads (128, 128, 3) uint8 against a spec."""
+        from tts_verifier.shapes.oracle_reader import read
+
+        return read(pixels, spec)
+
+
+class JudgeVerifier(ReadingVerifier):
+    """Reads by fitting the renderer; also scores `clean`, 1 - the unexplained share."""
+
+    settings: Mapping[str, Setting] = {"verifier": "shapes-judge"}
+
+    def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
+        """Reads (128, 128, 3) uint8 against a spec."""
+        from tts_verifier.shapes.judge_reader import read
+
+        return read(pixels, spec)
+
+    def scores(self, reading: Reading) -> dict[str, float]:
+        """Returns the scores of a reading by name."""
+        return {**super().scores(reading), "clean": 1.0 - reading.artifact}
