@@ -1,5 +1,8 @@
-"""What every test shares: quiet, repeatable property tests."""
+"""What every test shares: quiet, repeatable property tests, and no waiting for the disk."""
 
+import os
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -10,3 +13,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing every small file to a busy disk would take most of the tests' time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

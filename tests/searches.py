@@ -1,0 +1,88 @@
+"""Three searches that use every kind of proposal, written small, to fix the union for good."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tts_verifier.objective import order
+from tts_verifier.seeds import seed_for
+from tts_verifier.types import (
+    Continue,
+    Draw,
+    Look,
+    Mask,
+    Near,
+    Proposal,
+    Repaint,
+    Task,
+    Trial,
+)
+
+
+def best(trials: Sequence[Trial], count: int = 1) -> list[Trial]:
+    return [trials[i] for i in order([t.objective for t in trials])[:count]]
+
+
+class SeedBeam:
+    """Draws `width` previews, carries the better half on, in two branches each, to the end."""
+
+    needs: frozenset[type] = frozenset({Draw, Continue})
+
+    def __init__(self, width: int = 4, stops: tuple[float, ...] = (0.4, 0.7, 1.0)) -> None:
+        self.width, self.stops = width, stops
+
+    def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
+        level = 1 + max((t.round for t in history), default=-1)
+        if level == len(self.stops):
+            return []
+        until, text = self.stops[level], task.prompt.text
+        if level == 0:
+            return [Draw(seed_for(task.seed, text, i), until) for i in range(self.width)]
+        kept = best([t for t in history if t.round == level - 1], self.width // 2)
+        seeds = [seed_for(task.seed, text, i, f"branch{level}") for i in range(2)]
+        return [Continue(t.id, until, s, renoise=0.1) for t in kept for s in seeds]
+
+
+class ZeroOrder:
+    """Looks for better noise near the best so far, `rounds` times."""
+
+    needs: frozenset[type] = frozenset({Draw})
+
+    def __init__(self, neighbours: int = 2, rounds: int = 2, radius: float = 0.3) -> None:
+        self.neighbours, self.rounds, self.radius = neighbours, rounds, radius
+
+    def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
+        text = task.prompt.text
+        if not history:
+            return [Draw(seed_for(task.seed, text, 0))]
+        done = history[-1].round
+        if done == self.rounds:
+            return []
+        near = Near(best(history)[0].id, self.radius)
+        first = 1 + done * self.neighbours
+        return [
+            Draw(seed_for(task.seed, text, first + i), noise=near) for i in range(self.neighbours)
+        ]
+
+
+class InpaintReroll:
+    """Draws a few, looks at the best in full, repaints where it is flawed."""
+
+    needs: frozenset[type] = frozenset({Draw, Look, Repaint})
+
+    def __init__(self, n: int = 3, repaints: int = 2) -> None:
+        self.n, self.repaints = n, repaints
+
+    def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
+        text = task.prompt.text
+        if not history:
+            return [Draw(seed_for(task.seed, text, i)) for i in range(self.n)]
+        looks = [t for t in history if isinstance(t.proposal, Look)]
+        if not looks:
+            return [Look(best(history)[0].id)]
+        if any(isinstance(t.proposal, Repaint) for t in history):
+            return []
+        flawed = looks[-1].heatmaps["misalignment"].load().on_image()
+        mask = Mask.of(flawed > np.median(flawed))
+        seeds = [seed_for(task.seed, text, i, "repaint") for i in range(self.repaints)]
+        return [Repaint(looks[-1].id, mask, s, strength=0.8) for s in seeds]
