@@ -1,0 +1,1 @@
+"""What draws: adapters that serve proposals with a diffusion pipeline."""

@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from tiny_pipelines import sd3, sd15
+
+from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
+from tts_verifier.generators import diffusers as adapter
+from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.testing import check_generator
+from tts_verifier.types import Draw, Job, Look, Prompt
+
+
+def job(seed, text="a red circle"):
+    return Job(Prompt(text, text), Draw(seed))
+
+
+def pixels(samples):
+    return [np.asarray(s.image) for s in samples]
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return sd3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="module")
+def generator(pipe):
+    return DiffusersGenerator(pipe, steps=3, guidance=4.0, batch_size=4)
+
+
+def test_it_passes_the_conformance_checks(generator):
+    check_generator(generator)
+
+
+def test_a_proposal_gives_the_same_picture_in_any_batch(generator):
+    together = pixels(generator.generate([job(s) for s in range(6)]))
+    alone = pixels(generator.generate([job(3)]))
+    among = pixels(generator.generate([job(9, "blue"), job(8), job(3)]))
+    assert np.array_equal(together[3], alone[0])
+    assert np.array_equal(together[3], among[2])
+    assert not np.array_equal(together[3], together[4])
+
+
+def test_cost_counts_what_ran(generator):
+    sample = generator.generate([job(0)])[0]
+    assert sample.cost.network_evaluations == 6
+    assert sample.cost.vae_passes == 1
+    assert sample.cost.draw_seconds > 0
+    free = DiffusersGenerator(generator.pipe, steps=3, guidance=1.0, batch_size=2)
+    assert free.generate([job(0)])[0].cost.network_evaluations == 3
+
+
+def test_settings_say_what_decides_a_picture(generator):
+    assert dict(generator.settings) == {
+        "model": "",
+        "pipeline": "StableDiffusion3Pipeline",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "dtype": "float32",
+        "batch_size": 4,
+        "num_inference_steps": 3,
+        "guidance_scale": 4.0,
+    }
+
+
+def test_another_family_works_as_well(tmp_path):
+    generator = DiffusersGenerator(sd15(tmp_path), steps=2, guidance=5.0, batch_size=2)
+    sample = generator.generate([job(1)])[0]
+    assert sample.image.size == (16, 16)
+    assert sample.cost.network_evaluations == 4
+
+
+def test_a_folder_without_a_third_text_encoder_loads(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusersGenerator(tmp_path, steps=3, guidance=4.0, batch_size=4, device="cpu")
+    given = DiffusersGenerator(pipe, steps=3, guidance=4.0, batch_size=4)
+    assert np.array_equal(*pixels([*loaded.generate([job(5)]), *given.generate([job(5)])]))
+    assert loaded.settings["model"] == str(tmp_path)
+
+
+def test_a_drawing_with_nan_is_an_error_and_spoils_no_other(generator, monkeypatch):
+    decode = generator.pipe.vae.decode
+
+    def spoiled(latents, **kwargs):
+        (image,) = decode(latents, **kwargs)
+        image[0, 0, 0, 0] = torch.nan
+        return (image,)
+
+    monkeypatch.setattr(generator.pipe.vae, "decode", spoiled)
+    bad, good = generator.generate([job(0), job(1)])
+    assert bad.image is None
+    assert "NaN" in bad.error
+    assert good.image is not None
+
+
+def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
+    generator = DiffusersGenerator(sd15(tmp_path), steps=1, batch_size=1)
+    monkeypatch.setattr(
+        generator.pipe, "run_safety_checker", lambda image, *_: (image, [True]), raising=True
+    )
+    assert "safety checker" in generator.generate([job(0)])[0].error
+
+
+@pytest.mark.parametrize("proposal", [Look("x"), Draw(0, until=0.5)])
+def test_what_it_cannot_draw_is_refused_by_name(generator, proposal):
+    with pytest.raises(UnsupportedError, match="StableDiffusion3Pipeline"):
+        generator.generate([Job(Prompt("0", "a"), proposal)])
+
+
+def test_an_argument_that_the_pipeline_does_not_take_is_refused(pipe):
+    with pytest.raises(InputError, match="does not take cfg"):
+        DiffusersGenerator(pipe, call={"cfg": 3})
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+def test_numbers_below_one_are_refused(pipe, name):
+    with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
+        DiffusersGenerator(pipe, **{name: 0})
+
+
+def test_a_folder_that_holds_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="No pipeline could be loaded from"):
+        DiffusersGenerator(tmp_path / "absent")
+
+
+def test_missing_bundled_weights_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(adapter, "BUNDLED", tmp_path)
+    with pytest.raises(CheckpointError, match="bundled generator's weights"):
+        DiffusersGenerator("shapes")
