@@ -43,11 +43,12 @@ _KEYS: Final = (*ROLES, "objective", "budget", "prompts", *_SIMPLE)
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One object to build: what builds it, with which values, and where that was said."""
+    """One object to build: what builds it, with which values, and where each was said."""
 
     builder: Callable[..., Any]
     values: Mapping[str, Any]
     place: str
+    places: Mapping[str, str]
     name: str | None = None
 
     def build(self) -> Any:
@@ -55,7 +56,9 @@ class Section:
         try:
             return call(self.builder, self.values)
         except InputError as error:
-            raise RecipeError(f"{self.place}: {error}") from error
+            # A constructor's message starts with the argument that it refuses.
+            culprit = str(error).split(maxsplit=1)[0]
+            raise RecipeError(f"{self.places.get(culprit, self.place)}: {error}") from error
 
     def resolved(self) -> dict[str, Any]:
         """Returns the values with the defaults, as far as they are plain."""
@@ -187,7 +190,8 @@ def _section(document: Document, name: str) -> Section:
     ]
     if missing:
         raise RecipeError(f"{place}: {name} needs {', '.join(missing)}.")
-    return Section(builder, given, place, title)
+    places = {key: document.place(name, key) for key in given}
+    return Section(builder, given, place, places, title)
 
 
 def _prompts(document: Document, folder: Path) -> tuple[Prompt, ...]:

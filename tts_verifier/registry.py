@@ -52,7 +52,8 @@ def builder(role: str, name: str) -> Callable[..., Any]:
         RecipeError: no such name (the message suggests near ones and lists all), or its
             module cannot be imported.
     """
-    known = names(role)
+    # Asking for plug-ins reads the metadata of every installed package.
+    known = BUILT_IN[role] if name in BUILT_IN[role] else names(role)
     if name not in known:
         raise RecipeError(f"Unknown {role} {name!r}. {suggestion(name, known)}")
     module, _, path = known[name].partition(":")

@@ -1,5 +1,6 @@
 """Fakes and conformance checks, for this package's tests and for authors of plug-ins."""
 
+from tts_verifier.testing.checks import check_generator, check_strategy, check_verifier
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 
-__all__ = ["FakeGenerator", "FakeVerifier"]
+__all__ = ["FakeGenerator", "FakeVerifier", "check_generator", "check_strategy", "check_verifier"]

@@ -1,0 +1,196 @@
+"""Conformance: what every generator, verifier and strategy must do, as functions for tests.
+
+    def test_mine_conforms() -> None:
+        check_generator(MyGenerator())
+
+A check returns nothing, and raises AssertionError with the rule that was broken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.runner import run
+from tts_verifier.seams import Generator, Strategy, Verifier
+from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
+from tts_verifier.types import (
+    Continue,
+    Detail,
+    Draw,
+    Job,
+    Mask,
+    Prompt,
+    Proposal,
+    Repaint,
+    Sample,
+    Stored,
+    Task,
+    Trial,
+    Verdict,
+)
+
+MOST_ROUNDS: Final = 1000
+_PROMPT: Final = Prompt("check", "a red circle")
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise AssertionError(rule)
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Runs a strategy on fakes: it is pure, keeps to its kinds, ends, and depends on the prompt."""
+    _require(isinstance(strategy, Strategy), "a strategy has `needs` and `propose`")
+    seen: list[tuple[Task, tuple[Trial, ...], list[Proposal]]] = []
+
+    class Watched:
+        needs = strategy.needs
+
+        def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
+            proposals = strategy.propose(task, history)
+            seen.append((task, tuple(history), list(proposals)))
+            _require(len(seen) <= MOST_ROUNDS, f"a strategy must end within {MOST_ROUNDS} rounds")
+            return proposals
+
+    prompts = [_PROMPT, Prompt("other", "a blue square")]
+    result = run(prompts, FakeGenerator(), FakeVerifier(), Watched())
+    for task, history, proposals in seen:
+        _require(
+            strategy.propose(task, history) == proposals,
+            "the same history must give the same proposals: a strategy keeps no state",
+        )
+        strangers = {type(p).__name__ for p in proposals if type(p) not in strategy.needs}
+        _require(not strangers, f"`needs` must name every kind proposed, {strangers} is missing")
+    _require(all(c.trial for c in result.choices.values()), "a search must finish some picture")
+    roots = [{p for task, h, ps in seen if task.prompt == q and not h for p in ps} for q in prompts]
+    _require(not roots[0] & roots[1], "seeds must depend on the prompt: use seeds.seed_for")
+
+
+def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
+    """Draws a few pictures with every kind of proposal that a generator supports.
+
+    Args:
+        generator: the one to check.
+        tolerance: by how much a pixel may differ, of 255, when a job lands in another batch.
+    """
+    _require(isinstance(generator, Generator), "a generator has supports, settings, batch_size")
+    _require(generator.generate([]) == [], "no jobs make no samples")
+    _require(Draw in generator.supports, "every generator can draw from noise")
+    jobs = [Job(_PROMPT, Draw(seed)) for seed in (1, 2, 3)]
+    samples = generator.generate(jobs)
+    _require([s.job for s in samples] == jobs, "a sample for each job, in order, with its job")
+    pictures = [_picture(sample) for sample in samples]
+    _require(all(s.progress == 1 for s in samples), "a drawing to the end has progress 1")
+    _require(all(s.cost.network_evaluations > 0 for s in samples), "evaluations are counted")
+    _require(bool((pictures[0] != pictures[1]).any()), "another seed makes another picture")
+    alone = _picture(generator.generate(jobs[2:])[0])
+    _require(
+        bool(np.abs(alone - pictures[2]).max() <= tolerance),
+        "a job makes the same picture whatever batch it lands in",
+    )
+    if Continue in generator.supports:
+        _check_continue(generator)
+    if Repaint in generator.supports:
+        _check_repaint(generator, samples[0])
+
+
+def _picture(sample: Sample) -> NDArray[np.int64]:
+    _require(not sample.error, f"drawing must work here, it failed: {sample.error}")
+    _require(isinstance(sample.image, Image.Image), "a sample has a PIL image")
+    image = sample.image
+    _require(image is not None and image.mode == "RGB", "an image is RGB")
+    return np.asarray(image).astype(np.int64)
+
+
+def _as_parent(sample: Sample, name: str) -> Trial:
+    image, state = sample.image, sample.state
+    return Trial(
+        id=name,
+        prompt=_PROMPT,
+        round=0,
+        proposal=sample.job.proposal,
+        progress=sample.progress,
+        scores={},
+        objective=math.nan,
+        image=None if image is None else Stored(lambda: image),
+        state=None if state is None else Stored(lambda: state),
+    )
+
+
+def _check_continue(generator: Generator) -> None:
+    half = generator.generate([Job(_PROMPT, Draw(1, until=0.5))])[0]
+    _picture(half)
+    _require(0 < half.progress < 1, "a drawing stopped half-way has a progress between 0 and 1")
+    _require(half.state is not None, "an unfinished drawing has a state")
+    job = Job(_PROMPT, Continue("half", 1.0, 2), (_as_parent(half, "half"),))
+    whole = generator.generate([job])[0]
+    _picture(whole)
+    _require(whole.progress == 1, "a drawing carried on to the end has progress 1")
+    _require(
+        whole.cost.network_evaluations > 0
+        and half.cost.network_evaluations + whole.cost.network_evaluations
+        <= 1.2 * generator.generate([Job(_PROMPT, Draw(1))])[0].cost.network_evaluations,
+        "a drawing in two parts costs what a whole one costs",
+    )
+
+
+def _check_repaint(generator: Generator, sample: Sample) -> None:
+    before = _picture(sample)
+    height, width, _ = before.shape
+    left = np.broadcast_to(np.arange(width) < width // 2, (height, width))
+    job = Job(_PROMPT, Repaint("whole", Mask.of(left), 5), (_as_parent(sample, "whole"),))
+    after = _picture(generator.generate([job])[0])
+    _require(after.shape == before.shape, "a repainted picture has its parent's size")
+    change = np.abs(after - before).mean(axis=2)
+    _require(bool(change[left].mean() > change[~left].mean()), "a repaint changes what is masked")
+
+
+def check_verifier(
+    verifier: Verifier, images: Sequence[Image.Image], prompts: Sequence[str]
+) -> None:
+    """Judges pictures of the caller's, at least two, in every way the seam allows."""
+    _require(isinstance(verifier, Verifier), "a verifier derives from Verifier")
+    _require(verifier.verify([], []) == [], "no images make no verdicts")
+    details: tuple[Detail, ...] = ("diagnose", "score")
+    for detail in details:
+        verdicts = verifier.verify(images, prompts, detail=detail)
+        _require(len(verdicts) == len(images), "a verdict for each image")
+        for image, verdict in zip(images, verdicts, strict=True):
+            _check_verdict(image, verdict)
+    backward = verifier.verify(images[::-1], prompts[::-1])[::-1]
+    for one, other in zip(verifier.verify(images, prompts), backward, strict=True):
+        same = all(_near(one.scores[n], other.scores.get(n, math.nan)) for n in one.scores)
+        _require(same, "a verdict does not depend on its place in the batch")
+    ranking = verifier.rerank(images, prompts[0])
+    values = [-math.inf if math.isnan(item.objective) else item.objective for item in ranking]
+    _require(values == sorted(values, reverse=True), "a ranking goes from best to worst")
+    try:
+        verifier.verify(images, prompts[1:])
+    except InputError:
+        return
+    raise AssertionError("a number of prompts other than that of images is an InputError")
+
+
+def _near(one: float, other: float) -> bool:
+    return (math.isnan(one) and math.isnan(other)) or abs(one - other) < 0.05
+
+
+def _check_verdict(image: Image.Image, verdict: Verdict) -> None:
+    _require(bool(verdict.scores), "a verdict has scores, NaN where they are unusable")
+    for name, value in verdict.scores.items():
+        _require(math.isnan(value) or 0 <= value <= 1, f"{name} must be in [0, 1] or NaN: {value}")
+    for name, heatmap in verdict.heatmaps.items():
+        _require(heatmap.shape == (image.height, image.width), f"{name} is on the image's pixels")
+        _require(heatmap.dtype == np.float32, f"{name} is float32")
+        _require(bool(heatmap.min() >= 0 and heatmap.max() <= 1), f"{name} is in [0, 1]")
+    for x1, y1, x2, y2 in verdict.boxes:
+        inside = 0 <= x1 <= x2 <= image.width and 0 <= y1 <= y2 <= image.height
+        _require(inside, f"a box lies within the image: {(x1, y1, x2, y2)}")
+    _require(verdict.cost.verifier_calls >= 1, "a verdict counts as a verifier call")
