@@ -34,9 +34,7 @@ FRAME: Final = 512
 STEP: Final = 8
 LOOK: Final = "<think>\nObjects:"
 CHECKS: Final = "\nChecks:"
-REGIONS: Final = (
-    "\nI need to focus on the bounding box area. Proposed regions (xyxy): "
-)
+REGIONS: Final = "\nI need to focus on the bounding box area. Proposed regions (xyxy): "
 ANSWER: Final = "</think>\n<answer>"
 END: Final = "</answer>"
 NAMES: Final = {
@@ -45,9 +43,12 @@ NAMES: Final = {
     "plausibility": "; Plausibility score: ",
     "overall": "; Overall Impression score: ",
 }
-"""Score -> the words before its number; a location follows the first and the third."""
-MISALIGNMENT: Final = "; Misalignment Locations: <|misalignment|>"
-ARTIFACT: Final = "; Artifact Locations: <|artifact|>"
+"""Score -> the words before its number."""
+LOCATIONS: Final = {
+    "semantic_alignment": "; Misalignment Locations: <|misalignment|>",
+    "plausibility": "; Artifact Locations: <|artifact|>",
+}
+"""Score -> the location that follows its number."""
 MOST_REGIONS: Final = 6
 VERDICTS: Final = (" ok;", " wrong;", " wrong shape;", " wrong colour;", " missing;")
 MISALIGNED: Final = "misaligned"
@@ -68,7 +69,7 @@ PHRASES: Final = (
     " right of",
     ANSWER,
     *NAMES.values(),
-    *(part.partition("<|")[0] for part in (MISALIGNMENT, ARTIFACT)),
+    *(words.partition("<|")[0] for words in LOCATIONS.values()),
     END,
 )
 """The fixed parts, each a token of the bundled tokenizer."""
@@ -104,13 +105,20 @@ def regions(found: Sequence[Region]) -> str:
 
 
 def answer(scores: Mapping[str, float]) -> str:
-    """Writes what follows <answer>; a score that is not known is written as 0.50."""
-    text = ""
+    """Writes what follows <answer>."""
+    return "".join(text for text, _ in answer_parts(scores))
+
+
+def answer_parts(scores: Mapping[str, float]) -> list[tuple[str, bool]]:
+    """Cuts the answer where it is known or not: a score that is NaN is written as 0.50."""
+    parts: list[tuple[str, bool]] = []
     for name, words in NAMES.items():
-        value = scores.get(name, math.nan)
-        text += f"{words}{0.5 if math.isnan(value) else value:.2f}"
-        text += {"semantic_alignment": MISALIGNMENT, "plausibility": ARTIFACT}.get(name, "")
-    return text + END
+        value = scores[name]
+        known = not math.isnan(value)
+        parts += [(words, True), (f"{value if known else 0.5:.2f}", known)]
+        if name in LOCATIONS:
+            parts.append((LOCATIONS[name], True))
+    return [*parts, (END, True)]
 
 
 def faults(reading: Reading, artifact: Box | None = None, kind: str = "") -> list[Region]:
