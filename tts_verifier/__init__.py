@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tts_verifier.errors import TTSError
     from tts_verifier.objective import Objective
+    from tts_verifier.ranking import Ranking
     from tts_verifier.runner import run
     from tts_verifier.seams import Generator, Strategy, Verifier
     from tts_verifier.strategies.best_of_n import BestOfN
-    from tts_verifier.types import Prompt, Ranking, Verdict
+    from tts_verifier.types import Prompt, Verdict
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ _HOME = {
     "Generator": "seams",
     "Objective": "objective",
     "Prompt": "types",
-    "Ranking": "types",
+    "Ranking": "ranking",
     "Strategy": "seams",
     "TTSError": "errors",
     "Verdict": "types",

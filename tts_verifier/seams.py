@@ -15,12 +15,11 @@ from PIL import Image
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.objective import Objective, order
+from tts_verifier.ranking import Ranked, Ranking
 from tts_verifier.types import (
     Detail,
     Job,
     Proposal,
-    Ranked,
-    Ranking,
     Sample,
     Setting,
     Task,

@@ -7,9 +7,9 @@ imported, so that strategies, logs and reports need no deep-learning library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar, overload
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -375,41 +375,3 @@ class Choice:
 
     trial: Trial | None
     order: tuple[Trial, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ranked:
-    """One image of a ranking; `index` is its place in the input."""
-
-    index: int
-    image: Image.Image
-    objective: float
-    verdict: Verdict
-
-
-class Ranking(Sequence[Ranked]):
-    """Images in order, best first; an unusable score ranks last."""
-
-    def __init__(self, items: Sequence[Ranked]) -> None:
-        self._items = tuple(items)
-
-    @overload
-    def __getitem__(self, index: int) -> Ranked: ...
-    @overload
-    def __getitem__(self, index: slice) -> Ranking: ...
-    def __getitem__(self, index: int | slice) -> Ranked | Ranking:
-        if isinstance(index, slice):
-            return Ranking(self._items[index])
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    @property
-    def best(self) -> Ranked:
-        """The first item."""
-        return self._items[0]
-
-    def __repr__(self) -> str:
-        rows = ", ".join(f"{item.index}: {item.objective:.3f}" for item in self._items)
-        return f"Ranking({rows})"

@@ -1,0 +1,58 @@
+"""Importing the package, and asking for help, loads no deep-learning library."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tts_verifier
+
+HEAVY = "{'torch', 'transformers', 'diffusers', 'pyarrow', 'pandas'} & set(sys.modules)"
+
+
+def fresh(code: str) -> str:
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint(sorted({HEAVY}))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert fresh("import tts_verifier; tts_verifier.Objective, tts_verifier.Verifier") == "[]\n"
+
+
+def test_running_on_fakes_needs_no_torch() -> None:
+    code = """
+from tts_verifier import BestOfN, run
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+run(['a red circle'], FakeGenerator(), FakeVerifier(), BestOfN(2))
+"""
+    assert "torch" not in fresh(code)
+
+
+@pytest.mark.parametrize("command", ["run", "score"])
+def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
+    code = f"""
+from tts_verifier import cli
+try:
+    cli.{command}(['--help'])
+except SystemExit as end:
+    assert end.code == 0
+"""
+    best = 9.0
+    for _ in range(3):
+        began = time.perf_counter()
+        shown = fresh(code)
+        best = min(best, time.perf_counter() - began)
+    assert shown.endswith("[]\n")
+    assert "Example:" in shown
+    assert best < 0.5
+
+
+def test_every_public_name_is_there() -> None:
+    assert tts_verifier.__all__ == sorted(tts_verifier.__all__)
+    for name in tts_verifier.__all__:
+        assert getattr(tts_verifier, name) is not None
+    assert set(tts_verifier.__all__) <= set(dir(tts_verifier))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        tts_verifier.nothing  # noqa: B018

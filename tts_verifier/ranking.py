@@ -1,0 +1,49 @@
+"""Images in order, best first: what `rerank` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from PIL import Image
+
+from tts_verifier.types import Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """One image of a ranking; `index` is its place in the input."""
+
+    index: int
+    image: Image.Image
+    objective: float
+    verdict: Verdict
+
+
+class Ranking(Sequence[Ranked]):
+    """Images in order, best first; an unusable score ranks last."""
+
+    def __init__(self, items: Sequence[Ranked]) -> None:
+        self._items = tuple(items)
+
+    @overload
+    def __getitem__(self, index: int) -> Ranked: ...
+    @overload
+    def __getitem__(self, index: slice) -> Ranking: ...
+    def __getitem__(self, index: int | slice) -> Ranked | Ranking:
+        if isinstance(index, slice):
+            return Ranking(self._items[index])
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def best(self) -> Ranked:
+        """The first item."""
+        return self._items[0]
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{item.index}: {item.objective:.3f}" for item in self._items)
+        return f"Ranking({rows})"
