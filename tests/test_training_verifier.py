@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.shapes.captions import captions
+from tts_verifier.training import verifier
+from tts_verifier.training.loop import Average, rate
+from tts_verifier.training.verifier_checks import check, found, held_out
+from tts_verifier.training.verifier_config import CONFIGS, Sizes, preset
+from tts_verifier.training.verifier_data import Batch, Maker, Samples, Writer
+from tts_verifier.training.verifier_step import Eye, Step
+from tts_verifier.verifiers.imagedoctor.loading import load
+from tts_verifier.verifiers.imagedoctor.loss import IGNORED
+
+TINY = Sizes(
+    input_size=56,
+    vision_depth=1,
+    vision_width=32,
+    vision_heads=2,
+    vision_mlp=32,
+    depth=1,
+    width=32,
+    heads=2,
+    kv_heads=1,
+    mlp=32,
+    head_width=16,
+    head_mlp=16,
+    stem=(16, 8),
+    stages=(8, 8, 8, 8),
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A checkpoint of random weights, read for training."""
+    folder = tmp_path_factory.mktemp("tiny")
+    verifier.begin(folder, TINY, seed=0)
+    c = verifier.read_checkpoint(folder, torch.device("cpu"))
+    writer = Writer(c.words, c.model.config, 4, answer_only=0.3)
+    return SimpleNamespace(folder=folder, checkpoint=c, writer=writer)
+
+
+def text(tiny: SimpleNamespace, ids: torch.Tensor) -> str:
+    return tiny.checkpoint.words._full.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def test_pictures_become_the_patches_that_the_processor_makes(tiny: SimpleNamespace) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    ours = Eye(tiny.checkpoint.processor)(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    theirs = [tiny.checkpoint.processor(Image.fromarray(p)).values for p in pixels]
+    level = 1 / 255 / 0.26
+    np.testing.assert_allclose(ours.numpy(), np.concatenate(theirs), atol=1.1 * level)
+
+
+def test_stage_look_learns_the_list_of_objects_alone(tiny: SimpleNamespace) -> None:
+    batch = Maker(tiny.writer, "look", seed=0).batch(4)
+    assert batch.maps is None
+    for ids, labels in zip(batch.ids, batch.labels, strict=True):
+        learned = labels != IGNORED
+        assert (ids[learned] == labels[learned]).all()
+        assert text(tiny, ids[learned]).startswith("<think>\nObjects:")
+        assert text(tiny, ids[learned]).endswith("\nChecks:")
+
+
+def test_rows_without_pictures_are_given_the_list_and_learn_the_comparison(
+    tiny: SimpleNamespace,
+) -> None:
+    batch = Maker(tiny.writer, "text", seed=0).batch(4)
+    assert not (batch.ids == tiny.checkpoint.model.config.image_token_id).any()
+    for ids, labels in zip(batch.ids, batch.labels, strict=True):
+        assert "Objects:" in text(tiny, ids)
+        assert text(tiny, ids[labels != IGNORED]).startswith("\nChecks:")
+
+
+def test_stage_judge_learns_the_whole_reply_and_sometimes_the_answer_alone(
+    tiny: SimpleNamespace,
+) -> None:
+    batch = Maker(tiny.writer, "judge", seed=0, length=144).batch(16)
+    assert batch.ids.shape == (16, 144)
+    starts = {text(tiny, row[row != IGNORED])[:8] for row in batch.labels}
+    assert starts == {"<think>\n", "Semantic"}
+    assert batch.known is not None
+    assert batch.known.all()
+
+
+def samples() -> Samples:
+    return Samples(np.full((8, 128, 128, 3), 240, np.uint8), captions(8, seed=0))
+
+
+def test_what_the_oracle_does_not_know_of_a_sample_is_not_learned(tiny: SimpleNamespace) -> None:
+    maker = Maker(tiny.writer, "judge", seed=1)
+    batch = maker._sampled(samples(), 8)
+    assert batch.known is not None
+    assert batch.known[:, 0].all()
+    assert not batch.known[:, 1].all()
+    for row in batch.labels:
+        learned = text(tiny, row[row != IGNORED])
+        assert "Plausibility score: ; Artifact" in learned
+        assert "Alignment score: ;" not in learned
+
+
+def test_samples_are_read_from_a_folder_that_has_some(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must hold \*\.npz files"):
+        Samples.read(tmp_path)
+    given = samples()
+    np.savez(tmp_path / "a.npz", images=given.images, captions=np.array(given.captions))
+    read = Samples.read(tmp_path)
+    assert read.captions == given.captions
+    assert (read.images == given.images).all()
+
+
+def test_a_few_steps_on_one_batch_lower_every_loss(tiny: SimpleNamespace) -> None:
+    checkpoint = verifier.read_checkpoint(tiny.folder, torch.device("cpu"))
+    step = Step(checkpoint.model, checkpoint.processor)
+    step.at(3e-3)
+    pictures = Maker(tiny.writer, "judge", seed=0).batch(4)
+    texts = Maker(tiny.writer, "text", seed=0).batch(4)
+    history = torch.stack([step(pictures, texts) for _ in range(25)])
+    assert (history[-3:].mean(0) < history[:3].mean(0)).all()
+
+
+def test_a_batch_on_its_way_keeps_what_there_is() -> None:
+    batch = Batch(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1))
+    assert len(batch.to(torch.device("cpu")).tensors()) == 3
+
+
+def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
+    tiny: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    training = replace(CONFIGS["cpu"].training, batch=2, text_batch=2, check_pictures=4)
+    run = verifier.Run("judge", tiny.folder, tmp_path / "judge", 0.01, 0, None)
+    verifier.Trainer(run, training).train()
+    assert "objects" in capsys.readouterr().out
+    verifier.write_checkpoint(
+        verifier.load_model(run.out), run.out, tmp_path / "export", torch.float16
+    )
+    loaded = load(tmp_path / "export")
+    assert loaded.limits.max_new_tokens == 192
+    assert set(check(loaded, held_out(2, seed=0))) >= {"plcc", "objects", "whole"}
+
+
+def test_objects_count_when_they_are_named_and_placed() -> None:
+    truth = "<think>\nObjects:#1 red star 80 80 40#2 blue ring 400 400 80"
+    said = "<think>\nObjects:#1 red star 80 96 40#2 blue star 400 400 80\nChecks: ring"
+    assert found(said, truth) == (2, 1, 1)
+    assert found("nothing", truth) == (2, 0, 0)
+
+
+def test_near_numbers_start_with_near_embeddings(tiny: SimpleNamespace) -> None:
+    words = tiny.checkpoint.words
+    table = tiny.checkpoint.model.model.embed_tokens.weight
+    rows = table[[words.encode(f" {n}")[0] for n in (248, 256, 480)]]
+    near, far = torch.cosine_similarity(rows[:1], rows[1:])
+    assert near > 0.7
+    assert far < 0.5
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    assert [rate(2.0, p) for p in (0.0, 0.3, 0.75, 1.0, 1.5)] == [0.0, 2.0, 1.0, 0.0, 0.0]
+
+
+def test_the_average_follows_the_weights() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = Average(model, 0.9)
+    model.weight.data.fill_(7.0)
+    for _ in range(100):
+        average.update()
+    torch.testing.assert_close(
+        next(average.model.parameters()), torch.full((1, 1), 7.0), atol=0.01, rtol=0
+    )
+
+
+def test_both_presets_fit_the_repository_and_an_unknown_one_is_an_error() -> None:
+    with pytest.raises(InputError, match="one of cpu, gpu, got 'tpu'"):
+        preset("tpu")
+    for name, limit in (("cpu", 8), ("gpu", 24)):
+        sizes = CONFIGS[name].sizes
+        assert sizes.input_size % 28 == 0
+        assert verifier.megabytes(sizes) < limit
