@@ -30,7 +30,7 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
         for row in rows:
             if row.chosen is not None and row.chosen.image is not None:
                 # Quoted, so that no id can name a file elsewhere.
-                name = quote(row.name, safe=" ")
+                name = quote(row.prompt.id, safe=" ")
                 row.chosen.image.load().save(folder / "chosen" / f"{name}.png")
         sheet(rows[:SHEET_PROMPTS]).save(folder / "chosen.png")
     except OSError as error:
@@ -46,8 +46,7 @@ def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     for i, row in enumerate(rows):
         x, y = i % columns * width, i // columns * height
-        some = row.chosen or row.first
-        draw.text((x + 2, y + 2), _latin(some.prompt.text if some else row.name), "black")
+        draw.text((x + 2, y + 2), _latin(row.prompt.text), "black")
         for j, (label, trial) in enumerate((("first", row.first), ("chosen", row.chosen))):
             left = x + j * (_TILE + 4)
             caption = f"{label} {trial.objective:.3f}" if trial else f"{label}: none"

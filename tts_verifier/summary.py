@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from tts_verifier.types import Choice, Look, Trial
+from tts_verifier.types import Choice, Look, Prompt, Trial
 
 Interval = tuple[float, float]
 
@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 class PromptSummary:
     """One prompt: its first finished draw, the chosen trial, all finished ones, best first."""
 
-    name: str
+    prompt: Prompt
     first: Trial | None
     chosen: Trial | None
     finished: tuple[Trial, ...]
@@ -74,7 +74,8 @@ def summarise(choices: Mapping[str, Choice], trials: Sequence[Trial]) -> Summary
     for name, choice in choices.items():
         drawn = [t for t in by_prompt[name] if not isinstance(t.proposal, Look)]
         first = next((t for t in drawn if t.progress >= 1 and t.image), None)
-        rows.append(PromptSummary(name, first, choice.trial, choice.order))
+        prompt = by_prompt[name][0].prompt if by_prompt[name] else Prompt(name, "")
+        rows.append(PromptSummary(prompt, first, choice.trial, choice.order))
     usable = [(r.first, r.chosen) for r in rows if r.first and r.chosen and not r.first.error]
     return Summary(
         prompts=tuple(rows),
@@ -186,9 +187,8 @@ def _table(rows: Sequence[PromptSummary]) -> list[str]:
     table = [["prompt", *names]]
     for row in rows:
         texts = [f"{_value(row.first, n)} -> {_value(row.chosen, n)}" for n in names]
-        trial = row.chosen or row.first
-        text = trial.prompt.text if trial else ""
-        table.append([f"{row.name} {text if len(text) <= 40 else text[:39] + '…'}", *texts])
+        text = row.prompt.text
+        table.append([f"{row.prompt.id} {text if len(text) <= 40 else text[:39] + '…'}", *texts])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

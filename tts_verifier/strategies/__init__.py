@@ -1,0 +1,1 @@
+"""What decides which pictures to draw next; one algorithm a file."""

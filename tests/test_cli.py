@@ -1,0 +1,160 @@
+"""The commands: what they print, and how they fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tts_verifier import cli
+from tts_verifier.testing import FakeGenerator
+
+
+def invoke(command: str, *arguments: object) -> Result:
+    return CliRunner().invoke(getattr(cli, command), [str(a) for a in arguments])
+
+
+def test_a_run_prints_recipe_and_summary_and_leaves_its_folder(tmp_path: Path) -> None:
+    done = invoke("run", "fake", "strategy.n=3", "--output", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "strategy:\n  name: best_of_n\n  n: 3\n" in done.stdout
+    assert "3 prompts, 9 candidates, 0 prompts with a tie for the best" in done.stdout
+    assert f"log: {tmp_path / 'run'}" in done.stdout
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names >= {"trials.parquet", "header.json", "chosen", "chosen.png", "images"}
+    assert len(pd.read_parquet(tmp_path / "run" / "trials.parquet")) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nothing",), "Error: There is no recipe file and no packaged recipe 'nothing'."),
+        (("fake", "strategy.n=0"), "n must be a positive integer, got 0."),
+        (("fake", "strategy.m=1"), "unknown key 'strategy.m'. Available: n."),
+    ],
+)
+def test_a_mistake_is_one_line_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = invoke("run", *arguments, "--output", tmp_path)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_another_recipes_folder_is_an_error(tmp_path: Path) -> None:
+    assert invoke("run", "fake", "--output", tmp_path).exit_code == 0
+    done = invoke("run", "fake", "seed=1", "--output", tmp_path)
+    assert done.exit_code == 2
+    assert "recipe.seed: 0 there, 1 here" in done.stderr
+
+
+def test_what_is_stopped_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: FakeGenerator, jobs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeGenerator, "generate", stop)
+    done = invoke("run", "fake", "--output", tmp_path)
+    assert done.exit_code == 130
+    assert "the same command continues it" in done.stderr
+
+
+def test_ctrl_c_leaves_a_log_that_the_same_command_continues(tmp_path: Path) -> None:
+    code = """
+import time
+from tts_verifier import cli
+from tts_verifier.testing import FakeGenerator
+draw = FakeGenerator.generate
+def slow(self, jobs):
+    time.sleep(0.2)
+    return draw(self, jobs)
+FakeGenerator.generate = slow
+cli.run()
+"""
+    command = [sys.executable, "-c", code, "fake", "strategy.n=40", "--output", str(tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    parts = tmp_path / "parts"
+    while not parts.exists() or len(list(parts.iterdir())) < 2:
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGINT)
+    _, shown = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert b"the same command continues it" in shown
+    judged = pd.read_parquet(parts)
+    assert 8 <= len(judged) < 120
+    done = invoke("run", "fake", "strategy.n=40", "--output", tmp_path)
+    assert done.exit_code == 0
+    table = pd.read_parquet(tmp_path / "trials.parquet")
+    assert len(table) == table.trial_id.nunique() == 120
+    assert set(judged.trial_id) <= set(table.trial_id)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{colour}.png" for colour in ("blue", "red")]
+    for path in paths:
+        Image.new("RGB", (4, 4), path.stem).save(path)
+    return paths
+
+
+def test_scores_are_a_table_best_first(pictures: list[Path]) -> None:
+    done = invoke("score", *pictures, "--prompt", "x", "--verifier", "fake")
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.stdout.splitlines()]
+    names = ["image", "objective", "semantic_alignment", "aesthetics", "plausibility", "overall"]
+    assert rows == [
+        names,
+        [str(pictures[1]), "0.800", "1.000", "0.000", "0.000", "0.333"],
+        [str(pictures[0]), "0.100", "0.000", "0.000", "1.000", "0.333"],
+    ]
+
+
+def test_scores_are_json_lines(pictures: list[Path]) -> None:
+    arguments = ("--prompt", "x", "--verifier", "fake", "--format", "jsonl")
+    done = invoke("score", *pictures, *arguments)
+    first = json.loads(done.stdout.splitlines()[0])
+    assert first == {
+        "image": str(pictures[1]),
+        "objective": 0.8,
+        "semantic_alignment": 1.0,
+        "aesthetics": 0.0,
+        "plausibility": 0.0,
+        "overall": pytest.approx(1 / 3),
+        "boxes": [[0.0, 0.0, 2.0, 4.0]],
+        "reply": "semantic_alignment=1.000, aesthetics=0.000, plausibility=0.000, overall=0.333",
+    }
+    quick = invoke("score", *pictures, *arguments, "--detail", "score")
+    assert json.loads(quick.stdout.splitlines()[0])["boxes"] == []
+
+
+def test_an_unusable_score_is_null_in_json(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tts_verifier.testing import fakes
+
+    monkeypatch.setattr(fakes, "_colours", lambda image, prompt: {"overall": float("nan")})
+    arguments = ("--prompt", "x", "--verifier", "fake", "--format", "jsonl")
+    line = json.loads(invoke("score", *pictures, *arguments).stdout.splitlines()[0])
+    assert (line["overall"], line["objective"]) == (None, None)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no")
+    done = invoke("score", tmp_path / "bad.png", "--prompt", "x", "--verifier", "fake")
+    assert done.exit_code == 2
+    assert "bad.png is not" in done.stderr
+
+
+def test_a_verifier_that_is_not_there_is_named(pictures: list[Path]) -> None:
+    done = invoke("score", *pictures, "--prompt", "x", "--verifier", "no/such/folder")
+    assert done.exit_code == 2
+    assert "no/such/folder" in done.stderr

@@ -1,0 +1,113 @@
+"""One number to climb, one order, one choice; what fails never wins."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.objective import Objective, choose, order
+from tts_verifier.ranking import Ranked, Ranking
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import Draw, Look, Prompt, Trial, Verdict
+
+NAN = math.nan
+
+
+def test_the_default_is_the_official_reward() -> None:
+    scores = {"semantic_alignment": 1.0, "aesthetics": 0.5, "plausibility": 0.0, "overall": 0.3}
+    assert Objective()(scores) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("scores", [{}, {"a": NAN}, {"b": 1.0}, {"a": math.inf}])
+def test_a_missing_or_unusable_score_is_nan(scores: dict[str, float]) -> None:
+    assert math.isnan(Objective({"a": 1})(scores))
+
+
+def test_a_score_of_weight_zero_is_not_needed() -> None:
+    assert Objective({"a": 2.0, "b": 0.0})({"a": 0.5}) == 1.0
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": NAN}, {"a": 1.0, "b": math.inf}])
+def test_unusable_weights_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="An objective needs"):
+        Objective(weights)
+
+
+def test_an_objective_shows_its_weights() -> None:
+    assert repr(Objective({"a": 1.0})) == "Objective({'a': 1.0})"
+
+
+def test_equal_values_keep_their_order_and_nan_comes_last() -> None:
+    assert order([0.5, NAN, 0.9, 0.5, -math.inf, NAN]) == [2, 0, 3, 4, 1, 5]
+
+
+@given(st.lists(st.floats()))
+def test_an_order_is_a_permutation_from_best_to_worst(values: list[float]) -> None:
+    ranked = [values[i] for i in order(values)]
+    assert sorted(order(values)) == list(range(len(values)))
+    usable = [v for v in ranked if not math.isnan(v)]
+    assert usable == sorted(usable, reverse=True)
+    assert all(math.isnan(v) for v in ranked[len(usable) :])
+
+
+def trial(name: str, objective: float, progress: float = 1.0, proposal: object = None) -> Trial:
+    return Trial(name, Prompt("0", "x"), 0, proposal or Draw(1), progress, {}, objective)
+
+
+def test_the_best_finished_trial_is_chosen() -> None:
+    history = [trial("a", 0.5), trial("b", 0.9, progress=0.5), trial("c", 0.7), trial("d", NAN)]
+    choice = choose(history)
+    assert choice.trial is not None
+    assert choice.trial.id == "c"
+    assert [t.id for t in choice.order] == ["c", "a", "d"]
+
+
+def test_a_look_replaces_the_quick_score() -> None:
+    history = [trial("a", 0.9), trial("b", 0.8), trial("l", 0.3, proposal=Look("a"))]
+    choice = choose(history)
+    assert [t.id for t in choice.order] == ["b", "l"]
+
+
+@pytest.mark.parametrize("history", [[], [trial("a", NAN)], [trial("a", 0.5, progress=0.2)]])
+def test_nothing_usable_is_no_choice(history: list[Trial]) -> None:
+    assert choose(history).trial is None
+
+
+def test_a_ranking_is_a_sequence_best_first() -> None:
+    colours = [Image.new("RGB", (2, 2), c) for c in ("blue", "red", "white")]
+    ranking = FakeVerifier().rerank(colours, "a red square")
+    assert [item.index for item in ranking] == [2, 1, 0]
+    assert ranking.best is ranking[0]
+    assert ranking[0].objective == pytest.approx(1.0)
+    assert isinstance(ranking[1:], Ranking)
+    assert [item.index for item in ranking[1:]] == [1, 0]
+    assert repr(ranking) == "Ranking(2: 1.000, 1: 0.800, 0: 0.100)"
+
+
+def test_a_ranking_by_another_objective() -> None:
+    colours = [Image.new("RGB", (2, 2), c) for c in ("blue", "red")]
+    ranking = FakeVerifier().rerank(colours, "x", objective=Objective({"plausibility": 1.0}))
+    assert [item.index for item in ranking] == [0, 1]
+    ranking = FakeVerifier().rerank(colours, "x", objective=lambda scores: -scores["aesthetics"])
+    assert isinstance(ranking[0], Ranked)
+
+
+def test_an_unusable_score_ranks_last() -> None:
+    red = FakeVerifier(unparsable=lambda image, prompt: image.getpixel((0, 0))[0] > 0)
+    ranking = red.rerank([Image.new("RGB", (2, 2), c) for c in ("red", "blue")], "x")
+    assert [item.index for item in ranking] == [1, 0]
+    assert isinstance(ranking[1].verdict, Verdict)
+    assert ranking[1].verdict.text == "no idea"
+
+
+def test_nothing_cannot_be_ranked() -> None:
+    with pytest.raises(InputError, match="rerank needs at least one image"):
+        FakeVerifier().rerank([], "x")
+
+
+def test_one_prompt_for_each_image() -> None:
+    with pytest.raises(InputError, match="got 1 images and 2 prompts"):
+        FakeVerifier().verify([Image.new("RGB", (2, 2))], ["a", "b"])
