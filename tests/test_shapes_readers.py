@@ -66,6 +66,30 @@ def test_a_blob_is_a_thing_of_no_known_shape():
     assert "red thing of no known shape" in reading.describe()
 
 
+def test_a_bitten_thing_keeps_its_shape_and_its_fragment():
+    picture = np.asarray(shapes.render("a blue square", 3)).copy()
+    rows, columns = np.nonzero(picture[..., 0] < 100)
+    middle = int(columns.mean()) + 8
+    picture[rows.min() : rows.min() + 14, middle - 3 : middle + 4] = picture[0, 0]
+    picture[: rows.min() + 8, middle:] = picture[0, 0]
+    assert shapes.oracle(picture, "a blue square").passed
+
+
+def test_specks_are_not_things():
+    picture = np.asarray(shapes.render("a blue square", 3)).copy()
+    for corner in ((2, 2), (120, 2), (2, 120)):
+        picture[corner[0] : corner[0] + 6, corner[1] : corner[1] + 6] = (222, 40, 40)
+    assert shapes.oracle(picture, "a blue square").passed
+
+
+def test_reading_in_processes_is_reading_one_by_one():
+    specs, pixels, _ = flawed(12, 23)
+    together = oracle_reader.read_batch(pixels, specs, workers=2)
+    alone = oracle_reader.read_batch(pixels, specs, workers=1)
+    assert [r.constraints for r in together] == [r.constraints for r in alone]
+    assert [r.boxes for r in together] == [r.boxes for r in alone]
+
+
 def test_touching_equal_things_are_told_apart():
     at = np.mgrid[:128, :128] + 0.5
     picture = np.full((128, 128, 3), 235, np.uint8)
