@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tts_verifier import cli
+from tts_verifier.errors import CheckpointError
+from tts_verifier.seams import Verifier
 from tts_verifier.testing import FakeGenerator
 
 
@@ -71,6 +73,8 @@ def test_ctrl_c_leaves_a_log_that_the_same_command_continues(tmp_path: Path) -> 
     code = """
 import time
 from tts_verifier import cli
+from tts_verifier.errors import CheckpointError
+from tts_verifier.seams import Verifier
 from tts_verifier.testing import FakeGenerator
 draw = FakeGenerator.generate
 def slow(self, jobs):
@@ -154,7 +158,12 @@ def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
     assert "bad.png is not" in done.stderr
 
 
-def test_a_verifier_that_is_not_there_is_named(pictures: list[Path]) -> None:
+def test_a_verifier_that_is_not_there_is_named(
+    pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise CheckpointError(f"There is no {name}.")
+
+    monkeypatch.setattr(Verifier, "from_pretrained", missing)
     done = invoke("score", *pictures, "--prompt", "x", "--verifier", "no/such/folder")
-    assert done.exit_code == 2
-    assert "no/such/folder" in done.stderr
+    assert (done.exit_code, done.stderr) == (2, "Error: There is no no/such/folder.\n")
