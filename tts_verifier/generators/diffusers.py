@@ -171,8 +171,7 @@ def load(model: str | Path, dtype: str | None = None, device: str | None = None)
     try:
         index = DiffusionPipeline.load_config(folder)
         empty = {k: None for k, v in index.items() if isinstance(v, list) and v == [None, None]}
-        build: Any = DiffusionPipeline.from_pretrained
-        pipe = build(folder, dtype=getattr(torch, kind), **empty)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, kind), **empty)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"No pipeline could be loaded from {model}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
