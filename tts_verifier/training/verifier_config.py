@@ -13,6 +13,11 @@ from typing import Any, Final
 
 from tts_verifier.errors import InputError
 
+ROPE_THETA: Final = 10.0
+"""M-RoPE gives columns the slowest frequencies. With the official 1e6 (or 1e4) and small heads
+these do not turn at all over a few cells, and a model that starts from nothing cannot tell
+left from right."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -65,7 +70,7 @@ class Sizes:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "max_position_embeddings": 4096,
-            "rope_theta": 10_000.0,
+            "rope_theta": ROPE_THETA,
             "rope_scaling": {"mrope_section": self._section(), "rope_type": "default"},
             "vision_config": self._vision(),
             "heatmap_config": self._heads(),

@@ -38,6 +38,8 @@ from tts_verifier.verifiers.imagedoctor.prompt import Words
 Stage = Literal["look", "text", "judge"]
 ROUND: Final = 8
 """Rows of a batch without a fixed length are padded to a multiple of this."""
+UNRELATED: Final = 0.75
+"""Share of `look` rows with a caption of another picture, lest it be read instead."""
 SCORED_BY_ORACLE: Final = frozenset({"semantic_alignment"})
 
 
@@ -219,6 +221,8 @@ class Maker:
     def _stacked(self, specs: Sequence[Spec], truths: Sequence[Truth]) -> Batch:
         rows = []
         for spec, truth in zip(specs, truths, strict=True):
+            if self.stage == "look" and self.rng.random() < UNRELATED:
+                spec = random_specs(1, self.rng, split="train")[0]
             caption = phrase(spec, self.rng.randrange(variants(spec)))
             brief = self.stage == "judge" and self.rng.random() < self.writer.answer_only
             rows.append(self.writer.row(self.stage, caption, spec, truth, brief=brief))

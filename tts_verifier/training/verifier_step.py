@@ -109,7 +109,7 @@ class Step:
     def _update(self, losses: Losses, written: Tensor) -> Tensor:
         self.optimiser.zero_grad(set_to_none=True)
         total = losses.total + written
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
         self.optimiser.step()
         parts = (total, losses.text, losses.artifact, losses.misalignment, written)

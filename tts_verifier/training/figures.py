@@ -1,0 +1,254 @@
+"""The verifier's held-out figures, a row a picture, with the controls that must fail.
+
+`renders`: pictures with planted flaws whose captions training never saw. `samples`: the
+generator's own, several a caption, held against the judge, which no training sees; half of
+them with a planted artifact. Controls: `shuffled` gives every picture another one's caption,
+`blank` a grey picture; the truth stays, so every figure must fall to chance. All goes through
+`Verifier.verify`: what is measured is what users run.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.seams import Verifier
+from tts_verifier.shapes.artifacts import plant_artifacts
+from tts_verifier.shapes.flaws import SCORES
+from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.judge_reader import read
+from tts_verifier.training.verifier_checks import correlation, held_out, pictures_of
+from tts_verifier.training.verifier_data import Samples
+from tts_verifier.types import Box, Verdict
+
+Control = Literal["none", "shuffled", "blank"]
+CONTROLS: Final[tuple[Control, ...]] = ("none", "shuffled", "blank")
+OVERLAP: Final = 0.5
+"""Least intersection over union of a box that points at a region."""
+PASSED: Final = 1 - 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A picture, its caption and the truth, NaN or None where it is not known.
+
+    `scores`: by name. `maps`: name -> float32 (128, 128) in [0, 1]. `boxes`: faulty regions
+    in the picture's pixels, None = not known.
+    """
+
+    picture: Image.Image
+    caption: str
+    scores: Mapping[str, float]
+    maps: Mapping[str, NDArray[np.float32]]
+    boxes: Sequence[Box] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture of one set under one control; NaN = not measured.
+
+    `true_*` and `said_*`: scores. `cc_*`: correlation of a map with a truth that is not
+    empty, 0 when the verifier gave no map. `regions`, `pointed_at`: true faulty regions, and
+    those that a box of the reply overlaps by `OVERLAP`. `whole`: all four scores were read.
+    """
+
+    set: str
+    control: str
+    caption: str
+    true_semantic_alignment: float
+    true_aesthetics: float
+    true_plausibility: float
+    true_overall: float
+    said_semantic_alignment: float
+    said_aesthetics: float
+    said_plausibility: float
+    said_overall: float
+    cc_misalignment: float
+    cc_artifact: float
+    regions: int
+    pointed_at: int
+    whole: bool
+    text: str
+
+
+def renders(count: int, seed: int) -> list[Case]:
+    """Makes held-out pictures with planted flaws."""
+    made = held_out(count, seed)
+    flawed = made.flawed
+    cases = []
+    for i, (picture, caption) in enumerate(zip(made.pictures, made.captions, strict=True)):
+        boxes = list(flawed.readings[i].boxes)
+        if flawed.artifacts.kind[i] >= 0:
+            x1, y1, x2, y2 = flawed.artifacts.box[i].tolist()
+            boxes.append((x1, y1, x2, y2))
+        maps = {
+            "misalignment": flawed.misalignment[i].numpy(),
+            "artifact": flawed.artifacts.map[i].numpy(),
+        }
+        scores = dict(zip(SCORES, flawed.scores[i].tolist(), strict=True))
+        cases.append(Case(picture, caption, scores, maps, boxes))
+    return cases
+
+
+def sampled(samples: Samples, *, artifacts: bool, seed: int = 0) -> list[Case]:
+    """Holds a generator's samples against the judge.
+
+    Args:
+        samples: several a caption, captions that training never saw.
+        artifacts: plant one into every sample; then its map is the truth, else the score is.
+        seed: of the planting.
+    """
+    pixels = torch.from_numpy(samples.images).permute(0, 3, 1, 2).float() / 255
+    share = 1.0 if artifacts else 0.0
+    planted = plant_artifacts(pixels, torch.Generator().manual_seed(seed), share=share)
+    unknown = dict.fromkeys(SCORES, math.nan)
+    cases = []
+    for i, (picture, caption) in enumerate(
+        zip(pictures_of(planted.images), samples.captions, strict=True)
+    ):
+        reading = read(samples.images[i], parse(caption))
+        maps = {"misalignment": reading.misalignment}
+        if artifacts:
+            maps = {"artifact": planted.map[i].numpy()}
+        cases.append(Case(picture, caption, unknown | {"semantic_alignment": reading.score}, maps))
+    return cases
+
+
+def measure(
+    verifier: Verifier, cases: Sequence[Case], *, name: str, control: Control = "none"
+) -> list[Row]:
+    """Asks the verifier about every case.
+
+    Raises:
+        InputError: there is no case, or the control is unknown.
+    """
+    if not cases or control not in CONTROLS:
+        raise InputError(
+            f"measure needs cases and a control of {', '.join(CONTROLS)}, got {len(cases)} cases "
+            f"and {control!r}."
+        )
+    pictures = [case.picture for case in cases]
+    captions = [case.caption for case in cases]
+    if control == "shuffled":
+        captions = _another(captions)
+    if control == "blank":
+        pictures = [Image.new("RGB", p.size, (225, 225, 225)) for p in pictures]
+    verdicts = verifier.verify(pictures, captions)
+    return [_row(c, v, name, control) for c, v in zip(cases, verdicts, strict=True)]
+
+
+def _another(captions: Sequence[str]) -> list[str]:
+    """Gives every place the caption of another, different wherever that is possible."""
+    order = list(range(len(captions)))
+    random.Random(0).shuffle(order)
+    given = [captions[i] for i in order]
+    return [
+        next((g for g in (given[i], *given[:i][::-1], *given[i:]) if g != own), own)
+        for i, own in enumerate(captions)
+    ]
+
+
+def _row(case: Case, verdict: Verdict, name: str, control: Control) -> Row:
+    said = {f"said_{n}": verdict.scores.get(n, math.nan) for n in SCORES}
+    true = {f"true_{n}": case.scores[n] for n in SCORES}
+    boxes = case.boxes or ()
+    return Row(
+        set=name,
+        control=control,
+        caption=case.caption,
+        cc_misalignment=_cc(case, verdict, "misalignment"),
+        cc_artifact=_cc(case, verdict, "artifact"),
+        regions=len(boxes),
+        pointed_at=sum(any(overlap(b, s) >= OVERLAP for s in verdict.boxes) for b in boxes),
+        whole=all(map(math.isfinite, said.values())),
+        text=verdict.text,
+        **said,
+        **true,
+    )
+
+
+def _cc(case: Case, verdict: Verdict, name: str) -> float:
+    truth = case.maps.get(name)
+    if truth is None or not truth.any():
+        return math.nan
+    if name not in verdict.heatmaps:
+        return 0.0
+    value = correlation(verdict.heatmaps[name].ravel(), truth.ravel())
+    return 0.0 if math.isnan(value) else value
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0.0) * max(height, 0.0)
+    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
+    return both / (sum(area) - both) if both else 0.0
+
+
+def auc(said: Sequence[float], passed: Sequence[bool]) -> float:
+    """Chance that a passing item is said to be better than a failing one, ties half; NaN
+    without both kinds."""
+    good = [s for s, ok in zip(said, passed, strict=True) if ok]
+    bad = [s for s, ok in zip(said, passed, strict=True) if not ok]
+    if not good or not bad:
+        return math.nan
+    gaps = np.subtract.outer(good, bad)
+    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns the figures of one set under one control; an unread score counts as the worst."""
+    said = {n: _said(rows, n) for n in SCORES}
+    true = {n: np.array([getattr(r, f"true_{n}") for r in rows]) for n in SCORES}
+    regions = sum(r.regions for r in rows)
+    groups = defaultdict(list)
+    for row, value in zip(rows, said["semantic_alignment"], strict=True):
+        groups[row.caption].append((value, row.true_semantic_alignment >= PASSED))
+    within = [auc(*zip(*group, strict=True)) for group in groups.values()]
+    known = [a for a in within if not math.isnan(a)]
+    decided = (said["semantic_alignment"] >= PASSED) == (true["semantic_alignment"] >= PASSED)
+    return {
+        "pictures": len(rows),
+        **{
+            f"plcc_{n}": correlation(said[n], true[n])
+            for n in SCORES
+            if not np.isnan(true[n]).any()
+        },
+        "decided_right": float(decided.mean()),
+        "auc_within_caption": float(np.mean(known)) if known else math.nan,
+        "captions_with_both": len(known),
+        "cc_misalignment": _mean([r.cc_misalignment for r in rows]),
+        "cc_artifact": _mean([r.cc_artifact for r in rows]),
+        "regions_pointed_at": sum(r.pointed_at for r in rows) / regions if regions else math.nan,
+        "replies_whole": float(np.mean([r.whole for r in rows])),
+    }
+
+
+def _said(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
+    values: list[float] = [getattr(row, f"said_{name}") for row in rows]
+    return np.array([0.0 if math.isnan(value) else value for value in values])
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Writes rows as Parquet."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist([asdict(row) for row in rows]), path)
