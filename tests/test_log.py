@@ -432,7 +432,7 @@ def trials(draw: st.DrawFn) -> Trial:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(trials(), min_size=1, max_size=4, unique_by=lambda t: t.id), st.integers(1, 3))
 def test_any_trial_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, items: list[Trial], cut: int
