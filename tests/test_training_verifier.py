@@ -10,11 +10,13 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.shapes.captions import captions
+from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.scene import sample_scenes
 from tts_verifier.training import verifier
 from tts_verifier.training.loop import Average, rate
 from tts_verifier.training.verifier_checks import check, found, held_out
 from tts_verifier.training.verifier_config import CONFIGS, Sizes, preset
-from tts_verifier.training.verifier_data import Batch, Maker, Samples, Writer
+from tts_verifier.training.verifier_data import Batch, Maker, Samples, Writer, seen_in_cells
 from tts_verifier.training.verifier_step import Eye, Step
 from tts_verifier.verifiers.imagedoctor.loading import load
 from tts_verifier.verifiers.imagedoctor.loss import IGNORED
@@ -43,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("tiny")
     verifier.begin(folder, TINY, seed=0)
     c = verifier.read_checkpoint(folder, torch.device("cpu"))
-    writer = Writer(c.words, c.model.config, 4, answer_only=0.3)
+    writer = Writer(c.words, c.model.config, 2, answer_only=0.3)
     return SimpleNamespace(folder=folder, checkpoint=c, writer=writer)
 
 
@@ -62,6 +64,7 @@ def test_pictures_become_the_patches_that_the_processor_makes(tiny: SimpleNamesp
 def test_stage_look_learns_the_list_of_objects_alone(tiny: SimpleNamespace) -> None:
     batch = Maker(tiny.writer, "look", seed=0).batch(4)
     assert batch.maps is None
+    assert batch.cells is not None
     for ids, labels in zip(batch.ids, batch.labels, strict=True):
         learned = labels != IGNORED
         assert (ids[learned] == labels[learned]).all()
@@ -127,8 +130,23 @@ def test_a_few_steps_on_one_batch_lower_every_loss(tiny: SimpleNamespace) -> Non
 
 
 def test_a_batch_on_its_way_keeps_what_there_is() -> None:
-    batch = Batch(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1))
-    assert len(batch.to(torch.device("cpu")).tensors()) == 3
+    ids, labels, pixels, cells = (torch.full((1,), float(n)) for n in range(4))
+    batch = Batch(ids, labels, pixels, cells=cells).to(torch.device("cpu"))
+    assert batch.maps is None
+    assert batch.tensors() == [ids, labels, pixels, cells]
+
+
+def test_a_cell_says_what_it_shows_most_of_and_where_that_is() -> None:
+    specs = [parse("a red circle")]
+    scenes = sample_scenes(specs, torch.Generator().manual_seed(0))
+    cells = seen_in_cells(scenes, 4)[0]
+    there = cells[:, 0] >= 0
+    assert 0 < there.sum() < 16
+    assert (cells[there][:, :2] == torch.tensor([0.0, 0.0])).all()
+    assert (cells[~there][:, :2] == -1).all()
+    middles = torch.tensor([[16.0 + 32 * (i % 4), 16.0 + 32 * (i // 4)] for i in range(16)])
+    centre = middles + 32 * cells[:, 2:4]
+    torch.testing.assert_close(centre[there], scenes.centre[0, :1].expand(int(there.sum()), 2))
 
 
 def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(

@@ -91,11 +91,15 @@ def spread(model: ImageDoctorModel) -> None:
     """Draws both towers' matrices so that signals keep their size at any width.
 
     transformers draws them with one deviation, 0.02, which suits wide models: narrow ones
-    start so quiet that they spend half of a short training on growing.
+    start so quiet that they spend half of a short training on growing. The biases of queries
+    and keys turn with the position, so that random ones make attention depend on where a
+    token stands from the start: this is how the cells of an image learn their places.
     """
     towers = {"visual.": model.config.vision["depth"], "model.": len(model.model.layers)}
     for name, weight in model.named_parameters():
         depth = next((d for start, d in towers.items() if name.startswith(start)), 0)
+        if name.startswith("model.") and name.endswith(("q_proj.bias", "k_proj.bias")):
+            weight.normal_()
         if not depth or weight.dim() < 2:
             continue
         if "embed_tokens" in name:
@@ -150,10 +154,10 @@ def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Itera
     """Streams batches, made by worker processes beside the step if there are any."""
     samples = Samples.read(run.samples) if run.samples and stage != "text" else None
     seed = run.seed + {"look": 0, "text": 100, "judge": 200}[stage]
-    maker = Maker(writer, stage, seed=seed, length=training.length, samples=samples)
     count = training.text_batch if stage == "text" else training.batch
-    workers = max(1, training.workers // 4) if stage == "text" else training.workers
-    workers = workers if training.workers else 0
+    workers = -(-training.workers // 4) if stage == "text" else training.workers
+    easy = training.easy // count // max(workers, 1) if stage == "look" else 0
+    maker = Maker(writer, stage, seed=seed, length=training.length, samples=samples, easy=easy)
     loader = DataLoader(
         Stream(maker, count, seed),
         batch_size=None,
@@ -176,8 +180,8 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.checkpoint = read_checkpoint(run.init, self.device)
         c = self.checkpoint
-        cells = (c.processor.input_size // c.model.config.cell) ** 2
-        writer = Writer(c.words, c.model.config, cells, answer_only=training.answer_only)
+        side = c.processor.input_size // c.model.config.cell
+        writer = Writer(c.words, c.model.config, side, answer_only=training.answer_only)
         self.pictures = batches(run, run.stage, writer, training)
         self.texts = batches(run, "text", writer, training) if training.text_batch else None
         self.average = Average(c.model, training.ema)

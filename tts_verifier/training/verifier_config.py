@@ -122,6 +122,7 @@ class Training:
     learning_rate: float
     ema: float
     workers: int
+    easy: int
     answer_only: float = 0.15
     save_minutes: float = 2.0
     check_minutes: float = 5.0
@@ -154,7 +155,15 @@ CONFIGS: Final = {
             stem=(64, 48),
             stages=(48, 32, 16, 8),
         ),
-        Training(batch=16, text_batch=8, length=None, learning_rate=1.5e-3, ema=0.995, workers=0),
+        Training(
+            batch=16,
+            text_batch=4,
+            length=None,
+            learning_rate=1.5e-3,
+            ema=0.995,
+            workers=0,
+            easy=6400,
+        ),
     ),
     "gpu": Preset(
         Sizes(
@@ -180,6 +189,7 @@ CONFIGS: Final = {
             learning_rate=1.2e-3,
             ema=0.998,
             workers=14,
+            easy=100_000,
             check_pictures=512,
         ),
     ),

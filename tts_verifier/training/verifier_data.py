@@ -20,6 +20,7 @@ from typing import Final, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import IterableDataset
 
 from tts_verifier.errors import InputError
@@ -29,6 +30,8 @@ from tts_verifier.shapes.flaws import SCORES, Flawed, misaligned_scenes, plant, 
 from tts_verifier.shapes.grammar import Spec, parse, phrase, variants
 from tts_verifier.shapes.oracle_reader import read
 from tts_verifier.shapes.reading import Reading, compare
+from tts_verifier.shapes.renderer import coverage, visible
+from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training import replies
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
@@ -38,6 +41,11 @@ from tts_verifier.verifiers.imagedoctor.prompt import Words
 Stage = Literal["look", "text", "judge"]
 ROUND: Final = 8
 """Rows of a batch without a fixed length are padded to a multiple of this."""
+NOTHING: Final = -1
+UNKNOWN: Final = -2
+REACH: Final = 32.0
+LEAST_SHARE: Final = 0.03
+"""Share of a cell that an object must cover to be what the cell shows."""
 UNRELATED: Final = 0.75
 """Share of `look` rows with a caption of another picture, lest it be read instead."""
 SCORED_BY_ORACLE: Final = frozenset({"semantic_alignment"})
@@ -50,6 +58,9 @@ class Batch:
     `pixels`: uint8 (B, 3, 128, 128), sRGB; None in text rows. `ids`, `labels`: int64 (B, T),
     padded on the right, labels -100 where nothing is learned. `maps`: uint8 (B, 2, 128, 128),
     255 = flawed, misalignment then artifact. `known`: bool (B, 2), which maps have a truth.
+    `cells`: float32 (B, cells, 5), in look rows: what each merged cell shows most of, by
+    index of colour and shape (NOTHING, or UNKNOWN), the way to its centre (x, y) and its
+    radius in units of `REACH` pixels.
     """
 
     ids: Tensor
@@ -57,15 +68,23 @@ class Batch:
     pixels: Tensor | None = None
     maps: Tensor | None = None
     known: Tensor | None = None
+    cells: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        """Returns what there is, in order: 2, 3 or 5 tensors."""
-        parts = (self.ids, self.labels, self.pixels, self.maps, self.known)
+        """Returns what there is, in order: 2 tensors of text, 4 of look, 5 of judge rows."""
+        parts = (self.ids, self.labels, self.pixels, self.maps, self.known, self.cells)
         return [part for part in parts if part is not None]
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor]) -> Batch:
+        """The inverse of `tensors`."""
+        if len(parts) == 4:
+            return cls(*parts[:3], cells=parts[3])
+        return cls(*parts)
 
     def to(self, device: torch.device) -> Batch:
         """Moves everything, without waiting."""
-        return Batch(*(part.to(device, non_blocking=True) for part in self.tensors()))
+        return self.of([part.to(device, non_blocking=True) for part in self.tensors()])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,13 +110,16 @@ class Samples:
 
 
 class Writer:
-    """Turns what is known of a picture into token ids and labels."""
+    """Turns what is known of a picture into token ids and labels.
+
+    `side`: merged cells of a picture along a side.
+    """
 
     def __init__(
-        self, words: Words, config: ImageDoctorConfig, cells: int, *, answer_only: float
+        self, words: Words, config: ImageDoctorConfig, side: int, *, answer_only: float
     ) -> None:
         self.words = words
-        self.cells = cells
+        self.side = side
         self.answer_only = answer_only
         self.special = {
             "<|misalignment|>": config.misalignment_token_id,
@@ -107,7 +129,7 @@ class Writer:
     def row(self, stage: Stage, caption: str, spec: Spec, truth: Truth, *, brief: bool) -> Row:
         """Writes one row; `brief`: in answer-only mode."""
         control = self.words.control
-        cells = 0 if stage == "text" else self.cells
+        cells = 0 if stage == "text" else self.side**2
         ids = self.words.prompt(caption, cells=cells, reasoning=not brief)
         if stage == "text":
             ids = [i for i in ids if i not in (control.vision_start, control.vision_end)]
@@ -147,7 +169,10 @@ class Row:
 
 
 class Maker:
-    """Makes batches for one stage; the same seed gives the same batches."""
+    """Makes batches for one stage; the same seed gives the same batches.
+
+    `easy`: how many of the first batches show one object each: seeing starts there.
+    """
 
     def __init__(
         self,
@@ -157,11 +182,13 @@ class Maker:
         seed: int,
         length: int | None = None,
         samples: Samples | None = None,
+        easy: int = 0,
     ) -> None:
         self.writer = writer
         self.stage: Stage = stage
         self.length = length
         self.samples = samples
+        self.easy = easy
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -171,7 +198,12 @@ class Maker:
             return self._texts(count)
         if self.samples is not None and self.rng.random() < 0.5:
             return self._sampled(self.samples, count)
-        return self._rendered(plant(random_specs(count, self.rng, split="train"), self.generator))
+        specs = random_specs(count, self.rng, split="train")
+        if self.easy > 0:
+            self.easy -= 1
+            lone = [replace(spec, nouns=spec.nouns[:1], count=1, relation=None) for spec in specs]
+            return self._rendered(plant(lone, self.generator, misalignment=0, artifact=0))
+        return self._rendered(plant(specs, self.generator))
 
     def _texts(self, count: int) -> Batch:
         specs = random_specs(count, self.rng, split="train")
@@ -187,7 +219,7 @@ class Maker:
         truths = _truths(flawed.readings, flawed.scores, planted.box, planted.kind)
         batch = replace(self._stacked(flawed.specs, truths), pixels=_bytes(flawed.images))
         if self.stage == "look":
-            return batch
+            return replace(batch, cells=seen_in_cells(flawed.scenes, self.writer.side))
         maps = torch.stack([flawed.misalignment, planted.map], 1)
         known = torch.ones(len(maps), 2, dtype=torch.bool)
         return replace(batch, maps=_bytes(maps), known=known)
@@ -206,7 +238,7 @@ class Maker:
         truths = _truths(readings, scores, planted.box, planted.kind)
         batch = replace(self._stacked(specs, truths), pixels=_bytes(planted.images))
         if self.stage == "look":
-            return batch
+            return replace(batch, cells=torch.full((count, self.writer.side**2, 5), UNKNOWN * 1.0))
         wrong = torch.from_numpy(np.stack([r.misalignment for r in readings]))
         maps = torch.stack([wrong, planted.map], 1)
         known = torch.stack([torch.ones(count, dtype=torch.bool), planted.kind >= 0], 1)
@@ -279,6 +311,20 @@ def _truths(readings: Sequence[Reading], scores: Tensor, box: Tensor, kind: Tens
         else:
             found.append(Truth(reading, named, (x1, y1, x2, y2), KINDS[number]))
     return found
+
+
+def seen_in_cells(scenes: Scenes, side: int) -> Tensor:
+    """Says what each of side x side cells shows most of, as `Batch.cells`."""
+    shares = adaptive_avg_pool2d(visible(coverage(scenes)), side).flatten(2)
+    share, slot = shares.max(1)
+    middle = (torch.arange(side, device=share.device) + 0.5) * SIZE / side
+    rows, columns = torch.meshgrid(middle, middle, indexing="ij")
+    centre = scenes.centre.gather(1, slot[..., None].expand(-1, -1, 2))
+    way = (centre - torch.stack([columns.flatten(), rows.flatten()], -1)) / REACH
+    kinds = torch.stack([scenes.colour.gather(1, slot), scenes.shape.gather(1, slot)], -1)
+    kinds = torch.where((share > LEAST_SHARE)[..., None], kinds, NOTHING)
+    radius = scenes.radius.gather(1, slot) / REACH
+    return torch.cat([kinds.float(), way, radius[..., None]], -1)
 
 
 def _bytes(values: Tensor) -> Tensor:

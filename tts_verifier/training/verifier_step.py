@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tts_verifier.shapes.vocabulary import SIZE
+from tts_verifier.shapes.vocabulary import COLOURS, SHAPES, SIZE
 from tts_verifier.training.capture import Captured
-from tts_verifier.training.verifier_data import Batch
+from tts_verifier.training.verifier_data import UNKNOWN, Batch
 from tts_verifier.verifiers.imagedoctor.heads import UPSCALE
 from tts_verifier.verifiers.imagedoctor.loss import IGNORED, Losses, loss
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
@@ -79,7 +79,16 @@ class Step:
         maps = resizing(SIZE, UPSCALE * cells, Image.Resampling.BOX)
         self.shrink = maps.to(self.device)
         self.rate = torch.tensor(0.0, device=self.device)
-        self.optimiser = torch.optim.AdamW(_groups(model), lr=self.rate, betas=BETAS, fused=True)
+        width = int(model.config.text["hidden_size"])
+        self.sight = nn.Linear(width, len(COLOURS) + 1 + len(SHAPES) + 3, device=self.device)
+        self.gpu = self.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(
+            _groups(nn.ModuleList([model, self.sight])),
+            lr=self.rate,
+            betas=BETAS,
+            fused=True,
+            capturable=self.gpu,
+        )
         self._pictures_alone = Captured(self._alone)
         self._both = Captured(self._with_texts)
         self._positions: dict[tuple[int, int], Tensor] = {}
@@ -91,8 +100,8 @@ class Step:
     def __call__(self, pictures: Batch, texts: Batch | None) -> Tensor:
         """Takes one step; returns the losses (total, text, artifact, misalignment, written).
 
-        `written`: of the picture-less rows, given at every step or at none. The result stays
-        on the device.
+        In look rows the third and fourth are those of `seen`. `written`: of the picture-less
+        rows, given at every step or at none. The result stays on the device.
         """
         parts = pictures.tensors()
         if texts is None:
@@ -100,11 +109,20 @@ class Step:
         return self._both(*parts, *texts.tensors())
 
     def _alone(self, *parts: Tensor) -> Tensor:
-        losses = self.losses(Batch(*parts))
+        with self._mixed():
+            losses = self.losses(Batch.of(parts))
         return self._update(losses, torch.zeros_like(losses.text))
 
     def _with_texts(self, *parts: Tensor) -> Tensor:
-        return self._update(self.losses(Batch(*parts[:-2])), self.written(Batch(*parts[-2:])))
+        with self._mixed():
+            losses, written = self.losses(Batch.of(parts[:-2])), self.written(Batch.of(parts[-2:]))
+        return self._update(losses, written)
+
+    def _mixed(self) -> torch.autocast:
+        """bfloat16 products on a GPU; a CPU without them stays in float32."""
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.gpu, cache_enabled=False
+        )
 
     def _update(self, losses: Losses, written: Tensor) -> Tensor:
         self.optimiser.zero_grad(set_to_none=True)
@@ -116,7 +134,7 @@ class Step:
         return torch.stack(parts).detach()
 
     def losses(self, batch: Batch) -> Losses:
-        """Returns the cold start's loss of rows with pictures; without maps, that of text."""
+        """Returns the cold start's loss of rows with pictures; without maps, text and sight."""
         if batch.pixels is None:
             raise ValueError("rows with pictures have pixels")
         model, count = self.model, len(batch.ids)
@@ -128,10 +146,30 @@ class Step:
         outputs = Outputs(hidden, visual, model.lm_head(hidden))
         if batch.maps is None or batch.known is None:
             text = _text_loss(outputs.logits, labels)
-            return Losses(text, text, torch.zeros_like(text), torch.zeros_like(text))
+            kinds, places = self.seen(visual, batch.cells)
+            return Losses(text + kinds + places, text, kinds, places)
         maps = self.shrink @ (batch.maps.float() / 255) @ self.shrink.T
         targets = maps.masked_fill(~batch.known[..., None, None], torch.nan)
         return loss(model, outputs, labels, targets, grid=self.grid)
+
+    def seen(self, visual: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns how badly visual features tell what their cell shows: kinds and places.
+
+        A throw-away linear layer reads them. One label a picture and word would teach a tower
+        from nothing to see, but slowly: this gives it one a cell.
+        """
+        if cells is None:
+            raise ValueError("look rows have cells")
+        colours, shapes = len(COLOURS) + 1, len(SHAPES)
+        read = self.sight(visual).float().split([colours, shapes, 3], -1)
+        colour, shape = cells[..., :2].long().flatten(0, 1).unbind(-1)
+        there = (colour >= 0).float()
+        nameable = torch.where(colour == UNKNOWN, IGNORED, colour % colours)
+        kinds = cross_entropy(read[0], nameable, ignore_index=IGNORED)
+        lost = cross_entropy(read[1], shape.clamp(min=0), reduction="none") * there
+        off = (read[2] - cells[..., 2:].flatten(0, 1)).abs().mean(-1) * there
+        count = there.sum().clamp(min=1)
+        return kinds + lost.sum() / count, off.sum() / count
 
     def written(self, batch: Batch) -> Tensor:
         """Returns the cross-entropy of rows without pictures."""
