@@ -19,6 +19,7 @@ GROUP: Final = "tts_verifier.plugins"
 
 BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     "generator": {
+        "simulated": "tts_verifier.shapes.simulated:SimulatedGenerator",
         "diffusers": "tts_verifier.generators.diffusers:DiffusersGenerator",
         "fake": "tts_verifier.testing:FakeGenerator",
     },

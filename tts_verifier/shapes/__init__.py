@@ -29,14 +29,13 @@ def render(caption: str, seed: int) -> Image.Image:
         InputError: the caption is outside the grammar.
     """
     import torch
-    from PIL import Image
 
+    from tts_verifier.shapes.renderer import as_image as to_pil
     from tts_verifier.shapes.renderer import render_batch
     from tts_verifier.shapes.scene import sample_scenes
 
     scenes = sample_scenes([parse(caption)], torch.Generator().manual_seed(seed))
-    pixels = (render_batch(scenes)[0] * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.numpy())
+    return to_pil(render_batch(scenes)[0])
 
 
 def oracle(image: ImageLike, caption: str) -> Reading:

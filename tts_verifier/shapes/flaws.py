@@ -81,9 +81,7 @@ def plant(
     return Flawed(list(specs), planted.images, scenes, readings, maps, planted, scores)
 
 
-def misaligned_scenes(
-    specs: Sequence[Spec], generator: torch.Generator, *, share: float
-) -> Scenes:
+def misaligned_scenes(specs: Sequence[Spec], generator: torch.Generator, *, share: float) -> Scenes:
     """Samples one scene for each spec, a share of them with one or two misalignments."""
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     rng = random.Random(int(seed))

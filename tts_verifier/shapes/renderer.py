@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tts_verifier.shapes.scene import SLOTS, Scenes
@@ -120,6 +121,12 @@ def paint(scenes: Scenes, cover: Tensor) -> Tensor:
 def render_batch(scenes: Scenes) -> Tensor:
     """Renders scenes: float32 (B, 3, 128, 128), sRGB in [0, 1]."""
     return paint(scenes, coverage(scenes))
+
+
+def as_image(picture: Tensor) -> Image.Image:
+    """Converts (3, H, W) floats in [0, 1] to PIL RGB."""
+    pixels = (picture * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def boxes(cover: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def _vae(sizes: Sizes) -> Any:
         block_out_channels=sizes.vae,
         layers_per_block=1,
         latent_channels=sizes.latents,
-        norm_num_groups=8,
+        norm_num_groups=2,  # more groups would normalise colour away
         mid_block_add_attention=False,
         use_quant_conv=False,
         use_post_quant_conv=False,
