@@ -79,7 +79,9 @@ def test_rows_without_pictures_are_given_the_list_and_learn_the_comparison(
     assert not (batch.ids == tiny.checkpoint.model.config.image_token_id).any()
     for ids, labels in zip(batch.ids, batch.labels, strict=True):
         assert "Objects:" in text(tiny, ids)
-        assert text(tiny, ids[labels != IGNORED]).startswith("\nChecks:")
+        learned = text(tiny, ids[labels != IGNORED])
+        assert learned.startswith("\nChecks:")
+        assert learned.endswith("; Misalignment Locations: <|misalignment|>")
 
 
 def test_stage_judge_learns_the_whole_reply_and_sometimes_the_answer_alone(

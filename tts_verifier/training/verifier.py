@@ -157,7 +157,8 @@ def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Itera
     count = training.text_batch if stage == "text" else training.batch
     workers = -(-training.workers // 4) if stage == "text" else training.workers
     easy = training.easy // count // max(workers, 1) if stage == "look" else 0
-    maker = Maker(writer, stage, seed=seed, length=training.length, samples=samples, easy=easy)
+    length = getattr(training.lengths, stage) if training.lengths else None
+    maker = Maker(writer, stage, seed=seed, length=length, samples=samples, easy=easy)
     loader = DataLoader(
         Stream(maker, count, seed),
         batch_size=None,

@@ -106,19 +106,29 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens that the rows of each kind are padded to; the few longer ones lose their end."""
+
+    look: int
+    text: int
+    judge: int
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """How a stage is trained.
 
-    `batch`: pictures a step; `text_batch`: picture-less rows a step, 0 = none. `length`:
-    tokens a row is padded to, None = the longest of the batch (a graph of CUDA calls needs a
-    number). `learning_rate`: at its peak. `ema`: decay of the averaged weights. `workers`:
-    processes that make data beside the step, 0 = none. `answer_only`: share of rows in that
-    mode. `save_minutes`, `check_minutes`: how often.
+    `batch`: pictures a step. `text_batch`: picture-less rows a step, 0 = none. `lengths`:
+    None = pad rows to the longest of their batch (a graph of CUDA calls needs numbers).
+    `learning_rate`: at its peak. `ema`: decay of the averaged weights. `workers`: processes
+    that make data beside the step, 0 = none. `easy`: how many rows of one object stage `look`
+    starts with. `answer_only`: share of rows in that mode. `save_minutes`, `check_minutes`:
+    how often.
     """
 
     batch: int
     text_batch: int
-    length: int | None
+    lengths: Lengths | None
     learning_rate: float
     ema: float
     workers: int
@@ -158,7 +168,7 @@ CONFIGS: Final = {
         Training(
             batch=16,
             text_batch=4,
-            length=None,
+            lengths=None,
             learning_rate=1.5e-3,
             ema=0.995,
             workers=0,
@@ -180,12 +190,12 @@ CONFIGS: Final = {
             head_width=128,
             head_mlp=256,
             stem=(128, 96),
-            stages=(96, 64, 48, 24),
+            stages=(96, 64, 32, 16),
         ),
         Training(
             batch=512,
             text_batch=256,
-            length=176,
+            lengths=Lengths(look=104, text=104, judge=176),
             learning_rate=1.2e-3,
             ema=0.998,
             workers=14,

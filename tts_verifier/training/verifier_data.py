@@ -2,7 +2,8 @@
 
 Three kinds of rows. `look`: a picture and the list of its objects, no more (stage 0, which
 stands in for Qwen's pre-training). `text`: no picture; the list is given and the comparison
-with the caption is learned, which is a skill of text alone and cheap to train there.
+with the caption is learned, the regions that it finds at fault and the alignment, which is
+a skill of text alone and cheap to train there.
 `judge`: picture, whole reply and both maps, some of them in answer-only mode.
 
 Pictures are renders with planted flaws, or a generator's own samples labelled by the oracle,
@@ -48,6 +49,8 @@ LEAST_SHARE: Final = 0.03
 """Share of a cell that an object must cover to be what the cell shows."""
 UNRELATED: Final = 0.75
 """Share of `look` rows with a caption of another picture, lest it be read instead."""
+WRITTEN: Final = 3
+"""Parts of the answer that text rows learn: the alignment's words, number and location."""
 SCORED_BY_ORACLE: Final = frozenset({"semantic_alignment"})
 
 
@@ -79,7 +82,8 @@ class Batch:
     def of(cls, parts: Sequence[Tensor]) -> Batch:
         """The inverse of `tensors`."""
         if len(parts) == 4:
-            return cls(*parts[:3], cells=parts[3])
+            ids, labels, pixels, cells = parts
+            return cls(ids, labels, pixels, cells=cells)
         return cls(*parts)
 
     def to(self, device: torch.device) -> Batch:
@@ -211,7 +215,9 @@ class Maker:
         reach = 0.9 * scenes.radius[..., None]
         around = torch.cat([scenes.centre - reach, scenes.centre + reach], -1)
         seen = things(scenes, around.clamp(0, SIZE))
-        truths = [Truth(compare(s, t), {}) for s, t in zip(specs, seen, strict=True)]
+        readings = [compare(s, t) for s, t in zip(specs, seen, strict=True)]
+        unknown = dict.fromkeys(SCORES, float("nan"))
+        truths = [Truth(r, unknown | {"semantic_alignment": r.score}) for r in readings]
         return self._stacked(specs, truths)
 
     def _rendered(self, flawed: Flawed) -> Batch:
@@ -292,9 +298,10 @@ def _parts(stage: Stage, spec: Spec, truth: Truth, *, brief: bool) -> list[tuple
     seen = replies.look(reading.things)
     if stage == "look":
         return [(seen + replies.CHECKS, True)]
-    if stage == "text":
-        return [(seen, False), (replies.checks(spec, reading) + replies.REGIONS, True)]
     answer = replies.answer_parts(truth.scores)
+    if stage == "text":
+        rest = replies.reasons(spec, reading, replies.faults(reading)).removeprefix(seen)
+        return [(seen, False), (rest + replies.ANSWER, True), *answer[:WRITTEN]]
     if brief:
         return answer
     found = replies.faults(reading, truth.artifact, truth.kind)
