@@ -30,7 +30,7 @@ run(['a red circle'], FakeGenerator(), FakeVerifier(), BestOfN(2))
     assert "torch" not in fresh(code)
 
 
-@pytest.mark.parametrize("command", ["run", "score"])
+@pytest.mark.parametrize("command", ["run", "score", "replay"])
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     code = f"""
 from tts_verifier import cli

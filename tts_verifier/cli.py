@@ -92,3 +92,24 @@ def score(
     from tts_verifier.scoring import load_verifier, score_files, show
 
     click.echo(show(score_files(load_verifier(verifier), images, prompt, detail=detail), form))
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--plot", type=click.Path(path_type=Path), help="SVG file. [default: LOG/replay.svg]")
+@_friendly
+def replay(log: Path, plot: Path | None) -> None:
+    """Tells from one run what fewer draws, or stopping early, would have given.
+
+    LOG is the folder of a finished or running best_of_n. No model is loaded: the figures are
+    exact expectations over all subsets of the draws that are there.
+
+    \b
+    Example:
+        tts-replay runs/bestofn --plot replay.svg
+    """
+    from tts_verifier.replay import as_text, replay_log, write_plot
+
+    done, path = replay_log(log), plot or log / "replay.svg"
+    write_plot(done, path)
+    click.echo(f"{as_text(done)}\n\nplot: {path}")

@@ -1,0 +1,177 @@
+"""Replay: exact figures against the enumeration of every subset and every order."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import combinations, permutations
+from pathlib import Path
+from statistics import fmean
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tts_verifier import cli
+from tts_verifier.charts import Chart, Series, bars, lines, ticks
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.replay import as_text, expected_best, expected_stop, misses, replay, write_plot
+from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial
+
+GOALS = st.sampled_from([0.1, 0.25, 0.5, 0.75, math.nan])
+POOLS = st.lists(st.tuples(GOALS, st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=6)
+
+OWN = Draw(0)
+
+
+def trial(
+    objective: float,
+    judged: float | None = None,
+    *,
+    prompt: str = "a",
+    proposal: Proposal = OWN,
+) -> Trial:
+    judge = {} if judged is None else {"passed": judged}
+    cost = Cost(network_evaluations=20, draw_seconds=0.5, judge_seconds=0.25)
+    return Trial(
+        "x",
+        Prompt(prompt, prompt),
+        0,
+        proposal,
+        1.0,
+        {"s": objective},
+        objective,
+        cost,
+        judge=judge,
+    )
+
+
+def chosen(drawn: Sequence[tuple[float, float]]) -> float:
+    """The mean value of the best draws of a subset, 0 without a usable one."""
+    goals = [g for g, _ in drawn if not math.isnan(g)]
+    return fmean(v for g, v in drawn if g == max(goals)) if goals else 0.0
+
+
+@given(POOLS)
+def test_best_of_n_is_the_mean_over_all_subsets(pool: list[tuple[float, float]]) -> None:
+    goals, values = np.array(pool).T
+    wanted = [fmean(map(chosen, combinations(pool, n + 1))) for n in range(len(pool))]
+    assert expected_best(goals, values).tolist() == pytest.approx(wanted)
+
+
+@given(POOLS, st.sampled_from([0.0, 0.25, 0.6, 2.0]), st.integers(1, 6))
+def test_stopping_is_the_mean_over_all_orders(
+    pool: list[tuple[float, float]], threshold: float, limit: int
+) -> None:
+    limit = min(limit, len(pool))
+    stops, values = [], []
+    for order in permutations(pool):
+        hits = [i for i, (goal, _) in enumerate(order[:limit], 1) if goal >= threshold]
+        stops.append(hits[0] if hits else limit)
+        values.append(order[hits[0] - 1][1] if hits else chosen(order[:limit]))
+    goals, judged = np.array(pool).T
+    wanted = [fmean(stops), fmean(values)]
+    assert expected_stop(goals, judged, threshold, limit).tolist() == pytest.approx(wanted)
+
+
+def test_misses_are_those_of_drawing_without_replacement() -> None:
+    assert misses(4, 1).tolist() == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4, 0])
+    assert misses(3, 3).tolist() == [1, 0, 0, 0]
+    assert misses(3, 0).tolist() == [1, 1, 1, 1]
+
+
+def test_large_pools_stay_exact() -> None:
+    goals = np.arange(1000.0)
+    # The expected maximum of n of 0 … N - 1 is n (N + 1) / (n + 1) - 1.
+    n = np.arange(1, 1001)
+    assert expected_best(goals, goals) == pytest.approx(n * 1001 / (n + 1) - 1)
+
+
+def test_means_are_over_prompts_up_to_the_smallest_pool() -> None:
+    pool = [trial(0.2, 0.0), trial(0.4, 1.0), trial(0.4, 0.0)]
+    pool += [trial(0.8, 1.0, prompt="b"), trial(0.6, 0.0, prompt="b")]
+    done = replay(pool)
+    assert (done.prompts, done.candidates, done.tied, done.tied_best) == (2, 2, 2, 1)
+    assert (done.evaluations, done.seconds, done.failed) == (20, 0.75, 0)
+    objective, judge = done.curves
+    assert (objective.name, judge.name) == ("objective", "judge_passed")
+    assert [e.mean for e in objective.values] == pytest.approx([(1 / 3 + 0.7) / 2, 0.6])
+    assert [e.mean for e in judge.values] == pytest.approx([(1 / 3 + 0.5) / 2, 0.75])
+    assert judge.values[1].low == pytest.approx(0.5)
+    assert judge.values[1].high == pytest.approx(1.0)
+
+
+def test_failed_draws_are_chosen_last_and_never_averaged() -> None:
+    done = replay([trial(math.nan, math.nan), trial(0.5, 1.0)])
+    objective, judge = done.curves
+    assert done.failed == 1
+    assert [e.mean for e in objective.values] == [0.5, 0.5]
+    assert [e.mean for e in judge.values] == pytest.approx([0.5, 1.0])
+    lost = replay([trial(math.nan, math.nan)])
+    assert math.isnan(lost.curves[0].values[0].mean)
+    assert lost.curves[1].values[0].mean == 0.0
+    assert lost.stopping == ()
+
+
+def test_a_prompt_that_the_judge_could_not_read_is_left_out_and_counted() -> None:
+    done = replay([trial(0.5, math.nan), trial(0.5, 1.0, prompt="b")])
+    assert [(c.name, c.prompts) for c in done.curves] == [("objective", 2), ("judge_passed", 1)]
+    assert "objective from" not in as_text(done)
+    assert "judge_passed from 1" in as_text(done)
+
+
+def test_draws_that_depend_on_others_are_left_out() -> None:
+    near, part = Draw(1, noise=Near("x", 0.1)), Draw(2, until=0.5)
+    done = replay([trial(0.5), trial(0.9, proposal=near), trial(0.9, proposal=part)])
+    assert (done.candidates, done.left_out) == (1, 2)
+    assert "left out: 2 trials" in as_text(done)
+    with pytest.raises(InputError, match=r"needs whole draws.*none among its 1 trials"):
+        replay([trial(0.9, proposal=near)])
+
+
+def test_the_plot_is_an_svg_with_every_measure(tmp_path: Path) -> None:
+    done = replay([trial(0.2, 0.0), trial(0.4, 1.0)])
+    write_plot(done, tmp_path / "plot.svg")
+    root = ElementTree.parse(tmp_path / "plot.svg").getroot()
+    names = [e.get("aria-label") for e in root if e.get("aria-label")]
+    assert names == ["objective", "judge_passed"]
+    with pytest.raises(RunError, match=r"cannot be written.*--plot"):
+        write_plot(done, tmp_path / "no" / "plot.svg")
+
+
+def test_charts_escape_their_words_and_bear_nothing() -> None:
+    series = [Series("<b>", [(1.0, math.nan)]), Series("<i>", [(1.0, 2.0)], [(2.0, 2.0)])]
+    shown = lines(Chart("<script>", "<x>", "<y>", series))
+    assert "&lt;script&gt;" in shown
+    assert "<script" not in shown
+    assert "<b>" not in shown
+    for chart in (shown, lines(Chart("t", "x", "y")), bars(Chart("t", "x", "y", series))):
+        assert "nan" not in ElementTree.tostring(ElementTree.fromstring(chart)).decode()
+
+
+def test_ticks_are_round() -> None:
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert ticks(0.97, 8.1) == [2, 4, 6, 8]
+
+
+def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = CliRunner().invoke(cli.run, ["fake", "--output", str(run)])
+    assert done.exit_code == 0
+    code = "import sys; from tts_verifier import cli\ntry: cli.replay()\n"
+    code += "finally: print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(run)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "3 prompts, the best of 1 to 4 draws each" in shown
+    assert f"plot: {run / 'replay.svg'}" in shown
+    assert shown.endswith("False\n")
+    assert (run / "replay.svg").read_text().startswith("<svg")
+
+
+def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.replay, [str(tmp_path)])
+    assert done.exit_code == 2
+    assert "must be a run's header" in done.stderr

@@ -1,0 +1,202 @@
+"""Small charts as SVG text: lines with bands, points and bars, without a plotting library.
+
+Colours come from CSS: `STYLE` gives them for light and dark. A chart by itself is `alone`,
+a page puts the style into its head once. Every label is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Final
+
+Point = tuple[float, float]
+
+STYLE: Final = """
+.chart{--ink:#1d2430;--dim:#667085;--grid:#e4e7ec;--s0:#3354d1;--s1:#b4540a;--s2:#0d7a5f;
+--s3:#8a3ab9;font:12px system-ui,sans-serif}
+.chart text{fill:var(--dim)}.chart .title{fill:var(--ink);font-size:13px;font-weight:600}
+.chart .grid{stroke:var(--grid)}.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}
+.chart .band{opacity:.15;stroke:none}.chart .bar{opacity:.85}
+.chart .c0{stroke:var(--s0)}.chart .c1{stroke:var(--s1)}.chart .c2{stroke:var(--s2)}
+.chart .c3{stroke:var(--s3)}.chart .f0{fill:var(--s0)}.chart .f1{fill:var(--s1)}
+.chart .f2{fill:var(--s2)}.chart .f3{fill:var(--s3)}
+@media (prefers-color-scheme:dark){.chart{--ink:#eef1f6;--dim:#9aa5b8;--grid:#2c3444;
+--s0:#8ea6ff;--s1:#f0a35e;--s2:#5fcfae;--s3:#cf97f2}}
+"""
+COLOURS: Final = 4
+_WIDTH, _HEIGHT = 440.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 30.0, 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: its points, a band of (low, high) at each, or points only."""
+
+    name: str
+    points: Sequence[Point]
+    band: Sequence[Point] = ()
+    dots: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What a chart shows; `x` and `y` are the axes' titles."""
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series] = field(default_factory=tuple)
+
+
+def lines(chart: Chart) -> str:
+    """Returns the chart as an `<svg>` element; a series without a finite point is left out."""
+    series = [s for s in chart.series if any(map(_finite, s.points))]
+    points = [p for s in series for p in s.points if _finite(p)]
+    heights = [y for _, y in points] + [y for s in series for b in s.band for y in b]
+    frame = _Frame.around([x for x, _ in points], [y for y in heights if math.isfinite(y)])
+    body = [frame.axes(chart)]
+    for i, one in enumerate(series):
+        body.append(frame.series(one, i % COLOURS))
+        left = frame.left + 8 + i * (frame.right - frame.left) / max(len(series), 1)
+        body.append(
+            f'<circle cx="{left:.0f}" cy="{_HEIGHT - 6:.0f}" r="4" class="f{i % COLOURS}"/>'
+            f'<text x="{left + 8:.0f}" y="{_HEIGHT - 2:.0f}">{escape(one.name)}</text>'
+        )
+    return _svg(chart.title, body)
+
+
+def bars(chart: Chart, bins: int = 20) -> str:
+    """Returns a histogram: of every series the x of its points, as shares of the series."""
+    values = {s.name: [x for x, _ in s.points if math.isfinite(x)] for s in chart.series}
+    every = [x for xs in values.values() for x in xs]
+    low, high = _span(every)
+    shares = {}
+    for name, xs in values.items():
+        counts = [0] * bins
+        for x in xs:
+            counts[min(int((x - low) / (high - low) * bins), bins - 1)] += 1
+        shares[name] = [c / max(len(xs), 1) for c in counts]
+    top = max((s for row in shares.values() for s in row), default=1.0) or 1.0
+    frame = _Frame(low, high, 0.0, top)
+    body = [frame.axes(chart)]
+    width = (high - low) / bins
+    for i, row in enumerate(shares.values()):
+        for j, share in enumerate(row):
+            if share:
+                (x1, y1), (x2, y2) = (
+                    frame.at(low + j * width, share),
+                    frame.at(low + (j + 1) * width, 0),
+                )
+                body.append(
+                    f'<rect x="{x1 + 0.5:.1f}" y="{y1:.1f}" width="{x2 - x1 - 1:.1f}" '
+                    f'height="{y2 - y1:.1f}" class="bar f{i % COLOURS}"/>'
+                )
+    return _svg(chart.title, body)
+
+
+def alone(charts: Sequence[str], words: str) -> str:
+    """Returns charts, one below another, as one SVG file; `words` say what is to be seen."""
+    rows = "".join(
+        chart.replace("<svg ", f'<svg y="{i * _HEIGHT:.0f}" width="{_WIDTH:.0f}" ', 1)
+        for i, chart in enumerate(charts)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:.0f} '
+        f'{len(charts) * _HEIGHT:.0f}"><title>{escape(words)}</title><style>{STYLE}'
+        "svg{background:#fff}@media (prefers-color-scheme:dark){svg{background:#12161f}}"
+        f"</style>{rows}</svg>\n"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Maps values to the drawing's own coordinates."""
+
+    x1: float
+    x2: float
+    y1: float
+    y2: float
+    left: float = _LEFT
+    right: float = _WIDTH - _RIGHT
+
+    @classmethod
+    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
+        y1, y2 = _span(ys)
+        edge = (y2 - y1) * 0.06
+        return cls(*_span(xs), y1 - edge, y2 + edge)
+
+    def at(self, x: float, y: float) -> Point:
+        across = self.left + (x - self.x1) / (self.x2 - self.x1) * (self.right - self.left)
+        down = _TOP + (self.y2 - y) / (self.y2 - self.y1) * (_HEIGHT - _TOP - _BOTTOM)
+        return across, down
+
+    def axes(self, chart: Chart) -> str:
+        parts = [f'<text x="8" y="16" class="title">{escape(chart.title)}</text>']
+        for y in ticks(self.y1, self.y2):
+            _, down = self.at(self.x1, y)
+            parts.append(
+                f'<line x1="{self.left}" x2="{self.right}" y1="{down:.1f}" y2="{down:.1f}" '
+                f'class="grid"/><text x="{self.left - 6}" y="{down + 4:.1f}" '
+                f'text-anchor="end">{y:g}</text>'
+            )
+        for x in ticks(self.x1, self.x2):
+            across, _ = self.at(x, self.y1)
+            parts.append(
+                f'<text x="{across:.1f}" y="{_HEIGHT - _BOTTOM + 14}" '
+                f'text-anchor="middle">{x:g}</text>'
+            )
+        parts.append(
+            f'<text x="{self.right}" y="16" text-anchor="end">{escape(chart.y)} / '
+            f"{escape(chart.x)}</text>"
+        )
+        return "".join(parts)
+
+    def series(self, one: Series, colour: int) -> str:
+        places = [self.at(*p) for p in one.points if _finite(p)]
+        parts = []
+        if one.band:
+            pairs = list(zip(one.points, one.band, strict=True))
+            edge = [self.at(x, b[1]) for (x, _), b in pairs if _finite(b)]
+            edge += [self.at(x, b[0]) for (x, _), b in reversed(pairs) if _finite(b)]
+            parts.append(f'<polygon points="{_path(edge)}" class="band f{colour}"/>')
+        if not one.dots:
+            parts.append(f'<polyline points="{_path(places)}" class="line c{colour}"/>')
+        if one.dots or len(places) <= 32:
+            size = 4 if one.dots else 2.5
+            parts += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" class="f{colour}"/>'
+                for x, y in places
+            ]
+        return "".join(parts)
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Returns round numbers within [low, high], some `about` of them."""
+    raw = (high - low) / about
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def _span(values: Sequence[float]) -> Point:
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _finite(point: Point) -> bool:
+    return all(map(math.isfinite, point))
+
+
+def _path(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _svg(title: str, body: Sequence[str]) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(body)}</svg>'
+    )
