@@ -19,7 +19,7 @@ from tts_verifier.training.verifier_config import CONFIGS, Sizes, preset
 from tts_verifier.training.verifier_data import Batch, Maker, Samples, Writer, seen_in_cells
 from tts_verifier.training.verifier_step import Eye, Step
 from tts_verifier.verifiers.imagedoctor.loading import load
-from tts_verifier.verifiers.imagedoctor.loss import IGNORED
+from tts_verifier.verifiers.imagedoctor.loss import IGNORED, loss
 
 TINY = Sizes(
     input_size=56,
@@ -119,6 +119,18 @@ def test_samples_are_read_from_a_folder_that_has_some(tmp_path: Path) -> None:
     read = Samples.read(tmp_path)
     assert read.captions == given.captions
     assert (read.images == given.images).all()
+
+
+def test_the_step_runs_the_network_as_the_model_itself_does(tiny: SimpleNamespace) -> None:
+    c = tiny.checkpoint
+    step = Step(c.model, c.processor)
+    batch = Maker(tiny.writer, "judge", seed=3).batch(3)
+    ours = step.losses(batch)
+    assert batch.maps is not None
+    outputs = c.model(batch.ids, step.eye(batch.pixels), [(1, 4, 4)] * 3)
+    maps = step.shrink @ (batch.maps.float() / 255) @ step.shrink.T
+    theirs = loss(c.model, outputs, batch.labels, maps, grid=(2, 2))
+    torch.testing.assert_close(ours.total, theirs.total)
 
 
 def test_a_few_steps_on_one_batch_lower_every_loss(tiny: SimpleNamespace) -> None:

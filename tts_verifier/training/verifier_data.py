@@ -86,6 +86,10 @@ class Batch:
             return cls(ids, labels, pixels, cells=cells)
         return cls(*parts)
 
+    def pin_memory(self) -> Batch:
+        """Makes copies that a GPU fetches by itself; a DataLoader calls this."""
+        return self.of([part.pin_memory() for part in self.tensors()])
+
     def to(self, device: torch.device) -> Batch:
         """Moves everything, without waiting."""
         return self.of([part.to(device, non_blocking=True) for part in self.tensors()])

@@ -92,6 +92,7 @@ class Step:
         self._pictures_alone = Captured(self._alone)
         self._both = Captured(self._with_texts)
         self._positions: dict[tuple[int, int], Tensor] = {}
+        self._end: int | None = None
 
     def at(self, rate: float) -> None:
         """Sets the learning rate of the next step."""
@@ -141,8 +142,9 @@ class Step:
         patches = self.grid[0] * self.eye.merge
         visual = model.visual_features(self.eye(batch.pixels), [(patches, patches)] * count)
         positions = self._places(batch.ids, self.grid[0] ** 2).expand(-1, count, -1)
-        hidden = model.language(model.embed(batch.ids, visual), positions)
-        hidden, labels = hidden[:, self.start :], batch.labels[:, self.start :]
+        hidden = model.language(self._embedded(batch.ids, visual), positions)
+        start = self._image_end(batch.ids)
+        hidden, labels = hidden[:, start:], batch.labels[:, start:]
         outputs = Outputs(hidden, visual, model.lm_head(hidden))
         if batch.maps is None or batch.known is None:
             text = _text_loss(outputs.logits, labels)
@@ -193,10 +195,22 @@ class Step:
             self._positions[key] = places.to(self.device)
         return self._positions[key]
 
-    @property
-    def start(self) -> int:
-        """Tokens up to the image's last, in which nothing is learned."""
-        return self.grid[0] ** 2
+    def _embedded(self, ids: Tensor, visual: Tensor) -> Tensor:
+        """Puts image features in their place, by slices.
+
+        The model's own way, a masked scatter, waits for the device on its way back.
+        """
+        embedded = self.model.model.embed_tokens(ids)
+        cells, end = self.grid[0] ** 2, self._image_end(ids)
+        features = visual.view(len(ids), cells, -1).to(embedded.dtype)
+        return torch.cat([embedded[:, : end - cells], features, embedded[:, end:]], 1)
+
+    def _image_end(self, ids: Tensor) -> int:
+        """Returns where the image's tokens end, which is the same in all rows of a run."""
+        if self._end is None:
+            image = ids[0] == self.model.config.image_token_id
+            self._end = int(image.nonzero().max()) + 1
+        return self._end
 
 
 def _text_loss(logits: Tensor, labels: Tensor) -> Tensor:
