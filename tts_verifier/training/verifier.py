@@ -156,9 +156,10 @@ def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Itera
     seed = run.seed + {"look": 0, "text": 100, "judge": 200}[stage]
     count = training.text_batch if stage == "text" else training.batch
     workers = -(-training.workers // 4) if stage == "text" else training.workers
-    easy = training.easy // count // max(workers, 1) if stage == "look" else 0
     length = getattr(training.lengths, stage) if training.lengths else None
-    maker = Maker(writer, stage, seed=seed, length=length, samples=samples, easy=easy)
+    maker = Maker(writer, stage, seed=seed, length=length, samples=samples)
+    if stage == "look":
+        maker.easy = training.easy // count // max(workers, 1)
     loader = DataLoader(
         Stream(maker, count, seed),
         batch_size=None,

@@ -179,7 +179,7 @@ class Row:
 class Maker:
     """Makes batches for one stage; the same seed gives the same batches.
 
-    `easy`: how many of the first batches show one object each: seeing starts there.
+    `easy`: how many of the next batches show one object each, 0 until set: seeing starts there.
     """
 
     def __init__(
@@ -190,13 +190,12 @@ class Maker:
         seed: int,
         length: int | None = None,
         samples: Samples | None = None,
-        easy: int = 0,
     ) -> None:
         self.writer = writer
         self.stage: Stage = stage
         self.length = length
         self.samples = samples
-        self.easy = easy
+        self.easy = 0
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
