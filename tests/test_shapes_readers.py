@@ -75,6 +75,26 @@ def test_a_bitten_thing_keeps_its_shape_and_its_fragment():
     assert shapes.oracle(picture, "a blue square").passed
 
 
+@pytest.mark.parametrize("read", [shapes.oracle, shapes.judge])
+def test_a_pale_thing_of_mixed_colour_is_seen_once(read):
+    at = np.mgrid[:128, :128] + 0.5
+    disc = np.hypot(at[0] - 64, at[1] - 50) < 22
+    picture = np.full((128, 128, 3), 235.0)
+    blue = np.where(at[1] < 50, 0.75, 0.5)[..., None]
+    picture = np.where(disc[..., None], 235 + blue * (np.array((40, 75, 220)) - 235), picture)
+    found = read(picture.astype(np.uint8), "a blue circle").things
+    assert [(t.shape, t.colour) for t in found] == [("circle", "blue")]
+
+
+@pytest.mark.parametrize("read", [shapes.oracle, shapes.judge])
+def test_a_thick_ring_is_a_ring(read):
+    at = np.mgrid[:128, :128] + 0.5
+    away = np.hypot(at[0] - 64, at[1] - 50)
+    picture = np.full((128, 128, 3), 235, np.uint8)
+    picture[(away < 24) & (away > 9)] = (222, 40, 40)
+    assert read(picture, "a red ring").passed
+
+
 def test_specks_are_not_things():
     picture = np.asarray(shapes.render("a blue square", 3)).copy()
     for corner in ((2, 2), (120, 2), (2, 120)):

@@ -35,12 +35,16 @@ RADII: Final = tuple(4.0 * 1.15**k for k in range(11))
 TILTS: Final = (-0.14, 0.0, 0.14)
 STEPS: Final = 5
 """Gauss-Newton steps."""
-SPREAD: Final = 0.12
+SPREAD: Final = 0.2
 """How far a pixel may lie off the line between background and colour (sRGB, 0 to 1)."""
+FAINT: Final = 0.3
+"""Coverage below which nothing is there; above, a pale thing is read at full strength."""
 FAINTEST: Final = 7.0
 """Least coverage, in grid pixels, that a thing has."""
-MISFIT: Final = 0.30
+MISFIT: Final = 0.40
 """Share of a template's energy left unexplained, above which a thing has no known shape."""
+HOLE: Final = 0.28
+"""Radius of the middle that even a thick ring leaves free, over its own."""
 UNEXPLAINED: Final = 0.12
 """Difference between picture and fit that counts as an artifact (sRGB, 0 to 1)."""
 
@@ -87,7 +91,11 @@ def _unmix(rgb: Tensor, ground: Tensor) -> Tensor:
     share = (offset * way).sum(1) / (way * way).sum(1)
     off = (offset - share[:, None] * way).norm(dim=1)
     belief = torch.exp(-((off / SPREAD) ** 2)) * share.clamp(0, 1)
-    return belief * (belief == belief.amax(0))
+    votes = avg_pool2d(belief, 5, stride=1, padding=2)
+    amount = belief.amax(0)
+    strength = max_pool2d(avg_pool2d(amount[None], 3, stride=1, padding=1), 13, stride=1, padding=6)
+    level = torch.where(strength < FAINT, 1.0, strength.clamp(0.4, 1))
+    return (amount / level).clamp(max=1) * (votes == votes.amax(0))
 
 
 @cache
@@ -161,10 +169,20 @@ def _fit(cover: Tensor, peaks: list[tuple[int, int, int, float]]) -> list[Fit]:
     params = params.view(len(peaks), len(SHAPES), 4)
     fits = []
     for i, (colour, x, y, _) in enumerate(peaks):
-        k = int(best[i])
+        k = _hollowed(int(best[i]), windows[i], params[i])
         place = params[i, k] + torch.tensor([float(x), float(y), 0.0, 0.0])
         fits.append(Fit(k, colour, place, float(left[i, k])))
     return fits
+
+
+def _hollowed(shape: int, window: Tensor, params: Tensor) -> int:
+    """Takes a circle with an empty middle for a ring: a ring may be thicker than rendered."""
+    if SHAPES[shape] != "circle":
+        return shape
+    at = torch.arange(WINDOW) - WINDOW // 2 + 0.0
+    x, y, logr, _ = params[shape]
+    middle = torch.hypot(at[None] - x, at[:, None] - y) < HOLE * logr.exp()
+    return SHAPES.index("ring") if middle.any() and window[middle].mean() < 0.5 else shape
 
 
 def _refine(shape: Tensor, params: Tensor, target: Tensor) -> Tensor:

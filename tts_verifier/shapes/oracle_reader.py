@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -31,13 +32,17 @@ NEAR: Final = 72.0
 """Largest sRGB distance (0 to 255 a channel) of a pixel from the colour that it belongs to."""
 SMALLEST: Final = 60
 """Fewest pixels of a thing, its soft edge included; fewer are a speck."""
+FAR: Final = 60.0
+"""Least sRGB distance from the background of what is painted."""
 CORE: Final = 24
 """Fewest pixels near its colour that a thing has."""
 PIECE: Final = 100
 """Fewest pixels of a thing that is not a fragment of one nearby."""
-REACH: Final = 3
-"""How far around its core pixels a part's soft edge may lie, pixels."""
-GAP: Final = 8
+AROUND: Final = 7
+"""Side of the square in which pixels agree on a colour, pixels."""
+REACH: Final = 6
+"""How far a pixel of a part may lie from one that is near its colour, pixels."""
+GAP: Final = 2
 """How far a fragment may lie from the part that it broke off, pixels."""
 FRAGMENT: Final = 0.3
 """Largest size of a fragment, as a share of the part that it broke off."""
@@ -49,16 +54,40 @@ TRUSTED: Final = 0.75
 """Share of the bearings, the best fitting, that decides."""
 STRANGE: Final = 0.09
 """Largest mean log ratio of measured and known radius; beyond, a thing has no known shape."""
+HOLLOW: Final = 0.13
+"""Least share of a part that its enclosed holes are, for a ring; no other shape has as much."""
+RAGGED: Final = 0.16
+"""As STRANGE, for a part with such a hole."""
 FILLED: Final = (0.6, 1.4)
 """Least and largest area of a part over that of the shape it is taken for."""
 HOLE: Final = 0.4
 """Radius of the middle that a ring leaves free, over its outer radius."""
 
 Mask = NDArray[np.bool_]
+Window = tuple[slice, slice]
+Pixels = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
 _NAMES: Final = tuple(COLOURS)
 _PALETTE: Final = np.array(list(COLOURS.values()), np.float32)
 _BEARING: Final = np.arange(BEARINGS) * (2 * np.pi / BEARINGS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Connected pixels of one colour: an index into COLOURS, where the mask lies, the mask.
+
+    `foreign`: far from every colour, so that it may be another's fringe.
+    """
+
+    colour: int
+    window: Window
+    mask: Mask
+    foreign: bool = False
+
+    @property
+    def size(self) -> int:
+        """Pixels."""
+        return int(self.mask.sum())
 
 
 def _outline(name: str, bearing: Floats) -> Floats:
@@ -117,24 +146,64 @@ def read_batch(
 def find(pixels: NDArray[np.uint8]) -> list[Thing]:
     """Finds the things in (128, 128, 3) uint8 sRGB."""
     rgb = pixels.astype(np.float32)
-    gap = np.stack([((rgb - colour) ** 2).sum(-1) for colour in _PALETTE])
-    nearest = gap.argmin(0)
-    core = gap.min(0) < NEAR**2
     ground = _background(rgb)
-    found: list[Thing] = []
-    for index in np.unique(nearest[core]).tolist():
-        parts, _ = ndimage.label(core & (nearest == index))
-        wholes = []
-        for number, place in enumerate(ndimage.find_objects(parts), 1):
-            if (parts[place] == number).sum() >= CORE:
-                window = _grown(place)
-                mine = parts[window] == number
-                wholes.append((window, _soft(rgb[window], ground[window], mine, index)))
-        found += _things(wholes, _NAMES[index])
+    far = ((rgb - ground) ** 2).sum(-1) > FAR**2
+    gap = np.stack([((rgb - colour) ** 2).sum(-1) for colour in _PALETTE])
+    core = far & (gap.min(0) < NEAR**2)
+    label = _labels(gap.argmin(0), core, far)
+    parts = [
+        Part(index, window, _sharp(rgb[window], ground[window], mask))
+        for index in np.unique(label[core]).tolist()
+        for window, mask in _connected(label == index)
+        if (mask & core[window]).sum() >= CORE
+    ]
+    return _things([*parts, *_foreign(rgb, ground, far & (label < 0))])
+
+
+def _labels(nearest: NDArray[np.intp], core: Mask, far: Mask) -> NDArray[np.intp]:
+    """Gives each core pixel the colour of most core pixels around it, and each other pixel
+    that is far from the background that of the closest core pixel within REACH; -1 = none."""
+    present = np.unique(nearest[core])
+    if not len(present):
+        return np.full(core.shape, -1)
+    if len(present) > 1:
+        each = ((core & (nearest == k)).astype(np.float32) for k in present)
+        votes = [ndimage.uniform_filter(one, AROUND) for one in each]
+        nearest = present[np.argmax(votes, 0)]
+    distance, (rows, columns) = ndimage.distance_transform_edt(~core, return_indices=True)
+    return np.where(far & (distance <= REACH), nearest[rows, columns], -1)
+
+
+def _connected(mask: Mask) -> list[tuple[Window, Mask]]:
+    """Lists the connected parts of a mask."""
+    labels, _ = ndimage.label(mask)
+    places = ndimage.find_objects(labels)
+    return [(place, labels[place] == number) for number, place in enumerate(places, 1)]
+
+
+def _sharp(rgb: Pixels, ground: Pixels, mask: Mask) -> Mask:
+    """Draws a part's soft edge in: keeps pixels more like its own colour than the background."""
+    contrast = ((rgb - ground) ** 2).sum(-1)
+    inner = mask & (contrast >= np.median(contrast[mask]))
+    way = np.median(rgb[inner], axis=0) - ground
+    share = ((rgb - ground) * way).sum(-1) / (way * way).sum(-1)
+    return np.asarray(mask & (share > 0.5))
+
+
+def _foreign(rgb: Pixels, ground: Pixels, left: Mask) -> list[Part]:
+    """Finds parts far from every colour, pale or mixed. They get the colour that lies in
+    their direction from the background."""
+    found: list[Part] = []
+    for window, mask in _connected(left):
+        if mask.sum() >= CORE:
+            behind = ground[window][mask].mean(0)
+            offset, ways = rgb[window][mask].mean(0) - behind, _PALETTE - behind
+            likeness = (ways @ offset) / np.linalg.norm(ways, axis=1)
+            found.append(Part(int(likeness.argmax()), window, mask, foreign=True))
     return found
 
 
-def _background(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+def _background(rgb: Pixels) -> Pixels:
     """Estimates a vertical gradient from the two side columns: (128, 128, 3)."""
     sides = np.concatenate([rgb[:, :3], rgb[:, -3:]], 1)
     rows = np.median(sides, axis=1)
@@ -142,76 +211,67 @@ def _background(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.broadcast_to(smooth[:, None], rgb.shape)
 
 
-Window = tuple[slice, slice]
-Part = tuple[Window, Mask]
-"""Where a part's mask lies in the picture, and the mask."""
-
-
-def _grown(place: Window) -> Window:
-    rows, columns = (slice(max(s.start - REACH, 0), min(s.stop + REACH, SIZE)) for s in place)
-    return rows, columns
-
-
-def _soft(rgb: NDArray[np.float32], ground: NDArray[np.float32], core: Mask, colour: int) -> Mask:
-    """Adds to a part's core those edge pixels that are more its colour than background."""
-    way = _PALETTE[colour] - ground
-    share = ((rgb - ground) * way).sum(-1) / (way * way).sum(-1)
-    near = ndimage.binary_dilation(core, iterations=REACH - 1)
-    off = np.linalg.norm(rgb - ground - share[..., None] * way, axis=-1)
-    edge: Mask = near & (share > 0.5) & (off < NEAR / 2)
-    return core | edge
-
-
-def _things(parts: Sequence[Part], colour: str) -> list[Thing]:
-    """Names the parts of one colour, largest first; a fragment joins what it broke off."""
+def _things(parts: Sequence[Part]) -> list[Thing]:
+    """Names parts, largest first. One of no known shape that touches a larger one joins it if
+    it is a fragment, or if only together they have a known shape."""
     named: list[tuple[Part, str | None]] = []
-    for window, mask in sorted(parts, key=lambda p: -int(p[1].sum())):
-        shape = shape_of(mask)
-        owner = next((i for i, (p, _) in enumerate(named) if _broke_off(p, (window, mask))), None)
-        if owner is not None and (shape is None or mask.sum() < PIECE):
-            joint = _joined(named[owner][0], (window, mask))
-            named[owner] = joint, shape_of(joint[1]) or named[owner][1]
-        elif mask.sum() >= SMALLEST:
-            named.append(((window, mask), shape))
-    return [t for part, shape in named for t in _split_things(part, shape, colour)]
+    taken = np.full((SIZE, SIZE), -1)
+    for part in sorted(parts, key=lambda p: -p.size):
+        shape = shape_of(part.mask)
+        owner = _touched(taken, part) if shape is None or part.size < PIECE else -1
+        if owner < 0 and part.size < SMALLEST:
+            continue
+        if owner < 0:
+            named.append((part, shape))
+        else:
+            large = named[owner][0]
+            joint = _joined(large, part)
+            together = shape_of(joint.mask)
+            if together is not None:
+                named[owner] = joint, together
+            elif part.size > FRAGMENT * large.size and not part.foreign:
+                named.append((part, shape))
+        taken[part.window][part.mask] = len(named) - 1 if owner < 0 else owner
+    return [t for part, shape in named for t in _split_things(part, shape)]
 
 
-def _broke_off(large: Part, small: Part) -> bool:
-    """True when a part is so much smaller than another, and so close, that it is its piece."""
-    if small[1].sum() > FRAGMENT * large[1].sum():
-        return False
-    apart = [
-        max(a.start - b.stop, b.start - a.stop) + 2 * REACH
-        for a, b in zip(large[0], small[0], strict=True)
-    ]
-    return bool(max(apart) <= GAP)
+def _touched(taken: NDArray[np.intp], part: Part) -> int:
+    """Returns the largest named part that a part all but touches, -1 = none."""
+    gap = GAP + REACH if part.foreign else GAP
+    top, left = (max(s.start - gap, 0) for s in part.window)
+    near = np.pad(part.mask, gap)
+    near = ndimage.binary_dilation(near, iterations=gap)
+    near = near[max(gap - part.window[0].start, 0) :, max(gap - part.window[1].start, 0) :]
+    around = taken[top : top + near.shape[0], left : left + near.shape[1]]
+    owners = around[near[: around.shape[0], : around.shape[1]]]
+    owners = owners[owners >= 0]
+    return int(owners.min()) if len(owners) else -1
 
 
 def _joined(large: Part, small: Part) -> Part:
     whole = np.zeros((SIZE, SIZE), bool)
-    for window, mask in (large, small):
-        whole[window] |= mask
+    for part in (large, small):
+        whole[part.window] |= part.mask
     rows, columns = (
         slice(min(a.start, b.start), max(a.stop, b.stop))
-        for a, b in zip(large[0], small[0], strict=True)
+        for a, b in zip(large.window, small.window, strict=True)
     )
-    return (rows, columns), whole[rows, columns]
+    return Part(large.colour, (rows, columns), whole[rows, columns])
 
 
-def _split_things(part: Part, shape: str | None, colour: str) -> list[Thing]:
+def _split_things(part: Part, shape: str | None) -> list[Thing]:
     """Lists one part, or the pieces it falls into if only those have known shapes."""
-    window, mask = part
     if shape is None:
-        pieces = _split(mask)
+        pieces = _split(part.mask)
         shapes = [shape_of(piece) for piece in pieces]
         whole = all(piece.sum() >= PIECE for piece in pieces)
         if len(pieces) > 1 and whole and None not in shapes:
-            return [_thing(p, window, s, colour) for p, s in zip(pieces, shapes, strict=True)]
-    return [_thing(mask, window, shape, colour)]
+            return [_thing(part, p, s) for p, s in zip(pieces, shapes, strict=True)]
+    return [_thing(part, part.mask, shape)]
 
 
-def _thing(mask: Mask, window: Window, shape: str | None, colour: str) -> Thing:
-    top, left = window[0].start, window[1].start
+def _thing(part: Part, mask: Mask, shape: str | None) -> Thing:
+    top, left = part.window[0].start, part.window[1].start
     rows, columns = np.nonzero(mask)
     box: Box = (
         float(left + columns.min()),
@@ -220,22 +280,29 @@ def _thing(mask: Mask, window: Window, shape: str | None, colour: str) -> Thing:
         float(top + rows.max() + 1),
     )
     centre = (float(left + columns.mean() + 0.5), float(top + rows.mean() + 0.5))
-    return Thing(shape, colour, centre, box)
+    return Thing(shape, _NAMES[part.colour], centre, box)
 
 
 def shape_of(mask: Mask) -> str | None:
     """Names the shape of a part, (h, w) bool; None if it is none of the known ones."""
     rows, columns = np.nonzero(mask)
     points = np.stack([columns, rows], 1) + 0.0
-    verdicts = [_matched(mask, middle) for middle in (points.mean(0), _steiner(points))]
-    error, name, size, middle = min(verdicts, key=lambda v: v[0])
-    area = _AREA[_SHAPES.index(name)]
-    if name == "circle":
-        near = np.hypot(*(points - middle).T) < HOLE * size
-        if near.sum() < 0.5 * np.pi * (HOLE * size) ** 2:
-            name, area = "ring", _RING_AREA
-    fits = FILLED[0] < len(points) / (area * size**2) < FILLED[1]
-    return name if error < STRANGE and fits else None
+    middles = (points.mean(0), _steiner(points))
+    matches = [_matched(mask, middle) for middle in middles]
+    (errors, sizes), middle = min(
+        zip(matches, middles, strict=True), key=lambda m: float(m[0][0].min())
+    )
+    best = int(errors.argmin())
+    filled = ndimage.binary_fill_holes(np.pad(mask, 1)).sum()
+    if 1 - len(points) / filled > HOLLOW:
+        return "ring" if errors[0] < RAGGED else None
+    if errors[best] > STRANGE:
+        return None
+    area = len(points) / sizes[best] ** 2
+    near = np.hypot(*(points - middle).T) < HOLE * sizes[best]
+    if best == 0 and near.sum() < 0.5 * np.pi * (HOLE * sizes[best]) ** 2:
+        return "ring" if FILLED[0] < area / _RING_AREA < FILLED[1] else None
+    return _SHAPES[best] if FILLED[0] < area / _AREA[best] < FILLED[1] else None
 
 
 def _steiner(points: Floats) -> Floats:
@@ -244,15 +311,15 @@ def _steiner(points: Floats) -> Floats:
     return np.asarray(2 * ((points @ ways.T).max(0)[:, None] * ways).mean(0))
 
 
-def _matched(mask: Mask, middle: Floats) -> tuple[float, str, float, Floats]:
-    """Returns (error, shape, its size in pixels, middle) of the best match around a middle."""
-    measured = np.log(_radii(mask, middle))
-    ratio = measured - _LOG_KNOWN
+def _matched(mask: Mask, middle: Floats) -> tuple[Floats, Floats]:
+    """Returns each shape's error around a middle, at its best tilt, and its size in pixels."""
+    ratio = np.log(_radii(mask, middle)) - _LOG_KNOWN
     size = np.median(ratio, axis=-1, keepdims=True)
     ranked = np.sort(np.abs(ratio - size), axis=-1)[..., : int(TRUSTED * BEARINGS)]
     error = ranked.mean(-1)
-    best = np.unravel_index(error.argmin(), error.shape)
-    return float(error[best]), _SHAPES[best[0]], float(np.exp(size[best][0])), middle
+    best = error.argmin(-1)
+    shape = np.arange(len(_SHAPES))
+    return error[shape, best], np.exp(size[shape, best, 0])
 
 
 def _radii(mask: Mask, middle: Floats) -> Floats:

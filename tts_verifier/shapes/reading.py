@@ -140,8 +140,10 @@ def taken_for(spec: Spec, things: Sequence[Thing]) -> tuple[Thing | None, ...]:
     """Decides which thing is taken for which noun, None = nothing: what explains most."""
 
     def worth(taken: Sequence[Thing | None]) -> float:
-        holding = sum(WEIGHTS[c.kind] for c, ok in _as_taken(spec, taken).items() if ok)
-        return holding + 0.1 * sum(t is not None for t in taken)
+        holds = [c for c, ok in _as_taken(spec, taken).items() if ok]
+        right = sum(c.kind == "object" for c in holds)
+        used = sum(t is not None for t in taken)
+        return sum(WEIGHTS[c.kind] for c in holds) + 0.1 * used + 0.01 * right
 
     slots: list[Thing | None] = [*things, *[None] * len(spec.nouns)]
     return max(permutations(slots, len(spec.nouns)), key=worth)
