@@ -44,7 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A checkpoint of random weights, read for training."""
     folder = tmp_path_factory.mktemp("tiny")
     verifier.begin(folder, TINY, seed=0)
-    c = verifier.read_checkpoint(folder, torch.device("cpu"))
+    c = verifier.read_checkpoint(folder)
     writer = Writer(c.words, c.model.config, 2, answer_only=0.3)
     return SimpleNamespace(folder=folder, checkpoint=c, writer=writer)
 
@@ -134,7 +134,7 @@ def test_the_step_runs_the_network_as_the_model_itself_does(tiny: SimpleNamespac
 
 
 def test_a_few_steps_on_one_batch_lower_every_loss(tiny: SimpleNamespace) -> None:
-    checkpoint = verifier.read_checkpoint(tiny.folder, torch.device("cpu"))
+    checkpoint = verifier.read_checkpoint(tiny.folder)
     step = Step(checkpoint.model, checkpoint.processor)
     step.at(3e-3)
     pictures = Maker(tiny.writer, "judge", seed=0).batch(4)

@@ -128,10 +128,10 @@ def order_numbers(embedding: Tensor, words: str, seed: int) -> None:
             embedding[index] = own + scale * (turns * int(digits) + phases).cos()
 
 
-def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
-    """Reads a folder for training: float32 weights that take gradients."""
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads a folder for training: float32 weights, on the CPU, that take gradients."""
     config = ImageDoctorConfig.from_folder(folder)
-    model = load_model(folder).to(device)
+    model = load_model(folder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("point_embed" not in name and "mask_downscaling" not in name)
     words = Words.from_folder(folder, config)
@@ -180,15 +180,16 @@ class Trainer:
     def __init__(self, run: Run, training: Training) -> None:
         self.run, self.training = run, training
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.checkpoint = read_checkpoint(run.init, self.device)
-        c = self.checkpoint
+        self.checkpoint = c = read_checkpoint(run.init)
         side = c.processor.input_size // c.model.config.cell
         writer = Writer(c.words, c.model.config, side, answer_only=training.answer_only)
         self.pictures = batches(run, run.stage, writer, training)
         self.texts = batches(run, "text", writer, training) if training.text_batch else None
+        self.held = held_out(training.check_pictures, HELD_OUT_SEED)
+        # Worker processes are forked by now: a fork with a GPU in use is asking for trouble.
+        c.model.to(self.device)
         self.average = Average(c.model, training.ema)
         self.step = Step(c.model, c.processor)
-        self.held = held_out(training.check_pictures, HELD_OUT_SEED)
 
     def train(self) -> None:
         """Runs until the time is up, saving and checking on the way and at the end."""

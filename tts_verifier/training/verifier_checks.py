@@ -27,6 +27,8 @@ _OBJECT: Final = re.compile(r"#\d+ (\w+) (\w+) (\d+) (\d+) (\d+)")
 CLOSE: Final = 24
 """Distance in the 512-px frame, along either axis, within which a place is right."""
 
+BATCH: Final = 128
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
@@ -57,9 +59,9 @@ def check(checkpoint: Checkpoint, held: HeldOut) -> dict[str, float]:
 
     `objects`: colour and shape right, of those that are there; `places`: of these, within
     `CLOSE`. `plcc`: of semantic alignment. `decided`: pass or fail, right. `whole`: replies
-    with all four scores. `mse_*`: of the maps, on the decoder's grid.
+    with all four scores.
     """
-    verdicts = ImageDoctor(checkpoint).verify(held.pictures, held.captions)
+    verdicts = ImageDoctor(checkpoint, batch_size=BATCH).verify(held.pictures, held.captions)
     readings = held.flawed.readings
     pairs = [found(v.text, replies.look(r.things)) for v, r in zip(verdicts, readings, strict=True)]
     there, named, placed = (float(sum(part)) for part in zip(*pairs, strict=True))
