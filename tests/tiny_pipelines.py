@@ -1,7 +1,9 @@
 """Diffusers pipelines of a few thousand random weights, built from configs."""
 
 import json
+import math
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -18,6 +20,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
+
+from tts_verifier.types import Stored, Trial
 
 
 def tokenizer(folder):
@@ -44,7 +48,7 @@ def text_config(vocab_size):
     )
 
 
-def vae(channels):
+def vae(channels, shift=0.0):
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -53,12 +57,12 @@ def vae(channels):
         latent_channels=channels,
         norm_num_groups=4,
         sample_size=16,
-        shift_factor=0.0,
+        shift_factor=shift,
     )
 
 
-def sd3(folder):
-    """A Stable Diffusion 3 that draws 16 x 16 pixels."""
+def sd3(folder, channels=16):
+    """A Stable Diffusion 3 that draws 16 x 16 pixels; its sibling wants 16 channels."""
     torch.manual_seed(0)
     words = tokenizer(folder)
     config = text_config(len(words))
@@ -66,18 +70,18 @@ def sd3(folder):
         transformer=SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
-            in_channels=4,
+            in_channels=channels,
             num_layers=1,
             attention_head_dim=8,
             num_attention_heads=2,
             joint_attention_dim=32,
             caption_projection_dim=16,
             pooled_projection_dim=32,
-            out_channels=4,
+            out_channels=channels,
             pos_embed_max_size=8,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(4),
+        vae=vae(channels, shift=0.5),
         text_encoder=CLIPTextModelWithProjection(config),
         tokenizer=words,
         text_encoder_2=CLIPTextModelWithProjection(config),
@@ -116,3 +120,25 @@ def sd15(folder):
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def as_parent(sample, name="parent"):
+    """The trial that a sample becomes."""
+    image, state = sample.image, sample.state
+    return Trial(
+        id=name,
+        prompt=sample.job.prompt,
+        round=0,
+        proposal=sample.job.proposal,
+        progress=sample.progress,
+        scores={},
+        objective=math.nan,
+        image=Stored(lambda: image),
+        state=state and Stored(lambda: state),
+    )
+
+
+def pixels(sample):
+    """A sample's picture, with room below 0."""
+    assert not sample.error
+    return np.asarray(sample.image).astype(int)

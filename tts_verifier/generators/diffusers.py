@@ -2,8 +2,8 @@
 
 Every candidate has a random generator of its own, seeded on the CPU, and every batch is
 filled up to one fixed size, so that a proposal gives the same picture whatever batch it lands
-in: bit for bit in float32 on one machine. Pipelines are called only through their public
-arguments.
+in: bit for bit in float32 on one machine. Pipelines are called through their public
+arguments; part of a drawing is made by `schedule`, noise by `noise`, repairs by `repaint`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,34 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
-from tts_verifier.types import Cost, Draw, Job, Sample, Setting, kind_of
-
-if TYPE_CHECKING:
-    import torch
-
-BUNDLED: Final = Path(__file__).parent.parent / "shapes" / "weights" / "generator"
-BUNDLED_CALL: Final = {
-    "num_inference_steps": 20,
-    "guidance_scale": 4.0,
-    "max_sequence_length": 16,
-}
-"""What the bundled generator is called with; its T5 slot is empty, and 16 tokens of nothing
-cost less than the default 256."""
+from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.generators import noise, repaint, schedule
+from tts_verifier.generators.counting import counted
+from tts_verifier.generators.drawn import Drawn, Plan, generators
+from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
+from tts_verifier.types import (
+    Continue,
+    Cost,
+    Draw,
+    Job,
+    Look,
+    Repaint,
+    Sample,
+    Setting,
+    kind_of,
+)
 
 
 class DiffusersGenerator:
     """Draws with a diffusers pipeline.
+
+    The class says what it can do with some pipeline; `supports` of an instance is what it
+    can do with its own, by the pipeline's class and scheduler.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
@@ -54,7 +58,7 @@ class DiffusersGenerator:
         CheckpointError: the model cannot be found or loaded.
     """
 
-    supports: frozenset[type] = frozenset({Draw})
+    supports: frozenset[type] = frozenset({Draw, Continue, Repaint})
 
     def __init__(
         self,
@@ -85,52 +89,101 @@ class DiffusersGenerator:
         chosen = {key: value for key, value in given.items() if value is not None}
         self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
-        _check_call(self.pipe, self._call)
+        check_call(self.pipe, self._call)
         self.settings: Mapping[str, Setting] = self._settings(model)
+        self._missing = {
+            Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
+            Repaint: repaint.problem(self.pipe),
+        }
+        self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job in batches of `batch_size`.
 
-        A picture with NaN in it, or one that the pipeline's safety checker blanked, becomes
-        a sample with an `error`.
+        `until` and `renoise` are rounded to whole steps; a job takes at least one. A picture
+        with NaN in it, or one that the pipeline's safety checker blanked, becomes a sample
+        with an `error`.
 
         Raises:
-            UnsupportedError: a job is not a plain `Draw` from the seed's own noise.
+            UnsupportedError: the pipeline or its scheduler cannot do what a job asks.
+            InputError: a job's mask, noise or parent does not fit.
         """
-        for job in jobs:
-            self._check(job)
-        chunks = [jobs[i : i + self.batch_size] for i in range(0, len(jobs), self.batch_size)]
-        return [sample for chunk in chunks for sample in self._draw(chunk)]
+        alike: dict[Any, list[int]] = {}
+        for place, job in enumerate(jobs):
+            alike.setdefault(self._plan(job), []).append(place)
+        samples: dict[int, Sample] = {}
+        for plan, places in alike.items():
+            for i in range(0, len(places), self.batch_size):
+                chunk = places[i : i + self.batch_size]
+                drawn = self._draw([jobs[place] for place in chunk], plan)
+                samples |= zip(chunk, drawn, strict=True)
+        return [samples[place] for place in range(len(jobs))]
 
-    def _check(self, job: Job) -> None:
-        draw = job.proposal
-        if not isinstance(draw, Draw) or draw.until != 1.0 or draw.noise is not None:
+    def _plan(self, job: Job) -> Plan:
+        p = job.proposal
+        if isinstance(p, Draw) and p.until >= 1:
+            return Plan(given=p.noise is not None)
+        if why := self._missing.get(Repaint if isinstance(p, Repaint) else Continue):
             raise UnsupportedError(
-                f"{type(self.pipe).__name__} is only asked to draw from a seed to the end; got a "
-                f"{kind_of(draw)!r} proposal: {draw}."
+                f"{type(self.pipe).__name__} with {type(self.pipe.scheduler).__name__} cannot "
+                f"serve the {kind_of(p)!r} proposal {str(p)[:160]}: {why}."
             )
+        if isinstance(p, Look):
+            raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")
+        if isinstance(p, Repaint):
+            return Plan(strength=p.strength, size=repaint.source(job)[1].size)
+        whole = self._rehearsal.steps
+        if isinstance(p, Draw):
+            return Plan(0, min(max(round(p.until * whole), 1), whole), given=p.noise is not None)
+        back = round(job.ancestors[0].progress * whole) - round(p.renoise * whole)
+        start = min(max(back, 0), whole - 1)
+        return Plan(start, min(max(round(p.until * whole), start + 1), whole), given=True)
 
-    def _draw(self, jobs: Sequence[Job]) -> list[Sample]:
-        import torch
+    @cached_property
+    def _rehearsal(self) -> noise.Rehearsal:
+        return noise.rehearse(self.pipe, self._call)
 
+    def _draw(self, jobs: Sequence[Job], plan: Plan) -> list[Sample]:
         filled = [*jobs, *[jobs[-1]] * (self.batch_size - len(jobs))]
-        seeds = [torch.Generator("cpu").manual_seed(_seed(job)) for job in filled]
-        start = time.perf_counter()
-        with _counted(self.pipe) as rows:
-            out = self.pipe(
-                prompt=[job.prompt.text for job in filled],
-                generator=seeds,
-                output_type="pt",
-                **self._call,
-            )
+        began = time.perf_counter()
+        with counted(self.pipe) as rows:
+            drawn = self._repaint(filled) if plan.strength else self._denoise(filled, plan)
         cost = Cost(
             network_evaluations=rows["denoiser"] // self.batch_size,
             vae_passes=rows["vae"] // self.batch_size,
-            draw_seconds=(time.perf_counter() - start) / len(jobs),
+            draw_seconds=(time.perf_counter() - began) / len(jobs),
         )
-        blanked = getattr(out, "nsfw_content_detected", None) or [False] * len(filled)
-        rows_of_batch = zip(jobs, out.images, blanked, strict=False)
-        return [_sample(job, pixels, blank, cost) for job, pixels, blank in rows_of_batch]
+        samples = [drawn.sample(row, job, cost) for row, job in enumerate(jobs)]
+        return [_pasted(sample) for sample in samples] if plan.strength else samples
+
+    def _denoise(self, jobs: Sequence[Job], plan: Plan) -> Drawn:
+        """Takes the steps of the plan from noise or from the parents' latents."""
+        call = self._asked(jobs)
+        if plan.stop is None and not plan.given:
+            return Drawn.of(self.pipe(output_type="pt", **call))
+        ready, seeds = self._rehearsal, generators(jobs)
+        stop = plan.stop or ready.steps
+        if plan.given:
+            rows = [ready.latents(j, plan.start, g) for j, g in zip(jobs, seeds, strict=True)]
+            call["latents"] = ready.handed_over(rows, plan.start, stop)
+        if plan.stop is None:
+            return Drawn.of(self.pipe(output_type="pt", **call))
+        etas = [getattr(job.proposal, "eta", 0.0) for job in jobs]
+        span = schedule.Span(plan.start, stop, ready.levels(), etas, seeds)
+        with _scheduler(self.pipe, span.scheduler(self.pipe.scheduler)):
+            drawn = Drawn.of(self.pipe(output_type="pt", **call))
+        drawn.latents, drawn.progress = span.latents, stop / ready.steps
+        return drawn
+
+    def _repaint(self, jobs: Sequence[Job]) -> Drawn:
+        pipe, sources = repaint.sibling(self.pipe), [repaint.source(job) for job in jobs]
+        known = inspect.signature(type(pipe).__call__).parameters
+        asked = {k: v for k, v in self._asked(jobs).items() if k in known}
+        return Drawn(*repaint.decode(pipe, **{**asked, **repaint.arguments(pipe, sources)}))
+
+    def _asked(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        prompts = [job.prompt.text for job in jobs]
+        return {"prompt": prompts, "generator": generators(jobs), **self._call}
 
     def _settings(self, model: Any) -> dict[str, Setting]:
         pipe, named = self.pipe, isinstance(model, str | Path)
@@ -148,86 +201,20 @@ class DiffusersGenerator:
         }
 
 
-def load(model: str | Path, dtype: str | None = None, device: str | None = None) -> Any:
-    """Loads a pipeline from a folder, a hub id or `"shapes"`.
-
-    Components that the folder's `model_index.json` leaves empty (an absent T5, say) are
-    passed as None, as diffusers wants it.
-
-    Raises:
-        CheckpointError: it cannot be found or loaded.
-    """
-    import torch
-    from diffusers import DiffusionPipeline
-
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = dtype or ("float32" if place == "cpu" else "bfloat16")
-    folder = BUNDLED if model == "shapes" else model
-    if model == "shapes" and not (BUNDLED / "model_index.json").exists():
-        raise CheckpointError(
-            f"The bundled generator's weights belong in {BUNDLED}, and are missing there. "
-            "Install the package from its wheel or a full clone."
-        )
-    try:
-        index = DiffusionPipeline.load_config(folder)
-        empty = {k: None for k, v in index.items() if isinstance(v, list) and v == [None, None]}
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, kind), **empty)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"No pipeline could be loaded from {model}: {error}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place)
-
-
-def _check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    known = inspect.signature(type(pipe).__call__).parameters
-    if unknown := sorted(set(call) - set(known)):
-        raise InputError(
-            f"{type(pipe).__name__} does not take {', '.join(unknown)}. "
-            f"It takes {', '.join(n for n in known if n != 'self')}."
-        )
-
-
-def _seed(job: Job) -> int:
-    if not isinstance(job.proposal, Draw):
-        raise UnsupportedError(f"Only a draw has a seed to start from, got {job.proposal}.")
-    return job.proposal.seed
-
-
-def _sample(job: Job, pixels: torch.Tensor, blanked: bool, cost: Cost) -> Sample:
-    """Makes a sample of (3, H, W) floats in [0, 1]."""
-    array = pixels.detach().float().cpu().permute(1, 2, 0).numpy()
-    if not np.isfinite(array).all():
-        return Sample(job, None, cost=cost, error="The drawing has NaN or infinite pixels.")
-    if blanked:
-        return Sample(job, None, cost=cost, error="The pipeline's safety checker blanked it.")
-    image = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8))
-    return Sample(job, image, cost=cost)
-
-
 @contextmanager
-def _counted(pipe: Any) -> Iterator[dict[str, int]]:
-    """Counts the rows that go through the denoiser and the VAE while the pipeline runs."""
-    rows = {"denoiser": 0, "vae": 0}
-    vae = getattr(pipe, "vae", None)
-    parts = {
-        "denoiser": getattr(pipe, "transformer", None) or getattr(pipe, "unet", None),
-        "vae": getattr(vae, "decoder", None),
-    }
-
-    def count(name: str) -> Any:
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first = args[0] if args else next(iter(kwargs.values()))
-            rows[name] += len(first)
-
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(count(name), with_kwargs=True)
-        for name, module in parts.items()
-        if module is not None
-    ]
+def _scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
+    """Gives a pipeline another scheduler meanwhile."""
+    own = pipe.scheduler
+    pipe.scheduler = scheduler
     try:
-        yield rows
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        pipe.scheduler = own
+
+
+def _pasted(sample: Sample) -> Sample:
+    """Puts the parent's pixels back outside the mask."""
+    if sample.image is None:
+        return sample
+    proposal, old = repaint.source(sample.job)
+    return replace(sample, image=repaint.paste(old, sample.image, proposal.mask))

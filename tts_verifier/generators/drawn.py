@@ -1,0 +1,66 @@
+"""What a batch has in common before it is drawn, and what a pipeline gave for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier.types import Cost, Job, Sample, State
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the jobs of one batch have in common.
+
+    Steps `start` to `stop` (None = the last), from `given` latents or the seed's own noise;
+    or a repaint of `strength` of pictures of one `size`.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    given: bool = False
+    strength: float = 0.0
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Drawn:
+    """A batch as the pipeline gave it: pixels (B, 3, H, W) in [0, 1]."""
+
+    pixels: torch.Tensor
+    blanked: Sequence[bool] | None = None
+    latents: torch.Tensor | None = None
+    progress: float = 1.0
+
+    @classmethod
+    def of(cls, out: Any) -> Drawn:
+        """Reads what a pipeline returns for `output_type="pt"`."""
+        return cls(out.images, getattr(out, "nsfw_content_detected", None))
+
+    def sample(self, row: int, job: Job, cost: Cost) -> Sample:
+        """Returns a row as a job's sample, with an error if it is no picture."""
+        array = self.pixels[row].detach().float().cpu().permute(1, 2, 0).numpy()
+        if not np.isfinite(array).all():
+            return Sample(job, None, cost=cost, error="The drawing has NaN or infinite pixels.")
+        if self.blanked and self.blanked[row]:
+            return Sample(job, None, cost=cost, error="The pipeline's safety checker blanked it.")
+        image = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8))
+        state: State | None = None
+        if self.latents is not None:
+            state = {"latents": self.latents[row].detach().float().cpu().numpy()}
+        return Sample(job, image, self.progress, cost, state)
+
+
+def generators(jobs: Sequence[Job]) -> list[torch.Generator]:
+    """Returns a generator on the CPU for every job, at the start of its own seed."""
+    import torch
+
+    seeds = [getattr(job.proposal, "seed", 0) for job in jobs]
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
