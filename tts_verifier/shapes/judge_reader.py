@@ -89,8 +89,8 @@ def _unmix(rgb: Tensor, ground: Tensor) -> Tensor:
     way = palette(rgb.device)[:, :, None, None] - ground
     offset = rgb - ground
     share = (offset * way).sum(1) / (way * way).sum(1)
-    off = (offset - share[:, None] * way).norm(dim=1)
-    belief = torch.exp(-((off / SPREAD) ** 2)) * share.clamp(0, 1)
+    off = (offset - share[:, None] * way).square().sum(1)
+    belief = torch.exp(-off / SPREAD**2) * share.clamp(0, 1)
     votes = avg_pool2d(belief, 5, stride=1, padding=2)
     amount = belief.amax(0)
     strength = max_pool2d(avg_pool2d(amount[None], 3, stride=1, padding=1), 13, stride=1, padding=6)
@@ -135,7 +135,7 @@ def _peaks(cover: Tensor) -> list[tuple[int, int, int, float]]:
     """
     spectrum, energy, rows = _templates()
     found = []
-    for colour in torch.nonzero(cover.sum((1, 2)) > FAINTEST).flatten().tolist():
+    for colour in torch.nonzero((cover > 0.5).sum((1, 2)) > FAINTEST).flatten().tolist():
         match = torch.fft.irfft2(torch.fft.rfft2(cover[colour]) * spectrum, s=(GRID, GRID))
         gain, which = (2 * match - energy[:, None, None]).max(0)
         smooth = max_pool2d(gain[None, None], 5, stride=1, padding=2)[0, 0]

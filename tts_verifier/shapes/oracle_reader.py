@@ -147,10 +147,10 @@ def find(pixels: NDArray[np.uint8]) -> list[Thing]:
     """Finds the things in (128, 128, 3) uint8 sRGB."""
     rgb = pixels.astype(np.float32)
     ground = _background(rgb)
-    far = ((rgb - ground) ** 2).sum(-1) > FAR**2
-    gap = np.stack([((rgb - colour) ** 2).sum(-1) for colour in _PALETTE])
-    core = far & (gap.min(0) < NEAR**2)
-    label = _labels(gap.argmin(0), core, far)
+    far = _squared(rgb - ground) > FAR**2
+    gap = _squared(rgb)[..., None] - 2 * rgb @ _PALETTE.T + _squared(_PALETTE)
+    core = far & (gap.min(-1) < NEAR**2)
+    label = _labels(gap.argmin(-1), core, far)
     parts = [
         Part(index, window, _sharp(rgb[window], ground[window], mask))
         for index in np.unique(label[core]).tolist()
@@ -158,6 +158,11 @@ def find(pixels: NDArray[np.uint8]) -> list[Thing]:
         if (mask & core[window]).sum() >= CORE
     ]
     return _things([*parts, *_foreign(rgb, ground, far & (label < 0))])
+
+
+def _squared(vectors: Pixels) -> Pixels:
+    """Returns squared lengths over the last axis."""
+    return np.asarray(np.einsum("...c,...c->...", vectors, vectors))
 
 
 def _labels(nearest: NDArray[np.intp], core: Mask, far: Mask) -> NDArray[np.intp]:
@@ -183,7 +188,7 @@ def _connected(mask: Mask) -> list[tuple[Window, Mask]]:
 
 def _sharp(rgb: Pixels, ground: Pixels, mask: Mask) -> Mask:
     """Draws a part's soft edge in: keeps pixels more like its own colour than the background."""
-    contrast = ((rgb - ground) ** 2).sum(-1)
+    contrast = _squared(rgb - ground)
     inner = mask & (contrast >= np.median(contrast[mask]))
     way = np.median(rgb[inner], axis=0) - ground
     share = ((rgb - ground) * way).sum(-1) / (way * way).sum(-1)
