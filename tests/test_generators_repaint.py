@@ -1,0 +1,158 @@
+"""The masked part of a picture drawn anew, the rest kept exactly."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_pipelines import as_parent, pixels, sd3, sd15
+
+from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.generators import repaint
+from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.types import Continue, Draw, Job, Mask, Prompt, Repaint
+
+PROMPT = Prompt("0", "a red circle")
+LEFT = np.arange(16)[None, :] + np.zeros((16, 1)) < 6
+MASK = Mask.of(LEFT)
+
+
+@pytest.fixture(scope="module", params=[sd3, sd15])
+def generator(request, tmp_path_factory):
+    pipe = request.param(tmp_path_factory.mktemp("pipe"))
+    return DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def parent(generator):
+    return generator.generate([Job(PROMPT, Draw(1))])[0]
+
+
+def repainted(generator, parent, *proposals):
+    trial = as_parent(parent)
+    return generator.generate([Job(PROMPT, p, (trial,)) for p in proposals])
+
+
+def test_pixels_outside_the_mask_are_the_parents(generator, parent):
+    for strength in (0.3, 1.0):
+        proposal = Repaint("parent", MASK, 5, strength)
+        after, before = pixels(repainted(generator, parent, proposal)[0]), pixels(parent)
+        assert np.array_equal(after[~LEFT], before[~LEFT])
+        assert not np.array_equal(after[LEFT], before[LEFT])
+
+
+def test_a_proposal_gives_the_same_picture_in_any_batch(generator, parent):
+    wanted = Repaint("parent", MASK, 5, 0.6)
+    alone = repainted(generator, parent, wanted)[0]
+    others = [Repaint("parent", Mask.of(~LEFT), 6, 0.6), Repaint("parent", MASK, 7)]
+    among = repainted(generator, parent, *others, wanted)[2]
+    assert np.array_equal(pixels(alone), pixels(among))
+    other = repainted(generator, parent, Repaint("parent", MASK, 6, 0.6))[0]
+    assert not np.array_equal(pixels(alone), pixels(other))
+
+
+def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
+    half, whole = repainted(
+        generator, parent, Repaint("parent", MASK, 5, 0.5), Repaint("parent", MASK, 5)
+    )
+    assert (half.cost.network_evaluations, whole.cost.network_evaluations) == (4, 8)
+    assert half.cost.vae_passes == 3
+    assert half.progress == 1
+    assert half.state is None
+
+
+def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
+    """The sibling of diffusers 0.42 forgets the VAE's shift: seen when all latents are known."""
+    pipe = sd3(tmp_path)
+
+    def perfect(hidden_states, timestep, **_):
+        return ((hidden_states - 0.25) / (timestep[0] / 1000),)
+
+    monkeypatch.setattr(pipe.transformer, "forward", perfect)
+    generator = DiffusersGenerator(pipe, steps=2, guidance=1.0, batch_size=1)
+    parent = generator.generate([Job(PROMPT, Draw(1))])[0]
+    everything = Mask.of(np.ones((16, 16), np.bool_))
+    after = repainted(generator, parent, Repaint("parent", everything, 5))[0]
+    assert np.abs(pixels(after) - pixels(parent)).max() <= 1
+
+
+def test_the_sibling_shares_weights_and_keeps_the_dtype(tmp_path):
+    pipe = sd3(tmp_path).to(torch.bfloat16)
+    other = repaint.sibling(pipe)
+    assert type(other).__name__ == "StableDiffusion3InpaintPipeline"
+    assert other.transformer is pipe.transformer
+    assert other.vae is pipe.vae
+    assert other.scheduler is not pipe.scheduler
+    assert {p.dtype for p in pipe.transformer.parameters()} == {torch.bfloat16}
+
+
+def test_thin_masks_grow_to_whole_latent_cells():
+    thin = np.zeros((8, 8), np.bool_)
+    thin[3, 5:7] = True
+    grown = repaint._snapped(Mask.of(thin), 4)
+    assert grown[:4, 4:].all()
+    assert grown.sum() == 16
+    uneven = np.zeros((5, 7), np.bool_)
+    uneven[4, 6] = True
+    assert repaint._snapped(Mask.of(uneven), 4).sum() == 3
+
+
+def test_a_thin_mask_changes_what_it_covers(generator, parent):
+    thin = np.zeros((16, 16), np.bool_)
+    thin[:, 3] = True
+    after = repainted(generator, parent, Repaint("parent", Mask.of(thin), 5))[0]
+    assert not np.array_equal(pixels(after)[:, 3], pixels(parent)[:, 3])
+    assert np.array_equal(pixels(after)[~thin], pixels(parent)[~thin])
+
+
+@pytest.mark.parametrize(
+    ("mask", "strength", "rule"),
+    [
+        (Mask.of(np.ones((8, 8), np.bool_)), 1.0, "must have the size of the picture, got 8x8"),
+        (Mask.of(np.zeros((16, 16), np.bool_)), 1.0, "got an empty one"),
+        (MASK, 0.0, r"strength must be in \(0, 1\], got 0.0"),
+    ],
+)
+def test_what_cannot_be_repainted_is_refused(generator, parent, mask, strength, rule):
+    with pytest.raises(InputError, match=rule):
+        repainted(generator, parent, Repaint("parent", mask, 5, strength))
+
+
+def test_a_parent_without_a_picture_is_refused(generator):
+    with pytest.raises(InputError, match="needs its parent's picture"):
+        generator.generate([Job(PROMPT, Repaint("parent", MASK, 5))])
+
+
+def test_a_repaint_that_came_out_as_nan_is_an_error(generator, parent, monkeypatch):
+    decode = generator.pipe.vae.decode
+
+    def spoiled(latents, **kwargs):
+        (image,) = decode(latents, **kwargs)
+        return (image * torch.nan,)
+
+    monkeypatch.setattr(generator.pipe.vae, "decode", spoiled)
+    sample = repainted(generator, parent, Repaint("parent", MASK, 5))[0]
+    assert sample.image is None
+    assert "NaN" in sample.error
+
+
+def test_weights_that_the_sibling_does_not_know_are_refused(tmp_path):
+    generator = DiffusersGenerator(sd3(tmp_path, channels=4), steps=2, batch_size=1)
+    assert generator.supports == {Draw, Continue}
+    parent = generator.generate([Job(PROMPT, Draw(1))])[0]
+    with pytest.raises(UnsupportedError, match="16 channels only, these weights have 4"):
+        repainted(generator, parent, Repaint("parent", MASK, 5))
+
+
+def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):
+    class Lonely(type(sd15(tmp_path))):
+        pass
+
+    pipe = Lonely(**sd15(tmp_path).components, requires_safety_checker=False)
+    assert "Lonely has no inpainting sibling" in repaint.problem(pipe)
+
+
+def test_paste_takes_the_new_picture_where_the_mask_is_true():
+    old, new = (Image.new("RGB", (16, 16), c) for c in ("red", "blue"))
+    pasted = np.asarray(repaint.paste(old, new, MASK))
+    assert (pasted[LEFT] == (0, 0, 255)).all()
+    assert (pasted[~LEFT] == (255, 0, 0)).all()
