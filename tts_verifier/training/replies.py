@@ -50,6 +50,7 @@ LOCATIONS: Final = {
 }
 """Score -> the location that follows its number."""
 MOST_REGIONS: Final = 6
+MOST_OBJECTS: Final = 9
 VERDICTS: Final = (" ok;", " wrong;", " wrong shape;", " wrong colour;", " missing;")
 MISALIGNED: Final = "misaligned"
 
@@ -62,7 +63,7 @@ PHRASES: Final = (
     " nothing else",
     " -",
     *VERDICTS,
-    *(f"#{n}" for n in range(1, 10)),
+    *(f"#{n}" for n in range(1, MOST_OBJECTS + 1)),
     *(f"{start}{n}.[" for n in range(1, MOST_REGIONS + 1) for start in ("", ";")),
     *(f"] {what}" for what in (MISALIGNED, *KINDS)),
     " left of",
@@ -79,8 +80,8 @@ Region = tuple[Box, str]
 
 
 def look(things: Sequence[Thing]) -> str:
-    """Lists the objects from top to bottom."""
-    ordered = sorted(things, key=lambda t: (_frame(t.centre[1]), t.centre[0]))
+    """Lists the objects from top to bottom, the first `MOST_OBJECTS` of them."""
+    ordered = sorted(things, key=lambda t: (_frame(t.centre[1]), t.centre[0]))[:MOST_OBJECTS]
     parts = [f"#{n} {t.colour} {_shape(t)} {_place(t)}" for n, t in enumerate(ordered, 1)]
     return LOOK + ("".join(parts) or " none")
 

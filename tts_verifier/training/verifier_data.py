@@ -29,8 +29,8 @@ from tts_verifier.shapes.artifacts import KINDS, plant_artifacts
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import SCORES, Flawed, misaligned_scenes, plant, score, things
 from tts_verifier.shapes.grammar import Spec, parse, phrase, variants
-from tts_verifier.shapes.oracle_reader import read
-from tts_verifier.shapes.reading import Reading, compare
+from tts_verifier.shapes.oracle_reader import find
+from tts_verifier.shapes.reading import Reading, Thing, compare
 from tts_verifier.shapes.renderer import coverage, visible
 from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
@@ -196,6 +196,7 @@ class Maker:
         self.length = length
         self.samples = samples
         self.easy = 0
+        self._found: dict[int, list[Thing]] = {}
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -238,7 +239,9 @@ class Maker:
         index = [self.rng.randrange(len(samples.captions)) for _ in range(count)]
         specs = [self._asked(samples.captions[i]) for i in index]
         clean = samples.images[index]
-        readings = [read(p, s) for p, s in zip(clean, specs, strict=True)]
+        readings = [
+            compare(spec, self._things(samples, i)) for i, spec in zip(index, specs, strict=True)
+        ]
         images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
         planted = plant_artifacts(images, self.generator, share=0.5)
         alignment = torch.tensor([r.score for r in readings])
@@ -252,6 +255,12 @@ class Maker:
         maps = torch.stack([wrong, planted.map], 1)
         known = torch.stack([torch.ones(count, dtype=torch.bool), planted.kind >= 0], 1)
         return replace(batch, maps=_bytes(maps), known=known)
+
+    def _things(self, samples: Samples, index: int) -> list[Thing]:
+        """Reads a sample with the oracle, once."""
+        if index not in self._found:
+            self._found[index] = find(samples.images[index])
+        return self._found[index]
 
     def _asked(self, caption: str) -> Spec:
         """Now and then holds a sample against another caption, lest captions tell scores."""
