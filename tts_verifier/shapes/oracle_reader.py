@@ -52,7 +52,7 @@ TILTS: Final = np.arange(-8, 9) * (np.pi / BEARINGS)
 """Rotations tried, radians: up to 24 degrees either way, in half bearings."""
 TRUSTED: Final = 0.75
 """Share of the bearings, the best fitting, that decides."""
-STRANGE: Final = 0.09
+STRANGE: Final = 0.12
 """Largest mean log ratio of measured and known radius; beyond, a thing has no known shape."""
 HOLLOW: Final = 0.13
 """Least share of a part that its enclosed holes are, for a ring; no other shape has as much."""
