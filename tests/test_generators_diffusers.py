@@ -126,3 +126,13 @@ def test_missing_bundled_weights_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(loading, "BUNDLED", tmp_path)
     with pytest.raises(CheckpointError, match="bundled generator's weights"):
         DiffusersGenerator("shapes")
+
+
+@pytest.mark.parametrize("family", [sd3, sd15])
+def test_a_negative_prompt_is_every_candidates(tmp_path, family):
+    pipe = family(tmp_path)
+    told = DiffusersGenerator(pipe, steps=2, guidance=5.0, batch_size=2, negative_prompt="blue")
+    plain = DiffusersGenerator(pipe, steps=2, guidance=5.0, batch_size=2)
+    assert not np.array_equal(*pixels([*told.generate([job(1)]), *plain.generate([job(1)])]))
+    assert told.settings["negative_prompt"] == "blue"
+    assert told.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])[0].progress == 0.5

@@ -215,7 +215,21 @@ def test_other_schedulers_are_refused_by_name(pipes, scheduler, reason):
         draw(generator, Draw(1, until=0.5))
 
 
-def test_noise_that_the_call_asks_for_is_refused(pipes):
-    generator = make(pipes, "DDIM", call={"eta": 0.5})
-    with pytest.raises(UnsupportedError, match="eta in its call"):
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [("DDIM", {"eta": 0.5}), ("flow", {"skip_guidance_layers": [0]})],
+)
+def test_a_call_that_counts_steps_or_adds_noise_is_refused(pipes, name, call):
+    generator = make(pipes, name, call=call)
+    assert Continue not in generator.supports
+    with pytest.raises(UnsupportedError, match=f"{next(iter(call))} in its call"):
         draw(generator, Draw(1, until=0.5))
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [Draw(1, until=1.5), Continue("p", 1.0, 2, eta=-0.1), Continue("p", 1.0, 2, renoise=np.nan)],
+)
+def test_shares_outside_0_and_1_are_refused(pipes, proposal):
+    with pytest.raises(InputError, match=r"(until|eta|renoise) must be in \[0, 1\], got"):
+        draw(make(pipes), proposal)

@@ -21,7 +21,7 @@ from typing import Any
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators import noise, repaint, schedule
 from tts_verifier.generators.counting import counted
-from tts_verifier.generators.drawn import Drawn, Plan, generators
+from tts_verifier.generators.drawn import Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
 from tts_verifier.types import (
     Continue,
@@ -106,7 +106,7 @@ class DiffusersGenerator:
 
         Raises:
             UnsupportedError: the pipeline or its scheduler cannot do what a job asks.
-            InputError: a job's mask, noise or parent does not fit.
+            InputError: a job's mask, noise, parent or numbers do not fit.
         """
         alike: dict[Any, list[int]] = {}
         for place, job in enumerate(jobs):
@@ -121,6 +121,7 @@ class DiffusersGenerator:
 
     def _plan(self, job: Job) -> Plan:
         p = job.proposal
+        check_shares(p)
         if isinstance(p, Draw) and p.until >= 1:
             return Plan(given=p.noise is not None)
         if why := self._missing.get(Repaint if isinstance(p, Repaint) else Continue):
@@ -141,7 +142,7 @@ class DiffusersGenerator:
 
     @cached_property
     def _rehearsal(self) -> noise.Rehearsal:
-        return noise.rehearse(self.pipe, self._call)
+        return noise.rehearse(self.pipe, asked([""], self._call))
 
     def _draw(self, jobs: Sequence[Job], plan: Plan) -> list[Sample]:
         filled = [*jobs, *[jobs[-1]] * (self.batch_size - len(jobs))]
@@ -178,12 +179,12 @@ class DiffusersGenerator:
     def _repaint(self, jobs: Sequence[Job]) -> Drawn:
         pipe, sources = repaint.sibling(self.pipe), [repaint.source(job) for job in jobs]
         known = inspect.signature(type(pipe).__call__).parameters
-        asked = {k: v for k, v in self._asked(jobs).items() if k in known}
-        return Drawn(*repaint.decode(pipe, **{**asked, **repaint.arguments(pipe, sources)}))
+        call = {k: v for k, v in self._asked(jobs).items() if k in known}
+        return Drawn(*repaint.decode(pipe, **{**call, **repaint.arguments(pipe, sources)}))
 
     def _asked(self, jobs: Sequence[Job]) -> dict[str, Any]:
         prompts = [job.prompt.text for job in jobs]
-        return {"prompt": prompts, "generator": generators(jobs), **self._call}
+        return {"generator": generators(jobs), **asked(prompts, self._call)}
 
     def _settings(self, model: Any) -> dict[str, Setting]:
         pipe, named = self.pipe, isinstance(model, str | Path)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from tts_verifier.types import Cost, Job, Sample, State
+from tts_verifier.errors import InputError
+from tts_verifier.types import Cost, Job, Proposal, Sample, State
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +48,11 @@ class Drawn:
     def sample(self, row: int, job: Job, cost: Cost) -> Sample:
         """Returns a row as a job's sample, with an error if it is no picture."""
         array = self.pixels[row].detach().float().cpu().permute(1, 2, 0).numpy()
-        if not np.isfinite(array).all():
-            return Sample(job, None, cost=cost, error="The drawing has NaN or infinite pixels.")
-        if self.blanked and self.blanked[row]:
-            return Sample(job, None, cost=cost, error="The pipeline's safety checker blanked it.")
+        error = "" if np.isfinite(array).all() else "The drawing has NaN or infinite pixels."
+        if not error and self.blanked and self.blanked[row]:
+            error = "The pipeline's safety checker blanked it."
+        if error:
+            return Sample(job, None, self.progress, cost, error=error)
         image = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8))
         state: State | None = None
         if self.latents is not None:
@@ -64,3 +66,21 @@ def generators(jobs: Sequence[Job]) -> list[torch.Generator]:
 
     seeds = [getattr(job.proposal, "seed", 0) for job in jobs]
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def asked(prompts: list[str], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a call for several prompts, a negative prompt for each as some families want."""
+    each = {k: [v] * len(prompts) for k, v in call.items() if _is_negative(k, v)}
+    return {"prompt": prompts, **call, **each}
+
+
+def _is_negative(name: str, value: Any) -> bool:
+    return name.startswith("negative_prompt") and isinstance(value, str)
+
+
+def check_shares(proposal: Proposal) -> None:
+    """Raises InputError when a share of a proposal is not in [0, 1]."""
+    for name in ("until", "renoise", "eta"):
+        value = getattr(proposal, name, 0.0)
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} must be in [0, 1], got {value!r}.")

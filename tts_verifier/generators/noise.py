@@ -144,7 +144,7 @@ def problem(pipe: Any) -> str:
 
 
 def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
-    """Lets a pipeline prepare one picture.
+    """Lets a pipeline prepare one picture; `call` has one prompt.
 
     Raises:
         UnsupportedError: it cannot be given latents.
@@ -159,7 +159,7 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
     hook = denoiser(pipe).register_forward_pre_hook(stop, prepend=True)
     try:
         with _noted(pipe) as arguments:
-            pipe(prompt=[""], **call)
+            pipe(**call)
     except _Prepared:
         pass
     finally:

@@ -29,6 +29,16 @@ RESUMABLE: Final = (
 )
 """Schedulers whose step depends on nothing but the latents; others carry a history."""
 
+BY_STEP: Final = (
+    "eta",
+    "skip_guidance_layers",
+    "cfg_trunc_ratio",
+    "control_guidance_start",
+    "denoising_start",
+    "denoising_end",
+)
+"""Arguments by which pipelines add noise of their own, or count the steps of the call."""
+
 
 def problem(pipe: Any, call: Mapping[str, Any]) -> str:
     """Says why a pipeline so called cannot stop and carry on a drawing, empty if it can."""
@@ -40,7 +50,9 @@ def problem(pipe: Any, call: Mapping[str, Any]) -> str:
         return f"{name} with stochastic_sampling ignores the seeds of the candidates"
     if scheduler.config.get("invert_sigmas"):
         return f"{name} with invert_sigmas is not known"
-    return "eta in its call adds noise of its own" if call.get("eta") else ""
+    if found := [name for name in BY_STEP if call.get(name)]:
+        return f"{', '.join(found)} in its call would not be the same in a drawing carried on"
+    return ""
 
 
 def levels(scheduler: Any) -> list[tuple[float, float]]:
