@@ -8,7 +8,7 @@ import pytest
 
 import tts_verifier
 
-HEAVY = "{'torch', 'transformers', 'diffusers', 'pyarrow', 'pandas'} & set(sys.modules)"
+HEAVY = "{'torch', 'transformers', 'diffusers', 'pyarrow', 'pandas', 'jinja2'} & set(sys.modules)"
 
 
 def fresh(code: str) -> str:
@@ -30,7 +30,7 @@ run(['a red circle'], FakeGenerator(), FakeVerifier(), BestOfN(2))
     assert "torch" not in fresh(code)
 
 
-@pytest.mark.parametrize("command", ["run", "score", "replay"])
+@pytest.mark.parametrize("command", ["run", "score", "replay", "report"])
 def test_help_is_quick_and_loads_nothing_heavy(command: str) -> None:
     code = f"""
 from tts_verifier import cli

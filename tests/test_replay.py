@@ -137,18 +137,18 @@ def test_the_plot_is_an_svg_with_every_measure(tmp_path: Path) -> None:
     write_plot(done, tmp_path / "plot.svg")
     root = ElementTree.parse(tmp_path / "plot.svg").getroot()
     names = [e.get("aria-label") for e in root if e.get("aria-label")]
-    assert names == ["objective", "judge_passed"]
+    assert names == ["Expected objective", "Expected judge_passed"]
     with pytest.raises(RunError, match=r"cannot be written.*--plot"):
         write_plot(done, tmp_path / "no" / "plot.svg")
 
 
 def test_charts_escape_their_words_and_bear_nothing() -> None:
     series = [Series("<b>", [(1.0, math.nan)]), Series("<i>", [(1.0, 2.0)], [(2.0, 2.0)])]
-    shown = lines(Chart("<script>", "<x>", "<y>", series))
+    shown = lines(Chart("<script>", "<x>", series))
     assert "&lt;script&gt;" in shown
     assert "<script" not in shown
     assert "<b>" not in shown
-    for chart in (shown, lines(Chart("t", "x", "y")), bars(Chart("t", "x", "y", series))):
+    for chart in (shown, lines(Chart("t", "x")), bars(Chart("t", "x", series))):
         assert "nan" not in ElementTree.tostring(ElementTree.fromstring(chart)).decode()
 
 

@@ -28,7 +28,7 @@ STYLE: Final = """
 """
 COLOURS: Final = 4
 _WIDTH, _HEIGHT = 440.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 14.0, 30.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 32.0, 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a chart shows; `x` and `y` are the axes' titles."""
+    """What a chart shows; `x` is the title of that axis."""
 
     title: str
     x: str
-    y: str
     series: Sequence[Series] = field(default_factory=tuple)
 
 
@@ -57,14 +56,14 @@ def lines(chart: Chart) -> str:
     points = [p for s in series for p in s.points if _finite(p)]
     heights = [y for _, y in points] + [y for s in series for b in s.band for y in b]
     frame = _Frame.around([x for x, _ in points], [y for y in heights if math.isfinite(y)])
-    body = [frame.axes(chart)]
+    body, left = [frame.axes(chart)], 12.0
     for i, one in enumerate(series):
         body.append(frame.series(one, i % COLOURS))
-        left = frame.left + 8 + i * (frame.right - frame.left) / max(len(series), 1)
         body.append(
-            f'<circle cx="{left:.0f}" cy="{_HEIGHT - 6:.0f}" r="4" class="f{i % COLOURS}"/>'
-            f'<text x="{left + 8:.0f}" y="{_HEIGHT - 2:.0f}">{escape(one.name)}</text>'
+            f'<circle cx="{left:.0f}" cy="{_HEIGHT - 12:.0f}" r="4" class="f{i % COLOURS}"/>'
+            f'<text x="{left + 8:.0f}" y="{_HEIGHT - 8:.0f}">{escape(one.name)}</text>'
         )
+        left += 26 + 6.5 * len(one.name)
     return _svg(chart.title, body)
 
 
@@ -82,16 +81,14 @@ def bars(chart: Chart, bins: int = 20) -> str:
     top = max((s for row in shares.values() for s in row), default=1.0) or 1.0
     frame = _Frame(low, high, 0.0, top)
     body = [frame.axes(chart)]
-    width = (high - low) / bins
+    width = (high - low) / bins / max(len(shares), 1)
     for i, row in enumerate(shares.values()):
         for j, share in enumerate(row):
+            left = low + (j * len(shares) + i) * width
+            (x1, y1), (x2, y2) = frame.at(left, share), frame.at(left + width, 0)
             if share:
-                (x1, y1), (x2, y2) = (
-                    frame.at(low + j * width, share),
-                    frame.at(low + (j + 1) * width, 0),
-                )
                 body.append(
-                    f'<rect x="{x1 + 0.5:.1f}" y="{y1:.1f}" width="{x2 - x1 - 1:.1f}" '
+                    f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1 - 0.5:.1f}" '
                     f'height="{y2 - y1:.1f}" class="bar f{i % COLOURS}"/>'
                 )
     return _svg(chart.title, body)
@@ -104,8 +101,8 @@ def alone(charts: Sequence[str], words: str) -> str:
         for i, chart in enumerate(charts)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:.0f} '
-        f'{len(charts) * _HEIGHT:.0f}"><title>{escape(words)}</title><style>{STYLE}'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH:.0f}" '
+        f'height="{len(charts) * _HEIGHT:.0f}"><title>{escape(words)}</title><style>{STYLE}'
         "svg{background:#fff}@media (prefers-color-scheme:dark){svg{background:#12161f}}"
         f"</style>{rows}</svg>\n"
     )
@@ -149,7 +146,7 @@ class _Frame:
                 f'text-anchor="middle">{x:g}</text>'
             )
         parts.append(
-            f'<text x="{self.right}" y="16" text-anchor="end">{escape(chart.y)} / '
+            f'<text x="{self.right}" y="{_HEIGHT - 8:.0f}" text-anchor="end">'
             f"{escape(chart.x)}</text>"
         )
         return "".join(parts)

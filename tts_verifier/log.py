@@ -190,6 +190,17 @@ def read_trials(folder: Path) -> list[Trial]:
         raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
 
 
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of `read_trials` as they are written, by column.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    table = _read_table(folder)
+    rows: list[dict[str, Any]] = [] if table is None else table.to_pylist()
+    return rows
+
+
 def _check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     old, new = dict(_flat(there)), dict(_flat(here))
     differ = [k for k in [*old, *(k for k in new if k not in old)] if old.get(k) != new.get(k)]

@@ -288,7 +288,7 @@ def charts(done: Replay) -> list[str]:
         band = [(e.low, e.high) for e in c.values]
         dots = [(s.candidates.mean, s.values[c.name].mean) for s in done.stopping]
         series = [Series("best of n", curve, band), Series("stop early", dots, dots=True)]
-        shown.append(lines(Chart(c.name, "draws", "expected", series)))
+        shown.append(lines(Chart(f"Expected {c.name}", "draws", series)))
     return shown
 
 

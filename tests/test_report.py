@@ -1,0 +1,329 @@
+"""The report: what it shows, that all text stays text, and that nothing outside is asked for."""
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from searches import InpaintReroll, ZeroOrder
+
+from tts_verifier import cli
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.log import open_log
+from tts_verifier.report import write_report
+from tts_verifier.report.figures import costs, paired, progress, steps
+from tts_verifier.report.pictures import Inline, Layer, Linked
+from tts_verifier.runner import run
+from tts_verifier.seams import Strategy
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
+
+EVIL = (
+    '</pre></style><script>document.title="owned"</script><img src="http://x/" onerror=a()>{{7*7}}'
+)
+PROMPTS = ["a red circle", "three yellow triangles"]
+
+
+class Page(HTMLParser):
+    """What a page consists of: its tags with attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, name: str) -> list[str]:
+        return [attrs.get(name) or "" for found, attrs in self.tags if found == tag]
+
+    def count(self, tag: str) -> int:
+        return Counter(found for found, _ in self.tags)[tag]
+
+
+class Wordy(FakeVerifier):
+    def verify(self, images: Any, prompts: Any, **options: Any) -> list[Verdict]:
+        verdicts = super().verify(images, prompts, **options)
+        return [replace(v, text=f"{EVIL} {v.text}") for v in verdicts]
+
+
+def make(
+    folder: Path, strategy: Strategy, *, prompts: Sequence[Prompt | str] = PROMPTS, **options: Any
+) -> Path:
+    parts = {"generator": FakeGenerator(), "verifier": FakeVerifier(), "judge": FakeVerifier()}
+    run(prompts, strategy=strategy, folder=folder, **{**parts, **options})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("runs") / "a run", InpaintReroll(3, 2))
+
+
+def test_every_candidate_has_a_card_with_its_lineage(painted: Path, tmp_path: Path) -> None:
+    write_report([painted], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    # Three draws, a look and two repaints for each of two prompts.
+    cards = [name for name in page.all("li", "id") if name]
+    assert len(cards) == 2 * 6
+    assert page.text.count("#4 repainted, strength 0.8") == 2 * 2 * 2
+    assert page.text.count("All 6 candidates, best first") == 2
+    assert set(page.all("a", "href")) >= {"#r0p0c4", "#r0p1c4"}
+    assert page.all("img", "alt").count("what was repainted") == 2 * 2
+    assert page.text.count("looked at again") == 2
+    for text in (*PROMPTS, "held-out judge", "semantic_alignment=", "class: InpaintReroll"):
+        assert text in page.text
+    ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    assert {h[1:] for h in page.all("a", "href")} <= set(ids)
+
+
+def test_links_are_relative_and_lead_to_the_runs_own_files(painted: Path, tmp_path: Path) -> None:
+    write_report([painted], tmp_path / "page.html")
+    sources = Page(tmp_path / "page.html").all("img", "src")
+    kinds = Counter(Path(s).parent.name for s in sources)
+    assert kinds["images"] > 12
+    assert kinds["heatmaps"] > 0
+    assert kinds["masks"] == 4
+    for source in sources:
+        assert not source.startswith(("/", "http", "data"))
+        assert (tmp_path / unquote(source)).is_file()
+
+
+def test_pictures_wait_until_they_are_seen_and_have_words(painted: Path, tmp_path: Path) -> None:
+    write_report([painted], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert set(page.all("img", "loading")) == {"lazy"}
+    assert all("alt" in attrs for tag, attrs in page.tags if tag == "img")
+    assert all(page.all("button", "aria-label")[:-1])
+    assert page.count("h1") == page.count("main") == 1
+
+
+def test_inline_holds_everything(painted: Path, tmp_path: Path) -> None:
+    write_report([painted], tmp_path / "page.html", inline=True)
+    sources = Page(tmp_path / "page.html").all("img", "src")
+    assert {s.split(",")[0] for s in sources} == {
+        "data:image/webp;base64",
+        "data:image/png;base64",
+    }
+
+
+def test_inline_makes_do_without_a_file_that_is_gone(painted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(painted, folder)
+    for path in [*(folder / "images").iterdir(), *(folder / "heatmaps").iterdir()]:
+        path.unlink()
+    write_report([folder], tmp_path / "page.html", inline=True)
+    assert "no picture" in Page(tmp_path / "page.html").text
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_text_with_html_or_script_in_it_is_text(tmp_path: Path, inline: bool) -> None:
+    prompts = [Prompt(EVIL, EVIL)]
+    folder = make(tmp_path / "<b>&'", BestOfN(2), prompts=prompts, verifier=Wordy())
+    write_report([folder], tmp_path / "page.html", inline=inline)
+    page = Page(tmp_path / "page.html")
+    assert page.count("script") == 1
+    assert "<b>&' · report" in page.text
+    assert EVIL in page.text
+    assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
+    assert "http" not in "".join(page.all("img", "src"))
+
+
+def test_nothing_outside_is_asked_for(painted: Path, tmp_path: Path) -> None:
+    write_report([painted], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    policy = next(a["content"] or "" for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'; img-src 'self' file: data:;")
+    assert "script-src 'sha256-" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+    shown = (tmp_path / "page.html").read_text()
+    assert not re.findall(r"(?:src|href)=.?(?:https?:)?//|@import|url\((?!#)", shown)
+
+
+def test_runs_are_compared_prompt_by_prompt(painted: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", BestOfN(2), prompts=[*PROMPTS, "a ring"])
+    write_report([other, painted], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "Comparison, prompt by prompt" in page.text
+    assert "against other" in page.text
+    assert page.text.count("a red circle") > 2
+    ids = [attrs["id"] for _, attrs in page.tags if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+
+
+def test_failures_are_shown_with_their_reason(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", BestOfN(2), generator=FakeGenerator(fails=lambda job: True))
+    write_report([folder], tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "told to fail" in text
+    assert "Nothing usable was drawn." in text
+    assert "nan" not in re.findall(r"\w+", text)
+
+
+def test_a_running_log_says_so(painted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "parts").mkdir(parents=True)
+    shutil.copy(painted / "header.json", folder)
+    shutil.copy(painted / "trials.parquet", folder / "parts" / "00000000.parquet")
+    shutil.copytree(painted / "masks", folder / "masks")
+    write_report([folder], tmp_path / "page.html")
+    assert "This run has not finished" in Page(tmp_path / "page.html").text
+
+
+def test_what_cannot_be_reported_is_named(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match="must be a run's header"):
+        write_report([tmp_path], tmp_path / "page.html")
+    open_log(tmp_path / "empty", {}, {})
+    with pytest.raises(InputError, match="empty has no judged candidate yet"):
+        write_report([tmp_path / "empty"], tmp_path / "page.html")
+    with pytest.raises(RunError, match=r"cannot be written.*--output"):
+        write_report([painted], tmp_path / "no" / "page.html")
+    monkeypatch.setattr("tts_verifier.report.page.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'tts-verifier\[reports\]'"):
+        write_report([painted], tmp_path / "page.html")
+
+
+def test_the_command_writes_into_the_run(painted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(painted, folder)
+    done = CliRunner().invoke(cli.report, [str(folder)])
+    assert (done.exit_code, done.stdout) == (0, f"report: {folder / 'report.html'}\n")
+    assert 'src="images/' in (folder / "report.html").read_text()
+    failed = CliRunner().invoke(cli.report, [str(tmp_path)])
+    assert failed.exit_code == 2
+    assert "Traceback" not in failed.output
+
+
+# -- figures and pictures --------------------------------------------------------------------
+
+
+def trial(name: str, objective: float, parent: str = "") -> Trial:
+    proposal = Look(parent) if parent else Draw(0)
+    cost = Cost(0 if parent else 20, verifier_calls=1, draw_seconds=0.5)
+    return Trial(name, Prompt("p", "p"), 0, proposal, 1.0, {}, objective, cost)
+
+
+def test_best_so_far_starts_at_the_first_usable_picture_and_heeds_looks() -> None:
+    some = [trial("a", math.nan), trial("b", 0.5), trial("c", 0.7), trial("d", 0.1, parent="c")]
+    found = steps(some)
+    assert [(s.candidates, s.best.id) for s in found] == [(2, "b"), (3, "c"), (3, "b")]
+    assert [s.cost.network_evaluations for s in found] == [40, 60, 60]
+
+
+def test_progress_is_the_mean_over_prompts_carried_on() -> None:
+    one, two = [trial("a", 0.2), trial("b", 0.4), trial("c", 0.6)], [trial("d", 1.0)]
+    series = progress("x", [steps(one), steps(two), []], "candidates", lambda t: t.objective)
+    assert series.points == [(1, pytest.approx(0.6)), (2, pytest.approx(0.7)), (3, 0.8)]
+
+
+def test_costs_are_added_up_by_kind() -> None:
+    table = costs([trial("a", 0.1), trial("b", 0.2), trial("c", 0.3, parent="b")])
+    assert [(kind, n, c.network_evaluations) for kind, n, c in table] == [
+        ("draw", 2, 40),
+        ("look", 1, 0),
+        ("all", 3, 40),
+    ]
+
+
+def test_runs_are_paired_by_prompt() -> None:
+    result = paired(
+        "x", {"a": 1.0, "b": 0.5, "c": 0.1, "e": math.nan}, {"a": 0.5, "b": 0.5, "d": 1}
+    )
+    assert (result.prompts, result.mean, result.wins, result.losses) == (2, 0.25, 1, 0)
+    assert (result.low, result.high) == (0.0, 0.5)
+    assert paired("x", {"a": 1.0}, {}).prompts == 0
+
+
+def test_a_letterboxed_map_lies_where_its_picture_is(tmp_path: Path) -> None:
+    grid = np.zeros((4, 4), np.float32)
+    grid[1:3] = 1
+    box = (0.0, 0.25, 1.0, 0.75)
+    stored = Stored(lambda: Heatmap(grid, (8, 4), box), "heatmaps/x.png")
+    linked = Linked(tmp_path, tmp_path / "page.html").layer(0, stored, box)
+    assert linked == Layer(
+        0, "heatmaps/x.png", "left:0.000%;top:-50.000%;width:100.000%;height:200.000%"
+    )
+    shown = Inline(tmp_path).layer(0, stored, box)
+    assert shown.place == ""
+    content = base64.b64decode(shown.source.split(",")[1])
+    assert np.asarray(Image.open(io.BytesIO(content))).min() == 255
+
+
+# -- in a real browser -----------------------------------------------------------------------
+
+DRIVER = """
+const seen = {};
+const look = (part) => part && getComputedStyle(part).display;
+const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const dialogue = document.querySelector("dialog");
+seen.hidden = look(document.querySelector(".m0"));
+press("h");
+seen.shown = look(document.querySelector(".m0"));
+document.querySelector("article button.pic").click();
+seen.open = dialogue.open;
+seen.large = dialogue.querySelectorAll("button.pic").length;
+press("ArrowRight");
+seen.still = dialogue.open;
+dialogue.close();
+press("j");
+seen.focus = document.activeElement.id;
+seen.wide = document.documentElement.scrollWidth <= innerWidth;
+seen.broken = [...document.images].filter((i) => i.complete && !i.naturalWidth).length;
+document.title = JSON.stringify(seen);
+"""
+
+
+def browse(chromium: str, page: Path, profile: Path) -> str:
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={profile}", "--window-size=390,844"]
+    command += ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+    return re.findall(r"<title>(.*?)</title>", done.stdout)[0]
+
+
+@pytest.mark.slow
+def test_keys_overlays_and_the_large_view_work_in_a_browser(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    folder = make(tmp_path / "run", ZeroOrder(), prompts=[EVIL, "x " * 99], verifier=Wordy())
+    page = tmp_path / "page.html"
+    write_report([folder], page)
+    assert browse(chromium, page, tmp_path / "profile") == "run · report"
+    text = page.read_text("utf-8")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
+    page.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"), "utf-8")
+    assert json.loads(browse(chromium, page, tmp_path / "profile")) == {
+        "hidden": "none",
+        "shown": "block",
+        "open": True,
+        "large": 1,
+        "still": True,
+        "focus": "r0p0",
+        "wide": True,
+        "broken": 0,
+    }

@@ -1,0 +1,150 @@
+"""Pictures, maps and masks as addresses: relative links to files, or data in the page.
+
+A link needs no look at the file; a page with everything inline holds thumbnails.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier.errors import RunError
+from tts_verifier.types import Heatmap, Stored, Trial
+
+_THUMBNAIL: Final = 224
+_MAP: Final = 48
+
+Row = Mapping[str, Any]
+"""A row of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One map over a picture: its number among the page's maps, address and CSS place."""
+
+    number: int
+    source: str
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture with its layers; sizes in pixels, boxes (x, y, width, height) in the same."""
+
+    source: str
+    width: int
+    height: int
+    layers: tuple[Layer, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+
+
+class Source(Protocol):
+    """Finds the addresses of what a trial has."""
+
+    def image(self, trial: Trial) -> str:
+        """Returns the address of a trial's picture, empty if it has none."""
+
+    def layer(self, number: int, stored: Stored[Heatmap], box: tuple[float, ...]) -> Layer:
+        """Returns a map; `box` is the part of the grid that the picture covers."""
+
+    def mask(self, path: str) -> str:
+        """Returns the address of a mask by its path in the run folder."""
+
+
+class Linked:
+    """Relative links from the page to the files of a run folder."""
+
+    def __init__(self, folder: Path, page: Path) -> None:
+        self._folder, self._page = folder.resolve(), page.resolve().parent
+
+    def image(self, trial: Trial) -> str:
+        """Returns a link."""
+        return self.mask(trial.image.path) if trial.image and trial.image.path else ""
+
+    def layer(self, number: int, stored: Stored[Heatmap], box: tuple[float, ...]) -> Layer:
+        """Returns the whole grid, placed so that its covered part lies on the picture."""
+        x1, y1, x2, y2 = box
+        if box == (0, 0, 1, 1):
+            return Layer(number, self.mask(stored.path))
+        across, down = x2 - x1, y2 - y1
+        place = (
+            f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
+            f"width:{1 / across:.3%};height:{1 / down:.3%}"
+        )
+        return Layer(number, self.mask(stored.path), place)
+
+    def mask(self, path: str) -> str:
+        """Returns a link to a file of the run folder."""
+        return quote(Path(os.path.relpath(self._folder / path, self._page)).as_posix())
+
+
+class Inline:
+    """Thumbnails as data addresses; a file that is gone or changed has none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def image(self, trial: Trial) -> str:
+        """Returns a WebP thumbnail."""
+        try:
+            return "" if trial.image is None else _data(trial.image.load(), "webp", _THUMBNAIL)
+        except RunError:
+            return ""
+
+    def layer(self, number: int, stored: Stored[Heatmap], box: tuple[float, ...]) -> Layer:
+        """Returns the part of the grid that lies on the picture, made small."""
+        try:
+            grid = stored.load().grid
+        except RunError:
+            return Layer(number, "")
+        h, w = grid.shape
+        x1, y1, x2, y2 = box
+        grey = Image.fromarray(np.rint(grid * 255).astype(np.uint8))
+        size = (min(w, _MAP), min(h, _MAP))
+        part = (x1 * w, y1 * h, x2 * w, y2 * h)
+        return Layer(number, _data(grey.resize(size, Image.Resampling.BOX, box=part), "png", _MAP))
+
+    def mask(self, path: str) -> str:
+        """Returns a PNG."""
+        try:
+            return _data(Image.open(self._folder / path).convert("L"), "png", _THUMBNAIL)
+        except OSError:
+            return ""
+
+
+def picture(trial: Trial, row: Row, source: Source, maps: Mapping[str, int]) -> Picture | None:
+    """Returns a trial's picture with its maps and boxes, None if it has none.
+
+    Args:
+        trial: whose picture.
+        row: its row of the log.
+        source: where files are found.
+        maps: the page's numbers of maps by name.
+    """
+    address = source.image(trial)
+    if not address:
+        return None
+    layers = []
+    for name, stored in trial.heatmaps.items():
+        box = tuple((row[f"heatmap_{name}_box"] or {}).values()) or (0, 0, 1, 1)
+        layer = source.layer(maps[name], stored, box)
+        layers += [layer] if layer.source else []
+    boxes = tuple((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.boxes)
+    return Picture(address, row["image_width"], row["image_height"], tuple(layers), boxes)
+
+
+def _data(image: Image.Image, form: str, largest: int) -> str:
+    small = image.copy()
+    small.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, form, quality=80)
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"

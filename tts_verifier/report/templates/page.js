@@ -1,0 +1,52 @@
+"use strict";
+const overlays = [...document.querySelectorAll("input[name=ov]")];
+const dialog = document.querySelector("dialog");
+const stage = dialog.querySelector("div");
+let shown = null;
+
+function nextOverlay() {
+  const now = overlays.findIndex((input) => input.checked);
+  overlays[(now + 1) % overlays.length].checked = true;
+}
+
+function enlarge(picture) {
+  shown = picture;
+  const copy = picture.parentElement.cloneNode(true);
+  copy.removeAttribute("id");
+  copy.querySelectorAll("details").forEach((part) => (part.open = true));
+  copy.querySelectorAll(".pic").forEach((part) => part.setAttribute("tabindex", "-1"));
+  copy.querySelectorAll("a").forEach((link) => link.addEventListener("click", () => dialog.close()));
+  stage.replaceChildren(copy);
+  if (!dialog.open) dialog.showModal();
+}
+
+function step(by) {
+  const list = [...shown.closest("ol, .top").querySelectorAll("button.pic")];
+  enlarge(list[(list.indexOf(shown) + by + list.length) % list.length]);
+}
+
+function jump(by) {
+  const articles = [...document.querySelectorAll("article")];
+  const bar = document.querySelector(".bar").offsetHeight;
+  const tops = articles.map((article) => article.getBoundingClientRect().top - bar);
+  const next = by > 0 ? tops.findIndex((top) => top > 20) : tops.findLastIndex((top) => top < -20);
+  const target = articles[next];
+  target?.scrollIntoView();
+  target?.focus({ preventScroll: true });
+}
+
+document.addEventListener("click", (event) => {
+  const picture = event.target.closest("button.pic");
+  if (picture && !dialog.contains(picture)) enlarge(picture);
+  if (event.target === dialog) dialog.close();
+});
+dialog.querySelector(".next").addEventListener("click", nextOverlay);
+dialog.addEventListener("close", () => shown?.focus());
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "h") nextOverlay();
+  else if (dialog.open && event.key === "ArrowRight") step(1);
+  else if (dialog.open && event.key === "ArrowLeft") step(-1);
+  else if (!dialog.open && event.key === "j") jump(1);
+  else if (!dialog.open && event.key === "k") jump(-1);
+});
