@@ -18,6 +18,7 @@ import torch
 from tts_verifier import Verifier
 from tts_verifier.training.figures import (
     CONTROLS,
+    Control,
     Row,
     measure,
     renders,
@@ -26,6 +27,12 @@ from tts_verifier.training.figures import (
     write,
 )
 from tts_verifier.training.verifier_data import Samples
+from tts_verifier.types import Detail
+
+ASKED: list[tuple[Control, Detail]] = [
+    *((control, "diagnose") for control in CONTROLS),
+    ("none", "score"),
+]
 
 
 def main() -> None:
@@ -46,14 +53,14 @@ def main() -> None:
         sets["samples with artifacts"] = sampled(samples, artifacts=True)
     rows: list[Row] = []
     for name, cases in sets.items():
-        for control in CONTROLS:
+        for control, detail in ASKED:
             began = time.perf_counter()
-            part = measure(verifier, cases, name=name, control=control)
+            part = measure(verifier, cases, name=name, control=control, detail=detail)
             rate = len(part) / (time.perf_counter() - began)
             rows += part
-            print(f"{name}, control {control}, {rate:.1f} pictures/s")
+            print(f"{name}, control {control}, detail {detail}, {rate:.1f} pictures/s")
             for figure, value in summary(part).items():
-                print(f"  {figure:24s} {value:.3f}")
+                print(f"  {figure:24s} {value:.3f}", flush=True)
     write(rows, options.out)
 
 

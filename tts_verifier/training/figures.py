@@ -30,7 +30,7 @@ from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.judge_reader import read
 from tts_verifier.training.verifier_checks import correlation, held_out, pictures_of
 from tts_verifier.training.verifier_data import Samples
-from tts_verifier.types import Box, Verdict
+from tts_verifier.types import Box, Detail, Verdict
 
 Control = Literal["none", "shuffled", "blank"]
 CONTROLS: Final[tuple[Control, ...]] = ("none", "shuffled", "blank")
@@ -65,6 +65,7 @@ class Row:
 
     set: str
     control: str
+    detail: str
     caption: str
     true_semantic_alignment: float
     true_aesthetics: float
@@ -126,9 +127,14 @@ def sampled(samples: Samples, *, artifacts: bool, seed: int = 0) -> list[Case]:
 
 
 def measure(
-    verifier: Verifier, cases: Sequence[Case], *, name: str, control: Control = "none"
+    verifier: Verifier,
+    cases: Sequence[Case],
+    *,
+    name: str,
+    control: Control = "none",
+    detail: Detail = "diagnose",
 ) -> list[Row]:
-    """Asks the verifier about every case.
+    """Asks the verifier about every case; `detail` "score" is the answer-only mode.
 
     Raises:
         InputError: there is no case, or the control is unknown.
@@ -144,7 +150,7 @@ def measure(
         captions = _another(captions)
     if control == "blank":
         pictures = [Image.new("RGB", p.size, (225, 225, 225)) for p in pictures]
-    verdicts = verifier.verify(pictures, captions)
+    verdicts = verifier.verify(pictures, captions, detail=detail)
     return [_row(c, v, name, control) for c, v in zip(cases, verdicts, strict=True)]
 
 
@@ -166,6 +172,7 @@ def _row(case: Case, verdict: Verdict, name: str, control: Control) -> Row:
     return Row(
         set=name,
         control=control,
+        detail=verdict.detail,
         caption=case.caption,
         cc_misalignment=_cc(case, verdict, "misalignment"),
         cc_artifact=_cc(case, verdict, "artifact"),

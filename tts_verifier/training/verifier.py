@@ -40,6 +40,11 @@ from tts_verifier.verifiers.imagedoctor.prompt import Words
 LIMITS: Final = {"max_new_tokens": 192, "repetition_penalty": 1.0, "do_sample": False}
 PRINT_SECONDS: Final = 30.0
 HELD_OUT_SEED: Final = 1_000_003
+SHOWN: Final = {
+    "look": ("total", "text", "kinds", "places", "written"),
+    "judge": ("total", "text", "artifact", "misalignment", "written"),
+}
+"""What a step's losses are, see `Step`."""
 COPIED: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -232,8 +237,8 @@ class Trainer:
         return model
 
     def _print(self, steps: int, seconds: float, mean: Tensor) -> None:
-        names = ("total", "text", "artifact", "misalignment", "written")
-        shown = ", ".join(f"{n} {v:.4f}" for n, v in zip(names, mean.tolist(), strict=True))
+        pairs = zip(SHOWN[self.run.stage], mean.tolist(), strict=True)
+        shown = ", ".join(f"{n} {v:.4f}" for n, v in pairs)
         print(f"{seconds:5.0f} s, step {steps}: {shown}", flush=True)
 
 
