@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import repaint
+from tts_verifier.generators import blending, repaint
 from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.testing import check_generator
 from tts_verifier.types import Continue, Draw, Job, Mask, Prompt, Repaint
 
 PROMPT = Prompt("0", "a red circle")
@@ -55,13 +57,14 @@ def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
         generator, parent, Repaint("parent", MASK, 5, 0.5), Repaint("parent", MASK, 5)
     )
     assert (half.cost.network_evaluations, whole.cost.network_evaluations) == (4, 8)
-    assert half.cost.vae_passes == 3
+    # A sibling encodes the masked picture as well, whether or not its weights look at it.
+    assert half.cost.vae_passes == 3 - blending.serves(generator.pipe)
     assert half.progress == 1
     assert half.state is None
 
 
 def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
-    """The sibling of diffusers 0.42 forgets the VAE's shift: seen when all latents are known."""
+    """SD 3's sibling in diffusers 0.42 forgets the VAE's shift, seen when all is known."""
     pipe = sd3(tmp_path)
 
     def perfect(hidden_states, timestep, **_):
@@ -88,12 +91,10 @@ def test_the_sibling_shares_weights_and_keeps_the_dtype(tmp_path):
 def test_thin_masks_grow_to_whole_latent_cells():
     thin = np.zeros((8, 8), np.bool_)
     thin[3, 5:7] = True
-    grown = repaint._snapped(Mask.of(thin), 4)
-    assert grown[:4, 4:].all()
-    assert grown.sum() == 16
+    assert repaint.cells(Mask.of(thin), 4).tolist() == [[False, True], [False, False]]
     uneven = np.zeros((5, 7), np.bool_)
     uneven[4, 6] = True
-    assert repaint._snapped(Mask.of(uneven), 4).sum() == 3
+    assert repaint.cells(Mask.of(uneven), 4).tolist() == [[False, False], [False, True]]
 
 
 def test_a_thin_mask_changes_what_it_covers(generator, parent):
@@ -135,12 +136,58 @@ def test_a_repaint_that_came_out_as_nan_is_an_error(generator, parent, monkeypat
     assert "NaN" in sample.error
 
 
-def test_weights_that_the_sibling_does_not_know_are_refused(tmp_path):
-    generator = DiffusersGenerator(sd3(tmp_path, channels=4), steps=2, batch_size=1)
-    assert generator.supports == {Draw, Continue}
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_blending_is_what_the_sibling_does(tmp_path, strength, monkeypatch):
+    pipe = sd3(tmp_path)
+    monkeypatch.setattr(
+        "diffusers.models.autoencoders.vae.DiagonalGaussianDistribution.sample",
+        lambda self, generator=None: self.mode(),
+    )
+    generator = DiffusersGenerator(pipe, steps=5, guidance=3.0, batch_size=1)
     parent = generator.generate([Job(PROMPT, Draw(1))])[0]
-    with pytest.raises(UnsupportedError, match="16 channels only, these weights have 4"):
-        repainted(generator, parent, Repaint("parent", MASK, 5))
+    job = Job(PROMPT, Repaint("parent", MASK, 5, strength), (as_parent(parent),))
+    ends = []
+    decode = pipe.vae.decode
+
+    def watched(latents, **kwargs):
+        ends.append(latents)
+        return decode(latents, **kwargs)
+
+    monkeypatch.setattr(pipe.vae, "decode", watched)
+    generator.generate([job])
+    other = repaint.sibling(pipe)
+    told = repaint.arguments(other, [repaint.source(job)])
+    wanted = other(output_type="latent", **{**generator._asked([job]), **told}).images
+    config = pipe.vae.config
+    assert torch.allclose(
+        (ends[0] - config.shift_factor) * config.scaling_factor, wanted, atol=1e-4
+    )
+
+
+def test_weights_that_the_sibling_does_not_know_are_repainted_too(tmp_path):
+    generator = DiffusersGenerator(sd3(tmp_path, channels=4), steps=2, batch_size=1)
+    check_generator(generator)
+    assert generator.supports == {Draw, Continue, Repaint}
+
+
+def test_a_picture_of_another_size_is_refused_where_the_pipeline_blends(tmp_path):
+    pipe = sd3(tmp_path)
+    small = DiffusersGenerator(pipe, steps=2, batch_size=1, height=12, width=12)
+    parent = small.generate([Job(PROMPT, Draw(1))])[0]
+    everything = Mask.of(np.ones((12, 12), np.bool_))
+    assert repainted(small, parent, Repaint("parent", everything, 5))[0].image.size == (12, 12)
+    large = DiffusersGenerator(pipe, steps=2, batch_size=1)
+    with pytest.raises(InputError, match=r"draws latents of shape .* a picture of 12x12 has"):
+        repainted(large, parent, Repaint("parent", everything, 5))
+
+
+def test_blending_needs_a_schedule_that_can_be_cut(tmp_path):
+    pipe = sd3(tmp_path)
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler()
+    generator = DiffusersGenerator(pipe, steps=2, batch_size=1)
+    assert generator.supports == {Draw}
+    with pytest.raises(UnsupportedError, match="FlowMatchHeunDiscreteScheduler cannot be resumed"):
+        generator.generate([Job(PROMPT, Repaint("parent", MASK, 5))])
 
 
 def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):

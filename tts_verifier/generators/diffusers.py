@@ -11,15 +11,14 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import noise, repaint, schedule
+from tts_verifier.generators import blending, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
@@ -34,6 +33,10 @@ from tts_verifier.types import (
     Setting,
     kind_of,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
 
 
 class DiffusersGenerator:
@@ -159,28 +162,58 @@ class DiffusersGenerator:
 
     def _denoise(self, jobs: Sequence[Job], plan: Plan) -> Drawn:
         """Takes the steps of the plan from noise or from the parents' latents."""
+        import torch
+
         call = self._asked(jobs)
         if plan.stop is None and not plan.given:
             return Drawn.of(self.pipe(output_type="pt", **call))
-        ready, seeds = self._rehearsal, generators(jobs)
-        stop = plan.stop or ready.steps
+        ready, seeds, latents = self._rehearsal, generators(jobs), None
         if plan.given:
             rows = [ready.latents(j, plan.start, g) for j, g in zip(jobs, seeds, strict=True)]
-            call["latents"] = ready.handed_over(rows, plan.start, stop)
-        if plan.stop is None:
+            latents = torch.cat(rows)
+        if latents is not None and plan.stop is None:
+            call["latents"] = ready.handed_over(latents, 0, ready.steps)
             return Drawn.of(self.pipe(output_type="pt", **call))
         etas = [getattr(job.proposal, "eta", 0.0) for job in jobs]
-        span = schedule.Span(plan.start, stop, ready.levels(), etas, seeds)
-        with _scheduler(self.pipe, span.scheduler(self.pipe.scheduler)):
-            drawn = Drawn.of(self.pipe(output_type="pt", **call))
-        drawn.latents, drawn.progress = span.latents, stop / ready.steps
-        return drawn
+        span = schedule.Span(plan.start, plan.stop or ready.steps, ready.levels(), etas, seeds)
+        return self._in_span(call, span, latents)
 
     def _repaint(self, jobs: Sequence[Job]) -> Drawn:
-        pipe, sources = repaint.sibling(self.pipe), [repaint.source(job) for job in jobs]
+        sources = [repaint.source(job) for job in jobs]
+        if blending.serves(self.pipe):
+            return self._blend(jobs, sources)
+        pipe = repaint.sibling(self.pipe)
         known = inspect.signature(type(pipe).__call__).parameters
         call = {k: v for k, v in self._asked(jobs).items() if k in known}
-        return Drawn(*repaint.decode(pipe, **{**call, **repaint.arguments(pipe, sources)}))
+        told = repaint.arguments(pipe, sources)
+        return Drawn.of(pipe(output_type="pt", **{**call, **told}))
+
+    def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> Drawn:
+        import torch
+
+        ready, strength = self._rehearsal, sources[0][0].strength
+        start = blending.first_step(ready.steps, strength)
+        cell = self.pipe.image_processor.config.vae_scale_factor
+        kept = blending.kept(
+            self.pipe,
+            [image for _, image in sources],
+            cells=[repaint.cells(proposal.mask, cell) for proposal, _ in sources],
+            noise=torch.cat([ready.noise(Draw(p.seed), ()) for p, _ in sources]),
+        )
+        table = ready.levels()
+        rows = kept.noise * ready.scale if strength == 1 else kept.at(table[start])
+        span = schedule.Span(start, ready.steps, table, kept=kept.put_back)
+        return self._in_span(self._asked(jobs), span, rows)
+
+    def _in_span(
+        self, call: dict[str, Any], span: schedule.Span, latents: torch.Tensor | None
+    ) -> Drawn:
+        if latents is not None:
+            call["latents"] = self._rehearsal.handed_over(latents, span.start, span.stop)
+        with span.shown_to(self.pipe):
+            drawn = Drawn.of(self.pipe(output_type="pt", **call))
+        drawn.latents, drawn.progress = span.latents, span.stop / span.whole
+        return drawn
 
     def _asked(self, jobs: Sequence[Job]) -> dict[str, Any]:
         prompts = [job.prompt.text for job in jobs]
@@ -200,17 +233,6 @@ class DiffusersGenerator:
             **flat,
             **({"call": json.dumps(rest, sort_keys=True, default=str)} if rest else {}),
         }
-
-
-@contextmanager
-def _scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
-    """Gives a pipeline another scheduler meanwhile."""
-    own = pipe.scheduler
-    pipe.scheduler = scheduler
-    try:
-        yield
-    finally:
-        pipe.scheduler = own
 
 
 def _pasted(sample: Sample) -> Sample:

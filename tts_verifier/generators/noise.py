@@ -48,7 +48,7 @@ class Rehearsal:
         return len(self.scheduler.timesteps)
 
     @property
-    def _scale(self) -> float:
+    def scale(self) -> float:
         """What the pipeline multiplies noise by; 1 for most schedulers."""
         return first_scale(self.scheduler, 0, self.steps)
 
@@ -62,7 +62,7 @@ class Rehearsal:
 
         p = job.proposal
         if isinstance(p, Draw):
-            return self.noise(p, job.ancestors) * self._scale
+            return self.noise(p, job.ancestors) * self.scale
         parent = job.ancestors[0]
         if parent.state is None:
             raise InputError(f"Continue needs the state of trial {parent.id}, it has none.")
@@ -74,12 +74,10 @@ class Rehearsal:
             latents = renoised(latents, table[reached], then=table[start], noise=noise)
         return latents
 
-    def handed_over(self, rows: Sequence[torch.Tensor], start: int, stop: int) -> torch.Tensor:
+    def handed_over(self, latents: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Returns the latents of a batch as the pipeline's argument for steps of its schedule."""
-        import torch
-
         place = {key: self.arguments[key] for key in ("device", "dtype") if key in self.arguments}
-        return torch.cat([r.to(**place) for r in rows]) / first_scale(self.scheduler, start, stop)
+        return latents.to(**place) / first_scale(self.scheduler, start, stop)
 
     def noise(self, draw: Draw, ancestors: Sequence[Trial]) -> torch.Tensor:
         """Returns the N(0, 1) noise of a drawing, (1, ...) in the pipeline's own layout.
@@ -109,7 +107,7 @@ class Rehearsal:
         changed = {"generator": torch.Generator("cpu").manual_seed(seed), "latents": None}
         made = self.pipe.prepare_latents(**{**self.arguments, **changed})
         latents: torch.Tensor = made[0] if isinstance(made, tuple) else made
-        return latents / self._scale
+        return latents / self.scale
 
     def _low_band(self, noise: torch.Tensor, band: LowBand) -> torch.Tensor:
         """Replaces the low band of orthonormal Haar steps: 2^level times the blocks' means."""

@@ -1,7 +1,8 @@
-"""Draws the masked part of a picture anew with the pipeline's inpainting sibling.
+"""Draws the masked part of a picture anew, mostly with the pipeline's inpainting sibling.
 
 The sibling is another class over the same components: no weights are copied and no dtype
-changes. Only the scheduler, which has a state, is a copy.
+changes. Only the scheduler, which has a state, is a copy. Pipelines that no sibling serves
+well are left to `blending`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.generators import blending, schedule
 from tts_verifier.types import Job, Mask, Repaint
 
 
 def problem(pipe: Any) -> str:
     """Says why a pipeline cannot repaint, empty if it can."""
+    if blending.serves(pipe):
+        return schedule.problem(pipe, {})
     try:
         sibling(pipe)
     except UnsupportedError as error:
@@ -44,11 +48,6 @@ def sibling(pipe: Any) -> Any:
             other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
     except (AttributeError, ValueError) as error:
         raise UnsupportedError(f"{name} has no inpainting sibling: {error}") from error
-    if _is_sd3(other) and pipe.transformer.config.in_channels not in (16, 33):
-        raise UnsupportedError(
-            f"{name} has an inpainting sibling for latents of 16 channels only, these weights "
-            f"have {pipe.transformer.config.in_channels}."
-        )
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other
 
@@ -81,7 +80,9 @@ def source(job: Job) -> tuple[Repaint, Image.Image]:
 def arguments(pipe: Any, sources: list[tuple[Repaint, Image.Image]]) -> dict[str, Any]:
     """Returns what a sibling is told about pictures of one size to be repainted alike."""
     cell = pipe.image_processor.config.vae_scale_factor
-    masks = [_snapped(proposal.mask, cell) for proposal, _ in sources]
+    square = np.ones((cell, cell), np.bool_)
+    grown = [np.kron(cells(proposal.mask, cell), square) for proposal, _ in sources]
+    masks = [m[: image.height, : image.width] for m, (_, image) in zip(grown, sources, strict=True)]
     return {
         "image": [image for _, image in sources],
         "mask_image": [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks],
@@ -91,37 +92,17 @@ def arguments(pipe: Any, sources: list[tuple[Repaint, Image.Image]]) -> dict[str
     }
 
 
-def decode(pipe: Any, **call: Any) -> tuple[Any, Any]:
-    """Calls a sibling; returns (B, 3, H, W) in [0, 1] and its safety checker's verdicts."""
-    import torch
-
-    if not _is_sd3(pipe):
-        out = pipe(output_type="pt", **call)
-        return out.images, getattr(out, "nsfw_content_detected", None)
-    # diffusers 0.42's StableDiffusion3InpaintPipeline decodes without the VAE's shift.
-    latents = pipe(output_type="latent", **call).images
-    config = pipe.vae.config
-    latents = latents / config.scaling_factor + config.shift_factor
-    with torch.no_grad():
-        pixels = pipe.vae.decode(latents, return_dict=False)[0]
-    return pipe.image_processor.postprocess(pixels, output_type="pt"), None
-
-
 def paste(old: Image.Image, new: Image.Image, mask: Mask) -> Image.Image:
     """Returns `new` where the mask is True and exactly `old` elsewhere."""
     pixels = np.where(mask.array()[:, :, None], np.asarray(new), np.asarray(old))
     return Image.fromarray(pixels)
 
 
-def _is_sd3(pipe: Any) -> bool:
-    return type(pipe).__name__ == "StableDiffusion3InpaintPipeline"
-
-
-def _snapped(mask: Mask, cell: int) -> NDArray[np.bool_]:
-    """Grows a mask to whole latent cells: siblings sample masks, and lose thin ones."""
+def cells(mask: Mask, cell: int) -> NDArray[np.bool_]:
+    """Grows a mask to latent cells of `cell` pixels: siblings sample masks, and lose thin ones."""
     array = mask.array()
     height, width = array.shape
     padded = np.pad(array, ((0, -height % cell), (0, -width % cell)))
-    cells = padded.reshape(padded.shape[0] // cell, cell, -1, cell).any(axis=(1, 3))
-    grown: NDArray[np.bool_] = np.kron(cells, np.ones((cell, cell), np.bool_))[:height, :width]
-    return grown
+    blocks = padded.reshape(padded.shape[0] // cell, cell, -1, cell)
+    found: NDArray[np.bool_] = np.any(blocks, axis=(1, 3))
+    return found

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,8 +92,9 @@ class Span:
     `levels`: of the whole schedule. `etas`: of every row; the share of fresh noise in the
     noise that is left after a step: with e the noise that the network sees in x,
     x' = a' x0 + s' (sqrt(1 - eta^2) e + eta fresh). 0 is the scheduler's own step, 1 draws
-    all the noise anew. `seeds`: every row's own generator. `latents`: those after the last
-    step, for a state.
+    all the noise anew. `seeds`: every row's own generator. `kept`: what puts a part of the
+    latents back after every step, given them and their level. `latents`: those after the
+    last step, for a state.
     """
 
     start: int
@@ -100,6 +102,7 @@ class Span:
     levels: Sequence[tuple[float, float]]
     etas: Sequence[float] = ()
     seeds: Sequence[torch.Generator] = ()
+    kept: Callable[[torch.Tensor, tuple[float, float]], torch.Tensor] | None = None
     latents: torch.Tensor | None = field(default=None, init=False)
 
     @property
@@ -107,8 +110,17 @@ class Span:
         """The number of steps of a whole drawing."""
         return len(self.levels) - 1
 
-    def scheduler(self, scheduler: Any) -> Any:
-        """Returns the stand-in, for one call of the pipeline."""
+    @contextmanager
+    def shown_to(self, pipe: Any) -> Iterator[None]:
+        """Gives a pipeline the stand-in, for one call."""
+        own = pipe.scheduler
+        pipe.scheduler = self._stand_in(own)
+        try:
+            yield
+        finally:
+            pipe.scheduler = own
+
+    def _stand_in(self, scheduler: Any) -> Any:
         stand_in = copy.deepcopy(scheduler)
         set_timesteps, step = stand_in.set_timesteps, stand_in.step
         places = iter(range(self.start, self.stop))
@@ -147,6 +159,8 @@ class Span:
             seen = (before[row].float() - a * x0[row].float()) / s
             mixed = (1 - eta**2) ** 0.5 * seen + eta * fresh
             after[row] = a_next * x0[row].float() + s_next * mixed
+        if self.kept is not None:
+            after = self.kept(after, (a_next, s_next))
         if i + 1 < self.stop or self.stop == self.whole:
             return after
         self.latents = after
