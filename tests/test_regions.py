@@ -1,0 +1,160 @@
+"""From maps and boxes to a mask, and the repainted part put back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.regions import MaskRule, flaw_mask, paste, snap
+from tts_verifier.types import Mask
+
+SIZE = (80, 64)
+
+
+def spot(*places: tuple[int, int], amplitude: float = 0.2) -> np.ndarray:
+    """A (64, 80) map with hot squares of 8 pixels at (x, y)."""
+    heat = np.full((64, 80), 0.01, np.float32)
+    for x, y in places:
+        heat[y : y + 8, x : x + 8] = amplitude
+    return heat
+
+
+def rectangle(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
+    mask = np.zeros((64, 80), np.bool_)
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [MaskRule(dilate=0), MaskRule("quantile", 0.95, dilate=0), MaskRule("otsu", dilate=0)],
+    ids=lambda rule: rule.threshold,
+)
+def test_a_faint_spot_becomes_four_by_four_cells(rule: MaskRule) -> None:
+    mask = flaw_mask([spot((24, 24))], (), size=SIZE, rule=rule)
+    assert mask == Mask.of(rectangle(16, 16, 48, 48))
+
+
+def test_the_maps_unite_and_both_places_are_kept() -> None:
+    maps = [spot((0, 0), amplitude=0.9), spot((72, 56), amplitude=0.1)]
+    mask = flaw_mask(maps, (), size=SIZE)
+    assert mask == Mask.of(rectangle(0, 0, 32, 32) | rectangle(48, 32, 80, 64))
+
+
+def test_a_speck_is_dropped_beside_a_spot_but_not_alone() -> None:
+    heat = spot((24, 24))
+    heat[60, 76] = 0.2
+    rule = MaskRule("otsu", dilate=0)
+    assert flaw_mask([heat], (), size=SIZE, rule=rule) == Mask.of(rectangle(16, 16, 48, 48))
+    lone = np.zeros((64, 80), np.float32)
+    lone[60, 76] = 0.2
+    assert flaw_mask([lone], (), size=SIZE, rule=rule) == Mask.of(rectangle(48, 32, 80, 64))
+
+
+def test_boxes_serve_where_no_map_says_where() -> None:
+    flat = np.full((64, 80), 0.3, np.float32)
+    mask = flaw_mask([flat], [(40.5, 8.0, 70.0, 39.0)], size=SIZE, rule=MaskRule(dilate=0))
+    assert mask == Mask.of(rectangle(40, 8, 72, 40))
+
+
+@pytest.mark.parametrize(
+    ("maps", "boxes"),
+    [
+        ([], []),
+        ([np.full((64, 80), 0.3, np.float32)], []),
+        ([np.full((64, 80), 0.8, np.float32)], [(0.0, 0.0, 8.0, 8.0)]),
+        ([], [(0.0, 0.0, 80.0, 64.0)]),
+        ([np.tile(np.linspace(0.3, 0.5, 80, dtype=np.float32), (64, 1))], []),
+    ],
+    ids=["nothing known", "flat", "all is wrong", "one box over all", "no place stands out"],
+)
+def test_no_place_to_name_means_a_fresh_draw(maps: list, boxes: list) -> None:
+    assert flaw_mask(maps, boxes, size=SIZE, rule=MaskRule(area=(0.005, 0.25))) is None
+
+
+def test_dilation_reaches_the_next_cell() -> None:
+    heat = spot((0, 0), (8, 0), (16, 0), (24, 0), (0, 8), (0, 16), (0, 24))
+    tight = flaw_mask([heat], (), size=SIZE, rule=MaskRule(dilate=0))
+    wide = flaw_mask([heat], (), size=SIZE, rule=MaskRule(dilate=1))
+    assert tight is not None
+    assert wide is not None
+    assert not tight.array()[:, 32:].any()
+    assert wide.array()[:16, 32:40].all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"threshold": "fixed"}, "threshold must be one of"),
+        ({"level": 1.0}, r"level must be in \(0, 1\), got 1.0"),
+        ({"area": (0.5, 0.2)}, r"area must be two rising shares .* got \(0.5, 0.2\)"),
+        ({"dilate": -1}, "dilate must not be negative and cell must be positive, got -1 and 8"),
+        ({"cell": 0}, "dilate must not be negative and cell must be positive, got 2 and 0"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_refused(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        MaskRule(**values)
+
+
+def test_a_map_of_another_size_is_refused() -> None:
+    with pytest.raises(InputError, match=r"A map must have the image's shape \(64, 80\), got"):
+        flaw_mask([np.zeros((8, 8), np.float32)], (), size=SIZE)
+
+
+@given(
+    heat=hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=70),
+        elements=st.floats(0, 1, width=32), fill=st.just(np.float32(0)),
+    ),
+    rule=st.builds(
+        MaskRule, st.sampled_from(["mass", "quantile", "otsu"]), st.floats(0.05, 0.95),
+        st.just((0.0, 1.0)), st.integers(0, 5), st.just(8),
+    ),
+)  # fmt: skip
+@settings(deadline=None, max_examples=30)
+def test_any_map_gives_whole_cells_or_none(heat: np.ndarray, rule: MaskRule) -> None:
+    height, width = heat.shape
+    mask = flaw_mask([heat], (), size=(width, height), rule=rule)
+    if mask is None:
+        assert heat.mean() > 0.6 or np.ptp(heat) < 0.02
+        return
+    array = mask.array()
+    assert array.flat[int(heat.argmax())]
+    assert (array == snap(array)).all()
+    # Four cells, the last of which the picture's edge may cut down to one pixel.
+    assert array.sum() >= min(25, height) * min(25, width)
+
+
+@given(
+    mask=hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, max_side=24)),
+    feather=st.integers(0, 9),
+)
+@settings(deadline=None, max_examples=30)
+def test_outside_the_mask_the_parent_stays_exactly(mask: np.ndarray, feather: int) -> None:
+    random = np.random.default_rng(0)
+    old, new = random.integers(0, 256, (2, *mask.shape, 3), np.uint8)
+    pasted = paste(Image.fromarray(old), Image.fromarray(new), Mask.of(mask), feather)
+    got = np.asarray(pasted)
+    assert (got[~mask] == old[~mask]).all()
+    if feather == 0 or mask.all():
+        assert (got[mask] == new[mask]).all()
+
+
+def test_a_feather_passes_from_one_into_the_other() -> None:
+    mask = np.zeros((1, 8), np.bool_)
+    mask[:, 3:] = True
+    black, white = Image.new("RGB", (8, 1)), Image.new("RGB", (8, 1), "white")
+    row = np.asarray(paste(black, white, Mask.of(mask), 2))[0, :, 0]
+    assert row.tolist() == [0, 0, 0, 85, 170, 255, 255, 255]
+
+
+def test_pasting_needs_one_size_and_a_feather_that_is_not_negative() -> None:
+    image, mask = Image.new("RGB", (4, 4)), Mask.of(np.ones((4, 4), np.bool_))
+    with pytest.raises(InputError, match="must have one size"):
+        paste(image, Image.new("RGB", (5, 4)), mask)
+    with pytest.raises(InputError, match="feather must not be negative, got -1"):
+        paste(image, image, mask, -1)

@@ -1,0 +1,123 @@
+"""Rerolling the flaw: which picture is repainted where, and what counts as better."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from histories import TASK, maps, seed, trial
+
+from tts_verifier.errors import InputError
+from tts_verifier.runner import run
+from tts_verifier.strategies.inpaint_reroll import InpaintReroll
+from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
+from tts_verifier.types import Draw, Heatmap, Heatmaps, Look, Mask, Repaint
+
+SPOT = np.zeros((64, 64), np.float32)
+SPOT[24:32, 24:32] = 0.2
+CORNER = np.zeros((64, 64), np.bool_)
+CORNER[16:48, 16:48] = True
+MASK = Mask.of(CORNER)
+RULE = {"dilate": 0}
+SEARCH = InpaintReroll(2, 2, strengths=(0.6, 1.0), masks=RULE)
+DRAWN = [
+    trial("a", 0, Draw(seed(0)), 0.3, heatmaps=maps(artifact=SPOT)),
+    trial("b", 0, Draw(seed(1)), 0.8, heatmaps=maps(artifact=SPOT)),
+]
+FIRST = [Repaint("b", MASK, seed(i, "repaint1"), s) for i, s in enumerate((0.6, 1.0))]
+BETTER = trial("c", 1, FIRST[0], 0.9, heatmaps=maps(artifact=SPOT / 2))
+WORSE = trial("d", 1, FIRST[1], 0.5, heatmaps=maps(artifact=SPOT))
+
+
+def second(parent: str) -> list[Repaint]:
+    return [Repaint(parent, MASK, seed(i, "repaint2"), s) for i, s in enumerate((0.6, 1.0))]
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        ([], [Draw(seed(0)), Draw(seed(1))]),
+        (DRAWN, FIRST),
+        ([*DRAWN, BETTER, WORSE], second("c")),
+        ([*DRAWN, replace(BETTER, objective=0.7), WORSE], second("a")),
+        ([*DRAWN, replace(BETTER, heatmaps=maps(artifact=2 * SPOT)), WORSE], second("a")),
+        ([*DRAWN, replace(BETTER, objective=float("nan")), WORSE], second("a")),
+        ([*DRAWN, BETTER, WORSE, trial("e", 2, second("c")[0], 0.95)], []),
+    ],
+    ids=["draw", "the best", "the accepted", "not better", "hotter", "not a number", "over"],
+)
+def test_the_flaw_of_the_best_is_repainted(history: list, expected: list) -> None:
+    assert SEARCH.propose(TASK, history) == expected
+
+
+def test_what_was_only_scored_is_looked_at_first() -> None:
+    quick = [replace(t, detail="score", heatmaps={}) for t in DRAWN]
+    assert SEARCH.propose(TASK, quick) == [Look("b")]
+    seen = trial("l", 1, Look("b"), 0.8, heatmaps=maps(artifact=SPOT))
+    assert SEARCH.propose(TASK, [*quick, seen]) == FIRST
+
+
+def test_a_gain_too_small_is_not_accepted() -> None:
+    picky = InpaintReroll(2, 2, strengths=(0.6, 1.0), gain=0.2, masks=RULE)
+    assert picky.propose(TASK, [*DRAWN, BETTER, WORSE]) == second("a")
+
+
+def test_where_all_is_wrong_it_draws_afresh() -> None:
+    wrong = maps(artifact=np.full((64, 64), 0.9, np.float32))
+    history = [replace(t, heatmaps=wrong) for t in DRAWN]
+    assert SEARCH.propose(TASK, history) == [Draw(seed(2)), Draw(seed(3))]
+
+
+def test_where_nothing_is_usable_it_draws_afresh() -> None:
+    failed = [replace(t, error="no score", objective=float("nan")) for t in DRAWN]
+    assert SEARCH.propose(TASK, failed) == [Draw(seed(2)), Draw(seed(3))]
+
+
+def test_boxes_serve_without_maps() -> None:
+    history = [replace(t, heatmaps={}, boxes=((16.0, 16.0, 48.0, 48.0),)) for t in DRAWN]
+    assert SEARCH.propose(TASK, history) == FIRST
+
+
+def test_a_verifier_without_maps_is_warned_about() -> None:
+    history = [replace(t, heatmaps={}) for t in DRAWN]
+    with pytest.warns(UserWarning, match="needs a verifier that gives heatmaps or boxes"):
+        assert SEARCH.propose(TASK, history) == [Draw(seed(2)), Draw(seed(3))]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n": 0}, "n must be a positive integer, got 0"),
+        ({"rounds": True}, "rounds must be a positive integer, got True"),
+        ({"strengths": ()}, "strengths must name at least one strength"),
+        ({"strengths": (0.0,)}, r"strengths must be in \(0, 1\], got 0.0"),
+        ({"gain": -0.1}, "gain must be finite and not negative, got -0.1"),
+        ({"masks": {"level": 2}}, r"level must be in \(0, 1\), got 2"),
+        ({"masks": {"lvl": 2}}, "masks must be arguments of MaskRule: .*lvl"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        InpaintReroll(**values)
+
+
+def test_it_conforms() -> None:
+    check_strategy(InpaintReroll(2, 2, masks={"cell": 1, "area": (0.0, 1.0)}))
+
+
+class Spotted(FakeVerifier):
+    """Sees the same flaw in every picture that it diagnoses."""
+
+    def verify(self, images, prompts, *, detail="diagnose"):
+        verdicts = super().verify(images, prompts, detail=detail)
+        flaw = Heatmaps({"artifact": Heatmap(SPOT, (64, 64))} if detail == "diagnose" else {})
+        return [replace(v, heatmaps=flaw, boxes=()) for v in verdicts]
+
+
+@pytest.mark.parametrize("detail", ["score", "diagnose"])
+def test_a_run_repaints_and_never_ends_below_its_drawings(detail: str) -> None:
+    result = run(["x"], FakeGenerator(size=64), Spotted(), InpaintReroll(2), detail=detail)
+    assert sum(isinstance(t.proposal, Repaint) for t in result.trials) == 6
+    drawn = max(t.objective for t in result.trials if isinstance(t.proposal, Draw))
+    (choice,) = result.choices.values()
+    assert choice.trial is not None
+    assert choice.trial.objective >= drawn
