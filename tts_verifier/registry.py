@@ -31,6 +31,8 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "strategy": {
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
+        "zero_order": "tts_verifier.strategies.zero_order:ZeroOrder",
+        "inpaint_reroll": "tts_verifier.strategies.inpaint_reroll:InpaintReroll",
     },
 }
 """Role -> name -> "module:attribute", what builds the object."""
