@@ -180,6 +180,16 @@ def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
     assert set(check(loaded, held_out(2, seed=0))) >= {"plcc", "objects", "whole"}
 
 
+def test_a_folder_written_anew_keeps_no_weights_of_before(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    tiny.checkpoint.model.save_pretrained(tmp_path, shard_bytes=50_000)
+    assert len(list(tmp_path.glob("*.safetensors*"))) > 2
+    tiny.checkpoint.model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    verifier.load_model(tmp_path)
+
+
 def test_objects_count_when_they_are_named_and_placed() -> None:
     truth = "<think>\nObjects:#1 red star 80 80 40#2 blue ring 400 400 80"
     said = "<think>\nObjects:#1 red star 80 96 40#2 blue star 400 400 80\nChecks: ring"

@@ -61,7 +61,7 @@ def write(
     shard_bytes: int = SHARD_BYTES,
     value: Callable[[str], Tensor] | None = None,
 ) -> None:
-    """Writes shards and, if there are several, their index.
+    """Writes shards and, if there are several, their index; older ones in the folder go.
 
     Args:
         folder: must exist.
@@ -85,6 +85,10 @@ def write(
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    new = {*where.values(), INDEX} if len(shards) > 1 else {*where.values()}
+    for path in (*folder.glob("model*.safetensors"), folder / INDEX):
+        if path.name not in new:
+            path.unlink(missing_ok=True)
 
 
 def _shards(
