@@ -31,6 +31,8 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "strategy": {
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
+        "seed_beam": "tts_verifier.strategies.seed_beam:SeedBeam",
+        "successive_halving": "tts_verifier.strategies.successive_halving:SuccessiveHalving",
         "zero_order": "tts_verifier.strategies.zero_order:ZeroOrder",
         "inpaint_reroll": "tts_verifier.strategies.inpaint_reroll:InpaintReroll",
     },
