@@ -10,11 +10,12 @@ from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
 from tts_verifier.training import generator, generator_words
 from tts_verifier.training.capture import Captured
 from tts_verifier.training.generator_config import CONFIGS, Sizes, Training, preset
-from tts_verifier.training.generator_data import FIELDS, draw, said, stream, tokens
+from tts_verifier.training.generator_data import FIELDS, Pool, draw, said, stream, tokens
 from tts_verifier.training.generator_parts import build, load
+from tts_verifier.training.generator_stages import cut
 
 SIZES = Sizes((8, 8, 8, 8), 4, (1, 32), (1, 32), depth=2, heads=1)
-TRAINING = Training(4, 1e-3, 8, 1e-3, 4, 1e-3, workers=0, ema=0.9)
+TRAINING = Training(4, 64, 1e-3, 8, 1e-3, 8, 1e-3, workers=0, ema=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,40 @@ def test_image_tokens_are_named_by_what_covers_them(pipe):
     blocks = pictures.images.unfold(2, 16, 16).unfold(3, 16, 16)
     dark = (blocks < 0.6).any(1).float().mean((-1, -2)).flatten(1)
     assert dark[background].mean() < 0.1 < dark[~background].mean()
+
+
+def test_windows_hold_what_is_painted():
+    maps = torch.ones(40, 4, 128, 128)
+    maps[:, :, 100:110, 20:30] = 5.0
+    windows = cut(maps, 64, torch.Generator().manual_seed(0))
+    assert windows.shape == (40, 4, 64, 64)
+    assert (windows.amax((1, 2, 3)) == 5).float().mean() > 0.9
+    assert torch.equal(cut(maps, 128, torch.Generator()), maps)
+
+
+def test_a_pool_forgets_the_oldest_and_keeps_rows_whole():
+    pool = Pool(4, torch.Generator().manual_seed(0))
+    pool.add(torch.tensor([1, 2]), torch.tensor([10.0, 20.0]))
+    assert set(pool.draw(50)[0].tolist()) == {1, 2}
+    for first in (3, 5):
+        pool.add(torch.tensor([first, first + 1]), torch.tensor([10.0 * first, 10.0 * first + 10]))
+    ids, values = pool.draw(100)
+    assert set(ids.tolist()) == {3, 4, 5, 6}
+    assert torch.equal(values, 10.0 * ids)
+
+
+def test_a_new_transformer_moves_nothing_and_a_new_autoencoder_block_is_the_identity(tmp_path):
+    pipe = build(SIZES, tmp_path, seed=0)
+    width = pipe.transformer.config.joint_attention_dim
+    velocity = pipe.transformer(
+        hidden_states=torch.randn(1, 4, 16, 16),
+        timestep=torch.tensor([500.0]),
+        encoder_hidden_states=torch.randn(1, 24, width),
+        pooled_projections=torch.randn(1, width),
+    ).sample
+    assert not velocity.any()
+    x = torch.randn(1, 8, 4, 4)
+    assert torch.equal(pipe.vae.encoder.mid_block.resnets[0](x, None), x)
 
 
 @pytest.mark.parametrize("name", generator.STAGES)

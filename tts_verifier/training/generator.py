@@ -38,12 +38,11 @@ HELD_OUT_SEED: Final = 1_000_003
 def make_stage(name: str, pipe: Any, training: Training, seed: int) -> Stage:
     """Returns a stage over a pipeline."""
     generator = torch.Generator(pipe.device).manual_seed(seed)
-    t = training
     if name == "vae":
-        return Vae(pipe, generator, batch=t.vae_batch, peak=t.vae_rate)
+        return Vae(pipe, generator, training)
     if name == "text":
-        return Text(pipe, batch=t.text_batch, peak=t.text_rate, workers=t.workers)
-    return Flow(pipe, generator, batch=t.flow_batch, peak=t.flow_rate, workers=t.workers)
+        return Text(pipe, training)
+    return Flow(pipe, generator, training)
 
 
 class Trainer:

@@ -32,9 +32,13 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Pictures a step and peak learning rate of each stage; `workers` make captions."""
+    """Pictures a step and peak learning rate of each stage; `workers` make captions.
+
+    `vae_crop`: the autoencoder learns from windows of this many pixels a side.
+    """
 
     vae_batch: int
+    vae_crop: int
     vae_rate: float
     text_batch: int
     text_rate: float
@@ -56,7 +60,8 @@ CONFIGS: Final = {
     "cpu": Preset(
         Sizes((16, 32, 48, 64), 8, (2, 64), (1, 32), depth=5, heads=4),
         Training(
-            vae_batch=8,
+            vae_batch=16,
+            vae_crop=64,
             vae_rate=2e-3,
             text_batch=64,
             text_rate=2e-3,
@@ -70,6 +75,7 @@ CONFIGS: Final = {
         Sizes((32, 48, 64, 96), 8, (3, 96), (1, 32), depth=6, heads=5),
         Training(
             vae_batch=128,
+            vae_crop=128,
             vae_rate=1e-3,
             text_batch=512,
             text_rate=2e-3,

@@ -41,6 +41,7 @@ def build(sizes: Sizes, folder: Path, *, seed: int) -> Any:
         pooled_projection_dim=width,
         pos_embed_max_size=SIZE // 8 // PATCH,
     )
+    _start_as_identity(transformer)
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
@@ -54,10 +55,25 @@ def build(sizes: Sizes, folder: Path, *, seed: int) -> Any:
     )
 
 
-def _vae(sizes: Sizes) -> Any:
-    from diffusers import AutoencoderKL
+def _start_as_identity(transformer: Any) -> None:
+    """Zeroes every modulation and the last layer ("adaLN-Zero", Peebles and Xie 2023)."""
+    blocks = transformer.transformer_blocks
+    norms = [norm for block in blocks for norm in (block.norm1, block.norm1_context)]
+    for layer in (*(norm.linear for norm in (*norms, transformer.norm_out)), transformer.proj_out):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
 
-    return AutoencoderKL(
+
+def _vae(sizes: Sizes) -> Any:
+    """Builds the autoencoder; its residual blocks start as the identity.
+
+    A block's last convolution is zero at first (Zhang et al. 2019, "Fixup initialization"), so
+    that colour and place reach the other end from the first step on.
+    """
+    from diffusers import AutoencoderKL
+    from diffusers.models.resnet import ResnetBlock2D
+
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=sizes.vae,
@@ -71,6 +87,11 @@ def _vae(sizes: Sizes) -> Any:
         shift_factor=0.0,
         scaling_factor=1.0,
     )
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):
+            torch.nn.init.zeros_(block.conv2.weight)
+            torch.nn.init.zeros_(block.conv2.bias)
+    return vae
 
 
 def _text(size: tuple[int, int], words: Any) -> Any:

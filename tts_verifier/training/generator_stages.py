@@ -21,14 +21,22 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from tts_verifier.shapes.artifacts import saliency
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
-from tts_verifier.training.generator_data import FIELDS, Asked, draw, stream
+from tts_verifier.training.generator_config import Training
+from tts_verifier.training.generator_data import FIELDS, Asked, Pool, draw, stream
 from tts_verifier.training.generator_parts import SHIFT, read_text
 
 PAINTED: Final = 4.0
 """How much more a painted pixel weighs in the autoencoder's loss than background."""
 KL: Final = 1e-4
+STRIDE: Final = 32
+"""Pixels between the windows that the autoencoder may be shown."""
 ALIGNMENT: Final = 0.3
 """Weight of naming what image tokens show."""
+REUSE: Final = 8
+"""How often each scene is learnt from, with other noise at other times: drawing and encoding
+it costs about as much as one such step."""
+POOL: Final = 256
+"""Steps for which a scene stays in the pool that batches are drawn from."""
 NOTHING: Final = (16, 16, 16, 256)
 """Lengths of the absent T5's zeros, in turn: a pipeline without T5 appends 16 of them or, by
 default, 256, and pictures must be equally good."""
@@ -56,23 +64,25 @@ class Stage(Protocol):
 class Vae:
     """Reconstruction: L1 and L2, both weighted towards what is painted, edges, a little KL."""
 
-    def __init__(self, pipe: Any, generator: torch.Generator, *, batch: int, peak: float) -> None:
-        self.module, self.peak = pipe.vae, peak
-        self._generator = generator
-        self._captions = stream(pipe.tokenizer, batch, seed=1, workers=0)
+    def __init__(self, pipe: Any, generator: torch.Generator, training: Training) -> None:
+        self.module, self.peak = pipe.vae, training.vae_rate
+        self._generator, self._crop = generator, training.vae_crop
+        self._captions = stream(pipe.tokenizer, training.vae_batch, seed=1, workers=0)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields pictures."""
+        """Yields windows of pictures and how much their pixels weigh (B, 1, H, W)."""
         for asked in self._captions:
-            yield (draw(asked, self._generator).images,)
+            images = draw(asked, self._generator).images
+            weight = 1 + PAINTED * (saliency(images) > 0.2).float()[:, None]
+            window = cut(torch.cat([images, weight], 1), self._crop, self._generator)
+            yield window[:, :3], window[:, 3:]
 
     def loss(self, *inputs: Tensor) -> Tensor:
         """Returns total, mean absolute error in [0, 1], KL a dimension."""
-        (images,) = inputs
+        images, weight = inputs
         there = self.module.encode(images * 2 - 1).latent_dist
         latents = there.mean + there.std * torch.randn_like(there.mean)
         error = self.module.decode(latents).sample / 2 + 0.5 - images
-        weight = 1 + PAINTED * (saliency(images) > 0.2)[:, None]
         across = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         divergence = 0.5 * (there.mean**2 + there.var - 1 - there.logvar).mean()
         fit = 4 * (weight * error**2).mean() + 0.3 * (weight * error.abs()).mean()
@@ -90,15 +100,25 @@ class Vae:
         )
 
 
+def cut(maps: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Cuts a window of `side` pixels from each of (B, C, H, W), oftener where the last channel,
+    which is at least 1, is more than 1."""
+    windows = maps.unfold(2, side, STRIDE).unfold(3, side, STRIDE).flatten(2, 3)
+    painted = windows[:, -1].mean((-1, -2)) - 1 + 1e-3
+    pick = torch.multinomial(painted, 1, generator=generator).squeeze(1)
+    return windows[torch.arange(len(maps), device=maps.device), :, pick]
+
+
 class Text:
     """Names what a caption says, from the pooled state and from the mean of the context."""
 
-    def __init__(self, pipe: Any, *, batch: int, peak: float, workers: int) -> None:
-        self._pipe, self.peak = pipe, peak
+    def __init__(self, pipe: Any, training: Training) -> None:
+        self._pipe, self.peak = pipe, training.text_rate
         width = pipe.transformer.config.joint_attention_dim
         self._head = nn.Linear(width, sum(FIELDS)).to(pipe.device)
         self.module = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2, self._head])
-        self._captions = stream(pipe.tokenizer, batch, seed=2, workers=workers)
+        workers = training.workers
+        self._captions = stream(pipe.tokenizer, training.text_batch, seed=2, workers=workers)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
         """Yields ids and fields."""
@@ -124,10 +144,9 @@ class Text:
 class Flow:
     """Predicts the velocity from latents to noise."""
 
-    def __init__(
-        self, pipe: Any, generator: torch.Generator, *, batch: int, peak: float, workers: int
-    ) -> None:
-        self._pipe, self._generator, self.peak = pipe, generator, peak
+    def __init__(self, pipe: Any, generator: torch.Generator, training: Training) -> None:
+        self._pipe, self._generator, self.peak = pipe, generator, training.flow_rate
+        self._count = training.flow_batch
         config = pipe.transformer.config
         width = config.num_attention_heads * config.attention_head_dim
         self._head = nn.Linear(width, len(SHAPES) + len(COLOURS) + 2).to(pipe.device)
@@ -137,16 +156,19 @@ class Flow:
         self._seen: list[Tensor] = []
         middle = pipe.transformer.transformer_blocks[config.num_layers // 2]
         middle.register_forward_hook(lambda _, __, out: self._seen.append(out[1]))
-        self._captions = stream(pipe.tokenizer, batch, seed=3, workers=workers)
+        fresh = max(1, self._count // REUSE)
+        self._pool = Pool(POOL * fresh, generator)
+        self._captions = stream(pipe.tokenizer, fresh, seed=3, workers=training.workers)
         self._vae = pipe.vae.requires_grad_(False)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
         """Yields ids, latents, what image tokens show (shape, colour)."""
         for asked in self._captions:
-            yield self._batch(asked)
+            self._pool.add(*self._encoded(asked))
+            yield self._pool.draw(self._count)
 
     @torch.no_grad()
-    def _batch(self, asked: Asked) -> tuple[Tensor, ...]:
+    def _encoded(self, asked: Asked) -> tuple[Tensor, ...]:
         pictures = draw(asked, self._generator)
         there = self._vae.encode(pictures.images * 2 - 1).latent_dist
         config = self._vae.config
