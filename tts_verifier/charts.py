@@ -27,8 +27,10 @@ STYLE: Final = """
 --s0:#8ea6ff;--s1:#f0a35e;--s2:#5fcfae;--s3:#cf97f2}}
 """
 COLOURS: Final = 4
+_LONGEST: Final = 22
+"""Characters of a name in a legend."""
 _WIDTH, _HEIGHT = 440.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 32.0, 50.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 32.0, 56.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,13 @@ def lines(chart: Chart) -> str:
     frame = _Frame.around([x for x, _ in points], [y for y in heights if math.isfinite(y)])
     body, left = [frame.axes(chart)], 12.0
     for i, one in enumerate(series):
+        name = one.name if len(one.name) <= _LONGEST else one.name[: _LONGEST - 1] + "…"
         body.append(frame.series(one, i % COLOURS))
         body.append(
             f'<circle cx="{left:.0f}" cy="{_HEIGHT - 12:.0f}" r="4" class="f{i % COLOURS}"/>'
-            f'<text x="{left + 8:.0f}" y="{_HEIGHT - 8:.0f}">{escape(one.name)}</text>'
+            f'<text x="{left + 8:.0f}" y="{_HEIGHT - 8:.0f}">{escape(name)}</text>'
         )
-        left += 26 + 6.5 * len(one.name)
+        left += 26 + 6.5 * len(name)
     return _svg(chart.title, body)
 
 
@@ -146,7 +149,7 @@ class _Frame:
                 f'text-anchor="middle">{x:g}</text>'
             )
         parts.append(
-            f'<text x="{self.right}" y="{_HEIGHT - 8:.0f}" text-anchor="end">'
+            f'<text x="{self.right}" y="{_HEIGHT - _BOTTOM + 28:.0f}" text-anchor="end">'
             f"{escape(chart.x)}</text>"
         )
         return "".join(parts)

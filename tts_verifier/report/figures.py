@@ -134,17 +134,22 @@ def paired(name: str, here: Mapping[str, float], there: Mapping[str, float]) -> 
 
 
 def progress_charts(runs: Mapping[str, Sequence[Sequence[Step]]], judge: str | None) -> list[str]:
-    """Returns a chart an axis: the objective of the best so far, and the judge's word on it."""
+    """Returns a chart an axis: the objective of the best so far, and the judge's word on it.
+
+    One run has both in one chart; of several runs, each measure has a chart with all of them.
+    """
+    reads: dict[str, Callable[[Trial], float]] = {"objective": lambda t: t.objective}
+    if judge is not None:
+        reads[f"judge, {judge}"] = lambda t: t.judge.get(judge, math.nan)
     charts = []
-    for axis in AXES:
-        series = []
-        for name, prompts in runs.items():
-            label = "" if len(runs) == 1 else f"{name}: "
-            series.append(progress(f"{label}objective", prompts, axis, lambda t: t.objective))
-            if judge is not None:
-                judged = progress(
-                    f"{label}judge, {judge}", prompts, axis, lambda t: t.judge.get(judge, math.nan)
-                )
-                series.append(judged)
-        charts.append(lines(Chart("Best so far, mean over prompts", axis, series)))
+    if len(runs) == 1:
+        prompts = next(iter(runs.values()))
+        for axis in AXES:
+            both = [progress(measure, prompts, axis, read) for measure, read in reads.items()]
+            charts.append(lines(Chart("Best so far, mean over prompts", axis, both)))
+        return charts
+    for measure, read in reads.items():
+        for axis in AXES:
+            every = [progress(name, prompts, axis, read) for name, prompts in runs.items()]
+            charts.append(lines(Chart(f"Best so far: {measure}", axis, every)))
     return charts
