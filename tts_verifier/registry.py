@@ -30,6 +30,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "fake": "tts_verifier.testing:FakeVerifier",
     },
     "strategy": {
+        "adaptive": "tts_verifier.strategies.adaptive:Adaptive",
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
         "seed_beam": "tts_verifier.strategies.seed_beam:SeedBeam",
         "successive_halving": "tts_verifier.strategies.successive_halving:SuccessiveHalving",

@@ -1,0 +1,99 @@
+"""Adaptive stopping around any strategy: enough is enough, and the inner one never notices."""
+
+from math import nan
+
+import pytest
+from histories import TASK, seed, trial
+
+from tts_verifier.errors import InputError
+from tts_verifier.runner import run
+from tts_verifier.strategies.adaptive import Adaptive, expected_improvement
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.seed_beam import SeedBeam
+from tts_verifier.strategies.zero_order import ZeroOrder
+from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
+from tts_verifier.types import Continue, Draw
+
+DRAWS = [Draw(seed(i)) for i in range(6)]
+
+
+def drawn(*values: float) -> list:
+    return [trial(str(i), i // 2, DRAWS[i], v) for i, v in enumerate(values)]
+
+
+def test_it_hands_out_a_few_at_a_time() -> None:
+    search = Adaptive(BestOfN(5))
+    assert search.propose(TASK, []) == DRAWS[:2]
+    assert search.propose(TASK, drawn(0.1, 0.2)) == DRAWS[2:4]
+    assert search.propose(TASK, drawn(0.1, 0.2, 0.3, 0.4)) == DRAWS[4:5]
+    assert search.propose(TASK, drawn(0.1, 0.2, 0.3, 0.4, 0.5)) == []
+
+
+def test_it_stops_when_every_score_passes() -> None:
+    search = Adaptive(BestOfN(5), {"alignment": 0.9, "beauty": 0.5})
+    good = trial("0", 0, DRAWS[0], 0.8)
+    for scores, more in (
+        ({"alignment": 0.9, "beauty": 0.6}, []),
+        ({"alignment": 0.9, "beauty": 0.4}, DRAWS[1:3]),
+        ({"alignment": 0.9, "beauty": nan}, DRAWS[1:3]),
+        ({"alignment": 0.9}, DRAWS[1:3]),
+    ):
+        good.scores.clear()
+        good.scores.update(scores)
+        assert search.propose(TASK, [good]) == more
+
+
+def test_an_unfinished_picture_is_never_enough() -> None:
+    search = Adaptive(SeedBeam(2, 1), {"a": 0.5})
+    preview = trial("p", 0, Draw(seed(0), 0.4), 0.9)
+    preview.scores.update(a=1.0)
+    assert search.propose(TASK, [preview]) == [Draw(seed(1), 0.4)]
+
+
+@pytest.mark.parametrize(
+    ("values", "stops"),
+    [((0.5, 0.5, 0.5, 0.5), True), ((0.1, 0.9, 0.3, 0.6), False), ((0.1, 0.9, nan, nan), False)],
+    ids=["all alike", "spread", "too few to tell"],
+)
+def test_it_stops_when_another_is_not_worth_its_cost(values: tuple, stops: bool) -> None:
+    proposals = Adaptive(BestOfN(6), cost=0.01).propose(TASK, drawn(*values))
+    assert (proposals == []) is stops
+
+
+def test_expected_improvement_is_that_of_the_normal_fit() -> None:
+    assert expected_improvement([0.0, 1.0, 2.0]) == pytest.approx(0.0833, abs=1e-4)
+    assert expected_improvement([0.5, 0.5]) == 0
+
+
+@pytest.mark.parametrize("inner", [BestOfN(5), ZeroOrder(3, 2), SeedBeam(5, 2)])
+def test_the_inner_search_is_the_same_as_alone(inner: object) -> None:
+    alone = run(["x"], FakeGenerator(), FakeVerifier(), inner)
+    wrapped = run(["x"], FakeGenerator(), FakeVerifier(), Adaptive(inner))
+    assert [t.id for t in wrapped.trials] == [t.id for t in alone.trials]
+
+
+def test_a_run_stops_early() -> None:
+    search = Adaptive({"name": "best_of_n", "n": 50}, {"overall": 0.0}, at_once=3)
+    assert len(run(["x"], FakeGenerator(), FakeVerifier(), search).trials) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strategy": {"n": 3}}, "strategy needs a 'name' beside its arguments"),
+        ({"strategy": {"name": "best_of_n", "m": 3}}, "strategy 'best_of_n' cannot be built: .*m"),
+        ({"strategy": 3}, "strategy must be a strategy or a table, got 3"),
+        ({"thresholds": {"a": 2}}, r"thresholds.a must be in \[0, 1\], got 2"),
+        ({"cost": -1}, "cost must be finite, not negative, got -1"),
+        ({"least": 2}, "least must be an integer of at least 3, got 2"),
+        ({"at_once": 0}, "at_once must be a positive integer, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Adaptive(**{"strategy": BestOfN(2), **values})
+
+
+def test_it_needs_what_the_inner_one_needs() -> None:
+    assert Adaptive(SeedBeam()).needs == {Draw, Continue}
+    check_strategy(Adaptive(SeedBeam(), cost=0.001))
