@@ -35,6 +35,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "seed_beam": "tts_verifier.strategies.seed_beam:SeedBeam",
         "successive_halving": "tts_verifier.strategies.successive_halving:SuccessiveHalving",
         "zero_order": "tts_verifier.strategies.zero_order:ZeroOrder",
+        "fk_steering": "tts_verifier.strategies.fk_steering:FKSteering",
         "inpaint_reroll": "tts_verifier.strategies.inpaint_reroll:InpaintReroll",
     },
 }
