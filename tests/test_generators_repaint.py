@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchHeunDiscreteScheduler
-from PIL import Image
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
@@ -196,10 +195,3 @@ def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):
 
     pipe = Lonely(**sd15(tmp_path).components, requires_safety_checker=False)
     assert "Lonely has no inpainting sibling" in repaint.problem(pipe)
-
-
-def test_paste_takes_the_new_picture_where_the_mask_is_true():
-    old, new = (Image.new("RGB", (16, 16), c) for c in ("red", "blue"))
-    pasted = np.asarray(repaint.paste(old, new, MASK))
-    assert (pasted[LEFT] == (0, 0, 255)).all()
-    assert (pasted[~LEFT] == (255, 0, 0)).all()

@@ -22,6 +22,7 @@ from tts_verifier.generators import blending, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
+from tts_verifier.regions import paste
 from tts_verifier.types import (
     Continue,
     Cost,
@@ -236,8 +237,8 @@ class DiffusersGenerator:
 
 
 def _pasted(sample: Sample) -> Sample:
-    """Puts the parent's pixels back outside the mask."""
+    """Puts the parent's pixels back outside the mask, exactly."""
     if sample.image is None:
         return sample
     proposal, old = repaint.source(sample.job)
-    return replace(sample, image=repaint.paste(old, sample.image, proposal.mask))
+    return replace(sample, image=paste(old, sample.image, proposal.mask))

@@ -92,12 +92,6 @@ def arguments(pipe: Any, sources: list[tuple[Repaint, Image.Image]]) -> dict[str
     }
 
 
-def paste(old: Image.Image, new: Image.Image, mask: Mask) -> Image.Image:
-    """Returns `new` where the mask is True and exactly `old` elsewhere."""
-    pixels = np.where(mask.array()[:, :, None], np.asarray(new), np.asarray(old))
-    return Image.fromarray(pixels)
-
-
 def cells(mask: Mask, cell: int) -> NDArray[np.bool_]:
     """Grows a mask to latent cells of `cell` pixels: siblings sample masks, and lose thin ones."""
     array = mask.array()
