@@ -32,7 +32,9 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     "strategy": {
         "adaptive": "tts_verifier.strategies.adaptive:Adaptive",
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
+        "search_over_paths": "tts_verifier.strategies.search_over_paths:SearchOverPaths",
         "seed_beam": "tts_verifier.strategies.seed_beam:SeedBeam",
+        "spectral": "tts_verifier.strategies.spectral:Spectral",
         "successive_halving": "tts_verifier.strategies.successive_halving:SuccessiveHalving",
         "zero_order": "tts_verifier.strategies.zero_order:ZeroOrder",
         "fk_steering": "tts_verifier.strategies.fk_steering:FKSteering",
