@@ -99,12 +99,13 @@ def bars(chart: Chart, bins: int = 20) -> str:
 
 def alone(charts: Sequence[str], words: str) -> str:
     """Returns charts, one below another, as one SVG file; `words` say what is to be seen."""
+    size = f'width="{_WIDTH:.0f}"'
     rows = "".join(
-        chart.replace("<svg ", f'<svg y="{i * _HEIGHT:.0f}" width="{_WIDTH:.0f}" ', 1)
+        chart.replace("<svg ", f'<svg y="{i * _HEIGHT:.0f}" {size} height="{_HEIGHT:.0f}" ', 1)
         for i, chart in enumerate(charts)
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
         f'height="{len(charts) * _HEIGHT:.0f}"><title>{escape(words)}</title><style>{STYLE}'
         "svg{background:#fff}@media (prefers-color-scheme:dark){svg{background:#12161f}}"
         f"</style>{rows}</svg>\n"

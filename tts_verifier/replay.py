@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -129,10 +130,14 @@ def replay(trials: Sequence[Trial]) -> Replay:
 # -- exact expectations for one prompt ------------------------------------------------------
 
 
+@lru_cache(maxsize=4096)
 def misses(total: int, hits: int) -> Array:
     """Returns for n = 0 … total the chance that n of `total` draws hold none of `hits`."""
     i = np.arange(total)
-    return np.concatenate([[1.0], np.cumprod(np.maximum(total - hits - i, 0) / (total - i))])
+    chance = np.concatenate([[1.0], np.cumprod(np.maximum(total - hits - i, 0) / (total - i))])
+    # The cache hands out the same array again.
+    chance.flags.writeable = False
+    return chance
 
 
 def expected_best(objective: Array, values: Array) -> Array:
