@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,7 +98,22 @@ def test_held_out_captions_are_not_trained_on():
     assert not any(map(is_held_out, trained))
 
 
-@pytest.mark.parametrize("n", [0, -1, 50_001])
-def test_an_impossible_number_of_captions_is_refused(n):
-    with pytest.raises(InputError, match=f"got {n}"):
-        captions(n, 0)
+@pytest.mark.parametrize(
+    ("n", "split", "most"),
+    [(0, "all", "106,830"), (-1, "train", "93,395"), (14_516, "held_out", "14,515")],
+)
+def test_more_captions_than_a_split_has_are_refused(n, split, most):
+    with pytest.raises(InputError, match=rf"from 1 to {most}, .* split '{split}'; got {n}"):
+        captions(n, 0, split=split)
+
+
+def test_a_category_that_is_used_up_leaves_its_turns_to_the_others():
+    counts = Counter(parse(c).category for c in captions(400, 1, split="held_out"))
+    assert counts["single_object"] == 30
+    assert counts["two_objects"] == 25
+    assert min(counts[c] for c in ("colours", "counting", "position", "attribute_binding")) > 80
+
+
+def test_a_misspelt_split_is_refused():
+    with pytest.raises(InputError, match="all, train, held_out; got 'heldout'"):
+        captions(3, 0, split="heldout")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from functools import cache
 from itertools import cycle, product
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from tts_verifier.errors import InputError
 from tts_verifier.shapes.grammar import Noun, Spec, phrase, variants
@@ -23,7 +24,7 @@ Split = Literal["all", "train", "held_out"]
 SHARED_CATEGORIES: Final = ("single_object", "colours", "counting")
 HELD_OUT_ONE_IN: Final = 8
 TRIES: Final = 50
-"""Draws of a new caption before a category is taken to be used up."""
+"""Draws of a new caption in one turn before a category that is nearly used up is passed over."""
 
 
 def is_held_out(spec: Spec) -> bool:
@@ -70,35 +71,58 @@ def captions(n: int, seed: int, *, split: Split = "all") -> list[str]:
     """Draws `n` distinct captions, the six categories in turn.
 
     Args:
-        n: at most a few thousand for equal shares: `single_object` has 30 captions in all;
-            a category that is used up leaves its turn to the others.
+        n: a category that is used up leaves its turns to the others: `single_object` has 30
+            captions in all, `two_objects` 25 of them held out.
         seed: the same seed gives the same captions.
         split: `held_out` leaves out what the bundled models were trained on (see above).
 
     Raises:
-        InputError: `n` is not positive or larger than the world.
+        InputError: `split` is not one of the three, or `n` is not positive or more than the
+            split has.
     """
-    if not 1 <= n <= 50_000:
-        raise InputError(f"n must be from 1 to 50,000 distinct captions, got {n!r}.")
+    if split not in get_args(Split):
+        raise InputError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}.")
+    left = dict(_sizes(split))
+    total = sum(left.values())
+    if not 1 <= n <= total:
+        raise InputError(
+            f"n must be from 1 to {total:,}, the distinct captions of split {split!r}; got {n!r}."
+        )
     rng = random.Random(seed)
     found: dict[str, None] = {}
     turns = cycle(CATEGORIES)
     while len(found) < n:
         category = next(turns)
-        for _ in range(TRIES):
+        for _ in range(TRIES if left[category] else 0):
             spec = _random_spec(category, rng, split)
             text = phrase(spec, rng.randrange(variants(spec)))
             if text not in found:
                 found[text] = None
+                left[category] -= 1
                 break
     return list(found)
+
+
+@cache
+def _sizes(split: Split) -> dict[str, int]:
+    """Returns how many captions each category has in a split."""
+    sizes = dict.fromkeys(CATEGORIES, 0)
+    for spec in all_specs():
+        if _belongs(spec, split):
+            sizes[spec.category] += variants(spec)
+    return sizes
+
+
+def _belongs(spec: Spec, split: Split) -> bool:
+    if split == "all" or spec.category in SHARED_CATEGORIES:
+        return True
+    return is_held_out(spec) == (split == "held_out")
 
 
 def _random_spec(category: str, rng: random.Random, split: Split) -> Spec:
     while True:
         spec = _any_spec(category, rng)
-        held = is_held_out(spec)
-        if split == "all" or category in SHARED_CATEGORIES or held == (split == "held_out"):
+        if _belongs(spec, split):
             return spec
 
 
