@@ -1,4 +1,4 @@
-"""Three searches that use every kind of proposal, written small, to fix the union for good."""
+"""Two searches written small, whose every round a test can count by hand."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,6 @@ from tts_verifier.types import (
     Draw,
     Look,
     Mask,
-    Near,
     Proposal,
     Repaint,
     Task,
@@ -41,28 +40,6 @@ class SeedBeam:
         kept = best([t for t in history if t.round == level - 1], self.width // 2)
         seeds = [seed_for(task.seed, text, i, f"branch{level}") for i in range(2)]
         return [Continue(t.id, until, s, renoise=0.1) for t in kept for s in seeds]
-
-
-class ZeroOrder:
-    """Looks for better noise near the best so far, `rounds` times."""
-
-    needs: frozenset[type] = frozenset({Draw})
-
-    def __init__(self, neighbours: int = 2, rounds: int = 2, radius: float = 0.3) -> None:
-        self.neighbours, self.rounds, self.radius = neighbours, rounds, radius
-
-    def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        text = task.prompt.text
-        if not history:
-            return [Draw(seed_for(task.seed, text, 0))]
-        done = history[-1].round
-        if done == self.rounds:
-            return []
-        near = Near(best(history)[0].id, self.radius)
-        first = 1 + done * self.neighbours
-        return [
-            Draw(seed_for(task.seed, text, first + i), noise=near) for i in range(self.neighbours)
-        ]
 
 
 class InpaintReroll:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from searches import InpaintReroll, SeedBeam, ZeroOrder
+from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
 from tts_verifier.errors import InputError, RunError
@@ -24,6 +24,7 @@ from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.log import open_log, read_header, read_trials
 from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
     Budget,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from searches import InpaintReroll, ZeroOrder
+from searches import InpaintReroll
 
 from tts_verifier import cli
 from tts_verifier.errors import InputError, RunError
@@ -30,6 +30,7 @@ from tts_verifier.report.pictures import Inline, Layer, Linked
 from tts_verifier.runner import run
 from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
 

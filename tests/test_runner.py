@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from searches import InpaintReroll, SeedBeam, ZeroOrder
+from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.seeds import seed_for
 from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
     Budget,
@@ -228,7 +229,7 @@ def test_a_budget_is_each_prompts_own_and_is_told() -> None:
             return super().propose(task, history)
 
     prompts = [Prompt("x", "a"), Prompt("y", "b")]
-    result = run(prompts, FakeGenerator(), FakeVerifier(), Watcher(), budget=Budget(candidates=4))
+    result = run(prompts, FakeGenerator(), FakeVerifier(), Watcher(2), budget=Budget(candidates=4))
     assert sorted(seen) == [("x", 1), ("x", 3), ("x", 4), ("y", 1), ("y", 3), ("y", 4)]
     assert len(result.trials) == 8
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from searches import InpaintReroll, SeedBeam, ZeroOrder
+from searches import InpaintReroll, SeedBeam
 
 from tts_verifier.errors import InputError
 from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import (
     FakeGenerator,
     FakeVerifier,
