@@ -72,7 +72,7 @@ CONFIGS: Final = {
         ),
     ),
     "gpu": Preset(
-        Sizes((32, 48, 64, 96), 8, (3, 96), (1, 32), depth=6, heads=5),
+        Sizes((24, 48, 64, 96), 8, (3, 96), (1, 32), depth=5, heads=5),
         Training(
             vae_batch=128,
             vae_crop=128,

@@ -73,7 +73,7 @@ def _vae(sizes: Sizes) -> Any:
     from diffusers import AutoencoderKL
     from diffusers.models.resnet import ResnetBlock2D
 
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=sizes.vae,
@@ -89,8 +89,8 @@ def _vae(sizes: Sizes) -> Any:
     )
     for block in vae.modules():
         if isinstance(block, ResnetBlock2D):
-            torch.nn.init.zeros_(block.conv2.weight)
-            torch.nn.init.zeros_(block.conv2.bias)
+            for parameter in block.conv2.parameters():
+                torch.nn.init.zeros_(parameter)
     return vae
 
 

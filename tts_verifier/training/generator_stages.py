@@ -91,9 +91,11 @@ class Vae:
 
     @torch.no_grad()
     def finish(self, pipe: Any, count: int = 16) -> None:
-        """Writes the latents' mean and deviation into the config."""
-        batches = self.batches()
-        modes = [pipe.vae.encode(next(batches)[0] * 2 - 1).latent_dist.mean for _ in range(count)]
+        """Writes the mean and deviation of whole pictures' latents into the config."""
+        modes = [
+            pipe.vae.encode(draw(asked, self._generator).images * 2 - 1).latent_dist.mean
+            for _, asked in zip(range(count), self._captions, strict=False)
+        ]
         latents = torch.cat(modes)
         pipe.vae.register_to_config(
             shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std())
