@@ -71,7 +71,8 @@ def test_what_is_stopped_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.M
 
 def test_ctrl_c_leaves_a_log_that_the_same_command_continues(tmp_path: Path) -> None:
     code = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from tts_verifier import cli
 from tts_verifier.errors import CheckpointError
 from tts_verifier.seams import Verifier
