@@ -3,13 +3,12 @@ import random
 import pytest
 import torch
 
-from tts_verifier.errors import InputError
 from tts_verifier.shapes.captions import is_held_out, random_specs
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
 from tts_verifier.training import generator, generator_words
 from tts_verifier.training.capture import Captured
-from tts_verifier.training.generator_config import CONFIGS, Sizes, Training, preset
+from tts_verifier.training.generator_config import Sizes, Training
 from tts_verifier.training.generator_data import FIELDS, Pool, draw, said, stream, tokens
 from tts_verifier.training.generator_parts import build, load
 from tts_verifier.training.generator_stages import cut
@@ -148,7 +147,8 @@ def test_a_captured_step_is_called_as_it_is_on_a_cpu():
     assert len(calls) == 1
 
 
-def test_an_unknown_config_is_refused():
-    with pytest.raises(InputError, match="one of cpu, gpu, got 'tpu'"):
-        preset("tpu")
-    assert preset("gpu") is CONFIGS["gpu"]
+def test_an_unknown_config_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["generator", "--config", "tpu", "--stage", "vae"])
+    with pytest.raises(SystemExit):
+        generator.main()
+    assert "invalid choice: 'tpu'" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from tts_verifier.errors import InputError, UnsupportedError
@@ -51,7 +51,7 @@ class Search:
             "generator": dict(self.generator.settings),
             "verifier": dict(self.verifier.settings),
             "judge": dict(self.judge.settings) if self.judge else None,
-            "strategy": {"class": type(self.strategy).__qualname__, **_plain(self.strategy)},
+            "strategy": _plain(self.strategy),
             "objective": dict(self.objective.weights),
             "seed": self.seed,
             "budget": asdict(self.budget),
@@ -80,6 +80,14 @@ def _name(thing: Any) -> str:
     return str(thing.__name__ if isinstance(thing, type) else type(thing).__name__)
 
 
-def _plain(strategy: Strategy) -> Mapping[str, Any]:
-    plain = (str, int, float, bool, type(None))
-    return {n: v for n, v in getattr(strategy, "__dict__", {}).items() if isinstance(v, plain)}
+def _plain(value: Any) -> Any:
+    """Returns a strategy or one of its arguments as JSON values, so that none is left out."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    return {"class": type(value).__qualname__, **_plain(getattr(value, "__dict__", {}))}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tts_verifier.shapes import captions, oracle
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.training.capture import Captured
-from tts_verifier.training.generator_config import Training, preset
+from tts_verifier.training.generator_config import CONFIGS, Training
 from tts_verifier.training.generator_parts import build, load
 from tts_verifier.training.generator_stages import Flow, Stage, Text, Vae
 from tts_verifier.training.loop import Average, rate
@@ -142,7 +142,7 @@ def export(pipe: Any, out: Path) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="cpu")
+    parser.add_argument("--config", choices=CONFIGS, default="cpu")
     parser.add_argument("--stage", choices=(*STAGES, "check", "export"), required=True)
     parser.add_argument("--init", type=Path)
     parser.add_argument("--out", type=Path)
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, help="captions of a check")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    chosen = preset(options.config)
+    chosen = CONFIGS[options.config]
     made = options.init is None
     pipe = build(chosen.sizes, options.out, seed=options.seed) if made else load(options.init)
     pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")

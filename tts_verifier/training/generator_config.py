@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tts_verifier.errors import InputError
-
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -86,14 +84,3 @@ CONFIGS: Final = {
         ),
     ),
 }
-
-
-def preset(name: str) -> Preset:
-    """Returns a preset by name.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in CONFIGS:
-        raise InputError(f"A config is one of {', '.join(CONFIGS)}, got {name!r}.")
-    return CONFIGS[name]

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from tts_verifier.training import tokenizer
 from tts_verifier.training.loop import Average, rate
 from tts_verifier.training.verifier_checks import check, held_out
-from tts_verifier.training.verifier_config import Preset, Sizes, Training, preset
+from tts_verifier.training.verifier_config import CONFIGS, Sizes, Training
 from tts_verifier.training.verifier_data import Batch, Maker, Samples, Stage, Stream, Writer
 from tts_verifier.training.verifier_step import Step
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
@@ -245,7 +245,7 @@ class Trainer:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="cpu")
+    parser.add_argument("--config", choices=CONFIGS, default="cpu")
     parser.add_argument("--stage", choices=("look", "judge", "export"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path)
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    chosen: Preset = preset(options.config)
+    chosen = CONFIGS[options.config]
     init = options.init or options.out
     if options.init is None:
         begin(init, chosen.sizes, seed=options.seed)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tts_verifier.errors import InputError
-
 ROPE_THETA: Final = 10.0
 """M-RoPE gives columns the slowest frequencies. With the official 1e6 (or 1e4) and small heads
 these do not turn at all over a few cells, and a model that starts from nothing cannot tell
@@ -204,14 +202,3 @@ CONFIGS: Final = {
         ),
     ),
 }
-
-
-def preset(name: str) -> Preset:
-    """Returns a preset by name.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    if name not in CONFIGS:
-        raise InputError(f"A config is one of {', '.join(CONFIGS)}, got {name!r}.")
-    return CONFIGS[name]

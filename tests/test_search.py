@@ -1,0 +1,28 @@
+"""What makes two runs the same run."""
+
+from pathlib import Path
+
+import pytest
+
+from tts_verifier.errors import RunError
+from tts_verifier.runner import run
+from tts_verifier.search import Search
+from tts_verifier.strategies.adaptive import Adaptive
+from tts_verifier.strategies.seed_beam import SeedBeam
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+
+
+def test_every_argument_of_a_strategy_is_noted_nested_ones_too() -> None:
+    strategy = Adaptive(SeedBeam(stops=(0.5, 1.0)), thresholds={"score": 0.9})
+    about = Search(FakeGenerator(), FakeVerifier(), strategy).about([])["strategy"]
+    assert about["class"] == "Adaptive"
+    assert about["thresholds"] == {"score": 0.9}
+    assert about["strategy"]["class"] == "SeedBeam"
+    assert about["strategy"]["stops"] == [0.5, 1.0]
+
+
+def test_a_folder_of_other_stops_is_another_run(tmp_path: Path) -> None:
+    for stops in ((0.5, 1.0), (0.5, 1.0)):
+        run(["a"], FakeGenerator(), FakeVerifier(), SeedBeam(stops=stops), folder=tmp_path)
+    with pytest.raises(RunError, match="stops"):
+        run(["a"], FakeGenerator(), FakeVerifier(), SeedBeam(stops=(0.4, 1.0)), folder=tmp_path)
