@@ -5,13 +5,15 @@ import torch
 
 from tts_verifier.shapes.captions import is_held_out, random_specs
 from tts_verifier.shapes.grammar import parse
-from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
+from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, SHAPES
 from tts_verifier.training import generator, generator_words
 from tts_verifier.training.capture import Captured
 from tts_verifier.training.generator_config import Sizes, Training
-from tts_verifier.training.generator_data import FIELDS, Pool, draw, said, stream, tokens
+from tts_verifier.training.generator_data import FIELDS, draw, said, stream, tokens
 from tts_verifier.training.generator_parts import build, load
 from tts_verifier.training.generator_stages import cut
+from tts_verifier.training.pool import Pool
+from tts_verifier.training.verifier_data import Samples
 
 SIZES = Sizes((8, 8, 8, 8), 4, (1, 32), (1, 32), depth=2, heads=1)
 TRAINING = Training(4, 64, 1e-3, 8, 1e-3, 8, 1e-3, workers=0, ema=0.9)
@@ -136,6 +138,11 @@ def test_export_is_half_precision_and_draws(pipe, tmp_path):
     assert weights[0].stat().st_size < 2.2 * sum(p.numel() for p in pipe.transformer.parameters())
     found = generator.check(load(tmp_path), 6)
     assert found["all"] == 0.0
+    assert set(found) == {*CATEGORIES, "all"}
+    generator.sample(load(tmp_path), 6, tmp_path / "samples", seed=0)
+    samples = Samples.read(tmp_path / "samples")
+    assert samples.images.shape == (6, 128, 128, 3)
+    assert not any(is_held_out(parse(caption)) for caption in samples.captions)
     pipe.transformer.float()
     pipe.vae.float()
 

@@ -180,6 +180,20 @@ def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
     assert set(check(loaded, held_out(2, seed=0))) >= {"plcc", "objects", "whole"}
 
 
+def test_rows_are_learnt_from_again(tiny: SimpleNamespace) -> None:
+    new = (Batch(torch.tensor([[i], [i]]), torch.tensor([[-i], [-i]])) for i in range(1, 4))
+    batches = list(verifier.pooled(new, 3, torch.device("cpu"), seed=0))
+    assert [len(batch.ids) for batch in batches] == [6, 6, 6]
+    assert all(torch.equal(batch.ids, -batch.labels) for batch in batches)
+    assert set(batches[0].ids.flatten().tolist()) == {1}
+    assert len(set(batches[2].ids.flatten().tolist())) > 1
+
+
+def test_workers_share_the_samples() -> None:
+    samples = Samples(np.zeros((5, 128, 128, 3), np.uint8), list("abcde"))
+    assert [samples.share(i, 2).captions for i in (0, 1)] == [["a", "c", "e"], ["b", "d"]]
+
+
 def test_a_folder_written_anew_keeps_no_weights_of_before(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:

@@ -4,24 +4,29 @@
     python -m tts_verifier.training.generator --config gpu --stage text --init DIR --out DIR
     python -m tts_verifier.training.generator --config gpu --stage flow --init DIR --out DIR
     python -m tts_verifier.training.generator --stage export --init DIR --out FOLDER
+    python -m tts_verifier.training.generator --stage sample --init FOLDER --out DIR --count 8192
 
 Every stage starts from a pipeline's folder alone and leaves one; without --init a generator
-is made of random numbers. `check` prints the pass rate under the oracle, by category.
+is made of random numbers. `check` prints the pass rate under the oracle, by category; `sample`
+writes pictures for the verifier to learn from.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tts_verifier.shapes import captions, oracle
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes import oracle
+from tts_verifier.shapes.captions import Split, random_specs
+from tts_verifier.shapes.grammar import parse, phrase, variants
 from tts_verifier.training.capture import Captured
 from tts_verifier.training.generator_config import CONFIGS, Training
 from tts_verifier.training.generator_parts import build, load
@@ -33,6 +38,9 @@ PRINT_SECONDS: Final = 20.0
 SAVE_SECONDS: Final = 120.0
 SHARD: Final = "11MB"
 HELD_OUT_SEED: Final = 1_000_003
+BATCH: Final = 192
+STEPS: Final = 20
+GUIDANCE: Final = 4.0
 
 
 def make_stage(name: str, pipe: Any, training: Training, seed: int) -> Stage:
@@ -111,21 +119,42 @@ class Trainer:
         self.module.load_state_dict(live)
 
 
-def check(pipe: Any, count: int) -> dict[str, float]:
-    """Returns the pass rate of single draws on held-out captions, by category and in all."""
-    texts = captions(count, HELD_OUT_SEED, split="held_out")
-    passed: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, count, 48):
-        part = texts[start : start + 48]
+def asked(count: int, seed: int, split: Split) -> list[str]:
+    """Draws captions, the six categories in equal shares; the small ones' come repeatedly."""
+    rng = random.Random(seed)
+    specs = random_specs(count, rng, split=split)
+    return [phrase(spec, rng.randrange(variants(spec))) for spec in specs]
+
+
+def drawn(pipe: Any, texts: list[str], guidance: float) -> Tensor:
+    """Draws texts in batches with seeds 0, 1, 2, …: uint8 (N, 128, 128, 3)."""
+    parts = []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
         seeds = [torch.Generator("cpu").manual_seed(start + i) for i in range(len(part))]
         images = pipe(
-            part, generator=seeds, num_inference_steps=20, guidance_scale=4.0,
-            max_sequence_length=16,
+            part, generator=seeds, num_inference_steps=STEPS, guidance_scale=guidance,
+            max_sequence_length=16, output_type="pt",
         ).images  # fmt: skip
-        for text, image in zip(part, images, strict=True):
-            passed[parse(text).category].append(oracle(image, text).passed)
+        parts.append((images * 255).round().byte().permute(0, 2, 3, 1).cpu())
+    return torch.cat(parts)
+
+
+def check(pipe: Any, count: int, guidance: float = GUIDANCE) -> dict[str, float]:
+    """Returns the pass rate of single draws on held-out captions, by category and in all."""
+    texts = asked(count, HELD_OUT_SEED, "held_out")
+    passed: dict[str, list[bool]] = defaultdict(list)
+    for text, image in zip(texts, drawn(pipe, texts, guidance).numpy(), strict=True):
+        passed[parse(text).category].append(oracle(image, text).passed)
     rates = {name: sum(found) / len(found) for name, found in passed.items()}
     return {**rates, "all": sum(map(sum, passed.values())) / count}
+
+
+def sample(pipe: Any, count: int, out: Path, *, seed: int) -> None:
+    """Writes one picture for each of `count` training captions, with these, to an .npz."""
+    texts = asked(count, seed, "train")
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "samples.npz", images=drawn(pipe, texts, GUIDANCE).numpy(), captions=texts)
 
 
 def export(pipe: Any, out: Path) -> None:
@@ -143,13 +172,14 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", choices=CONFIGS, default="cpu")
-    parser.add_argument("--stage", choices=(*STAGES, "check", "export"), required=True)
+    parser.add_argument("--stage", choices=(*STAGES, "check", "export", "sample"), required=True)
     parser.add_argument("--init", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=96, help="captions of a check")
+    parser.add_argument("--count", type=int, default=96, help="captions to draw")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[GUIDANCE])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     chosen = CONFIGS[options.config]
@@ -164,9 +194,13 @@ def main() -> None:
         stage = make_stage(options.stage, pipe, chosen.training, options.seed)
         Trainer(pipe, stage, ema=chosen.training.ema).train(options.minutes, options.out)
         pipe = load(options.out).to(pipe.device)
+    if options.stage == "sample":
+        sample(pipe, options.count, options.out, seed=options.seed)
     if options.stage in ("flow", "check"):
-        found = check(pipe.to(torch.float32), options.count)
-        print("passed:", ", ".join(f"{k} {v:.2f}" for k, v in found.items()), flush=True)
+        for guidance in options.guidance:
+            found = check(pipe.to(torch.float32), options.count, guidance)
+            said = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
+            print(f"passed at guidance {guidance:g}: {said}", flush=True)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from tts_verifier.training import tokenizer
 from tts_verifier.training.loop import Average, rate
+from tts_verifier.training.pool import Pool
 from tts_verifier.training.verifier_checks import check, held_out
 from tts_verifier.training.verifier_config import CONFIGS, Sizes, Training
 from tts_verifier.training.verifier_data import Batch, Maker, Samples, Stage, Stream, Writer
@@ -39,6 +40,8 @@ from tts_verifier.verifiers.imagedoctor.prompt import Words
 
 LIMITS: Final = {"max_new_tokens": 192, "repetition_penalty": 1.0, "do_sample": False}
 PRINT_SECONDS: Final = 30.0
+POOL: Final = 128
+"""Steps for which a row may be learnt from again, if it is at all."""
 HELD_OUT_SEED: Final = 1_000_003
 SHOWN: Final = {
     "look": ("total", "text", "kinds", "places", "written"),
@@ -156,10 +159,10 @@ def write_checkpoint(
 
 
 def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Iterator[Batch]:
-    """Streams batches, made by worker processes beside the step if there are any."""
+    """Streams new rows, made by worker processes beside the step if there are any."""
     samples = Samples.read(run.samples) if run.samples and stage != "text" else None
     seed = run.seed + {"look": 0, "text": 100, "judge": 200}[stage]
-    count = training.text_batch if stage == "text" else training.batch
+    count = (training.text_batch if stage == "text" else training.batch) // training.reuse
     workers = -(-training.workers // 4) if stage == "text" else training.workers
     length = getattr(training.lengths, stage) if training.lengths else None
     maker = Maker(writer, stage, seed=seed, length=length, samples=samples)
@@ -173,6 +176,19 @@ def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Itera
         worker_init_fn=_alone if workers else None,
     )
     return iter(loader)
+
+
+def pooled(new: Iterator[Batch], reuse: int, device: torch.device, *, seed: int) -> Iterator[Batch]:
+    """Brings rows to the device and, with `reuse` above 1, yields that many batches of each."""
+    if reuse == 1:
+        yield from (batch.to(device) for batch in new)
+    pool: Pool | None = None
+    for batch in new:
+        fresh = len(batch.ids)
+        if pool is None:
+            pool = Pool(POOL * fresh, torch.Generator(device).manual_seed(seed))
+        pool.add(*batch.to(device).tensors())
+        yield Batch.of(pool.draw(reuse * fresh))
 
 
 def _alone(_: int) -> None:
@@ -193,6 +209,10 @@ class Trainer:
         self.held = held_out(training.check_pictures, HELD_OUT_SEED)
         # Worker processes are forked by now: a fork with a GPU in use is asking for trouble.
         c.model.to(self.device)
+        self.pictures = pooled(self.pictures, training.reuse, self.device, seed=run.seed)
+        if self.texts is not None:
+            self.texts = pooled(self.texts, training.reuse, self.device, seed=run.seed + 1)
+        self.peak = training.judge_rate if run.stage == "judge" else training.learning_rate
         self.average = Average(c.model, training.ema)
         self.step = Step(c.model, c.processor)
 
@@ -203,9 +223,9 @@ class Trainer:
         steps = since = 0
         while (now := time.monotonic()) - began < 60 * self.run.minutes:
             progress = (now - began) / (60 * self.run.minutes)
-            self.step.at(rate(self.training.learning_rate, progress))
-            texts = None if self.texts is None else next(self.texts).to(self.device)
-            total += self.step(next(self.pictures).to(self.device), texts)
+            self.step.at(rate(self.peak, progress))
+            texts = None if self.texts is None else next(self.texts)
+            total += self.step(next(self.pictures), texts)
             self.average.update()
             steps, since = steps + 1, since + 1
             if now - printed > PRINT_SECONDS:

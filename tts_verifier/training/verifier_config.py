@@ -118,8 +118,9 @@ class Training:
 
     `batch`: pictures a step. `text_batch`: picture-less rows a step, 0 = none. `lengths`:
     None = pad rows to the longest of their batch (a graph of CUDA calls needs numbers).
-    `learning_rate`: at its peak. `ema`: decay of the averaged weights. `workers`: processes
-    that make data beside the step, 0 = none. `easy`: how many rows of one object stage `look`
+    `learning_rate`, `judge_rate`: at their peak, the latter in stage `judge`. `reuse`: how often
+    a row is learnt from, as making one costs more than a step with it. `ema`: decay of the
+    averaged weights. `workers`: processes that make data beside the step, 0 = none. `easy`: how many rows of one object stage `look`
     starts with. `answer_only`: share of rows in that mode. `save_minutes`, `check_minutes`:
     how often.
     """
@@ -128,6 +129,8 @@ class Training:
     text_batch: int
     lengths: Lengths | None
     learning_rate: float
+    judge_rate: float
+    reuse: int
     ema: float
     workers: int
     easy: int
@@ -168,6 +171,8 @@ CONFIGS: Final = {
             text_batch=4,
             lengths=None,
             learning_rate=1.5e-3,
+            judge_rate=1.5e-3,
+            reuse=1,
             ema=0.995,
             workers=0,
             easy=6400,
@@ -192,9 +197,11 @@ CONFIGS: Final = {
         ),
         Training(
             batch=512,
-            text_batch=256,
+            text_batch=512,
             lengths=Lengths(look=104, text=104, judge=176),
             learning_rate=1.2e-3,
+            judge_rate=8e-4,
+            reuse=4,
             ema=0.998,
             workers=14,
             easy=100_000,

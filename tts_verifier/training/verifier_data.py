@@ -116,6 +116,10 @@ class Samples:
         images = np.concatenate([part["images"] for part in parts])
         return cls(images, [str(c) for part in parts for c in part["captions"]])
 
+    def share(self, number: int, of: int) -> Samples:
+        """Returns every `of`-th picture: a worker's own, so that each is read only once."""
+        return Samples(self.images[number::of], self.captions[number::of])
+
 
 class Writer:
     """Turns what is known of a picture into token ids and labels.
@@ -300,6 +304,8 @@ class Stream(IterableDataset[Batch]):
         seed = self.seed + (info.id + 1 if info else 0)
         self.maker.rng.seed(seed)
         self.maker.generator.manual_seed(seed)
+        if info and self.maker.samples is not None:
+            self.maker.samples = self.maker.samples.share(info.id, info.num_workers)
         while True:
             yield self.maker.batch(self.count)
 
