@@ -120,9 +120,9 @@ class Training:
     None = pad rows to the longest of their batch (a graph of CUDA calls needs numbers).
     `learning_rate`, `judge_rate`: at their peak, the latter in stage `judge`. `reuse`: how often
     a row is learnt from, as making one costs more than a step with it. `ema`: decay of the
-    averaged weights. `workers`: processes that make data beside the step, 0 = none. `easy`: how many rows of one object stage `look`
-    starts with. `answer_only`: share of rows in that mode. `save_minutes`, `check_minutes`:
-    how often.
+    averaged weights. `workers`: processes that make data beside the step, 0 = none. `easy`:
+    how many rows of one object stage `look` starts with. `answer_only`: share of rows in that
+    mode. `save_minutes`, `check_minutes`: how often.
     """
 
     batch: int
@@ -205,7 +205,7 @@ CONFIGS: Final = {
             ema=0.998,
             workers=14,
             easy=100_000,
-            check_pictures=512,
+            check_pictures=256,
         ),
     ),
 }
