@@ -38,7 +38,7 @@ PRINT_SECONDS: Final = 20.0
 SAVE_SECONDS: Final = 120.0
 SHARD: Final = "11MB"
 HELD_OUT_SEED: Final = 1_000_003
-BATCH: Final = 192
+BATCH: Final = 256
 STEPS: Final = 20
 GUIDANCE: Final = 4.0
 
