@@ -19,7 +19,7 @@ LEVELS = {
         "registry", "documents", "arguments", "seams",
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
-    3: ["rows", "log"],
+    3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
     4: ["search", "binding", "batch", "runner"],
     5: ["testing", "summary", "gallery", "scoring", "recipe", "pipeline", "charts", "replay",
         "report", "training"],

@@ -169,7 +169,9 @@ def test_the_header_says_what_was_run(tmp_path: Path) -> None:
 def test_only_finished_files_are_left(tmp_path: Path) -> None:
     finished(tmp_path, SeedBeam())
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"header.json", "trials.parquet", "images", "heatmaps", "parts", "states"}
+    assert names == {
+        "header.json", "trials.parquet", "trials.sha256", "images", "heatmaps", "parts", "states",
+    }  # fmt: skip
     assert list((tmp_path / "parts").iterdir()) == []
     assert list((tmp_path / "states").iterdir()) == []
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
@@ -315,17 +317,18 @@ def test_a_newer_header_is_refused(tmp_path: Path) -> None:
         finished(tmp_path)
 
 
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+def test_a_damaged_part_is_named_to_a_reader(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(PROMPTS, Mortal(1), FakeVerifier(), SEARCHES[3], folder=tmp_path)
-    (tmp_path / "parts" / "00000000.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(RunError, match=r"00000000\.parquet is damaged"):
-        finished(tmp_path)
+    (part,) = (tmp_path / "parts").iterdir()
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(RunError, match=rf"{part.name} is damaged \(its SHA-256 is not the one"):
+        read_trials(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RunError, match=r"file/run/header\.json cannot be written: Not a dir"):
+    with pytest.raises(RunError, match=r"file/run/lock cannot be written: Not a dir"):
         finished(tmp_path / "file" / "run")
 
 
@@ -365,6 +368,7 @@ def test_a_row_that_is_no_trial_is_noticed(tmp_path: Path) -> None:
     place = table.schema.get_field_index("proposal")
     bad = table.set_column(place, "proposal", [["{}"] * len(table)])
     pq.write_table(bad, tmp_path / "trials.parquet")
+    (tmp_path / "trials.sha256").unlink()
     with pytest.raises(RunError, match="holds a row that is not a trial"):
         read_trials(tmp_path)
 
@@ -443,6 +447,7 @@ def test_any_trial_comes_back_as_it_was(
     for part in (items[:cut], items[cut:]):
         if part:
             log.append(part)
+    log.flush()
     back = read_trials(folder)
     assert [values(t) for t in back] == [values(t) for t in items]
     assert [t.cost for t in back] == [t.cost for t in items]
@@ -451,6 +456,7 @@ def test_any_trial_comes_back_as_it_was(
         if mine.state and theirs.state:
             assert theirs.state.load()["z"].tolist() == mine.state.load()["z"].tolist()
     log.finish({items[0].id})
+    log.close()
     assert [values(t) for t in read_trials(folder)] == [values(t) for t in items]
 
 

@@ -7,7 +7,8 @@ TTSError                what a user can fix; the command line prints it without 
 ├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
 └── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
 
-A message states the rule, the value found and the remedy.
+A message states the rule, the value found and the remedy. `RunWarning` says what a run went
+on without.
 """
 
 
@@ -33,3 +34,7 @@ class UnsupportedError(TTSError):
 
 class CheckpointError(TTSError):
     """Weights, a config or a tokenizer that are missing or do not fit together."""
+
+
+class RunWarning(UserWarning):
+    """Something in a run folder was set aside or is gone, and is made again."""

@@ -75,6 +75,12 @@ class Columns:
     judge: dict[str, None] = field(default_factory=dict)
     maps: dict[str, None] = field(default_factory=dict)
 
+    def know(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Adds names by role, as a log has them."""
+        self.scores.update(dict.fromkeys(names["score"]))
+        self.judge.update(dict.fromkeys(names["judge"]))
+        self.maps.update(dict.fromkeys(names["heatmap"]))
+
     def meet(self, trials: Iterable[Trial]) -> None:
         """Adds the names that these trials have.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -111,16 +111,19 @@ def execute(
         recipe: JSON values for the header, which tell this run from others.
     """
     search.check()
-    path, log = None if folder is None else Path(folder), None
-    if path is not None:
-        about = {"recipe": recipe, **search.about(prompts)}
-        log = open_log(path, about, search.generator.settings)
-    with _progress(progress) as bar:
+    path = None if folder is None else Path(folder)
+    with ExitStack() as stack:
+        log = None
+        if path is not None:
+            about = {"recipe": recipe, **search.about(prompts)}
+            grows = getattr(search.strategy, "grows", ())
+            log = stack.enter_context(open_log(path, about, search.generator.settings, grows=grows))
+        bar = stack.enter_context(_progress(progress))
         loop = _Loop(search, prompts, log=log, bar=bar)
         loop.run()
-    choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
-    if log is not None:
-        log.finish({c.trial.id for c in choices.values() if c.trial is not None})
+        choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
+        if log is not None:
+            log.finish({c.trial.id for c in choices.values() if c.trial is not None})
     trials = tuple(trial for p in loop.prompts for trial in p.history)
     return RunResult(choices, trials, path)
 
@@ -215,13 +218,14 @@ class _Loop:
             if self.log is not None:
                 self.log.forget_states(prompt.history)
             return False
-        known = {} if self.log is None else self.log.trials
+        found = None if self.log is None else self.log.found
         self.bar.expect(len(prompt.round))
         for name, job in prompt.round.items():
             self._owner[name] = prompt
-            if name in known:
-                prompt.add(known[name])
-                self.bar.done([known[name]])
+            known = None if found is None else found.get(name)
+            if known is not None:
+                prompt.add(known)
+                self.bar.done([known])
             else:
                 prompt.waiting.add(name)
                 self._queues[kind_of(job.proposal)][name] = job

@@ -1,0 +1,102 @@
+"""The header of a run folder: what the run is, and under what it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tts_verifier.errors import RunError
+from tts_verifier.files import Folder
+from tts_verifier.parts import TABLE, parts_of
+from tts_verifier.provenance import environment
+
+SCHEMA_VERSION: Final = 1
+HEADER: Final = "header.json"
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Returns the header of a run folder.
+
+    Raises:
+        RunError: there is none, it is not readable, or a newer version wrote it.
+    """
+    try:
+        header: dict[str, Any] = json.loads((folder / HEADER).read_bytes())
+        version = header["schema_version"]
+        header["about"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / HEADER} must be a run's header: {error!r}.") from error
+    if version != SCHEMA_VERSION:
+        raise RunError(
+            f"{folder} has log version {version}, this is tts_verifier for version "
+            f"{SCHEMA_VERSION}. Use the version that wrote it, or another folder."
+        )
+    return header
+
+
+def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[str] = ()) -> None:
+    """Starts a run folder with its header, or checks that the one there is the same run's.
+
+    Args:
+        folder: the run's.
+        about: JSON values that say what the run is; those of the folder must be equal.
+        grows: names of the strategy's numbers that may be larger than they were: the header
+            then says the new ones, and keeps what it said before in `extended`.
+
+    Raises:
+        RunError: the folder belongs to another run, or cannot be read or written.
+    """
+    root = folder.root
+    about = json.loads(json.dumps(about))
+    if (root / HEADER).exists():
+        header = read_header(root)
+        before = header["about"]
+        _check_same(root, before, about, grows=grows)
+        if before == about:
+            return
+        header |= {"about": about, "extended": [*header.get("extended", []), before]}
+    elif parts_of(root) or (root / TABLE).exists():
+        raise RunError(
+            f"{root} holds the rows of a run but no {HEADER} that says which. Choose another "
+            "output folder."
+        )
+    else:
+        header = {"schema_version": SCHEMA_VERSION, "about": about, **environment()}
+    folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
+    folder.settle()
+
+
+def _check_same(
+    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], *, grows: Collection[str]
+) -> None:
+    old, new = dict(_flat(there)), dict(_flat(here))
+    may_grow = {f"{place}strategy.{name}" for place in ("", "recipe.") for name in grows}
+    differ = [
+        key
+        for key in [*old, *(key for key in new if key not in old)]
+        if old.get(key) != new.get(key)
+        and not (key in may_grow and _grew(old.get(key), new.get(key)))
+    ]
+    if differ:
+        lines = "".join(
+            f"\n  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
+            for key in differ
+        )
+        raise RunError(
+            f"{folder} belongs to another run, these differ:{lines}\n"
+            "Choose another output folder, or give that run's recipe to continue it."
+        )
+
+
+def _grew(old: Any, new: Any) -> bool:
+    return isinstance(old, int) and isinstance(new, int) and new > old
+
+
+def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, item in value.items():
+        yield from _flat(item, f"{key}.{name}" if key else name)

@@ -1,0 +1,265 @@
+"""The tables of a run folder: many small parts while it runs, one table when it has finished.
+
+A part's name is `NUMBER.LEVEL.DIGEST.parquet`. Every judged batch is a part of level 0; when
+`FANOUT` parts of a level are there they are merged into one of the next (as in a
+log-structured merge tree, O'Neil et al. 1996), so that a million rows are some hundred files.
+The digest, 16 hex digits of the file's SHA-256, tells a torn or foreign file. The finished
+table has its digest in `trials.sha256`, which is written first and keeps the one before.
+
+Where two rows have the same trial id the later one counts: a kill between a merge and the
+removal of what was merged leaves equal rows, a trial drawn again leaves a better one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tts_verifier.errors import RunError
+from tts_verifier.files import Folder, digest_of
+
+TABLE: Final = "trials.parquet"
+PARTS: Final = "parts"
+FANOUT: Final = 64
+_LAST_LEVEL: Final = 2
+_SUMS: Final = "trials.sha256"
+_ROW_GROUP: Final = 16384
+_NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part's file; `digest` is empty for one whose name does not say it."""
+
+    path: Path
+    number: int
+    level: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A table as it was read, and when its file was written, in nanoseconds."""
+
+    table: pa.Table
+    written: int
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """Returns the parts of a run folder in the order in which they were written."""
+    found = []
+    for path in (folder / PARTS).glob("*.parquet"):
+        if match := _NAME.fullmatch(path.name):
+            number, level, digest = match.groups()
+            found.append(Part(path, int(number), int(level or 0), digest or ""))
+    return sorted(found, key=lambda part: (part.number, -part.level))
+
+
+def strangers(folder: Path) -> list[Path]:
+    """Returns what lies among the parts and is none."""
+    here = (folder / PARTS).glob("*")
+    return sorted(path for path in here if not _NAME.fullmatch(path.name))
+
+
+def read_tables(folder: Path, damaged: Callable[[Path, str], None] | None = None) -> Iterator[Read]:
+    """Yields the finished table, if there is one, then the parts.
+
+    Args:
+        folder: the run's.
+        damaged: is told of a file that cannot be used, and why; None raises instead.
+
+    Raises:
+        RunError: a file is damaged.
+        FileNotFoundError: a part was merged since the folder was listed.
+    """
+    todo: list[tuple[Path, Iterable[str]]] = [(p.path, (p.digest,)) for p in parts_of(folder)]
+    if (folder / TABLE).exists():
+        todo.insert(0, (folder / TABLE, _sums(folder)))
+    for path, digests in todo:
+        try:
+            yield _load(path, digests)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException, ValueError) as error:
+            if damaged is None:
+                raise RunError(
+                    f"{path} is damaged ({error}). The command that made the run sets it aside "
+                    "and draws its rows again."
+                ) from error
+            damaged(path, str(error))
+
+
+def read_table(folder: Path) -> pa.Table | None:
+    """Returns all rows, the later one of two with the same id, or None without a table.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    while True:
+        try:
+            tables = [read.table for read in read_tables(folder)]
+        except FileNotFoundError:
+            # A live run has merged parts meanwhile: look again.
+            continue
+        break
+    if not tables:
+        return None
+    table = pa.concat_tables(tables, promote_options="permissive")
+    last = dict(zip(table["trial_id"].to_pylist(), range(len(table)), strict=True))
+    return table if len(last) == len(table) else table.take(sorted(last.values()))
+
+
+def write_part(folder: Folder, part: tuple[int, int], table: pa.Table) -> Part:
+    """Writes a part of this (number, level)."""
+    number, level = part
+    buffer = io.BytesIO()
+    # Statistics and dictionaries pay off for many rows only.
+    pq.write_table(
+        table, buffer, compression="zstd", write_statistics=level > 0, use_dictionary=level > 0
+    )
+    content = buffer.getvalue()
+    digest = digest_of(content)[:16]
+    name = f"{PARTS}/{number:08d}.{level}.{digest}.parquet"
+    folder.write(name, content)
+    return Part(folder.root / name, number, level, digest)
+
+
+def merge(folder: Folder, parts: list[Part]) -> list[Part]:
+    """Merges the last parts where `FANOUT` of one level are there; returns what is then there."""
+    for level in range(_LAST_LEVEL):
+        same = [part for part in parts if part.level == level]
+        if len(same) < FANOUT:
+            return parts
+        tables = [_load(part.path, (part.digest,)).table for part in same]
+        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        merged = write_part(folder, (same[-1].number, level + 1), table)
+        folder.settle()
+        for part in same:
+            part.path.unlink()
+        parts = [part for part in parts if part.level != level] + [merged]
+    return parts
+
+
+def finish(
+    folder: Folder, schema: pa.Schema, columns: Callable[[pa.Table], Mapping[str, pa.Array]]
+) -> None:
+    """Writes the finished table from all there is, piece by piece, then removes the parts.
+
+    Args:
+        folder: the run's.
+        schema: of the finished table.
+        columns: a piece of the table -> columns to replace in it.
+    """
+    parts = parts_of(folder.root)
+    keep = _last_places(folder.root)
+    draft = "trials.new"
+    digest = hashlib.sha256()
+
+    def write(file: Any) -> None:
+        sink = pa.PythonFile(_Hashing(file, digest), mode="w")
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for piece in _pieces(folder.root, schema, keep):
+                for name, values in columns(piece).items():
+                    place = piece.schema.get_field_index(name)
+                    piece = piece.set_column(place, piece.schema.field(name), values)
+                writer.write_table(piece)
+
+    folder.write(draft, write)
+    # A kill before the rename must leave the old table's digest valid, one after it the new's.
+    lines = [*_sums(folder.root), digest.hexdigest()]
+    folder.write(_SUMS, "".join(f"{line}  {TABLE}\n" for line in lines).encode())
+    folder.settle()
+    (folder.root / draft).replace(folder.root / TABLE)
+    folder.write(_SUMS, f"{digest.hexdigest()}  {TABLE}\n".encode())
+    folder.settle()
+    for part in parts:
+        part.path.unlink()
+
+
+def _pieces(folder: Path, schema: pa.Schema, keep: set[int] | None) -> Iterator[pa.Table]:
+    """Yields all rows that count, as tables of a row group's size."""
+    waiting: list[pa.Table] = []
+    place = 0
+    for read in read_tables(folder):
+        table = _conform(read.table, schema)
+        if keep is not None:
+            here = [place + i in keep for i in range(len(table))]
+            table = table.filter(pa.array(here, pa.bool_()))
+        place += len(read.table)
+        waiting.append(table)
+        if sum(map(len, waiting)) >= _ROW_GROUP:
+            whole = pa.concat_tables(waiting)
+            full = len(whole) // _ROW_GROUP * _ROW_GROUP
+            for start in range(0, full, _ROW_GROUP):
+                yield whole.slice(start, _ROW_GROUP).combine_chunks()
+            waiting = [whole.slice(full)]
+    rest = pa.concat_tables(waiting) if waiting else schema.empty_table()
+    if len(rest):
+        yield rest.combine_chunks()
+
+
+def _last_places(folder: Path) -> set[int] | None:
+    """Returns the places of the rows that count, None when all do."""
+    last: dict[str, int] = {}
+    place = 0
+    for read in read_tables(folder):
+        for name in read.table["trial_id"].to_pylist():
+            last[name] = place
+            place += 1
+    return None if len(last) == place else set(last.values())
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        table[f.name] if f.name in table.column_names else pa.nulls(len(table), f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _sums(folder: Path) -> list[str]:
+    """Returns the digests that the finished table may have; none = it is not checked."""
+    try:
+        lines = (folder / _SUMS).read_text("ascii").splitlines()
+    except OSError:
+        return []
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _load(path: Path, digests: Iterable[str]) -> Read:
+    content, written = path.read_bytes(), path.stat().st_mtime_ns
+    wanted = [digest for digest in digests if digest]
+    if wanted and not any(digest_of(content).startswith(digest) for digest in wanted):
+        raise ValueError("its SHA-256 is not the one noted")
+    table = pq.read_table(pa.BufferReader(content))
+    if "trial_id" not in table.column_names:
+        raise ValueError("it has no column trial_id")
+    return Read(table, written)
+
+
+class _Hashing(io.RawIOBase):
+    """A binary file that digests what is written through it."""
+
+    def __init__(self, file: Any, digest: Any) -> None:
+        self._file, self._digest = file, digest
+
+    def writable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Writes and digests bytes."""
+        self._digest.update(content)
+        return int(self._file.write(content))
+
+    def tell(self) -> int:
+        """Returns how much was written."""
+        return int(self._file.tell())

@@ -1,0 +1,199 @@
+"""Rows of a run folder as trials: all of them for a reader, one at a time for the runner.
+
+A row counts only with its files. Who continues a run finds those that are gone or changed
+missing, so that they are drawn again. A file is digested when it is newer than the table
+that names it, and always when it is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from tts_verifier.errors import RunError, RunWarning
+from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
+from tts_verifier.identity import proposal_from_json
+from tts_verifier.parts import Read, read_table, read_tables, strangers
+from tts_verifier.rows import names_of
+from tts_verifier.types import Cost, Prompt, Stored, Trial
+
+Names = Mapping[str, Iterable[str]]
+_ROLES: Final = ("score", "judge", "heatmap")
+_BLOCK: Final = 256
+_WARNINGS: Final = 10
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """Returns the trials of a run folder in the order in which they were judged.
+
+    Images, maps and states are read from their files when looked at, and checked against
+    their SHA-256 then.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    table = read_table(folder)
+    if table is None:
+        return []
+    names = _names(table)
+    return [trial_of(row, folder, names) for row in _rows(table)]
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Returns the rows of `read_trials` as they are written, by column.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    table = read_table(folder)
+    return [] if table is None else list(_rows(table))
+
+
+def trial_of(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
+    """Returns a row as a trial; `names` of its scores, judge's scores and maps.
+
+    Raises:
+        RunError: it is not a trial's, or its mask is gone.
+    """
+    try:
+        return _trial(row, folder, names)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
+
+
+def _trial(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
+    def numbers(role: str, prefix: str, there: bool) -> dict[str, float]:
+        return {n: _nan(row[prefix + n]) for n in names[role]} if there else {}
+
+    def kept(column: str, decode: Callable[[bytes], Any]) -> Stored[Any] | None:
+        path, digest = row[f"{column}_path"], row[f"{column}_sha256"]
+        return stored(folder, path, digest, decode) if path else None
+
+    size, maps = (row["image_width"], row["image_height"]), {}
+    for name in names["heatmap"]:
+        box = tuple((row[f"heatmap_{name}_box"] or {}).values())
+        if heatmap := kept(f"heatmap_{name}", partial(heatmap_of, size=size, box=box)):
+            maps[name] = heatmap
+    judged = any(row[f"judge_{name}"] is not None for name in names["judge"])
+    return Trial(
+        id=row["trial_id"],
+        prompt=Prompt(row["prompt_id"], row["prompt"]),
+        round=row["round"],
+        proposal=proposal_from_json(row["proposal"], partial(read_mask, folder)),
+        progress=row["progress"],
+        scores=numbers("score", "", row["detail"] is not None),
+        objective=_nan(row["objective"]),
+        cost=Cost(**{name: row[name] for name in Cost.__dataclass_fields__}),
+        boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"]),
+        text=row["reply"],
+        detail=row["detail"] or "diagnose",
+        image=kept("image", image_of),
+        heatmaps=maps,
+        state=kept("state", state_of),
+        judge=numbers("judge", "judge_", judged),
+        error=row["error"] or "",
+    )
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _names(table: pa.Table) -> dict[str, Iterable[str]]:
+    return {role: names_of(table.schema, role) for role in _ROLES}
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(table), 4096):
+        yield from table.slice(start, 4096).to_pylist()
+
+
+class Found:
+    """What a run folder holds for the one who continues it, by trial id.
+
+    Files that are torn, changed or not ours are set aside with a `RunWarning`.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder, self._warned = folder, 0
+        for path in strangers(folder.root):
+            self._set_aside(path, "it is no part of a run")
+        reads: list[Read] = list(read_tables(folder.root, self._set_aside))
+        self._starts, self._written, count = [], [read.written for read in reads], 0
+        for read in reads:
+            self._starts.append(count)
+            count += len(read.table)
+        tables = [read.table for read in reads]
+        self._table = (
+            pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+            if tables
+            else pa.table({"trial_id": pa.array([], pa.string())})
+        )
+        # Of two rows with the same id the later one counts.
+        self._places = dict(zip(self._table["trial_id"].to_pylist(), range(count), strict=True))
+        self.names = _names(self._table)
+        self._block = lru_cache(16)(self._read_block)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def get(self, name: str) -> Trial | None:
+        """Returns a trial whose files are there, or None.
+
+        Raises:
+            RunError: its row is not a trial's.
+        """
+        place = self._places.get(name)
+        if place is None:
+            return None
+        row = self._block(place // _BLOCK)[place % _BLOCK]
+        written = self._written[bisect_right(self._starts, place) - 1]
+        if not all([self._usable(row, column, written) for column in self._columns(row)]):
+            return None
+        return trial_of(row, self._folder.root, self.names)
+
+    def _read_block(self, number: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._table.slice(number * _BLOCK, _BLOCK).to_pylist()
+        return rows
+
+    def _columns(self, row: Mapping[str, Any]) -> list[str]:
+        columns = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]
+        return [column for column in columns if row[f"{column}_path"]]
+
+    def _usable(self, row: Mapping[str, Any], column: str, written: int) -> bool:
+        path = self._folder.root / row[f"{column}_path"]
+        try:
+            if path.stat().st_mtime_ns <= written:
+                return True
+            if column == "mask":
+                read_mask(self._folder.root, row["mask_sha256"])
+                return True
+            if digest_of(path.read_bytes()) == row[f"{column}_sha256"]:
+                return True
+        except OSError as error:
+            self._warn(f"{path} cannot be read ({error.strerror}). It is made again.")
+            return False
+        except RunError:
+            pass
+        # A look's picture is its parent's, which may have been drawn again by now.
+        if row["kind"] != "look" or column != "image":
+            self._set_aside(path, "it was changed since the log was written")
+        return False
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        place = self._folder.set_aside(path)
+        self._warn(f"{path} cannot be used ({why}). It is now {place}; what it held is made again.")
+
+    def _warn(self, message: str) -> None:
+        self._warned += 1
+        if self._warned == _WARNINGS:
+            message += " More of these are not told."
+        if self._warned <= _WARNINGS:
+            warnings.warn(message, RunWarning, stacklevel=2)
