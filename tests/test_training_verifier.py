@@ -131,6 +131,11 @@ def test_the_step_runs_the_network_as_the_model_itself_does(tiny: SimpleNamespac
     maps = step.shrink @ (batch.maps.float() / 255) @ step.shrink.T
     theirs = loss(c.model, outputs, batch.labels, maps, grid=(2, 2))
     torch.testing.assert_close(ours.total, theirs.total)
+    some = Step(c.model, c.processor, mapped=2).losses(batch)
+    theirs = loss(c.model, outputs, batch.labels, maps[:2], grid=(2, 2))
+    torch.testing.assert_close(some.total, theirs.total)
+    assert some.text == ours.text
+    assert some.misalignment != ours.misalignment
 
 
 def test_a_few_steps_on_one_batch_lower_every_loss(tiny: SimpleNamespace) -> None:

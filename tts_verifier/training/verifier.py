@@ -214,7 +214,7 @@ class Trainer:
             self.texts = pooled(self.texts, training.reuse, self.device, seed=run.seed + 1)
         self.peak = training.judge_rate if run.stage == "judge" else training.learning_rate
         self.average = Average(c.model, training.ema)
-        self.step = Step(c.model, c.processor)
+        self.step = Step(c.model, c.processor, mapped=training.mapped)
 
     def train(self) -> None:
         """Runs until the time is up, saving and checking on the way and at the end."""

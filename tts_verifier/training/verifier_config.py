@@ -116,7 +116,8 @@ class Lengths:
 class Training:
     """How a stage is trained.
 
-    `batch`: pictures a step. `text_batch`: picture-less rows a step, 0 = none. `lengths`:
+    `batch`: pictures a step. `mapped`: how many of these teach the heatmaps, whose heads cost
+    more than all the rest. `text_batch`: picture-less rows a step, 0 = none. `lengths`:
     None = pad rows to the longest of their batch (a graph of CUDA calls needs numbers).
     `learning_rate`, `judge_rate`: at their peak, the latter in stage `judge`. `reuse`: how often
     a row is learnt from, as making one costs more than a step with it. `ema`: decay of the
@@ -126,6 +127,7 @@ class Training:
     """
 
     batch: int
+    mapped: int
     text_batch: int
     lengths: Lengths | None
     learning_rate: float
@@ -168,6 +170,7 @@ CONFIGS: Final = {
         ),
         Training(
             batch=16,
+            mapped=16,
             text_batch=4,
             lengths=None,
             learning_rate=1.5e-3,
@@ -197,6 +200,7 @@ CONFIGS: Final = {
         ),
         Training(
             batch=512,
+            mapped=128,
             text_batch=512,
             lengths=Lengths(look=104, text=104, judge=176),
             learning_rate=1.2e-3,

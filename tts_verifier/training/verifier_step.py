@@ -68,10 +68,13 @@ class Step:
     Args:
         model: trained in place; on a GPU every batch must have the same shapes.
         processor: of its checkpoint.
+        mapped: rows of a batch that teach the heatmaps; None = all.
     """
 
-    def __init__(self, model: ImageDoctorModel, processor: Processor) -> None:
-        self.model = model
+    def __init__(
+        self, model: ImageDoctorModel, processor: Processor, *, mapped: int | None = None
+    ) -> None:
+        self.model, self.mapped = model, mapped
         self.device = model.lm_head.weight.device
         self.eye = Eye(processor).to(self.device)
         cells = self.eye.cells
@@ -150,8 +153,9 @@ class Step:
             text = _text_loss(outputs.logits, labels)
             kinds, places = self.seen(visual, batch.cells)
             return Losses(text + kinds + places, text, kinds, places)
-        maps = self.shrink @ (batch.maps.float() / 255) @ self.shrink.T
-        targets = maps.masked_fill(~batch.known[..., None, None], torch.nan)
+        maps = self.shrink @ (batch.maps[: self.mapped].float() / 255) @ self.shrink.T
+        known = batch.known[: self.mapped]
+        targets = maps.masked_fill(~known[..., None, None], torch.nan)
         return loss(model, outputs, labels, targets, grid=self.grid)
 
     def seen(self, visual: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -45,19 +45,21 @@ def loss(
         model: gives the heads and the weight of the maps.
         outputs: of its forward pass.
         labels: (B, T), input ids where the reply is learned, -100 elsewhere.
-        targets: (B, 2, 16 rows, 16 columns) in [0, 1], misalignment then artifact. A map
-            that holds a NaN, or whose token is not among the labels, does not count.
+        targets: (N, 2, 16 rows, 16 columns) in [0, 1], misalignment then artifact, of the
+            first N of the B rows. A map that holds a NaN, or whose token is not among the
+            labels, does not count.
         grid: (rows, columns) of merged cells.
     """
     logits = outputs.logits[:, :-1].flatten(0, 1).float()
     text = cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED)
     config = model.config
     tokens = (config.misalignment_token_id, config.artifact_token_id)
-    where = predicting(labels, tokens)
-    batch, (rows, columns) = len(labels), grid
+    count, (rows, columns) = len(targets), grid
+    where = predicting(labels[:count], tokens)
     at = where.clamp(min=0).unsqueeze(-1).expand(-1, -1, outputs.hidden.shape[-1])
-    states = outputs.hidden.gather(1, at).flatten(0, 1)
-    visual = outputs.visual.view(batch, rows * columns, -1).repeat_interleave(2, dim=0)
+    states = outputs.hidden[:count].gather(1, at).flatten(0, 1)
+    visual = outputs.visual.view(len(labels), rows * columns, -1)[:count]
+    visual = visual.repeat_interleave(2, dim=0)
     maps = torch.sigmoid(model.heatmap_logits(states, visual, (rows, columns)).float())
     errors = (maps.view_as(targets) - targets.nan_to_num()).square().mean((2, 3))
     known = (where >= 0) & ~targets.isnan().any(3).any(2)
