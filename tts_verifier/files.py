@@ -56,16 +56,20 @@ class Folder:
             os.replace(draft, goal)
         except OSError as error:
             _drop(draft)
-            raise RunError(
-                f"{goal} cannot be written: {error.strerror or error}. Make room or give "
-                "permission, or choose another output folder; the same command continues."
-            ) from error
+            raise _unwritable(goal, error) from error
         self._unsettled.add(goal.parent)
 
     def settle(self) -> None:
-        """Flushes the names of all files written since the last call."""
+        """Flushes the names of all files written since the last call.
+
+        Raises:
+            RunError: the disk refuses.
+        """
         for folder in self._unsettled:
-            flush_names(folder)
+            try:
+                _flush_names(folder)
+            except OSError as error:
+                raise _unwritable(folder, error) from error
         self._unsettled.clear()
 
     def sweep(self) -> None:
@@ -86,12 +90,18 @@ class Folder:
         return goal
 
 
-def flush_names(folder: Path) -> None:
-    """Flushes a folder's entries to the disk, where the system can do that."""
-    try:
-        file = os.open(folder, os.O_RDONLY)
-    except OSError:
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path} cannot be written: {error.strerror or error}. Make room or give permission, "
+        "or choose another output folder; the same command continues."
+    )
+
+
+def _flush_names(folder: Path) -> None:
+    if os.name == "nt":
+        # Windows has no handle of a folder to flush.
         return
+    file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:

@@ -51,13 +51,20 @@ class FolderLock:
                 left = _read(file)
                 if left and not _from_here(left):
                     raise self._held(left, "on another machine wrote or is writing")
-                os.ftruncate(file, 0)
-                os.pwrite(file, json.dumps(_me()).encode(), 0)
-                os.fsync(file)
+                self._sign(file)
                 return file
             except BaseException:
                 os.close(file)
                 raise
+
+    def _sign(self, file: int) -> None:
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(_me()).encode(), 0)
+            os.fsync(file)
+        except OSError:
+            self.path.unlink()
+            raise
 
     def _held(self, by: dict[str, Any], what: str) -> RunError:
         who = f"process {by.get('pid', '?')} of {by.get('host', '?')}"

@@ -99,7 +99,7 @@ class RunLog:
         """
         self._columns.meet(trials)
         batch = [self._prepare(trial) for trial in trials]
-        self._later(1, self._write, batch, self._columns.schema())
+        self._later(0, self._write, batch, self._columns.schema())
         return [item.trial for item in batch]
 
     def forget_states(self, trials: Iterable[Trial]) -> None:

@@ -20,6 +20,8 @@ class BestOfN:
     """
 
     needs: frozenset[type] = frozenset({Draw})
+    grows: frozenset[str] = frozenset({"n"})
+    """Numbers that a finished run may be continued with a larger one of."""
 
     def __init__(self, n: int = 8) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
