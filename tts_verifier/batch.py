@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from tts_verifier.attempts import attempt
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.seams import Verifier
 from tts_verifier.search import Search
@@ -30,8 +31,9 @@ T = TypeVar("T")
 def serve(search: Search, jobs: Mapping[str, Job]) -> list[Trial]:
     """Draws and judges jobs of one kind; returns a trial each, in order, by their ids.
 
-    A sample that failed becomes a trial with its error; so does a reply without a usable
-    score. Seconds are an image's share of the batch; the held-out judge's are not counted.
+    A sample that failed becomes a trial with its error; so does a picture that could not be
+    judged, or a reply without a usable score (see `attempts`). Seconds are an image's share of
+    the batch; the held-out judge's are not counted.
     """
     looking = all(isinstance(job.proposal, Look) for job in jobs.values())
     todo = list(jobs.values())
@@ -70,13 +72,16 @@ def _look(jobs: Sequence[Job]) -> list[Sample]:
 
 
 def _draw(search: Search, jobs: Sequence[Job]) -> list[Sample]:
-    jobs = [_with_state(search, job) for job in jobs]
-    samples = search.generator.generate(jobs)
-    if len(samples) != len(jobs):
-        raise InputError(
-            f"{type(search.generator).__name__} must return a sample for each of {len(jobs)} "
-            f"jobs, it returned {len(samples)}."
-        )
+    def generate(some: Sequence[Job]) -> list[Sample]:
+        samples = search.generator.generate([_with_state(search, job) for job in some])
+        if len(samples) != len(some):
+            raise InputError(
+                f"{type(search.generator).__name__} must return a sample for each of "
+                f"{len(some)} jobs, it returned {len(samples)}."
+            )
+        return samples
+
+    samples = attempt(generate, jobs, lambda job, why: Sample(job, None, error=why))
     return [
         replace(s, error=s.error or "the generator gave no image") if s.image is None else s
         for s in samples
@@ -106,21 +111,24 @@ def _with_state(search: Search, job: Job) -> Job:
     return replace(job, ancestors=(kept, *job.ancestors[1:]))
 
 
-def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> list[Verdict]:
-    images = [sample.image for sample in samples if sample.image is not None]
-    if not images:
-        return []
-    prompts = [sample.job.prompt.text for sample in samples]
-    verdicts = verifier.verify(images, prompts, detail=detail)
-    if len(verdicts) != len(images):
-        raise InputError(
-            f"{type(verifier).__name__} must return a verdict for each of {len(images)} images, "
-            f"it returned {len(verdicts)}."
-        )
-    return verdicts
+def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> list[Verdict | str]:
+    """Returns a verdict for each sample, or the reason why there is none."""
+
+    def verify(some: Sequence[Sample]) -> list[Verdict | str]:
+        images = [sample.image for sample in some if sample.image is not None]
+        prompts = [sample.job.prompt.text for sample in some]
+        verdicts = verifier.verify(images, prompts, detail=detail)
+        if len(verdicts) != len(images):
+            raise InputError(
+                f"{type(verifier).__name__} must return a verdict for each of {len(images)} "
+                f"images, it returned {len(verdicts)}."
+            )
+        return list(verdicts)
+
+    return attempt(verify, samples, lambda _, why: why) if samples else []
 
 
-def _trial(search: Search, name: str, sample: Sample, verdict: Verdict | None) -> Trial:
+def _trial(search: Search, name: str, sample: Sample, verdict: Verdict | str | None) -> Trial:
     job = sample.job
     trial = Trial(
         id=name,
@@ -135,8 +143,8 @@ def _trial(search: Search, name: str, sample: Sample, verdict: Verdict | None) -
         state=None if sample.state is None else _in_memory(sample.state),
         error=sample.error,
     )
-    if verdict is None:
-        return trial
+    if not isinstance(verdict, Verdict):
+        return replace(trial, error=sample.error or verdict or "")
     objective = search.objective(verdict.scores)
     calls = max(verdict.cost.verifier_calls, 1)
     return replace(
@@ -177,8 +185,9 @@ def _judged(judge: Verifier, trials: Sequence[Trial], samples: Sequence[Sample])
     verdicts = dict(zip(new, _verify(judge, [samples[i] for i in new], "score"), strict=True))
     judged = []
     for i, trial in enumerate(trials):
-        if i in verdicts:
-            trial = replace(trial, judge=dict(verdicts[i].scores))
+        verdict = verdicts.get(i)
+        if isinstance(verdict, Verdict):
+            trial = replace(trial, judge=dict(verdict.scores))
         elif isinstance(trial.proposal, Look):
             trial = replace(trial, judge=samples[i].job.ancestors[0].judge)
         judged.append(trial)
