@@ -46,9 +46,7 @@ class Chokes(FakeVerifier):
 
 def test_one_that_breaks_the_generator_is_a_row_and_its_batch_is_drawn(tmp_path: Path) -> None:
     generator = Breaks()
-    with pytest.warns(
-        RunWarning, match=r"\(ValueError: decoder: no luck\); the run goes"
-    ):
+    with pytest.warns(RunWarning, match=r"\(ValueError: decoder: no luck\); the run goes"):
         result = run([RED], generator, FakeVerifier(), BestOfN(6), folder=tmp_path)
     assert generator.trace == ["!4", "g1", "g1", "!1", "g1", "g2"]
     errors = [t.error for t in result.trials]

@@ -21,7 +21,7 @@ LEVELS = {
     2: ["strategies", "generators", "verifiers", "shapes"],
     3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
     4: ["search", "binding", "attempts", "batch", "runner"],
-    5: ["testing", "summary", "gallery", "scoring", "recipe", "pipeline", "charts", "replay",
+    5: ["testing", "summary", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts", "replay",
         "report", "training"],
     6: ["cli", "__init__"],
 }  # fmt: skip

@@ -139,7 +139,7 @@ def _trial(search: Search, name: str, sample: Sample, verdict: Verdict | str | N
         scores={},
         objective=math.nan,
         cost=sample.cost,
-        image=_image(job, sample.image),
+        image=_image(sample),
         state=None if sample.state is None else _in_memory(sample.state),
         error=sample.error,
     )
@@ -165,10 +165,12 @@ def _unusable(verdict: Verdict) -> str:
     return f"the reply has no usable {', '.join(bad) or 'score for the objective'}"
 
 
-def _image(job: Job, image: Image.Image | None) -> Stored[Image.Image] | None:
-    if isinstance(job.proposal, Look):
-        return job.ancestors[0].image
-    return None if image is None else _in_memory(image)
+def _image(sample: Sample) -> Stored[Image.Image] | None:
+    if isinstance(sample.job.proposal, Look):
+        return sample.job.ancestors[0].image
+    if sample.kept is not None or sample.image is None:
+        return sample.kept
+    return _in_memory(sample.image)
 
 
 def _in_memory(value: T) -> Stored[T]:

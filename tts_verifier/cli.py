@@ -42,20 +42,30 @@ def _friendly(command: Callable[P, None]) -> Callable[P, None]:
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
 @click.option("--output", type=click.Path(path_type=Path), help="Run folder, instead of its own.")
+@click.option(
+    "--rejudge",
+    type=click.Path(path_type=Path),
+    metavar="LOG",
+    help="Judge a run's candidates again with the recipe's verifier, judge and objective.",
+)
 @_friendly
-def run(recipe: str, overrides: tuple[str, ...], output: Path | None) -> None:
+def run(recipe: str, overrides: tuple[str, ...], output: Path | None, rejudge: Path | None) -> None:
     """Searches for better pictures as a RECIPE says.
 
     RECIPE is a YAML file, or the name of a packaged one. OVERRIDES change it: strategy.n=16.
-    The same command on the same folder continues a run that was stopped.
+    The same command on the same folder continues a run that was stopped; with a larger
+    strategy.n it draws the candidates that are missing. --rejudge draws nothing: the new run
+    refers to the pictures of LOG.
 
     \b
     Example:
         tts-run bestofn strategy.n=4 seed=1 --output runs/first
+        tts-run bestofn --rejudge runs/first --output runs/again
     """
     from tts_verifier.recipe import load_recipe, run_recipe
 
-    click.echo(run_recipe(load_recipe(recipe, overrides), output=output, say=click.echo))
+    loaded = load_recipe(recipe, overrides)
+    click.echo(run_recipe(loaded, output=output, rejudge=rejudge, say=click.echo))
 
 
 @click.command()

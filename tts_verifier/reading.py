@@ -182,8 +182,10 @@ class Found:
             return False
         except RunError:
             pass
-        # A look's picture is its parent's, which may have been drawn again by now.
-        if row["kind"] != "look" or column != "image":
+        # A look's picture is its parent's, which may have been drawn again by now; one that
+        # is not below the folder is another run's.
+        others = row["kind"] == "look" or row["image_path"].startswith("..")
+        if not (others and column == "image"):
             self._set_aside(path, "it was changed since the log was written")
         return False
 

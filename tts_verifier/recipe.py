@@ -23,6 +23,7 @@ from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.gallery import write_chosen
 from tts_verifier.objective import Objective
 from tts_verifier.prompts import as_prompts, read_prompts
+from tts_verifier.rejudge import Proposed, Recorded
 from tts_verifier.runner import execute
 from tts_verifier.search import Search, check_needs
 from tts_verifier.summary import as_text, summarise
@@ -83,8 +84,8 @@ class Recipe:
         sections = {name: section.resolved() for name, section in self.sections.items()}
         return {**sections, **self.simple, "prompts": prompts}
 
-    def build(self) -> Search:
-        """Builds all objects, the light ones first.
+    def build(self, **given: Any) -> Search:
+        """Builds all objects, the light ones first, but for those that are given by section.
 
         Raises:
             RecipeError: a constructor refuses a value.
@@ -93,11 +94,13 @@ class Recipe:
             CheckpointError: weights are missing or do not fit.
         """
         light = ("strategy", "objective", "budget")
-        parts = {n: self.sections[n].build() for n in light if n in self.sections}
-        supports = getattr(self.sections["generator"].builder, "supports", None)
+        todo = {name: part for name, part in self.sections.items() if name not in given}
+        parts = given | {n: todo[n].build() for n in light if n in todo}
+        generator = given.get("generator", self.sections["generator"].builder)
+        supports = getattr(generator, "supports", None)
         if isinstance(supports, frozenset):
-            check_needs(parts["strategy"], self.sections["generator"].builder)
-        heavy = [name for name in self.sections if name not in parts]
+            check_needs(parts["strategy"], generator)
+        heavy = [name for name in todo if name not in parts]
         parts |= {name: self.sections[name].build() for name in heavy}
         search = Search(**parts, **self.simple)
         search.check()
@@ -226,7 +229,11 @@ def _check_type(document: Document, path: tuple[str, ...], value: object, *, kin
 
 
 def run_recipe(
-    recipe: Recipe, *, output: Path | None = None, say: Callable[[str], object] = print
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    rejudge: Path | None = None,
+    say: Callable[[str], object] = print,
 ) -> str:
     """Runs a recipe with a progress bar and returns the summary as text.
 
@@ -235,12 +242,22 @@ def run_recipe(
     Args:
         recipe: what to run.
         output: run folder instead of the recipe's.
+        rejudge: a run folder whose candidates the recipe's verifier, judge and objective
+            judge again, in place of the recipe's generator, strategy, budget and prompts.
         say: what is called with the resolved recipe, for the reader.
     """
-    resolved, folder = recipe.resolved(), output or recipe.output
+    resolved, folder, prompts = recipe.resolved(), output or recipe.output, recipe.prompts
+    given: dict[str, Any] = {}
+    if rejudge is not None:
+        recorded = Recorded(rejudge, folder)
+        given = {"generator": recorded, "strategy": Proposed(recorded.trials), "budget": Budget()}
+        judging = ("verifier", "judge", "objective", "detail")
+        resolved = {name: resolved[name] for name in judging if name in resolved}
+        resolved["rejudge"] = str(recorded.place)
+        prompts = recorded.prompts
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    search = recipe.build()
-    result = execute(search, recipe.prompts, folder=folder, progress=True, recipe=resolved)
+    search = recipe.build(**given)
+    result = execute(search, prompts, folder=folder, progress=True, recipe=resolved)
     summary = summarise(result.choices, result.trials)
     write_chosen(summary.prompts, folder)
     return f"{as_text(summary)}\nchosen pictures: {folder / 'chosen.png'}\nlog: {folder}"

@@ -166,6 +166,11 @@ class Cost:
     draw_seconds: float = 0.0
     judge_seconds: float = 0.0
 
+    @property
+    def drawn(self) -> Cost:
+        """The part of it that drawing took."""
+        return Cost(self.network_evaluations, self.vae_passes, draw_seconds=self.draw_seconds)
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.network_evaluations + other.network_evaluations,
@@ -340,7 +345,8 @@ class Job:
 class Sample:
     """What a job drew: an RGB image (an unfinished one's x0 preview), or an `error`.
 
-    `progress`: the fraction of steps taken, in [0, 1].
+    `progress`: the fraction of steps taken, in [0, 1]. `kept`: the same image where it is in
+    a file already, to which the log then refers.
     """
 
     job: Job
@@ -349,6 +355,7 @@ class Sample:
     cost: Cost = Cost()
     state: State | None = None
     error: str = ""
+    kept: Stored[Image.Image] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,116 @@
+"""A run judged again: the same candidates, other verdicts, nothing drawn, no picture copied."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from searches import InpaintReroll, SeedBeam
+
+from tts_verifier import cli, run
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.log import open_log, read_trials
+from tts_verifier.objective import Objective
+from tts_verifier.rejudge import Proposed, Recorded
+from tts_verifier.report import write_report
+from tts_verifier.runner import RunResult, execute
+from tts_verifier.seams import Strategy
+from tts_verifier.search import Search
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Job
+
+PROMPTS = ["a red circle", "a blue star"]
+
+
+def blue(image: object, prompt: str) -> dict[str, float]:
+    return {"blue": image.getpixel((3, 3))[2] / 255}  # type: ignore[attr-defined]
+
+
+def again(old: Path, new: Path) -> RunResult:
+    recorded = Recorded(old, new)
+    search = Search(recorded, FakeVerifier(blue), Proposed(recorded.trials), Objective({"blue": 1}))
+    return execute(search, recorded.prompts, folder=new)
+
+
+@pytest.mark.parametrize("strategy", [InpaintReroll(), SeedBeam()])
+def test_the_same_candidates_get_other_verdicts(tmp_path: Path, strategy: Strategy) -> None:
+    old = run(PROMPTS, FakeGenerator(), FakeVerifier(), strategy, folder=tmp_path / "old")
+    new = again(tmp_path / "old", tmp_path / "new")
+    assert [t.id for t in new.trials] == [t.id for t in old.trials]
+    assert all(set(t.scores) == {"blue"} for t in new.trials)
+    for name, choice in new.choices.items():
+        finished = [t for t in new.trials if t.prompt.id == name and t.finished]
+        assert choice.trial.objective == max(t.objective for t in finished)
+    assert [t.cost.network_evaluations for t in new.trials] == [
+        t.cost.network_evaluations for t in old.trials
+    ]
+    assert not (tmp_path / "new" / "images").exists()
+    table = pd.read_parquet(tmp_path / "new" / "trials.parquet")
+    assert table.image_path.str.startswith("../old/images/").all()
+    for mine, theirs in zip(new.trials, old.trials, strict=True):
+        assert mine.image.load().tobytes() == theirs.image.load().tobytes()
+    write_report([tmp_path / "new"], tmp_path / "new" / "page.html")
+    assert 'src="../old/images/' in (tmp_path / "new" / "page.html").read_text()
+
+
+def test_a_failed_candidate_stays_failed(tmp_path: Path) -> None:
+    def fails(job: Job) -> bool:
+        return job.proposal.seed % 2 == 0
+
+    old = run(
+        PROMPTS, FakeGenerator(fails=fails), FakeVerifier(), BestOfN(6), folder=tmp_path / "old"
+    )
+    new = again(tmp_path / "old", tmp_path / "new")
+    assert [t.error for t in new.trials] == [t.error for t in old.trials]
+    assert "told to fail" in [t.error for t in new.trials]
+
+
+def test_it_continues_where_it_stopped(tmp_path: Path) -> None:
+    run(PROMPTS, FakeGenerator(), FakeVerifier(), InpaintReroll(), folder=tmp_path / "old")
+    again(tmp_path / "old", tmp_path / "new")
+    recorded = Recorded(tmp_path / "old", tmp_path / "new")
+    verifier = FakeVerifier(blue)
+    search = Search(recorded, verifier, Proposed(recorded.trials), Objective({"blue": 1}))
+    execute(search, recorded.prompts, folder=tmp_path / "new")
+    assert verifier.trace == []
+
+
+def test_a_picture_that_is_gone_from_the_old_run_is_named_and_not_moved(tmp_path: Path) -> None:
+    old = run(PROMPTS, FakeGenerator(), FakeVerifier(), InpaintReroll(), folder=tmp_path / "old")
+    again(tmp_path / "old", tmp_path / "new")
+    path = tmp_path / "old" / old.trials[0].image.path
+    path.write_bytes(b"other")
+    with pytest.raises(RunError, match="was changed"):
+        again(tmp_path / "old", tmp_path / "new")
+    assert path.read_bytes() == b"other"
+
+
+def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
+    open_log(tmp_path / "empty", {"generator": {}}, {}).close()
+    with pytest.raises(InputError, match="empty has no judged candidate yet"):
+        Recorded(tmp_path / "empty", tmp_path / "new")
+    with pytest.raises(RunError, match=r"into a folder of its own, .*Give another with --output"):
+        Recorded(tmp_path / "empty", tmp_path / "empty")
+    with pytest.raises(RunError, match="must be a run's header"):
+        Recorded(tmp_path / "nothing", tmp_path / "new")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.run, [str(a) for a in arguments])
+
+
+def test_the_command_judges_again(tmp_path: Path) -> None:
+    assert invoke("fake", "strategy.n=3", "--output", tmp_path / "old").exit_code == 0
+    arguments = ("fake", "objective.weights.aesthetics=1", "--output", tmp_path / "new")
+    done = invoke(*arguments, "--rejudge", tmp_path / "old")
+    assert done.exit_code == 0, done.output
+    assert "rejudge: ../old" in done.stdout
+    assert "generator" not in done.stdout
+    assert "3 prompts, 9 candidates" in done.stdout
+    names = {p.name for p in (tmp_path / "new").iterdir()}
+    assert names >= {"trials.parquet", "chosen.png"}
+    assert {t.prompt for t in read_trials(tmp_path / "new")} == {
+        t.prompt for t in read_trials(tmp_path / "old")
+    }
+    assert invoke(*arguments, "--rejudge", tmp_path / "new").exit_code == 2
