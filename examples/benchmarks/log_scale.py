@@ -1,0 +1,204 @@
+"""How the log grows: time and memory of a million rows, of 16,000 candidates, and its overhead.
+
+    python examples/benchmarks/log_scale.py rows --count 1000000
+    python examples/benchmarks/log_scale.py run --prompts 1000 --candidates 16
+    python examples/benchmarks/log_scale.py overhead
+
+`rows` writes rows in batches of 16, flushed to the disk as in a run, then finishes, and
+opens the folder again: at the end of the parts (a killed run) and of the table (a finished
+one). `run` runs best-of-N on fakes with maps of 1024 x 1024 pixels. `overhead` compares a run
+that computes on all cores, with a log and without. Every line printed is JSON.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier import run
+from tts_verifier.identity import trial_id
+from tts_verifier.log import open_log
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Cost, Draw, Heatmap, Heatmaps, Job, Prompt, Sample, Trial, Verdict
+
+SETTINGS: Mapping[str, Any] = {"model": "some/model", "steps": 20, "guidance": 4.5, "size": 1024}
+ABOUT = {"what": "log_scale"}
+MIB = 2**20
+
+
+def memory() -> float:
+    """Resident memory in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / MIB
+
+
+def say(**figures: Any) -> None:
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def trials(count: int) -> Iterator[Trial]:
+    """Rows as a run has them, with a reply of some 600 letters that is never the same twice."""
+    dice = np.random.default_rng(0)
+    words = [f"word{i}" for i in range(500)]
+    for i in range(count):
+        prompt = Prompt(f"{i // 16:06d}", f"a picture of {words[i // 16 % 500]} number {i // 16}")
+        proposal = Draw(int(dice.integers(0, 2**62)))
+        a, b, c, d = dice.random(4).tolist()
+        yield Trial(
+            id=trial_id(prompt.text, proposal, SETTINGS),
+            prompt=prompt,
+            round=0,
+            proposal=proposal,
+            progress=1.0,
+            scores={"semantic_alignment": a, "aesthetics": b, "plausibility": c, "overall": d},
+            objective=0.8 * a + 0.1 * b + 0.1 * c,
+            cost=Cost(40, 1, 1, 1.5, 0.5),
+            boxes=((1.0, 2.0, 3.0, 4.0),),
+            text=" ".join(words[j] for j in dice.integers(0, 500, 85)),
+            judge={"passed": float(a > 0.5)},
+        )
+
+
+def rows(folder: Path, count: int, batch: int = 16) -> None:
+    waiting: list[Trial] = []
+    spent, done, start = 0.0, 0, memory()
+    with open_log(folder, ABOUT, SETTINGS) as log:
+        for trial in trials(count):
+            waiting.append(trial)
+            if len(waiting) == batch or done + len(waiting) == count:
+                began = time.perf_counter()
+                log.append(waiting)
+                log.flush()
+                spent += time.perf_counter() - began
+                done += len(waiting)
+                waiting = []
+                if done % max(count // 10 // batch * batch, batch) == 0:
+                    say(rows=done, ms_a_row=spent / done * 1e3, memory_mib=memory() - start)
+    say(write_ms_a_row=spent / count * 1e3, parts=len(list((folder / "parts").iterdir())))
+    resume(folder, count, "killed")
+    with open_log(folder, ABOUT, SETTINGS) as log:
+        began = time.perf_counter()
+        log.finish([])
+        say(finish_seconds=time.perf_counter() - began)
+    size = (folder / "trials.parquet").stat().st_size
+    say(bytes_a_row=size / count)
+    resume(folder, count, "finished")
+
+
+def resume(folder: Path, count: int, state: str) -> None:
+    some = [trial.id for trial in trials(min(count, 1000))]
+    before, began = memory(), time.perf_counter()
+    with open_log(folder, ABOUT, SETTINGS) as log:
+        opened = time.perf_counter() - began
+        found = sum(log.found.get(name) is not None for name in some)
+        looked = time.perf_counter() - began - opened
+        say(
+            state=state,
+            resume_seconds=opened,
+            found=[len(log.found), found],
+            us_a_look_up=looked / len(some) * 1e6,
+            memory_mib=memory() - before,
+        )
+
+
+class LargeMaps(FakeVerifier):
+    """Gives two maps on a grid of 1024 x 1024 with every verdict."""
+
+    def verify(self, images: Any, prompts: Any, **options: Any) -> list[Verdict]:
+        """Judges."""
+        ramp = np.linspace(0, 1, 1024, dtype=np.float32)
+        found = []
+        for i, verdict in enumerate(super().verify(images, prompts, **options)):
+            grid = np.outer(ramp, np.roll(ramp, 17 * i))
+            maps = {name: Heatmap(grid, (1024, 1024)) for name in ("artifact", "misalignment")}
+            scores = verdict.scores
+            found.append(Verdict(scores, Heatmaps(maps), verdict.boxes, verdict.text))
+        return found
+
+
+def large_run(folder: Path, prompts: int, candidates: int) -> None:
+    start, began = memory(), time.perf_counter()
+    generator = FakeGenerator(batch_size=8, size=1024)
+    texts = [f"picture {i}" for i in range(prompts)]
+    result = run(texts, generator, LargeMaps(), BestOfN(candidates), folder=folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    table = (folder / "trials.parquet").stat().st_size
+    say(
+        candidates=len(result.trials),
+        seconds=time.perf_counter() - began,
+        peak_above_start_mib=peak - start,
+        bytes_a_row=table / len(result.trials),
+    )
+
+
+class Busy(FakeGenerator):
+    """Multiplies matrices for some seconds a picture, on all cores, and adds fine noise."""
+
+    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+        """Draws."""
+        samples = []
+        for sample in super().generate(jobs):
+            square = np.ones((1024, 1024), np.float32)
+            for _ in range(60):
+                square = square @ square / 1024
+            image = np.asarray(sample.image, np.int16)
+            seed = int(image.sum())
+            noise = np.random.default_rng(seed).integers(-8, 8, image.shape, np.int16)
+            picture = Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
+            samples.append(Sample(sample.job, picture, sample.progress, sample.cost))
+        return samples
+
+
+def overhead(folder: Path, prompts: int, repeats: int) -> None:
+    texts = [f"picture {i}" for i in range(prompts)]
+
+    def once(into: Path | None) -> float:
+        began = time.perf_counter()
+        run(texts, Busy(size=512), FakeVerifier(), BestOfN(4), folder=into)
+        seconds = time.perf_counter() - began
+        if into is not None:
+            shutil.rmtree(into)
+        return seconds
+
+    once(None)
+    pairs = [(once(None), once(folder / "run")) for _ in range(repeats)]
+    without, with_log = (min(column) for column in zip(*pairs, strict=True))
+    say(
+        seconds_without=without,
+        seconds_with=with_log,
+        seconds_a_picture=without / prompts / 4,
+        overhead=with_log / without - 1,
+        all_pairs=[round(b / a - 1, 4) for a, b in pairs],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["rows", "run", "overhead"])
+    parser.add_argument("--count", type=int, default=1_000_000, help="rows to write")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--candidates", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with TemporaryDirectory() as home:
+        folder = Path(home) / "run"
+        if options.what == "rows":
+            rows(folder, options.count)
+        elif options.what == "run":
+            large_run(folder, options.prompts, options.candidates)
+        else:
+            overhead(Path(home), options.prompts, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
