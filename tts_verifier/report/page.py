@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -107,7 +109,7 @@ def _run_view(
     for trial in trials:
         by_prompt.setdefault(trial.prompt.id, []).append(trial)
     summary = summarise({name: choose(some) for name, some in by_prompt.items()}, trials)
-    source = Inline(folder) if page["inline"] else Linked(folder, page["page"])
+    source = Inline(folder, trials) if page["inline"] else Linked(folder, page["page"])
     views = [
         prompt_view(f"{anchor}p{i}", some, rows, source=source, maps=page["maps"])
         for i, some in enumerate(by_prompt.values())
@@ -175,6 +177,7 @@ def _render(runs: Sequence[RunView], maps: Mapping[str, int]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [run.name for run in runs]
     labels = [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
+    replies: dict[str, int] = {}
     text: str = environment.get_template("page.html").render(
         runs=list(zip(labels, runs, strict=True)),
         charts=[
@@ -186,6 +189,8 @@ def _render(runs: Sequence[RunView], maps: Mapping[str, int]) -> str:
         compared=_compared(runs),
         side_by_side=_side_by_side(runs),
         maps=maps,
+        keep=lambda text: replies.setdefault(text, len(replies)),
+        replies=lambda: _packed(list(replies)),
         safe=Markup,
         style=Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
         script=Markup(script),
@@ -194,6 +199,11 @@ def _render(runs: Sequence[RunView], maps: Mapping[str, int]) -> str:
         nan=math.nan,
     )
     return text
+
+
+def _packed(texts: Sequence[str]) -> str:
+    """Returns texts as a JSON list, deflated, in base64: a small part of their size."""
+    return base64.b64encode(zlib.compress(json.dumps(texts).encode(), 9)).decode()
 
 
 def number(value: float) -> str:

@@ -50,3 +50,13 @@ document.addEventListener("keydown", (event) => {
   else if (!dialog.open && event.key === "j") jump(1);
   else if (!dialog.open && event.key === "k") jump(-1);
 });
+
+// Replies are kept together and compressed, and become text only.
+async function fillReplies() {
+  const kept = atob(document.getElementById("replies").content.textContent);
+  const bytes = Uint8Array.from(kept, (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const replies = await new Response(stream).json();
+  for (const part of document.querySelectorAll("[data-r]")) part.textContent = replies[part.dataset.r];
+}
+addEventListener("load", () => setTimeout(fillReplies));
