@@ -74,7 +74,8 @@ def test_one_read_gives_the_one_table(tmp_path: Path) -> None:
     judge = FakeVerifier(lambda image, prompt: {"passed": 1.0})
     table = finished(tmp_path, judge=judge)
     assert " ".join(table.columns) == (
-        "prompt_id prompt trial_id parent_id round kind seed proposal mask_sha256 mask_path "
+        "prompt_id prompt category trial_id parent_id round kind seed proposal "
+        "mask_sha256 mask_path "
         "draw_model draw_size draw_steps "
         "network_evaluations vae_passes verifier_calls draw_seconds judge_seconds progress "
         "semantic_alignment aesthetics plausibility overall objective judge_passed "
@@ -419,7 +420,7 @@ def trials(draw: st.DrawFn) -> Trial:
     latents = {"z": np.full((2, 3), draw(st.floats(width=32, allow_nan=False)), np.float32)}
     return Trial(
         id=draw(IDS),
-        prompt=Prompt(draw(TEXTS), draw(TEXTS)),
+        prompt=Prompt(draw(TEXTS), draw(TEXTS), draw(TEXTS)),
         round=draw(COUNTS),
         proposal=draw(PROPOSALS),
         progress=draw(UNIT),

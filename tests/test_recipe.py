@@ -167,6 +167,7 @@ def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
         ("prompts: [", "prompts: 5 #", "mine.yaml:7: prompts must be a list or a .txt"),
         ("prompts: [", "prompts: [] #", "mine.yaml:7: A run needs at least one prompt"),
         ("{id: 7,", "{id: [7],", "mine.yaml:7: Prompt 1 must have a string or a number as id"),
+        ("{id: 7,", "{tag: 7,", "mine.yaml:7: Prompt 1 must have a word as category, got 7."),
     ],
 )
 def test_a_mistake_is_named_with_its_line(write, old: str, new: str, expected: str) -> None:

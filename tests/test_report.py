@@ -23,14 +23,16 @@ from searches import InpaintReroll
 
 from tts_verifier import cli
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import open_log
+from tts_verifier.log import open_log, read_trials
+from tts_verifier.objective import choose
 from tts_verifier.report import write_report
-from tts_verifier.report.figures import costs, paired, progress, steps
+from tts_verifier.report.figures import categories, costs, paired, progress, steps
 from tts_verifier.report.pictures import Inline, Layer, Linked
 from tts_verifier.runner import run
 from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
+from tts_verifier.summary import summarise
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
 
@@ -249,6 +251,25 @@ def test_costs_are_added_up_by_kind() -> None:
         ("look", 1, 0),
         ("all", 3, 40),
     ]
+
+
+def test_wins_are_counted_by_category(tmp_path: Path) -> None:
+    prompts = [Prompt("a", "one", "counting"), Prompt("b", "two", "counting"), Prompt("c", "three")]
+    folder = make(tmp_path / "run", BestOfN(4), prompts=prompts)
+    write_report([folder], tmp_path / "page.html")
+    assert "Wins by category" in Page(tmp_path / "page.html").text
+    log = read_trials(folder)
+    summary = summarise({p.id: choose([t for t in log if t.prompt == p]) for p in prompts}, log)
+    counting, rest = categories(summary, "overall")
+    assert (counting.name, counting.prompts, rest.name, rest.prompts) == ("counting", 2, "none", 1)
+    pairs = [(r.first.objective, r.chosen.objective) for r in summary.prompts[:2]]
+    assert counting.wins == sum(chosen > first for first, chosen in pairs)
+    assert counting.losses == 0
+    assert counting.objective[1] == pytest.approx(sum(chosen for _, chosen in pairs) / 2)
+    assert counting.judge[0] == pytest.approx(
+        sum(r.first.judge["overall"] for r in summary.prompts[:2]) / 2
+    )
+    assert categories(summarise({}, []), None) == []
 
 
 def test_runs_are_paired_by_prompt() -> None:

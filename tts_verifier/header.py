@@ -77,9 +77,8 @@ def _check_same(
         key
         for key in [*old, *(key for key in new if key not in old)]
         if old.get(key) != new.get(key)
-        and not (key in may_grow and _grew(old.get(key), new.get(key)))
     ]
-    if differ:
+    if not all(key in may_grow and _grew(old.get(key), new.get(key)) for key in differ):
         lines = "".join(
             f"\n  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
             for key in differ

@@ -14,7 +14,8 @@ def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Pr
     """Returns prompts with ids: a string's is its place, "0000" on.
 
     Args:
-        items: prompts, texts, or mappings with `prompt` (or `text`) and perhaps `id`.
+        items: prompts, texts, or mappings with `prompt` (or `text`) and perhaps `id` and
+            `category` (or `tag`), a word by which reports group prompts.
 
     Raises:
         InputError: no prompt, an empty one, or two with the same id or the same text (which
@@ -76,7 +77,10 @@ def _prompt(index: int, item: object) -> Prompt:
         given = item.get("id", name)
         if isinstance(given, bool) or not isinstance(given, (str, int)):
             raise InputError(f"Prompt {index} must have a string or a number as id: {given!r}.")
-        prompt = Prompt(str(given), text if isinstance(text, str) else "")
+        category = item.get("category", item.get("tag", ""))
+        if not isinstance(category, str):
+            raise InputError(f"Prompt {index} must have a word as category, got {category!r}.")
+        prompt = Prompt(str(given), text if isinstance(text, str) else "", category)
     else:
         prompt = Prompt(name, item if isinstance(item, str) else "")
     if not prompt.text.strip() or not prompt.id:
@@ -84,7 +88,7 @@ def _prompt(index: int, item: object) -> Prompt:
             f"Prompt {index} must be a text that is not empty, or have one as `prompt`: {item!r}."
         )
     try:
-        (prompt.text + prompt.id).encode()
+        (prompt.text + prompt.id + prompt.category).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from error
     return prompt

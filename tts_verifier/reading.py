@@ -84,7 +84,7 @@ def _trial(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
     judged = any(row[f"judge_{name}"] is not None for name in names["judge"])
     return Trial(
         id=row["trial_id"],
-        prompt=Prompt(row["prompt_id"], row["prompt"]),
+        prompt=Prompt(row["prompt_id"], row["prompt"], row.get("category") or ""),
         round=row["round"],
         proposal=proposal_from_json(row["proposal"], partial(read_mask, folder)),
         progress=row["progress"],

@@ -21,6 +21,7 @@ _BOX: Final = pa.struct([(edge, pa.float64()) for edge in ("x1", "y1", "x2", "y2
 _HEAD: Final = [
     ("prompt_id", pa.string()),
     ("prompt", pa.string()),
+    ("category", pa.string()),
     ("trial_id", pa.string()),
     ("parent_id", pa.string()),
     ("round", pa.int64()),
@@ -148,6 +149,7 @@ def to_row(trial: Trial, draw: Mapping[str, Setting]) -> dict[str, Any]:
     row = {
         "prompt_id": trial.prompt.id,
         "prompt": trial.prompt.text,
+        "category": trial.prompt.category or None,
         "trial_id": trial.id,
         "parent_id": trial.parent_id,
         "round": trial.round,

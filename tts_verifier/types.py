@@ -31,10 +31,11 @@ Setting = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the user asked for; `id` is unique within a run."""
+    """What the user asked for; `id` is unique within a run, `category` is for reports."""
 
     id: str
     text: str
+    category: str = ""
 
 
 # -- proposals ---------------------------------------------------------------------------

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
 from tts_verifier.charts import Chart, Point, Series, bars, lines
 from tts_verifier.objective import choose
-from tts_verifier.summary import Summary
+from tts_verifier.summary import PromptSummary, Summary
 from tts_verifier.types import Cost, Look, Trial, kind_of
 
 _GRID = 40
@@ -98,6 +99,49 @@ def costs(trials: Sequence[Trial]) -> list[tuple[str, int, Cost]]:
             table[name] = (count + 1, cost + trial.cost)
     everything = table.pop("all", (0, Cost()))
     return [*((name, *row) for name, row in table.items()), ("all", *everything)]
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """Prompts of one category: how often the choice beat the first draw, and means of both."""
+
+    name: str
+    prompts: int
+    wins: int
+    losses: int
+    objective: tuple[float, float]
+    judge: tuple[float, float]
+
+
+def categories(summary: Summary, judge: str | None) -> list[Category]:
+    """Returns the prompts by category, in the order of the run; empty if none has one."""
+    groups: dict[str, list[PromptSummary]] = {}
+    for row in summary.prompts:
+        groups.setdefault(row.prompt.category, []).append(row)
+    if set(groups) <= {""}:
+        return []
+    return [_category(name or "none", rows, judge) for name, rows in groups.items()]
+
+
+def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> Category:
+    pairs = [(row.first, row.chosen) for row in rows if row.first and row.chosen]
+    gains = [chosen.objective - first.objective for first, chosen in pairs]
+
+    def means(read: Callable[[Trial], float]) -> tuple[float, float]:
+        both = [(read(first), read(chosen)) for first, chosen in pairs]
+        both = [pair for pair in both if all(map(math.isfinite, pair))]
+        if not both:
+            return math.nan, math.nan
+        return fmean(first for first, _ in both), fmean(chosen for _, chosen in both)
+
+    return Category(
+        name=name,
+        prompts=len(rows),
+        wins=sum(gain > 0 for gain in gains),
+        losses=sum(gain < 0 for gain in gains),
+        objective=means(lambda t: t.objective),
+        judge=means(lambda t: t.judge.get(judge or "", math.nan)),
+    )
 
 
 def main_judge(trials: Sequence[Trial]) -> str | None:

@@ -26,8 +26,10 @@ from tts_verifier.log import read_header, read_rows, read_trials
 from tts_verifier.objective import choose
 from tts_verifier.report.cards import PromptView, prompt_view
 from tts_verifier.report.figures import (
+    Category,
     Paired,
     Step,
+    categories,
     costs,
     distributions,
     main_judge,
@@ -53,6 +55,7 @@ class RunView:
     judge: str | None
     prompts: tuple[PromptView, ...]
     steps: tuple[tuple[Step, ...], ...]
+    categories: tuple[Category, ...]
     distributions: tuple[str, ...]
     costs: tuple[tuple[str, int, Cost], ...]
     recipe: str
@@ -123,6 +126,7 @@ def _run_view(
         judge=main_judge(trials),
         prompts=tuple(views),
         steps=tuple(tuple(steps(some)) for some in by_prompt.values()),
+        categories=tuple(categories(summary, main_judge(trials))),
         distributions=tuple(distributions(trials, summary)),
         costs=tuple(costs(trials)),
         recipe=yaml.safe_dump(about.get("recipe") or about, sort_keys=False, allow_unicode=True),
