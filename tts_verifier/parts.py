@@ -37,12 +37,16 @@ _NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part's file; `digest` is empty for one whose name does not say it."""
+    """A part's file; `digest` is empty for one whose name does not say it.
+
+    `table`: what was just written, so that small parts need not be read to be merged.
+    """
 
     path: Path
     number: int
     level: int = 0
     digest: str = ""
+    table: pa.Table | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def write_part(folder: Folder, part: tuple[int, int], table: pa.Table) -> Part:
     digest = digest_of(content)[:16]
     name = f"{PARTS}/{number:08d}.{level}.{digest}.parquet"
     folder.write(name, content)
-    return Part(folder.root / name, number, level, digest)
+    return Part(folder.root / name, number, level, digest, None if level else table)
 
 
 def merge(folder: Folder, parts: list[Part]) -> list[Part]:
@@ -138,7 +142,10 @@ def merge(folder: Folder, parts: list[Part]) -> list[Part]:
         same = [part for part in parts if part.level == level]
         if len(same) < FANOUT:
             return parts
-        tables = [_load(part.path, (part.digest,)).table for part in same]
+        tables = [
+            _load(part.path, (part.digest,)).table if part.table is None else part.table
+            for part in same
+        ]
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
         merged = write_part(folder, (same[-1].number, level + 1), table)
         folder.settle()
@@ -239,7 +246,7 @@ def _load(path: Path, digests: Iterable[str]) -> Read:
     wanted = [digest for digest in digests if digest]
     if wanted and not any(digest_of(content).startswith(digest) for digest in wanted):
         raise ValueError("its SHA-256 is not the one noted")
-    table = pq.read_table(pa.BufferReader(content))
+    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=len(content) > 2**20)
     if "trial_id" not in table.column_names:
         raise ValueError("it has no column trial_id")
     return Read(table, written)
