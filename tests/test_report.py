@@ -4,12 +4,16 @@ import base64
 import io
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
+import time
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -49,7 +53,8 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.feed(path.read_text("utf-8"))
+        self.source = path.read_text("utf-8")
+        self.feed(self.source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -151,6 +156,10 @@ def test_text_with_html_or_script_in_it_is_text(tmp_path: Path, inline: bool) ->
     assert page.count("script") == 1
     assert "<b>&' · report" in page.text
     assert EVIL in page.text
+    (kept,) = re.findall(r'<template id="replies">(.*?)</template>', page.source)
+    replies = json.loads(zlib.decompress(base64.b64decode(kept)))
+    assert all(reply.startswith(EVIL) for reply in replies)
+    assert page.all("pre", "data-r") == ["", "0", ""], "the chosen one's reply is in the page"
     assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
     assert "http" not in "".join(page.all("img", "src"))
 
@@ -296,6 +305,24 @@ def test_a_letterboxed_map_lies_where_its_picture_is(tmp_path: Path) -> None:
     assert np.asarray(Image.open(io.BytesIO(content))).min() == 255
 
 
+@pytest.mark.slow
+def test_a_page_of_3200_candidates_is_small_and_quick(tmp_path: Path) -> None:
+    class Long(FakeVerifier):
+        def verify(self, images: Any, prompts: Any, **options: Any) -> list[Verdict]:
+            rng = random.Random(len(self.trace))
+            words = [f"word{i}" for i in range(300)]
+            verdicts = super().verify(images, prompts, **options)
+            return [replace(v, text=" ".join(rng.choices(words, k=150))) for v in verdicts]
+
+    prompts = [f"picture {i}" for i in range(200)]
+    folder = make(tmp_path / "run", BestOfN(16), prompts=prompts, verifier=Long())
+    for inline, most in ((False, 5_000_000), (True, 40_000_000)):
+        began = time.perf_counter()
+        write_report([folder], tmp_path / "page.html", inline=inline)
+        assert time.perf_counter() - began < 20
+        assert (tmp_path / "page.html").stat().st_size < most
+
+
 # -- in a real browser -----------------------------------------------------------------------
 
 DRIVER = """
@@ -316,6 +343,8 @@ press("j");
 seen.focus = document.activeElement.id;
 seen.wide = document.documentElement.scrollWidth <= innerWidth;
 seen.broken = [...document.images].filter((i) => i.complete && !i.naturalWidth).length;
+const kept = [...document.querySelectorAll("pre[data-r]")];
+seen.replies = kept.length > 0 && kept.every((part) => part.textContent.startsWith("</pre>"));
 document.title = JSON.stringify(seen);
 """
 
@@ -326,7 +355,11 @@ def browse(chromium: str, page: Path, profile: Path) -> str:
     command += [f"--user-data-dir={profile}", "--window-size=390,844"]
     command += ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    return re.findall(r"<title>(.*?)</title>", done.stdout)[0]
+    return done.stdout
+
+
+def title(shown: str) -> str:
+    return unescape(re.findall(r"<title>(.*?)</title>", shown)[0])
 
 
 @pytest.mark.slow
@@ -337,11 +370,14 @@ def test_keys_overlays_and_the_large_view_work_in_a_browser(tmp_path: Path) -> N
     folder = make(tmp_path / "run", ZeroOrder(), prompts=[EVIL, "x " * 99], verifier=Wordy())
     page = tmp_path / "page.html"
     write_report([folder], page)
-    assert browse(chromium, page, tmp_path / "profile") == "run · report"
+    shown = browse(chromium, page, tmp_path / "profile")
+    assert title(shown) == "run · report", "no script but ours runs"
+    assert shown.count("&lt;script&gt;document.title") > page.read_text().count("&lt;script&gt;d")
     text = page.read_text("utf-8")
+    later = f"addEventListener('load', () => setTimeout(() => {{{DRIVER}}}, 1000))"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
-    page.write_text(text.replace("</body>", f"<script>{DRIVER}</script></body>"), "utf-8")
-    assert json.loads(browse(chromium, page, tmp_path / "profile")) == {
+    page.write_text(text.replace("</body>", f"<script>{later}</script></body>"), "utf-8")
+    assert json.loads(title(browse(chromium, page, tmp_path / "profile"))) == {
         "hidden": "none",
         "shown": "block",
         "open": True,
@@ -350,4 +386,5 @@ def test_keys_overlays_and_the_large_view_work_in_a_browser(tmp_path: Path) -> N
         "focus": "r0p0",
         "wide": True,
         "broken": 0,
+        "replies": True,
     }
