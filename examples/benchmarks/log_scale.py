@@ -50,6 +50,7 @@ def trials(count: int) -> Iterator[Trial]:
     """Rows as a run has them, with a reply of some 600 letters that is never the same twice."""
     dice = np.random.default_rng(0)
     words = [f"word{i}" for i in range(500)]
+    book = " ".join(words[j] for j in dice.integers(0, 500, 200_000))
     for i in range(count):
         prompt = Prompt(f"{i // 16:06d}", f"a picture of {words[i // 16 % 500]} number {i // 16}")
         proposal = Draw(int(dice.integers(0, 2**62)))
@@ -64,7 +65,7 @@ def trials(count: int) -> Iterator[Trial]:
             objective=0.8 * a + 0.1 * b + 0.1 * c,
             cost=Cost(40, 1, 1, 1.5, 0.5),
             boxes=((1.0, 2.0, 3.0, 4.0),),
-            text=" ".join(words[j] for j in dice.integers(0, 500, 85)),
+            text=book[(start := int(dice.integers(0, len(book) - 600))) : start + 600],
             judge={"passed": float(a > 0.5)},
         )
 
