@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tts_verifier"
 
 LEVELS = {
-    0: ["errors", "types", "ranking"],
+    0: ["errors", "showing", "types", "ranking"],
     1: [
         "images", "objective", "seeds", "regions", "identity", "provenance", "prompts",
         "registry", "documents", "arguments", "seams",

@@ -8,6 +8,7 @@ from typing import overload
 
 from PIL import Image
 
+from tts_verifier.showing import card
 from tts_verifier.types import Verdict
 
 
@@ -47,3 +48,15 @@ class Ranking(Sequence[Ranked]):
     def __repr__(self) -> str:
         rows = ", ".join(f"{item.index}: {item.objective:.3f}" for item in self._items)
         return f"Ranking({rows})"
+
+    def _repr_html_(self) -> str:
+        """Shows the ranking in a notebook: every image beside its map, best first."""
+        return "".join(
+            card(
+                f"{place}. image {item.index} · {item.objective:.3f}",
+                [item.image, item.verdict.overlay(item.image)],
+                item.verdict.scores,
+                item.verdict.text,
+            )
+            for place, item in enumerate(self, 1)
+        )

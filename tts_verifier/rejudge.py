@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tts_verifier.errors import InputError, RunError
@@ -73,7 +74,8 @@ class Recorded:
         kept = Stored(trial.image.load, Path(path).as_posix(), trial.image.sha256)
         # Nothing is carried on from here, so that an empty state is state enough.
         state: State | None = {} if trial.progress < 1 else None
-        return Sample(job, kept.load(), trial.progress, trial.cost.drawn, state, kept=kept)
+        cost = replace(trial.cost, verifier_calls=0, judge_seconds=0.0)
+        return Sample(job, kept.load(), trial.progress, cost, state, kept=kept)
 
 
 class Proposed:

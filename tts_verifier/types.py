@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
+from tts_verifier.showing import card, overlay
 
 Detail = Literal["score", "diagnose"]
 """`score`: the numbers only, quickly. `diagnose`: numbers, heatmaps, boxes and reasons."""
@@ -167,11 +168,6 @@ class Cost:
     draw_seconds: float = 0.0
     judge_seconds: float = 0.0
 
-    @property
-    def drawn(self) -> Cost:
-        """The part of it that drawing took."""
-        return Cost(self.network_evaluations, self.vae_passes, draw_seconds=self.draw_seconds)
-
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.network_evaluations + other.network_evaluations,
@@ -276,6 +272,16 @@ class Verdict:
     detail: Detail = "diagnose"
     cost: Cost = Cost()
 
+    def overlay(self, image: Image.Image, name: str | None = None) -> Image.Image:
+        """Returns an RGB copy of the judged picture with a map over it and the boxes drawn.
+
+        `name`: of a map; None shows the largest value of all maps at every pixel.
+
+        Raises:
+            InputError: there is no such map, or the picture has another size.
+        """
+        return overlay(image, self.heatmaps, self.boxes, name=name)
+
 
 # -- drawing -----------------------------------------------------------------------------
 
@@ -331,6 +337,15 @@ class Trial:
     def finished(self) -> bool:
         """True when all steps were taken, so that this trial may be chosen."""
         return self.progress >= 1.0 and not self.error
+
+    def _repr_html_(self) -> str:
+        """Shows the trial in a notebook."""
+        title = f"{self.prompt.text} · {self.error or f'{self.objective:.3f}'}"
+        numbers = {**self.scores, **{f"judge: {n}": value for n, value in self.judge.items()}}
+        pictures = [] if self.image is None else [self.image.load()]
+        maps = {name: stored.load().on_image() for name, stored in self.heatmaps.items()}
+        pictures += [overlay(picture, maps, self.boxes) for picture in pictures]
+        return card(title, pictures, numbers, self.text)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

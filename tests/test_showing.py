@@ -1,0 +1,93 @@
+"""Overlays and notebook cards: what is drawn where, and that all text stays text."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tts_verifier.errors import InputError
+from tts_verifier.showing import overlay
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import (
+    Draw,
+    Heatmap,
+    Heatmaps,
+    Prompt,
+    Stored,
+    Trial,
+    Verdict,
+)
+
+GREY = Image.new("RGB", (8, 4), (100, 100, 100))
+
+
+def ramp() -> Heatmap:
+    """0 on the left half, 1 on the right, on a grid of the picture's size."""
+    grid = np.zeros((4, 8), np.float32)
+    grid[:, 4:] = 1
+    return Heatmap(grid, (8, 4))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def test_zero_leaves_the_picture_and_one_is_yellow() -> None:
+    shown = pixels(overlay(GREY, {"a": ramp().on_image()}))
+    assert (shown[:, :4] == 100).all()
+    assert shown[0, 7].tolist() == [193, 190, 132], "0.4 of grey and 0.6 of the ramp's end"
+
+
+def test_boxes_are_drawn_on_the_pixels_inside() -> None:
+    shown = pixels(overlay(GREY, {}, [(1, 1, 4, 3)]))
+    red = (shown == (255, 45, 120)).all(-1)
+    assert red.astype(int).tolist() == [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_a_box_without_area_is_a_dot() -> None:
+    shown = pixels(overlay(GREY, {}, [(2, 2, 2, 2)]))
+    assert shown[2, 2].tolist() == [255, 45, 120]
+    assert (shown == 100).all(-1).sum() >= 30
+
+
+def test_a_verdict_shows_one_map_or_the_largest_of_all() -> None:
+    low = Heatmap(np.full((4, 8), 0.2, np.float32), (8, 4))
+    verdict = Verdict({}, Heatmaps({"a": ramp(), "b": low}))
+    both, first = pixels(verdict.overlay(GREY)), pixels(verdict.overlay(GREY, "a"))
+    assert (both[:, 4:] == first[:, 4:]).all()
+    assert (first[:, :4] == 100).all()
+    assert (both[:, :4] != 100).any()
+    assert (pixels(Verdict({}).overlay(GREY)) == 100).all()
+
+
+def test_what_cannot_be_overlaid_is_named() -> None:
+    verdict = Verdict({}, Heatmaps({"a": ramp()}))
+    with pytest.raises(InputError, match=r"There is no map 'c'\. Available: a\."):
+        verdict.overlay(GREY, "c")
+    with pytest.raises(InputError, match="got 8 x 4 for a picture of 5 x 5"):
+        verdict.overlay(Image.new("L", (5, 5)))
+
+
+def test_rankings_and_trials_show_themselves_in_notebooks() -> None:
+    images = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
+    html = FakeVerifier().rerank(images, "x")._repr_html_()
+    assert html.count("data:image/webp;base64,") == 4
+    assert html.index("1. image 1 · 0.800") < html.index("2. image 0")
+    trial = Trial(
+        "x", Prompt("p", "<script>"), 0, Draw(1), 1.0, {"a": math.nan}, 0.5,
+        text="<b>", image=Stored(lambda: GREY), judge={"passed": 1.0},
+    )  # fmt: skip
+    html = trial._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt; · 0.500" in html
+    assert "&lt;b&gt;" in html
+    assert "<td>a</td><td>–</td>" in html
+    assert "judge: passed" in html
+    failed = Trial("x", Prompt("p", "p"), 0, Draw(1), 1.0, {}, math.nan, error="why")
+    assert "<b>p · why</b>" in failed._repr_html_()
