@@ -34,6 +34,32 @@ def test_a_run_prints_recipe_and_summary_and_leaves_its_folder(tmp_path: Path) -
     assert len(pd.read_parquet(tmp_path / "run" / "trials.parquet")) == 9
 
 
+def test_a_quiet_run_prints_nothing(tmp_path: Path) -> None:
+    done = invoke("run", "fake", "--quiet", "--output", tmp_path)
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_a_run_tells_its_progress_and_result_as_json_lines(tmp_path: Path) -> None:
+    done = invoke("run", "fake", "strategy.n=3", "--json", "--output", tmp_path)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["event"] for line in lines[:-1]} == {"progress"}
+    last, result = lines[-2:]
+    assert (last["phase"], last["done"], last["expected"], last["failed"]) == ("finish", 9, 9, 0)
+    assert (result["event"], result["folder"], result["candidates"]) == ("result", str(tmp_path), 9)
+    table = pd.read_parquet(tmp_path / "trials.parquet")
+    chosen = table[table.chosen].set_index("prompt_id")
+    for name, row in result["prompts"].items():
+        assert row["chosen"] == chosen.trial_id[name]
+        assert row["objective"] == chosen.objective[name]
+        assert (tmp_path / row["image"]).exists()
+
+
+def test_where_there_is_no_terminal_progress_is_plain_lines(tmp_path: Path) -> None:
+    done = invoke("run", "fake", "strategy.n=3", "--output", tmp_path)
+    assert done.stderr.splitlines()[-1].startswith("finish: 9 of 9 candidates, ")
+    assert "\r" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,7 +24,7 @@ def test_random_weights_run_to_the_end_with_reasons(tmp_path: Path) -> None:
     places = {"generator": tmp_path / "generator", "verifier": tmp_path / "verifier"}
     path = tmp_path / "tiny.yaml"
     path.write_text(RECIPE.format(**places, call="{max_sequence_length: 16}"))
-    text = run_recipe(load_recipe(path), output=tmp_path / "run")
+    text = str(run_recipe(load_recipe(path), output=tmp_path / "run"))
     table = pd.read_parquet(tmp_path / "run" / "trials.parquet")
     assert len(table) == 8
     assert (table.network_evaluations > 0).all()

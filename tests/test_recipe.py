@@ -128,7 +128,7 @@ def test_every_packaged_recipe_has_known_keys_and_a_reason(path: Path) -> None:
 
 def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
     said: list[str] = []
-    text = run_recipe(load_recipe(write(GOOD)), output=tmp_path / "run", say=said.append)
+    text = str(run_recipe(load_recipe(write(GOOD)), output=tmp_path / "run", say=said.append))
     assert "strategy:\n  name: best_of_n\n  n: 3" in said[0]
     assert "No held-out judge was named" in text
     assert sorted(p.name for p in (tmp_path / "run" / "chosen").iterdir()) == ["0000.png", "7.png"]

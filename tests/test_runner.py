@@ -410,6 +410,6 @@ def test_a_detail_has_two_values() -> None:
 def test_progress_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     run([RED], FakeGenerator(), FakeVerifier(), BestOfN(3), progress=True)
     shown = capsys.readouterr().err
-    assert "3/3" in shown
+    assert "3 of 3" in shown
     assert "candidates/s" in shown
     assert "best 0." in shown

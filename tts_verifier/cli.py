@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import click
 
@@ -48,8 +48,10 @@ def _friendly(command: Callable[P, None]) -> Callable[P, None]:
     metavar="LOG",
     help="Judge a run's candidates again with the recipe's verifier, judge and objective.",
 )
+@click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print progress and result as JSON lines.")
 @_friendly
-def run(recipe: str, overrides: tuple[str, ...], output: Path | None, rejudge: Path | None) -> None:
+def run(recipe: str, overrides: tuple[str, ...], output: Path | None, **options: Any) -> None:
     """Searches for better pictures as a RECIPE says.
 
     RECIPE is a YAML file, or the name of a packaged one. OVERRIDES change it: strategy.n=16.
@@ -62,10 +64,19 @@ def run(recipe: str, overrides: tuple[str, ...], output: Path | None, rejudge: P
         tts-run bestofn strategy.n=4 seed=1 --output runs/first
         tts-run bestofn --rejudge runs/first --output runs/again
     """
+    from tts_verifier.progress import shown_as
     from tts_verifier.recipe import load_recipe, run_recipe
 
-    loaded = load_recipe(recipe, overrides)
-    click.echo(run_recipe(loaded, output=output, rejudge=rejudge, say=click.echo))
+    quiet, as_json = options["quiet"], options["as_json"]
+    outcome = run_recipe(
+        load_recipe(recipe, overrides),
+        output=output,
+        rejudge=options["rejudge"],
+        say=(lambda text: None) if quiet or as_json else click.echo,
+        progress=shown_as("none" if quiet else "json" if as_json else "auto"),
+    )
+    if not quiet:
+        click.echo(outcome.as_json() if as_json else outcome)
 
 
 @click.command()

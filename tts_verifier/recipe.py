@@ -8,6 +8,7 @@ recipe), `seed`, `detail` and `output`. Every mistake is an error with the file'
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
@@ -22,11 +23,12 @@ from tts_verifier.documents import Document, override, parse
 from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.gallery import write_chosen
 from tts_verifier.objective import Objective
+from tts_verifier.progress import Progress
 from tts_verifier.prompts import as_prompts, read_prompts
 from tts_verifier.rejudge import Proposed, Recorded
 from tts_verifier.runner import execute
 from tts_verifier.search import Search, check_needs
-from tts_verifier.summary import as_text, summarise
+from tts_verifier.summary import Summary, as_text, as_values, summarise
 from tts_verifier.types import Budget, Detail, Prompt
 
 ROLES: Final = {
@@ -228,16 +230,33 @@ def _check_type(document: Document, path: tuple[str, ...], value: object, *, kin
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a recipe's run ended with: its summary, and the folder with all the rest."""
+
+    summary: Summary
+    folder: Path
+
+    def __str__(self) -> str:
+        """Returns what a terminal shows."""
+        sheet = self.folder / "chosen.png"
+        return f"{as_text(self.summary)}\nchosen pictures: {sheet}\nlog: {self.folder}"
+
+    def as_json(self) -> str:
+        """Returns one line of JSON."""
+        values = {"event": "result", "folder": str(self.folder), **as_values(self.summary)}
+        return json.dumps(values, ensure_ascii=False)
+
+
 def run_recipe(
     recipe: Recipe,
     *,
     output: Path | None = None,
     rejudge: Path | None = None,
     say: Callable[[str], object] = print,
-) -> str:
-    """Runs a recipe with a progress bar and returns the summary as text.
-
-    The run folder gets the log, the chosen pictures and a sheet of them.
+    progress: Progress | None = None,
+) -> Outcome:
+    """Runs a recipe; the run folder gets the log, the chosen pictures and a sheet of them.
 
     Args:
         recipe: what to run.
@@ -245,6 +264,7 @@ def run_recipe(
         rejudge: a run folder whose candidates the recipe's verifier, judge and objective
             judge again, in place of the recipe's generator, strategy, budget and prompts.
         say: what is called with the resolved recipe, for the reader.
+        progress: what shows how it goes; None = nothing.
     """
     resolved, folder, prompts = recipe.resolved(), output or recipe.output, recipe.prompts
     given: dict[str, Any] = {}
@@ -257,7 +277,7 @@ def run_recipe(
         prompts = recorded.prompts
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     search = recipe.build(**given)
-    result = execute(search, prompts, folder=folder, progress=True, recipe=resolved)
+    result = execute(search, prompts, folder=folder, progress=progress, recipe=resolved)
     summary = summarise(result.choices, result.trials)
     write_chosen(summary.prompts, folder)
-    return f"{as_text(summary)}\nchosen pictures: {folder / 'chosen.png'}\nlog: {folder}"
+    return Outcome(summary, folder)

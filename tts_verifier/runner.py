@@ -8,9 +8,8 @@ served from there, and the search goes on as if it had never stopped.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -21,6 +20,7 @@ from tts_verifier.batch import serve
 from tts_verifier.binding import bind, within
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective, choose
+from tts_verifier.progress import Progress, shown_as
 from tts_verifier.prompts import as_prompts
 from tts_verifier.seams import Generator, Strategy, Verifier
 from tts_verifier.search import Search
@@ -62,7 +62,7 @@ class Options(TypedDict, total=False):
     """What a run may be told besides its parts; every key may be absent.
 
     `objective`, `judge`, `seed`, `budget`, `detail`: see `Search`. `folder`: where to write
-    the log, and what to continue; None = nowhere. `progress`: show a bar.
+    the log, and what to continue; None = nowhere. `progress`: show how it goes.
     """
 
     objective: Objective
@@ -90,7 +90,8 @@ def run(
     """
     folder, progress = options.pop("folder", None), options.pop("progress", False)
     search = Search(generator, verifier, strategy, **options)  # type: ignore[misc]
-    return execute(search, as_prompts(prompts), folder=folder, progress=progress)
+    shown = shown_as("auto") if progress else None
+    return execute(search, as_prompts(prompts), folder=folder, progress=shown)
 
 
 def execute(
@@ -98,7 +99,7 @@ def execute(
     prompts: Sequence[Prompt],
     *,
     folder: str | Path | None = None,
-    progress: bool = False,
+    progress: Progress | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Runs a search to its end, continuing what the folder holds.
@@ -107,7 +108,7 @@ def execute(
         search: the parts.
         prompts: from `as_prompts`.
         folder: the run folder; None = no log.
-        progress: show a bar.
+        progress: what shows how it goes; None = nothing.
         recipe: JSON values for the header, which tell this run from others.
     """
     search.check()
@@ -118,44 +119,15 @@ def execute(
             about = {"recipe": recipe, **search.about(prompts)}
             grows = getattr(search.strategy, "grows", ())
             log = stack.enter_context(open_log(path, about, search.generator.settings, grows=grows))
-        bar = stack.enter_context(_progress(progress))
+        bar = stack.enter_context(progress or Progress())
         loop = _Loop(search, prompts, log=log, bar=bar)
         loop.run()
         choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
         if log is not None:
+            bar.phase("finish")
             log.finish({c.trial.id for c in choices.values() if c.trial is not None})
     trials = tuple(trial for p in loop.prompts for trial in p.history)
     return RunResult(choices, trials, path)
-
-
-class _Progress:
-    """Candidates done, rate, best score so far; silent without a bar."""
-
-    def __init__(self, bar: Any = None) -> None:
-        self._bar, self._best = bar, -math.inf
-
-    def expect(self, count: int) -> None:
-        if self._bar is not None:
-            self._bar.total += count
-
-    def done(self, trials: Sequence[Trial]) -> None:
-        if self._bar is None:
-            return
-        self._best = max([self._best, *(t.objective for t in trials if not t.error)])
-        if math.isfinite(self._best):
-            self._bar.set_postfix_str(f"best {self._best:.3f}", refresh=False)
-        self._bar.update(len(trials))
-
-
-@contextmanager
-def _progress(show: bool) -> Iterator[_Progress]:
-    if not show:
-        yield _Progress()
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=0, unit=" candidates", dynamic_ncols=True) as bar:
-        yield _Progress(bar)
 
 
 @dataclass(eq=False)
@@ -187,7 +159,7 @@ class _Loop:
     """Asks, serves and notes, until no prompt has anything left to do."""
 
     def __init__(
-        self, search: Search, prompts: Sequence[Prompt], *, log: RunLog | None, bar: _Progress
+        self, search: Search, prompts: Sequence[Prompt], *, log: RunLog | None, bar: Progress
     ) -> None:
         self.search, self.log, self.bar = search, log, bar
         self.prompts = [_Open(prompt) for prompt in prompts]
@@ -225,7 +197,7 @@ class _Loop:
             known = None if found is None else found.get(name)
             if known is not None:
                 prompt.add(known)
-                self.bar.done([known])
+                self.bar.done([known], known=True)
             else:
                 prompt.waiting.add(name)
                 self._queues[kind_of(job.proposal)][name] = job
@@ -262,6 +234,7 @@ class _Loop:
         return batch
 
     def _serve(self, batch: Mapping[str, Job]) -> None:
+        self.bar.phase(kind_of(next(iter(batch.values())).proposal))
         trials = serve(self.search, batch)
         trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in trials]
         if self.log is not None:

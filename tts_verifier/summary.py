@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
@@ -138,6 +139,30 @@ def _bootstrap(
         return math.nan, math.nan
     low, high = np.percentile(shares, [2.5, 97.5]).tolist()
     return low, high
+
+
+def as_values(summary: Summary) -> dict[str, Any]:
+    """Returns the summary as JSON values; a number that is not known is None."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return list(map(plain, value)) if isinstance(value, tuple) else value
+
+    fields = ("candidates", "failed", "objective_first", "objective_chosen", "ties")
+    values = {name: plain(getattr(summary, name)) for name in fields}
+    judged = summary.judged
+    values["judged"] = judged and {n: plain(getattr(judged, n)) for n in Judged.__slots__}
+    values["prompts"] = {
+        row.prompt.id: {
+            "prompt": row.prompt.text,
+            "chosen": row.chosen and row.chosen.id,
+            "image": row.chosen and row.chosen.image and row.chosen.image.path,
+            "objective": row.chosen and plain(row.chosen.objective),
+        }
+        for row in summary.prompts
+    }
+    return values
 
 
 # -- as text -----------------------------------------------------------------------------
