@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, ParamSpec
 
 import click
 
@@ -96,23 +96,36 @@ def run(recipe: str, overrides: tuple[str, ...], output: Path | None, **options:
     show_default=True,
     help="score: the numbers only, quickly.",
 )
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .jsonl or .parquet file to write, or to continue.",
+)
+@click.option("--top", type=click.IntRange(1), help="Print the best of them only.")
 @_friendly
-def score(
-    images: tuple[str, ...],
-    prompt: str,
-    verifier: str,
-    form: Literal["table", "jsonl"],
-    detail: Literal["diagnose", "score"],
-) -> None:
+def score(images: tuple[str, ...], prompt: str, verifier: str, **options: Any) -> None:
     """Scores IMAGES against one prompt, best first.
+
+    IMAGES are files, folders with images in them, or globs in quotes. With --output, a
+    stopped command goes on where it was, and what is no picture is a row with its reason.
 
     \b
     Example:
         tts-score a.png b.png --prompt "a red circle" --format jsonl
+        tts-score drawings/ "more/*.webp" --prompt "a red circle" --output scores.parquet
     """
-    from tts_verifier.scoring import load_verifier, score_files, show
+    from tts_verifier.scoring import find_images, load_verifier, score_files, score_into, show
 
-    click.echo(show(score_files(load_verifier(verifier), images, prompt, detail=detail), form))
+    paths, output, detail = find_images(images), options["output"], options["detail"]
+    loaded = load_verifier(verifier)
+    if output is None:
+        rows = score_files(loaded, paths, prompt, detail=detail)
+    else:
+        rows = score_into(output, loaded, paths, prompt=prompt, detail=detail)
+    click.echo(show(rows[: options["top"]], options["form"]))
+    if output is not None:
+        failed = sum("error" in row for row in rows)
+        click.echo(f"{len(rows)} images, {failed} failed: {output}", err=True)
 
 
 @click.command()
