@@ -24,7 +24,7 @@ from tts_verifier.log import open_log, read_header, read_trials
 from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Job, Look, Sample
+from tts_verifier.types import Budget, Job, Look, Sample
 
 PROMPTS = ["a red circle", "a blue star", "three rings"]
 
@@ -403,6 +403,17 @@ def test_more_candidates_of_a_finished_run_draw_only_the_new_ones(tmp_path: Path
     assert [about["strategy"]["n"] for about in header["extended"]] == [8]
     with pytest.raises(RunError, match=r"strategy\.n: 16 there, 8 here"):
         search(tmp_path / "run", BestOfN(8))
+
+
+def test_spent_seconds_carry_over(tmp_path: Path) -> None:
+    def drawn() -> int:
+        generator = FakeGenerator(batch_size=4)
+        budget = Budget(seconds=1e-9)
+        run(PROMPTS, generator, FakeVerifier(), BestOfN(8), folder=tmp_path, budget=budget)
+        return sum(int(call[1:]) for call in generator.trace)
+
+    assert drawn() == 12, "a batch a prompt"
+    assert drawn() == 0
 
 
 # -- real kills ----------------------------------------------------------------------------------
