@@ -85,6 +85,15 @@ def test_another_recipes_folder_is_an_error(tmp_path: Path) -> None:
     assert "recipe.seed: 0 there, 1 here" in done.stderr
 
 
+def test_what_was_set_aside_is_a_line_without_its_place_in_the_code(tmp_path: Path) -> None:
+    invoke("run", "fake", "--output", tmp_path)
+    (tmp_path / "parts" / "x").touch()
+    done = invoke("run", "fake", "--output", tmp_path)
+    assert done.exit_code == 0
+    assert f"Warning: {tmp_path / 'parts' / 'x'} cannot be used" in done.stderr.splitlines()[0]
+    assert ".py" not in done.stderr
+
+
 def test_what_is_stopped_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: FakeGenerator, jobs: object) -> None:
         raise KeyboardInterrupt

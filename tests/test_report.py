@@ -27,7 +27,7 @@ from searches import InpaintReroll
 
 from tts_verifier import cli
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import open_log, read_trials
+from tts_verifier.log import is_running, open_log, read_trials
 from tts_verifier.objective import choose
 from tts_verifier.report import write_report
 from tts_verifier.report.figures import categories, costs, paired, progress, steps
@@ -203,6 +203,9 @@ def test_a_running_log_says_so(painted: Path, tmp_path: Path) -> None:
     shutil.copytree(painted / "masks", folder / "masks")
     write_report([folder], tmp_path / "page.html")
     assert "This run has not finished" in Page(tmp_path / "page.html").text
+    shutil.copy(painted / "trials.parquet", folder)
+    assert is_running(folder), "it goes on with more candidates"
+    assert not is_running(painted)
 
 
 def test_what_cannot_be_reported_is_named(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -17,14 +18,24 @@ P = ParamSpec("P")
 
 
 def _friendly(command: Callable[P, None]) -> Callable[P, None]:
-    """Prints a TTSError as its message, and what Ctrl-C leaves behind."""
+    """Prints a TTSError and a RunWarning as its message, and what Ctrl-C leaves behind."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from tts_verifier.errors import TTSError
+        from tts_verifier.errors import RunWarning, TTSError
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, RunWarning):
+                click.echo(f"Warning: {message}", err=True)
+            else:
+                usual(message, category, *place)
 
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                usual = warnings.showwarning
+                warnings.showwarning = show  # type: ignore[assignment]
+                warnings.simplefilter("always", RunWarning)
+                command(*args, **kwargs)
         except TTSError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)

@@ -39,11 +39,11 @@ from tts_verifier.files import (
 )
 from tts_verifier.header import read_header, write_header
 from tts_verifier.lock import FolderLock
-from tts_verifier.reading import Found, read_rows, read_trials
+from tts_verifier.reading import Found, is_running, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
 from tts_verifier.types import Repaint, Setting, Stored, Trial
 
-__all__ = ["RunLog", "open_log", "read_header", "read_rows", "read_trials"]
+__all__ = ["RunLog", "is_running", "open_log", "read_header", "read_rows", "read_trials"]
 
 T = TypeVar("T")
 

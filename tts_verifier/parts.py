@@ -32,6 +32,7 @@ FANOUT: Final = 64
 _LAST_LEVEL: Final = 2
 _SUMS: Final = "trials.sha256"
 _ROW_GROUP: Final = 16384
+_NEEDED: Final = {"trial_id", "prompt_id", "proposal", "image_path", "mask_path"}
 _NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
 
 
@@ -247,8 +248,8 @@ def _load(path: Path, digests: Iterable[str]) -> Read:
     if wanted and not any(digest_of(content).startswith(digest) for digest in wanted):
         raise ValueError("its SHA-256 is not the one noted")
     table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=len(content) > 2**20)
-    if "trial_id" not in table.column_names:
-        raise ValueError("it has no column trial_id")
+    if missing := _NEEDED - set(table.column_names):
+        raise ValueError(f"it has no column {min(missing)}")
     return Read(table, written)
 
 

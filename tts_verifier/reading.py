@@ -20,7 +20,7 @@ import pyarrow as pa
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.parts import Read, read_table, read_tables, strangers
+from tts_verifier.parts import TABLE, Read, parts_of, read_table, read_tables, strangers
 from tts_verifier.rows import names_of
 from tts_verifier.types import Cost, Prompt, Stored, Trial
 
@@ -54,6 +54,11 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     """
     table = read_table(folder)
     return [] if table is None else list(_rows(table))
+
+
+def is_running(folder: Path) -> bool:
+    """Returns whether a run folder has rows, or none at all, that a finished one would not."""
+    return bool(parts_of(folder)) or not (folder / TABLE).exists()
 
 
 def trial_of(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:

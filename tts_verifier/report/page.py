@@ -22,7 +22,7 @@ import yaml
 
 from tts_verifier.charts import STYLE
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import read_header, read_rows, read_trials
+from tts_verifier.log import is_running, read_header, read_rows, read_trials
 from tts_verifier.objective import choose
 from tts_verifier.report.cards import PromptView, prompt_view
 from tts_verifier.report.figures import (
@@ -121,7 +121,7 @@ def _run_view(
     return RunView(
         name=folder.resolve().name,
         anchor=anchor,
-        running=not (folder / "trials.parquet").exists(),
+        running=is_running(folder),
         summary=summary,
         judge=main_judge(trials),
         prompts=tuple(views),
