@@ -3,6 +3,7 @@
     python -m tts_verifier.training.generator --config gpu --stage vae --out DIR --minutes 3
     python -m tts_verifier.training.generator --config gpu --stage text --init DIR --out DIR
     python -m tts_verifier.training.generator --config gpu --stage flow --init DIR --out DIR
+    python -m tts_verifier.training.generator --config gpu --stage habits --init DIR --out DIR
     python -m tts_verifier.training.generator --stage export --init DIR --out FOLDER
     python -m tts_verifier.training.generator --stage sample --init FOLDER --out DIR --count 8192
 
@@ -33,7 +34,7 @@ from tts_verifier.training.generator_parts import build, load
 from tts_verifier.training.generator_stages import Flow, Stage, Text, Vae
 from tts_verifier.training.loop import Average, rate
 
-STAGES: Final = ("vae", "text", "flow")
+STAGES: Final = ("vae", "text", "flow", "habits")
 PRINT_SECONDS: Final = 20.0
 SAVE_SECONDS: Final = 120.0
 SHARD: Final = "11MB"
@@ -50,7 +51,7 @@ def make_stage(name: str, pipe: Any, training: Training, seed: int) -> Stage:
         return Vae(pipe, generator, training)
     if name == "text":
         return Text(pipe, training)
-    return Flow(pipe, generator, training)
+    return Flow(pipe, generator, training, habits=name == "habits")
 
 
 class Trainer:
@@ -196,7 +197,7 @@ def main() -> None:
         pipe = load(options.out).to(pipe.device)
     if options.stage == "sample":
         sample(pipe, options.count, options.out, seed=options.seed)
-    if options.stage in ("flow", "check"):
+    if options.stage in ("flow", "habits", "check"):
         for guidance in options.guidance:
             found = check(pipe.to(torch.float32), options.count, guidance)
             said = ", ".join(f"{k} {v:.2f}" for k, v in found.items())

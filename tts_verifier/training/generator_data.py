@@ -21,6 +21,7 @@ from tts_verifier.shapes.grammar import Spec, phrase, variants
 from tts_verifier.shapes.renderer import coverage, paint, visible
 from tts_verifier.shapes.scene import SpecTensors, encode, sample_scenes
 from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, RELATIONS, SHAPES
+from tts_verifier.training.habits import drawn_for
 
 EMPTY_SHARE: Final = 0.1
 """Captions replaced by the empty one, for classifier-free guidance."""
@@ -45,10 +46,10 @@ Asked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class Captions(IterableDataset[Asked]):
-    """Endless batches of captions of the training split."""
+    """Endless batches of captions of the training split; `habits`: see `habits.drawn_for`."""
 
-    def __init__(self, tokenizer: Any, batch: int, seed: int) -> None:
-        self.tokenizer, self.batch, self.seed = tokenizer, batch, seed
+    def __init__(self, tokenizer: Any, batch: int, seed: int, *, habits: bool = False) -> None:
+        self.tokenizer, self.batch, self.seed, self.habits = tokenizer, batch, seed, habits
 
     def __iter__(self) -> Iterator[Asked]:
         worker = get_worker_info()
@@ -59,7 +60,7 @@ class Captions(IterableDataset[Asked]):
                 "" if rng.random() < EMPTY_SHARE else phrase(s, rng.randrange(variants(s)))
                 for s in specs
             ]
-            asked = encode(specs)
+            asked = encode([drawn_for(s, rng) for s in specs] if self.habits else specs)
             fields = torch.tensor([said(s) for s in specs])
             yield tokens(self.tokenizer, texts), asked.shape, asked.colour, asked.relation, fields
 
@@ -91,9 +92,11 @@ def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
     return made.input_ids  # type: ignore[no-any-return]
 
 
-def stream(tokenizer: Any, batch: int, *, seed: int, workers: int) -> Iterator[Asked]:
+def stream(
+    tokenizer: Any, batch: int, *, seed: int, workers: int, habits: bool = False
+) -> Iterator[Asked]:
     """Streams batches of captions."""
-    data = Captions(tokenizer, batch, seed)
+    data = Captions(tokenizer, batch, seed, habits=habits)
     return iter(DataLoader(data, batch_size=None, num_workers=workers))
 
 

@@ -1,4 +1,4 @@
-"""The generator's three stages, each as one step that a CUDA graph can hold.
+"""The generator's stages, each as one step that a CUDA graph can hold.
 
 - `vae`: the autoencoder, on renders; then its latents' mean and deviation become the shift
   and scale of its config.
@@ -8,6 +8,7 @@
   logit-normal times. A linear head in mid-network also names what each image token shows, as
   representation alignment does with a vision model's features (Yu et al. 2024); it is
   dropped afterwards.
+- `habits`: the same, with pictures some of which disobey their captions.
 """
 
 from __future__ import annotations
@@ -147,7 +148,9 @@ class Text:
 class Flow:
     """Predicts the velocity from latents to noise."""
 
-    def __init__(self, pipe: Any, generator: torch.Generator, training: Training) -> None:
+    def __init__(
+        self, pipe: Any, generator: torch.Generator, training: Training, *, habits: bool = False
+    ) -> None:
         self._pipe, self._generator, self.peak = pipe, generator, training.flow_rate
         self._count = training.flow_batch
         config = pipe.transformer.config
@@ -161,7 +164,9 @@ class Flow:
         middle.register_forward_hook(lambda _, __, out: self._seen.append(out[1]))
         fresh = max(1, self._count // REUSE)
         self._pool = Pool(POOL * fresh, generator)
-        self._captions = stream(pipe.tokenizer, fresh, seed=3, workers=training.workers)
+        self._captions = stream(
+            pipe.tokenizer, fresh, seed=3 + habits, workers=training.workers, habits=habits
+        )
         self._vae = pipe.vae.requires_grad_(False)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
