@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tts_verifier.errors import TTSError
     from tts_verifier.objective import Objective
+    from tts_verifier.pipeline import VerifiedPipeline, wrap
     from tts_verifier.ranking import Ranking
     from tts_verifier.runner import run
     from tts_verifier.seams import Generator, Strategy, Verifier
@@ -28,8 +29,10 @@ _HOME = {
     "Strategy": "seams",
     "TTSError": "errors",
     "Verdict": "types",
+    "VerifiedPipeline": "pipeline",
     "Verifier": "seams",
     "run": "runner",
+    "wrap": "pipeline",
 }
 
 __all__ = [
@@ -41,8 +44,10 @@ __all__ = [
     "Strategy",
     "TTSError",
     "Verdict",
+    "VerifiedPipeline",
     "Verifier",
     "run",
+    "wrap",
 ]
 
 

@@ -12,15 +12,16 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators import blending, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
-from tts_verifier.generators.drawn import Drawn, Plan, asked, check_shares, generators
+from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
+from tts_verifier.generators.fitting import Room
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
 from tts_verifier.regions import paste
 from tts_verifier.types import (
@@ -51,7 +52,9 @@ class DiffusersGenerator:
             `DiffusionPipeline.from_pretrained`; or `"shapes"`, the bundled one.
         steps, guidance, height, width, negative_prompt: of the call; None = the pipeline's
             own default.
-        batch_size: candidates drawn at a time.
+        batch_size: candidates drawn at a time, every batch filled up to it, so that pictures
+            are the same bit for bit in float32. None = as many as fit, no batch filled;
+            pictures are then the same within the rounding of the dtype.
         dtype: "float32", "bfloat16" or "float16" for loading; None = bfloat16 on a GPU,
             float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
@@ -73,7 +76,7 @@ class DiffusersGenerator:
         height: int | None = None,
         width: int | None = None,
         negative_prompt: str | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = 8,
         dtype: str | None = None,
         device: str | None = None,
         call: Mapping[str, Any] | None = None,
@@ -81,7 +84,6 @@ class DiffusersGenerator:
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value!r}.")
-        self.batch_size = batch_size
         given = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,
@@ -94,7 +96,9 @@ class DiffusersGenerator:
         self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
         check_call(self.pipe, self._call)
-        self.settings: Mapping[str, Setting] = self._settings(model)
+        self._room = Room(batch_size, str(getattr(self.pipe, "device", "cpu")).split(":")[0])
+        self.batch_size = self._room.limit
+        self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
         self._missing = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
             Repaint: repaint.problem(self.pipe),
@@ -102,7 +106,7 @@ class DiffusersGenerator:
         self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws every job in batches of `batch_size`.
+        """Draws every job in batches of `batch_size`, which is halved when memory runs out.
 
         `until` and `renoise` are rounded to whole steps; a job takes at least one. A picture
         with NaN in it, or one that the pipeline's safety checker blanked, becomes a sample
@@ -117,10 +121,9 @@ class DiffusersGenerator:
             alike.setdefault(self._plan(job), []).append(place)
         samples: dict[int, Sample] = {}
         for plan, places in alike.items():
-            for i in range(0, len(places), self.batch_size):
-                chunk = places[i : i + self.batch_size]
-                drawn = self._draw([jobs[place] for place in chunk], plan)
-                samples |= zip(chunk, drawn, strict=True)
+            drawn = self._room.work(partial(self._draw, plan), [jobs[place] for place in places])
+            samples |= zip(places, drawn, strict=True)
+        self.batch_size = self._room.limit
         return [samples[place] for place in range(len(jobs))]
 
     def _plan(self, job: Job) -> Plan:
@@ -148,14 +151,14 @@ class DiffusersGenerator:
     def _rehearsal(self) -> noise.Rehearsal:
         return noise.rehearse(self.pipe, asked([""], self._call))
 
-    def _draw(self, jobs: Sequence[Job], plan: Plan) -> list[Sample]:
-        filled = [*jobs, *[jobs[-1]] * (self.batch_size - len(jobs))]
+    def _draw(self, plan: Plan, jobs: Sequence[Job]) -> list[Sample]:
+        filled = [*jobs, *[jobs[-1]] * (self._room.limit - len(jobs) if self._room.fixed else 0)]
         began = time.perf_counter()
         with counted(self.pipe) as rows:
             drawn = self._repaint(filled) if plan.strength else self._denoise(filled, plan)
         cost = Cost(
-            network_evaluations=rows["denoiser"] // self.batch_size,
-            vae_passes=rows["vae"] // self.batch_size,
+            network_evaluations=rows["denoiser"] // len(filled),
+            vae_passes=rows["vae"] // len(filled),
             draw_seconds=(time.perf_counter() - began) / len(jobs),
         )
         samples = [drawn.sample(row, job, cost) for row, job in enumerate(jobs)]
@@ -167,14 +170,14 @@ class DiffusersGenerator:
 
         call = self._asked(jobs)
         if plan.stop is None and not plan.given:
-            return Drawn.of(self.pipe(output_type="pt", **call))
+            return self._called(self.pipe, call)
         ready, seeds, latents = self._rehearsal, generators(jobs), None
         if plan.given:
             rows = [ready.latents(j, plan.start, g) for j, g in zip(jobs, seeds, strict=True)]
             latents = torch.cat(rows)
         if latents is not None and plan.stop is None:
             call["latents"] = ready.handed_over(latents, 0, ready.steps)
-            return Drawn.of(self.pipe(output_type="pt", **call))
+            return self._called(self.pipe, call)
         etas = [getattr(job.proposal, "eta", 0.0) for job in jobs]
         span = schedule.Span(plan.start, plan.stop or ready.steps, ready.levels(), etas, seeds)
         return self._in_span(call, span, latents)
@@ -187,7 +190,7 @@ class DiffusersGenerator:
         known = inspect.signature(type(pipe).__call__).parameters
         call = {k: v for k, v in self._asked(jobs).items() if k in known}
         told = repaint.arguments(pipe, sources)
-        return Drawn.of(pipe(output_type="pt", **{**call, **told}))
+        return self._called(pipe, {**call, **told})
 
     def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> Drawn:
         import torch
@@ -212,15 +215,32 @@ class DiffusersGenerator:
         if latents is not None:
             call["latents"] = self._rehearsal.handed_over(latents, span.start, span.stop)
         with span.shown_to(self.pipe):
-            drawn = Drawn.of(self.pipe(output_type="pt", **call))
+            drawn = self._called(self.pipe, call)
         drawn.latents, drawn.progress = span.latents, span.stop / span.whole
         return drawn
+
+    def _called(self, pipe: Any, call: Mapping[str, Any]) -> Drawn:
+        out = pipe(output_type="pt", **call)
+        if pipe is self.pipe:
+            self._output = type(out)
+        return Drawn.of(out)
+
+    def output(self, images: Any) -> Any:
+        """Returns pictures as the pipeline's own output; it must have drawn before.
+
+        The field that pictures are in has another name in some families; `images` is always
+        there.
+        """
+        names = [field.name for field in fields(self._output)]
+        out = self._output(**{name: images if name in PICTURES else None for name in names})
+        out.images = images
+        return out
 
     def _asked(self, jobs: Sequence[Job]) -> dict[str, Any]:
         prompts = [job.prompt.text for job in jobs]
         return {"generator": generators(jobs), **asked(prompts, self._call)}
 
-    def _settings(self, model: Any) -> dict[str, Setting]:
+    def _settings(self, model: Any, batch_size: int | None) -> dict[str, Setting]:
         pipe, named = self.pipe, isinstance(model, str | Path)
         scheduler = getattr(pipe, "scheduler", None)
         flat = {k: v for k, v in self._call.items() if isinstance(v, str | int | float | None)}
@@ -230,7 +250,7 @@ class DiffusersGenerator:
             "pipeline": type(pipe).__name__,
             "scheduler": type(scheduler).__name__,
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "batch_size": self.batch_size,
+            "batch_size": batch_size,
             **flat,
             **({"call": json.dumps(rest, sort_keys=True, default=str)} if rest else {}),
         }

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.types import Cost, Job, Proposal, Sample, State
 
 if TYPE_CHECKING:
     import torch
+
+
+PICTURES: Final = ("images", "image", "frames")
+"""What pipelines name the field of their output that pictures are in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,22 @@ class Drawn:
 
     @classmethod
     def of(cls, out: Any) -> Drawn:
-        """Reads what a pipeline returns for `output_type="pt"`."""
-        return cls(out.images, getattr(out, "nsfw_content_detected", None))
+        """Reads what a pipeline returns for `output_type="pt"`; a video must be one frame.
+
+        Raises:
+            UnsupportedError: there are no such pixels.
+        """
+        found = next((getattr(out, name) for name in PICTURES if hasattr(out, name)), None)
+        pixels: Any = found
+        if getattr(pixels, "ndim", 0) == 5 and pixels.shape[1] == 1:
+            pixels = pixels[:, 0]
+        if getattr(pixels, "ndim", 0) != 4 or pixels.shape[1] != 3:
+            shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
+            raise UnsupportedError(
+                f"A pipeline must return RGB pictures (B, 3, H, W) for output_type='pt', "
+                f"{type(out).__name__} has {shape}. A video pipeline needs num_frames=1."
+            )
+        return cls(pixels, getattr(out, "nsfw_content_detected", None))
 
     def sample(self, row: int, job: Job, cost: Cost) -> Sample:
         """Returns a row as a job's sample, with an error if it is no picture."""
@@ -69,13 +87,14 @@ def generators(jobs: Sequence[Job]) -> list[torch.Generator]:
 
 
 def asked(prompts: list[str], call: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a call for several prompts, a negative prompt for each as some families want."""
-    each = {k: [v] * len(prompts) for k, v in call.items() if _is_negative(k, v)}
+    """Returns a call for several prompts, with every other text of it for each of them."""
+    each = {k: [v] * len(prompts) for k, v in call.items() if _is_text(k, v)}
     return {"prompt": prompts, **call, **each}
 
 
-def _is_negative(name: str, value: Any) -> bool:
-    return name.startswith("negative_prompt") and isinstance(value, str)
+def _is_text(name: str, value: Any) -> bool:
+    # `prompt_2` and the like, `negative_prompt` and its likes; not `system_prompt`.
+    return name.startswith(("prompt_", "negative_prompt")) and isinstance(value, str)
 
 
 def check_shares(proposal: Proposal) -> None:

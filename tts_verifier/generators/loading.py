@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.registry import suggestion
 
 BUNDLED: Final = Path(__file__).parent.parent / "shapes" / "weights" / "generator"
 BUNDLED_CALL: Final = {
@@ -49,11 +50,23 @@ def load(model: str | Path, dtype: str | None = None, device: str | None = None)
     return pipe.to(place)
 
 
+def check_pipeline(pipe: Any) -> None:
+    """Raises InputError when this is no pipeline that draws pictures for texts."""
+    known = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
+    if lacking := [name for name in ("prompt", "generator", "output_type") if name not in known]:
+        raise InputError(
+            "Pictures are drawn by a diffusers text-to-image pipeline, whose call takes prompt, "
+            f"generator and output_type; that of {type(pipe).__name__} takes no "
+            f"{', '.join(lacking)}."
+        )
+
+
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
     """Raises InputError when `call` names what the pipeline does not take."""
     known = inspect.signature(type(pipe).__call__).parameters
     if unknown := sorted(set(call) - set(known)):
+        names = [name for name in known if name not in ("self", "kwargs")]
         raise InputError(
             f"{type(pipe).__name__} does not take {', '.join(unknown)}. "
-            f"It takes {', '.join(n for n in known if n != 'self')}."
+            f"{suggestion(unknown[0], names)}"
         )

@@ -1,0 +1,226 @@
+"""A wrapped pipeline is called as the pipeline is, and its calls are searches."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
+from searches import SeedBeam
+from tiny_pipelines import sd3, sd15
+
+from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
+from tts_verifier.ranking import Ranking
+from tts_verifier.runner import run
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import Budget
+
+CALL = {"num_inference_steps": 2, "guidance_scale": 4.0, "max_sequence_length": 16}
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return sd3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture(scope="module")
+def verified(pipe):
+    return wrap(pipe, FakeVerifier(), strategy=BestOfN(3))
+
+
+def same(one, other):
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_the_output_is_the_pipelines_own_with_the_best_picture_first(verified):
+    out = verified("a red circle", seed=1, **CALL)
+    assert type(out) is StableDiffusion3PipelineOutput
+    assert len(out.images) == 1
+    assert same(out.images[0], out.ranking.best.image)
+    values = [item.objective for item in out.ranking]
+    assert values == sorted(values, reverse=True)
+    assert [t.objective for t in out.trials] == [
+        item.objective for item in sorted(out.ranking, key=lambda item: item.index)
+    ]
+    assert out.ranking.best.verdict.heatmaps["artifact"].shape == (16, 16)
+    assert len(out.trials) == 3
+    assert out.seed == 1
+
+
+def test_a_call_is_a_run_with_that_seed(pipe, verified):
+    from tts_verifier.generators.diffusers import DiffusersGenerator
+
+    out = verified("a red circle", seed=1, **CALL)
+    generator = DiffusersGenerator(pipe, call=CALL, batch_size=3)
+    ran = run(["a red circle"], generator, FakeVerifier(), BestOfN(3), seed=1)
+    assert same(out.images[0], ran.images["0000"])
+
+
+def test_a_generator_repeats_a_call_and_moves_on(verified):
+    one, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    first = verified("a", generator=one, **CALL)
+    second = verified("a", generator=one, **CALL)
+    assert same(first.images[0], verified("a", generator=other, **CALL).images[0])
+    assert not same(first.images[0], second.images[0])
+    assert verified("a", seed=first.seed, **CALL).seed == first.seed
+
+
+def test_without_a_seed_every_call_differs_and_says_how_to_repeat_it(verified):
+    one, other = verified("a", **CALL), verified("a", **CALL)
+    assert one.seed != other.seed
+    assert same(verified("a", seed=one.seed, **CALL).images[0], one.images[0])
+
+
+def test_lists_of_prompts_have_a_ranking_each(verified):
+    out = verified(["a red circle", "a blue square"], seed=1, **CALL)
+    assert len(out.images) == len(out.ranking) == 2
+    assert all(isinstance(ranking, Ranking) for ranking in out.ranking)
+    assert len(out.trials) == 6
+    alone = verified("a blue square", seed=1, **CALL)
+    near = np.asarray(out.images[1], int) - np.asarray(alone.images[0], int)
+    assert np.abs(near).max() <= 1
+
+
+def test_the_same_prompt_twice_is_two_searches(verified):
+    out = verified(["a", "a"], seed=1, **CALL)
+    assert not same(*out.images)
+
+
+def test_every_prompt_may_have_its_own_negative_prompt_and_generator(verified):
+    seeds = [torch.Generator().manual_seed(s) for s in (1, 2)]
+    told = {"generator": seeds, "negative_prompt": ["red", "blue"], "prompt_2": "x"}
+    out = verified(["a", "b"], **told, **CALL)
+    assert len(out.images) == 2
+    assert out.seed is None
+    alone = verified(
+        "b", generator=torch.Generator().manual_seed(2), negative_prompt="blue", prompt_2="x",
+        **CALL,
+    )  # fmt: skip
+    assert np.abs(np.asarray(out.images[1], int) - np.asarray(alone.images[0], int)).max() <= 1
+
+
+def test_several_images_of_a_prompt_are_the_best_in_order(verified):
+    out = verified("a", num_images_per_prompt=2, seed=1, **CALL)
+    assert [same(a, b.image) for a, b in zip(out.images, out.ranking, strict=False)] == [True] * 2
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("np", (2, 16, 16, 3)), ("pt", (2, 3, 16, 16))])
+def test_output_types_hold_the_judged_picture(verified, kind, shape):
+    pil = verified("a", num_images_per_prompt=2, seed=1, **CALL)
+    out = verified("a", num_images_per_prompt=2, seed=1, output_type=kind, **CALL)
+    assert tuple(out.images.shape) == shape
+    wanted = np.asarray(pil.images[0], np.float32) / 255
+    found = out.images[0] if kind == "np" else out.images[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(found, wanted)
+
+
+def test_a_tuple_is_returned_where_it_is_asked_for(verified):
+    (images,) = verified("a", seed=1, return_dict=False, **CALL)
+    assert len(images) == 1
+
+
+def test_arguments_may_have_no_name(pipe, verified):
+    names = list(inspect.signature(type(pipe).__call__).parameters)[1:5]
+    assert names == ["prompt", "prompt_2", "prompt_3", "height"]
+    assert verified("a", None, None, 8, 8, seed=1, **CALL).images[0].size == (8, 8)
+
+
+def test_callbacks_are_called_at_every_step(verified):
+    seen = []
+
+    def note(pipe, step, timestep, values):
+        seen.append(step)
+        return values
+
+    verified("a", seed=1, callback_on_step_end=note, **CALL)
+    assert seen == [0, 1]
+
+
+def test_parts_of_a_run_can_be_given(pipe):
+    told = {"objective": Objective({"aesthetics": 1.0}), "budget": Budget(candidates=2)}
+    out = VerifiedPipeline(pipe, FakeVerifier(), detail="score", **told)("a", seed=1, **CALL)
+    assert len(out.trials) == 2
+    assert out.trials[0].objective == out.trials[0].scores["aesthetics"]
+    assert not out.trials[0].heatmaps
+
+
+def test_other_strategies_work_and_what_a_pipeline_cannot_do_is_refused(pipe):
+    strategy = SeedBeam(4, stops=(0.5, 1.0))
+    out = wrap(pipe, FakeVerifier(), strategy=strategy)("a", seed=1, **CALL)
+    assert {type(t.proposal).__name__ for t in out.trials} == {"Draw", "Continue"}
+    verified = wrap(pipe, FakeVerifier(), strategy=strategy)
+    scheduler = pipe.scheduler
+    from diffusers import FlowMatchHeunDiscreteScheduler
+
+    verified.scheduler = FlowMatchHeunDiscreteScheduler.from_config(scheduler.config)
+    try:
+        assert type(pipe.scheduler) is FlowMatchHeunDiscreteScheduler
+        with pytest.raises(UnsupportedError, match="continue"):
+            verified("a", seed=1, **CALL)
+    finally:
+        pipe.scheduler = scheduler
+
+
+def test_all_else_is_the_pipelines(pipe, verified):
+    assert verified.vae is pipe.vae
+    assert verified.to("cpu") is verified
+    assert repr(verified) == "VerifiedPipeline(StableDiffusion3Pipeline, FakeVerifier, BestOfN)"
+    with pytest.raises(AttributeError, match="nothing"):
+        verified.nothing  # noqa: B018
+
+
+def test_missing_pictures_are_none_with_a_warning(tmp_path, monkeypatch):
+    pipe = sd15(tmp_path)
+    monkeypatch.setattr(
+        pipe, "run_safety_checker", lambda image, *_: (image, [True] + [False] * (len(image) - 1))
+    )
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
+    told = {"num_inference_steps": 1, "seed": 1, "num_images_per_prompt": 2}
+    with pytest.warns(RunWarning, match="1 usable candidates of the 2"):
+        out = verified("a", **told)
+    assert out.images[1] is None
+    assert "safety checker" in out.trials[0].error
+    assert not out.trials[0].scores
+    with pytest.warns(RunWarning, match="1 usable"):
+        array = verified("a", output_type="np", **told).images
+    assert np.isnan(array[1]).all()
+    assert np.isfinite(array[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"prompt": "a", "guidence_scale": 3}, "does not take guidence_scale. Did you mean"),
+        ({"prompt": None}, "prompt must be a text"),
+        ({"prompt": "a", "latents": 1}, "The search makes latents itself"),
+        ({"prompt": "a", "output_type": "latent"}, "output_type must be one of pil, np, pt"),
+        ({"prompt": "a", "num_images_per_prompt": -1}, "num_images_per_prompt must be"),
+        ({"prompt": "a", "seed": 1, "generator": 1}, "seed and generator"),
+        ({"prompt": "a", "seed": "1"}, "seed must be an integer"),
+        ({"prompt": "a", "generator": 1}, "generator must be a torch.Generator"),
+        ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "a text for each of 2 prompts, got 1"),
+    ],
+)
+def test_mistakes_are_told(verified, told, message):
+    with pytest.raises((InputError, TypeError), match=message):
+        verified(**told)
+
+
+def test_too_many_arguments_and_doubled_ones_are_told(verified):
+    with pytest.raises(InputError, match="takes at most"):
+        verified(*["a"] * 99)
+    with pytest.raises(InputError, match="prompt must be given once"):
+        verified("a", prompt="b")
+
+
+def test_what_is_no_text_to_image_pipeline_is_refused():
+    from diffusers import KandinskyV22PriorPipeline, StableVideoDiffusionPipeline
+
+    for kind in (KandinskyV22PriorPipeline, StableVideoDiffusionPipeline):
+        if "prompt" in inspect.signature(kind.__call__).parameters:
+            continue
+        with pytest.raises(InputError, match="takes no prompt"):
+            wrap(kind.__new__(kind), FakeVerifier())
+    with pytest.raises(InputError, match="text-to-image"):
+        wrap(None, FakeVerifier())
