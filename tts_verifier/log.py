@@ -134,6 +134,7 @@ class RunLog:
             marks = pa.array([i in chosen for i in piece["trial_id"].to_pylist()], pa.bool_())
             return {"state_path": gone, "state_sha256": gone, "chosen": marks}
 
+        self.found.close()
         parts.finish(self._files, self._columns.schema(), columns)
         self._parts = []
         states = self.folder / "states"

@@ -1,7 +1,7 @@
 """The tables of a run folder: many small parts while it runs, one table when it has finished.
 
 A part's name is `NUMBER.LEVEL.DIGEST.parquet`. Every judged batch is a part of level 0; when
-`FANOUT` parts of a level are there they are merged into one of the next (as in a
+`FANOUT` parts of a level are there, or enough rows, they are merged into one of the next (as in a
 log-structured merge tree, O'Neil et al. 1996), so that a million rows are some hundred files.
 The digest, 16 hex digits of the file's SHA-256, tells a torn or foreign file. The finished
 table has its digest in `trials.sha256`, which is written first and keeps the one before.
@@ -32,6 +32,10 @@ FANOUT: Final = 64
 _LAST_LEVEL: Final = 2
 _SUMS: Final = "trials.sha256"
 _ROW_GROUP: Final = 16384
+_MOST_ROWS: Final = 4 * _ROW_GROUP
+"""Parts of as many rows together are merged however few they are, to keep memory flat."""
+_LARGE: Final = 2**22
+"""Bytes above which a file's rows are read from the disk when they are asked for."""
 _NEEDED: Final = {"trial_id", "prompt_id", "proposal", "image_path", "mask_path"}
 _NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
 
@@ -40,7 +44,8 @@ _NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
 class Part:
     """A part's file; `digest` is empty for one whose name does not say it.
 
-    `table`: what was just written, so that small parts need not be read to be merged.
+    `table`: what was just written, so that small parts need not be read to be merged; `rows`
+    of a part that this process wrote, else 0.
     """
 
     path: Path
@@ -48,14 +53,27 @@ class Part:
     level: int = 0
     digest: str = ""
     table: pa.Table | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A table as it was read, and when its file was written, in nanoseconds."""
+    """A table's file that was checked, its rows still in it; `written`: when, in nanoseconds."""
 
-    table: pa.Table
+    file: pq.ParquetFile
     written: int
+
+    def ids(self) -> list[str]:
+        """Returns the trial ids, a row each."""
+        ids: list[str] = self.file.read(columns=["trial_id"])["trial_id"].to_pylist()
+        return ids
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """Returns the row group that a row is in, and its place there."""
+        group = 0
+        while place >= (count := self.file.metadata.row_group(group).num_rows):
+            place, group = place - count, group + 1
+        return group, place
 
 
 def parts_of(folder: Path) -> list[Part]:
@@ -110,7 +128,7 @@ def read_table(folder: Path) -> pa.Table | None:
     """
     while True:
         try:
-            tables = [read.table for read in read_tables(folder)]
+            tables = [read.file.read() for read in read_tables(folder)]
         except FileNotFoundError:
             # A live run has merged parts meanwhile: look again.
             continue
@@ -128,23 +146,30 @@ def write_part(folder: Folder, part: tuple[int, int], table: pa.Table) -> Part:
     buffer = io.BytesIO()
     # Statistics and dictionaries pay off for many rows only.
     pq.write_table(
-        table, buffer, compression="zstd", write_statistics=level > 0, use_dictionary=level > 0
+        table,
+        buffer,
+        row_group_size=_ROW_GROUP,
+        compression="zstd",
+        write_statistics=level > 0,
+        use_dictionary=level > 0,
     )
     content = buffer.getvalue()
     digest = digest_of(content)[:16]
     name = f"{PARTS}/{number:08d}.{level}.{digest}.parquet"
     folder.write(name, content)
-    return Part(folder.root / name, number, level, digest, None if level else table)
+    return Part(folder.root / name, number, level, digest, None if level else table, len(table))
 
 
 def merge(folder: Folder, parts: list[Part]) -> list[Part]:
-    """Merges the last parts where `FANOUT` of one level are there; returns what is then there."""
+    """Merges parts of a level where there are `FANOUT` or many rows; returns what is left."""
     for level in range(_LAST_LEVEL):
         same = [part for part in parts if part.level == level]
-        if len(same) < FANOUT:
+        if len(same) < FANOUT and sum(part.rows for part in same) < _MOST_ROWS:
             return parts
+        if len(same) < 2:
+            continue
         tables = [
-            _load(part.path, (part.digest,)).table if part.table is None else part.table
+            _load(part.path, (part.digest,)).file.read() if part.table is None else part.table
             for part in same
         ]
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
@@ -197,11 +222,11 @@ def _pieces(folder: Path, schema: pa.Schema, keep: set[int] | None) -> Iterator[
     waiting: list[pa.Table] = []
     place = 0
     for read in read_tables(folder):
-        table = _conform(read.table, schema)
+        table = conform(read.file.read(), schema)
         if keep is not None:
             here = [place + i in keep for i in range(len(table))]
+            place += len(table)
             table = table.filter(pa.array(here, pa.bool_()))
-        place += len(read.table)
         waiting.append(table)
         if sum(map(len, waiting)) >= _ROW_GROUP:
             whole = pa.concat_tables(waiting)
@@ -219,13 +244,14 @@ def _last_places(folder: Path) -> set[int] | None:
     last: dict[str, int] = {}
     place = 0
     for read in read_tables(folder):
-        for name in read.table["trial_id"].to_pylist():
+        for name in read.ids():
             last[name] = place
             place += 1
     return None if len(last) == place else set(last.values())
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns the table with the schema's columns, null where it has none."""
     columns = [
         table[f.name] if f.name in table.column_names else pa.nulls(len(table), f.type)
         for f in schema
@@ -247,10 +273,13 @@ def _load(path: Path, digests: Iterable[str]) -> Read:
     wanted = [digest for digest in digests if digest]
     if wanted and not any(digest_of(content).startswith(digest) for digest in wanted):
         raise ValueError("its SHA-256 is not the one noted")
-    table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=len(content) > 2**20)
-    if missing := _NEEDED - set(table.column_names):
+    large = len(content) > _LARGE
+    file = pq.ParquetFile(path if large else pa.BufferReader(content), memory_map=large)
+    if missing := _NEEDED - set(file.schema_arrow.names):
         raise ValueError(f"it has no column {min(missing)}")
-    return Read(table, written)
+    if not wanted:
+        file.read()
+    return Read(file, written)
 
 
 class _Hashing(io.RawIOBase):

@@ -20,7 +20,7 @@ import pyarrow as pa
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.parts import TABLE, Read, parts_of, read_table, read_tables, strangers
+from tts_verifier.parts import TABLE, conform, parts_of, read_table, read_tables, strangers
 from tts_verifier.rows import names_of
 from tts_verifier.types import Cost, Prompt, Stored, Trial
 
@@ -42,7 +42,7 @@ def read_trials(folder: Path) -> list[Trial]:
     table = read_table(folder)
     if table is None:
         return []
-    names = _names(table)
+    names = _names(table.schema)
     return [trial_of(row, folder, names) for row in _rows(table)]
 
 
@@ -111,8 +111,8 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _names(table: pa.Table) -> dict[str, Iterable[str]]:
-    return {role: names_of(table.schema, role) for role in _ROLES}
+def _names(schema: pa.Schema) -> dict[str, Iterable[str]]:
+    return {role: names_of(schema, role) for role in _ROLES}
 
 
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -130,24 +130,31 @@ class Found:
         self._folder, self._warned = folder, 0
         for path in strangers(folder.root):
             self._set_aside(path, "it is no part of a run")
-        reads: list[Read] = list(read_tables(folder.root, self._set_aside))
-        self._starts, self._written, count = [], [read.written for read in reads], 0
-        for read in reads:
-            self._starts.append(count)
-            count += len(read.table)
-        tables = [read.table for read in reads]
-        self._table = (
-            pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-            if tables
-            else pa.table({"trial_id": pa.array([], pa.string())})
-        )
-        # Of two rows with the same id the later one counts.
-        self._places = dict(zip(self._table["trial_id"].to_pylist(), range(count), strict=True))
-        self.names = _names(self._table)
+        self._reads = list(read_tables(folder.root, self._set_aside))
+        self._starts: list[int] = []
+        self._places: dict[str, int] = {}
+        start = 0
+        for read in self._reads:
+            ids = read.ids()
+            # Of two rows with the same id the later one counts.
+            self._places.update(zip(ids, range(start, start + len(ids)), strict=True))
+            self._starts.append(start)
+            start += len(ids)
+        schemas = [pa.schema([]), *(read.file.schema_arrow for read in self._reads)]
+        self._schema = pa.unify_schemas(schemas, promote_options="permissive")
+        self.names = _names(self._schema)
+        self._group = lru_cache(4)(self._read_group)
         self._block = lru_cache(16)(self._read_block)
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def close(self) -> None:
+        """Lets the files go; nothing is found any more."""
+        self._places.clear()
+        self._reads.clear()
+        self._group.cache_clear()
+        self._block.cache_clear()
 
     def get(self, name: str) -> Trial | None:
         """Returns a trial whose files are there, or None.
@@ -158,15 +165,21 @@ class Found:
         place = self._places.get(name)
         if place is None:
             return None
-        row = self._block(place // _BLOCK)[place % _BLOCK]
-        written = self._written[bisect_right(self._starts, place) - 1]
+        number = bisect_right(self._starts, place) - 1
+        group, place = self._reads[number].locate(place - self._starts[number])
+        row = self._block(number, group, place // _BLOCK)[place % _BLOCK]
+        written = self._reads[number].written
         if not all([self._usable(row, column, written) for column in self._columns(row)]):
             return None
         return trial_of(row, self._folder.root, self.names)
 
-    def _read_block(self, number: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._table.slice(number * _BLOCK, _BLOCK).to_pylist()
+    def _read_block(self, number: int, group: int, block: int) -> list[dict[str, Any]]:
+        table = self._group(number, group).slice(block * _BLOCK, _BLOCK)
+        rows: list[dict[str, Any]] = table.to_pylist()
         return rows
+
+    def _read_group(self, number: int, group: int) -> pa.Table:
+        return conform(self._reads[number].file.read_row_group(group), self._schema)
 
     def _columns(self, row: Mapping[str, Any]) -> list[str]:
         columns = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]
