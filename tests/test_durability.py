@@ -321,14 +321,14 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
     assert drawn == (whole.kind != "look").sum() - len(judged)
 
 
-@pytest.mark.parametrize(
-    "strategy", [InpaintReroll(), SeedBeam(), BestOfN(9)], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("limit", ["FANOUT", "_MOST_ROWS", "_LARGE"])
+@pytest.mark.parametrize("strategy", [InpaintReroll(), SeedBeam(), BestOfN(9)])
 def test_merging_parts_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, limit: str
 ) -> None:
     expected = search(tmp_path / "whole", strategy)
     monkeypatch.setattr(parts, "FANOUT", 2)
+    monkeypatch.setattr(parts, limit, 2)
     with pytest.raises(Killed):
         search(tmp_path / "run", strategy, Mortal(4))
     levels = [part.level for part in parts.parts_of(tmp_path / "run")]
