@@ -10,9 +10,12 @@ import torch
 from tiny_imagedoctor import example
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tts_verifier.verifiers.imagedoctor.decode import Limits, Request, generate, heatmaps
+from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request, generate
 from tts_verifier.verifiers.imagedoctor.loading import load_model
+from tts_verifier.verifiers.imagedoctor.maps import MapQueue, decode_maps
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.step import Step
 from tts_verifier.verifiers.imagedoctor.vision import features
 
 GRIDS = [(8, 8), (4, 6), (8, 8), (10, 2), (8, 8)]
@@ -116,14 +119,95 @@ def test_a_reply_depends_on_neither_its_companions_nor_its_place(model: ImageDoc
             torch.testing.assert_close(whole.visual, other.visual, atol=2e-5, rtol=1e-5)
 
 
-def test_maps_do_not_depend_on_the_chunk(model: ImageDoctorModel) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_rows_that_are_refilled_write_what_they_would_alone(
+    model: ImageDoctorModel, rows: int
+) -> None:
+    asked = requests(model) * 2
+    limits = Limits(24, (EOS,), 1.05, tuple(range(48, 58)))
+    engine = Engine(model, limits, slots=rows)
+    for _ in range(2):
+        refilled = dict(engine.replies(iter(asked)))
+        assert sorted(refilled) == list(range(len(asked)))
+        for i, request in enumerate(asked):
+            alone = generate(model, [request], limits)[0]
+            assert refilled[i].ids == alone.ids
+            assert refilled[i].ended == alone.ended
+            assert refilled[i].seen == alone.seen
+            torch.testing.assert_close(refilled[i].states, alone.states, atol=2e-5, rtol=1e-5)
+            np.testing.assert_allclose(refilled[i].odds, alone.odds, atol=1e-5)
+
+
+def test_running_out_of_memory_halves_the_rows_and_says_so_once(
+    model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, limits = requests(model), Limits(24, (EOS,))
+    expected = [reply.ids for reply in generate(model, asked, limits)]
+    call = Step.__call__
+
+    def short(step: Step, rows: int, longest: int) -> None:
+        if step.slots.rows > 1:
+            raise torch.OutOfMemoryError
+        call(step, rows, longest)
+
+    monkeypatch.setattr(Step, "__call__", short)
+    engine = Engine(model, limits, slots=5)
+    with pytest.warns(UserWarning, match="Memory ran out with batch_size 5") as said:
+        found = dict(engine.replies(asked))
+    assert len(said) == 1
+    assert engine.rows == 1
+    assert [found[i].ids for i in range(len(asked))] == expected
+
+
+def test_a_single_row_that_does_not_fit_is_the_error_itself(
+    model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Step, "__call__", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        dict(Engine(model, Limits(4, (EOS,)), slots=1).replies(requests(model)))
+
+
+def test_joined_weights_keep_the_state_dict_and_can_be_saved_and_changed(
+    model: ImageDoctorModel, tmp_path: Path
+) -> None:
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    generate(model, requests(model)[:1], Limits(1, (EOS,)))
+    after = model.state_dict()
+    assert all(torch.equal(after[name], t) for name, t in before.items())
+    model.save_pretrained(tmp_path)
+    saved = load_model(tmp_path).state_dict()
+    assert all(
+        torch.equal(saved[name], t) for name, t in before.items() if name != "lm_head.weight"
+    )
+    changed = load_model(tmp_path).requires_grad_(False)
+    old = generate(changed, requests(model)[:1], Limits(9, (EOS,)))
+    for layer in changed.model.layers:
+        layer.self_attn.v_proj.weight.mul_(-3)
+    fresh = ImageDoctorModel(changed.config).requires_grad_(False)
+    fresh.load_state_dict(changed.state_dict())
+    new = generate(changed, requests(model)[:1], Limits(9, (EOS,)))
+    assert new[0].ids == generate(fresh, requests(model)[:1], Limits(9, (EOS,)))[0].ids
+    assert not torch.equal(new[0].states, old[0].states) or new[0].ids != old[0].ids
+
+
+def test_maps_do_not_depend_on_their_companions(model: ImageDoctorModel) -> None:
     g = torch.Generator().manual_seed(0)
-    states, visual = torch.randn(5, 64, generator=g), torch.randn(5, 6, 64, generator=g)
-    whole = heatmaps(model, states, visual, (2, 3))
-    assert whole.shape == (5, 32, 48)
-    np.testing.assert_allclose(heatmaps(model, states, visual, (2, 3), chunk=2), whole, atol=1e-5)
-    assert whole.min() >= 0
-    assert whole.max() <= 1
+    states, visual = torch.randn(5, 2, 64, generator=g), torch.randn(5, 6, 64, generator=g)
+    empty = np.zeros((0, 10), np.float32)
+    queue = MapQueue(model)
+    for i in range(5):
+        queue.add(i, Generated([], True, states[i], (True, i != 3), visual[i], empty), (4, 6))
+    found = queue.finish()
+    assert list(found[3]) == ["misalignment"]
+    for i in range(5):
+        for k, name in enumerate(found[i]):
+            alone = decode_maps(model, states[i, k : k + 1], visual[i : i + 1], (2, 3))[0]
+            assert alone.shape == (32, 48)
+            assert 0 <= alone.min() <= alone.max() <= 1
+            np.testing.assert_allclose(found[i][name], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("grids", [[(8, 8)] * 3, [(8, 8), (6, 10), (2, 2), (8, 8), (14, 4)]])

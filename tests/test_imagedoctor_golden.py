@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from tts_verifier.verifiers.imagedoctor.cache import KeyValueCache
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.decode import Limits, Request, generate
+from tts_verifier.verifiers.imagedoctor.decode import Request, generate
 from tts_verifier.verifiers.imagedoctor.loss import loss
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
 from tts_verifier.verifiers.imagedoctor.positions import predicting
+from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.step import Step
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCES = json.loads((GOLDEN / "tolerances.json").read_text())
@@ -146,27 +147,32 @@ def test_greedy_ids_hold_in_a_padded_batch(
         check(i, "greedy_margin", best[:, 0] - best[:, 1])
 
 
-def test_states_hold_when_the_completion_is_fed_id_by_id_into_the_cache(
-    model: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
+def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
+    model: ImageDoctorModel, recipes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids, mask, offsets = rows(recipes, "left")
-    real = mask.bool()
-    start = len(recipes.samples[0]["prompt_ids"])
-    positions, _ = model.positions(ids, [(36, 36)] * 2, mask)
-    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
-    allowed = ((causal & real[:, None]) | torch.eye(ids.shape[1], dtype=torch.bool))[:, None]
-    cache = KeyValueCache(2)
-    with torch.no_grad():
-        embedded = model.embed(ids, left.visual)
-        hidden = []
-        for a, b in [(0, start), *[(t, t + 1) for t in range(start, ids.shape[1])]]:
-            part = (embedded[:, a:b], positions[:, :, a:b], allowed[:, :, a:b, :b])
-            hidden.append(model.language(*part, cache=cache))
-    whole = torch.cat(hidden, dim=1)
-    found = predicting(ids, (2010, 2011), mask=mask)
-    for i in range(len(offsets)):
-        check(i, "hidden", whole[i, found[i]])
-        check(i, "logits_last8", model.lm_head(whole[i, -8:]))
+    starts = [len(s["prompt_ids"]) for s in recipes.samples]
+    forced = [
+        torch.tensor(s["input_ids"][n:]) for s, n in zip(recipes.samples, starts, strict=True)
+    ]
+    hidden: list[torch.Tensor] = []
+
+    def told(step: Step, _rows: int) -> torch.Tensor:
+        at = len(hidden)
+        hidden.append(step.slots.hidden.clone())
+        return torch.stack([row[min(at, len(row) - 1)] for row in forced])
+
+    monkeypatch.setattr(Step, "_choose", told)
+    asked = [
+        Request(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36)) for s in recipes.samples
+    ]
+    longest = max(map(len, forced))
+    generate(model, asked, Limits(longest + 1, ()))
+    whole = torch.stack(hidden, dim=1)
+    for i, row in enumerate(forced):
+        first = [row.tolist().index(token) for token in (2010, 2011)]
+        check(i, "hidden", whole[i, first])
+        last = whole[i, len(row) - 7 : len(row) + 1]
+        check(i, "logits_last8", model.lm_head(last))
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from tiny_imagedoctor import example, noise
 
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.seams import Verifier
-from tts_verifier.verifiers.imagedoctor import ImageDoctor, verifier
-from tts_verifier.verifiers.imagedoctor.decode import Generated, Limits, Request
+from tts_verifier.verifiers.imagedoctor import ImageDoctor
+from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
 
 REPLY = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
@@ -48,15 +48,15 @@ def script(
 ) -> None:
     """Makes every reply `text`, with random states for the kinds that are `seen`."""
 
-    def fake(_model: Any, requests: Sequence[Request], _limits: Limits) -> list[Generated]:
+    def fake(_engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
         ids = doctor.checkpoint.words.encode(text)
         states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-        return [
-            Generated(ids, True, states, seen, torch.zeros(len(r.patches) // 4, 64))
-            for r in requests
-        ]
+        odds = np.zeros((len(ids), 10), np.float32)
+        for i, request in enumerate(requests):
+            visual = torch.zeros(len(request.patches) // 4, 64)
+            yield i, Generated(ids, True, states, seen, visual, odds)
 
-    monkeypatch.setattr(verifier, "generate", fake)
+    monkeypatch.setattr(Engine, "replies", fake)
 
 
 def test_a_verdict_has_scores_maps_boxes_and_text_on_the_images_own_pixels(
@@ -108,6 +108,17 @@ def test_the_quick_look_gives_numbers_and_no_maps(
     assert verdict.scores["aesthetics"] == 0.5
     assert not verdict.heatmaps
     assert verdict.detail == "score"
+
+
+def test_maps_can_be_asked_for_always_or_never(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
+) -> None:
+    script(monkeypatch, doctor, "Aesthetic score: 0.5;</answer>", (True, True))
+    for heatmaps, kept in ((True, 2), (False, 0)):
+        judge = ImageDoctor(doctor.checkpoint, heatmaps=heatmaps)
+        for detail in ("score", "diagnose"):
+            (verdict,) = judge.verify([noise(9, 9)], ["a dog"], detail=detail)  # type: ignore[arg-type]
+            assert len(verdict.heatmaps) == kept
 
 
 SIZES = [(64, 64), (30, 90), (1, 1), (200, 17), (64, 64), (81, 80), (5, 300)]
@@ -194,7 +205,7 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
         "dtype": "float32",
         "device": "cpu",
         "fit": "pad",
-        "batch_size": 32,
+        "batch_size": 16,
         "max_new_tokens": 7,
         "repetition_penalty": 1.05,
     }

@@ -1,27 +1,37 @@
-"""Many images and prompts to replies, greedily, in one left-padded batch.
+"""Many images and prompts to replies, greedily: rows are refilled as their replies end.
 
-Only the states that matter are kept: of each row the last-layer state, after the final norm,
-that predicts the first token of each heatmap kind (the official script keeps every layer of
-every token, one image at a time). Rows that have ended leave the batch.
+Waiting requests are read some at a time into free rows, then all rows write one token a
+step. The host looks only every few steps at which rows have ended; what such a row would
+have written after its end is never noted. Of each row only the states that matter are kept:
+those, after the final norm, that predict the first token of each heatmap kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.cache import KeyValueCache
-from tts_verifier.verifiers.imagedoctor.heads import UPSCALE
+from tts_verifier.verifiers.imagedoctor.layers import layers_of, run, shape_of, turns
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, make_slots
+from tts_verifier.verifiers.imagedoctor.step import Step
 from tts_verifier.verifiers.imagedoctor.vision import Grid
 
-SHRINK = 0.75
-"""Ended rows are dropped when the batch would shrink at least to this share."""
+STRIDE = 8
+"""Steps between two looks at which rows have ended."""
+CHUNK = 16
+"""Prompts read at a time, at most: enough to fill a GPU, and a bound on memory."""
+REFILL = 4
+"""Free rows are refilled when they are at least a REFILL-th of all, or nothing is written."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,21 +43,13 @@ class Request:
     grid: Grid
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to stop, and how. `penalty`: repetition penalty, 1 = none."""
-
-    max_new_tokens: int
-    eos: tuple[int, ...]
-    penalty: float = 1.0
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Generated:
     """One reply: `ids` without the end token; `ended` False when it was cut off.
 
     `states`: (2, H), misalignment and artifact; a row counts where `seen` is True.
-    `visual`: (cells, H), the image's merged features.
+    `visual`: (cells, H), the image's merged features. `odds`: (tokens, 10), probabilities of
+    the digits where each token was chosen; no rows when `Limits` names no digits.
     """
 
     ids: list[int]
@@ -55,158 +57,245 @@ class Generated:
     states: Tensor
     seen: tuple[bool, bool]
     visual: Tensor
+    odds: NDArray[np.float32]
 
 
-class _Rows:
-    """The rows still being written: their past, and where each stands."""
+@dataclass(slots=True, eq=False)
+class _Row:
+    """What a row is busy with; `longest`: at most the length of its past."""
 
-    def __init__(self, model: ImageDoctorModel, ids: Tensor, real: Tensor, limits: Limits) -> None:
-        self.model = model
-        self.penalty = limits.penalty
-        self.number = torch.arange(len(ids), device=ids.device)
-        self.cache = KeyValueCache(int(model.config.text["num_hidden_layers"]))
-        self.real = real
-        self.padded = not bool(real.all())
-        self.position = real.sum(1, keepdim=True)
-        self.used: Tensor | None = None
-        if limits.penalty != 1.0:
-            shape = (len(ids), int(model.config.text["vocab_size"]))
-            self.used = torch.zeros(shape, dtype=torch.bool, device=ids.device)
-            row, column = real.nonzero(as_tuple=True)
-            self.used[row, ids[row, column]] = True
-
-    def read(self, ids: Tensor, visual: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Reads the prompts; returns the last state of each, (rows, H)."""
-        positions, shift = self.model.positions(ids, grids, self.real)
-        self.position = self.position + shift
-        mask = _causal(self.real) if self.padded else None
-        embedded = self.model.embed(ids, visual)
-        return self.model.language(embedded, positions, mask, cache=self.cache)[:, -1]
-
-    def append(self, token: Tensor) -> Tensor:
-        """Reads one more token a row; returns its state, (rows, H)."""
-        self.real = torch.cat([self.real, torch.ones_like(self.real[:, :1])], dim=1)
-        mask = self.real[:, None, None, :] if self.padded else None
-        embedded: Tensor = self.model.model.embed_tokens(token[:, None])
-        position = self.position.expand(3, -1, -1)
-        self.position = self.position + 1
-        return self.model.language(embedded, position, mask, cache=self.cache)[:, -1]
-
-    def choose(self, hidden: Tensor) -> Tensor:
-        """Returns the best token of each row, (rows,)."""
-        logits: Tensor = self.model.lm_head(hidden).float()
-        if self.used is None:
-            return logits.argmax(-1)
-        lowered = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
-        token = torch.where(self.used, lowered, logits).argmax(-1)
-        self.used[torch.arange(len(token), device=token.device), token] = True
-        return token
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the other rows."""
-        self.number, self.real = self.number[rows], self.real[rows]
-        self.position = self.position[rows]
-        self.cache.keep(rows)
-        if self.used is not None:
-            self.used = self.used[rows]
+    number: int
+    request: Request
+    visual: Tensor
+    longest: int
 
 
-@torch.inference_mode()
+class Engine:
+    """Keeps the buffers and captured steps of a model between calls.
+
+    Args:
+        model: on its devices, for inference; its weights may change between calls.
+        limits: of every reply.
+        slots: rows, replies written at a time; halved when memory runs out.
+    """
+
+    def __init__(self, model: ImageDoctorModel, limits: Limits, *, slots: int) -> None:
+        self.model, self.limits, self.rows = model, limits, slots
+        self._step: Step | None = None
+        self._busy: dict[int, _Row] = {}
+        self._weights: tuple[int, ...] = ()
+        self._warned = False
+
+    @torch.inference_mode()
+    def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
+        """Yields (place in `requests`, reply) as replies end; each equals what it would be alone.
+
+        Requests are taken as rows get free; longer prompts first spare a larger buffer later.
+        """
+        source = enumerate(requests)
+        waiting: deque[tuple[int, Request]] = deque()
+        self._busy = {}
+        self._join()
+        while True:
+            waiting.extend(_take(source, self.rows - len(self._busy) - len(waiting)))
+            if not waiting and not self._busy:
+                return
+            full, done = False, []
+            try:
+                self._refill(waiting)
+                self._advance(idle=not waiting)
+                done = self._ended()
+            except torch.OutOfMemoryError:
+                if self.rows == 1:
+                    raise
+                full = True
+            if full:  # here, as the error held on to what had been computed
+                waiting.extendleft((row.number, row.request) for row in self._busy.values())
+                self._shrink()
+            yield from done
+
+    def _shrink(self) -> None:
+        """Gives all memory back and goes on with half the rows."""
+        self._step, self._busy = None, {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not self._warned:
+            warnings.warn(
+                f"Memory ran out with batch_size {self.rows}; going on with half as many, and "
+                "half again where needed. Give a smaller batch_size to avoid the wait.",
+                stacklevel=3,
+            )
+        self._warned = True
+        self.rows //= 2
+
+    def _join(self) -> None:
+        """Joins weights anew if any has moved; captured steps then no longer hold."""
+        self._layers = layers_of(self.model)
+        weights = tuple(p.data_ptr() for p in self.model.parameters())
+        if weights != self._weights:
+            self._weights, self._step = weights, None
+
+    # -- reading prompts -----------------------------------------------------------------
+
+    def _refill(self, waiting: deque[tuple[int, Request]]) -> None:
+        free = [row for row in range(self.rows) if row not in self._busy]
+        if self._busy and len(free) * REFILL < self.rows:
+            return
+        while waiting and free:
+            count = min(CHUNK, len(waiting), len(free))
+            part = [waiting[i] for i in range(count)]
+            self._read(free[:count], part)
+            for _ in part:
+                waiting.popleft()
+            free = free[count:]
+
+    def _read(self, rows: list[int], part: Sequence[tuple[int, Request]]) -> None:
+        """Reads prompts into free rows; on an error the rows stay free."""
+        requests = [request for _, request in part]
+        longest = max(len(request.ids) for request in requests)
+        slots = self._slots(longest + self.limits.max_new_tokens)
+        device = slots.length.device
+        ids, real = _padded([request.ids for request in requests], device)
+        grids = [request.grid for request in requests]
+        pixels = torch.from_numpy(np.concatenate([request.patches for request in requests]))
+        visual = self.model.visual_features(pixels.to(device, non_blocking=True), grids)
+        at = torch.tensor(rows, device=device)
+        self._fill(slots, at, (ids, real), visual, grids)
+        merge = int(self.model.config.vision["spatial_merge_size"])
+        features = torch.split(visual, [h * w // merge**2 for h, w in grids])
+        for row, (number, request), cells in zip(rows, part, features, strict=True):
+            self._busy[row] = _Row(number, request, cells, len(request.ids))
+
+    def _fill(
+        self,
+        slots: Slots,
+        at: Tensor,
+        prompts: tuple[Tensor, Tensor],
+        visual: Tensor,
+        grids: Sequence[Grid],
+    ) -> None:
+        """Runs the language model over right-padded prompts, whose padding nothing sees."""
+        ids, real = prompts
+        positions, shift = self.model.positions(ids, grids, real)
+        shape = shape_of(self.model)
+        width, count = shape.heads * shape.size, ids.shape[1]
+
+        def attend(layer: int, qkv: Tensor) -> Tensor:
+            q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
+            past = slots.past[layer]
+            past[at.to(past.device), :count] = kv
+            q = q.unflatten(-1, (-1, shape.size)).transpose(1, 2)
+            k, v = kv.transpose(1, 3).unbind(2)
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return out.transpose(1, 2).flatten(2)
+
+        turn = turns(self.model, positions, shape)
+        x = run(self._layers, self.model.embed(ids, visual), turn, shape, attend=attend)
+        length = real.sum(1)
+        last = x.to(ids.device)[torch.arange(len(ids), device=ids.device), length - 1]
+        slots.hidden[at] = self.model.model.norm(last)
+        slots.position[at] = length + shift[:, 0]
+        slots.length[at] = length
+        slots.live[at] = True
+        slots.count[at] = 0
+        slots.seen[at] = False
+        slots.states[at] = 0
+        if slots.used.shape[1]:
+            # Padding repeats each prompt's first token, so that it marks nothing else.
+            slots.used[at] = torch.zeros_like(slots.used[: len(ids)]).scatter_(1, ids, True)
+
+    def _slots(self, room: int) -> Slots:
+        """Returns buffers with at least this room, with what busy rows hold."""
+        if self._step is not None and self._step.slots.room >= room:
+            return self._step.slots
+        made = make_slots(self.model, self.rows, room, self.limits)
+        if self._step is not None and self._busy:
+            for new, old in zip(made.state(), self._step.slots.state(), strict=True):
+                new[:, : old.shape[1]].copy_(old) if new.dim() == 5 else new.copy_(old)
+        self._step = Step(self.model, self._layers, made, self.limits)
+        return made
+
+    # -- writing replies -----------------------------------------------------------------
+
+    def _advance(self, *, idle: bool) -> None:
+        """Writes up to STRIDE tokens in every busy row."""
+        step = self._step
+        if step is None:
+            return
+        if idle:
+            self._gather(step.slots)
+        rows = self._span()
+        for _ in range(min(STRIDE, self.limits.max_new_tokens)):
+            step(rows, max(row.longest for row in self._busy.values()))
+            for row in self._busy.values():
+                row.longest = min(row.longest + 1, step.slots.room - 1)
+
+    def _span(self) -> int:
+        """Returns how many rows to step: all, or a half, quarter… that holds the busy ones."""
+        rows = self.rows
+        while rows > 1 and max(self._busy) < -(-rows // 2):
+            rows = -(-rows // 2)
+        return rows
+
+    def _gather(self, slots: Slots) -> None:
+        """Moves busy rows to the front if half the rows that are stepped would do."""
+        half = -(-self._span() // 2)
+        if len(self._busy) > half:
+            return
+        behind = [row for row in self._busy if row >= half]
+        free = [row for row in range(half) if row not in self._busy][: len(behind)]
+        if behind:
+            slots.move(behind, free)
+        for source, target in zip(behind, free, strict=True):
+            slots.live[source] = False
+            self._busy[target] = self._busy.pop(source)
+
+    def _ended(self) -> list[tuple[int, Generated]]:
+        """Frees the rows whose replies have ended, and returns these."""
+        if self._step is None:
+            return []
+        slots = self._step.slots
+        live, counts = torch.stack([slots.live.long(), slots.count]).tolist()
+        ready = [row for row in self._busy if not live[row]]
+        if not ready:
+            return []
+        at = torch.tensor(ready, device=slots.length.device)
+        most = max(counts[row] for row in ready)
+        tokens, seen = slots.tokens[at, :most].tolist(), slots.seen[at].tolist()
+        odds = slots.odds[at, :most].cpu().numpy()
+        found = []
+        for i, (row, state) in enumerate(zip(ready, slots.states[at], strict=True)):
+            busy = self._busy.pop(row)
+            reply, ended = _until(tokens[i][: counts[row]], self.limits.eos)
+            kinds = (bool(seen[i][0]), bool(seen[i][1]))
+            chances = odds[i, : len(reply)]
+            found.append((busy.number, Generated(reply, ended, state, kinds, busy.visual, chances)))
+        return found
+
+
 def generate(
     model: ImageDoctorModel, requests: Sequence[Request], limits: Limits
 ) -> list[Generated]:
-    """Writes the replies of one batch; each equals what the row would get alone (float32)."""
-    device = model.lm_head.weight.device
-    ids, real = _left_padded([r.ids for r in requests], device)
-    grids = [r.grid for r in requests]
-    pixels = torch.from_numpy(np.concatenate([r.patches for r in requests])).to(device)
-    visual = model.visual_features(pixels, grids)
-    rows = _Rows(model, ids, real, limits)
-    tokens, states, seen = _write(rows, rows.read(ids, visual, grids), limits)
-    merge = int(model.config.vision["spatial_merge_size"])
-    features = torch.split(visual, [h * w // merge**2 for h, w in grids])
-    replies = []
-    for row, state, kinds, cells in zip(
-        tokens.tolist(), states, seen.tolist(), features, strict=True
-    ):
-        reply, ended = _until(row, limits.eos)
-        replies.append(Generated(reply, ended, state, (kinds[0], kinds[1]), cells))
-    return replies
+    """Writes the replies of one batch, in its order."""
+    found = dict(Engine(model, limits, slots=max(len(requests), 1)).replies(requests))
+    return [found[i] for i in range(len(requests))]
 
 
-def _write(rows: _Rows, hidden: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
-    """Decodes; returns tokens (rows, steps), -1 after the end, states (rows, 2, H), seen."""
-    count, device, config = len(hidden), hidden.device, rows.model.config
-    kinds = torch.tensor([config.misalignment_token_id, config.artifact_token_id], device=device)
-    eos = torch.tensor(limits.eos, device=device)
-    tokens = torch.full((count, limits.max_new_tokens), -1, device=device)
-    states = hidden.new_zeros(count, 2, hidden.shape[-1])
-    seen = torch.zeros(count, 2, dtype=torch.bool, device=device)
-    live = torch.ones(count, dtype=torch.bool, device=device)
-    for step in range(limits.max_new_tokens):
-        token = rows.choose(hidden)
-        tokens[rows.number, step] = torch.where(live, token, -1)
-        hit = (token[:, None] == kinds) & ~seen[rows.number] & live[:, None]
-        states[rows.number] = torch.where(hit[..., None], hidden[:, None], states[rows.number])
-        seen[rows.number] |= hit
-        live = live & ~(token[:, None] == eos).any(1)
-        left = int(live.sum())
-        if not left or step + 1 == limits.max_new_tokens:
-            break
-        if left <= SHRINK * len(live):
-            index = live.nonzero().squeeze(1)
-            rows.keep(index)
-            token, live = token[index], live[index]
-        hidden = rows.append(token)
-    return tokens, states, seen
+def _take(source: Iterator[tuple[int, Request]], count: int) -> Iterator[tuple[int, Request]]:
+    return islice(source, max(count, 0))
 
 
-def _left_padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns ids (B, T) and which of them are real (B, T), bool."""
+def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns ids (B, T), padded right by each row's first, and which are real, bool."""
     longest = max(map(len, ids))
-    batch = torch.zeros(len(ids), longest, dtype=torch.long)
-    real = torch.zeros(len(ids), longest, dtype=torch.bool)
-    for i, row in enumerate(ids):
-        batch[i, longest - len(row) :] = torch.tensor(row)
-        real[i, longest - len(row) :] = True
+    batch = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in ids])
+    lengths = torch.tensor([len(row) for row in ids])
+    real = torch.arange(longest) < lengths[:, None]
     return batch.to(device), real.to(device)
-
-
-def _causal(real: Tensor) -> Tensor:
-    """Returns what may be attended to, (B, 1, T, T); padding sees itself, lest it be NaN."""
-    length = real.shape[1]
-    square = torch.ones(length, length, dtype=torch.bool, device=real.device)
-    own = torch.eye(length, dtype=torch.bool, device=real.device)
-    return ((square.tril() & real[:, None, :]) | own)[:, None]
 
 
 def _until(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
     """Returns the tokens before the end token, and whether there was one."""
-    for i, token in enumerate(tokens):
-        if token in eos:
-            return tokens[:i], True
+    if tokens and tokens[-1] in eos:
+        return tokens[:-1], True
     return tokens, False
-
-
-@torch.inference_mode()
-def heatmaps(
-    model: ImageDoctorModel, states: Tensor, visual: Tensor, grid: Grid, *, chunk: int = 8
-) -> NDArray[np.float32]:
-    """Decodes N maps of one grid in chunks, which bounds memory.
-
-    Args:
-        model: gives the heads.
-        states: (N, H).
-        visual: (N, cells, H).
-        grid: (rows, columns) of merged cells.
-        chunk: maps at a time.
-
-    Returns:
-        float32 (N, 16 rows, 16 columns) in [0, 1].
-    """
-    maps = np.empty((len(states), UPSCALE * grid[0], UPSCALE * grid[1]), dtype=np.float32)
-    for start in range(0, len(states), chunk):
-        part = slice(start, start + chunk)
-        logits = model.heatmap_logits(states[part], visual[part], grid)
-        maps[part] = torch.sigmoid(logits.float()).cpu().numpy()
-    return maps

@@ -20,11 +20,11 @@ import torch
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor import weights
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.decode import Limits
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap, Placement
 from tts_verifier.verifiers.imagedoctor.processor import Processor
 from tts_verifier.verifiers.imagedoctor.prompt import Words
+from tts_verifier.verifiers.imagedoctor.slots import Limits
 
 BUNDLED = "shapes"
 MAX_NEW_TOKENS = 2048

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypedDict, Unpack
+from typing import Final, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
@@ -16,12 +17,13 @@ from tts_verifier.images import ImageLike, as_images
 from tts_verifier.seams import Verifier, check_pairs
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.answer import parse
-from tts_verifier.verifiers.imagedoctor.decode import Generated, Request, generate, heatmaps
+from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
 from tts_verifier.verifiers.imagedoctor.geometry import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
+from tts_verifier.verifiers.imagedoctor.maps import MapQueue
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
+from tts_verifier.verifiers.imagedoctor.slots import rows_that_fit
 
-MAPS: Final = ("misalignment", "artifact")
 MAX_CAPTION: Final = 20_000
 """Characters; longer prompts are refused rather than left to fill the memory."""
 
@@ -31,7 +33,8 @@ class Options(TypedDict, total=False):
 
     `revision`, `local_files_only`: of a hub id. `dtype`, `device`: None = bfloat16 on a GPU,
     float32 on a CPU. `device_map`: "auto" spreads the language model's layers over all GPUs.
-    `fit`: "squash" (official) or "pad" (letterbox). `batch_size`: images at a time.
+    `fit`: "squash" (official) or "pad" (letterbox). `batch_size`: images at a time,
+    None = by the memory that is free. `heatmaps`: decode maps, None = with "diagnose" only.
     `max_new_tokens`: None = the checkpoint's, or 2048.
     """
 
@@ -41,7 +44,8 @@ class Options(TypedDict, total=False):
     device: torch.device | str | None
     device_map: DeviceMap | None
     fit: Fit
-    batch_size: int
+    batch_size: int | None
+    heatmaps: bool | None
     max_new_tokens: int | None
 
 
@@ -53,7 +57,8 @@ class ImageDoctor(Verifier):
     Args:
         checkpoint: from `loading.load`.
         fit: how an image is brought into the model's square.
-        batch_size: images at a time.
+        batch_size: images at a time, None = by the memory that is free.
+        heatmaps: whether maps are decoded; None = with detail "diagnose" only.
         settings: more to note in the log.
 
     Raises:
@@ -65,15 +70,20 @@ class ImageDoctor(Verifier):
         checkpoint: Checkpoint,
         *,
         fit: Fit = "squash",
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        heatmaps: bool | None = None,
         settings: Mapping[str, Setting] | None = None,
     ) -> None:
         if fit not in FITS:
             raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.")
+        if batch_size is None:
+            batch_size = rows_that_fit(checkpoint.model, checkpoint.limits)
         _check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.fit: Fit = fit
         self.batch_size = batch_size
+        self.heatmaps = heatmaps
+        self.engine = Engine(checkpoint.model, checkpoint.limits, slots=batch_size)
         weight = checkpoint.model.lm_head.weight
         self.settings = {
             **(settings or {}),
@@ -119,7 +129,8 @@ class ImageDoctor(Verifier):
         return cls(
             checkpoint,
             fit=options.get("fit", "squash"),
-            batch_size=options.get("batch_size", 32),
+            batch_size=options.get("batch_size"),
+            heatmaps=options.get("heatmaps"),
             settings={"model": name_or_path, "revision": revision},
         )
 
@@ -136,7 +147,7 @@ class ImageDoctor(Verifier):
             images: see `images.as_image` for what is accepted.
             prompts: captions, any text; special tokens in them are only text.
             detail: "diagnose" = the official reasoning instruction, with heatmaps and boxes;
-                "score" = the official answer-only one: numbers and no maps.
+                "score" = the official answer-only one: numbers, and maps only if asked for.
 
         Returns:
             A verdict each, in order. A score that the reply does not give is NaN, a heatmap
@@ -150,36 +161,39 @@ class ImageDoctor(Verifier):
         pictures = as_images(images)
         check_pairs(pictures, prompts)
         captions = [_caption(i, prompt) for i, prompt in enumerate(prompts)]
-        order = sorted(range(len(pictures)), key=lambda i: len(captions[i]))
-        verdicts: dict[int, Verdict] = {}
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            judged = self._batch([pictures[i] for i in part], [captions[i] for i in part], detail)
-            verdicts.update(zip(part, judged, strict=True))
+        order = sorted(range(len(pictures)), key=lambda i: -len(captions[i]))
+        began = time.perf_counter()
+        judged = self._judge([(pictures[i], captions[i]) for i in order], detail)
+        seconds = (time.perf_counter() - began) / max(len(order), 1)
+        verdicts = {
+            i: self._verdict(*parts, detail=detail, seconds=seconds)
+            for i, parts in zip(order, judged, strict=True)
+        }
         return [verdicts[i] for i in range(len(pictures))]
 
-    def _batch(
-        self, pictures: list[Image.Image], captions: list[str], detail: Detail
-    ) -> list[Verdict]:
-        began = time.perf_counter()
-        c, reasoning = self.checkpoint, detail == "diagnose"
-        patches = [c.processor(picture, fit=self.fit) for picture in pictures]
-        merged = c.processor.merge_size**2
-        requests = []
-        for caption, p in zip(captions, patches, strict=True):
-            ids = c.words.prompt(caption, cells=len(p.values) // merged, reasoning=reasoning)
-            self._check_length(ids, caption)
-            requests.append(Request(ids, p.values, p.grid))
-        replies = generate(c.model, requests, c.limits)
-        grids = [
-            (p.grid[0] // c.processor.merge_size, p.grid[1] // c.processor.merge_size)
-            for p in patches
-        ]
-        maps = _maps(c, replies, grids) if reasoning else [{}] * len(replies)
-        seconds = (time.perf_counter() - began) / len(pictures)
+    def _judge(self, pairs: Sequence[tuple[Image.Image, str]], detail: Detail) -> list[_Judged]:
+        """Runs the engine, and the heads as replies end; pictures are prepared when needed."""
+        c, placed = self.checkpoint, []
+
+        def requests() -> Iterator[Request]:
+            for picture, caption in pairs:
+                p = c.processor(picture, fit=self.fit)
+                cells = len(p.values) // c.processor.merge_size**2
+                ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")
+                self._check_length(ids, caption)
+                placed.append((p.placement, p.grid))
+                yield Request(ids, p.values, p.grid)
+
+        wanted = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
+        maps = MapQueue(c.model)
+        found: dict[int, Generated] = {}
+        for number, reply in self.engine.replies(requests()):
+            if wanted:
+                maps.add(number, reply, placed[number][1])
+            found[number] = replace(reply, visual=reply.visual[:0])
+        done = maps.finish()
         return [
-            self._verdict(reply, p.placement, grid_maps, detail=detail, seconds=seconds)
-            for reply, p, grid_maps in zip(replies, patches, maps, strict=True)
+            _Judged(found[i], placement, done.get(i, {})) for i, (placement, _) in enumerate(placed)
         ]
 
     def _check_length(self, ids: list[int], caption: str) -> None:
@@ -194,7 +208,7 @@ class ImageDoctor(Verifier):
         self,
         reply: Generated,
         placement: Placement,
-        maps: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+        maps: Mapping[str, NDArray[np.float32]],
         *,
         detail: Detail,
         seconds: float,
@@ -211,6 +225,14 @@ class ImageDoctor(Verifier):
             detail=detail,
             cost=Cost(verifier_calls=1, judge_seconds=seconds),
         )
+
+
+class _Judged(NamedTuple):
+    """What the engine gave for one image."""
+
+    reply: Generated
+    placement: Placement
+    maps: Mapping[str, NDArray[np.float32]]
 
 
 def _check_positive(name: str, value: int) -> None:
@@ -233,19 +255,3 @@ def _caption(index: int, prompt: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from None
     return prompt
-
-
-def _maps(
-    checkpoint: Checkpoint, replies: Sequence[Generated], grids: Sequence[tuple[int, int]]
-) -> list[dict[str, np.ndarray[Any, np.dtype[np.float32]]]]:
-    """Decodes the maps whose token was written: one dictionary a reply, batched by grid."""
-    found: list[dict[str, Any]] = [{} for _ in replies]
-    wanted = [(i, k) for i, reply in enumerate(replies) for k in (0, 1) if reply.seen[k]]
-    for grid in dict.fromkeys(grids[i] for i, _ in wanted):
-        members = [(i, k) for i, k in wanted if grids[i] == grid]
-        states = torch.stack([replies[i].states[k] for i, k in members])
-        visual = torch.stack([replies[i].visual for i, _ in members])
-        decoded = heatmaps(checkpoint.model, states, visual, grid)
-        for (i, k), grid_map in zip(members, decoded, strict=True):
-            found[i][MAPS[k]] = grid_map
-    return found

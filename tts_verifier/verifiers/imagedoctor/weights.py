@@ -78,7 +78,9 @@ def write(
         if len(shards) > 1:
             name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         read = value or state.__getitem__
-        tensors = {key: read(key).detach().to("cpu", dtype).contiguous() for key in names}
+        # Copied, as joined weights share memory, which safetensors refuses.
+        tensors = {key: read(key).detach().to("cpu", dtype, copy=True) for key in names}
+        tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(tensors, str(folder / name), metadata={"format": "pt"})
         total += sum(t.nbytes for t in tensors.values())
         where.update(dict.fromkeys(names, name))

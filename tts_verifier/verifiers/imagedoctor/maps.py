@@ -1,0 +1,82 @@
+"""Heatmaps of replies, decoded a fixed number at a time as replies end.
+
+The head's inner tensors are large (32 MB each for one map of the official model in bf16), so
+that few maps are decoded together. Full groups are started at once and fetched at the end,
+so that the host need not wait for them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tts_verifier.verifiers.imagedoctor.decode import Generated
+from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.vision import Grid
+
+MAPS: Final = ("misalignment", "artifact")
+CHUNK: Final = 8
+"""Maps decoded together."""
+
+
+class MapQueue:
+    """Gathers wanted maps by grid, and decodes them in groups of `CHUNK`."""
+
+    def __init__(self, model: ImageDoctorModel) -> None:
+        self._model = model
+        self._merge = int(model.config.vision["spatial_merge_size"])
+        self._wanted: dict[Grid, list[tuple[int, str, Tensor, Tensor]]] = {}
+        self._done: list[tuple[list[tuple[int, str]], Tensor]] = []
+
+    def add(self, number: int, reply: Generated, grid: Grid) -> None:
+        """Asks for the maps whose token a reply has; `grid` of its image in patches."""
+        cells = (grid[0] // self._merge, grid[1] // self._merge)
+        wanted = self._wanted.setdefault(cells, [])
+        for k, name in enumerate(MAPS):
+            if reply.seen[k]:
+                wanted.append((number, name, reply.states[k], reply.visual))
+        while len(wanted) >= CHUNK:
+            self._decode(cells, wanted[:CHUNK])
+            del wanted[:CHUNK]
+
+    def finish(self) -> dict[int, dict[str, NDArray[np.float32]]]:
+        """Decodes the rest; returns each request's maps by name, float32 in [0, 1]."""
+        for cells, wanted in self._wanted.items():
+            if wanted:
+                self._decode(cells, wanted)
+        self._wanted = {}
+        if self._model.lm_head.weight.is_cuda:
+            torch.cuda.synchronize()
+        found: dict[int, dict[str, NDArray[np.float32]]] = {}
+        for names, maps in self._done:
+            for (number, name), grid_map in zip(names, maps.numpy(), strict=True):
+                found.setdefault(number, {})[name] = grid_map
+        return found
+
+    def _decode(self, cells: Grid, part: list[tuple[int, str, Tensor, Tensor]]) -> None:
+        states = torch.stack([state for _, _, state, _ in part])
+        visual = torch.stack([features for _, _, _, features in part])
+        maps = decode_maps(self._model, states, visual, cells)
+        if maps.is_cuda:
+            maps = torch.empty(maps.shape, pin_memory=True).copy_(maps, non_blocking=True)
+        self._done.append(([(number, name) for number, name, _, _ in part], maps))
+
+
+@torch.inference_mode()
+def decode_maps(model: ImageDoctorModel, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
+    """Decodes N maps of one grid together.
+
+    Args:
+        model: gives the heads.
+        states: (N, H).
+        visual: (N, cells, H).
+        cells: (rows, columns) of merged cells.
+
+    Returns:
+        float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
+    """
+    return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())

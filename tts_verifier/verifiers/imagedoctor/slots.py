@@ -1,0 +1,120 @@
+"""Where replies are written: a fixed number of rows with room for keys, values and tokens.
+
+Every buffer keeps its place in memory, so that a captured step finds it again. A row is
+free, or holds one request until its reply has ended; `decode` fills and empties rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+
+BLOCK = 128
+DIGITS = 10
+MOST_ROWS = {"cuda": 32, "cpu": 16}
+"""Rows unless memory is short: more gain little, and wait for the longest reply."""
+PROMPT = 1024
+"""Tokens of a prompt that room is foreseen for when rows are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop, and how.
+
+    `penalty`: repetition penalty, 1 = none. `digits`: ids of "0" to "9" where each is one
+    token, whose probabilities are then kept; else empty.
+    """
+
+    max_new_tokens: int
+    eos: tuple[int, ...]
+    penalty: float = 1.0
+    digits: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Slots:
+    """All state of S rows; C: the longest past, M: tokens a reply may have.
+
+    `past`: a layer each, (S, C, 2, kv heads, size). `hidden`: (S, H), what predicts the next
+    token. `position`: (S,), where it stands for M-RoPE. `length`: (S,), tokens in the past.
+    `live`: (S,), is being written. `count`: (S,), tokens written into `tokens` (S, M).
+    `states`, `seen`: (S, 2, H), (S, 2), of the two heatmap tokens. `odds`: (S, M, 10), the
+    digits' probabilities. `used`: (S, vocabulary), tokens that the penalty lowers.
+    """
+
+    past: list[Tensor]
+    hidden: Tensor
+    position: Tensor
+    length: Tensor
+    live: Tensor
+    count: Tensor
+    tokens: Tensor
+    states: Tensor
+    seen: Tensor
+    odds: Tensor
+    used: Tensor
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.length)
+
+    @property
+    def room(self) -> int:
+        """How long a past may be."""
+        return self.past[0].shape[1]
+
+    def state(self) -> tuple[Tensor, ...]:
+        """Returns all buffers, rows first."""
+        rest = (self.hidden, self.position, self.length, self.live, self.count, self.tokens)
+        return (*self.past, *rest, self.states, self.seen, self.odds, self.used)
+
+    def move(self, source: list[int], target: list[int]) -> None:
+        """Copies rows onto others, none of which is a source."""
+        for buffer in self.state():
+            index = torch.tensor([source, target], device=buffer.device)
+            buffer[index[1]] = buffer[index[0]]
+
+
+def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) -> Slots:
+    """Makes free rows; `room`: for a prompt and its reply, rounded up to whole blocks."""
+    text = model.config.text
+    heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
+    kv, size = int(text["num_key_value_heads"]), hidden // heads
+    weight = model.lm_head.weight
+    device, dtype = weight.device, weight.dtype
+    room = -(-room // BLOCK) * BLOCK
+    most = limits.max_new_tokens
+    vocabulary = len(weight) if limits.penalty != 1.0 else 0
+    return Slots(
+        past=[
+            torch.zeros(rows, room, 2, kv, size, dtype=dtype, device=place)
+            for place in (layer.input_layernorm.weight.device for layer in model.model.layers)
+        ],
+        hidden=torch.zeros(rows, hidden, dtype=dtype, device=device),
+        position=torch.zeros(rows, dtype=torch.long, device=device),
+        length=torch.zeros(rows, dtype=torch.long, device=device),
+        live=torch.zeros(rows, dtype=torch.bool, device=device),
+        count=torch.zeros(rows, dtype=torch.long, device=device),
+        tokens=torch.zeros(rows, most, dtype=torch.long, device=device),
+        states=torch.zeros(rows, 2, hidden, dtype=dtype, device=device),
+        seen=torch.zeros(rows, 2, dtype=torch.bool, device=device),
+        odds=torch.zeros(rows, most if limits.digits else 0, DIGITS, device=device),
+        used=torch.zeros(rows, vocabulary, dtype=torch.bool, device=device),
+    )
+
+
+def rows_that_fit(model: ImageDoctorModel, limits: Limits) -> int:
+    """Returns how many rows half of the free memory holds, at least 1."""
+    device = model.lm_head.weight.device
+    most = MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
+    if device.type != "cuda":
+        return most
+    free, _ = torch.cuda.mem_get_info(device)
+    slots = make_slots(model, 1, PROMPT + limits.max_new_tokens, limits)
+    row = sum(t.nbytes for t in slots.state())
+    return max(1, min(most, free // 2 // row))
