@@ -178,6 +178,22 @@ def test_only_finished_files_are_left(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
 
 
+def test_what_a_search_sees_is_what_the_files_hold_written_or_not(tmp_path: Path) -> None:
+    grid = np.linspace(0, 1, 77, dtype=np.float32).reshape(7, 11)
+    heatmap = Heatmap(grid, (22, 14), (0.0, 0.1, 1.0, 0.9))
+    picture = Image.effect_noise((22, 14), 50).convert("RGB")
+    item = Trial(
+        "x", Prompt("p", "p"), 0, Draw(1), 1.0, {}, 0.5,
+        image=Stored(lambda: picture), heatmaps={"artifact": Stored(lambda: heatmap)},
+    )  # fmt: skip
+    with open_log(tmp_path, {}, {}) as log:
+        (begun,) = log.append([item])
+        before = values(begun)
+        log.flush()
+        assert values(begun) == before
+    assert values(read_trials(tmp_path)[0]) == before
+
+
 # -- reading back, continuing --------------------------------------------------------------
 
 

@@ -178,6 +178,12 @@ def grey(grid: np.ndarray[Any, np.dtype[np.float32]]) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(grid, 0, 1) * 255).astype(np.uint8))
 
 
+def rounded(heatmap: Heatmap) -> Heatmap:
+    """Returns a map as it comes back from its file."""
+    values = np.asarray(grey(heatmap.grid)).astype(np.float32)
+    return Heatmap(values / np.float32(255), heatmap.size, heatmap.box)
+
+
 def heatmap_of(content: bytes, size: tuple[int, int], box: Any) -> Heatmap:
     """Returns the map of a grey PNG file."""
     values = np.asarray(Image.open(io.BytesIO(content))).astype(np.float32)

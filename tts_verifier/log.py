@@ -34,6 +34,7 @@ from tts_verifier.files import (
     image_of,
     npz,
     png,
+    rounded,
     state_of,
     stored,
 )
@@ -57,6 +58,10 @@ class _Kept(Generic[T]):
     def as_stored(self) -> Stored[T]:
         """Returns the value, wherever it is when it is looked at."""
         return Stored(lambda: self.now.load(), self.path)
+
+
+def _held(value: T) -> Stored[T]:
+    return Stored(lambda: value)
 
 
 @dataclass(eq=False)
@@ -169,16 +174,16 @@ class RunLog:
         if image is not None and not image.path:
             image = keep("image", image, f"images/{trial.id}.png", (png, image_of))
         for name, value in trial.heatmaps.items():
-            heatmap = value.load()
+            # What a strategy sees must not depend on whether the file was written yet.
+            heatmap = rounded(value.load())
             decode = partial(heatmap_of, size=heatmap.size, box=heatmap.box)
             path = f"heatmaps/{trial.id}.{name}.png"
-            maps[name] = keep(
-                f"heatmap_{name}", value, path, (lambda map_: png(grey(map_.grid)), decode)
-            )
+            codec = (lambda map_: png(grey(map_.grid)), decode)
+            maps[name] = keep(f"heatmap_{name}", _held(heatmap), path, codec)
         if state is not None:
             state = keep("state", state, f"states/{trial.id}.npz", (npz, state_of))
         row = to_row(trial, self._columns.draw)
-        row |= {f"heatmap_{n}_box": struct_of(v.load().box) for n, v in trial.heatmaps.items()}
+        row |= {f"heatmap_{n}_box": struct_of(v.load().box) for n, v in maps.items()}
         return _Writing(replace(trial, image=image, heatmaps=maps, state=state), row, kept)
 
     def _later(self, most: int, work: Callable[..., None], *arguments: Any) -> None:
