@@ -302,3 +302,29 @@ def _stacked(kind: str, images: list[Any]) -> Any:
     blank = np.full(shape, np.nan, np.float32)
     array = np.stack([blank if image is None else image for image in images])
     return array if kind == "np" else torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
+
+
+def search_as(kind: type, pipe: Any) -> VerifiedPipeline:
+    """Returns what searches with a custom pipeline made of diffusers' `kind`.
+
+    Args:
+        kind: the base class, which draws. Siblings are looked up by the class's name.
+        pipe: of a class derived from it; `pipe.search` holds the verifier, the strategy and
+            the options of a `VerifiedPipeline`, None where there are none.
+
+    Raises:
+        InputError: it has no verifier.
+    """
+    verifier, strategy, options = pipe.search
+    if verifier is None:
+        raise InputError(
+            f"{type(pipe).__name__} needs a verifier, it has none. Give one to from_pretrained: "
+            'verifier="GYX97/ImageDoctor".'
+        )
+    if isinstance(verifier, str):
+        verifier = load_verifier(verifier)
+        pipe.search = (verifier, strategy, options)
+    view = object.__new__(kind)
+    # The same parts and the same state, hooks and bars included.
+    object.__setattr__(view, "__dict__", pipe.__dict__)
+    return VerifiedPipeline(view, verifier, strategy=strategy, **(options or {}))

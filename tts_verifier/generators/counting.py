@@ -20,7 +20,7 @@ def counted(pipe: Any) -> Iterator[dict[str, int]]:
         "denoiser" and "vae" (encodings and decodings) -> rows so far.
     """
     rows = {"denoiser": 0, "vae": 0}
-    vae = getattr(pipe, "vae", None)
+    vae = getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
     parts = [
         ("denoiser", denoiser(pipe)),
         ("vae", getattr(vae, "encoder", None)),

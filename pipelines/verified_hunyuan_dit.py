@@ -1,0 +1,57 @@
+"""HunyuanDiT, searching: one more argument than diffusers' own pipeline.
+
+    DiffusionPipeline.from_pretrained(
+        MODEL, custom_pipeline="pipelines/verified_hunyuan_dit.py", trust_remote_code=True,
+        verifier="GYX97/ImageDoctor",
+    )
+
+diffusers asks for `trust_remote_code` even for a local file; the code that it runs is this
+file, no checkpoint's.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+from diffusers import HunyuanDiTPipeline
+
+from tts_verifier.pipeline import search_as
+
+
+class VerifiedHunyuanDiTPipeline(HunyuanDiTPipeline):
+    """The same parts; `verifier`, `strategy`, `options`: of a `tts_verifier.VerifiedPipeline`."""
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        transformer: Any,
+        scheduler: Any,
+        safety_checker: Any,
+        feature_extractor: Any,
+        requires_safety_checker: Any = True,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        verifier: Any = None,
+        strategy: Any = None,
+        options: Any = None,
+    ) -> None:
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            transformer=transformer,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            requires_safety_checker=requires_safety_checker,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+        )
+        self.search = (verifier, strategy, options)
+
+    @wraps(HunyuanDiTPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the base's
+        return search_as(HunyuanDiTPipeline, self)(*args, **kwargs)

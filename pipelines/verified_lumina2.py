@@ -1,0 +1,47 @@
+"""Lumina 2, searching: one more argument than diffusers' own pipeline.
+
+    DiffusionPipeline.from_pretrained(
+        MODEL, custom_pipeline="pipelines/verified_lumina2.py", trust_remote_code=True,
+        verifier="GYX97/ImageDoctor",
+    )
+
+diffusers asks for `trust_remote_code` even for a local file; the code that it runs is this
+file, no checkpoint's.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+from diffusers import Lumina2Pipeline
+
+from tts_verifier.pipeline import search_as
+
+
+class VerifiedLumina2Pipeline(Lumina2Pipeline):
+    """The same parts; `verifier`, `strategy`, `options`: of a `tts_verifier.VerifiedPipeline`."""
+
+    def __init__(
+        self,
+        transformer: Any,
+        scheduler: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        verifier: Any = None,
+        strategy: Any = None,
+        options: Any = None,
+    ) -> None:
+        super().__init__(
+            transformer=transformer,
+            scheduler=scheduler,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
+        self.search = (verifier, strategy, options)
+
+    @wraps(Lumina2Pipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the base's
+        return search_as(Lumina2Pipeline, self)(*args, **kwargs)

@@ -1,0 +1,47 @@
+"""Sana, searching: one more argument than diffusers' own pipeline.
+
+    DiffusionPipeline.from_pretrained(
+        MODEL, custom_pipeline="pipelines/verified_sana.py", trust_remote_code=True,
+        verifier="GYX97/ImageDoctor",
+    )
+
+diffusers asks for `trust_remote_code` even for a local file; the code that it runs is this
+file, no checkpoint's.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+from diffusers import SanaPipeline
+
+from tts_verifier.pipeline import search_as
+
+
+class VerifiedSanaPipeline(SanaPipeline):
+    """The same parts; `verifier`, `strategy`, `options`: of a `tts_verifier.VerifiedPipeline`."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        vae: Any,
+        transformer: Any,
+        scheduler: Any,
+        verifier: Any = None,
+        strategy: Any = None,
+        options: Any = None,
+    ) -> None:
+        super().__init__(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            transformer=transformer,
+            scheduler=scheduler,
+        )
+        self.search = (verifier, strategy, options)
+
+    @wraps(SanaPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102 - the base's
+        return search_as(SanaPipeline, self)(*args, **kwargs)

@@ -1,0 +1,118 @@
+"""What every family of pipelines can do, and that the document says so.
+
+    python tests/test_families.py
+
+writes the table into the document.
+"""
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_families
+from tiny_pipelines import as_parent, pixels
+
+from tts_verifier.errors import UnsupportedError
+from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.testing import check_generator
+from tts_verifier.types import Continue, Draw, Job, Mask, Near, Prompt, Repaint
+
+# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+DOCUMENT = Path(__file__).parent.parent / "tts_verifier" / "generators" / "FAMILIES.md"
+PROMPT = Prompt("0", "a red circle")
+BUILDERS = {**tiny_families.FAMILIES, "flux (schnell)": tiny_families.schnell}
+QUICK = ("sd3", "flux", "z_image", "hunyuan_dit")
+ALL = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS]
+
+
+def of(name, folder, batch_size=None):
+    family = BUILDERS[name](folder)
+    return DiffusersGenerator(family.pipe, call=family.call, batch_size=batch_size)
+
+
+def draw(generator, proposal, parent=None):
+    ancestors = (as_parent(parent),) if parent else ()
+    return generator.generate([Job(PROMPT, proposal, ancestors)])[0]
+
+
+def table(folder):
+    """The rows of the document, from pipelines as they are."""
+    lines = [
+        "| family | pipeline | scheduler here | `Draw` | `Draw(until)`, `Continue` | `Repaint` |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for name in BUILDERS:
+        generator = of(name, folder / name)
+        able = ["yes" if k in generator.supports else "no" for k in (Draw, Continue, Repaint)]
+        settings = generator.settings
+        cells = [name, settings["pipeline"], settings["scheduler"], *able]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_document_has_the_table(tmp_path):
+    found = re.search(r"<!-- table -->\n(.*?)\n<!-- end -->", DOCUMENT.read_text(), re.DOTALL)
+    assert found[1] == table(tmp_path), "run: python tests/test_families.py"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_seeds_picture_is_the_same_in_batches_of_1_4_and_8(name, tmp_path):
+    generator = of(name, tmp_path)
+    jobs = [Job(PROMPT, Draw(seed)) for seed in range(8)]
+    eight, four, one = (pixels(generator.generate(jobs[:n])[0]) for n in (8, 4, 1))
+    assert len(np.unique(eight)) > 8
+    assert np.abs(eight - four).max() <= 1
+    assert np.abs(eight - one).max() <= 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_passes_the_conformance_checks_and_resumes(name, tmp_path):
+    generator = of(name, tmp_path, batch_size=2)
+    check_generator(generator)
+    if Continue not in generator.supports:
+        with pytest.raises(UnsupportedError, match="cannot be resumed"):
+            draw(generator, Draw(1, until=0.5))
+        return
+    whole, half = draw(generator, Draw(1)), draw(generator, Draw(1, until=0.5))
+    rest = draw(generator, Continue("parent", 1.0, 2), half)
+    assert np.abs(pixels(rest) - pixels(whole)).max() <= 1
+    near = draw(generator, Draw(2, noise=Near("parent", 1e-7)), whole)
+    assert np.abs(pixels(near) - pixels(whole)).max() <= 1
+    spent = half.cost.network_evaluations + rest.cost.network_evaluations
+    assert spent == whole.cost.network_evaluations
+    assert whole.cost.vae_passes == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_repaints_or_says_by_name_why_not(name, tmp_path):
+    generator = of(name, tmp_path, batch_size=1)
+    whole = draw(generator, Draw(1))
+    left = np.zeros(pixels(whole).shape[:2], np.bool_)
+    left[:, :6] = True
+    repaint = Repaint("parent", Mask.of(left), 3, 0.7)
+    if Repaint not in generator.supports:
+        with pytest.raises(UnsupportedError, match=f"{type(generator.pipe).__name__} has no inpai"):
+            draw(generator, repaint, whole)
+        return
+    after = draw(generator, repaint, whole)
+    assert np.array_equal(pixels(after)[~left], pixels(whole)[~left])
+    assert not np.array_equal(pixels(after)[left], pixels(whole)[left])
+
+
+def test_a_video_of_many_frames_is_refused(tmp_path):
+    family = tiny_families.FAMILIES["wan"](tmp_path)
+    generator = DiffusersGenerator(family.pipe, call={**family.call, "num_frames": 5})
+    with pytest.raises(UnsupportedError, match="num_frames=1"):
+        draw(generator, Draw(1))
+
+
+if __name__ == "__main__":
+    text, made = DOCUMENT.read_text(), table(Path(tempfile.mkdtemp()))
+    marked = re.sub(r"(<!-- table -->\n).*?(<!-- end -->)", rf"\1{made}\n\2", text, flags=re.DOTALL)
+    DOCUMENT.write_text(marked)
+    sys.stdout.write(made + "\n")

@@ -1,0 +1,76 @@
+"""The custom pipelines, through diffusers' own loading."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_families
+from diffusers import DiffusionPipeline
+
+from tts_verifier import BestOfN, wrap
+from tts_verifier.errors import InputError
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import Budget
+
+# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+FILES = sorted((Path(__file__).parent.parent / "pipelines").glob("verified_*.py"))
+
+
+def load(folder, name, **told):
+    file = next(path for path in FILES if path.stem == f"verified_{name}")
+    empty = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3" else {}
+    return DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=str(file), trust_remote_code=True, **empty, **told
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """diffusers copies the file into a cache of modules; this one is the test's."""
+    from diffusers.utils import dynamic_modules_utils
+
+    monkeypatch.setattr(
+        dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules"))
+    )
+
+
+def test_there_is_one_for_every_family():
+    assert {path.stem.removeprefix("verified_") for path in FILES} == set(tiny_families.FAMILIES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_short_and_nothing_but_glue(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 120
+    assert not any(isinstance(n, ast.If | ast.For | ast.While) for n in ast.walk(ast.parse(text)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("sd3", "sdxl") else pytest.param(n, marks=pytest.mark.slow)
+     for n in tiny_families.FAMILIES],
+)  # fmt: skip
+def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
+    family = tiny_families.FAMILIES[name](tmp_path / "words")
+    family.pipe.save_pretrained(tmp_path / "model")
+    search = {"strategy": BestOfN(2)}
+    told = {"verifier": FakeVerifier(), "options": {"budget": Budget(candidates=2)}, **search}
+    custom = load(tmp_path / "model", name, **told)
+    assert type(custom).__name__ == f"Verified{type(family.pipe).__name__}"
+    custom.set_progress_bar_config(disable=True)
+    out = custom("a red circle", seed=1, **family.call)
+    wanted = wrap(family.pipe, FakeVerifier(), **search)("a red circle", seed=1, **family.call)
+    assert len(out.trials) == 2
+    assert np.array_equal(np.asarray(out.images[0]), np.asarray(wanted.images[0]))
+
+
+def test_without_a_verifier_it_says_what_to_give(tmp_path):
+    family = tiny_families.FAMILIES["sd3"](tmp_path / "words")
+    family.pipe.save_pretrained(tmp_path / "model")
+    custom = load(tmp_path / "model", "sd3")
+    with pytest.raises(InputError, match="needs a verifier, it has none"):
+        custom("a red circle")
+    assert custom.components.keys() >= {"vae", "transformer"}
