@@ -86,6 +86,11 @@ class Engine:
         self._weights: tuple[int, ...] = ()
         self._warned = False
 
+    @property
+    def step(self) -> Step | None:
+        """What writes one token a row, None until prompts were read; for timing it."""
+        return self._step
+
     @torch.inference_mode()
     def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
         """Yields (place in `requests`, reply) as replies end; each equals what it would be alone.

@@ -6,7 +6,9 @@ free, or holds one request until its reply has ended; `decode` fills and empties
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -93,7 +95,7 @@ def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) ->
     return Slots(
         past=[
             torch.zeros(rows, room, 2, kv, size, dtype=dtype, device=place)
-            for place in (layer.input_layernorm.weight.device for layer in model.model.layers)
+            for place in _devices(model)
         ],
         hidden=torch.zeros(rows, hidden, dtype=dtype, device=device),
         position=torch.zeros(rows, dtype=torch.long, device=device),
@@ -106,6 +108,12 @@ def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) ->
         odds=torch.zeros(rows, most if limits.digits else 0, DIGITS, device=device),
         used=torch.zeros(rows, vocabulary, dtype=torch.bool, device=device),
     )
+
+
+def _devices(model: ImageDoctorModel) -> list[torch.device]:
+    """Returns where each layer is."""
+    layers = cast(Sequence[Any], model.model.layers)
+    return [layer.input_layernorm.weight.device for layer in layers]
 
 
 def rows_that_fit(model: ImageDoctorModel, limits: Limits) -> int:
