@@ -324,7 +324,7 @@ def search_as(kind: type, pipe: Any) -> VerifiedPipeline:
     if isinstance(verifier, str):
         verifier = load_verifier(verifier)
         pipe.search = (verifier, strategy, options)
-    view = object.__new__(kind)
+    view: Any = object.__new__(kind)
     # The same parts and the same state, hooks and bars included.
     object.__setattr__(view, "__dict__", pipe.__dict__)
     return VerifiedPipeline(view, verifier, strategy=strategy, **(options or {}))

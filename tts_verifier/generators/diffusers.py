@@ -23,6 +23,7 @@ from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.fitting import Room
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
+from tts_verifier.generators.texts import Texts
 from tts_verifier.regions import paste
 from tts_verifier.types import (
     Continue,
@@ -98,6 +99,7 @@ class DiffusersGenerator:
         check_call(self.pipe, self._call)
         self._room = Room(batch_size, str(getattr(self.pipe, "device", "cpu")).split(":")[0])
         self.batch_size = self._room.limit
+        self._texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
         self._missing = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
@@ -220,7 +222,8 @@ class DiffusersGenerator:
         return drawn
 
     def _called(self, pipe: Any, call: Mapping[str, Any]) -> Drawn:
-        out = pipe(output_type="pt", **call)
+        with self._texts.encoded_once(pipe):
+            out = pipe(output_type="pt", **call)
         if pipe is self.pipe:
             self._output = type(out)
         return Drawn.of(out)
