@@ -121,12 +121,12 @@ def campaign(kills: int, home: Path, seed: int) -> dict:
     dice = random.Random(seed)
     total = {"kills": 0, "episodes": 0, "lost": 0, "altered": 0, "redrawn": 0, "doubled": 0}
     total |= {"choices_changed": 0, "tables_changed": 0}
-    whole = {}
-    for strategy in STRATEGIES:
-        seconds, _ = whole_run(home / strategy, strategy)
-        whole[strategy] = (seconds, final(home / strategy))
+    whole: dict[str, tuple[float, list]] = {}
     while total["kills"] < kills:
         strategy = list(STRATEGIES)[total["episodes"] % len(STRATEGIES)]
+        if strategy not in whole:
+            seconds, _ = whole_run(home / strategy, strategy)
+            whole[strategy] = (seconds, final(home / strategy))
         seconds, expected = whole[strategy]
         folder = home / f"episode{total['episodes']}"
         limits = (seconds * 0.6, kills - total["kills"])
