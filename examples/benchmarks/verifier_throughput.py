@@ -13,6 +13,7 @@ where pyarrow is installed. What was expected and found: VERIFIER_THROUGHPUT.md.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
 from collections.abc import Callable
@@ -233,12 +234,14 @@ def generate(bench: Bench, part: str) -> list[Row]:
         device = bench.model.lm_head.weight.device
         ids = torch.tensor([r.ids for r in part_of], device=device)
         pixels = np.concatenate([r.patches for r in part_of])
+        kinds = {"mm_token_type_ids": (ids == bench.model.config.image_token_id).int()}
+        asks = "mm_token_type_ids" in inspect.signature(built.forward).parameters
         out = built.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=torch.from_numpy(pixels).to(device, bench.dtype),
             image_grid_thw=torch.tensor([[1, *r.grid] for r in part_of], device=device),
-            mm_token_type_ids=(ids == bench.model.config.image_token_id).int(),
+            **(kinds if asks else {}),
             generation_config=config,
         )
         return [list(map(int, r)) for r in out.sequences[:, ids.shape[1] :].tolist()]

@@ -54,7 +54,8 @@ class MapQueue:
         found: dict[int, dict[str, NDArray[np.float32]]] = {}
         for names, maps in self._done:
             for (number, name), grid_map in zip(names, maps.numpy(), strict=True):
-                found.setdefault(number, {})[name] = grid_map
+                # A copy, so that one map does not keep its whole group in pinned memory.
+                found.setdefault(number, {})[name] = grid_map.copy()
         return found
 
     def _decode(self, cells: Grid, part: list[tuple[int, str, Tensor, Tensor]]) -> None:
