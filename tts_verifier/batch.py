@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from PIL import Image
@@ -28,28 +28,43 @@ from tts_verifier.types import (
 T = TypeVar("T")
 
 
-def serve(search: Search, jobs: Mapping[str, Job]) -> list[Trial]:
-    """Draws and judges jobs of one kind; returns a trial each, in order, by their ids.
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """A drawn batch that nobody has judged: a sample for each id, and the seconds it took."""
+
+    samples: Mapping[str, Sample]
+    seconds: float
+    looking: bool
+
+
+def draw(search: Search, jobs: Mapping[str, Job]) -> Drawn:
+    """Draws jobs of one kind; a sample that failed has its error."""
+    looking = all(isinstance(job.proposal, Look) for job in jobs.values())
+    todo = list(jobs.values())
+    samples, seconds = _timed(lambda: _look(todo) if looking else _draw(search, todo))
+    return Drawn(dict(zip(jobs, samples, strict=True)), seconds, looking)
+
+
+def judge(search: Search, drawn: Drawn) -> list[Trial]:
+    """Judges a batch; returns a trial each, in order.
 
     A sample that failed becomes a trial with its error; so does a picture that could not be
     judged, or a reply without a usable score (see `attempts`). Seconds are an image's share of
     the batch; the held-out judge's are not counted.
     """
-    looking = all(isinstance(job.proposal, Look) for job in jobs.values())
-    todo = list(jobs.values())
-    samples, draw_seconds = _timed(lambda: _look(todo) if looking else _draw(search, todo))
+    samples = list(drawn.samples.values())
     good = [i for i, sample in enumerate(samples) if sample.image is not None]
-    detail: Detail = "diagnose" if looking else search.detail
+    detail: Detail = "diagnose" if drawn.looking else search.detail
     verdicts, judge_seconds = _timed(
         lambda: _verify(search.verifier, [samples[i] for i in good], detail)
     )
     by_place = dict(zip(good, verdicts, strict=True))
     trials = []
-    for i, (name, sample) in enumerate(zip(jobs, samples, strict=True)):
+    for i, (name, sample) in enumerate(drawn.samples.items()):
         trial = _trial(search, name, sample, by_place.get(i))
         seconds = replace(
             trial.cost,
-            draw_seconds=0.0 if looking else draw_seconds / len(samples),
+            draw_seconds=0.0 if drawn.looking else drawn.seconds / len(samples),
             judge_seconds=judge_seconds / len(good) if i in by_place else 0.0,
         )
         trials.append(replace(trial, cost=seconds))

@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     budget: Budget
     judge: Verifier
     detail: Detail
+    overlap: bool
 
 
 class VerifiedPipeline:
@@ -66,7 +67,7 @@ class VerifiedPipeline:
         verifier: one, or a name for `Verifier.from_pretrained`.
         strategy: None is `BestOfN(8)`.
         batch_size: candidates drawn at a time; None is found by trying.
-        options: `objective`, `budget`, `judge` and `detail`, as in a run.
+        options: `objective`, `budget`, `judge`, `detail` and `overlap`, as in a run.
 
     Raises:
         InputError: it is no text-to-image pipeline.

@@ -3,7 +3,8 @@
 A recipe is constructors' arguments: the sections `generator`, `verifier`, `strategy` and
 `judge` hold a `name` of the registry and what its constructor takes, `objective` and
 `budget` what theirs take; then `prompts` (a list, or a .txt or .jsonl file beside the
-recipe), `seed`, `detail` and `output`. Every mistake is an error with the file's line.
+recipe), `seed`, `detail`, `overlap` and `output`. Every mistake is an error with the file's
+line.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ ROLES: Final = {
 """Section -> role in the registry."""
 
 _REQUIRED: Final = ("generator", "verifier", "strategy", "prompts")
-_SIMPLE: Final[Mapping[str, Any]] = {"seed": int, "detail": Detail, "output": str}
+_SIMPLE: Final[Mapping[str, Any]] = {
+    "seed": int,
+    "detail": Detail,
+    "overlap": bool,
+    "output": str,
+}
 _KEYS: Final = (*ROLES, "objective", "budget", "prompts", *_SIMPLE)
 
 

@@ -8,15 +8,18 @@ served from there, and the search goes on as if it had never stopped.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from PIL import Image
 
-from tts_verifier.batch import serve
+from tts_verifier.batch import draw, judge
 from tts_verifier.binding import bind, within
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective, choose
@@ -38,18 +41,23 @@ from tts_verifier.types import (
     kind_of,
 )
 
+_AHEAD: Final = 2
+"""Batches drawn but not judged, at most, where the two overlap."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunResult:
     """What a run ends with.
 
     `choices`: by prompt id. `trials`: all of them, prompt by prompt, round by round.
-    `folder`: the run folder, None when there is no log.
+    `folder`: the run folder, None when there is no log. `busy`: "draw" and "judge" -> the
+    fraction of the run's time that was spent on it; together more than 1 when they overlap.
     """
 
     choices: Mapping[str, Choice]
     trials: tuple[Trial, ...]
     folder: Path | None = None
+    busy: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def images(self) -> dict[str, Image.Image]:
@@ -61,8 +69,8 @@ class RunResult:
 class Options(TypedDict, total=False):
     """What a run may be told besides its parts; every key may be absent.
 
-    `objective`, `judge`, `seed`, `budget`, `detail`: see `Search`. `folder`: where to write
-    the log, and what to continue; None = nowhere. `progress`: show how it goes.
+    `objective`, `judge`, `seed`, `budget`, `detail`, `overlap`: see `Search`. `folder`: where
+    to write the log, and what to continue; None = nowhere. `progress`: show how it goes.
     """
 
     objective: Objective
@@ -72,6 +80,7 @@ class Options(TypedDict, total=False):
     detail: Detail
     folder: str | Path | None
     progress: bool
+    overlap: bool
 
 
 def run(
@@ -121,13 +130,16 @@ def execute(
             log = stack.enter_context(open_log(path, about, search.generator.settings, grows=grows))
         bar = stack.enter_context(progress or Progress())
         loop = _Loop(search, prompts, log=log, bar=bar)
+        began = time.perf_counter()
         loop.run()
+        wall = max(time.perf_counter() - began, 1e-9)
         choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
         if log is not None:
             bar.phase("finish")
             log.finish({c.trial.id for c in choices.values() if c.trial is not None})
     trials = tuple(trial for p in loop.prompts for trial in p.history)
-    return RunResult(choices, trials, path)
+    busy = {name: seconds / wall for name, seconds in loop.spent.items()}
+    return RunResult(choices, trials, path, busy)
 
 
 @dataclass(eq=False)
@@ -164,20 +176,24 @@ class _Loop:
         self.search, self.log, self.bar = search, log, bar
         self.prompts = [_Open(prompt) for prompt in prompts]
         self._idle = list(self.prompts)
+        self.spent = {"draw": 0.0, "judge": 0.0}
+        self._judging: deque[Future[list[Trial]]] = deque()
         self._owner: dict[str, _Open] = {}
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
-        while True:
-            for prompt in self._idle:
-                while not prompt.waiting and self._ask(prompt):
-                    pass
-            self._idle = []
-            batch = self._next_batch()
-            if batch:
-                self._serve(batch)
-            elif not self._idle and not any(self._queues.values()):
-                return
+        with ThreadPoolExecutor(1, "judge") as thread:
+            while True:
+                for prompt in self._idle:
+                    while not prompt.waiting and self._ask(prompt):
+                        pass
+                self._idle = []
+                batch = self._next_batch()
+                if batch:
+                    self._serve(batch, thread)
+                elif not (self._judging or self._idle or any(self._queues.values())):
+                    return
+                self._collect(wait=not batch)
 
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
@@ -233,9 +249,24 @@ class _Loop:
                 batch[name] = job
         return batch
 
-    def _serve(self, batch: Mapping[str, Job]) -> None:
+    def _serve(self, batch: Mapping[str, Job], thread: ThreadPoolExecutor) -> None:
         self.bar.phase(kind_of(next(iter(batch.values())).proposal))
-        trials = serve(self.search, batch)
+        drawn = draw(self.search, batch)
+        if self.search.overlap:
+            self._judging.append(thread.submit(judge, self.search, drawn))
+        else:
+            self._note(judge(self.search, drawn))
+
+    def _collect(self, wait: bool) -> None:
+        """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""
+        wait = wait or len(self._judging) > _AHEAD
+        while self._judging and (wait or self._judging[0].done()):
+            self._note(self._judging.popleft().result())
+            wait = False
+
+    def _note(self, trials: list[Trial]) -> None:
+        self.spent["draw"] += sum(trial.cost.draw_seconds for trial in trials)
+        self.spent["judge"] += sum(trial.cost.judge_seconds for trial in trials)
         trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in trials]
         if self.log is not None:
             trials = self.log.append(trials)

@@ -20,6 +20,8 @@ class Search:
     `budget`: of each prompt. Candidates and verifier calls never exceed it; evaluations and
     seconds are known only afterwards and may exceed it by the batch under way.
     `detail`: how thoroughly new candidates are looked at.
+    `overlap`: judge a batch, in a thread, while the next ones are drawn. It pays where the two
+    do not share a processor; a budget may then be exceeded by the batches under way.
     """
 
     generator: Generator
@@ -30,6 +32,7 @@ class Search:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     detail: Detail = "diagnose"
+    overlap: bool = False
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
