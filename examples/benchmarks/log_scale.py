@@ -7,7 +7,8 @@
 `rows` writes rows in batches of 16, flushed to the disk as in a run, then finishes, and
 opens the folder again: at the end of the parts (a killed run) and of the table (a finished
 one). `run` runs best-of-N on fakes with maps of 1024 x 1024 pixels. `overhead` compares a run
-that computes on all cores, with a log and without. Every line printed is JSON.
+that computes on all cores, with a log and without: wall clock, processor time, and the share
+of the run in which its own thread waits for the log. Every line printed is JSON.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from PIL import Image
 
 from tts_verifier import run
 from tts_verifier.identity import trial_id
-from tts_verifier.log import open_log
+from tts_verifier.log import RunLog, open_log
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Heatmaps, Job, Prompt, Sample, Trial, Verdict
@@ -162,24 +163,40 @@ class Busy(FakeGenerator):
 
 def overhead(folder: Path, prompts: int, repeats: int) -> None:
     texts = [f"picture {i}" for i in range(prompts)]
+    waited = 0.0
 
-    def once(into: Path | None) -> float:
-        began = time.perf_counter()
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def run_it(*arguments: Any) -> Any:
+            nonlocal waited
+            began = time.perf_counter()
+            try:
+                return work(*arguments)
+            finally:
+                waited += time.perf_counter() - began
+
+        return run_it
+
+    for name in ("append", "finish", "close"):
+        setattr(RunLog, name, timed(getattr(RunLog, name)))
+
+    def once(into: Path | None) -> tuple[float, float]:
+        began, cpu = time.perf_counter(), time.process_time()
         run(texts, Busy(size=512), FakeVerifier(), BestOfN(4), folder=into)
-        seconds = time.perf_counter() - began
+        used = time.perf_counter() - began, time.process_time() - cpu
         if into is not None:
             shutil.rmtree(into)
-        return seconds
+        return used
 
     once(None)
-    pairs = [(once(None), once(folder / "run")) for _ in range(repeats)]
-    without, with_log = (min(column) for column in zip(*pairs, strict=True))
+    without = [once(None) for _ in range(repeats)]
+    logged = [once(folder / "run") for _ in range(repeats)]
+    wall, cpu = (min(column) for column in zip(*without, strict=True))
+    wall_logged, cpu_logged = (min(column) for column in zip(*logged, strict=True))
     say(
-        seconds_without=without,
-        seconds_with=with_log,
-        seconds_a_picture=without / prompts / 4,
-        overhead=with_log / without - 1,
-        all_pairs=[round(b / a - 1, 4) for a, b in pairs],
+        seconds_a_picture=wall / prompts / 4,
+        wall_overhead=wall_logged / wall - 1,
+        cpu_overhead=cpu_logged / cpu - 1,
+        main_thread_share=waited / sum(seconds for seconds, _ in logged),
     )
 
 
