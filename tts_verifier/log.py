@@ -9,7 +9,8 @@
     aside/             files that were torn, changed or not ours, kept for whoever looks
 
 Every file appears by an atomic rename, a row only after the files that it names. A thread
-of its own writes a batch while the next one is drawn; a kill costs one batch at most.
+of its own writes a batch while the next one is drawn; a kill costs at most the batch that
+was being drawn, and the one before it if that was still being written.
 """
 
 from __future__ import annotations
