@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler
+from diffusers import FlowMatchHeunDiscreteScheduler, StableDiffusionInpaintPipeline
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
@@ -195,3 +195,21 @@ def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):
 
     pipe = Lonely(**sd15(tmp_path).components, requires_safety_checker=False)
     assert "Lonely has no inpainting sibling" in repaint.problem(pipe)
+
+
+def test_a_pipeline_that_the_user_gives_repaints(tmp_path, monkeypatch):
+    pipe = sd15(tmp_path)
+    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
+    given = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    given.set_progress_bar_config(disable=True)
+    own = DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2)
+    told = DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2, inpaint=given)
+    assert told.settings["inpaint"] == "StableDiffusionInpaintPipeline"
+    parent = own.generate([Job(PROMPT, Draw(1))])[0]
+    one, other = (repainted(g, parent, Repaint("parent", MASK, 5, 0.6))[0] for g in (own, told))
+    assert np.array_equal(pixels(one), pixels(other))
+    assert one.cost.network_evaluations == other.cost.network_evaluations > 0
+    # What has no sibling can repaint with it as well.
+    monkeypatch.setattr(repaint, "problem", lambda pipe: "it has no sibling")
+    assert Repaint in DiffusersGenerator(pipe, inpaint=given).supports
+    assert Repaint not in DiffusersGenerator(pipe).supports

@@ -60,6 +60,8 @@ class DiffusersGenerator:
             float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
+        inpaint: a loaded pipeline that repaints, such as FLUX Fill with weights of its own;
+            None = diffusers' inpainting sibling over the same weights, where there is one.
 
     Raises:
         InputError: a setting is out of range or not an argument of the pipeline.
@@ -81,6 +83,7 @@ class DiffusersGenerator:
         dtype: str | None = None,
         device: str | None = None,
         call: Mapping[str, Any] | None = None,
+        inpaint: Any = None,
     ) -> None:
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -97,13 +100,14 @@ class DiffusersGenerator:
         self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
         check_call(self.pipe, self._call)
+        self._inpaint = inpaint
         self._room = Room(batch_size, str(getattr(self.pipe, "device", "cpu")).split(":")[0])
         self.batch_size = self._room.limit
         self._texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
         self._missing = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
-            Repaint: repaint.problem(self.pipe),
+            Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
         }
         self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
 
@@ -156,7 +160,7 @@ class DiffusersGenerator:
     def _draw(self, plan: Plan, jobs: Sequence[Job]) -> list[Sample]:
         filled = [*jobs, *[jobs[-1]] * (self._room.limit - len(jobs) if self._room.fixed else 0)]
         began = time.perf_counter()
-        with counted(self.pipe) as rows:
+        with counted((plan.strength and self._inpaint) or self.pipe) as rows:
             drawn = self._repaint(filled) if plan.strength else self._denoise(filled, plan)
         cost = Cost(
             network_evaluations=rows["denoiser"] // len(filled),
@@ -186,13 +190,12 @@ class DiffusersGenerator:
 
     def _repaint(self, jobs: Sequence[Job]) -> Drawn:
         sources = [repaint.source(job) for job in jobs]
-        if blending.serves(self.pipe):
+        if self._inpaint is None and blending.serves(self.pipe):
             return self._blend(jobs, sources)
-        pipe = repaint.sibling(self.pipe)
+        pipe = self._inpaint or repaint.sibling(self.pipe)
         known = inspect.signature(type(pipe).__call__).parameters
-        call = {k: v for k, v in self._asked(jobs).items() if k in known}
-        told = repaint.arguments(pipe, sources)
-        return self._called(pipe, {**call, **told})
+        told = {**self._asked(jobs), **repaint.arguments(pipe, sources)}
+        return self._called(pipe, {k: v for k, v in told.items() if k in known})
 
     def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> Drawn:
         import torch
@@ -255,6 +258,7 @@ class DiffusersGenerator:
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "batch_size": batch_size,
             **flat,
+            **({} if self._inpaint is None else {"inpaint": type(self._inpaint).__name__}),
             **({"call": json.dumps(rest, sort_keys=True, default=str)} if rest else {}),
         }
 
