@@ -2,7 +2,8 @@
 
 Analysis by synthesis. The background is fitted as a gradient; every pixel is unmixed into
 background and one colour; rendered templates of all shapes, sizes and tilts are correlated
-with each colour's coverage (matched filter); each peak is refined for every shape by
+with each colour's coverage (matched filter), and with that of all colours together, lest a thing
+into which colours bleed be read as several; each peak is refined for every shape by
 Gauss-Newton on place, size and tilt, and the shape that leaves least is taken. What no fitted
 thing explains is the artifact residual.
 
@@ -11,7 +12,7 @@ It shares with the oracle only what a caption means (`reading.compare`) and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
@@ -45,6 +46,10 @@ MISFIT: Final = 0.40
 """Share of a template's energy left unexplained, above which a thing has no known shape."""
 HOLE: Final = 0.28
 """Radius of the middle that even a thick ring leaves free, over its own."""
+PURE: Final = 0.95
+"""Share of one colour in a thing that is not of several."""
+ALL: Final = len(COLOURS)
+"""The channel of all colours together, beside one of each."""
 UNEXPLAINED: Final = 0.12
 """Difference between picture and fit that counts as an artifact (sRGB, 0 to 1)."""
 
@@ -63,7 +68,7 @@ def read(pixels: NDArray[np.uint8], spec: Spec) -> Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """One fitted thing; `params`: (4,) x, y, log radius, tilt on the grid."""
+    """One fitted thing; `params`: (4,) x, y, log radius, tilt on the grid. `colour` may be ALL."""
 
     shape: int
     colour: int
@@ -85,7 +90,8 @@ def _background(rgb: Tensor) -> Tensor:
 
 
 def _unmix(rgb: Tensor, ground: Tensor) -> Tensor:
-    """Returns each colour's coverage of each pixel: (colours, 64, 64) in [0, 1]."""
+    """Returns each colour's coverage of each pixel, then that of all: (colours + 1, 64, 64) in
+    [0, 1]."""
     way = palette(rgb.device)[:, :, None, None] - ground
     offset = rgb - ground
     share = (offset * way).sum(1) / (way * way).sum(1)
@@ -95,7 +101,15 @@ def _unmix(rgb: Tensor, ground: Tensor) -> Tensor:
     amount = belief.amax(0)
     strength = max_pool2d(avg_pool2d(amount[None], 3, stride=1, padding=1), 13, stride=1, padding=6)
     level = torch.where(strength < FAINT, 1.0, strength.clamp(0.4, 1))
-    return (amount / level).clamp(max=1) * (votes == votes.amax(0))
+    each = (amount / level).clamp(max=1) * (votes == votes.amax(0))
+    return torch.cat([each, _any_colour(offset.norm(dim=0))[None]])
+
+
+def _any_colour(difference: Tensor) -> Tensor:
+    """Returns coverage from how far pixels are from the background: (64, 64) in [0, 1]."""
+    smooth = avg_pool2d(difference[None], 3, stride=1, padding=1)
+    most = max_pool2d(smooth, 13, stride=1, padding=6)[0]
+    return torch.where(most < FAINT, 0.0, (difference / most).clamp(max=1))
 
 
 @cache
@@ -128,7 +142,8 @@ def _render(shape: Tensor, params: Tensor, side: int) -> Tensor:
 
 
 def _peaks(cover: Tensor) -> list[tuple[int, int, int, float]]:
-    """Finds (colour, x, y, log radius) of things, strongest first in each colour.
+    """Finds (colour, x, y, log radius) of things, strongest first in each colour; with all
+    colours together only what shows several.
 
     The gain of a template is how much squared error it explains: twice its correlation with
     the coverage less its own energy.
@@ -146,9 +161,11 @@ def _peaks(cover: Tensor) -> list[tuple[int, int, int, float]]:
             if gain[y, x] < FAINTEST:
                 break
             logr = float(rows[which[y, x], 1])
-            found.append((colour, x, y, logr))
             at = torch.arange(GRID)
             near = torch.hypot(at[None] - x + 0.0, at[:, None] - y + 0.0) < np.exp(logr)
+            shown = cover[:ALL, near].sum(1)
+            if colour < ALL or shown.max() < PURE * shown.sum():
+                found.append((colour, x, y, logr))
             gain = gain.masked_fill(near, -torch.inf)
     return found
 
@@ -220,16 +237,43 @@ def _misfit(shape: Tensor, params: Tensor, target: Tensor) -> Tensor:
 
 
 def _explaining(cover: Tensor, fits: list[Fit]) -> list[Fit]:
-    """Keeps, from the best fit on, those that explain coverage which no better one explains."""
+    """Keeps, from the best fit on, those that explain coverage which no better one explains;
+    then a thing of several colours in place of its parts where that explains more."""
     left = cover.clone()
     kept = []
-    for fit in sorted(fits, key=lambda f: f.misfit):
+    for fit in sorted((f for f in fits if f.colour < ALL), key=lambda f: f.misfit):
         drawn = _drawn([fit])[0]
         mine = left[fit.colour]
         if 2 * float((mine * drawn).sum()) - float(drawn.square().sum()) > FAINTEST:
             kept.append(fit)
             left[fit.colour] = (mine - drawn).clamp(min=0)
+    for whole in sorted((f for f in fits if f.colour == ALL), key=lambda f: f.misfit):
+        kept = _joined(cover, kept, whole)
     return kept
+
+
+def _joined(cover: Tensor, kept: list[Fit], whole: Fit) -> list[Fit]:
+    """Puts a thing of several colours in the place of the things within it, if the picture is
+    then explained better; each thing that it saves counts for as much as the least one."""
+    drawn = _drawn([whole])[0]
+    rest = [f for f in kept if not _within(f, drawn)]
+    saved = len(kept) - len(rest) - 1
+    most = int((cover[:ALL] * drawn).sum((1, 2)).argmax())
+    joined = [*rest, replace(whole, colour=most)]
+    better = _unexplained(cover, joined) < _unexplained(cover, kept) + FAINTEST * saved
+    return joined if better else kept
+
+
+def _within(fit: Fit, drawn: Tensor) -> bool:
+    """Whether most of a fitted thing lies in what is drawn."""
+    own = _drawn([fit])[0]
+    return float((own * drawn).sum()) > 0.5 * float(own.sum())
+
+
+def _unexplained(cover: Tensor, fits: list[Fit]) -> float:
+    """Returns the squared error of fits, in grid pixels, as coverage of any colour."""
+    drawn = _drawn(fits).amax(0) if fits else torch.zeros(GRID, GRID)
+    return float((cover[ALL] - drawn).square().sum())
 
 
 def _drawn(fits: list[Fit]) -> Tensor:
