@@ -135,6 +135,7 @@ def test_export_is_half_precision_and_draws(pipe, tmp_path):
     generator.export(pipe, tmp_path)
     weights = list(tmp_path.glob("transformer/*.safetensors"))
     assert len(weights) == 1
+    assert not any("_name_or_path" in path.read_text() for path in tmp_path.rglob("*.json"))
     assert weights[0].stat().st_size < 2.2 * sum(p.numel() for p in pipe.transformer.parameters())
     found = generator.check(load(tmp_path), 6)
     assert found["all"] == 0.0

@@ -15,6 +15,7 @@ writes pictures for the verifier to learn from.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import time
 from collections import defaultdict
@@ -159,7 +160,8 @@ def sample(pipe: Any, count: int, out: Path, *, seed: int) -> None:
 
 
 def export(pipe: Any, out: Path) -> None:
-    """Writes the folder that ships: half precision, shards of at most 11 MB.
+    """Writes the folder that ships: half precision, shards of at most 11 MB, no word of where
+    it was trained.
 
     The small text encoders stay in float32: transformers loads a model in the precision that
     it was stored in, and half precision would not run on a CPU beside the others.
@@ -167,6 +169,10 @@ def export(pipe: Any, out: Path) -> None:
     pipe.transformer.half()
     pipe.vae.half()
     pipe.save_pretrained(out, max_shard_size=SHARD)
+    for path in (out / "model_index.json", *out.glob("*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
