@@ -2,10 +2,10 @@
 
     python examples/benchmarks/shapes_agreement.py --renders 2000 --out agreement
     python examples/benchmarks/shapes_agreement.py --renders 2000 --spoil soft --out soft
-    python examples/benchmarks/shapes_agreement.py --folder SAMPLES --out samples
+    python examples/benchmarks/shapes_agreement.py --run runs/bestofn --out samples
 
-Renders have misalignments in half of them and a known truth. A folder holds pictures and
-`captions.jsonl`, a line a picture: {"image": "0.png", "caption": "a red circle"}. Printed are
+Renders have misalignments in half of them and a known truth. A run is the folder of a finished
+`tts-run` on captions of the world, all of whose candidates are read. Printed are
 rates by category, for renders by kind of constraint too; `OUT/rows.parquet` has a row a
 picture, `OUT/disagreements.png` shows where the readers differ (O oracle, J judge, T truth).
 """
@@ -13,7 +13,6 @@ picture, `OUT/disagreements.png` shows where the readers differ (O oracle, J jud
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Iterable
@@ -99,10 +98,11 @@ def renders(count: int, options: argparse.Namespace) -> list[Case]:
 
 
 def samples(folder: Path) -> list[Case]:
-    lines = [json.loads(x) for x in (folder / "captions.jsonl").read_text().splitlines() if x]
+    rows = pq.read_table(folder / "trials.parquet", columns=["image_path", "prompt"]).to_pylist()
     return [
-        Case(x["image"], pixels_of(as_image(folder / x["image"])), parse(x["caption"]))
-        for x in lines
+        Case(x["image_path"], pixels_of(as_image(folder / x["image_path"])), parse(x["prompt"]))
+        for x in rows
+        if x["image_path"]
     ]
 
 
@@ -196,14 +196,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--renders", type=int, help="how many fresh renders")
-    source.add_argument("--folder", type=Path, help="pictures with captions.jsonl")
+    source.add_argument("--run", type=Path, help="folder of a finished run")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoil", choices=SPOILS, default="none")
     parser.add_argument("--artifacts", type=float, default=0.0, help="share of renders with one")
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
-    cases = samples(options.folder) if options.folder else renders(options.renders, options)
+    cases = samples(options.run) if options.run else renders(options.renders, options)
     with ProcessPoolExecutor(options.workers) as pool:
         reads = list(pool.map(read, cases, chunksize=16))
     report(reads)
