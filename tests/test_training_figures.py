@@ -54,6 +54,14 @@ def test_under_a_control_it_has_nothing_to_say(control: figures.Control) -> None
     assert found["cc_misalignment"] < 0.2
 
 
+def test_marking_all_that_is_painted_is_chance_for_maps_on_things() -> None:
+    image = render("a red circle", seed=0)
+    painted = np.asarray(image).min(-1) < 128
+    case = figures.Case(image, "a star", {}, {"misalignment": painted.astype(np.float32)})
+    assert figures.of_everything([case]) > 0.95
+    assert math.isnan(figures.of_everything([figures.Case(image, "a star", {}, {})]))
+
+
 def test_unknown_controls_and_no_cases_are_errors() -> None:
     with pytest.raises(InputError, match=r"none, shuffled, blank, got 24 cases and 'upside down'"):
         figures.measure(Knowing(CASES), CASES, name="r", control="upside down")  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from tts_verifier.training.figures import (
     Control,
     Row,
     measure,
+    of_everything,
     renders,
     sampled,
     summary,
@@ -54,6 +55,8 @@ def main() -> None:
         sets["samples with artifacts"] = sampled(samples, artifacts=True)
     rows: list[Row] = []
     for name, cases in sets.items():
+        used = cases[: options.control_count]
+        print(f"{name}, chance: a map of all that is painted, CC {of_everything(used):.3f}")
         for control, detail in ASKED:
             began = time.perf_counter()
             main_figures = (control, detail) == ("none", "diagnose")

@@ -88,11 +88,13 @@ def encode(specs: Sequence[Spec], device: torch.device | str = "cpu") -> SpecTen
     return SpecTensors(shape.to(device), colour.to(device), relation.to(device))
 
 
-def sample_scenes(specs: Sequence[Spec] | SpecTensors, generator: torch.Generator) -> Scenes:
+def sample_scenes(
+    specs: Sequence[Spec] | SpecTensors, generator: torch.Generator, *, gap: float = 2.0
+) -> Scenes:
     """Samples one scene for each spec, on the generator's device.
 
-    Objects keep apart (mild overlap of thin parts at most), colours left open are drawn at
-    random, the order of painting is random.
+    Objects keep about `gap` pixels apart (at 2, thin parts may overlap a little), colours left
+    open are drawn at random, the order of painting is random.
     """
     device = generator.device
     asked = specs if isinstance(specs, SpecTensors) else encode(specs, device)
@@ -107,7 +109,7 @@ def sample_scenes(specs: Sequence[Spec] | SpecTensors, generator: torch.Generato
     any_colour = torch.where(same, any_colour[:, :1], any_colour)
     colour = torch.where(asked.colour < 0, any_colour, asked.colour)
     radius = _radii(shape, uniform(count, SLOTS))
-    centre = _layout(shape, relation, radius, uniform(count, LAYOUTS, SLOTS, 2))
+    centre = _layout(shape, relation, radius, uniform(count, LAYOUTS, SLOTS, 2), gap)
     angle = (uniform(count, SLOTS) * 2 - 1) * TILT
     scenes = Scenes(shape, colour, centre, radius, angle, _backgrounds(uniform(count, 7)))
     return _shuffled(scenes, uniform(count, SLOTS))
@@ -120,16 +122,16 @@ def _radii(shape: Tensor, u: Tensor) -> Tensor:
     return low[:, None] + u * (high - low)[:, None]
 
 
-def _layout(shape: Tensor, relation: Tensor, radius: Tensor, u: Tensor) -> Tensor:
+def _layout(shape: Tensor, relation: Tensor, radius: Tensor, u: Tensor, gap: float) -> Tensor:
     """Picks the best of random layouts: u (B, LAYOUTS, K, 2) in [0, 1) -> centres (B, K, 2)."""
     room = (radius + 3)[:, None, :, None]
     centre = room + u * (SIZE - 2 * room)
     present = shape >= 0
-    gap = centre[:, :, :, None] - centre[:, :, None]
-    apart = 0.92 * (radius[:, :, None] + radius[:, None]) + 2
+    between = centre[:, :, :, None] - centre[:, :, None]
+    apart = 0.92 * (radius[:, :, None] + radius[:, None]) + gap
     both = present[:, :, None] & present[:, None]
     upper = torch.ones_like(both[0]).triu(1)
-    short = (apart[:, None] - gap.norm(dim=-1)).clamp(min=0) * (both & upper)[:, None]
+    short = (apart[:, None] - between.norm(dim=-1)).clamp(min=0) * (both & upper)[:, None]
     broken = short.sum((2, 3))
     first = centre[:, :, 0] - centre[:, :, 1]
     sign = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]], device=u.device)

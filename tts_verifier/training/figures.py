@@ -3,8 +3,10 @@
 `renders`: pictures with planted flaws whose captions training never saw. `samples`: the
 generator's own, several a caption, held against the judge, which no training sees; half of
 them with a planted artifact. Controls: `shuffled` gives every picture another one's caption,
-`blank` a grey picture; the truth stays, so every figure must fall to chance. All goes through
-`Verifier.verify`: what is measured is what users run.
+`blank` a grey picture; the truth stays, so every figure must fall to chance. Chance is not 0
+for a map of a shuffled caption: what is wrong lies on things, so that a map of all that is
+painted already correlates (`of_everything`). All goes through `Verifier.verify`: what is
+measured is what users run.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.seams import Verifier
-from tts_verifier.shapes.artifacts import plant_artifacts
+from tts_verifier.shapes.artifacts import plant_artifacts, saliency
 from tts_verifier.shapes.flaws import SCORES
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.judge_reader import read
@@ -37,6 +39,8 @@ CONTROLS: Final[tuple[Control, ...]] = ("none", "shuffled", "blank")
 OVERLAP: Final = 0.5
 """Least intersection over union of a box that points at a region."""
 PASSED: Final = 1 - 1e-6
+PAINTED: Final = 0.2
+"""Distance from the background's colour above which a pixel is painted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,6 +197,21 @@ def _cc(case: Case, verdict: Verdict, name: str) -> float:
         return 0.0
     value = correlation(verdict.heatmaps[name].ravel(), truth.ravel())
     return 0.0 if math.isnan(value) else value
+
+
+def of_everything(cases: Sequence[Case]) -> float:
+    """Mean correlation with the true misalignment of a map that knows no caption and marks all
+    that is painted: chance for the control `shuffled`."""
+    pixels = torch.from_numpy(np.stack([np.asarray(case.picture) for case in cases]))
+    painted = saliency(pixels.permute(0, 3, 1, 2).float() / 255) > PAINTED
+    truths = [case.maps.get("misalignment", np.zeros(1)) for case in cases]
+    return _mean(
+        [
+            correlation(there.numpy().ravel(), truth.ravel())
+            for there, truth in zip(painted, truths, strict=True)
+            if truth.any()
+        ]
+    )
 
 
 def overlap(a: Box, b: Box) -> float:

@@ -27,6 +27,8 @@ EMPTY_SHARE: Final = 0.1
 """Captions replaced by the empty one, for classifier-free guidance."""
 TOKEN: Final = 16
 """Pixels a side of one image token."""
+GAP: Final = 8.0
+"""Pixels between the things in a picture: drawn closer, a small model fuses them."""
 COVERED: Final = 0.3
 """Share of an image token that an object must cover to be what the token shows."""
 FIELDS: Final = (
@@ -115,7 +117,7 @@ def draw(asked: Asked, generator: torch.Generator) -> Pictures:
     """Draws a scene for each caption on the generator's device."""
     device = generator.device
     _, shape, colour, relation, _ = (t.to(device, non_blocking=True) for t in asked)
-    scenes = sample_scenes(SpecTensors(shape, colour, relation), generator)
+    scenes = sample_scenes(SpecTensors(shape, colour, relation), generator, gap=GAP)
     cover = coverage(scenes)
     share, slot = avg_pool2d(visible(cover), TOKEN).flatten(2).max(1)
     shown = share > COVERED
