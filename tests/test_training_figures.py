@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +55,19 @@ def test_under_a_control_it_has_nothing_to_say(control: figures.Control) -> None
     assert found["cc_misalignment"] < 0.2
 
 
-def test_marking_all_that_is_painted_is_chance_for_maps_on_things() -> None:
-    image = render("a red circle", seed=0)
-    painted = np.asarray(image).min(-1) < 128
-    case = figures.Case(image, "a star", {}, {"misalignment": painted.astype(np.float32)})
-    assert figures.of_everything([case]) > 0.95
-    assert math.isnan(figures.of_everything([figures.Case(image, "a star", {}, {})]))
+def test_chance_for_a_shuffled_caption_is_the_true_map_of_the_other_caption() -> None:
+    asked = ["a red circle", "a blue star"]
+    cases = [
+        replace(case, caption=caption, maps={"misalignment": case.maps["misalignment"]})
+        for caption in asked
+        for case in figures.sampled(
+            Samples(np.stack([np.asarray(render("a green ring", seed=0))]), [caption]),
+            artifacts=False,
+        )
+    ]
+    assert figures.of_another_caption(cases) == pytest.approx(1.0)
+    served = [replace(case, caption="a green ring") for case in cases]
+    assert figures.of_another_caption(served[:1]) == 0.0
 
 
 def test_unknown_controls_and_no_cases_are_errors() -> None:

@@ -21,7 +21,7 @@ from tts_verifier.training.figures import (
     Control,
     Row,
     measure,
-    of_everything,
+    of_another_caption,
     renders,
     sampled,
     summary,
@@ -56,7 +56,8 @@ def main() -> None:
     rows: list[Row] = []
     for name, cases in sets.items():
         used = cases[: options.control_count]
-        print(f"{name}, chance: a map of all that is painted, CC {of_everything(used):.3f}")
+        chance = of_another_caption(used)
+        print(f"{name}, chance for the control shuffled: cc_misalignment {chance:.3f}")
         for control, detail in ASKED:
             began = time.perf_counter()
             main_figures = (control, detail) == ("none", "diagnose")

@@ -4,9 +4,9 @@
 generator's own, several a caption, held against the judge, which no training sees; half of
 them with a planted artifact. Controls: `shuffled` gives every picture another one's caption,
 `blank` a grey picture; the truth stays, so every figure must fall to chance. Chance is not 0
-for a map of a shuffled caption: what is wrong lies on things, so that a map of all that is
-painted already correlates (`of_everything`). All goes through `Verifier.verify`: what is
-measured is what users run.
+for the map of a shuffled caption: what is wrong lies on things, so that a perfect map for
+another caption still correlates (`of_another_caption`). All goes through `Verifier.verify`:
+what is measured is what users run.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.seams import Verifier
-from tts_verifier.shapes.artifacts import plant_artifacts, saliency
+from tts_verifier.shapes.artifacts import plant_artifacts
 from tts_verifier.shapes.flaws import SCORES
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.judge_reader import read
+from tts_verifier.shapes.reading import Thing, compare
 from tts_verifier.training.verifier_checks import correlation, held_out, pictures_of
 from tts_verifier.training.verifier_data import Samples
 from tts_verifier.types import Box, Detail, Verdict
@@ -39,8 +40,6 @@ CONTROLS: Final[tuple[Control, ...]] = ("none", "shuffled", "blank")
 OVERLAP: Final = 0.5
 """Least intersection over union of a box that points at a region."""
 PASSED: Final = 1 - 1e-6
-PAINTED: Final = 0.2
-"""Distance from the background's colour above which a pixel is painted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +47,7 @@ class Case:
     """A picture, its caption and the truth, NaN or None where it is not known.
 
     `scores`: by name. `maps`: name -> float32 (128, 128) in [0, 1]. `boxes`: faulty regions
-    in the picture's pixels, None = not known.
+    in the picture's pixels, None = not known. `things`: what is there.
     """
 
     picture: Image.Image
@@ -56,6 +55,7 @@ class Case:
     scores: Mapping[str, float]
     maps: Mapping[str, NDArray[np.float32]]
     boxes: Sequence[Box] | None = None
+    things: Sequence[Thing] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def renders(count: int, seed: int) -> list[Case]:
             "artifact": flawed.artifacts.map[i].numpy(),
         }
         scores = dict(zip(SCORES, flawed.scores[i].tolist(), strict=True))
-        cases.append(Case(picture, caption, scores, maps, boxes))
+        cases.append(Case(picture, caption, scores, maps, boxes, flawed.readings[i].things))
     return cases
 
 
@@ -126,7 +126,8 @@ def sampled(samples: Samples, *, artifacts: bool, seed: int = 0) -> list[Case]:
         maps = {"misalignment": reading.misalignment}
         if artifacts:
             maps = {"artifact": planted.map[i].numpy()}
-        cases.append(Case(picture, caption, unknown | {"semantic_alignment": reading.score}, maps))
+        scores = unknown | {"semantic_alignment": reading.score}
+        cases.append(Case(picture, caption, scores, maps, things=reading.things))
     return cases
 
 
@@ -195,21 +196,24 @@ def _cc(case: Case, verdict: Verdict, name: str) -> float:
         return math.nan
     if name not in verdict.heatmaps:
         return 0.0
-    value = correlation(verdict.heatmaps[name].ravel(), truth.ravel())
+    return _correlation(verdict.heatmaps[name], truth)
+
+
+def _correlation(said: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+    value = correlation(said.ravel(), truth.ravel())
     return 0.0 if math.isnan(value) else value
 
 
-def of_everything(cases: Sequence[Case]) -> float:
-    """Mean correlation with the true misalignment of a map that knows no caption and marks all
-    that is painted: chance for the control `shuffled`."""
-    pixels = torch.from_numpy(np.stack([np.asarray(case.picture) for case in cases]))
-    painted = saliency(pixels.permute(0, 3, 1, 2).float() / 255) > PAINTED
-    truths = [case.maps.get("misalignment", np.zeros(1)) for case in cases]
+def of_another_caption(cases: Sequence[Case]) -> float:
+    """Mean correlation with the true misalignment of the true map for the caption that the
+    control `shuffled` gives: chance for that control, for it knows the picture and not what was
+    asked."""
+    others = _another([case.caption for case in cases])
     return _mean(
         [
-            correlation(there.numpy().ravel(), truth.ravel())
-            for there, truth in zip(painted, truths, strict=True)
-            if truth.any()
+            _correlation(compare(parse(other), c.things).misalignment, truth)
+            for c, other in zip(cases, others, strict=True)
+            if (truth := c.maps.get("misalignment")) is not None and truth.any()
         ]
     )
 
