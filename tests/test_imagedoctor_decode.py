@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 import torch
 from tiny_imagedoctor import example
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLVisionConfig,
+)
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+)
 
 from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request, generate
 from tts_verifier.verifiers.imagedoctor.loading import load_model
-from tts_verifier.verifiers.imagedoctor.maps import MapQueue, decode_maps
+from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue, decode_maps
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.slots import Limits
 from tts_verifier.verifiers.imagedoctor.step import Step
-from tts_verifier.verifiers.imagedoctor.vision import features
+from tts_verifier.verifiers.imagedoctor.vision import blocks_of, features
 
 GRIDS = [(8, 8), (4, 6), (8, 8), (10, 2), (8, 8)]
 EOS = 258
@@ -197,7 +204,7 @@ def test_maps_do_not_depend_on_their_companions(model: ImageDoctorModel) -> None
     g = torch.Generator().manual_seed(0)
     states, visual = torch.randn(5, 2, 64, generator=g), torch.randn(5, 6, 64, generator=g)
     empty = np.zeros((0, 10), np.float32)
-    queue = MapQueue(model)
+    queue = MapQueue(MapDecoder(model))
     for i in range(5):
         queue.add(i, Generated([], True, states[i], (True, i != 3), visual[i], empty), (4, 6))
     found = queue.finish()
@@ -220,6 +227,27 @@ def test_batched_vision_equals_the_stock_tower(
         expected = stock(model).model.visual(pixels, torch.tensor([(1, *g) for g in grids]))
         got = features(model.visual, pixels, grids)
     torch.testing.assert_close(got, expected.pooler_output, atol=2e-5, rtol=1e-5)
+
+
+def test_filling_up_ragged_widths_changes_neither_features_nor_weights() -> None:
+    config = dict(depth=2, hidden_size=32, intermediate_size=45, num_heads=2, out_hidden_size=16)
+    config |= {"fullatt_block_indexes": [1], "window_size": 56}
+    torch.manual_seed(0)
+    tower = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**config)).eval()
+    pixels, grids = torch.randn(2 * 80, 1176), [(8, 10)] * 2
+    before = {name: t.clone() for name, t in tower.state_dict().items()}
+    with torch.no_grad():
+        expected = features(tower, pixels, grids)
+        for _ in range(2):
+            blocks = blocks_of(tower, join=True)
+            assert blocks[0].gate_up.weight.shape == (96, 32)
+            assert (
+                blocks[0].gate_up.weight.data_ptr()
+                == tower.blocks[0].mlp.gate_proj.weight.data_ptr()
+            )
+            torch.testing.assert_close(features(tower, pixels, grids, blocks), expected)
+    for name, tensor in tower.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_features_can_be_trained_after_they_were_used_for_inference(

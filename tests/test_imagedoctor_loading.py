@@ -225,6 +225,7 @@ def test_flat_and_nested_configs_are_the_same() -> None:
         ({"rope_scaling": {"type": "yarn"}}, "rope type must be"),
         ({"rope_scaling": {"mrope_section": [1, 2, 3]}}, "half the head size 128"),
         ({"vision_config": {"out_hidden_size": 5}}, "must equal hidden_size"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"image_token_id": 999_999}, "must be below vocab_size"),
         ({"heatmap_config": {"wdith": 3}}, r"unknown keys \['wdith'\]"),
         ({"heatmap_config": {"width": 100}}, "multiple of 2 \\* heads"),

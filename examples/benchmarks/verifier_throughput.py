@@ -29,7 +29,7 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.decode import Engine, Request
 from tts_verifier.verifiers.imagedoctor.loading import load_model
-from tts_verifier.verifiers.imagedoctor.maps import MapQueue
+from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.processor import Processor
 from tts_verifier.verifiers.imagedoctor.slots import Limits
@@ -172,10 +172,10 @@ def language_flops(model: ImageDoctorModel, tokens: int) -> float:
 def ours(bench: Bench) -> list[Row]:
     """Times the engine with both maps and without; also its parts."""
     limits = Limits(bench.tokens, ())
-    engine = Engine(bench.model, limits, slots=bench.slots)
+    engine, decoder = Engine(bench.model, limits, slots=bench.slots), MapDecoder(bench.model)
 
     def run(maps: bool) -> list[list[int]]:
-        queue, found = MapQueue(bench.model), {}
+        queue, found = MapQueue(decoder), {}
         for number, reply in engine.replies(bench.requests):
             found[number] = reply.ids
             if maps:

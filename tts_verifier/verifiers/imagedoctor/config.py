@@ -200,6 +200,9 @@ class ImageDoctorConfig:
             raise CheckpointError(
                 f"mrope_section must add up to half the head size {head_dim}, got {section}."
             )
+        for part in (text, vision):
+            if part["hidden_act"] != "silu":
+                raise CheckpointError(f"hidden_act must be 'silu', got {part['hidden_act']!r}.")
         if vision["out_hidden_size"] != text["hidden_size"]:
             raise CheckpointError(
                 "vision_config.out_hidden_size must equal hidden_size, got "

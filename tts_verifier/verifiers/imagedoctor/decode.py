@@ -24,7 +24,7 @@ from tts_verifier.verifiers.imagedoctor.layers import layers_of, run, shape_of, 
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, make_slots
 from tts_verifier.verifiers.imagedoctor.step import Step
-from tts_verifier.verifiers.imagedoctor.vision import Grid
+from tts_verifier.verifiers.imagedoctor.vision import Grid, blocks_of
 
 STRIDE = 8
 """Steps between two looks at which rows have ended."""
@@ -136,6 +136,7 @@ class Engine:
     def _join(self) -> None:
         """Joins weights anew if any has moved; captured steps then no longer hold."""
         self._layers = layers_of(self.model)
+        self._blocks = blocks_of(self.model.visual, join=True)
         weights = tuple(p.data_ptr() for p in self.model.parameters())
         if weights != self._weights:
             self._weights, self._step = weights, None
@@ -163,7 +164,8 @@ class Engine:
         ids, real = _padded([request.ids for request in requests], device)
         grids = [request.grid for request in requests]
         pixels = torch.from_numpy(np.concatenate([request.patches for request in requests]))
-        visual = self.model.visual_features(pixels.to(device, non_blocking=True), grids)
+        pixels = pixels.to(device, non_blocking=True)
+        visual = self.model.visual_features(pixels, grids, self._blocks)
         at = torch.tensor(rows, device=device)
         self._fill(slots, at, (ids, real), visual, grids)
         merge = int(self.model.config.vision["spatial_merge_size"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig
+from tts_verifier.verifiers.imagedoctor.fused import channel_norm
 from tts_verifier.verifiers.imagedoctor.sam import PromptEncoder, TwoWayTransformer
 
 UPSCALE = 16
@@ -64,7 +65,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""
-        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8) * self.scale
+        return channel_norm(x, self.scale)
 
 
 def _conv(width_in: int, width_out: int) -> nn.Conv2d:

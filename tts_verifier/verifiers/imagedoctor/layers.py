@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
 
+from tts_verifier.verifiers.imagedoctor.fused import gated, rotated
+from tts_verifier.verifiers.imagedoctor.joining import joined
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 
 Attend = Callable[[int, Tensor], Tensor]
@@ -33,7 +35,6 @@ class Layer:
     second_norm: Tensor
     gate_up: Tensor
     down: Tensor
-    activation: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,39 +77,17 @@ def _layer(layer: Any) -> Layer:
     three = (attention.q_proj, attention.k_proj, attention.v_proj)
     return Layer(
         norm=layer.input_layernorm.weight.detach(),
-        qkv=_joined([part.weight for part in three]),
-        bias=_joined([part.bias for part in three]),
+        qkv=joined([part.weight for part in three]),
+        bias=joined([part.bias for part in three]),
         out=attention.o_proj.weight.detach(),
         second_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=_joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        gate_up=joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
-        activation=mlp.act_fn,
     )
 
 
-def _joined(parts: Sequence[torch.nn.Parameter]) -> Tensor:
-    """Returns the rows of all parts as one tensor that shares their memory.
-
-    The first time they are copied together; later they are found to lie so already.
-    """
-    first, lies = parts[0], True
-    behind = first.data_ptr()
-    for part in parts:
-        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        lies = lies and same and part.is_contiguous() and part.data_ptr() == behind
-        behind += part.nbytes
-    rows = sum(len(part) for part in parts)
-    if lies:
-        whole = (rows, *first.shape[1:])
-        return first.detach().as_strided(whole, first.stride())
-    joined = torch.cat([part.detach() for part in parts])
-    for part, rows_of in zip(parts, joined.split([len(p) for p in parts]), strict=True):
-        part.data = rows_of
-    return joined
-
-
 def turns(model: ImageDoctorModel, positions: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Returns cosine and signed sine of M-RoPE's angles, (B, T, 1, size) each.
+    """Returns cosine and signed sine of M-RoPE's angles, (B * T, size) each.
 
     Args:
         model: gives the frequencies.
@@ -118,11 +97,11 @@ def turns(model: ImageDoctorModel, positions: Tensor, shape: Shape) -> tuple[Ten
     rates = cast(Tensor, model.model.rotary_emb.inv_freq)
     parts = rates.split(shape.section)
     angles = [p[..., None].float() * part for p, part in zip(positions, parts, strict=True)]
-    angle = torch.cat(angles, -1)
+    angle = torch.cat(angles, -1).flatten(0, 1)
     cos, sin = angle.cos(), angle.sin()
     dtype = model.lm_head.weight.dtype
     both = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    return both[0].unsqueeze(2).to(dtype), both[1].unsqueeze(2).to(dtype)
+    return both[0].to(dtype), both[1].to(dtype)
 
 
 def run(
@@ -139,21 +118,13 @@ def run(
             x, turn = x.to(layer.norm.device), _moved(turn, layer.norm.device)
         flat = x.flatten(0, 1)
         normed = rms_norm(x, layer.norm.shape, layer.norm, shape.eps)
-        qkv = linear(normed, layer.qkv, layer.bias)
-        _rotate(qkv, turn, shape)
+        heads = linear(normed, layer.qkv, layer.bias).view(len(flat), -1, shape.size)
+        qkv = rotated(heads, *turn, shape.turned).view(*x.shape[:2], -1)
         flat.addmm_(attend(i, qkv).flatten(0, 1), layer.out.t())
         normed = rms_norm(x, layer.second_norm.shape, layer.second_norm, shape.eps)
-        gate, up = linear(normed, layer.gate_up).chunk(2, dim=-1)
-        flat.addmm_(layer.activation(gate).mul_(up).flatten(0, 1), layer.down.t())
+        flat.addmm_(gated(linear(normed, layer.gate_up).flatten(0, 1)), layer.down.t())
     return x
 
 
 def _moved(turn: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     return turn[0].to(device), turn[1].to(device)
-
-
-def _rotate(qkv: Tensor, turn: tuple[Tensor, Tensor], shape: Shape) -> None:
-    """Rotates queries and keys in place: each pair is (i, i + size / 2)."""
-    heads = qkv.unflatten(-1, (-1, shape.size))[:, :, : shape.turned]
-    swapped = heads.roll(shape.size // 2, -1)
-    heads.mul_(turn[0]).addcmul_(swapped, turn[1])

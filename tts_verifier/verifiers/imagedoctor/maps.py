@@ -1,12 +1,14 @@
 """Heatmaps of replies, decoded a fixed number at a time as replies end.
 
 The head's inner tensors are large (32 MB each for one map of the official model in bf16), so
-that few maps are decoded together. Full groups are started at once and fetched at the end,
-so that the host need not wait for them.
+that few maps are decoded together. On a GPU, whose many small kernels a host can hardly
+launch in time, decoding a group is recorded once for each grid and replayed. Full groups are
+started at once and fetched at the end, so that the host need not wait for them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -23,11 +25,57 @@ CHUNK: Final = 8
 """Maps decoded together."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recorded:
+    """A captured decoding of `CHUNK` maps, where it reads and where it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    states: Tensor
+    visual: Tensor
+    maps: Tensor
+
+
+class MapDecoder:
+    """Decodes up to `CHUNK` maps of one grid; keeps what it recorded between calls."""
+
+    def __init__(self, model: ImageDoctorModel) -> None:
+        self.model = model
+        self._recorded: dict[Grid, _Recorded] = {}
+        self._weights: tuple[int, ...] = ()
+
+    def __call__(self, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
+        """Does what `decode_maps` does; at most `CHUNK` maps."""
+        if not states.is_cuda:
+            return decode_maps(self.model, states, visual, cells)
+        weights = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
+        if weights != self._weights:
+            self._weights, self._recorded = weights, {}
+        if cells not in self._recorded:
+            self._recorded[cells] = self._record(states, visual, cells)
+        kept, count = self._recorded[cells], len(states)
+        kept.states[:count].copy_(states)
+        kept.visual[:count].copy_(visual)
+        kept.graph.replay()
+        return kept.maps[:count].clone()
+
+    def _record(self, states: Tensor, visual: Tensor, cells: Grid) -> _Recorded:
+        held = [t.new_zeros(CHUNK, *t.shape[1:]) for t in (states, visual)]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            decode_maps(self.model, held[0], held[1], cells)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            maps = decode_maps(self.model, held[0], held[1], cells)
+        return _Recorded(graph, held[0], held[1], maps)
+
+
 class MapQueue:
     """Gathers wanted maps by grid, and decodes them in groups of `CHUNK`."""
 
-    def __init__(self, model: ImageDoctorModel) -> None:
-        self._model = model
+    def __init__(self, decoder: MapDecoder) -> None:
+        self._decoder, model = decoder, decoder.model
         self._merge = int(model.config.vision["spatial_merge_size"])
         self._wanted: dict[Grid, list[tuple[int, str, Tensor, Tensor]]] = {}
         self._done: list[tuple[list[tuple[int, str]], Tensor]] = []
@@ -49,7 +97,7 @@ class MapQueue:
             if wanted:
                 self._decode(cells, wanted)
         self._wanted = {}
-        if self._model.lm_head.weight.is_cuda:
+        if any(maps.is_pinned() for _, maps in self._done):
             torch.cuda.synchronize()
         found: dict[int, dict[str, NDArray[np.float32]]] = {}
         for names, maps in self._done:
@@ -61,7 +109,7 @@ class MapQueue:
     def _decode(self, cells: Grid, part: list[tuple[int, str, Tensor, Tensor]]) -> None:
         states = torch.stack([state for _, _, state, _ in part])
         visual = torch.stack([features for _, _, _, features in part])
-        maps = decode_maps(self._model, states, visual, cells)
+        maps = self._decoder(states, visual, cells)
         if maps.is_cuda:
             maps = torch.empty(maps.shape, pin_memory=True).copy_(maps, non_blocking=True)
         self._done.append(([(number, name) for number, name, _, _ in part], maps))

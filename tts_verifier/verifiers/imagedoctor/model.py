@@ -90,9 +90,15 @@ class ImageDoctorModel(nn.Module):
         hidden = self.language(self.embed(input_ids, visual), position_ids, attention_mask)
         return Outputs(hidden, visual, self.lm_head(hidden))
 
-    def visual_features(self, pixel_values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Returns merged features (cells of all images, H), each image in raster order."""
-        return vision.features(self.visual, pixel_values, grids)
+    def visual_features(
+        self,
+        pixel_values: Tensor,
+        grids: Sequence[Grid],
+        blocks: Sequence[vision.Block] | None = None,
+    ) -> Tensor:
+        """Returns merged features (cells of all images, H), each image in raster order;
+        `blocks`: see `vision.features`."""
+        return vision.features(self.visual, pixel_values, grids, blocks)
 
     def positions(
         self, ids: Tensor, grids: Sequence[Grid], mask: Tensor | None = None

@@ -16,7 +16,7 @@ from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots
 
 BUCKET = {"cpu": 64}
-GPU_BUCKET = 256
+GPU_BUCKET = 128
 """Lengths of past are rounded up to these: a graph each on a GPU, less to attend to on a CPU."""
 
 
@@ -69,7 +69,7 @@ class Step:
         for buffer, before in zip(self.slots.state()[len(self.slots.past) :], kept, strict=True):
             buffer.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._step(rows, bucket)
         return graph
 

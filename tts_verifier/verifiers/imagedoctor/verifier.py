@@ -20,7 +20,7 @@ from tts_verifier.verifiers.imagedoctor.answer import parse
 from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
 from tts_verifier.verifiers.imagedoctor.geometry import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
-from tts_verifier.verifiers.imagedoctor.maps import MapQueue
+from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
 from tts_verifier.verifiers.imagedoctor.slots import rows_that_fit
 
@@ -84,6 +84,7 @@ class ImageDoctor(Verifier):
         self.batch_size = batch_size
         self.heatmaps = heatmaps
         self.engine = Engine(checkpoint.model, checkpoint.limits, slots=batch_size)
+        self._maps = MapDecoder(checkpoint.model)
         weight = checkpoint.model.lm_head.weight
         self.settings = {
             **(settings or {}),
@@ -185,7 +186,7 @@ class ImageDoctor(Verifier):
                 yield Request(ids, p.values, p.grid)
 
         wanted = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
-        maps = MapQueue(c.model)
+        maps = MapQueue(self._maps)
         found: dict[int, Generated] = {}
         for number, reply in self.engine.replies(requests()):
             if wanted:

@@ -1,8 +1,11 @@
-"""Qwen2.5-VL's vision tower over a batch: stock weights and blocks, batched attention.
+"""Qwen2.5-VL's vision tower over a batch: stock weights, batched attention, few kernels.
 
-transformers runs attention once per window and image; here all windows of all images of one
-size go through one call. Equal to the stock forward up to rounding (there is a test).
-Source: Qwen2.5-VL technical report (Bai et al. 2025), section 2.1.1.
+transformers runs attention once per window and image. Here the tokens of all images of one
+size are put once into the order of their windows, windows of equal size next to each other,
+so that attention within windows is one call for each size and moves nothing; only the few
+layers that attend to whole images put them back in between. Equal to the stock forward up to
+rounding (there is a test). Source: Qwen2.5-VL technical report (Bai et al. 2025), section
+2.1.1.
 """
 
 from __future__ import annotations
@@ -10,61 +13,149 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+
+from tts_verifier.verifiers.imagedoctor.fused import gated, rotated
+from tts_verifier.verifiers.imagedoctor.joining import joined
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
 
 ROTARY_BASE = 10000.0
+ALIGNED = 8
+"""Inner widths are filled up with zeros to a multiple of this; fast kernels want 16 bytes."""
+
+
+class Product(NamedTuple):
+    """A matrix and its bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiplies (…, in) -> (…, out)."""
+        return linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """One block's weights; `gate_up` joins two, with zeros after each where `join` was asked."""
+
+    norm: Tensor
+    qkv: Product
+    proj: Product
+    second_norm: Tensor
+    gate_up: Product
+    down: Product
+    heads: int
+    eps: float
+
+
+def blocks_of(tower: nn.Module, *, join: bool) -> list[Block]:
+    """Lists the blocks' weights.
+
+    Args:
+        tower: transformers' vision tower.
+        join: for inference: the parameters become views of the joined ones, without copies.
+            Otherwise they are joined anew, and gradients reach them.
+    """
+    blocks = cast(Sequence[Any], tower.blocks)
+    if not join:
+        return [
+            _block(block, _beside(block.mlp), _product(block.mlp.down_proj)) for block in blocks
+        ]
+    with torch.inference_mode(False), torch.no_grad():
+        return [_block(block, *_aligned(block.mlp)) for block in blocks]
+
+
+def _block(block: Any, gate_up: Product, down: Product) -> Block:
+    return Block(
+        norm=block.norm1.weight,
+        qkv=_product(block.attn.qkv),
+        proj=_product(block.attn.proj),
+        second_norm=block.norm2.weight,
+        gate_up=gate_up,
+        down=down,
+        heads=block.attn.num_heads,
+        eps=block.norm1.variance_epsilon,
+    )
+
+
+def _product(layer: Any) -> Product:
+    return Product(layer.weight, layer.bias)
+
+
+def _beside(mlp: Any) -> Product:
+    gate, up = mlp.gate_proj, mlp.up_proj
+    return Product(torch.cat([gate.weight, up.weight]), torch.cat([gate.bias, up.bias]))
+
+
+def _aligned(mlp: Any) -> tuple[Product, Product]:
+    """Joins gate and up, all three filled up to `ALIGNED`."""
+    gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+    short = -len(gate.weight) % ALIGNED
+    bias = torch.cat([gate.bias, gate.bias.new_zeros(short), up.bias, up.bias.new_zeros(short)])
+    gate_up = joined([gate.weight, up.weight], gap=short)
+    return Product(gate_up, bias), Product(_widened(down.weight, short), down.bias)
+
+
+def _widened(matrix: nn.Parameter, short: int) -> Tensor:
+    """Returns the matrix with `short` more columns of zeros; it becomes a view of that."""
+    rows, columns = matrix.shape
+    if matrix.stride(0) != columns + short:
+        wide = matrix.new_zeros(rows, columns + short)
+        wide[:, :columns] = matrix
+        matrix.data = wide[:, :columns]
+    return matrix.detach().as_strided((rows, columns + short), (columns + short, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """How the tokens of one grid attend; tokens are in the processor's order.
+    """How T tokens of images of one grid are laid out, T = images x S.
 
-    `cos`, `sin`: (S, head size). `slots`: (windows, longest), the token in each place of each
-    window; `filled`: the same shape, False where a ragged window has no token, None if there
-    is none; `place`: (S,), where in the flattened windows each token sits.
+    `order`: (T,), of the processor's order, the token in each place; `place`: (T,), the
+    reverse; `cells`: (cells of all images,), the place of each merged cell. `cos`, `sin`:
+    (T, head size), of each place, `sin` negative in its first half. `sizes`: (windows, tokens
+    in each) of the groups of windows of equal size, in order.
     """
 
+    order: Tensor
+    place: Tensor
+    cells: Tensor
     cos: Tensor
     sin: Tensor
-    slots: Tensor
-    filled: Tensor | None
-    place: Tensor
+    sizes: tuple[tuple[int, int], ...]
 
 
-@lru_cache(maxsize=64)
-def plan(grid: Grid, merge: int, window: int, head: int, device: torch.device) -> Plan:
-    """Lays out a grid of patches; `window` in merged cells a side, `head` the head's size."""
+@lru_cache(maxsize=16)
+def plan(grid: Grid, images: int, merge: int, window: int, head: int, device: torch.device) -> Plan:
+    """Lays out images of one grid; `window` in merged cells a side, `head` the head's size."""
     with torch.inference_mode(False), torch.no_grad():
         rows, columns = _coordinates(grid, merge)
         across = -(-grid[1] // merge // window)
         number = (rows // merge // window) * across + columns // merge // window
-        order = torch.argsort(number, stable=True)
-        sizes = torch.bincount(number)
-        longest = int(sizes.max())
-        starts = torch.cumsum(sizes, 0) - sizes
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order)) - starts[number[order]]
-        place = number * longest + rank
-        slots = torch.zeros(len(sizes) * longest, dtype=torch.long)
-        slots[place] = torch.arange(len(order))
-        filled = torch.zeros(len(sizes) * longest, dtype=torch.bool)
-        filled[place] = True
+        tokens = torch.bincount(number)
+        one = torch.argsort(tokens[number] * len(tokens) + number, stable=True)
+        lengths = sorted(set(tokens.tolist()))
+        counts = [int((tokens == length).sum()) for length in lengths]
+        first = torch.arange(images)[:, None] * len(one)
+        parts = one.split([n * length for n, length in zip(counts, lengths, strict=True)])
+        order = torch.cat([(first + part).flatten() for part in parts])
+        place = torch.argsort(order)
         step = torch.arange(0, head // 2, 2, dtype=torch.float) / (head // 2)
         angle = torch.stack([rows, columns], 1)[..., None].float() * (1.0 / ROTARY_BASE**step)
-        both = torch.cat([angle.flatten(1)] * 2, dim=-1)
+        angle = angle.flatten(1)[order % len(one)]
         return Plan(
-            both.cos().to(device),
-            both.sin().to(device),
-            slots.view(-1, longest).to(device),
-            None if bool(filled.all()) else filled.view(-1, longest).to(device),
+            order.to(device),
             place.to(device),
+            (place[:: merge**2] // merge**2).to(device),
+            torch.cat([angle.cos()] * 2, -1).to(device),
+            torch.cat([-angle.sin(), angle.sin()], -1).to(device),
+            tuple((images * n, length) for n, length in zip(counts, lengths, strict=True)),
         )
 
 
@@ -77,72 +168,66 @@ def _coordinates(grid: Grid, merge: int) -> tuple[Tensor, Tensor]:
     return rows.transpose(1, 2).flatten(), columns.transpose(1, 2).flatten()
 
 
-def features(tower: nn.Module, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """Runs the tower on images of any sizes.
+def features(
+    tower: nn.Module, pixels: Tensor, grids: Sequence[Grid], blocks: Sequence[Block] | None = None
+) -> Tensor:
+    """Runs the tower.
 
     Args:
-        tower: transformers' `Qwen2_5_VisionTransformerPretrainedModel`.
+        tower: transformers' Qwen2_5_VisionTransformerPretrainedModel.
         pixels: (patches of all images, values a patch), in the processor's order.
         grids: each image's patches.
+        blocks: from `blocks_of`; None = as they are, for training.
 
     Returns:
         Merged features of all images, (cells of all images, hidden), each in raster order.
     """
+    blocks = blocks_of(tower, join=False) if blocks is None else blocks
     if len(set(grids)) == 1:
-        batch = pixels.view(len(grids), -1, pixels.shape[-1])
-        return _run(cast(Any, tower), batch, grids[0]).flatten(0, 1)
+        return _run(tower, blocks, pixels, grids).flatten(0, 1)
     pieces = torch.split(pixels, [h * w for h, w in grids])
     cells: list[Tensor] = [pixels] * len(grids)
     for grid in dict.fromkeys(grids):
         members = [i for i, g in enumerate(grids) if g == grid]
-        batch = torch.stack([pieces[i] for i in members])
-        for i, part in zip(members, _run(cast(Any, tower), batch, grid), strict=True):
+        batch = torch.cat([pieces[i] for i in members])
+        parts = _run(tower, blocks, batch, [grid] * len(members))
+        for i, part in zip(members, parts, strict=True):
             cells[i] = part
     return torch.cat(cells)
 
 
-def _run(tower: Any, pixels: Tensor, grid: Grid) -> Tensor:
-    """(images, patches, values) of one grid -> (images, cells, hidden)."""
+def _run(tower: Any, blocks: Sequence[Block], pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """(patches of all images, values) of one grid -> (images, cells, hidden)."""
     kernel = tower.patch_embed.proj.weight
     x = linear(pixels.to(kernel.dtype), kernel.flatten(1))
     merge = tower.spatial_merge_size
     window = tower.window_size // merge // tower.patch_size
     head = x.shape[-1] // tower.config.num_heads
-    layout = plan(grid, merge, window, head, x.device)
-    for i, block in enumerate(tower.blocks):
-        whole = i in tower.fullatt_block_indexes
-        x = x + _attend(block.attn, block.norm1(x), layout, whole=whole)
-        x = x + block.mlp(block.norm2(x))
-    return cast(Tensor, tower.merger(x).view(len(pixels), -1, tower.config.out_hidden_size))
+    layout = plan(grids[0], len(grids), merge, window, head, x.device)
+    x = x[layout.order]
+    for i, block in enumerate(blocks):
+        whole = len(grids) if i in tower.fullatt_block_indexes else 0
+        x = x + _attend(block, rms_norm(x, x.shape[-1:], block.norm, block.eps), layout, whole)
+        normed = rms_norm(x, x.shape[-1:], block.second_norm, block.eps)
+        x = x + block.down(gated(block.gate_up(normed)))
+    merged = tower.merger(x)[layout.cells]
+    return cast(Tensor, merged.view(len(grids), -1, tower.config.out_hidden_size))
 
 
-def _attend(attention: Any, x: Tensor, layout: Plan, *, whole: bool) -> Tensor:
-    """(images, S, width) -> the same; over all tokens, or within each window."""
-    images, length, width = x.shape
-    heads = attention.num_heads
-    q, k, v = attention.qkv(x).view(images, length, 3, heads, -1).unbind(2)
-    q, k = _rotate(q, layout), _rotate(k, layout)
+def _attend(block: Block, x: Tensor, layout: Plan, whole: int) -> Tensor:
+    """(T, width) -> the same; over each of `whole` images, or, if 0, within each window."""
+    heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
+    qkv = rotated(heads, layout.cos, layout.sin, 2 * block.heads)
+    qkv = qkv.unflatten(1, (3, block.heads))
     if whole:
-        mask = None
-    else:
-        q, k, v = (t[:, layout.slots].flatten(0, 1) for t in (q, k, v))
-        mask = _mask(layout, images)
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    out = out.reshape(images, -1, width)
-    return cast(Tensor, attention.proj(out if whole else out[:, layout.place]))
+        return block.proj(_within(qkv[layout.place], whole)[layout.order])
+    parts = qkv.split([windows * length for windows, length in layout.sizes])
+    sizes = [windows for windows, _ in layout.sizes]
+    return block.proj(torch.cat([_within(p, n) for p, n in zip(parts, sizes, strict=True)]))
 
 
-def _mask(layout: Plan, images: int) -> Tensor | None:
-    if layout.filled is None:
-        return None
-    return layout.filled[:, None, None, :].repeat(images, 1, 1, 1)
-
-
-def _rotate(x: Tensor, layout: Plan) -> Tensor:
-    """Rotates (images, S, heads, size) by each token's row and column, in float32."""
-    cos, sin = layout.cos[:, None], layout.sin[:, None]
-    half = x.shape[-1] // 2
-    wide = x.float()
-    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
-    return (wide * cos + turned * sin).to(x.dtype)
+def _within(qkv: Tensor, groups: int) -> Tensor:
+    """(M, 3, heads, size) -> (M, heads * size): attention within each of equal groups."""
+    q, k, v = qkv.unflatten(0, (groups, -1)).permute(2, 0, 3, 1, 4)
+    out = scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(len(qkv), -1)
