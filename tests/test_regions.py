@@ -78,7 +78,7 @@ def test_no_place_to_name_means_a_fresh_draw(maps: list, boxes: list) -> None:
 def test_dilation_reaches_the_next_cell() -> None:
     heat = spot((0, 0), (8, 0), (16, 0), (24, 0), (0, 8), (0, 16), (0, 24))
     tight = flaw_mask([heat], (), size=SIZE, rule=MaskRule(dilate=0))
-    wide = flaw_mask([heat], (), size=SIZE, rule=MaskRule(dilate=1))
+    wide = flaw_mask([heat], (), size=SIZE, rule=MaskRule(dilate=0.02))
     assert tight is not None
     assert wide is not None
     assert not tight.array()[:, 32:].any()
@@ -92,7 +92,7 @@ def test_dilation_reaches_the_next_cell() -> None:
         ({"level": 1.0}, r"level must be in \(0, 1\), got 1.0"),
         ({"area": (0.5, 0.2)}, r"area must be two rising shares .* got \(0.5, 0.2\)"),
         ({"dilate": -1}, "dilate must not be negative and cell must be positive, got -1 and 8"),
-        ({"cell": 0}, "dilate must not be negative and cell must be positive, got 2 and 0"),
+        ({"cell": 0}, "dilate must not be negative and cell must be positive, got 0.08 and 0"),
     ],
 )
 def test_a_rule_that_cannot_be_used_is_refused(values: dict, message: str) -> None:

@@ -18,7 +18,7 @@ CORNER = np.zeros((64, 64), np.bool_)
 CORNER[16:48, 16:48] = True
 MASK = Mask.of(CORNER)
 RULE = {"dilate": 0}
-SEARCH = InpaintReroll(2, 2, strengths=(0.6, 1.0), masks=RULE)
+SEARCH = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, masks=RULE)
 DRAWN = [
     trial("a", 0, Draw(seed(0)), 0.3, heatmaps=maps(artifact=SPOT)),
     trial("b", 0, Draw(seed(1)), 0.8, heatmaps=maps(artifact=SPOT)),
@@ -57,7 +57,7 @@ def test_what_was_only_scored_is_looked_at_first() -> None:
 
 
 def test_a_gain_too_small_is_not_accepted() -> None:
-    picky = InpaintReroll(2, 2, strengths=(0.6, 1.0), gain=0.2, masks=RULE)
+    picky = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, gain=0.2, masks=RULE)
     assert picky.propose(TASK, [*DRAWN, BETTER, WORSE]) == second("a")
 
 
@@ -70,6 +70,28 @@ def test_where_all_is_wrong_it_draws_afresh() -> None:
 def test_where_nothing_is_usable_it_draws_afresh() -> None:
     failed = [replace(t, error="no score", objective=float("nan")) for t in DRAWN]
     assert SEARCH.propose(TASK, failed) == [Draw(seed(2)), Draw(seed(3))]
+
+
+def test_every_round_draws_afresh_as_well() -> None:
+    both = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=1, masks=RULE)
+    assert both.propose(TASK, DRAWN) == [*FIRST, Draw(seed(2))]
+
+
+def test_the_search_ends_when_the_best_is_good_enough() -> None:
+    assert InpaintReroll(2, 2, enough=0.8, masks=RULE).propose(TASK, DRAWN) == []
+    assert InpaintReroll(2, 2, enough=0.81, masks=RULE).propose(TASK, DRAWN) != []
+
+
+def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
+    two = SPOT.copy()
+    two[48:64, 48:64] = 0.1
+    history = [replace(t, heatmaps=maps(artifact=two)) for t in DRAWN]
+    rule = RULE | {"level": 0.99, "cell": 1}
+    search = InpaintReroll(2, 2, strengths=(1.0, 0.8, 0.6), fresh=0, masks=rule)
+    first, second, third = (p.mask.array() for p in search.propose(TASK, history))
+    assert (first == third).all()
+    assert first.sum() == first[48:, 48:].sum() == 256
+    assert second.sum() == 256 + 64
 
 
 def test_boxes_serve_without_maps() -> None:
@@ -90,6 +112,8 @@ def test_a_verifier_without_maps_is_warned_about() -> None:
         ({"rounds": True}, "rounds must be a positive integer, got True"),
         ({"strengths": ()}, "strengths must name at least one strength"),
         ({"strengths": (0.0,)}, r"strengths must be in \(0, 1\], got 0.0"),
+        ({"fresh": -1}, "fresh must be"),
+        ({"enough": float("nan")}, "enough must be a finite number, got nan"),
         ({"gain": -0.1}, "gain must be finite and not negative, got -0.1"),
         ({"masks": {"level": 2}}, r"level must be in \(0, 1\), got 2"),
         ({"masks": {"lvl": 2}}, "masks must be arguments of MaskRule: .*lvl"),
@@ -116,7 +140,7 @@ class Spotted(FakeVerifier):
 @pytest.mark.parametrize("detail", ["score", "diagnose"])
 def test_a_run_repaints_and_never_ends_below_its_drawings(detail: str) -> None:
     result = run(["x"], FakeGenerator(size=64), Spotted(), InpaintReroll(2), detail=detail)
-    assert sum(isinstance(t.proposal, Repaint) for t in result.trials) == 6
+    assert sum(isinstance(t.proposal, Repaint) for t in result.trials) == 4
     drawn = max(t.objective for t in result.trials if isinstance(t.proposal, Draw))
     (choice,) = result.choices.values()
     assert choice.trial is not None

@@ -40,7 +40,8 @@ class MaskRule:
         level: in (0, 1).
         area: the least and the largest share of the picture. Smaller spots are dropped
             unless there is no larger one; a larger mask means that all of it is wrong.
-        dilate: pixels by which spots grow before they snap to cells.
+        dilate: by which share of the shorter side spots grow before they snap to cells: what
+            is drawn anew needs room.
         cell: side of a latent cell in pixels; a spot is at least 4x4 cells.
 
     Raises:
@@ -50,7 +51,7 @@ class MaskRule:
     threshold: Literal["mass", "quantile", "otsu"] = "mass"
     level: float = 0.5
     area: tuple[float, float] = (0.005, 0.5)
-    dilate: int = 2
+    dilate: float = 0.08
     cell: int = 8
 
     def __post_init__(self) -> None:
@@ -103,9 +104,25 @@ def flaw_mask(
             hot |= _spots(heat > _threshold(heat, rule), rule.area[0])
     if not hot.any():
         hot = _filled(boxes, shape)
-    mask = snap(_grown(hot, rule.dilate), rule.cell)
+    mask = snap(_grown(hot, round(rule.dilate * min(size))), rule.cell)
     share = float(mask.mean())
     return Mask.of(mask) if 0 < share <= rule.area[1] else None
+
+
+def spots(mask: Mask, maps: Sequence[NDArray[np.float32]]) -> list[Mask]:
+    """Returns the connected spots of a mask, the one that holds the most heat first.
+
+    Args:
+        mask: from `flaw_mask`.
+        maps: what it was made from, of the same size; none = the largest spot first.
+    """
+    from scipy.ndimage import label
+
+    whole = mask.array()
+    labels, count = label(whole, np.ones((3, 3)))
+    heat = np.sum(maps, axis=0) if maps else whole.astype(np.float32)
+    found = [labels == number for number in range(1, count + 1)]
+    return [Mask.of(spot) for spot in sorted(found, key=lambda s: -float(heat[s].sum()))]
 
 
 def snap(mask: NDArray[np.bool_], cell: int = 8) -> NDArray[np.bool_]:

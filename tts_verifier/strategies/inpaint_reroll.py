@@ -2,8 +2,8 @@
 
 Source: ImageDoctor's heatmaps (arXiv 2510.01010) as masks; the accept gate is ours.
 Cost: n drawings, then a round each strength's share of a drawing for every strength (a whole
-one where no place can be named), and as many verifier calls; a look more for a base whose
-maps are not known yet.
+one where no place can be named) and `fresh` drawings, and as many verifier calls; a look more
+for a base whose maps are not known yet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.regions import MaskRule, flaw_mask
+from tts_verifier.regions import MaskRule, flaw_mask, spots
 from tts_verifier.strategies.shared import best, positive, rounds, seeds, within
 from tts_verifier.types import Draw, Look, Mask, Proposal, Repaint, Task, Trial
 
@@ -33,7 +33,11 @@ class InpaintReroll:
     Args:
         n: drawings to begin with.
         rounds: of repaints.
-        strengths: one repaint of a round for each, in (0, 1].
+        strengths: one repaint of a round for each, in (0, 1]. Where a mask has several spots,
+            the first takes the hottest spot alone, the second all of them, and so in turn: one
+            thing too many is gone when one is, a relation may need both its things.
+        fresh: drawings in every round, for what no repaint mends, such as a wrong layout.
+        enough: the objective at which the best is left alone and the search ends; None = never.
         gain: not negative.
         masks: arguments of `regions.MaskRule`.
 
@@ -48,7 +52,9 @@ class InpaintReroll:
         n: int = 4,
         rounds: int = 2,
         *,
-        strengths: Sequence[float] = (0.6, 0.8, 1.0),
+        strengths: Sequence[float] = (1.0, 0.8),
+        fresh: int = 1,
+        enough: float | None = None,
         gain: float = 0.0,
         masks: Mapping[str, Any] | None = None,
     ) -> None:
@@ -58,6 +64,10 @@ class InpaintReroll:
         self.strengths = tuple(
             within("strengths", s, lambda s: 0 < s <= 1, rule="in (0, 1]") for s in strengths
         )
+        self.fresh = positive("fresh", fresh, 0)
+        self.enough = enough
+        if enough is not None:
+            within("enough", enough, lambda e: -np.inf < e < np.inf, rule="a finite number")
         self.gain = within("gain", gain, lambda g: 0 <= g < np.inf, rule="finite and not negative")
         try:
             self.rule = MaskRule(**(masks or {}))
@@ -69,25 +79,29 @@ class InpaintReroll:
         if not history:
             return [Draw(seed) for seed in seeds(task, self.n)]
         done = rounds(history)
-        if done > self.rounds:
+        if done > self.rounds or self._satisfied(history):
             return []
         looks = {t.proposal.parent: t for t in history if isinstance(t.proposal, Look)}
         base = self._base(history, looks)
         count = len(self.strengths)
-        mask = None
+        masks: list[Mask] = []
         if base is not None:
             seen = looks.get(base.id, base)
             if seen.detail == "score":
                 return [Look(base.id)]
-            mask = self._mask(seen)
-        if base is None or mask is None:
-            first = sum(isinstance(t.proposal, Draw) for t in history)
-            return [Draw(seed) for seed in seeds(task, count, first=first)]
-        fresh = seeds(task, count, purpose=f"repaint{done}")
+            masks = self._masks(seen)
+        first = sum(isinstance(t.proposal, Draw) for t in history)
+        if base is None or not masks:
+            return [Draw(seed) for seed in seeds(task, count + self.fresh, first=first)]
+        again = zip(seeds(task, count, purpose=f"repaint{done}"), self.strengths, strict=True)
         return [
-            Repaint(base.id, mask, seed, strength)
-            for seed, strength in zip(fresh, self.strengths, strict=True)
+            *(Repaint(base.id, masks[i % len(masks)], *which) for i, which in enumerate(again)),
+            *(Draw(seed) for seed in seeds(task, self.fresh, first=first)),
         ]
+
+    def _satisfied(self, history: Sequence[Trial]) -> bool:
+        top = next(iter(best([t for t in history if t.finished])), None)
+        return self.enough is not None and top is not None and top.objective >= self.enough
 
     def _base(self, history: Sequence[Trial], looks: Mapping[str, Trial]) -> Trial | None:
         """Returns the best picture that was accepted and whose turn has not been."""
@@ -102,18 +116,24 @@ class InpaintReroll:
         ]
         return next(iter(best(pool)), None)
 
-    def _mask(self, seen: Trial) -> Mask | None:
+    def _masks(self, seen: Trial) -> list[Mask]:
+        """Returns the hottest spot and all spots, or the only one; none where to draw afresh."""
         if not seen.heatmaps and not seen.boxes:
             warnings.warn(
                 "InpaintReroll needs a verifier that gives heatmaps or boxes, this one gave "
                 "neither: drawing afresh instead of repainting.",
                 stacklevel=3,
             )
-            return None
-        maps = [_map(seen, name) for name in sorted(seen.heatmaps)]
+            return []
         if seen.image is None:
-            return None
-        return flaw_mask(maps, seen.boxes, size=seen.image.load().size, rule=self.rule)
+            return []
+        maps = [_map(seen, name) for name in sorted(seen.heatmaps)]
+        size = seen.image.load().size
+        whole = flaw_mask(maps, seen.boxes, size=size, rule=self.rule)
+        if whole is None:
+            return []
+        parts = spots(whole, maps)
+        return [parts[0], whole] if len(parts) > 1 else [whole]
 
 
 def accepted(child: Trial, parent: Trial, gain: float) -> bool:

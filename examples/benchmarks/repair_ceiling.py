@@ -1,0 +1,120 @@
+"""How often does repainting the flaw repair it? With the oracle's mask, and the verifier's.
+
+    tts-run bestofn prompts=captions.txt output=runs/held_out
+    python examples/benchmarks/repair_ceiling.py runs/held_out --out repairs.parquet
+
+Takes drawings that the judge fails from a finished best-of-n run of the miniature world, the
+same number of each category, and repaints each under several masks and strengths. The
+oracle's mask is the ceiling of the idea with this generator: no verifier can say better where
+a picture is wrong. `spot` is the hottest spot of a mask alone. Beside it stands what a fresh
+drawing gives: the share of the caption's other drawings that pass. The judge, which no part
+of this has seen, says what is repaired.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import parquet
+
+from tts_verifier import shapes
+from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.log import read_trials
+from tts_verifier.regions import MaskRule, flaw_mask, spots
+from tts_verifier.shapes.grammar import parse
+from tts_verifier.types import Job, Mask, Repaint, Trial
+
+
+def masks_of(trial: Trial, rule: MaskRule) -> dict[str, Mask]:
+    """Returns the masks to try by name; one that names no place is absent."""
+    picture = trial.image.load()
+    truth = shapes.oracle(picture, trial.prompt.text).misalignment
+    told = [trial.heatmaps[name].load().on_image() for name in sorted(trial.heatmaps)]
+    found = {}
+    for name, maps in (("oracle", [truth]), ("verifier", told)):
+        whole = (
+            flaw_mask(maps, (), size=picture.size, rule=rule)
+            if any(m.any() for m in maps)
+            else None
+        )
+        if whole is not None:
+            found[name] = whole
+            found[f"{name} spot"] = spots(whole, maps)[0]
+    return found
+
+
+def parents(run: Path, each: int) -> Iterator[tuple[Trial, float]]:
+    """Yields failed drawings and the pass rate of their captions' other drawings."""
+    of: dict[str, list[Trial]] = defaultdict(list)
+    for trial in read_trials(run):
+        of[trial.prompt.id].append(trial)
+    taken: dict[str, int] = defaultdict(int)
+    for trials in of.values():
+        category = parse(trials[0].prompt.text).category
+        failed = [t for t in trials if not t.judge["passed"]]
+        if failed and taken[category] < each:
+            taken[category] += 1
+            rest = [t.judge["passed"] for t in trials if t is not failed[0]]
+            yield failed[0], float(np.mean(rest))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--each", type=int, default=20, help="parents of a category")
+    parser.add_argument("--strengths", default="0.6,0.8,1.0")
+    parser.add_argument("--dilate", type=int, default=MaskRule().dilate)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    strengths = [float(s) for s in options.strengths.split(",")]
+    generator, rule = DiffusersGenerator("shapes"), MaskRule(dilate=options.dilate)
+    asked: list[tuple[Job, dict[str, Any]]] = []
+    for trial, fresh in parents(options.run, options.each):
+        category = parse(trial.prompt.text).category
+        for name, mask in masks_of(trial, rule).items():
+            for k, strength in enumerate(strengths):
+                job = Job(trial.prompt, Repaint(trial.id, mask, 77 + k, strength), (trial,))
+                area = float(mask.array().mean())
+                asked.append((job, {
+                    "prompt": trial.prompt.text, "category": category, "mask": name,
+                    "area": area, "strength": strength, "fresh": fresh,
+                }))  # fmt: skip
+    rows = []
+    drawn = generator.generate([job for job, _ in asked])
+    for (job, about), sample in zip(asked, drawn, strict=True):
+        passed = sample.image is not None and shapes.judge(sample.image, job.prompt.text).passed
+        rows.append({**about, "passed": passed, "evaluations": sample.cost.network_evaluations})
+    parquet.write_table(pa.Table.from_pylist(rows), options.out)
+    report(rows)
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Prints pass rates by category, mask and strength, and the passes that a drawing's worth
+    of evaluations buys beside a fresh drawing."""
+    whole = max(row["evaluations"] / row["strength"] for row in rows)
+    strengths = sorted({row["strength"] for row in rows})
+    for category in [*dict.fromkeys(row["category"] for row in rows), None]:
+        part = [row for row in rows if category in (None, row["category"])]
+        fresh = {row["prompt"]: row["fresh"] for row in part}
+        print(f"{category or 'all'}: {len(fresh)} parents, fresh {np.mean([*fresh.values()]):.1%}")
+        for mask in dict.fromkeys(row["mask"] for row in part):
+            of = [row for row in part if row["mask"] == mask]
+            area = np.mean([row["area"] for row in of])
+            told = [f"  {mask:14s} n {len(of) // len(strengths):3d} area {area:.2f}"]
+            for strength in strengths:
+                rate = np.mean([r["passed"] for r in of if r["strength"] == strength])
+                cost = np.mean([r["evaluations"] for r in of if r["strength"] == strength]) / whole
+                told.append(f"{strength}: {rate:.1%} ({rate / cost:.1%} a drawing)")
+            print("  ".join(told), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
