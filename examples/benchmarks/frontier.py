@@ -4,7 +4,7 @@
     python examples/benchmarks/frontier.py runs/frontier --captions 1000 --only pool,adaptive@8
     python examples/benchmarks/frontier.py runs/frontier --tables     # no model: what is there
 
-A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws 32
+A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws many
 for every caption, from which the best of every n follows exactly (`replay.expected_best`).
 The judge and the oracle of the miniature world, which no strategy sees, read what was chosen.
 A case is compared, caption by caption, with the best of n at the network evaluations that the
@@ -39,7 +39,6 @@ from tts_verifier.shapes.grammar import parse
 from tts_verifier.strategies.inpaint_reroll import accepted
 from tts_verifier.types import Prompt, Repaint, Trial
 
-POOL = 32
 BUDGETS = (2, 4, 8, 16, 32)
 SEED = 5_000_011
 DRAWS = 2000
@@ -49,9 +48,9 @@ MEASURES = ("judge", "oracle", "objective")
 Row = dict[str, Any]
 
 
-def cases() -> dict[str, Row]:
-    """Returns recipes of strategies by case, `pool` first."""
-    found: dict[str, Row] = {"pool": {"name": "best_of_n", "n": POOL}}
+def cases(pool: int) -> dict[str, Row]:
+    """Returns recipes of strategies by case, `pool` of so many drawings first."""
+    found: dict[str, Row] = {"pool": {"name": "best_of_n", "n": pool}}
     for b in BUDGETS:
         reroll = {"name": "inpaint_reroll", "n": max(b // 4, 1)}
         some, few = max(b // 4, 1), max(b // 8, 1)
@@ -289,9 +288,12 @@ def tables(out: Path) -> None:
     files = {p.stem: parquet.read_table(p).to_pylist() for p in sorted(out.glob("*.parquet"))}
     repairs = {k: files.pop(k) for k in [*files] if k.startswith("repairs-")}
     files.pop("frontier", None)
-    pool_of = files.pop("pool")
-    pool = Pool(pool_of)
-    curve = {n: [pool.at(p, "judge", n) for p in pool.curves] for n in range(1, POOL + 1)}
+    if "pool" not in files:
+        print(f"{out} has no pool.parquet yet: run the case pool, to which others are compared.")
+        return
+    pool = Pool(files.pop("pool"))
+    numbers = range(1, min(len(c["judge"]) for c in pool.curves.values()) + 1)
+    curve = {n: [pool.at(p, "judge", n) for p in pool.curves] for n in numbers}
     print(f"{len(pool.curves)} captions; best of n, judge: ", end="")
     print(", ".join(f"{n}: {np.mean(curve[n]):.1%}" for n in (1, *BUDGETS) if n in curve))
     told = sorted((compare(rows, pool) for rows in files.values()), key=lambda r: r["drawings"])
@@ -305,6 +307,8 @@ def tables(out: Path) -> None:
         print(f"{r['case']:20s} {figures}  {'  '.join(gains)}")
     for name, rows in repairs.items():
         kept = [row for row in rows if row["accepted"]]
+        if not kept:
+            continue
         fine = np.mean([row["child_score"] >= row["parent_score"] for row in kept])
         failed = [row for row in rows if not row["parent_judge"]]
         passed = np.mean([row["child_judge"] for row in failed])
@@ -343,6 +347,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--captions", type=int, default=300)
     parser.add_argument("--only", help="cases, or strategies, by name; default all")
+    parser.add_argument("--pool", type=int, default=32, help="drawings of a caption in the pool")
     parser.add_argument("--minutes", type=float, default=1e9, help="no case starts after this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, help="candidates at a time; default by device")
@@ -354,7 +359,7 @@ def main() -> None:
         prompts = [Prompt(f"{i:04}", text) for i, text in enumerate(texts)]
         parts = Parts(options.device, options.batch or (128 if options.device == "cuda" else 8))
         wanted = options.only.split(",") if options.only else None
-        for case, recipe in cases().items():
+        for case, recipe in cases(options.pool).items():
             asked = wanted is None or case in wanted or case.split("@")[0] in wanted
             late = time.monotonic() - began > 60 * options.minutes
             if asked and not late and not (options.out / f"{case}.parquet").exists():
