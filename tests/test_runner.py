@@ -208,7 +208,8 @@ def test_a_generator_without_states_cannot_continue() -> None:
         (Budget(candidates=5), 5),
         (Budget(candidates=3), 3),
         (Budget(verifier_calls=4), 4),
-        (Budget(network_evaluations=40), 3),  # one draw is 20, a batch may end after
+        (Budget(network_evaluations=40), 2),  # one draw is 20
+        (Budget(network_evaluations=59), 2),
         (Budget(seconds=1e-9), 3),
         (Budget(candidates=100), 8),
     ],
@@ -218,6 +219,28 @@ def test_a_spent_budget_ends_the_search_with_a_choice(budget: Budget, trials: in
     result = run([RED], generator, FakeVerifier(), BestOfN(8), budget=budget)
     assert len(result.trials) == trials
     assert result.choices["0000"].trial is not None
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("limit", [30, 70, 79, 100])
+def test_no_round_overshoots_the_evaluations_left(limit: int, overlap: bool) -> None:
+    strategies = [BestOfN(8), InpaintReroll(2, 4), SeedBeam(4), ZeroOrder(3)]
+    for strategy in strategies:
+        budget, prompts = Budget(network_evaluations=limit), ["a", "b"]
+        generator = FakeGenerator(batch_size=8)
+        options = {"budget": budget, "overlap": overlap}
+        done = run(prompts, generator, FakeVerifier(), strategy, **options)  # type: ignore[arg-type]
+        for name in done.choices:
+            mine = [t.cost.network_evaluations for t in done.trials if t.prompt.id == name]
+            assert 0 < sum(mine) <= limit
+
+
+def test_a_search_of_which_nothing_fits_any_more_ends() -> None:
+    budget = Budget(network_evaluations=10)
+    prompts = ["a", "b"]
+    done = run(prompts, FakeGenerator(), FakeVerifier(), BestOfN(3), budget=budget)
+    drawn = [t.prompt.id for t in done.trials]
+    assert drawn.count("0000") == drawn.count("0001") == 1  # what one costs was not known
 
 
 def test_a_budget_is_each_prompts_own_and_is_told() -> None:

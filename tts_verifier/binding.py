@@ -86,6 +86,16 @@ def within(jobs: Mapping[str, Job], left: Budget) -> dict[str, Job]:
     return kept
 
 
+def share_of(job: Job) -> float:
+    """Returns which fraction of a whole drawing's steps a job takes, before rounding to steps."""
+    proposal = job.proposal
+    if isinstance(proposal, Draw):
+        return proposal.until
+    if isinstance(proposal, Continue):
+        return proposal.until - job.ancestors[0].progress + proposal.renoise
+    return proposal.strength if isinstance(proposal, Repaint) else 0.0
+
+
 def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str:
     """Returns what is wrong with a proposal, empty if nothing is."""
     if type(proposal) not in KINDS.values():

@@ -20,7 +20,7 @@ from typing import Any, Final, TypedDict, Unpack
 from PIL import Image
 
 from tts_verifier.batch import draw, judge
-from tts_verifier.binding import bind, within
+from tts_verifier.binding import bind, share_of, within
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective, choose
 from tts_verifier.progress import Progress, shown_as
@@ -33,6 +33,7 @@ from tts_verifier.types import (
     Choice,
     Cost,
     Detail,
+    Draw,
     Job,
     Look,
     Prompt,
@@ -144,13 +145,19 @@ def execute(
 
 @dataclass(eq=False)
 class _Open:
-    """Where the search for one prompt stands; `history` holds whole rounds only."""
+    """Where the search for one prompt stands; `history` holds whole rounds only.
+
+    `promised`: shares of a drawing that were handed out and are not judged yet, by id.
+    `over`: nothing of the last round fitted into the budget.
+    """
 
     prompt: Prompt
     history: list[Trial] = field(default_factory=list)
     round: dict[str, Job] = field(default_factory=dict)
     judged: dict[str, Trial] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
+    promised: dict[str, float] = field(default_factory=dict)
+    over: bool = False
     rounds: int = 0
     candidates: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -164,6 +171,7 @@ class _Open:
     def close_round(self) -> None:
         """Moves the judged trials of the round to the history."""
         self.history += [self.judged[i] for i in self.round if i in self.judged]
+        self.over = bool(self.round) and not self.judged
         self.round, self.judged = {}, {}
 
 
@@ -179,6 +187,8 @@ class _Loop:
         self.spent = {"draw": 0.0, "judge": 0.0}
         self._judging: deque[Future[list[Trial]]] = deque()
         self._owner: dict[str, _Open] = {}
+        self._whole: float | None = None
+        """Network evaluations of a whole drawing; None until the first one tells."""
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
@@ -212,6 +222,7 @@ class _Loop:
             self._owner[name] = prompt
             known = None if found is None else found.get(name)
             if known is not None:
+                self._learn(job, known)
                 prompt.add(known)
                 self.bar.done([known], known=True)
             else:
@@ -222,7 +233,7 @@ class _Loop:
 
     def _proposed(self, prompt: _Open) -> dict[str, Job]:
         left, search = self._left(prompt), self.search
-        if left.spent:
+        if left.spent or prompt.over:
             return {}
         supports = frozenset(search.generator.supports | {Look})
         task = Task(prompt.prompt, search.seed, supports, left, search.objective)
@@ -240,18 +251,50 @@ class _Loop:
         """Takes jobs of one kind, that of which most are waiting, across prompts."""
         batch: dict[str, Job] = {}
         queue = max(self._queues.values(), key=len)
-        while queue and len(batch) < self.search.generator.batch_size:
-            name = next(iter(queue))
-            job, owner = queue.pop(name), self._owner[name]
-            if self._left(owner).spent:
+        for name in list(queue):
+            if len(batch) == self.search.generator.batch_size:
+                break
+            owner, share = self._owner[name], share_of(queue[name])
+            fits = self._fits(owner, share)
+            if fits:
+                batch[name] = queue.pop(name)
+                owner.promised[name] = share
+            elif fits is not None:
+                del queue[name]
                 self._settle(owner, name)
-            else:
-                batch[name] = job
         return batch
+
+    def _fits(self, owner: _Open, share: float) -> bool | None:
+        """Says whether the budget left has room for a share of a drawing; None = not known yet.
+
+        Where evaluations are limited, a prompt's first drawing goes alone until one was drawn.
+        """
+        left = self._left(owner)
+        if left.spent:
+            return False
+        if left.network_evaluations is None:
+            return True
+        if self._whole is None:
+            return None if owner.promised else True
+        asked = share + sum(owner.promised.values())
+        # Sums of floats are not exact: 0.3 + 0.7 is to be one drawing.
+        return asked * self._whole <= left.network_evaluations + 1e-6
+
+    def _learn(self, job: Job, trial: Trial) -> None:
+        """Takes from a trial how many network evaluations a whole drawing has."""
+        spent = trial.cost.network_evaluations
+        share = trial.progress if isinstance(job.proposal, Draw) else share_of(job)
+        if share > 0 and (spent or not trial.error):
+            self._whole = max(self._whole or 0.0, spent / share)
 
     def _serve(self, batch: Mapping[str, Job], thread: ThreadPoolExecutor) -> None:
         self.bar.phase(kind_of(next(iter(batch.values())).proposal))
+        if self.log is not None and not self.search.overlap:
+            # What was judged is on the disk before more is done: a kill costs one batch.
+            self.log.flush()
         drawn = draw(self.search, batch)
+        if self.log is not None:
+            self.log.drawn(drawn.samples)
         if self.search.overlap:
             self._judging.append(thread.submit(judge, self.search, drawn))
         else:
@@ -271,11 +314,14 @@ class _Loop:
         if self.log is not None:
             trials = self.log.append(trials)
         for trial in trials:
-            self._owner[trial.id].add(trial)
-            self._settle(self._owner[trial.id], trial.id)
+            owner = self._owner[trial.id]
+            self._learn(owner.round[trial.id], trial)
+            owner.add(trial)
+            self._settle(owner, trial.id)
         self.bar.done(trials)
 
     def _settle(self, owner: _Open, name: str) -> None:
         owner.waiting.discard(name)
+        owner.promised.pop(name, None)
         if not owner.waiting:
             self._idle.append(owner)

@@ -17,11 +17,12 @@ class Search:
     """The parts of a run.
 
     `judge`: a held-out verifier that fills the `judge_*` columns; no strategy sees it.
-    `budget`: of each prompt. Candidates and verifier calls never exceed it; evaluations and
-    seconds are known only afterwards and may exceed it by the batch under way.
+    `budget`: of each prompt; proposals that no longer fit are dropped, in order. Candidates
+    and verifier calls never exceed it, nor do evaluations, but for the rounding of a fraction
+    to whole steps; seconds are known only afterwards and may exceed it by the batch under way.
     `detail`: how thoroughly new candidates are looked at.
     `overlap`: judge a batch, in a thread, while the next ones are drawn. It pays where the two
-    do not share a processor; a budget may then be exceeded by the batches under way.
+    do not share a processor; seconds may then be exceeded by the batches under way.
     """
 
     generator: Generator
