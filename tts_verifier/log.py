@@ -9,8 +9,8 @@
     aside/             files that were torn, changed or not ours, kept for whoever looks
 
 Every file appears by an atomic rename, a row only after the files that it names. A thread
-of its own writes a batch while the next one is drawn; a kill costs at most the batch that
-was being drawn, and the one before it if that was still being written.
+of its own writes pictures while they are judged, so that little is left to wait for before
+the next batch is drawn: a kill costs at most one batch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tts_verifier.header import read_header, write_header
 from tts_verifier.lock import FolderLock
 from tts_verifier.reading import Found, is_running, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
-from tts_verifier.types import Repaint, Setting, Stored, Trial
+from tts_verifier.types import Look, Repaint, Sample, Setting, Stored, Trial
 
 __all__ = ["RunLog", "is_running", "open_log", "read_header", "read_rows", "read_trials"]
 
@@ -86,12 +86,31 @@ class RunLog:
         self._next = 1 + max((part.number for part in self._parts), default=-1)
         self._thread = ThreadPoolExecutor(1, "log")
         self._writing: list[Future[None]] = []
+        self._early: dict[str, tuple[Image.Image, str]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def drawn(self, samples: Mapping[str, Sample]) -> None:
+        """Starts to write pictures that are not judged yet; a row follows with `append`.
+
+        Args:
+            samples: by trial id; those whose picture is in a file already are passed over.
+
+        Raises:
+            RunError: what was written before could not be.
+        """
+        images = {
+            name: sample.image
+            for name, sample in samples.items()
+            if sample.image is not None
+            and sample.kept is None
+            and not isinstance(sample.job.proposal, Look)
+        }
+        self._later(2, self._write_early, images)
 
     def append(self, trials: Sequence[Trial]) -> list[Trial]:
         """Starts to write judged trials: their files, then their rows as one part.
@@ -105,7 +124,7 @@ class RunLog:
         """
         self._columns.meet(trials)
         batch = [self._prepare(trial) for trial in trials]
-        self._later(0, self._write, batch, self._columns.schema())
+        self._later(2, self._write, batch, self._columns.schema())
         return [item.trial for item in batch]
 
     def forget_states(self, trials: Iterable[Trial]) -> None:
@@ -198,6 +217,12 @@ class RunLog:
 
     # -- in the log's thread ---------------------------------------------------------------
 
+    def _write_early(self, images: Mapping[str, Image.Image]) -> None:
+        for name, image in images.items():
+            content, path = png(image), f"images/{name}.png"
+            self._files.write(path, content)
+            self._early[path] = image, digest_of(content)
+
     def _write(self, batch: Sequence[_Writing], schema: pa.Schema) -> None:
         for item in batch:
             self._write_files(item)
@@ -222,9 +247,12 @@ class RunLog:
                 digest = image.sha256 or digest_of((self.folder / image.path).read_bytes())
                 row |= {"image_path": image.path, "image_sha256": digest}
         for column, (kept, encode) in item.kept.items():
-            content = encode(kept.now.load())
-            self._files.write(kept.path, content)
-            digest = digest_of(content)
+            value = kept.now.load()
+            early, digest = self._early.pop(kept.path, (None, ""))
+            if early is not value:
+                content = encode(value)
+                self._files.write(kept.path, content)
+                digest = digest_of(content)
             kept.now = stored(self.folder, kept.path, digest, kept.decode)
             row |= {f"{column}_path": kept.path, f"{column}_sha256": digest}
 

@@ -6,8 +6,8 @@ Every episode is one run folder: a process runs a search on the fakes, is killed
 after a random time, and is started again until the run ends. After each kill the log is read
 as it lies on the disk. The last line is JSON: kills, judged trials that were lost, doubled or
 altered, final choices and tables that differ from the uninterrupted run's, and the largest
-number of drawings that one kill made necessary again: at worst the batch of 4 that was being
-drawn, and the one before it if that was still being written.
+number of drawings that one kill made necessary again, counted when a batch is begun: at most
+one batch of 4. The status is 1 if any of these is not so.
 """
 
 import argparse
@@ -38,6 +38,7 @@ STRATEGIES: dict[str, Strategy] = {
     "seed_beam": SeedBeam(),
     "inpaint_reroll": InpaintReroll(),
 }
+BATCH = 4
 CLOCK = {"draw_seconds", "judge_seconds"}
 
 
@@ -45,7 +46,7 @@ class Noted(FakeGenerator):
     """Notes in a file what it draws, and takes a moment for it."""
 
     def __init__(self, notes: Path) -> None:
-        super().__init__(batch_size=4, size=128)
+        super().__init__(batch_size=BATCH, size=128)
         self.notes = notes
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
@@ -155,7 +156,7 @@ def main() -> None:
         total = campaign(options.kills, options.folder or Path(temporary), options.seed)
     print(json.dumps(total))
     bad = ("lost", "doubled", "altered", "choices_changed", "tables_changed")
-    sys.exit(any(total[name] for name in bad))
+    sys.exit(any(total[name] for name in bad) or total["redrawn"] > BATCH)
 
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -176,7 +176,7 @@ def overhead(folder: Path, prompts: int, repeats: int) -> None:
 
         return run_it
 
-    for name in ("append", "finish", "close"):
+    for name in ("drawn", "append", "flush", "finish"):
         setattr(RunLog, name, timed(getattr(RunLog, name)))
 
     def once(into: Path | None) -> tuple[float, float]:
