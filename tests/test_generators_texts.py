@@ -100,7 +100,14 @@ def test_other_arguments_tell_encodings_apart_and_tensors_are_not_kept():
     assert len(pipe.calls) == 5
 
 
-def test_the_oldest_texts_are_forgotten():
+def test_the_oldest_texts_are_forgotten_when_all_take_too_much_memory(monkeypatch):
+    monkeypatch.setattr("tts_verifier.generators.texts._MOST", 3 * 4)
+    pipe, texts = Encoder(lambda prompt: (letters(prompt), None, [1])), Texts()
+    asked(pipe, texts, ["a"], ["b"], ["c"], ["a"], ["d"], ["a"], ["b"])
+    assert pipe.calls == [["a"], ["b"], ["c"], ["d"], ["b"]]
+
+
+def test_a_thousand_small_texts_are_all_kept():
     pipe, texts = Encoder(letters), Texts()
-    asked(pipe, texts, *[[chr(c)] for c in range(40, 40 + 65)], [chr(40)])
-    assert len(pipe.calls) == 66
+    asked(pipe, texts, *[[str(1000 + i)] for i in range(1000)] * 2)
+    assert len(pipe.calls) == 1000

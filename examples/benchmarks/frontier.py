@@ -5,7 +5,8 @@
     python examples/benchmarks/frontier.py runs/frontier --tables     # no model: what is there
 
 A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws many
-for every caption, from which the best of every n follows exactly (`replay.expected_best`).
+for every caption, from which the best of every n follows exactly (`replay.expected_best`);
+`best_of_n@` draws from other seeds, and should gain nothing over it.
 The judge and the oracle of the miniature world, which no strategy sees, read what was chosen.
 A case is compared, caption by caption, with the best of n at the network evaluations that the
 case took on average, and at its seconds, n taken between whole numbers; intervals are 95 %
@@ -55,6 +56,7 @@ def cases(pool: int) -> dict[str, Row]:
         reroll = {"name": "inpaint_reroll", "n": max(b // 4, 1)}
         some, few = max(b // 4, 1), max(b // 8, 1)
         found |= {
+            f"best_of_n@{b}": {"name": "best_of_n", "n": b},
             f"adaptive@{b}": {
                 "name": "adaptive",
                 "strategy": {"name": "best_of_n", "n": 4 * b},
@@ -106,6 +108,7 @@ def conduct(case: str, recipe: Row, prompts: Sequence[Prompt], parts: Parts, out
         builder("strategy", recipe["name"])(**arguments),
         folder=out / "runs" / case,
         detail="diagnose",
+        seed=int(case.startswith("best_of_n")),
     )
     wall = time.perf_counter() - began
     with ProcessPoolExecutor() as pool:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-_MOST: Final = 64
-"""Texts that are kept; some megabytes each for the largest encoders."""
+_MOST: Final = 2**29
+"""Bytes that are kept: some hundred texts of the largest encoders, all of small ones."""
 
 
 class _Ragged(Exception):
@@ -28,6 +28,7 @@ class Texts:
 
     def __init__(self) -> None:
         self._known: OrderedDict[Hashable, Any] = OrderedDict()
+        self._bytes = 0
 
     @contextmanager
     def encoded_once(self, pipe: Any) -> Iterator[None]:
@@ -63,10 +64,11 @@ class Texts:
             key = (fixed, *((name, *value) for name, value in one.items()))
             if key not in self._known:
                 self._known[key] = own(**{**told, **one})
-                if len(self._known) > _MOST:
-                    self._known.popitem(last=False)
+                self._bytes += _bytes(self._known[key])
             self._known.move_to_end(key)
             rows.append(self._known[key])
+            while self._bytes > _MOST:
+                self._bytes -= _bytes(self._known.popitem(last=False)[1])
         try:
             return _joined(rows)
         except _Ragged:
@@ -84,6 +86,12 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (str, int, float, torch.device, torch.dtype))
+
+
+def _bytes(encoded: Any) -> int:
+    if isinstance(encoded, (tuple, list)):
+        return sum(map(_bytes, encoded))
+    return int(getattr(encoded, "nbytes", 0))
 
 
 def _joined(rows: Sequence[Any]) -> Any:
