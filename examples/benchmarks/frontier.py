@@ -6,7 +6,8 @@
 
 A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws many
 for every caption, from which the best of every n follows exactly (`replay.expected_best`);
-`best_of_n@` draws from other seeds, and should gain nothing over it.
+`best_of_n@` draws from other seeds, and should gain nothing over it; a drawing's seconds are
+those of the largest of these where there is one, else the pool's.
 The judge and the oracle of the miniature world, which no strategy sees, read what was chosen.
 A case is compared, caption by caption, with the best of n at the network evaluations that the
 case took on average, and at its seconds, n taken between whole numbers; intervals are 95 %
@@ -224,7 +225,7 @@ def device_name() -> str:
 class Pool:
     """What the best of every n gives for each caption, and what n costs."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], live: Sequence[Row] = ()) -> None:
         of: dict[str, list[Row]] = {}
         for row in rows:
             of.setdefault(row["prompt"], []).append(row)
@@ -236,7 +237,9 @@ class Pool:
             for prompt, drawn in of.items()
         }
         self.evaluations = float(column(rows, "evaluations").mean())
-        self.seconds = float((column(rows, "draw_seconds") + column(rows, "judge_seconds")).mean())
+        timed = live or rows
+        seconds = column(timed, "draw_seconds") + column(timed, "judge_seconds")
+        self.seconds = float(seconds.sum() / column(timed, "verifier_calls").sum())
 
     def at(self, prompt: str, name: str, n: float) -> float:
         """Returns a measure of the best of n, n between whole numbers too."""
@@ -294,7 +297,8 @@ def tables(out: Path) -> None:
     if "pool" not in files:
         print(f"{out} has no pool.parquet yet: run the case pool, to which others are compared.")
         return
-    pool = Pool(files.pop("pool"))
+    live = max((k for k in files if k.startswith("best_of_n@")), default="", key=size_of)
+    pool = Pool(files.pop("pool"), files.get(live, ()))
     numbers = range(1, min(len(c["judge"]) for c in pool.curves.values()) + 1)
     curve = {n: [pool.at(p, "judge", n) for p in pool.curves] for n in numbers}
     print(f"{len(pool.curves)} captions; best of n, judge: ", end="")
@@ -322,6 +326,11 @@ def tables(out: Path) -> None:
     if told:
         write(told, out / "frontier.parquet")
     (out / "frontier.svg").write_text(picture(told, curve), "utf-8")
+
+
+def size_of(case: str) -> int:
+    """Returns the number of drawings that a case's cost is about."""
+    return int(case.partition("@")[2])
 
 
 def picture(told: Sequence[Row], curve: Mapping[int, Sequence[float]]) -> str:
