@@ -22,7 +22,7 @@ LEVELS = {
     3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
     4: ["search", "binding", "attempts", "batch", "progress", "runner"],
     5: ["testing", "summary", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
-        "replay", "report", "training"],
+        "expectations", "pruning", "replay", "report", "training"],
     6: ["cli", "__init__"],
 }  # fmt: skip
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from tts_verifier import cli
 from tts_verifier.charts import Chart, Series, bars, lines, ticks
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.replay import as_text, expected_best, expected_stop, misses, replay, write_plot
+from tts_verifier.expectations import expected_best, expected_stop, misses
+from tts_verifier.replay import as_text, replay, write_plot
 from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial
 
 GOALS = st.sampled_from([0.1, 0.25, 0.5, 0.75, math.nan])

@@ -73,7 +73,7 @@ def test_rank_correlation(pairs: list, expected: float) -> None:
     ("values", "message"),
     [
         ({"n": 0}, "n must be a positive integer, got 0"),
-        ({"keep": 1.0}, r"keep must be in \(0, 1\), got 1.0"),
+        ({"keep": 0.0}, r"keep must be in \(0, 1\], got 0.0"),
         ({"stops": (0.5,)}, "stops must be at least two fractions"),
         ({"spare": 1.0}, r"spare must be in \[0, 1\), got 1.0"),
         ({"trust": -2}, r"trust must be in \[-1, 1\], got -2"),

@@ -1,9 +1,7 @@
 """What fewer candidates, or stopping early, would have given: from one log, with no model.
 
-The draws of a prompt are exchangeable, so the best of n is the best of n among its N without
-replacement. A value v_g shared by m draws, with a better ones, is the best of n with
-probability [C(N - a, n) - C(N - a - m, n)] / C(N, n): the figures are exact expectations
-over all subsets, not a simulation. Intervals are 95 % percentile bootstraps over prompts.
+Figures are exact expectations over all subsets of the draws that are there (`expectations`);
+what pruning by previews would have given needs a log that has previews of all (`pruning`).
 """
 
 from __future__ import annotations
@@ -11,32 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tts_verifier.charts import Chart, Series, alone, lines
 from tts_verifier.errors import InputError, RunError
+from tts_verifier.expectations import (
+    Array,
+    Estimate,
+    estimate,
+    expected_best,
+    expected_stop,
+    misses,
+)
 from tts_verifier.log import read_header, read_trials
-from tts_verifier.types import Draw, Trial
-
-Array = NDArray[np.float64]
+from tts_verifier.pruning import Chain, Pruning, chains, prunings
+from tts_verifier.types import Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Where the thresholds of adaptive stopping lie among all objectives."""
-_RESAMPLES: Final = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over prompts with its 95 % interval; NaN without a prompt."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +57,8 @@ class Replay:
     `candidates`: the largest n, which is what every prompt has. `failed`: draws without a
     usable objective. `tied`: draws whose objective another one of their prompt has;
     `tied_best`: prompts whose best objective is shared. `left_out`: trials that are no whole
-    draws from noise of their own. `evaluations`, `seconds`: of a draw and its verdict, mean.
+    draws from noise of their own, nor previews of one. `evaluations`, `seconds`: of a draw and
+    its verdicts, mean. `pruning`: empty where not all draws have previews.
     """
 
     prompts: int
@@ -77,6 +71,7 @@ class Replay:
     seconds: float
     curves: tuple[Curve, ...]
     stopping: tuple[Stopping, ...]
+    pruning: tuple[Pruning, ...]
 
 
 def replay_log(folder: Path) -> Replay:
@@ -96,22 +91,22 @@ def replay(trials: Sequence[Trial]) -> Replay:
     Raises:
         InputError: there are no whole draws.
     """
-    pools: dict[str, list[Trial]] = {}
-    for trial in trials:
-        if _whole(trial):
-            pools.setdefault(trial.prompt.id, []).append(trial)
+    pools: dict[str, list[Chain]] = {}
+    for chain in chains(trials):
+        pools.setdefault(chain.last.prompt.id, []).append(chain)
     if not pools:
         raise InputError(
             "A replay needs whole draws, each from noise of its own, as best_of_n makes them; "
-            f"this log has none among its {len(trials)} trials. Replay the log of a best_of_n run."
+            f"this log has none among its {len(trials)} trials. Replay the log of a best_of_n run, "
+            "or of successive_halving with keep: 1."
         )
-    draws = [t for pool in pools.values() for t in pool]
+    draws = [c for pool in pools.values() for c in pool]
     count = min(map(len, pools.values()))
-    goals = [np.array([_objective(t) for t in pool]) for pool in pools.values()]
-    names = dict.fromkeys(name for t in draws for name in t.judge)
+    goals = [np.array([c.objective for c in pool]) for pool in pools.values()]
+    names = dict.fromkeys(name for c in draws for name in c.last.judge)
     measures = {"objective": goals}
     for name in names:
-        columns = [np.array([t.judge.get(name, math.nan) for t in p]) for p in pools.values()]
+        columns = [np.array([c.last.judge.get(name, math.nan) for c in p]) for p in pools.values()]
         measures[f"judge_{name}"] = columns
     return Replay(
         prompts=len(pools),
@@ -119,74 +114,16 @@ def replay(trials: Sequence[Trial]) -> Replay:
         failed=sum(int(np.isnan(g).sum()) for g in goals),
         tied=sum(_tied(g) for g in goals),
         tied_best=sum(int((g == np.nanmax(g)).sum() > 1) for g in goals if not np.isnan(g).all()),
-        left_out=len(trials) - len(draws),
-        evaluations=float(np.mean([t.cost.network_evaluations for t in draws])),
-        seconds=float(np.mean([t.cost.draw_seconds + t.cost.judge_seconds for t in draws])),
+        left_out=len(trials) - sum(len(c.trials) for c in draws),
+        evaluations=float(np.mean([c.evaluations for c in draws])),
+        seconds=float(np.mean([c.seconds for c in draws])),
         curves=tuple(_curve(n, goals, values, count) for n, values in measures.items()),
         stopping=tuple(_stopping(t, goals, measures, count) for t in _thresholds(goals)),
+        pruning=prunings([*pools.values()], measures),
     )
 
 
-# -- exact expectations for one prompt ------------------------------------------------------
-
-
-@lru_cache(maxsize=4096)
-def misses(total: int, hits: int) -> Array:
-    """Returns for n = 0 … total the chance that n of `total` draws hold none of `hits`."""
-    i = np.arange(total)
-    chance = np.concatenate([[1.0], np.cumprod(np.maximum(total - hits - i, 0) / (total - i))])
-    # The cache hands out the same array again.
-    chance.flags.writeable = False
-    return chance
-
-
-def expected_best(objective: Array, values: Array) -> Array:
-    """Returns for n = 1 … N the expected value of the draw with the best objective.
-
-    Args:
-        objective: (N,), NaN for a draw that cannot be chosen.
-        values: (N,), of the draw that is chosen; draws of equal objective share the choice.
-
-    Returns:
-        (N,). A subset that has nothing to choose adds 0; `misses` gives its chance.
-    """
-    total, better = len(objective), 0
-    expected = np.zeros(total)
-    for goal in np.unique(objective[~np.isnan(objective)])[::-1]:
-        group = objective == goal
-        size = int(group.sum())
-        chance = misses(total, better) - misses(total, better + size)
-        expected += chance[1:] * values[group].mean()
-        better += size
-    return expected
-
-
-def expected_stop(objective: Array, values: Array, threshold: float, limit: int) -> Array:
-    """Returns (draws, value) expected of drawing until one reaches `threshold`.
-
-    The draws come in random order without replacement, at most `limit` of them; then the best
-    is taken. As in `expected_best`, nothing to choose adds 0 to the value.
-    """
-    hits = objective >= threshold
-    none = misses(len(objective), int(hits.sum()))
-    value = (1 - none[limit]) * values[hits].mean() if hits.any() else 0.0
-    rest = int((~hits).sum())
-    if rest >= limit:
-        value += none[limit] * expected_best(objective[~hits], values[~hits])[limit - 1]
-    return np.array([none[:limit].sum(), value])
-
-
 # -- over prompts ---------------------------------------------------------------------------
-
-
-def _whole(trial: Trial) -> bool:
-    draw = trial.proposal
-    # Noise near a parent's depends on the history: such draws are not exchangeable.
-    return isinstance(draw, Draw) and draw.until >= 1 and draw.noise is None
-
-
-def _objective(trial: Trial) -> float:
-    return trial.objective if trial.finished else math.nan
 
 
 def _tied(goals: Array) -> int:
@@ -221,7 +158,7 @@ def _curve(name: str, goals: Sequence[Array], values: Sequence[Array], count: in
                 row /= 1 - misses(len(g), int((~np.isnan(g)).sum()))[1:]
             rows.append(row[:count])
     table = np.array(rows) if rows else np.empty((0, count))
-    return Curve(name, len(rows), tuple(_estimate(table)))
+    return Curve(name, len(rows), tuple(estimate(table)))
 
 
 def _stopping(
@@ -236,19 +173,8 @@ def _stopping(
                 if name == "objective":
                     value /= 1 - misses(len(g), int((~np.isnan(g)).sum()))[count]
                 rows.append(value)
-        values[name] = _estimate(np.array(rows).reshape(-1, 1))[0]
-    return Stopping(threshold, _estimate(stops.reshape(-1, 1))[0], values)
-
-
-def _estimate(table: Array) -> list[Estimate]:
-    """Returns an estimate for every column of a (prompts, n) table."""
-    if not len(table):
-        return [Estimate(math.nan, math.nan, math.nan)] * table.shape[1]
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), _RESAMPLES)
-    low, high = np.percentile(counts @ table / len(table), [2.5, 97.5], axis=0)
-    mean = table.mean(axis=0)
-    return [Estimate(*map(float, row)) for row in zip(mean, low, high, strict=True)]
+        values[name] = estimate(np.array(rows).reshape(-1, 1))[0]
+    return Stopping(threshold, estimate(stops.reshape(-1, 1))[0], values)
 
 
 # -- to be looked at ------------------------------------------------------------------------
@@ -282,6 +208,14 @@ def as_text(done: Replay) -> str:
     if done.stopping:
         words = "one by one until the objective reaches a threshold, the thresholds from this log"
         text += ["", words, *_aligned(stops)]
+    if done.pruning:
+        cuts = [["preview at", "kept", "agreement", "evaluations", "seconds", *names]]
+        for p in done.pruning:
+            cost = [f"{p.agreement:.2f}", f"{p.evaluations:.0f}", f"{p.seconds:.2f}"]
+            values = [_shown(p.values[name]) for name in names]
+            cuts.append([f"{p.stop:.0%}", f"{p.share:.3g}", *cost, *values])
+        words = "all drawn up to a preview, the best share of them finished"
+        text += ["", words, *_aligned(cuts)]
     return "\n".join(text)
 
 

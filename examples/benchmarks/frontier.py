@@ -5,7 +5,7 @@
     python examples/benchmarks/frontier.py runs/frontier --tables     # no model: what is there
 
 A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws many
-for every caption, from which the best of every n follows exactly (`replay.expected_best`);
+for every caption, from which the best of every n follows exactly (`expectations.expected_best`);
 `best_of_n@` draws from other seeds, and should gain nothing over it; a drawing's seconds are
 those of the largest of these where there is one, else the pool's.
 The judge and the oracle of the miniature world, which no strategy sees, read what was chosen.
@@ -33,9 +33,9 @@ from pyarrow import parquet
 
 from tts_verifier import Verifier, shapes
 from tts_verifier.charts import Chart, Series, alone, lines
+from tts_verifier.expectations import expected_best
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
-from tts_verifier.replay import expected_best
 from tts_verifier.runner import run
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.strategies.inpaint_reroll import accepted

@@ -33,7 +33,8 @@ class SuccessiveHalving:
 
     Args:
         n: previews to begin with.
-        keep: the share carried on at every stop, in (0, 1), rounded up.
+        keep: the share carried on at every stop, in (0, 1], rounded up; from the log of a run
+            with 1, `tts-replay` tells what less would have given.
         stops: fractions of the steps at which previews are judged, rising to 1.
         spare: in [0, 1).
         trust: in [-1, 1]; -1 trusts any order.
@@ -54,7 +55,7 @@ class SuccessiveHalving:
         trust: float = 0.0,
     ) -> None:
         self.n, self.stops = positive("n", n), rising("stops", stops)
-        self.keep = within("keep", keep, lambda k: 0 < k < 1, rule="in (0, 1)")
+        self.keep = within("keep", keep, lambda k: 0 < k <= 1, rule="in (0, 1]")
         self.spare = within("spare", spare, lambda s: 0 <= s < 1, rule="in [0, 1)")
         self.trust = within("trust", trust, lambda t: -1 <= t <= 1, rule="in [-1, 1]")
 
