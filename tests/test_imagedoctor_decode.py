@@ -21,7 +21,7 @@ from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
 from tts_verifier.verifiers.imagedoctor.loading import load_model
 from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue, decode_maps
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
 from tts_verifier.verifiers.imagedoctor.step import Step
 from tts_verifier.verifiers.imagedoctor.vision import blocks_of, features
 
@@ -131,7 +131,7 @@ def test_rows_that_are_refilled_write_what_they_would_alone(
     model: ImageDoctorModel, rows: int
 ) -> None:
     asked = requests(model) * 2
-    limits = Limits(24, (EOS,), 1.05, tuple(range(48, 58)))
+    limits = Limits(24, (EOS,), 1.05, (tuple(range(48, 58)), (48, 49)))
     engine = Engine(model, limits, slots=rows)
     for _ in range(2):
         refilled = dict(engine.replies(iter(asked)))
@@ -145,6 +145,28 @@ def test_rows_that_are_refilled_write_what_they_would_alone(
             np.testing.assert_allclose(refilled[i].odds, alone.odds, atol=1e-5)
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_known_tokens_are_read_as_if_they_had_been_chosen(
+    model: ImageDoctorModel, penalty: float
+) -> None:
+    kinds = (model.config.misalignment_token_id, model.config.artifact_token_id)
+    for request, free in zip(
+        requests(model),
+        generate(model, requests(model), Limits(12, (), penalty)),
+        strict=True,
+    ):
+        places = [free.ids.index(kind) if kind in free.ids else 99 for kind in kinds]
+        parts = (free.ids[0:3], free.ids[3:4], free.ids[4:9], free.ids[9:12])
+        turns = tuple(Turn((part[0], 300), tuple(part[1:])) for part in parts)
+        limits = Limits(12, (), penalty, turns=turns)
+        for rows in (1, 3):
+            found = dict(Engine(model, limits, slots=rows).replies([request] * 4))
+            for reply in (found[i] for i in range(4)):
+                assert reply.ids == free.ids
+                assert reply.seen == tuple(place < 12 for place in places)
+                torch.testing.assert_close(reply.states, free.states, atol=2e-5, rtol=1e-5)
+
+
 def test_running_out_of_memory_halves_the_rows_and_says_so_once(
     model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,10 +174,10 @@ def test_running_out_of_memory_halves_the_rows_and_says_so_once(
     expected = [reply.ids for reply in generate(model, asked, limits)]
     call = Step.__call__
 
-    def short(step: Step, rows: int, longest: int) -> None:
+    def short(step: Step, rows: int, longest: int, turn: Turn) -> None:
         if step.slots.rows > 1:
             raise torch.OutOfMemoryError
-        call(step, rows, longest)
+        call(step, rows, longest, turn)
 
     monkeypatch.setattr(Step, "__call__", short)
     engine = Engine(model, limits, slots=5)

@@ -23,7 +23,7 @@ from tts_verifier.verifiers.imagedoctor.decode import Request, generate
 from tts_verifier.verifiers.imagedoctor.loss import loss
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
 from tts_verifier.verifiers.imagedoctor.positions import predicting
-from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
 from tts_verifier.verifiers.imagedoctor.step import Step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -156,7 +156,7 @@ def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
     ]
     hidden: list[torch.Tensor] = []
 
-    def told(step: Step, _rows: int) -> torch.Tensor:
+    def told(step: Step, _rows: int, _turn: Turn) -> torch.Tensor:
         at = len(hidden)
         hidden.append(step.slots.hidden.clone())
         return torch.stack([row[min(at, len(row) - 1)] for row in forced])

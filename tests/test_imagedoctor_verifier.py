@@ -51,7 +51,8 @@ def script(
     def fake(_engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
         ids = doctor.checkpoint.words.encode(text)
         states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-        odds = np.zeros((len(ids), 10), np.float32)
+        odds = np.array([[*map(text[i].__eq__, "0123456789"), text[i] == "0", text[i] == "1"]
+                         for i in range(len(ids))], np.float32)  # fmt: skip
         for i, request in enumerate(requests):
             visual = torch.zeros(len(request.patches) // 4, 64)
             yield i, Generated(ids, True, states, seen, visual, odds)
@@ -64,12 +65,10 @@ def test_a_verdict_has_scores_maps_boxes_and_text_on_the_images_own_pixels(
 ) -> None:
     script(monkeypatch, doctor, REPLY, (True, True))
     (verdict,) = doctor.verify([noise(100, 60)], ["a dog"])
-    assert verdict.scores == {
-        "semantic_alignment": 0.5,
-        "aesthetics": 0.25,
-        "plausibility": 1.0,
-        "overall": 0.75,
-    }
+    written = {"semantic_alignment": 0.5, "aesthetics": 0.25, "plausibility": 1.0, "overall": 0.75}
+    assert verdict.scores == pytest.approx(
+        written | {f"{name}_expected": value for name, value in written.items()}
+    )
     assert verdict.boxes == ((0, 0, 50, 15), (78.125, 46.875, 100, 60))
     assert list(verdict.heatmaps) == ["misalignment", "artifact"]
     for grid_map in verdict.heatmaps.values():
@@ -96,7 +95,7 @@ def test_a_reply_that_does_not_parse_is_nan_with_the_raw_text(
     script(monkeypatch, doctor, "no idea", (False, False))
     (verdict,) = doctor.verify([noise(9, 9)], ["a dog"])
     assert all(math.isnan(v) for v in verdict.scores.values())
-    assert len(verdict.scores) == 4
+    assert len(verdict.scores) == 8
     assert verdict.text == "no idea"
 
 
@@ -208,6 +207,7 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
         "batch_size": 16,
         "max_new_tokens": 7,
         "repetition_penalty": 1.05,
+        "skeleton": False,
     }
 
 

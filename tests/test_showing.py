@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.showing import overlay
+from tts_verifier.showing import card, overlay
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import (
     Draw,
@@ -91,3 +91,9 @@ def test_rankings_and_trials_show_themselves_in_notebooks() -> None:
     assert "judge: passed" in html
     failed = Trial("x", Prompt("p", "p"), 0, Draw(1), 1.0, {}, math.nan, error="why")
     assert "<b>p · why</b>" in failed._repr_html_()
+
+
+def test_finer_scores_are_for_logs_and_objectives_not_for_people():
+    shown = card("a dog", [], {"overall": 0.5, "overall_expected": 0.512})
+    assert "0.500" in shown
+    assert "expected" not in shown

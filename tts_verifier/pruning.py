@@ -83,7 +83,8 @@ def chains(trials: Sequence[Trial]) -> list[Chain]:
             chain.insert(0, known[step.parent])
         if isinstance(step, Draw) and step.noise is None:
             found.append(Chain(tuple(chain)))
-            if (trial.proposal.until < 1 and not trial.error) or any(carried[t.id] > 1 for t in chain):
+            unfinished = trial.proposal.until < 1 and not trial.error
+            if unfinished or any(carried[t.id] > 1 for t in chain):
                 selected.add(trial.prompt.id)
     return [c for c in found if _at_once(c) or c.last.prompt.id not in selected]
 

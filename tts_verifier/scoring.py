@@ -27,6 +27,7 @@ from tts_verifier.images import as_image
 from tts_verifier.objective import order
 from tts_verifier.rows import number
 from tts_verifier.seams import Verifier
+from tts_verifier.showing import plain
 from tts_verifier.types import Detail
 
 Row = dict[str, Any]
@@ -231,7 +232,7 @@ def show(rows: Sequence[Row], form: Literal["table", "jsonl"]) -> str:
     """Returns a table, or one line of JSON a file (a number that is NaN is null there)."""
     if form == "jsonl":
         return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    names = dict.fromkeys(name for row in rows for name in row if name not in _OTHERS)
+    names = dict.fromkeys(name for row in rows for name in plain(row) if name not in _OTHERS)
     lines = [["image", "objective", *names]]
     for row in rows:
         cells = [_cell(row.get(name)) for name in ("objective", *names)]

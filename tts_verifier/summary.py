@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tts_verifier.showing import plain
 from tts_verifier.types import Choice, Look, Prompt, Trial
 
 Interval = tuple[float, float]
@@ -208,7 +209,7 @@ def _table(rows: Sequence[PromptSummary]) -> list[str]:
     some = next((r.chosen for r in rows if r.chosen), None)
     if some is None:
         return ["No prompt has a usable picture."]
-    names = ["objective", *some.scores, *(f"judge_{name}" for name in some.judge)]
+    names = ["objective", *plain(some.scores), *(f"judge_{name}" for name in some.judge)]
     table = [["prompt", *names]]
     for row in rows:
         texts = [f"{_value(row.first, n)} -> {_value(row.chosen, n)}" for n in names]

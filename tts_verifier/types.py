@@ -261,8 +261,8 @@ class Heatmaps(Mapping[str, NDArray[np.float32]]):
 class Verdict:
     """How good an image is, where it is wrong and why.
 
-    `scores`: name -> number in [0, 1], higher is better, NaN where the reply gave none.
-    `text`: the reply, unchanged. `detail`: how thoroughly it was looked at.
+    `scores`: name -> number in [0, 1], higher is better, NaN where the reply gave none; those
+    in `_expected` are finer. `text`: the reply, unchanged. `detail`: how thorough the look was.
     """
 
     scores: Mapping[str, float]

@@ -39,7 +39,7 @@ from tts_verifier.verifiers.imagedoctor.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.loading import load as load_checkpoint
 from tts_verifier.verifiers.imagedoctor.maps import decode_maps
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
 from tts_verifier.verifiers.imagedoctor.step import Step
 
 SIZES = (
@@ -112,6 +112,7 @@ def batched(folder: Path, device: str) -> dict[str, Any]:
         "reply_tokens": len(reply),
         "map_differs_at_most": float(np.abs(together[0] - maps).max()),
         "map_differs_mean": float(np.abs(together[0] - maps).mean()),
+        "score_spread_of_pictures": float(scores.std(0).mean()),
         "score_differs_at_most": float(moved.max()),
         "score_differs_mean": float(moved.mean()),
     }
@@ -147,7 +148,7 @@ def read(
     (rows, scores)."""
     hidden: list[torch.Tensor] = []
 
-    def choose(step: Step, rows: int) -> torch.Tensor:
+    def choose(step: Step, rows: int, _: Turn) -> torch.Tensor:
         at = len(hidden)
         hidden.append(step.slots.hidden[:rows].clone())
         return torch.full((rows,), reply[min(at, len(reply) - 1)], device=hidden[0].device)
@@ -171,7 +172,7 @@ def read(
     return np.stack(maps, 1), np.stack(scores, 1)
 
 
-def called(step: Step, rows: int, bucket: int) -> Any:
+def called(step: Step, rows: int, bucket: int, _: Turn) -> Any:
     """Does what is captured anew each time, as what is told comes from the host."""
     return SimpleNamespace(replay=lambda: step._step(rows, bucket))
 

@@ -26,17 +26,20 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from tts_verifier.charts import STYLE
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.decode import Engine, Request
 from tts_verifier.verifiers.imagedoctor.loading import load_model
 from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.processor import Processor
-from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
 
-PARTS = ("floor", "ours", "official", "dynamic", "static")
+PARTS = ("floor", "ours", "score", "official", "dynamic", "static")
 OFFICIAL_IMAGES = 2
 TEXT_TOKENS = 366
+SPANS = (14, 6, 14, 0)
+"""Known tokens after each of an answer's four numbers in the official vocabulary, about."""
 GIB = 2**30
 Row = dict[str, Any]
 
@@ -171,7 +174,38 @@ def language_flops(model: ImageDoctorModel, tokens: int) -> float:
 
 def ours(bench: Bench) -> list[Row]:
     """Times the engine with both maps and without; also its parts."""
-    limits = Limits(bench.tokens, ())
+    engine, rows = decoding(bench, Limits(bench.tokens, ()), "ours")
+    step = engine.step
+    length = len(bench.requests[0].ids) + bench.tokens // 2
+    with torch.inference_mode():
+        each = bench.rate(lambda: step(min(bench.slots, bench.images), length), 20)
+    short = Engine(bench.model, Limits(1, ()), slots=bench.slots)
+    list(short.replies(bench.requests))
+    seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
+    steps = -(-bench.images // bench.slots)
+    prefill = bench.images / max(seconds - steps * each, 1e-9)
+    for r in rows:
+        r |= {"ms_per_step": each * 1e3, "prefill_images_per_s": prefill}
+    return rows
+
+
+def score(bench: Bench) -> list[Row]:
+    """Times an answer whose digits alone are chosen: four numbers, what is known between them.
+
+    The prompt is the long one of `ours`; the official answer-only one is shorter.
+    """
+    some = tuple(range(10))
+    turns = tuple(
+        turn
+        for span in SPANS
+        for turn in (Turn(some[:2], (10,)), Turn(some), Turn(some, (11,) * span))
+    )
+    count = sum(1 + len(turn.then) for turn in turns)
+    return decoding(bench, Limits(count, (), turns=turns), "score")[1]
+
+
+def decoding(bench: Bench, limits: Limits, name: str) -> tuple[Engine, list[Row]]:
+    """Times replies with both maps and without."""
     engine, decoder = Engine(bench.model, limits, slots=bench.slots), MapDecoder(bench.model)
 
     def run(maps: bool) -> list[list[int]]:
@@ -185,21 +219,10 @@ def ours(bench: Bench) -> list[Row]:
 
     warm, _, _ = bench.timed(lambda: run(True))
     rows = []
-    for name, maps in (("ours", True), ("ours, no maps", False)):
+    for what, maps in ((name, True), (f"{name}, no maps", False)):
         seconds, peak, ids = bench.timed(lambda maps=maps: run(maps))
-        rows.append(row(name, bench.images, seconds, peak) | {"warm_s": warm, "ids": ids})
-    step = engine.step
-    length = len(bench.requests[0].ids) + bench.tokens // 2
-    with torch.inference_mode():
-        each = bench.rate(lambda: step(bench.slots, length), 20)
-    short = Engine(bench.model, Limits(1, ()), slots=bench.slots)
-    list(short.replies(bench.requests))
-    seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
-    steps = -(-bench.images // bench.slots)
-    prefill = bench.images / max(seconds - steps * each, 1e-9)
-    for r in rows:
-        r |= {"ms_per_step": each * 1e3, "prefill_images_per_s": prefill}
-    return rows
+        rows.append(row(what, bench.images, seconds, peak) | {"warm_s": warm, "ids": ids})
+    return engine, rows
 
 
 # -- transformers --------------------------------------------------------------------------
@@ -271,6 +294,8 @@ def compare(rows: list[Row]) -> list[Row]:
     """Adds the share of the floor, and of ours that chose the same tokens."""
     of = {r["part"]: r for r in rows}
     for r in rows:
+        if r["part"].startswith("score"):
+            continue  # fewer tokens: neither the floor's work nor the others'
         if "floor" in of:
             r["share_of_floor"] = r["images_per_s"] / of["floor"]["images_per_s"]
         if "ours" in of and "ids" in r:
@@ -292,6 +317,27 @@ def write(rows: list[Row], path: Path) -> None:
     pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
 
 
+def picture(rows: list[Row]) -> str:
+    """Draws images a second as bars, the floor's last, as SVG."""
+    told = sorted((r for r in rows if "share_of_floor" in r), key=lambda r: r["images_per_s"])
+    most, parts = told[-1]["images_per_s"], []
+    for i, r in enumerate(told):
+        y, width = 34 + 26 * i, 300 * r["images_per_s"] / most
+        label = f"{r['images_per_s']:.3g} images/s, {r['share_of_floor']:.1%}"
+        parts.append(
+            f'<text x="104" y="{y + 14}" text-anchor="end">{r["part"]}</text>'
+            f'<rect x="112" y="{y}" width="{width:.1f}" height="18" class="bar f{i % 4}"/>'
+            f'<text x="{118 + width:.1f}" y="{y + 14}">{label}</text>'
+        )
+    size = f'width="580" height="{44 + 26 * len(told)}"'
+    title = "Images scored a second, and share of the floor"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} class="chart"><title>{title}</title>'
+        f'<style>{STYLE}</style><text x="112" y="20" class="title">{title}</text>'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
 def main() -> None:
     """Runs the parts that were asked for; one that fails is a row with its error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -305,17 +351,19 @@ def main() -> None:
     parser.add_argument("--grid", type=int, default=36, help="patches a side, without --model")
     parser.add_argument("--seconds", type=float, default=240, help="no part starts after this")
     parser.add_argument("--out", type=Path, help="a Parquet file")
+    parser.add_argument("--picture", type=Path, help="an SVG file")
     args = parser.parse_args()
     began = time.perf_counter()
     bench = Bench(args)
     print(f"model and images ready after {time.perf_counter() - began:.1f} s", flush=True)
     rows: list[Row] = []
+    own = {"floor": floor, "ours": ours, "score": score}
     for part in args.only.split(","):
         if time.perf_counter() - began > args.seconds:
             print(f"{part} is left out: {args.seconds:g} s are over", flush=True)
             continue
         try:
-            made = {"floor": floor, "ours": ours}.get(part, lambda b, p=part: generate(b, p))(bench)
+            made = own[part](bench) if part in own else generate(bench, part)
         except Exception as error:  # the other parts still count
             print(json.dumps({"part": part, "error": f"{type(error).__name__}: {error}"}))
             continue
@@ -330,6 +378,8 @@ def main() -> None:
         print(json.dumps(r))
     if args.out:
         write(rows, args.out)
+    if args.picture:
+        args.picture.write_text(picture(rows), "utf-8")
 
 
 if __name__ == "__main__":

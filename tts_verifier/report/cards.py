@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tts_verifier.objective import choose
 from tts_verifier.report.pictures import Picture, Row, Source, picture
+from tts_verifier.showing import plain
 from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
 
 
@@ -122,6 +123,6 @@ def _lines(first: Card | None, chosen: Card | None) -> tuple[Line, ...]:
         return ()
     old, new = first.trial, chosen.trial
     lines = [Line("objective", old.objective, new.objective)]
-    lines += [Line(n, old.scores.get(n, math.nan), v) for n, v in new.scores.items()]
+    lines += [Line(n, old.scores.get(n, math.nan), v) for n, v in plain(new.scores).items()]
     lines += [Line(f"judge: {n}", old.judge.get(n, math.nan), v) for n, v in new.judge.items()]
     return tuple(lines)

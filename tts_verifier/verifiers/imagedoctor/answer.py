@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from tts_verifier.types import Box
@@ -37,10 +37,14 @@ _BOX = re.compile(rf"\[{_COORDINATE},{_COORDINATE},{_COORDINATE},{_COORDINATE}\]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a reply says. `boxes`: in the model's 512-px frame, as written, valid ones only."""
+    """What a reply says. `boxes`: in the model's 512-px frame, as written, valid ones only.
+
+    `places`: where in the text each score's number was first written, (start, end).
+    """
 
     scores: Mapping[str, float]
     boxes: tuple[Box, ...]
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -57,33 +61,39 @@ def parse(text: str, *, reasoning: bool, ended: bool = True) -> Reply:
             an opening <answer>; False when <answer> was given to it.
         ended: False when the reply was cut off by the limit on its length.
     """
-    return Reply(_scores(_answer(text, reasoning=reasoning, ended=ended)), _boxes(text))
+    scores, places = _scores(text, *_answer(text, reasoning=reasoning, ended=ended))
+    return Reply(scores, _boxes(text), places)
 
 
-def _answer(text: str, *, reasoning: bool, ended: bool) -> str:
-    """Returns the part that holds the answer, less what a cut may have damaged."""
+def _answer(text: str, *, reasoning: bool, ended: bool) -> tuple[int, int]:
+    """Returns where the answer starts and ends, less what a cut may have damaged."""
     _, thought, after = text.rpartition("</think>")
     _, opened, inside = after.partition("<answer>")
     if reasoning and (not opened or ("<think>" in text and not thought)):
-        return ""
+        return 0, 0
     inside = inside if opened else after
+    start = len(text) - len(inside)
     inside, closed, _ = inside.partition("</answer>")
     if closed or ended:
-        return inside
+        return start, start + len(inside)
     whole_words = re.match(r"(.*\s)?", inside, re.DOTALL)
-    return whole_words[0] if whole_words else ""
+    return start, start + (whole_words.end() if whole_words else 0)
 
 
-def _scores(answer: str) -> dict[str, float]:
+def _scores(text: str, start: int, end: int) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+    """Returns the scores between two places, and where each was first written."""
     scores = dict.fromkeys(SCORES, math.nan)
+    places: dict[str, tuple[int, int]] = {}
     seen: dict[str, float] = {}
-    for name, written, unit in _FIELD.findall(answer):
+    for found in _FIELD.finditer(text[:end], start):
+        name, written, unit = found.groups()
         key = _FIELDS["".join(name.lower().split())]
         value = math.nan if unit else _number(written)
         if key in seen and seen[key] != value:
             value = math.nan
         seen[key] = scores[key] = value
-    return scores
+        places.setdefault(key, (found.start(2), found.start(2) + len(written.rstrip(".,"))))
+    return scores, places
 
 
 def _number(written: str) -> float:

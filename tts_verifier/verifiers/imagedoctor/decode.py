@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tts_verifier.verifiers.imagedoctor.layers import layers_of, run, shape_of, turns
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, make_slots
-from tts_verifier.verifiers.imagedoctor.step import Step
+from tts_verifier.verifiers.imagedoctor.step import ANY, Step
 from tts_verifier.verifiers.imagedoctor.vision import Grid, blocks_of
 
 STRIDE = 8
@@ -48,8 +48,8 @@ class Generated:
     """One reply: `ids` without the end token; `ended` False when it was cut off.
 
     `states`: (2, H), misalignment and artifact; a row counts where `seen` is True.
-    `visual`: (cells, H), the image's merged features. `odds`: (tokens, 10), probabilities of
-    the digits where each token was chosen; no rows when `Limits` names no digits.
+    `visual`: (cells, H), the image's merged features. `odds`: (tokens, W), probabilities of
+    the watched tokens where each token was chosen.
     """
 
     ids: list[int]
@@ -145,7 +145,7 @@ class Engine:
 
     def _refill(self, waiting: deque[tuple[int, Request]]) -> None:
         free = [row for row in range(self.rows) if row not in self._busy]
-        if self._busy and len(free) * REFILL < self.rows:
+        if self._busy and (self.limits.turns or len(free) * REFILL < self.rows):
             return
         while waiting and free:
             count = min(CHUNK, len(waiting), len(free))
@@ -163,8 +163,7 @@ class Engine:
         device = slots.length.device
         ids, real = _padded([request.ids for request in requests], device)
         grids = [request.grid for request in requests]
-        pixels = torch.from_numpy(np.concatenate([request.patches for request in requests]))
-        pixels = pixels.to(device, non_blocking=True)
+        pixels = self._sent([request.patches for request in requests], device)
         visual = self.model.visual_features(pixels, grids, self._blocks)
         at = torch.tensor(rows, device=device)
         self._fill(slots, at, (ids, real), visual, grids)
@@ -172,6 +171,18 @@ class Engine:
         features = torch.split(visual, [h * w // merge**2 for h, w in grids])
         for row, (number, request), cells in zip(rows, part, features, strict=True):
             self._busy[row] = _Row(number, request, cells, len(request.ids))
+
+    def _sent(self, patches: Sequence[NDArray[np.float32]], device: torch.device) -> Tensor:
+        """Brings patches to the device in the model's precision, without waiting for it.
+
+        From pinned memory they travel while the GPU still works on the prompts before.
+        """
+        rows = [len(part) for part in patches]
+        shape, dtype = (sum(rows), patches[0].shape[1]), self.model.lm_head.weight.dtype
+        pixels = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        for place, part in zip(pixels.split(rows), patches, strict=True):
+            place.copy_(torch.from_numpy(part))
+        return pixels.to(device, non_blocking=True)
 
     def _fill(
         self,
@@ -225,17 +236,17 @@ class Engine:
     # -- writing replies -----------------------------------------------------------------
 
     def _advance(self, *, idle: bool) -> None:
-        """Writes up to STRIDE tokens in every busy row."""
+        """Writes up to STRIDE tokens in every busy row, or all turns that are known."""
         step = self._step
         if step is None:
             return
         if idle:
             self._gather(step.slots)
         rows = self._span()
-        for _ in range(min(STRIDE, self.limits.max_new_tokens)):
-            step(rows, max(row.longest for row in self._busy.values()))
+        for turn in self.limits.turns or [ANY] * min(STRIDE, self.limits.max_new_tokens):
+            step(rows, max(row.longest for row in self._busy.values()), turn)
             for row in self._busy.values():
-                row.longest = min(row.longest + 1, step.slots.room - 1)
+                row.longest = min(row.longest + 1 + len(turn.then), step.slots.room - 1)
 
     def _span(self) -> int:
         """Returns how many rows to step: all, or a half, quarter… that holds the busy ones."""

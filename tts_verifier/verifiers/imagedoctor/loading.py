@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor import weights
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.numbers import Numerals
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap, Placement
 from tts_verifier.verifiers.imagedoctor.processor import Processor
 from tts_verifier.verifiers.imagedoctor.prompt import Words
@@ -67,6 +68,8 @@ def load(
     words = Words.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
+    if (numerals := Numerals.of(words)) is not None:
+        limits = replace(limits, watched=(numerals.digits, numerals.units))
     model = load_model(folder, dtype=_dtype(dtype, place.main), place=place)
     return Checkpoint(model.requires_grad_(False).eval(), words, processor, limits)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 
 BLOCK = 128
-DIGITS = 10
 MOST_ROWS = {"cuda": 32, "cpu": 16}
 """Rows unless memory is short: more gain little, and wait for the longest reply."""
 PROMPT = 1024
@@ -24,17 +23,27 @@ PROMPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A token chosen among some, none = among all, and the known tokens that follow it."""
+
+    among: tuple[int, ...] = ()
+    then: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """When to stop, and how.
 
-    `penalty`: repetition penalty, 1 = none. `digits`: ids of "0" to "9" where each is one
-    token, whose probabilities are then kept; else empty.
+    `penalty`: repetition penalty, 1 = none. `watched`: groups of tokens, such as the digits,
+    whose probabilities among their group are kept wherever a token is chosen. `turns`: what
+    every reply is made of, where that is known beforehand (see `skeleton`); it ends with them.
     """
 
     max_new_tokens: int
     eos: tuple[int, ...]
     penalty: float = 1.0
-    digits: tuple[int, ...] = ()
+    watched: tuple[tuple[int, ...], ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -44,8 +53,8 @@ class Slots:
     `past`: a layer each, (S, C, 2, kv heads, size). `hidden`: (S, H), what predicts the next
     token. `position`: (S,), where it stands for M-RoPE. `length`: (S,), tokens in the past.
     `live`: (S,), is being written. `count`: (S,), tokens written into `tokens` (S, M).
-    `states`, `seen`: (S, 2, H), (S, 2), of the two heatmap tokens. `odds`: (S, M, 10), the
-    digits' probabilities. `used`: (S, vocabulary), tokens that the penalty lowers.
+    `states`, `seen`: (S, 2, H), (S, 2), of the two heatmap tokens. `odds`: (S, M, W), the
+    watched tokens' probabilities. `used`: (S, vocabulary), tokens that the penalty lowers.
     """
 
     past: list[Tensor]
@@ -105,7 +114,7 @@ def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) ->
         tokens=torch.zeros(rows, most, dtype=torch.long, device=device),
         states=torch.zeros(rows, 2, hidden, dtype=dtype, device=device),
         seen=torch.zeros(rows, 2, dtype=torch.bool, device=device),
-        odds=torch.zeros(rows, most if limits.digits else 0, DIGITS, device=device),
+        odds=torch.zeros(rows, most, sum(map(len, limits.watched)), device=device),
         used=torch.zeros(rows, vocabulary, dtype=torch.bool, device=device),
     )
 

@@ -1,8 +1,9 @@
-"""One token for every row: fixed shapes, nothing asked of the host, so that it is capturable.
+"""One turn for every row: fixed shapes, nothing asked of the host, so that it is capturable.
 
-On a GPU a step is recorded once for each number of rows and length of past, both of few
-values, and replayed as one CUDA graph; all graphs share one memory pool. On a CPU it is
-called. A row that has ended is computed on and changes nothing.
+A turn chooses a token and reads it, with those that are known to follow it, if any. On a GPU
+it is recorded once for each kind of turn, number of rows and length of past, all of few values,
+and replayed as one CUDA graph; all graphs share one memory pool. On a CPU it is called. A row
+that has ended is computed on and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.layers import Layer, Shape, run, shape_of, turns
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots
+from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, Turn
 
 BUCKET = {"cpu": 64}
 GPU_BUCKET = 128
 """Lengths of past are rounded up to these: a graph each on a GPU, less to attend to on a CPU."""
+
+
+ANY = Turn()
+"""Chooses among all tokens; nothing is known of what follows."""
 
 
 class Step:
@@ -27,7 +32,7 @@ class Step:
         model: gives embedding, final norm and output matrix.
         layers: from `layers.layers_of`.
         slots: what it works on.
-        limits: end tokens, penalty and digits.
+        limits: end tokens, penalty and watched tokens.
     """
 
     def __init__(
@@ -37,78 +42,111 @@ class Step:
         self.shape: Shape = shape_of(model)
         device = slots.length.device
         config = model.config
-        kinds = [config.misalignment_token_id, config.artifact_token_id]
-        self._kinds = torch.tensor(kinds, device=device)
+        self._kinds = (config.misalignment_token_id, config.artifact_token_id)
+        self._wanted = torch.tensor(self._kinds, device=device)
         self._eos = torch.tensor(limits.eos, device=device)
-        self._digits = torch.tensor(limits.digits, dtype=torch.long, device=device)
+        self._watched = [torch.tensor(group, device=device) for group in limits.watched]
+        # Made once: a captured step may not bring tensors from the host.
+        self._known = {
+            turn: [torch.tensor(ids, dtype=torch.long, device=device) for ids in parts]
+            for turn in {ANY, *limits.turns}
+            for parts in [(turn.among, turn.then)]
+        }
         places = {past.device for past in slots.past}
         self._captures = device.type == "cuda" and len(places) == 1
         self._bucket = BUCKET.get(device.type, GPU_BUCKET)
-        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int, Turn], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
 
-    def __call__(self, rows: int, longest: int) -> None:
-        """Steps `rows` rows, none of whose pasts is longer than `longest` before."""
-        bucket = min(-(-(longest + 1) // self._bucket) * self._bucket, self.slots.room)
+    def __call__(self, rows: int, longest: int, turn: Turn = ANY) -> None:
+        """Takes a turn in `rows` rows, none of whose pasts is longer than `longest` before."""
+        after = longest + 1 + len(turn.then)
+        bucket = min(-(-after // self._bucket) * self._bucket, self.slots.room)
         if not self._captures:
-            self._step(rows, bucket)
+            self._step(rows, bucket, turn)
             return
-        key = (rows, bucket)
+        key = (rows, bucket, turn)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(rows, bucket)
+            self._graphs[key] = self._capture(*key)
         self._graphs[key].replay()
 
-    def _capture(self, rows: int, bucket: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, rows: int, bucket: int, turn: Turn) -> torch.cuda.CUDAGraph:
         """Records a step; what the warm-up before it writes is put back."""
         kept = [t.clone() for t in self.slots.state()[len(self.slots.past) :]]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._step(rows, bucket)
+            self._step(rows, bucket, turn)
         torch.cuda.current_stream().wait_stream(side)
         for buffer, before in zip(self.slots.state()[len(self.slots.past) :], kept, strict=True):
             buffer.copy_(before)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._step(rows, bucket)
+            self._step(rows, bucket, turn)
         return graph
 
-    def _step(self, rows: int, bucket: int) -> None:
-        token = self._choose(rows)
-        x = self.model.model.embed_tokens(token[:, None])
-        position = self.slots.position[:rows, None].expand(3, -1, -1)
-        past = _Past(self.slots, rows, bucket, self.shape, x.dtype)
-        turn = turns(self.model, position, self.shape)
-        x = run(self.layers, x.clone(), turn, self.shape, attend=past.attend)
-        x = x.to(self.slots.hidden.device)
-        self.slots.hidden[:rows] = self.model.model.norm(x)[:, 0]
-        live = self.slots.live[:rows].long()
-        self.slots.position[:rows] += live
-        self.slots.length[:rows] += live
-        ended = (token[:, None] == self._eos).any(1)
-        self.slots.count[:rows] += live
-        more = self.slots.count[:rows] < self.limits.max_new_tokens
-        self.slots.live[:rows] &= ~ended & more
+    def _step(self, rows: int, bucket: int, turn: Turn = ANY) -> None:
+        s, then = self.slots, self._known[turn][1]
+        chosen = self._choose(rows, turn)
+        tokens = torch.cat([chosen[:, None], then.expand(rows, -1)], 1)
+        x = self.model.model.embed_tokens(tokens)
+        ahead = torch.arange(tokens.shape[1], device=tokens.device)
+        position = (s.position[:rows, None] + ahead).expand(3, -1, -1)
+        past = _Past(s, rows, bucket, self.shape, x)
+        x = run(
+            self.layers, x.clone(), turns(self.model, position, self.shape), self.shape,
+            attend=past.attend,
+        )  # fmt: skip
+        hidden = self.model.model.norm(x.to(s.hidden.device))
+        self._note(tokens, hidden, turn)
+        s.hidden[:rows] = hidden[:, -1]
+        live = s.live[:rows].long() * tokens.shape[1]
+        s.position[:rows] += live
+        s.length[:rows] += live
+        s.count[:rows] += live
+        ended = (chosen[:, None] == self._eos).any(1)
+        more = s.count[:rows] < self.limits.max_new_tokens
+        s.live[:rows] &= ~ended & more
 
-    def _choose(self, rows: int) -> Tensor:
+    def _choose(self, rows: int, turn: Turn) -> Tensor:
         """Picks the best token of each row, and notes all that is kept of it."""
         s = self.slots
         hidden, live = s.hidden[:rows], s.live[:rows]
         logits = self.model.lm_head(hidden).float()
-        token = self._lowered(logits, rows).argmax(-1)
-        at = s.count[:rows].clamp(max=self.limits.max_new_tokens - 1)[:, None]
-        tokens = s.tokens[:rows]
-        tokens.scatter_(1, at, torch.where(live[:, None], token[:, None], tokens.gather(1, at)))
-        hit = (token[:, None] == self._kinds) & ~s.seen[:rows] & live[:, None]
+        among = self._known[turn][0]
+        lowered = self._lowered(logits, rows)
+        token = lowered.argmax(-1)
+        if turn.among:
+            token = among[lowered[:, among].argmax(-1)]
+        if s.used.shape[1]:
+            s.used[:rows].scatter_(1, token[:, None], True)
+        hit = (token[:, None] == self._wanted) & ~s.seen[:rows] & live[:, None]
         s.states[:rows] = torch.where(hit[..., None], hidden[:, None], s.states[:rows])
         s.seen[:rows] |= hit
-        if self.limits.digits:
-            odds = (logits[:, self._digits] - logits.logsumexp(-1, keepdim=True)).exp()
-            place = at[..., None].expand(-1, -1, odds.shape[-1])
-            kept = s.odds[:rows].gather(1, place)
-            new = torch.where(live[:, None, None], odds[:, None], kept)
-            s.odds[:rows].scatter_(1, place, new)
+        if self._watched:
+            odds = torch.cat([logits[:, group].softmax(-1) for group in self._watched], -1)
+            at = s.count[:rows].clamp(max=self.limits.max_new_tokens - 1)[:, None, None]
+            at = at.expand(-1, -1, odds.shape[-1])
+            kept = torch.where(live[:, None, None], odds[:, None], s.odds[:rows].gather(1, at))
+            s.odds[:rows].scatter_(1, at, kept)
         return token
+
+    def _note(self, tokens: Tensor, hidden: Tensor, turn: Turn) -> None:
+        """Keeps the tokens (rows, T), and what predicted those heatmap tokens that were known."""
+        s, rows = self.slots, len(tokens)
+        live = s.live[:rows, None]
+        at = s.count[:rows, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        at = at.clamp(max=self.limits.max_new_tokens - 1)
+        written = s.tokens[:rows]
+        written.scatter_(1, at, torch.where(live, tokens, written.gather(1, at)))
+        for place, token in enumerate(turn.then):
+            if token in self._kinds:
+                k = self._kinds.index(token)
+                new = live & ~s.seen[:rows, k, None]
+                s.states[:rows, k] = torch.where(new, hidden[:, place], s.states[:rows, k])
+                s.seen[:rows, k] |= live[:, 0]
+        if s.used.shape[1] and turn.then:
+            s.used[:rows].index_fill_(1, self._known[turn][1], True)
 
     def _lowered(self, logits: Tensor, rows: int) -> Tensor:
         if self.limits.penalty == 1.0:
@@ -116,34 +154,38 @@ class Step:
         factor = self.limits.penalty
         lowered = torch.where(logits < 0, logits * factor, logits / factor)
         used = self.slots.used[:rows]
-        logits = torch.where(used, lowered, logits)
-        used.scatter_(1, logits.argmax(-1, keepdim=True), True)
-        return logits
+        return torch.where(used, lowered, logits)
 
 
 class _Past:
-    """Attention of one new token a row over the first `bucket` places of the past."""
+    """Attention of new tokens, T a row, over the first `bucket` places of the past.
 
-    def __init__(
-        self, slots: Slots, rows: int, bucket: int, shape: Shape, dtype: torch.dtype
-    ) -> None:
+    A token sees what was there before it, those of its own row included.
+    """
+
+    def __init__(self, slots: Slots, rows: int, bucket: int, shape: Shape, x: Tensor) -> None:
         self.slots, self.rows, self.bucket, self.shape = slots, rows, bucket, shape
-        length = slots.length[:rows].clamp(max=slots.room - 1)
-        first = torch.arange(rows, device=length.device) * slots.room
-        self._place = first + length
-        ahead = torch.arange(bucket, device=length.device) > length[:, None]
-        blank = torch.zeros(rows, bucket, dtype=dtype, device=length.device)
-        self._bias = blank.masked_fill_(ahead, -torch.inf)[:, None, None]
+        count, device = x.shape[1], slots.length.device
+        place = slots.length[:rows, None] + torch.arange(count, device=device)
+        place = place.clamp(max=slots.room - 1)
+        first = torch.arange(rows, device=device)[:, None] * slots.room
+        self._place = (first + place).flatten()
+        ahead = torch.arange(bucket, device=device) > place[..., None]
+        blank = torch.zeros(rows, count, bucket, dtype=x.dtype, device=device)
+        bias = blank.masked_fill_(ahead, -torch.inf)[:, None]
+        group = shape.heads // shape.kv_heads
+        self._bias = bias if count == 1 else bias.repeat(1, 1, group, 1)
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """(rows, 1, joined) -> (rows, 1, heads * size); query heads of a group go together."""
-        shape, past = self.shape, self.slots.past[layer]
+        """(rows, T, joined) -> (rows, T, heads * size); query heads of a group go together."""
+        shape, past, count = self.shape, self.slots.past[layer], qkv.shape[1]
         width = shape.heads * shape.size
         flat = past.view(-1, 2 * shape.kv_heads * shape.size)
-        flat.index_copy_(0, self._place.to(past.device), qkv[:, 0, width:])
+        flat.index_copy_(0, self._place.to(past.device), qkv[..., width:].flatten(0, 1))
         keys, values = past[: self.rows, : self.bucket].transpose(1, 3).unbind(2)
-        query = qkv[:, 0, :width].unflatten(-1, (shape.kv_heads, -1, shape.size))
-        out = scaled_dot_product_attention(
-            query, keys, values, attn_mask=self._bias.to(past.device)
-        )
-        return out.reshape(self.rows, 1, width)
+        query = qkv[..., :width].unflatten(-1, (shape.kv_heads, -1, shape.size))
+        query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        bias = self._bias.to(past.device)
+        out: Tensor = scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+        out = out.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4)
+        return out.reshape(self.rows, count, width)

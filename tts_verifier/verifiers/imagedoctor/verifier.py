@@ -21,7 +21,9 @@ from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
 from tts_verifier.verifiers.imagedoctor.geometry import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
 from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.numbers import Numerals, expected
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
+from tts_verifier.verifiers.imagedoctor.skeleton import Skeleton
 from tts_verifier.verifiers.imagedoctor.slots import rows_that_fit
 
 MAX_CAPTION: Final = 20_000
@@ -35,7 +37,8 @@ class Options(TypedDict, total=False):
     float32 on a CPU. `device_map`: "auto" spreads the language model's layers over all GPUs.
     `fit`: "squash" (official) or "pad" (letterbox). `batch_size`: images at a time,
     None = by the memory that is free. `heatmaps`: decode maps, None = with "diagnose" only.
-    `max_new_tokens`: None = the checkpoint's, or 2048.
+    `skeleton`: with detail "score", ask for the digits alone. `max_new_tokens`: None = the
+    checkpoint's, or 2048.
     """
 
     revision: str | None
@@ -46,23 +49,29 @@ class Options(TypedDict, total=False):
     fit: Fit
     batch_size: int | None
     heatmaps: bool | None
+    skeleton: bool
     max_new_tokens: int | None
 
 
 class ImageDoctor(Verifier):
     """Scores `semantic_alignment`, `aesthetics`, `plausibility`, `overall` in [0, 1].
 
-    Heatmaps `misalignment` and `artifact`: 1 = flawed. Higher scores are better.
+    Each also as `…_expected`, over the digits' probabilities (see `numbers`), which seldom
+    ties; an objective may name either. Higher is better. Heatmaps `misalignment` and
+    `artifact`: 1 = flawed.
 
     Args:
         checkpoint: from `loading.load`.
         fit: how an image is brought into the model's square.
         batch_size: images at a time, None = by the memory that is free.
         heatmaps: whether maps are decoded; None = with detail "diagnose" only.
+        skeleton: with detail "score", give the answer's text and ask for its digits alone:
+            faster, the same numbers where the model would have written that text.
         settings: more to note in the log.
 
     Raises:
-        InputError: `fit` or `batch_size` is not usable.
+        InputError: `fit` or `batch_size` is not usable, or the checkpoint's tokenizer does not
+            write scores digit by digit, as a skeleton needs it.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class ImageDoctor(Verifier):
         fit: Fit = "squash",
         batch_size: int | None = None,
         heatmaps: bool | None = None,
+        skeleton: bool = False,
         settings: Mapping[str, Setting] | None = None,
     ) -> None:
         if fit not in FITS:
@@ -84,6 +94,8 @@ class ImageDoctor(Verifier):
         self.batch_size = batch_size
         self.heatmaps = heatmaps
         self.engine = Engine(checkpoint.model, checkpoint.limits, slots=batch_size)
+        self._skeleton = _skeleton(checkpoint) if skeleton else None
+        self._filling = _filling(checkpoint, self._skeleton, batch_size)
         self._maps = MapDecoder(checkpoint.model)
         weight = checkpoint.model.lm_head.weight
         self.settings = {
@@ -94,6 +106,7 @@ class ImageDoctor(Verifier):
             "batch_size": batch_size,
             "max_new_tokens": checkpoint.limits.max_new_tokens,
             "repetition_penalty": checkpoint.limits.penalty,
+            "skeleton": skeleton,
         }
 
     @classmethod
@@ -132,6 +145,7 @@ class ImageDoctor(Verifier):
             fit=options.get("fit", "squash"),
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
+            skeleton=options.get("skeleton", False),
             settings={"model": name_or_path, "revision": revision},
         )
 
@@ -175,12 +189,15 @@ class ImageDoctor(Verifier):
     def _judge(self, pairs: Sequence[tuple[Image.Image, str]], detail: Detail) -> list[_Judged]:
         """Runs the engine, and the heads as replies end; pictures are prepared when needed."""
         c, placed = self.checkpoint, []
+        known = self._skeleton if self._skeleton and detail == "score" else Skeleton()
+        engine = self._filling if known.turns else self.engine
 
         def requests() -> Iterator[Request]:
             for picture, caption in pairs:
                 p = c.processor(picture, fit=self.fit)
                 cells = len(p.values) // c.processor.merge_size**2
                 ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")
+                ids += known.before
                 self._check_length(ids, caption)
                 placed.append((p.placement, p.grid))
                 yield Request(ids, p.values, p.grid)
@@ -188,10 +205,10 @@ class ImageDoctor(Verifier):
         wanted = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
         maps = MapQueue(self._maps)
         found: dict[int, Generated] = {}
-        for number, reply in self.engine.replies(requests()):
+        for number, reply in engine.replies(requests()):
             if wanted:
                 maps.add(number, reply, placed[number][1])
-            found[number] = replace(reply, visual=reply.visual[:0])
+            found[number] = _whole(replace(reply, visual=reply.visual[:0]), known)
         done = maps.finish()
         return [
             _Judged(found[i], placement, done.get(i, {})) for i, (placement, _) in enumerate(placed)
@@ -214,12 +231,16 @@ class ImageDoctor(Verifier):
         detail: Detail,
         seconds: float,
     ) -> Verdict:
-        text = self.checkpoint.words.decode(reply.ids)
+        words = self.checkpoint.words
+        text = words.decode(reply.ids)
         said = parse(text, reasoning=detail == "diagnose", ended=reply.ended)
+        scores = {**said.scores}
+        if self.checkpoint.limits.watched:
+            scores |= expected(said, text, [words.decode([i]) for i in reply.ids], reply.odds)
         boxes = (placement.to_image(box) for box in said.boxes)
         raw = {n: Heatmap(grid, placement.size, placement.box) for n, grid in maps.items()}
         return Verdict(
-            scores=said.scores,
+            scores=scores,
             heatmaps=Heatmaps(raw),
             boxes=tuple(box for box in boxes if box is not None),
             text=text,
@@ -234,6 +255,33 @@ class _Judged(NamedTuple):
     reply: Generated
     placement: Placement
     maps: Mapping[str, NDArray[np.float32]]
+
+
+def _skeleton(checkpoint: Checkpoint) -> Skeleton:
+    numerals = Numerals.of(checkpoint.words)
+    if numerals is None:
+        raise InputError(
+            "skeleton needs a checkpoint whose tokenizer writes scores digit by digit, this one "
+            "does not. Leave skeleton out."
+        )
+    return Skeleton.of(checkpoint.words, checkpoint.model.config, numerals)
+
+
+def _filling(checkpoint: Checkpoint, known: Skeleton | None, slots: int) -> Engine:
+    """Returns an engine that writes a skeleton's turns; it takes no memory until it is used."""
+    known = known or Skeleton()
+    count = sum(1 + len(turn.then) for turn in known.turns)
+    limits = replace(checkpoint.limits, max_new_tokens=count, turns=known.turns)
+    return Engine(checkpoint.model, limits, slots=slots)
+
+
+def _whole(reply: Generated, known: Skeleton) -> Generated:
+    """Adds to a reply what was known of it beforehand; nothing of that was chosen."""
+    if not known.turns:
+        return reply
+    around = ((len(known.before), len(known.after)), (0, 0))
+    ids = [*known.before, *reply.ids, *known.after]
+    return replace(reply, ids=ids, odds=np.pad(reply.odds, around), ended=True)
 
 
 def _check_positive(name: str, value: int) -> None:
