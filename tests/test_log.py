@@ -162,7 +162,7 @@ def test_the_header_says_what_was_run(tmp_path: Path) -> None:
         "prompts": {f"{i:04d}": text for i, text in enumerate(PROMPTS)},
     }
     assert set(header) == {
-        "schema_version", "about", "python", "versions", "git_revision", "device",
+        "schema_version", "about", "python", "versions", "git_revision", "device", "sessions",
     }  # fmt: skip
     assert header["versions"]["pyarrow"]
 

@@ -9,6 +9,7 @@ from searches import SeedBeam
 
 from tts_verifier import BestOfN, run
 from tts_verifier.errors import InputError
+from tts_verifier.log import read_header
 from tts_verifier.reading import read_trials
 from tts_verifier.runner import RunResult
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -98,3 +99,12 @@ def test_an_error_of_the_verifier_ends_the_run():
 
     with pytest.raises(InputError, match="no such picture"):
         run(["a"], FakeGenerator(), Broken(), BestOfN(4), overlap=True)
+
+
+def test_the_header_says_how_busy_each_side_was(tmp_path):
+    for _ in range(2):
+        run(["a red circle"], Drawer(), Judge(Drawer()), BestOfN(3), folder=tmp_path)
+    (session,) = read_header(tmp_path)["sessions"]
+    assert session["seconds"] > 0
+    assert 0 < session["busy"]["draw"] < 1
+    assert 0 < session["busy"]["judge"] < 1

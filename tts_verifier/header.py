@@ -68,6 +68,14 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
     folder.settle()
 
 
+def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
+    """Adds what a process that finished the run tells of itself to `sessions` of the header."""
+    header = read_header(folder.root)
+    header |= {"sessions": [*header.get("sessions", []), session]}
+    folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
+    folder.settle()
+
+
 def _check_same(
     folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], *, grows: Collection[str]
 ) -> None:

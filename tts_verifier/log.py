@@ -39,7 +39,7 @@ from tts_verifier.files import (
     state_of,
     stored,
 )
-from tts_verifier.header import read_header, write_header
+from tts_verifier.header import note_session, read_header, write_header
 from tts_verifier.lock import FolderLock
 from tts_verifier.reading import Found, is_running, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
@@ -141,8 +141,12 @@ class RunLog:
         """
         self._wait(0)
 
-    def finish(self, chosen: Collection[str]) -> None:
+    def finish(self, chosen: Collection[str], session: Mapping[str, Any] | None = None) -> None:
         """Merges the parts into one table that says which trials were chosen.
+
+        Args:
+            chosen: trial ids.
+            session: JSON values that the header is to keep of this process; None = nothing.
 
         Raises:
             RunError: something could not be written, or was removed meanwhile.
@@ -159,6 +163,8 @@ class RunLog:
             marks = pa.array([i in chosen for i in piece["trial_id"].to_pylist()], pa.bool_())
             return {"state_path": gone, "state_sha256": gone, "chosen": marks}
 
+        if session is not None:
+            note_session(self._files, session)
         self.found.close()
         parts.finish(self._files, self._columns.schema(), columns)
         self._parts = []

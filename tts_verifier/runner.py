@@ -134,12 +134,14 @@ def execute(
         began = time.perf_counter()
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
+        busy = {name: seconds / wall for name, seconds in loop.spent.items()}
         choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
         if log is not None:
             bar.phase("finish")
-            log.finish({c.trial.id for c in choices.values() if c.trial is not None})
+            chosen = {c.trial.id for c in choices.values() if c.trial is not None}
+            # A process that found everything judged has nothing to tell.
+            log.finish(chosen, {"seconds": wall, "busy": busy} if any(busy.values()) else None)
     trials = tuple(trial for p in loop.prompts for trial in p.history)
-    busy = {name: seconds / wall for name, seconds in loop.spent.items()}
     return RunResult(choices, trials, path, busy)
 
 
