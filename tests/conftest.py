@@ -5,6 +5,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Kernels run on a CPU, operation by operation; read when triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile(
     "default",
     deadline=None,
