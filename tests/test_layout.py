@@ -20,7 +20,7 @@ LEVELS = {
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
     3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
-    4: ["search", "binding", "attempts", "batch", "progress", "runner"],
+    4: ["devices", "search", "binding", "attempts", "batch", "progress", "runner"],
     5: ["testing", "summary", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
         "expectations", "pruning", "replay", "report", "training"],
     6: ["cli", "__init__"],

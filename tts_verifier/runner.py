@@ -21,6 +21,7 @@ from PIL import Image
 
 from tts_verifier.batch import draw, judge
 from tts_verifier.binding import bind, share_of, within
+from tts_verifier.devices import device_of, own_stream
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective, choose
 from tts_verifier.progress import Progress, shown_as
@@ -194,7 +195,8 @@ class _Loop:
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
-        with ThreadPoolExecutor(1, "judge") as thread:
+        at = device_of(self.search.verifier)
+        with ThreadPoolExecutor(1, "judge", own_stream, (at,)) as thread:
             while True:
                 for prompt in self._idle:
                     while not prompt.waiting and self._ask(prompt):

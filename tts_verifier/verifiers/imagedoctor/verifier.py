@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Final, NamedTuple, TypedDict, Unpack
 
@@ -178,13 +179,19 @@ class ImageDoctor(Verifier):
         captions = [_caption(i, prompt) for i, prompt in enumerate(prompts)]
         order = sorted(range(len(pictures)), key=lambda i: -len(captions[i]))
         began = time.perf_counter()
-        judged = self._judge([(pictures[i], captions[i]) for i in order], detail)
+        with _current(self.device):
+            judged = self._judge([(pictures[i], captions[i]) for i in order], detail)
         seconds = (time.perf_counter() - began) / max(len(order), 1)
         verdicts = {
             i: self._verdict(*parts, detail=detail, seconds=seconds)
             for i, parts in zip(order, judged, strict=True)
         }
         return [verdicts[i] for i in range(len(pictures))]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; of several devices the one that pictures are sent to."""
+        return self.checkpoint.model.lm_head.weight.device
 
     def _judge(self, pairs: Sequence[tuple[Image.Image, str]], detail: Detail) -> list[_Judged]:
         """Runs the engine, and the heads as replies end; pictures are prepared when needed."""
@@ -247,6 +254,11 @@ class ImageDoctor(Verifier):
             detail=detail,
             cost=Cost(verifier_calls=1, judge_seconds=seconds),
         )
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one, as captured graphs and new streams need it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class _Judged(NamedTuple):
