@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import blending, noise, repaint, schedule
+from tts_verifier.generators import blending, moving, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.fitting import Room
@@ -101,7 +101,7 @@ class DiffusersGenerator:
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
         check_call(self.pipe, self._call)
         self._inpaint = inpaint
-        self._room = Room(batch_size, str(getattr(self.pipe, "device", "cpu")).split(":")[0])
+        self._room = Room(batch_size, self.device)
         self.batch_size = self._room.limit
         self._texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
@@ -110,6 +110,24 @@ class DiffusersGenerator:
             Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
         }
         self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return moving.device_of(self.pipe)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of its weights; None where they must not be moved, such as offloaded ones."""
+        return moving.size(*self._pipes)
+
+    @property
+    def _pipes(self) -> list[Any]:
+        return [self.pipe] if self._inpaint is None else [self.pipe, self._inpaint]
+
+    def to(self, device: str) -> None:
+        """Moves the weights."""
+        moving.move(device, *self._pipes)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job in batches of `batch_size`, which is halved when memory runs out.

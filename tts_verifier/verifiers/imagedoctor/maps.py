@@ -43,6 +43,10 @@ class MapDecoder:
         self._recorded: dict[Grid, _Recorded] = {}
         self._weights: tuple[int, ...] = ()
 
+    def forget(self) -> None:
+        """Gives back what was recorded."""
+        self._recorded = {}
+
     def __call__(self, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
         """Does what `decode_maps` does; at most `CHUNK` maps."""
         if not states.is_cuda:
