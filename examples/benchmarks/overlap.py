@@ -10,7 +10,8 @@ The number of steps is chosen so that a batch takes about as long to draw as to 
 both are timed alone, in turns, and overlapped by the runner. `streams` repeats the overlap on
 one GPU with a stream that gets no precedence, and with the one that all threads share.
 `fits`: peak memory of a best-of-16 at 1024 x 1024 with all three text encoders, by what was
-going on. `wrap`: what best-of-1 costs beside the bare pipeline, judging excluded.
+going on. `turns`: a best-of-16 during which the two change places, as if both did not fit.
+`wrap`: what best-of-1 costs beside the bare pipeline, judging excluded.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from tts_verifier.log import read_header
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt
 
-PARTS = ("two", "one", "streams", "fits", "wrap")
+PARTS = ("two", "one", "wrap", "streams", "fits", "turns")
 PROMPTS = tuple(f"{count} red foxes asleep under an umbrella" for count in ("two", "three"))
 ASIDE = 1.1
 """How much longer a batch is to be drawn than judged: the first and last overlap nothing."""
@@ -52,6 +53,7 @@ class Bench:
 
     args: argparse.Namespace
     pipe: Any
+    model: Any
     verifier: Any
     steps: int = 0
 
@@ -62,7 +64,7 @@ class Bench:
         at = ("cpu", "cpu") if args.dry else ("cuda:0", second)
         model = image_doctor_model(at[1], tiny=args.dry)
         verifier = image_doctor(model, tokens=args.tokens, tiny=args.dry)
-        return cls(args, sd35(at[0], tiny=args.dry), verifier)
+        return cls(args, sd35(at[0], tiny=args.dry), model, verifier)
 
     @property
     def cuda(self) -> bool:
@@ -80,6 +82,16 @@ class Bench:
         told = {"guidance": 4.5, "batch_size": self.args.batch, **self.size}
         return DiffusersGenerator(self.pipe, steps=steps, **told)
 
+    def alone(self) -> Any:
+        """Returns a verifier on the generator's device with room for replies of 2048 tokens.
+
+        Replies end at once. Buffers of the other verifier are given back.
+        """
+        if self.verifier is not None:
+            self.verifier.to(self.pipe.device)
+        self.verifier = None
+        return image_doctor(self.model, tokens=2048, ends=True, tiny=self.args.dry)
+
     def timed(self, work: Callable[[], Any]) -> float:
         """Returns seconds; what was asked of all GPUs before and meanwhile is done."""
         self.wait()
@@ -93,7 +105,7 @@ class Bench:
         for device in range(torch.cuda.device_count() if self.cuda else 0):
             torch.cuda.synchronize(device)
 
-    def run(self, batches: int, verifier: Any = None, **options: Any) -> Row:
+    def run(self, batches: int, verifier: Any = None, *, overlap: bool = False) -> Row:
         """Runs a search of so many full batches with a log.
 
         Returns:
@@ -103,7 +115,7 @@ class Bench:
         count = batches * self.args.batch // len(PROMPTS)
         parts = (self.generator(self.steps), verifier or self.verifier, BestOfN(count))
         with tempfile.TemporaryDirectory() as folder:
-            work = partial(run, PROMPTS, *parts, folder=folder, **options)
+            work = partial(run, PROMPTS, *parts, folder=folder, overlap=overlap)
             self.timed(lambda: undrawn(work()))
             session = read_header(Path(folder))["sessions"][-1]
             return {"seconds": session["seconds"], **session["busy"]}
@@ -187,13 +199,13 @@ def two(bench: Bench) -> list[Row]:
 
 def one(bench: Bench) -> list[Row]:
     """Overlaps on one GPU."""
-    bench.verifier.checkpoint.model.to(bench.pipe.device)
+    bench.verifier.to(bench.pipe.device)
     return overlap(bench, "one")
 
 
 def streams(bench: Bench) -> list[Row]:
     """Overlaps on one GPU with other streams than the runner's own choice."""
-    bench.verifier.checkpoint.model.to(bench.pipe.device)
+    bench.verifier.to(bench.pipe.device)
     if not bench.steps:
         choose_steps(bench)
     rows = []
@@ -246,9 +258,7 @@ def fits(bench: Bench) -> list[Row]:
     """Measures a best-of-16 at 1024 x 1024 with everything on one GPU."""
     if bench.pipe.text_encoder_3 is None:
         add_t5(bench.pipe, tiny=bench.args.dry)
-    model = bench.verifier.checkpoint.model.to(bench.pipe.device)
-    bench.verifier = None  # with its buffers
-    verifier = image_doctor(model, tokens=2048, ends=True, tiny=bench.args.dry)
+    verifier = bench.alone()
     side = 16 if bench.args.dry else 1024
     rows = []
     for batch in (4, 16):
@@ -277,6 +287,25 @@ def fits(bench: Bench) -> list[Row]:
             }
         )
     return rows
+
+
+def turns(bench: Bench) -> list[Row]:
+    """Runs a best-of-16 whose parts change places, as if they did not fit together."""
+    if bench.pipe.text_encoder_3 is None:
+        add_t5(bench.pipe, tiny=bench.args.dry)
+    verifier = bench.alone()
+    told = {"steps": 6, "guidance": 4.5, "batch_size": bench.args.batch, **bench.size}
+    generator = DiffusersGenerator(bench.pipe, **told)
+    peaks = Peaks(bench.cuda)
+    full = mock.patch("tts_verifier.devices.plan", return_value="in turns")
+    with tempfile.TemporaryDirectory() as folder, full:
+        work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16), folder=folder)
+        seconds = bench.timed(lambda: undrawn(work()))
+        session = read_header(Path(folder))["sessions"][-1]
+    peaks.mark("in turns")
+    row = {"part": "turns", "plan": session["plan"], "moves": session["moves"], "seconds": seconds}
+    row |= {"moving_s": seconds * (1 - sum(session["busy"].values()))}
+    return [row | {f"{name}_gib": most for name, most in peaks.allocated.items() if name}]
 
 
 # -- overhead --------------------------------------------------------------------------------
@@ -337,7 +366,7 @@ def main() -> None:
     bench = Bench.of(args)
     bench.wait()
     print(f"models ready after {time.perf_counter() - began:.1f} s", flush=True)
-    known = {"two": two, "one": one, "streams": streams, "fits": fits, "wrap": overhead}
+    known = dict(zip(PARTS, (two, one, overhead, streams, fits, turns), strict=True))
     rows: list[Row] = []
     for part in args.parts:
         if (passed := time.perf_counter() - began) > args.seconds:
