@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import sd3, sd15
+from PIL import Image
+from tiny_pipelines import as_parent, sd3, sd15
 
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
 from tts_verifier.generators import loading
@@ -62,6 +63,19 @@ def test_settings_say_what_decides_a_picture(generator):
         "num_inference_steps": 3,
         "guidance_scale": 4.0,
     }
+
+
+def test_settings_have_pictures_by_content_and_functions_by_name(pipe):
+    def settings(grey, callback=as_parent):
+        picture, tensor = Image.new("RGB", (4, 4), (grey,) * 3), torch.full((2,), grey)
+        call = {"ip_adapter_image": picture, "joint_attention_kwargs": {"mask": tensor}}
+        call |= {"callback_on_step_end": callback}
+        return DiffusersGenerator(pipe, call=call).settings["call"]
+
+    assert settings(1) == settings(1)
+    assert settings(1) != settings(2)
+    assert "tiny_pipelines.as_parent" in settings(1)
+    assert "torch.float32" in settings(1, torch.float32)
 
 
 def test_another_family_works_as_well(tmp_path):
@@ -165,7 +179,7 @@ def test_a_run_with_every_kind_is_the_same_with_and_without_states(tmp_path):
 
     class Forgetful(Everything):
         def propose(self, task, history):
-            for path in (tmp_path / "run").rglob("*.npz"):
+            for path in (tmp_path / "run" / "states").glob("*.npz"):
                 path.unlink()
             return super().propose(task, history)
 

@@ -24,6 +24,7 @@ from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_sh
 from tts_verifier.generators.fitting import Room
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
 from tts_verifier.generators.texts import Texts
+from tts_verifier.identity import described
 from tts_verifier.regions import paste
 from tts_verifier.types import (
     Continue,
@@ -101,6 +102,7 @@ class DiffusersGenerator:
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
         check_call(self.pipe, self._call)
         self._inpaint = inpaint
+        self._output: Any = None
         self._room = Room(batch_size, self.device)
         self.batch_size = self._room.limit
         self._texts = Texts()
@@ -250,13 +252,16 @@ class DiffusersGenerator:
         return Drawn.of(out)
 
     def output(self, images: Any) -> Any:
-        """Returns pictures as the pipeline's own output; it must have drawn before.
+        """Returns pictures as the pipeline's own output, or diffusers' usual one before it drew.
 
         The field that pictures are in has another name in some families; `images` is always
         there.
         """
-        names = [field.name for field in fields(self._output)]
-        out = self._output(**{name: images if name in PICTURES else None for name in names})
+        from diffusers import ImagePipelineOutput
+
+        kind: Any = self._output or ImagePipelineOutput
+        names = [field.name for field in fields(kind)]
+        out = kind(**{name: images if name in PICTURES else None for name in names})
         out.images = images
         return out
 
@@ -277,7 +282,7 @@ class DiffusersGenerator:
             "batch_size": batch_size,
             **flat,
             **({} if self._inpaint is None else {"inpaint": type(self._inpaint).__name__}),
-            **({"call": json.dumps(rest, sort_keys=True, default=str)} if rest else {}),
+            **({"call": json.dumps(rest, sort_keys=True, default=described)} if rest else {}),
         }
 
 
