@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import sd3, sd15
+from PIL import Image
+from tiny_pipelines import as_parent, sd3, sd15
 
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
 from tts_verifier.generators import loading
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.testing import check_generator
-from tts_verifier.types import Continue, Draw, Job, Look, Prompt, Repaint
+from tts_verifier.runner import run
+from tts_verifier.testing import FakeVerifier, check_generator
+from tts_verifier.types import Continue, Draw, Job, Look, LowBand, Mask, Near, Prompt, Repaint
 
 
 def job(seed, text="a red circle"):
@@ -61,6 +63,19 @@ def test_settings_say_what_decides_a_picture(generator):
         "num_inference_steps": 3,
         "guidance_scale": 4.0,
     }
+
+
+def test_settings_have_pictures_by_content_and_functions_by_name(pipe):
+    def settings(grey, callback=as_parent):
+        picture, tensor = Image.new("RGB", (4, 4), (grey,) * 3), torch.full((2,), grey)
+        call = {"ip_adapter_image": picture, "joint_attention_kwargs": {"mask": tensor}}
+        call |= {"callback_on_step_end": callback}
+        return DiffusersGenerator(pipe, call=call).settings["call"]
+
+    assert settings(1) == settings(1)
+    assert settings(1) != settings(2)
+    assert "tiny_pipelines.as_parent" in settings(1)
+    assert "torch.float32" in settings(1, torch.float32)
 
 
 def test_another_family_works_as_well(tmp_path):
@@ -136,3 +151,41 @@ def test_a_negative_prompt_is_every_candidates(tmp_path, family):
     assert not np.array_equal(*pixels([*told.generate([job(1)]), *plain.generate([job(1)])]))
     assert told.settings["negative_prompt"] == "blue"
     assert told.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])[0].progress == 0.5
+
+
+class Everything:
+    """One round of each kind."""
+
+    needs = frozenset({Draw, Continue, Repaint})
+
+    def propose(self, task, history):
+        left = Mask.of(np.broadcast_to(np.arange(16) < 8, (16, 16)))
+        ids = [trial.id for trial in history]
+        band = LowBand((0.5,) * 16 * 16, 1)
+        rounds = [
+            lambda: [Draw(1, until=0.5), Draw(2)],
+            lambda: [Continue(ids[0], 0.75, 3, eta=0.3), Draw(4, noise=Near(ids[1], 0.2))],
+            lambda: [Continue(ids[2], 1.0, 5, renoise=0.25), Repaint(ids[1], left, 6)],
+            lambda: [Draw(7, noise=Near(ids[3], 0.5)), Draw(8, noise=band)],
+        ]
+        done = len(ids) // 2
+        return rounds[done]() if done < len(rounds) else []
+
+
+def test_a_run_with_every_kind_is_the_same_with_and_without_states(tmp_path):
+    """Without a log states stay in memory; with one they are files, here deleted midway."""
+    generator = DiffusersGenerator(sd3(tmp_path / "sd3"), steps=4, batch_size=2)
+    prompts = ["a red circle", "a blue square"]
+
+    class Forgetful(Everything):
+        def propose(self, task, history):
+            for path in (tmp_path / "run" / "states").glob("*.npz"):
+                path.unlink()
+            return super().propose(task, history)
+
+    kept = run(prompts, generator, FakeVerifier(), Everything())
+    lost = run(prompts, generator, FakeVerifier(), Forgetful(), folder=tmp_path / "run")
+    assert [t.error for t in kept.trials] == [""] * 16
+    assert [t.id for t in kept.trials] == [t.id for t in lost.trials]
+    for one, other in zip(kept.trials, lost.trials, strict=True):
+        assert np.array_equal(np.asarray(one.image.load()), np.asarray(other.image.load()))

@@ -16,11 +16,11 @@ LEVELS = {
     0: ["errors", "showing", "types", "ranking"],
     1: [
         "images", "objective", "seeds", "regions", "identity", "provenance", "prompts",
-        "registry", "documents", "arguments", "seams",
+        "registry", "documents", "arguments", "seams", "memory",
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
     3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
-    4: ["search", "binding", "attempts", "batch", "progress", "runner"],
+    4: ["search", "devices", "binding", "attempts", "batch", "progress", "runner"],
     5: ["testing", "summary", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
         "expectations", "pruning", "replay", "report", "training"],
     6: ["cli", "__init__"],

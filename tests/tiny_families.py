@@ -7,6 +7,7 @@ import diffusers as d
 import tiny_pipelines
 import torch
 import transformers as t
+from PIL import Image
 from tiny_pipelines import text_config, vae
 
 
@@ -62,6 +63,17 @@ def sd15(folder):
     return Family(tiny_pipelines.sd15(folder), {"guidance_scale": 3.0})
 
 
+def sd21(folder):
+    """As 1.5, but predicts v, has heads of one size, and draws 768 pixels where it is large."""
+    parts = dict(tiny_pipelines.sd15(folder).components)
+    parts["unet"] = unet(16, use_linear_projection=True)
+    parts["scheduler"] = d.DDIMScheduler(
+        steps_offset=1, clip_sample=False, prediction_type="v_prediction", set_alpha_to_one=False
+    )
+    pipe = d.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    return Family(pipe, {"guidance_scale": 3.0})
+
+
 def sdxl(folder):
     tokens = words(folder)
     config = text_config(len(tokens))
@@ -78,6 +90,21 @@ def sdxl(folder):
         scheduler=d.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
     )  # fmt: skip
     return Family(pipe, {"guidance_scale": 3.0})
+
+
+def sdxl_refiner(folder):
+    """Refines a picture that the call has; it knows the second text encoder only."""
+    parts = dict(sdxl(folder).pipe.components)
+    for name in ("image_encoder", "feature_extractor"):
+        del parts[name]
+    parts |= {"text_encoder": None, "tokenizer": None}
+    parts["unet"] = unet(
+        16, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=56, use_linear_projection=True,
+    )  # fmt: skip
+    pipe = d.StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
+    picture = Image.effect_mandelbrot((16, 16), (-2, -1, 1, 1), 50).convert("RGB")
+    return Family(pipe, {"guidance_scale": 3.0, "image": picture, "strength": 0.5})
 
 
 def sd3(folder):
@@ -321,6 +348,9 @@ BUILDERS = {
     "lumina2": lumina2, "auraflow": auraflow, "kandinsky3": kandinsky3,
     "hunyuan_dit": hunyuan_dit, "wan": wan,
 }  # fmt: skip
+OTHER_BUILDERS = {
+    "sd21": sd21, "sdxl (refiner)": sdxl_refiner, "flux (schnell)": flux_schnell,
+}  # fmt: skip
 
 
 def _quiet(build):
@@ -335,4 +365,5 @@ def _quiet(build):
 
 
 FAMILIES = {name: _quiet(build) for name, build in BUILDERS.items()}
-schnell = _quiet(flux_schnell)
+OTHERS = {name: _quiet(build) for name, build in OTHER_BUILDERS.items()}
+"""Other checkpoints of these families."""

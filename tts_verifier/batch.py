@@ -36,6 +36,9 @@ class Drawn:
     seconds: float
     looking: bool
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
 
 def draw(search: Search, jobs: Mapping[str, Job]) -> Drawn:
     """Draws jobs of one kind; a sample that failed has its error."""

@@ -19,8 +19,9 @@ from typing import Any, Final, TypedDict, Unpack
 
 from PIL import Image
 
-from tts_verifier.batch import draw, judge
+from tts_verifier.batch import Drawn, draw, judge
 from tts_verifier.binding import bind, share_of, within
+from tts_verifier.devices import HELD, Seats, own_stream, seat_of
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective, choose
 from tts_verifier.progress import Progress, shown_as
@@ -81,7 +82,7 @@ class Options(TypedDict, total=False):
     detail: Detail
     folder: str | Path | None
     progress: bool
-    overlap: bool
+    overlap: bool | None
 
 
 def run(
@@ -131,6 +132,8 @@ def execute(
             log = stack.enter_context(open_log(path, about, search.generator.settings, grows=grows))
         bar = stack.enter_context(progress or Progress())
         loop = _Loop(search, prompts, log=log, bar=bar)
+        # A pipeline that had to leave its device is back when the run ends, however it ends.
+        stack.callback(loop.seats.to_draw)
         began = time.perf_counter()
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
@@ -140,7 +143,8 @@ def execute(
             bar.phase("finish")
             chosen = {c.trial.id for c in choices.values() if c.trial is not None}
             # A process that found everything judged has nothing to tell.
-            log.finish(chosen, {"seconds": wall, "busy": busy} if any(busy.values()) else None)
+            told = {"seconds": wall, "busy": busy, **loop.placed()}
+            log.finish(chosen, told if any(busy.values()) else None)
     trials = tuple(trial for p in loop.prompts for trial in p.history)
     return RunResult(choices, trials, path, busy)
 
@@ -187,14 +191,18 @@ class _Loop:
         self.prompts = [_Open(prompt) for prompt in prompts]
         self._idle = list(self.prompts)
         self.spent = {"draw": 0.0, "judge": 0.0}
+        self.seats = Seats(search)
         self._judging: deque[Future[list[Trial]]] = deque()
+        self._held: list[Drawn] = []
+        """What was drawn while the verifier had to be elsewhere."""
         self._owner: dict[str, _Open] = {}
         self._whole: float | None = None
         """Network evaluations of a whole drawing; None until the first one tells."""
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
-        with ThreadPoolExecutor(1, "judge") as thread:
+        at = seat_of(self.search.verifier).device
+        with ThreadPoolExecutor(1, "judge", own_stream, (at,)) as thread:
             while True:
                 for prompt in self._idle:
                     while not prompt.waiting and self._ask(prompt):
@@ -203,9 +211,18 @@ class _Loop:
                 batch = self._next_batch()
                 if batch:
                     self._serve(batch, thread)
-                elif not (self._judging or self._idle or any(self._queues.values())):
+                elif not (self._pending or self._idle or any(self._queues.values())):
                     return
                 self._collect(wait=not batch)
+
+    def placed(self) -> dict[str, Any]:
+        """Returns how the parts shared their devices, for the header."""
+        seats = self.seats
+        return {"plan": seats.plan, "overlap": seats.overlap, "moves": seats.moves}
+
+    @property
+    def _pending(self) -> bool:
+        return bool(self._judging or self._held)
 
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
@@ -290,24 +307,34 @@ class _Loop:
             self._whole = max(self._whole or 0.0, spent / share)
 
     def _serve(self, batch: Mapping[str, Job], thread: ThreadPoolExecutor) -> None:
-        self.bar.phase(kind_of(next(iter(batch.values())).proposal))
-        if self.log is not None and not self.search.overlap:
+        kind = kind_of(next(iter(batch.values())).proposal)
+        self.bar.phase(kind)
+        if self.log is not None and not self.seats.overlap:
             # What was judged is on the disk before more is done: a kill costs one batch.
             self.log.flush()
+        if kind != "look":
+            self.seats.to_draw()
         drawn = draw(self.search, batch)
         if self.log is not None:
             self.log.drawn(drawn.samples)
-        if self.search.overlap:
+        if self.seats.overlap:
             self._judging.append(thread.submit(judge, self.search, drawn))
         else:
-            self._note(judge(self.search, drawn))
+            self._held.append(drawn)
 
     def _collect(self, wait: bool) -> None:
         """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""
+        if wait or self.seats.plan != "in turns" or sum(map(len, self._held)) >= HELD:
+            self._judge_held()
         wait = wait or len(self._judging) > _AHEAD
         while self._judging and (wait or self._judging[0].done()):
             self._note(self._judging.popleft().result())
             wait = False
+
+    def _judge_held(self) -> None:
+        while self._held:
+            self.seats.to_judge()
+            self._note(judge(self.search, self._held.pop(0)))
 
     def _note(self, trials: list[Trial]) -> None:
         self.spent["draw"] += sum(trial.cost.draw_seconds for trial in trials)

@@ -21,9 +21,10 @@ class Search:
     and verifier calls never exceed it, nor do evaluations, but for the rounding of a fraction
     to whole steps; seconds are known only afterwards and may exceed it by the batch under way.
     `detail`: how thoroughly new candidates are looked at.
-    `overlap`: judge a batch, in a thread, while the next ones are drawn. It pays where the two
-    do not share a processor; seconds may then be exceeded by the batches under way,
-    and a kill costs those, where else it costs one batch at most.
+    `overlap`: judge a batch, in a thread, while the next ones are drawn; None = where the two
+    are on different devices. Seconds may then be exceeded by the batches under way, and a kill
+    costs those, where else it costs one batch at most. Parts that do not fit on their device
+    together take turns instead (see `devices`), and a kill costs what waits to be judged.
     """
 
     generator: Generator
@@ -34,7 +35,7 @@ class Search:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     detail: Detail = "diagnose"
-    overlap: bool = False
+    overlap: bool | None = None
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""

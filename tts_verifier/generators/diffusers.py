@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import blending, noise, repaint, schedule
+from tts_verifier.generators import blending, moving, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.fitting import Room
 from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
 from tts_verifier.generators.texts import Texts
+from tts_verifier.identity import described
 from tts_verifier.regions import paste
 from tts_verifier.types import (
     Continue,
@@ -101,7 +102,8 @@ class DiffusersGenerator:
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
         check_call(self.pipe, self._call)
         self._inpaint = inpaint
-        self._room = Room(batch_size, str(getattr(self.pipe, "device", "cpu")).split(":")[0])
+        self._output: Any = None
+        self._room = Room(batch_size, self.device)
         self.batch_size = self._room.limit
         self._texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
@@ -110,6 +112,24 @@ class DiffusersGenerator:
             Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
         }
         self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return moving.device_of(self.pipe)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of its weights; None where they must not be moved, such as offloaded ones."""
+        return moving.size(*self._pipes)
+
+    @property
+    def _pipes(self) -> list[Any]:
+        return [self.pipe] if self._inpaint is None else [self.pipe, self._inpaint]
+
+    def to(self, device: str) -> None:
+        """Moves the weights."""
+        moving.move(device, *self._pipes)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job in batches of `batch_size`, which is halved when memory runs out.
@@ -232,13 +252,16 @@ class DiffusersGenerator:
         return Drawn.of(out)
 
     def output(self, images: Any) -> Any:
-        """Returns pictures as the pipeline's own output; it must have drawn before.
+        """Returns pictures as the pipeline's own output, or diffusers' usual one before it drew.
 
         The field that pictures are in has another name in some families; `images` is always
         there.
         """
-        names = [field.name for field in fields(self._output)]
-        out = self._output(**{name: images if name in PICTURES else None for name in names})
+        from diffusers import ImagePipelineOutput
+
+        kind: Any = self._output or ImagePipelineOutput
+        names = [field.name for field in fields(kind)]
+        out = kind(**{name: images if name in PICTURES else None for name in names})
         out.images = images
         return out
 
@@ -259,7 +282,7 @@ class DiffusersGenerator:
             "batch_size": batch_size,
             **flat,
             **({} if self._inpaint is None else {"inpaint": type(self._inpaint).__name__}),
-            **({"call": json.dumps(rest, sort_keys=True, default=str)} if rest else {}),
+            **({"call": json.dumps(rest, sort_keys=True, default=described)} if rest else {}),
         }
 
 

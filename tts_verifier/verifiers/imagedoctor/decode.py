@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.chains import rotated
-from tts_verifier.verifiers.imagedoctor.layers import Turn, layers_of, run, shape_of, turns
+from tts_verifier.verifiers.imagedoctor.layers import Layer, Turn, layers_of, run, shape_of, turns
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, make_slots
 from tts_verifier.verifiers.imagedoctor.step import ANY, Step
 from tts_verifier.verifiers.imagedoctor.transfer import sent
-from tts_verifier.verifiers.imagedoctor.vision import Grid, blocks_of
+from tts_verifier.verifiers.imagedoctor.vision import Block, Grid, blocks_of
 
 STRIDE = 8
 """Steps between two looks at which rows have ended."""
@@ -114,12 +114,18 @@ class Engine:
         self._step: Step | None = None
         self._busy: dict[int, _Row] = {}
         self._weights: tuple[int, ...] = ()
+        self._layers: list[Layer] = []
+        self._blocks: list[Block] = []
         self._warned = False
 
     @property
     def step(self) -> Step | None:
         """What writes one token a row, None until prompts were read; for timing it."""
         return self._step
+
+    def forget(self) -> None:
+        """Gives back buffers, captured steps and joined weights, all made anew when needed."""
+        self._step, self._weights, self._layers, self._blocks = None, (), [], []
 
     @torch.inference_mode()
     def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:

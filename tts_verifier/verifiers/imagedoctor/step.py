@@ -57,6 +57,8 @@ class Step:
         self._bucket = BUCKET.get(device.type, GPU_BUCKET)
         self._graphs: dict[tuple[int, int, Turn], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        # One for all graphs, as they share memory; torch's own is of the first device used.
+        self._side = torch.cuda.Stream(device) if self._captures else None
 
     def __call__(self, rows: int, longest: int, turn: Turn = ANY) -> None:
         """Takes a turn in `rows` rows, none of whose pasts is longer than `longest` before."""
@@ -73,7 +75,7 @@ class Step:
     def _capture(self, rows: int, bucket: int, turn: Turn) -> torch.cuda.CUDAGraph:
         """Records a step; what the warm-up before it writes is put back."""
         kept = [t.clone() for t in self.slots.state()[len(self.slots.past) :]]
-        side = torch.cuda.Stream()
+        side = self._side or torch.cuda.current_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._step(rows, bucket, turn)
@@ -81,7 +83,8 @@ class Step:
         for buffer, before in zip(self.slots.state()[len(self.slots.past) :], kept, strict=True):
             buffer.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        mode = "thread_local"  # other threads may use the device meanwhile
+        with torch.cuda.graph(graph, self._pool, side, capture_error_mode=mode):
             self._step(rows, bucket, turn)
         return graph
 

@@ -1,0 +1,147 @@
+"""How generator and verifier share devices, without a GPU: parts only say where they are."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tts_verifier import BestOfN, run
+from tts_verifier.devices import Seat, own_stream, plan, seat_of
+from tts_verifier.log import read_header
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+
+GIB = 2**30
+GPU = "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("generator", "verifier", "room", "expected"),
+    [
+        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 80 * GIB, "together"),
+        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 28 * GIB, "together"),
+        # Room for the weights, none for what is computed.
+        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 27 * GIB, "in turns"),
+        (Seat(GPU, None), Seat(GPU, 8 * GIB), 10 * GIB, "as placed"),
+        (Seat(GPU, 16 * GIB), Seat(GPU, None), 10 * GIB, "as placed"),
+        (Seat(GPU, 16 * GIB), Seat("cuda:1", 8 * GIB), 10 * GIB, "apart"),
+        (Seat(GPU, None), Seat("cpu", None), None, "apart"),
+        (Seat("cpu", 16 * GIB), Seat("cpu", 8 * GIB), None, "together"),
+        (Seat(None), Seat(GPU, 8 * GIB), 10 * GIB, "as placed"),
+    ],
+)
+def test_the_plan_follows_from_sizes(generator, verifier, room, expected):
+    assert plan(generator, verifier, room) == expected
+
+
+class Movable:
+    """Says where it is, and notes every move and every piece of work in `seen`."""
+
+    def __init__(self, seen, *, device=GPU, home=None, nbytes=10 * GIB):
+        super().__init__()
+        self.seen, self.nbytes, self.device, self.home = seen, nbytes, device, home
+
+    def to(self, device):
+        self.seen.append(f"{type(self).__name__} to {device}")
+        self.device = device
+
+
+class Drawer(Movable, FakeGenerator):
+    def generate(self, jobs):
+        self.seen.append("draw")
+        return super().generate(jobs)
+
+
+class Judge(Movable, FakeVerifier):
+    def verify(self, images, prompts, *, detail="diagnose"):
+        self.seen.append("judge")
+        return super().verify(images, prompts, detail=detail)
+
+
+def searched(monkeypatch, free, folder=None, **told):
+    """What happened in a best-of-4 for two prompts on a GPU with `free` bytes left."""
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: free)
+    trace = []
+    parts = Drawer(trace), Judge(trace, **told)
+    parts[0].batch_size = 2
+    run(["a red circle", "a blue one"], *parts, BestOfN(4), folder=folder)
+    return trace
+
+
+def test_parts_that_do_not_fit_change_places_once_a_round(monkeypatch, tmp_path):
+    trace = searched(monkeypatch, 1 * GIB, tmp_path)
+    assert trace == [
+        "Judge to cpu", "draw", "draw", "draw", "draw",
+        "Drawer to cpu", "Judge to cuda:0", "judge", "judge", "judge", "judge",
+        "Judge to cpu", "Drawer to cuda:0",
+    ]  # fmt: skip
+    (session,) = read_header(tmp_path)["sessions"]
+    assert session["plan"] == "in turns"
+    assert session["moves"] == 3  # that back is not over yet
+    assert session["overlap"] is False
+
+
+def test_what_waits_to_be_judged_is_bounded(monkeypatch):
+    monkeypatch.setattr("tts_verifier.runner.HELD", 4)
+    trace = searched(monkeypatch, 1 * GIB)
+    assert "".join(what[0] for what in trace if what in ("draw", "judge")) == "ddjjddjj"
+
+
+def test_parts_that_fit_stay(monkeypatch, tmp_path):
+    assert searched(monkeypatch, 40 * GIB, tmp_path) == ["draw", "judge"] * 4
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["moves"]) == ("together", 0)
+
+
+def test_a_part_that_waited_elsewhere_comes_when_it_fits(monkeypatch):
+    trace = searched(monkeypatch, 40 * GIB, device="cpu", home=GPU)
+    assert trace == ["draw", "Judge to cuda:0", "judge", *["draw", "judge"] * 3]
+
+
+def test_a_part_that_must_stay_stays(monkeypatch):
+    assert searched(monkeypatch, 1 * GIB, nbytes=None) == ["draw", "judge"] * 4
+
+
+def test_two_devices_overlap_unless_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
+    searched(monkeypatch, 40 * GIB, tmp_path, device="cuda:1")
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["overlap"]) == ("apart", True)
+
+
+def test_the_generator_is_back_when_a_run_fails(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    trace = []
+
+    class Broken(Judge):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(["a red circle"], Drawer(trace), Broken(trace), BestOfN(2))
+    assert trace[-2:] == ["Broken to cpu", "Drawer to cuda:0"]
+
+
+def test_a_part_may_say_where_it_computes():
+    assert seat_of(FakeVerifier()) == Seat(None)
+    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1")
+    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_without_a_gpu_there_is_no_stream(device, monkeypatch):
+    monkeypatch.delattr(torch.cuda, "set_stream")
+    own_stream(device)
+
+
+def test_a_thread_gets_a_stream_of_precedence_and_always_the_same(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append(device))
+    monkeypatch.setattr(torch.cuda, "set_stream", told.append)
+    monkeypatch.setattr(
+        torch.cuda, "Stream", lambda device, priority: SimpleNamespace(at=device, first=-priority)
+    )
+    own_stream("cuda:7")
+    own_stream("cuda:7")
+    assert told[0] == told[2] == "cuda:7"
+    assert told[1] is told[3]
+    assert (told[1].at, told[1].first) == ("cuda:7", 1)
