@@ -27,8 +27,10 @@ from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
 from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.numbers import Numerals, expected
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
+from tts_verifier.verifiers.imagedoctor.processor import Patches
 from tts_verifier.verifiers.imagedoctor.skeleton import Skeleton
 from tts_verifier.verifiers.imagedoctor.slots import rows_that_fit
+from tts_verifier.verifiers.imagedoctor.transfer import prepared
 
 MAX_CAPTION: Final = 20_000
 """Characters; longer prompts are refused rather than left to fill the memory."""
@@ -223,8 +225,8 @@ class ImageDoctor(Verifier):
         engine = self._filling if known.turns else self.engine
 
         def requests() -> Iterator[Request]:
-            for picture, caption in pairs:
-                p = c.processor(picture, fit=self.fit)
+            pictures = prepared(self._patches, [picture for picture, _ in pairs], self.device)
+            for p, (_, caption) in zip(pictures, pairs, strict=True):
                 cells = len(p.values) // c.processor.merge_size**2
                 ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")
                 ids += known.before
@@ -243,6 +245,9 @@ class ImageDoctor(Verifier):
         return [
             _Judged(found[i], placement, done.get(i, {})) for i, (placement, _) in enumerate(placed)
         ]
+
+    def _patches(self, picture: Image.Image) -> Patches:
+        return self.checkpoint.processor(picture, fit=self.fit)
 
     def _check_length(self, ids: list[int], caption: str) -> None:
         limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
