@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 from tiny_pipelines import as_parent, sd3, sd15
 
@@ -104,7 +105,7 @@ def test_a_drawing_with_nan_is_an_error_and_spoils_no_other(generator, monkeypat
     monkeypatch.setattr(generator.pipe.vae, "decode", spoiled)
     bad, good = generator.generate([job(0), job(1)])
     assert bad.image is None
-    assert "NaN" in bad.error
+    assert bad.error.startswith("The drawing of seed 0 has NaN or infinite pixels.")
     assert good.image is not None
 
 
@@ -119,6 +120,12 @@ def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
 def test_a_look_is_refused(generator):
     with pytest.raises(UnsupportedError, match="StableDiffusion3Pipeline draws nothing"):
         generator.generate([Job(Prompt("0", "a"), Look("x"))])
+
+
+def test_what_draws_for_no_text_is_refused(tmp_path):
+    unconditional = DDPMPipeline(sd15(tmp_path).unet, DDPMScheduler())
+    with pytest.raises(InputError, match="that of DDPMPipeline takes no prompt"):
+        DiffusersGenerator(unconditional)
 
 
 def test_an_argument_that_the_pipeline_does_not_take_is_refused(pipe):

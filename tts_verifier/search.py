@@ -71,14 +71,17 @@ def check_needs(strategy: Any, generator: Any) -> None:
 
     Args:
         strategy: an instance, or a class that says what it `needs`.
-        generator: an instance, or a class that says what it `supports`.
+        generator: an instance, or a class that says what it `supports`; it may say by kind
+            why it `lacks` others.
     """
     missing = strategy.needs - generator.supports - {Look}
     if missing:
         kinds = ", ".join(name for name, kind in KINDS.items() if kind in missing)
+        lacks = getattr(generator, "lacks", {})
+        why = "".join(f": {lacks[k]}" for k in KINDS.values() if k in missing and lacks.get(k))
         raise UnsupportedError(
-            f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} cannot. "
-            "Choose another strategy or generator."
+            f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} "
+            f"cannot{why}. Choose another strategy or generator."
         )
 
 

@@ -22,7 +22,7 @@ from tts_verifier.generators import blending, moving, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.fitting import Room
-from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
+from tts_verifier.generators.loading import BUNDLED_CALL, check_call, check_pipeline, load
 from tts_verifier.generators.texts import Texts
 from tts_verifier.identity import described
 from tts_verifier.regions import paste
@@ -47,7 +47,7 @@ class DiffusersGenerator:
     """Draws with a diffusers pipeline.
 
     The class says what it can do with some pipeline; `supports` of an instance is what it
-    can do with its own, by the pipeline's class and scheduler.
+    can do with its own, by the pipeline's class and scheduler, and `lacks` says why not.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
@@ -65,7 +65,8 @@ class DiffusersGenerator:
             None = diffusers' inpainting sibling over the same weights, where there is one.
 
     Raises:
-        InputError: a setting is out of range or not an argument of the pipeline.
+        InputError: it is no text-to-image pipeline; a setting is out of range or not an
+            argument of the pipeline.
         CheckpointError: the model cannot be found or loaded.
     """
 
@@ -100,6 +101,7 @@ class DiffusersGenerator:
         chosen = {key: value for key, value in given.items() if value is not None}
         self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
+        check_pipeline(self.pipe)
         check_call(self.pipe, self._call)
         self._inpaint = inpaint
         self._output: Any = None
@@ -107,11 +109,11 @@ class DiffusersGenerator:
         self.batch_size = self._room.limit
         self._texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
-        self._missing = {
+        self.lacks: Mapping[type, str] = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
             Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
         }
-        self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
+        self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
 
     @property
     def device(self) -> str:
@@ -157,7 +159,7 @@ class DiffusersGenerator:
         check_shares(p)
         if isinstance(p, Draw) and p.until >= 1:
             return Plan(given=p.noise is not None)
-        if why := self._missing.get(Repaint if isinstance(p, Repaint) else Continue):
+        if why := self.lacks.get(Repaint if isinstance(p, Repaint) else Continue):
             raise UnsupportedError(
                 f"{type(self.pipe).__name__} with {type(self.pipe.scheduler).__name__} cannot "
                 f"serve the {kind_of(p)!r} proposal {str(p)[:160]}: {why}."

@@ -47,7 +47,9 @@ def sibling(pipe: Any) -> Any:
             scheduler = copy.deepcopy(pipe.scheduler)
             other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
     except (AttributeError, ValueError) as error:
-        raise UnsupportedError(f"{name} has no inpainting sibling: {error}") from error
+        raise UnsupportedError(
+            f"{name} has no inpainting sibling ({error}), and no pipeline was given as inpaint"
+        ) from error
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other
 
