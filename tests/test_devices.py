@@ -14,23 +14,29 @@ GIB = 2**30
 GPU = "cuda:0"
 
 
+HERE, AWAY, BOUND = Seat(GPU, 0, True), Seat(GPU, 8 * GIB, True), Seat(GPU, 0, False)
+
+
 @pytest.mark.parametrize(
-    ("generator", "verifier", "room", "expected"),
+    ("generator", "verifier", "free", "expected"),
     [
-        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 80 * GIB, "together"),
-        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 28 * GIB, "together"),
+        (HERE, HERE, 4 * GIB, "together"),
         # Room for the weights, none for what is computed.
-        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 27 * GIB, "in turns"),
-        (Seat(GPU, None), Seat(GPU, 8 * GIB), 10 * GIB, "as placed"),
-        (Seat(GPU, 16 * GIB), Seat(GPU, None), 10 * GIB, "as placed"),
-        (Seat(GPU, 16 * GIB), Seat("cuda:1", 8 * GIB), 10 * GIB, "apart"),
-        (Seat(GPU, None), Seat("cpu", None), None, "apart"),
-        (Seat("cpu", 16 * GIB), Seat("cpu", 8 * GIB), None, "together"),
-        (Seat(None), Seat(GPU, 8 * GIB), 10 * GIB, "as placed"),
+        (HERE, HERE, 4 * GIB - 1, "in turns"),
+        (HERE, AWAY, 12 * GIB, "together"),
+        (HERE, AWAY, 11 * GIB, "in turns"),
+        (AWAY, AWAY, 19 * GIB, "in turns"),
+        (BOUND, AWAY, 12 * GIB, "together"),
+        (BOUND, AWAY, 11 * GIB, "as placed"),
+        (HERE, BOUND, 1 * GIB, "as placed"),
+        (HERE, Seat("cuda:1"), None, "apart"),
+        (BOUND, Seat("cpu"), None, "apart"),
+        (Seat("cpu"), Seat("cpu"), None, "together"),
+        (Seat(None), AWAY, None, "as placed"),
     ],
 )
-def test_the_plan_follows_from_sizes(generator, verifier, room, expected):
-    assert plan(generator, verifier, room) == expected
+def test_the_plan_follows_from_sizes(generator, verifier, free, expected):
+    assert plan(generator, verifier, free) == expected
 
 
 class Movable:
@@ -97,6 +103,20 @@ def test_a_part_that_waited_elsewhere_comes_when_it_fits(monkeypatch):
     assert trace == ["draw", "Judge to cuda:0", "judge", *["draw", "judge"] * 3]
 
 
+def test_sizes_are_counted_only_where_memory_is_short(monkeypatch):
+    class Huge(Judge):
+        @property
+        def nbytes(self):
+            raise AssertionError("counted")
+
+        @nbytes.setter
+        def nbytes(self, _):
+            pass
+
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
+    run(["a"], Drawer([]), Huge([]), BestOfN(1))
+
+
 def test_a_part_that_must_stay_stays(monkeypatch):
     assert searched(monkeypatch, 1 * GIB, nbytes=None) == ["draw", "judge"] * 4
 
@@ -122,9 +142,10 @@ def test_the_generator_is_back_when_a_run_fails(monkeypatch):
 
 
 def test_a_part_may_say_where_it_computes():
-    assert seat_of(FakeVerifier()) == Seat(None)
-    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1")
-    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3)
+    assert seat_of(FakeVerifier()) == Seat(None, 0, False)
+    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1", 0, False)
+    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3, True)
+    assert seat_of(Judge([], nbytes=3)) == Seat(GPU, 0, True)
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
