@@ -159,8 +159,8 @@ class DiffusersGenerator:
             return Plan(given=p.noise is not None)
         if why := self.lacks.get(Repaint if isinstance(p, Repaint) else Continue):
             raise UnsupportedError(
-                f"{type(self.pipe).__name__} with {type(self.pipe.scheduler).__name__} cannot "
-                f"serve the {kind_of(p)!r} proposal {str(p)[:160]}: {why}."
+                f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
+                f"{kind_of(p)!r} proposal {str(p)[:160]}: {why}."
             )
         if isinstance(p, Look):
             raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")
