@@ -121,11 +121,20 @@ def test_a_part_that_must_stay_stays(monkeypatch):
     assert searched(monkeypatch, 1 * GIB, nbytes=None) == ["draw", "judge"] * 4
 
 
+def test_a_part_that_finds_no_room_beside_one_that_must_stay_is_not_brought(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    seen = []
+    parts = Drawer(seen, nbytes=None), Judge(seen, device="cpu", home=GPU)
+    run(["a red circle"], *parts, BestOfN(1))
+    assert seen == ["draw", "judge"]
+
+
 def test_two_devices_overlap_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
     searched(monkeypatch, 40 * GIB, tmp_path, device="cuda:1")
     (session,) = read_header(tmp_path)["sessions"]
     assert (session["plan"], session["overlap"]) == ("apart", True)
+    assert session["devices"] == {"draw": "cuda:0", "judge": "cuda:1"}
 
 
 def test_the_generator_is_back_when_a_run_fails(monkeypatch):

@@ -69,13 +69,15 @@ def seat_of(part: Any) -> Seat:
 class Seats:
     """Keeps the parts of a search where its plan wants them.
 
-    `overlap`: whether to judge beside drawing: as the search says, else on two devices.
-    `moves`: how often a part was moved.
+    `devices`: where to "draw" and to "judge", None where a part does not say. `overlap`: whether
+    to do both at once: as the search says, else on two devices. `moves`: how often a part was
+    moved.
     """
 
     def __init__(self, search: Search) -> None:
         parts = (search.generator, search.verifier)
         self._seats = [(part, device_of(part)) for part in parts]
+        self.devices = dict(zip(("draw", "judge"), map(device_of, parts), strict=True))
         self.plan = _planned(*parts)
         asked = self.plan == "apart" if search.overlap is None else search.overlap
         self.overlap = asked and self.plan != "in turns"
@@ -93,7 +95,8 @@ class Seats:
         if self.plan == "in turns":
             self._move(self._seats[other][0], "cpu")
         part, home = self._seats[wanted]
-        if getattr(part, "home", None) or self.plan == "in turns":
+        waits = self.plan == "together" and getattr(part, "home", None) is not None
+        if waits or self.plan == "in turns":
             self._move(part, home)
 
     def _move(self, part: Any, device: str | None) -> None:

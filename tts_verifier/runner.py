@@ -218,7 +218,12 @@ class _Loop:
     def placed(self) -> dict[str, Any]:
         """Returns how the parts shared their devices, for the header."""
         seats = self.seats
-        return {"plan": seats.plan, "overlap": seats.overlap, "moves": seats.moves}
+        return {
+            "plan": seats.plan,
+            "devices": seats.devices,
+            "overlap": seats.overlap,
+            "moves": seats.moves,
+        }
 
     @property
     def _pending(self) -> bool:
