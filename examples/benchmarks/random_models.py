@@ -182,7 +182,7 @@ def image_doctor(
     raw = make_checkpoint.config("tiny" if tiny else "3b")
     words = Short(make_checkpoint.tokenizer(raw), model.config)
     processor = Processor(input_size=112 if tiny else 512)
-    limits = Limits(tokens, tuple(range(raw["vocab_size"])) if ends else (), penalty=1.05)
+    limits = Limits(tokens, tuple(range(len(model.lm_head.weight))) if ends else (), penalty=1.05)
     verifier = ImageDoctor(Checkpoint(model, words, processor, limits))
     verifier.engine = Whole(model, limits, slots=verifier.batch_size)
     return verifier
