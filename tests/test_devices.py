@@ -63,13 +63,13 @@ class Judge(Movable, FakeVerifier):
         return super().verify(images, prompts, detail=detail)
 
 
-def searched(monkeypatch, free, folder=None, **told):
+def searched(monkeypatch, free, folder=None, overlap=False, **told):
     """What happened in a best-of-4 for two prompts on a GPU with `free` bytes left."""
     monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: free)
     trace = []
     parts = Drawer(trace), Judge(trace, **told)
     parts[0].batch_size = 2
-    run(["a red circle", "a blue one"], *parts, BestOfN(4), folder=folder)
+    run(["a red circle", "a blue one"], *parts, BestOfN(4), folder=folder, overlap=overlap)
     return trace
 
 
@@ -114,7 +114,7 @@ def test_sizes_are_counted_only_where_memory_is_short(monkeypatch):
             pass
 
     monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
-    run(["a"], Drawer([]), Huge([]), BestOfN(1))
+    run(["a"], Drawer([]), Huge([]), BestOfN(1), overlap=False)
 
 
 def test_a_part_that_must_stay_stays(monkeypatch):
@@ -129,12 +129,38 @@ def test_a_part_that_finds_no_room_beside_one_that_must_stay_is_not_brought(monk
     assert seen == ["draw", "judge"]
 
 
-def test_two_devices_overlap_unless_told_otherwise(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("free", "told", "expected"),
+    [
+        (40 * GIB, {"device": "cuda:1"}, ("apart", True)),
+        (40 * GIB, {"device": "cuda:1", "overlap": False}, ("apart", False)),
+        (40 * GIB, {}, ("together", True)),
+        (40 * GIB, {"overlap": False}, ("together", False)),
+        (40 * GIB, {"device": "cpu", "home": GPU}, ("together", True)),
+        (1 * GIB, {"overlap": True}, ("in turns", False)),
+    ],
+)
+def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
+    free, told, expected, monkeypatch, tmp_path
+):
     monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
-    searched(monkeypatch, 40 * GIB, tmp_path, device="cuda:1")
+    searched(monkeypatch, free, tmp_path, **{"overlap": None, **told})
     (session,) = read_header(tmp_path)["sessions"]
-    assert (session["plan"], session["overlap"]) == ("apart", True)
-    assert session["devices"] == {"draw": "cuda:0", "judge": "cuda:1"}
+    assert (session["plan"], session["overlap"]) == expected
+    assert session["devices"] == {"draw": GPU, "judge": told.get("home", told.get("device", GPU))}
+
+
+def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: None)
+    run(["a"], Drawer([], device="cpu"), Judge([], device="cpu"), BestOfN(1), folder=tmp_path)
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["overlap"]) == ("together", False)
+
+
+def test_a_part_that_waited_elsewhere_is_there_before_it_judges_beside_drawing(monkeypatch):
+    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
+    seen = searched(monkeypatch, 40 * GIB, overlap=True, device="cpu", home=GPU)
+    assert seen.index("Judge to cuda:0") < seen.index("judge")
 
 
 def test_the_generator_is_back_when_a_run_fails(monkeypatch):

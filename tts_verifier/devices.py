@@ -70,8 +70,8 @@ class Seats:
     """Keeps the parts of a search where its plan wants them.
 
     `devices`: where to "draw" and to "judge", None where a part does not say. `overlap`: whether
-    to do both at once: as the search says, else on two devices. `moves`: how often a part was
-    moved.
+    to do both at once: as the search says, else on two devices and on a GPU that both share.
+    `moves`: how often a part was moved.
     """
 
     def __init__(self, search: Search) -> None:
@@ -79,7 +79,11 @@ class Seats:
         self._seats = [(part, device_of(part)) for part in parts]
         self.devices = dict(zip(("draw", "judge"), map(device_of, parts), strict=True))
         self.plan = _planned(*parts)
-        asked = self.plan == "apart" if search.overlap is None else search.overlap
+        shared = self.plan == "together" and str(self.devices["draw"]).startswith("cuda")
+        asked = search.overlap
+        if asked is None:
+            # On one GPU as well: a verifier's small kernels leave much of it idle.
+            asked = self.plan == "apart" or shared
         self.overlap = asked and self.plan != "in turns"
         self.moves = 0
 

@@ -323,6 +323,7 @@ class _Loop:
         if self.log is not None:
             self.log.drawn(drawn.samples)
         if self.seats.overlap:
+            self.seats.to_judge()
             self._judging.append(thread.submit(judge, self.search, drawn))
         else:
             self._held.append(drawn)
