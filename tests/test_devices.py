@@ -14,23 +14,29 @@ GIB = 2**30
 GPU = "cuda:0"
 
 
+HERE, AWAY, BOUND = Seat(GPU, 0, True), Seat(GPU, 8 * GIB, True), Seat(GPU, 0, False)
+
+
 @pytest.mark.parametrize(
-    ("generator", "verifier", "room", "expected"),
+    ("generator", "verifier", "free", "expected"),
     [
-        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 80 * GIB, "together"),
-        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 28 * GIB, "together"),
+        (HERE, HERE, 4 * GIB, "together"),
         # Room for the weights, none for what is computed.
-        (Seat(GPU, 16 * GIB), Seat(GPU, 8 * GIB), 27 * GIB, "in turns"),
-        (Seat(GPU, None), Seat(GPU, 8 * GIB), 10 * GIB, "as placed"),
-        (Seat(GPU, 16 * GIB), Seat(GPU, None), 10 * GIB, "as placed"),
-        (Seat(GPU, 16 * GIB), Seat("cuda:1", 8 * GIB), 10 * GIB, "apart"),
-        (Seat(GPU, None), Seat("cpu", None), None, "apart"),
-        (Seat("cpu", 16 * GIB), Seat("cpu", 8 * GIB), None, "together"),
-        (Seat(None), Seat(GPU, 8 * GIB), 10 * GIB, "as placed"),
+        (HERE, HERE, 4 * GIB - 1, "in turns"),
+        (HERE, AWAY, 12 * GIB, "together"),
+        (HERE, AWAY, 11 * GIB, "in turns"),
+        (AWAY, AWAY, 19 * GIB, "in turns"),
+        (BOUND, AWAY, 12 * GIB, "together"),
+        (BOUND, AWAY, 11 * GIB, "as placed"),
+        (HERE, BOUND, 1 * GIB, "as placed"),
+        (HERE, Seat("cuda:1"), None, "apart"),
+        (BOUND, Seat("cpu"), None, "apart"),
+        (Seat("cpu"), Seat("cpu"), None, "together"),
+        (Seat(None), AWAY, None, "as placed"),
     ],
 )
-def test_the_plan_follows_from_sizes(generator, verifier, room, expected):
-    assert plan(generator, verifier, room) == expected
+def test_the_plan_follows_from_sizes(generator, verifier, free, expected):
+    assert plan(generator, verifier, free) == expected
 
 
 class Movable:
@@ -57,13 +63,13 @@ class Judge(Movable, FakeVerifier):
         return super().verify(images, prompts, detail=detail)
 
 
-def searched(monkeypatch, free, folder=None, **told):
+def searched(monkeypatch, free, folder=None, overlap=False, **told):
     """What happened in a best-of-4 for two prompts on a GPU with `free` bytes left."""
     monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: free)
     trace = []
     parts = Drawer(trace), Judge(trace, **told)
     parts[0].batch_size = 2
-    run(["a red circle", "a blue one"], *parts, BestOfN(4), folder=folder)
+    run(["a red circle", "a blue one"], *parts, BestOfN(4), folder=folder, overlap=overlap)
     return trace
 
 
@@ -97,15 +103,64 @@ def test_a_part_that_waited_elsewhere_comes_when_it_fits(monkeypatch):
     assert trace == ["draw", "Judge to cuda:0", "judge", *["draw", "judge"] * 3]
 
 
+def test_sizes_are_counted_only_where_memory_is_short(monkeypatch):
+    class Huge(Judge):
+        @property
+        def nbytes(self):
+            raise AssertionError("counted")
+
+        @nbytes.setter
+        def nbytes(self, _):
+            pass
+
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
+    run(["a"], Drawer([]), Huge([]), BestOfN(1), overlap=False)
+
+
 def test_a_part_that_must_stay_stays(monkeypatch):
     assert searched(monkeypatch, 1 * GIB, nbytes=None) == ["draw", "judge"] * 4
 
 
-def test_two_devices_overlap_unless_told_otherwise(monkeypatch, tmp_path):
+def test_a_part_that_finds_no_room_beside_one_that_must_stay_is_not_brought(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    seen = []
+    parts = Drawer(seen, nbytes=None), Judge(seen, device="cpu", home=GPU)
+    run(["a red circle"], *parts, BestOfN(1))
+    assert seen == ["draw", "judge"]
+
+
+@pytest.mark.parametrize(
+    ("free", "told", "expected"),
+    [
+        (40 * GIB, {"device": "cuda:1"}, ("apart", True)),
+        (40 * GIB, {"device": "cuda:1", "overlap": False}, ("apart", False)),
+        (40 * GIB, {}, ("together", True)),
+        (40 * GIB, {"overlap": False}, ("together", False)),
+        (40 * GIB, {"device": "cpu", "home": GPU}, ("together", True)),
+        (1 * GIB, {"overlap": True}, ("in turns", False)),
+    ],
+)
+def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
+    free, told, expected, monkeypatch, tmp_path
+):
     monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
-    searched(monkeypatch, 40 * GIB, tmp_path, device="cuda:1")
+    searched(monkeypatch, free, tmp_path, **{"overlap": None, **told})
     (session,) = read_header(tmp_path)["sessions"]
-    assert (session["plan"], session["overlap"]) == ("apart", True)
+    assert (session["plan"], session["overlap"]) == expected
+    assert session["devices"] == {"draw": GPU, "judge": told.get("home", told.get("device", GPU))}
+
+
+def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: None)
+    run(["a"], Drawer([], device="cpu"), Judge([], device="cpu"), BestOfN(1), folder=tmp_path)
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["overlap"]) == ("together", False)
+
+
+def test_a_part_that_waited_elsewhere_is_there_before_it_judges_beside_drawing(monkeypatch):
+    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
+    seen = searched(monkeypatch, 40 * GIB, overlap=True, device="cpu", home=GPU)
+    assert seen.index("Judge to cuda:0") < seen.index("judge")
 
 
 def test_the_generator_is_back_when_a_run_fails(monkeypatch):
@@ -122,9 +177,10 @@ def test_the_generator_is_back_when_a_run_fails(monkeypatch):
 
 
 def test_a_part_may_say_where_it_computes():
-    assert seat_of(FakeVerifier()) == Seat(None)
-    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1")
-    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3)
+    assert seat_of(FakeVerifier()) == Seat(None, 0, False)
+    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1", 0, False)
+    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3, True)
+    assert seat_of(Judge([], nbytes=3)) == Seat(GPU, 0, True)
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])

@@ -119,6 +119,19 @@ def test_it_repaints_or_says_by_name_why_not(name, tmp_path):
     assert not np.array_equal(pixels(after)[left], pixels(whole)[left])
 
 
+def test_flux_fill_repaints_with_weights_of_its_own(tmp_path):
+    family = tiny_families.FAMILIES["flux"](tmp_path)
+    fill = tiny_families.flux_fill(family.pipe)
+    generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=2, inpaint=fill)
+    whole = draw(generator, Draw(1))
+    left = np.zeros((32, 32), np.bool_)
+    left[:, :16] = True
+    after = draw(generator, Repaint("parent", Mask.of(left), 3, 1.0), whole)
+    assert np.array_equal(pixels(after)[~left], pixels(whole)[~left])
+    assert not np.array_equal(pixels(after)[left], pixels(whole)[left])
+    assert after.cost.network_evaluations == 4
+
+
 def test_a_video_of_many_frames_is_refused(tmp_path):
     family = tiny_families.FAMILIES["wan"](tmp_path)
     generator = DiffusersGenerator(family.pipe, call={**family.call, "num_frames": 5})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from tiny_pipelines import as_parent, sd3, sd15
 
@@ -120,6 +120,31 @@ def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
 def test_a_look_is_refused(generator):
     with pytest.raises(UnsupportedError, match="StableDiffusion3Pipeline draws nothing"):
         generator.generate([Job(Prompt("0", "a"), Look("x"))])
+
+
+class Unheard(DiffusionPipeline):
+    """One step of a network, as no family of diffusers does it."""
+
+    def __init__(self, unet, vae):
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae)
+
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, output_type="pil"):
+        noise = torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in generator])
+        texts = torch.zeros(len(prompt), 1, 16)
+        latents = self.unet(noise, 1, texts).sample
+        return ImagePipelineOutput(self.vae.decode(latents).sample.clamp(0, 1))
+
+
+def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
+    known = sd15(tmp_path)
+    generator = DiffusersGenerator(Unheard(known.unet, known.vae), batch_size=2)
+    assert generator.supports == {Draw}
+    check_generator(generator)
+    assert "Unheard has no inpainting sibling" in generator.lacks[Repaint]
+    with pytest.raises(UnsupportedError, match=r"Unheard with NoneType .* takes no `latents`"):
+        generator.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])
 
 
 def test_what_draws_for_no_text_is_refused(tmp_path):

@@ -107,6 +107,16 @@ def sdxl_refiner(folder):
     return Family(pipe, {"guidance_scale": 3.0, "image": picture, "strength": 0.5})
 
 
+def sd35(folder):
+    """As 3, with a second attention in its first layers and normed queries and keys."""
+    parts = dict(tiny_pipelines.sd3(folder).components)
+    config = {k: v for k, v in parts["transformer"].config.items() if not k.startswith("_")}
+    more = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+    parts["transformer"] = d.SD3Transformer2DModel(**config | more)
+    pipe = d.StableDiffusion3Pipeline(**parts)
+    return Family(pipe, {"guidance_scale": 3.0, "max_sequence_length": 16})
+
+
 def sd3(folder):
     return Family(tiny_pipelines.sd3(folder), {"guidance_scale": 3.0, "max_sequence_length": 16})
 
@@ -136,6 +146,17 @@ def flux_schnell(folder):
     parts["transformer"] = d.FluxTransformer2DModel.from_config(config)
     parts["scheduler"] = flow(shift=1.0)
     return Family(d.FluxPipeline(**parts), {**family.call, "guidance_scale": 0.0})
+
+
+def flux_fill(pipe):
+    """FLUX Fill beside a FLUX: weights of its own, which also see the mask and what it covers."""
+    parts = {k: v for k, v in pipe.components.items() if "image" not in k and "feature" not in k}
+    config = {k: v for k, v in parts["transformer"].config.items() if not k.startswith("_")}
+    config |= {"in_channels": 48, "out_channels": 16}
+    parts["transformer"] = d.FluxTransformer2DModel(**config)
+    fill = d.FluxFillPipeline(**parts)
+    fill.set_progress_bar_config(disable=True)
+    return fill
 
 
 def sana(folder):
@@ -349,7 +370,7 @@ BUILDERS = {
     "hunyuan_dit": hunyuan_dit, "wan": wan,
 }  # fmt: skip
 OTHER_BUILDERS = {
-    "sd21": sd21, "sdxl (refiner)": sdxl_refiner, "flux (schnell)": flux_schnell,
+    "sd21": sd21, "sdxl (refiner)": sdxl_refiner, "sd35": sd35, "flux (schnell)": flux_schnell,
 }  # fmt: skip
 
 

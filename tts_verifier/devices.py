@@ -24,55 +24,66 @@ for a move's seconds, and less than a gigabyte at 1024 x 1024."""
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where a part is to compute, None = unknown; bytes of its weights, None = it must stay."""
+    """Where a part is to compute, None = unknown; bytes of it that are not there yet; whether it
+    may be moved."""
 
     device: str | None
-    nbytes: int | None = None
+    missing: int = 0
+    movable: bool = False
 
 
-def seat_of(part: Any) -> Seat:
-    """Returns what a generator or verifier says of itself."""
-    device = getattr(part, "home", None) or getattr(part, "device", None)
-    nbytes = getattr(part, "nbytes", None) if hasattr(part, "to") else None
-    return Seat(None if device is None else str(device), nbytes)
-
-
-def plan(generator: Seat, verifier: Seat, room: int | None) -> Plan:
+def plan(generator: Seat, verifier: Seat, free: int | None) -> Plan:
     """Decides how two parts share their devices.
 
     Args:
-        generator: where, and how large.
+        generator: where, and what is missing.
         verifier: likewise.
-        room: bytes that both may take of one device together; None = unknown.
+        free: bytes that may still be taken of the generator's device; None = not counted.
 
     Returns:
         "apart": on two devices. "together": both fit on one. "in turns": they do not.
-        "as placed": on one device or an unknown one, and at least one must not be moved.
+        "as placed": on an unknown one; or on one that is full, and one must not be moved.
     """
     if generator.device is None or verifier.device is None:
         return "as placed"
     if generator.device != verifier.device:
         return "apart"
-    if generator.nbytes is None or verifier.nbytes is None:
-        return "as placed"
-    if room is None or generator.nbytes + verifier.nbytes + SPARE <= room:
+    if free is None or generator.missing + verifier.missing + SPARE <= free:
         return "together"
-    return "in turns"
+    return "in turns" if generator.movable and verifier.movable else "as placed"
+
+
+def device_of(part: Any) -> str | None:
+    """Returns where a generator or verifier is to compute, None if it does not say."""
+    device = getattr(part, "home", None) or getattr(part, "device", None)
+    return None if device is None else str(device)
+
+
+def seat_of(part: Any) -> Seat:
+    """Returns what a generator or verifier says of itself."""
+    device, there = device_of(part), str(getattr(part, "device", None))
+    nbytes = getattr(part, "nbytes", None) if hasattr(part, "to") else None
+    return Seat(device, 0 if device in (None, there) else nbytes or 0, nbytes is not None)
 
 
 class Seats:
     """Keeps the parts of a search where its plan wants them.
 
-    `overlap`: whether to judge beside drawing: as the search says, else on two devices.
+    `devices`: where to "draw" and to "judge", None where a part does not say. `overlap`: whether
+    to do both at once: as the search says, else on two devices and on a GPU that both share.
     `moves`: how often a part was moved.
     """
 
     def __init__(self, search: Search) -> None:
         parts = (search.generator, search.verifier)
-        self._seats = [(part, seat_of(part)) for part in parts]
-        generator, verifier = (seat for _, seat in self._seats)
-        self.plan = plan(generator, verifier, _room(self._seats))
-        asked = self.plan == "apart" if search.overlap is None else search.overlap
+        self._seats = [(part, device_of(part)) for part in parts]
+        self.devices = dict(zip(("draw", "judge"), map(device_of, parts), strict=True))
+        self.plan = _planned(*parts)
+        shared = self.plan == "together" and str(self.devices["draw"]).startswith("cuda")
+        asked = search.overlap
+        if asked is None:
+            # On one GPU as well: a verifier's small kernels leave much of it idle.
+            asked = self.plan == "apart" or shared
         self.overlap = asked and self.plan != "in turns"
         self.moves = 0
 
@@ -87,24 +98,28 @@ class Seats:
     def _bring(self, wanted: int, other: int) -> None:
         if self.plan == "in turns":
             self._move(self._seats[other][0], "cpu")
-        part, seat = self._seats[wanted]
-        if seat.nbytes is not None and seat.device is not None:
-            self._move(part, seat.device)
+        part, home = self._seats[wanted]
+        waits = self.plan == "together" and getattr(part, "home", None) is not None
+        if waits or self.plan == "in turns":
+            self._move(part, home)
 
-    def _move(self, part: Any, device: str) -> None:
+    def _move(self, part: Any, device: str | None) -> None:
         if str(part.device) != device:
             part.to(device)
             self.moves += 1
 
 
-def _room(seats: list[tuple[Any, Seat]]) -> int | None:
-    """Returns what is free on the generator's device, with what the parts hold of it already."""
-    device = seats[0][1].device
-    free = None if device is None else free_bytes(device)
-    if free is None:
-        return None
-    there = [seat for part, seat in seats if str(getattr(part, "device", None)) == device]
-    return free + sum(seat.nbytes or 0 for seat in there)
+def _planned(generator: Any, verifier: Any) -> Plan:
+    """Asks the parts for no more than is needed: their sizes are counted weight by weight."""
+    at = device_of(generator)
+    if at is None or at != device_of(verifier):
+        return plan(Seat(at), Seat(device_of(verifier)), None)
+    free = free_bytes(at)
+    if all(str(part.device) == at for part in (generator, verifier)):
+        quick = plan(Seat(at), Seat(at), free)
+        if quick == "together":
+            return quick
+    return plan(seat_of(generator), seat_of(verifier), free)
 
 
 def own_stream(device: str | None) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tts_verifier.batch import Drawn, draw, judge
 from tts_verifier.binding import bind, share_of, within
-from tts_verifier.devices import HELD, Seats, own_stream, seat_of
+from tts_verifier.devices import HELD, Seats, device_of, own_stream
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective, choose
 from tts_verifier.progress import Progress, shown_as
@@ -201,7 +201,7 @@ class _Loop:
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
-        at = seat_of(self.search.verifier).device
+        at = device_of(self.search.verifier)
         with ThreadPoolExecutor(1, "judge", own_stream, (at,)) as thread:
             while True:
                 for prompt in self._idle:
@@ -218,7 +218,12 @@ class _Loop:
     def placed(self) -> dict[str, Any]:
         """Returns how the parts shared their devices, for the header."""
         seats = self.seats
-        return {"plan": seats.plan, "overlap": seats.overlap, "moves": seats.moves}
+        return {
+            "plan": seats.plan,
+            "devices": seats.devices,
+            "overlap": seats.overlap,
+            "moves": seats.moves,
+        }
 
     @property
     def _pending(self) -> bool:
@@ -318,6 +323,7 @@ class _Loop:
         if self.log is not None:
             self.log.drawn(drawn.samples)
         if self.seats.overlap:
+            self.seats.to_judge()
             self._judging.append(thread.submit(judge, self.search, drawn))
         else:
             self._held.append(drawn)

@@ -261,7 +261,7 @@ def fits(bench: Bench) -> list[Row]:
     verifier = bench.alone()
     side = 16 if bench.args.dry else 1024
     rows = []
-    for batch in (4, 16):
+    for batch, both in ((4, False), (16, False), (4, True)):
         if bench.cuda:
             torch.cuda.empty_cache()
         peaks = Peaks(bench.cuda)
@@ -273,12 +273,12 @@ def fits(bench: Bench) -> list[Row]:
             peaks.around(bench.pipe.vae, "decode", "decoding"),
             peaks.around(verifier, "verify", "judging"),
         ):
-            work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16))
+            work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16), overlap=both)
             seconds = bench.timed(lambda work=work: undrawn(work()))
         peaks.mark("drawing")
         rows.append(
             {
-                "part": f"fits, {batch} at a time",
+                "part": f"fits, {batch} at a time{', overlapped' if both else ''}",
                 "seconds": seconds,
                 "before_gib": weights,
                 **{f"{n}_gib": v for n, v in peaks.allocated.items() if n},
@@ -304,7 +304,7 @@ def turns(bench: Bench) -> list[Row]:
         session = read_header(Path(folder))["sessions"][-1]
     peaks.mark("in turns")
     row = {"part": "turns", "plan": session["plan"], "moves": session["moves"], "seconds": seconds}
-    row |= {"moving_s": seconds * (1 - sum(session["busy"].values()))}
+    row |= {"moving_s": seconds - session["seconds"] * sum(session["busy"].values())}
     return [row | {f"{name}_gib": most for name, most in peaks.allocated.items() if name}]
 
 

@@ -105,6 +105,8 @@ class DiffusersGenerator:
         check_call(self.pipe, self._call)
         self._inpaint = inpaint
         self._output: Any = None
+        # Looked up once: diffusers walks through all modules for it.
+        self.device = moving.device_of(self.pipe)
         self._room = Room(batch_size, self.device)
         self.batch_size = self._room.limit
         self._texts = Texts()
@@ -114,11 +116,6 @@ class DiffusersGenerator:
             Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
         }
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        return moving.device_of(self.pipe)
 
     @property
     def nbytes(self) -> int | None:
@@ -132,6 +129,7 @@ class DiffusersGenerator:
     def to(self, device: str) -> None:
         """Moves the weights."""
         moving.move(device, *self._pipes)
+        self.device = moving.device_of(self.pipe)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job in batches of `batch_size`, which is halved when memory runs out.
@@ -161,8 +159,8 @@ class DiffusersGenerator:
             return Plan(given=p.noise is not None)
         if why := self.lacks.get(Repaint if isinstance(p, Repaint) else Continue):
             raise UnsupportedError(
-                f"{type(self.pipe).__name__} with {type(self.pipe.scheduler).__name__} cannot "
-                f"serve the {kind_of(p)!r} proposal {str(p)[:160]}: {why}."
+                f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
+                f"{kind_of(p)!r} proposal {str(p)[:160]}: {why}."
             )
         if isinstance(p, Look):
             raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")

@@ -27,7 +27,7 @@ def size(*pipes: Any) -> int | None:
 
 def move(device: str, *pipes: Any) -> None:
     """Moves pipelines and gives back the memory that they had."""
-    before = {device_of(pipe) for pipe in pipes}
+    before = {str(pipe.device) for pipe in pipes}
     for pipe in pipes:
         pipe.to(device)
     for place in before - {device}:
