@@ -240,7 +240,7 @@ def test_a_killed_run_continues_as_if_nothing_had_been(
 
 def test_states_outlive_a_kill(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(3), FakeVerifier(), SeedBeam(), folder=tmp_path)
+        run(PROMPTS, Mortal(2), FakeVerifier(), SeedBeam(), folder=tmp_path)
     previews = [t for t in read_trials(tmp_path) if t.progress < 1]
     assert previews
     assert {t.state.load()["latents"].shape for t in previews} == {(3, 4, 4)}

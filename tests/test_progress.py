@@ -80,7 +80,7 @@ def test_a_bar_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "repaint" in shown
     assert "2/2" in shown
-    assert "best 0.500, 1 failed" in shown
+    assert "best 0.500  1 failed" in shown
 
 
 def test_the_style_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ from searches import InpaintReroll
 from tts_verifier import cli
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.log import is_running, open_log, read_trials
-from tts_verifier.objective import choose
 from tts_verifier.report import write_report
 from tts_verifier.report.figures import categories, costs, paired, progress, steps
 from tts_verifier.report.pictures import Inline, Layer, Linked
@@ -36,7 +35,7 @@ from tts_verifier.runner import run
 from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
-from tts_verifier.summary import summarise
+from tts_verifier.summary import summarise, summarise_prompt
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
 
@@ -271,7 +270,7 @@ def test_wins_are_counted_by_category(tmp_path: Path) -> None:
     write_report([folder], tmp_path / "page.html")
     assert "Wins by category" in Page(tmp_path / "page.html").text
     log = read_trials(folder)
-    summary = summarise({p.id: choose([t for t in log if t.prompt == p]) for p in prompts}, log)
+    summary = summarise([summarise_prompt(p, [t for t in log if t.prompt == p]) for p in prompts])
     counting, rest = categories(summary, "overall")
     assert (counting.name, counting.prompts, rest.name, rest.prompts) == ("counting", 2, "none", 1)
     pairs = [(r.first.objective, r.chosen.objective) for r in summary.prompts[:2]]
@@ -281,7 +280,7 @@ def test_wins_are_counted_by_category(tmp_path: Path) -> None:
     assert counting.judge[0] == pytest.approx(
         sum(r.first.judge["overall"] for r in summary.prompts[:2]) / 2
     )
-    assert categories(summarise({}, []), None) == []
+    assert categories(summarise([]), None) == []
 
 
 def test_runs_are_paired_by_prompt() -> None:

@@ -68,6 +68,11 @@ class Read:
         ids: list[str] = self.file.read(columns=["trial_id"])["trial_id"].to_pylist()
         return ids
 
+    def rows_by_prompt(self) -> dict[str, int]:
+        """Returns how many rows there are, by prompt id."""
+        counts = self.file.read(columns=["prompt_id"])["prompt_id"].value_counts()
+        return dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
+
     def locate(self, place: int) -> tuple[int, int]:
         """Returns the row group that a row is in, and its place there."""
         group = 0

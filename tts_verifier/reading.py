@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -133,11 +134,14 @@ class Found:
         self._reads = list(read_tables(folder.root, self._set_aside))
         self._starts: list[int] = []
         self._places: dict[str, int] = {}
+        self.rows: Counter[str] = Counter()
+        """How many rows there are of each prompt, by its id."""
         start = 0
         for read in self._reads:
             ids = read.ids()
             # Of two rows with the same id the later one counts.
             self._places.update(zip(ids, range(start, start + len(ids)), strict=True))
+            self.rows.update(read.rows_by_prompt())
             self._starts.append(start)
             start += len(ids)
         schemas = [pa.schema([]), *(read.file.schema_arrow for read in self._reads)]

@@ -1,15 +1,17 @@
 """The loop over prompts, rounds and batches; nobody else has it.
 
-Every prompt is asked for proposals as soon as its own last ones are judged, so that batches
-fill from whatever prompts are open and no slow prompt holds the others. A strategy sees
-whole rounds only, in the order of its proposals: what a continued run finds in the log is
-served from there, and the search goes on as if it had never stopped.
+A prompt is asked for proposals when its own last ones are judged and a batch is not full yet,
+so that batches fill from whatever prompts are open and no slow prompt holds the others. Those
+under way come before new ones, and of the new ones those of which the log has least, so that
+few are open at a time and a continued run draws at once. A strategy sees whole rounds only, in
+the order of its proposals: what is in the log is served from there, and the search goes on as
+if it had never stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,20 +19,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
-from PIL import Image
-
 from tts_verifier.batch import draw, judge
 from tts_verifier.binding import bind, share_of, within
 from tts_verifier.log import RunLog, open_log
-from tts_verifier.objective import Objective, choose
+from tts_verifier.objective import Objective
 from tts_verifier.progress import Progress, shown_as
 from tts_verifier.prompts import as_prompts
+from tts_verifier.result import Ended, RunResult
 from tts_verifier.seams import Generator, Strategy, Verifier
 from tts_verifier.search import Search
 from tts_verifier.types import (
     KINDS,
     Budget,
-    Choice,
     Cost,
     Detail,
     Draw,
@@ -44,27 +44,6 @@ from tts_verifier.types import (
 
 _AHEAD: Final = 2
 """Batches drawn but not judged, at most, where the two overlap."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RunResult:
-    """What a run ends with.
-
-    `choices`: by prompt id. `trials`: all of them, prompt by prompt, round by round.
-    `folder`: the run folder, None when there is no log. `busy`: "draw" and "judge" -> the
-    fraction of the run's time that was spent on it; together more than 1 when they overlap.
-    """
-
-    choices: Mapping[str, Choice]
-    trials: tuple[Trial, ...]
-    folder: Path | None = None
-    busy: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def images(self) -> dict[str, Image.Image]:
-        """The chosen pictures by prompt id; a prompt without a usable one is absent."""
-        chosen = {name: choice.trial for name, choice in self.choices.items()}
-        return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
 
 
 class Options(TypedDict, total=False):
@@ -135,14 +114,13 @@ def execute(
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
         busy = {name: seconds / wall for name, seconds in loop.spent.items()}
-        choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
+        ended = [prompt.ended for prompt in loop.prompts if prompt.ended is not None]
         if log is not None:
             bar.phase("finish")
-            chosen = {c.trial.id for c in choices.values() if c.trial is not None}
+            chosen = {e.summary.chosen.id for e in ended if e.summary.chosen is not None}
             # A process that found everything judged has nothing to tell.
             log.finish(chosen, {"seconds": wall, "busy": busy} if any(busy.values()) else None)
-    trials = tuple(trial for p in loop.prompts for trial in p.history)
-    return RunResult(choices, trials, path, busy)
+    return RunResult(ended, path, busy)
 
 
 @dataclass(eq=False)
@@ -160,6 +138,7 @@ class _Open:
     waiting: set[str] = field(default_factory=set)
     promised: dict[str, float] = field(default_factory=dict)
     over: bool = False
+    ended: Ended | None = None
     rounds: int = 0
     candidates: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -185,7 +164,9 @@ class _Loop:
     ) -> None:
         self.search, self.log, self.bar = search, log, bar
         self.prompts = [_Open(prompt) for prompt in prompts]
-        self._idle = list(self.prompts)
+        known = Counter[str]() if log is None else log.found.rows
+        self._idle = deque(sorted(self.prompts, key=lambda p: known[p.prompt.id]))
+        bar.begin(len(self.prompts), known.total())
         self.spent = {"draw": 0.0, "judge": 0.0}
         self._judging: deque[Future[list[Trial]]] = deque()
         self._owner: dict[str, _Open] = {}
@@ -196,16 +177,21 @@ class _Loop:
     def run(self) -> None:
         with ThreadPoolExecutor(1, "judge") as thread:
             while True:
-                for prompt in self._idle:
-                    while not prompt.waiting and self._ask(prompt):
-                        pass
-                self._idle = []
+                self._fill()
                 batch = self._next_batch()
                 if batch:
                     self._serve(batch, thread)
                 elif not (self._judging or self._idle or any(self._queues.values())):
                     return
                 self._collect(wait=not batch)
+
+    def _fill(self) -> None:
+        """Asks prompts until a whole batch of a kind is waiting."""
+        whole = self.search.generator.batch_size
+        while self._idle and max(map(len, self._queues.values())) < whole:
+            prompt = self._idle.popleft()
+            while not prompt.waiting and self._ask(prompt):
+                pass
 
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
@@ -215,13 +201,11 @@ class _Loop:
         prompt.close_round()
         prompt.round = self._proposed(prompt)
         if not prompt.round:
-            if self.log is not None:
-                self.log.forget_states(prompt.history)
+            self._end(prompt)
             return False
         found = None if self.log is None else self.log.found
-        self.bar.expect(len(prompt.round))
+        self.bar.expect(len(prompt.round), new=not prompt.rounds)
         for name, job in prompt.round.items():
-            self._owner[name] = prompt
             known = None if found is None else found.get(name)
             if known is not None:
                 self._learn(job, known)
@@ -229,9 +213,17 @@ class _Loop:
                 self.bar.done([known], known=True)
             else:
                 prompt.waiting.add(name)
+                self._owner[name] = prompt
                 self._queues[kind_of(job.proposal)][name] = job
         prompt.rounds += 1
         return True
+
+    def _end(self, prompt: _Open) -> None:
+        logged = self.log is not None
+        if self.log is not None:
+            self.log.forget_states(prompt.history)
+        prompt.ended = Ended.of(prompt.prompt, prompt.history, logged=logged)
+        prompt.history = []
 
     def _proposed(self, prompt: _Open) -> dict[str, Job]:
         left, search = self._left(prompt), self.search
@@ -325,5 +317,6 @@ class _Loop:
     def _settle(self, owner: _Open, name: str) -> None:
         owner.waiting.discard(name)
         owner.promised.pop(name, None)
+        del self._owner[name]
         if not owner.waiting:
-            self._idle.append(owner)
+            self._idle.appendleft(owner)
