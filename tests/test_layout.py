@@ -19,7 +19,7 @@ LEVELS = {
         "registry", "documents", "arguments", "seams",
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
-    3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
+    3: ["rows", "files", "lock", "parts", "header", "reading", "waiting", "log"],
     4: ["search", "binding", "attempts", "batch", "progress", "summary", "result", "runner"],
     5: ["testing", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
         "expectations", "pruning", "replay", "report", "training"],

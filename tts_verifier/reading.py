@@ -153,6 +153,9 @@ class Found:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
     def close(self) -> None:
         """Lets the files go; nothing is found any more."""
         self._places.clear()

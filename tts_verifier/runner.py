@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
-from tts_verifier.batch import draw, judge
+from tts_verifier.batch import Drawn, draw, judge
 from tts_verifier.binding import bind, share_of, within
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective
@@ -37,6 +37,7 @@ from tts_verifier.types import (
     Job,
     Look,
     Prompt,
+    Sample,
     Task,
     Trial,
     kind_of,
@@ -283,16 +284,29 @@ class _Loop:
 
     def _serve(self, batch: Mapping[str, Job], thread: ThreadPoolExecutor) -> None:
         self.bar.phase(kind_of(next(iter(batch.values())).proposal))
-        if self.log is not None and not self.search.overlap:
-            # What was judged is on the disk before more is done: a kill costs one batch.
-            self.log.flush()
-        drawn = draw(self.search, batch)
+        waiting: Mapping[str, Sample] = {}
         if self.log is not None:
-            self.log.drawn(drawn.samples)
+            # What was drawn and judged is on the disk before more is: a kill costs one batch.
+            self.log.flush()
+            waiting = self.log.waiting(batch)
+        drawn = draw(self.search, batch, waiting)
+        if self.log is not None:
+            self.log.drawn(drawn.samples, noted=self.search.overlap)
+        rounds = {name: self._owner[name].rounds - 1 for name in batch}
         if self.search.overlap:
-            self._judging.append(thread.submit(judge, self.search, drawn))
+            self._judging.append(thread.submit(self._judged, drawn, rounds))
         else:
-            self._note(judge(self.search, drawn))
+            self._note(self._judged(drawn, rounds))
+
+    def _judged(self, drawn: Drawn, rounds: Mapping[str, int]) -> list[Trial]:
+        """Judges and logs a batch; where that overlaps drawing, in the thread that judges."""
+        trials = [replace(t, round=rounds[t.id]) for t in judge(self.search, drawn)]
+        if self.log is None:
+            return trials
+        trials = self.log.append(trials)
+        if self.search.overlap:
+            self.log.flush()
+        return trials
 
     def _collect(self, wait: bool) -> None:
         """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""
@@ -304,9 +318,6 @@ class _Loop:
     def _note(self, trials: list[Trial]) -> None:
         self.spent["draw"] += sum(trial.cost.draw_seconds for trial in trials)
         self.spent["judge"] += sum(trial.cost.judge_seconds for trial in trials)
-        trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in trials]
-        if self.log is not None:
-            trials = self.log.append(trials)
         for trial in trials:
             owner = self._owner[trial.id]
             self._learn(owner.round[trial.id], trial)

@@ -22,8 +22,7 @@ class Search:
     to whole steps; seconds are known only afterwards and may exceed it by the batch under way.
     `detail`: how thoroughly new candidates are looked at.
     `overlap`: judge a batch, in a thread, while the next ones are drawn. It pays where the two
-    do not share a processor; seconds may then be exceeded by the batches under way,
-    and a kill costs those, where else it costs one batch at most.
+    do not share a processor; seconds may then be exceeded by the batches under way.
     """
 
     generator: Generator
