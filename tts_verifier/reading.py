@@ -8,6 +8,7 @@ that names it, and always when it is looked at.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from bisect import bisect_right
 from collections import Counter
@@ -193,17 +194,19 @@ class Found:
         return [column for column in columns if row[f"{column}_path"]]
 
     def _usable(self, row: Mapping[str, Any], column: str, written: int) -> bool:
-        path = self._folder.root / row[f"{column}_path"]
+        name = os.path.join(self._folder.root, row[f"{column}_path"])
         try:
-            if path.stat().st_mtime_ns <= written:
+            # A path as text: objects would take a fifth of the time of a million rows.
+            if os.stat(name).st_mtime_ns <= written:
                 return True
+            path = Path(name)
             if column == "mask":
                 read_mask(self._folder.root, row["mask_sha256"])
                 return True
             if digest_of(path.read_bytes()) == row[f"{column}_sha256"]:
                 return True
         except OSError as error:
-            self._warn(f"{path} cannot be read ({error.strerror}). It is made again.")
+            self._warn(f"{name} cannot be read ({error.strerror}). It is made again.")
             return False
         except RunError:
             pass
