@@ -6,11 +6,12 @@
 
 Every episode is one run folder: a process runs a search on the fakes in fp32, is killed
 (SIGKILL) at a random instant of its work, and is started again, up to twelve times; then it
-may end. Strategies take turns. After each kill the log is read as it lies on the disk. The last
-line is JSON: kills, judged trials that were lost, doubled or altered, final choices and tables
-that differ from the uninterrupted run's, and the most drawings and judgements that one kill
-made necessary again. These are counted when they are begun: at most one batch, of 4, is drawn
-again and at most one judged again. The status is 1 if any of this is not so.
+may end. Strategies take turns; one repaints, looks and repaints repaints. After each kill the
+log is read as it lies on the disk. The last line is JSON: kills, judged trials that were lost,
+doubled or altered, final choices and tables that differ from the uninterrupted run's, and the
+most drawings and judgements that one kill made necessary again. These are counted when they
+are begun: at most one batch, of 4, is drawn again and at most one judged again. The status is 1
+if any of this is not so.
 """
 
 import argparse
@@ -42,7 +43,10 @@ PROMPTS = [f"picture {i}" for i in range(6)]
 STRATEGIES: dict[str, Strategy] = {
     "best_of_n": BestOfN(12),
     "seed_beam": SeedBeam(),
-    "inpaint_reroll": InpaintReroll(),
+    # The fakes' maps are warm everywhere: only their hottest tenth is repainted.
+    "inpaint_reroll": InpaintReroll(
+        2, 5, masks={"threshold": "quantile", "level": 0.9, "area": (0.0, 1.0)}
+    ),
 }
 BATCH = 4
 KILLS = 12
@@ -96,7 +100,14 @@ def work(folder: Path, case: Case, ready: Connection) -> None:
     parts = Drawer(folder.with_suffix(".drawn")), Judge(folder.with_suffix(".judged"))
     ready.send(0.0)
     began = time.perf_counter()
-    run(PROMPTS, *parts, STRATEGIES[case.strategy], folder=folder, overlap=case.overlap)
+    run(
+        PROMPTS,
+        *parts,
+        STRATEGIES[case.strategy],
+        folder=folder,
+        overlap=case.overlap,
+        detail="score" if case.strategy == "inpaint_reroll" else "diagnose",
+    )
     ready.send(time.perf_counter() - began)
 
 
@@ -176,7 +187,7 @@ def episode(folder: Path, case: Case, limits: tuple[float, int], dice: random.Ra
 def campaign(kills: int, home: Path, seed: int, cases: Sequence[Case]) -> dict:
     dice = random.Random(seed)
     zero = ("kills", "episodes", "lost", "altered", "doubled", "choices_changed", "tables_changed")
-    total = dict.fromkeys((*zero, *AGAIN), 0)
+    total = dict.fromkeys((*zero, *AGAIN, "repaints"), 0)
     whole: dict[Case, tuple[float, list]] = {}
     while total["kills"] < kills:
         case = cases[total["episodes"] % len(cases)]
@@ -189,6 +200,7 @@ def campaign(kills: int, home: Path, seed: int, cases: Sequence[Case]) -> dict:
         last = final(folder)
         chosen = [{r["trial_id"] for r in one if r["chosen"]} for one in (expected, last)]
         total["choices_changed"] += len(chosen[0] ^ chosen[1])
+        total["repaints"] += sum(row["kind"] == "repaint" for row in last)
         total["tables_changed"] += last != expected
         total["doubled"] += len(last) - len({r["trial_id"] for r in last})
         for name, count in found.items():
