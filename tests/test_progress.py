@@ -42,9 +42,9 @@ def test_figures_are_of_what_this_process_did() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     now = Progress(Clock()).standing()
-    assert as_line(now) == "start: 0 of 0 candidates"
+    assert as_line(now) == "load: 0 of 0 candidates"
     assert json.loads(as_json(now)) == {
-        "event": "progress", "phase": "start", "done": 0, "expected": 0, "failed": 0,
+        "event": "progress", "phase": "load", "done": 0, "expected": 0, "failed": 0,
         "rate": None, "seconds_left": None, "best": None, "busy": None,
     }  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_a_line_comes_now_and_then_and_at_the_end() -> None:
             progress.done([trial(0.5)])
     lines = out.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        f"start: {done} of 30 candidates" for done in (1, 11, 21, 30)
+        f"load: {done} of 30 candidates" for done in (1, 11, 21, 30)
     ]
 
 

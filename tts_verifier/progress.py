@@ -44,7 +44,7 @@ class Progress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
-        self._phase, self._best = "start", math.nan
+        self._phase, self._best = "load", math.nan
         self._prompts = self._asked = self._logged = 0
         self._expected = self._known = self._fresh = self._failed = 0
         self._busy = 0.0
@@ -109,13 +109,14 @@ class Bar(Progress):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
+        # A bar without a total moves to and fro, which says that models are being loaded.
         columns = (
             TextColumn("{task.description}"),
             BarColumn(None),
             TextColumn("{task.fields[words]}"),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), expand=True)
-        self._task = self._bar.add_task("start", total=None, words="")
+        self._task = self._bar.add_task("load", total=None, words="")
         self._bar.start()
 
     def show(self) -> None:
@@ -158,7 +159,7 @@ class Lines(Progress):
 
     def show(self) -> None:
         """Writes a line if the last one is old enough."""
-        if self._clock() - self._last >= self._seconds and self._known + self._fresh:
+        if self._clock() - self._last >= self._seconds:
             self._last = self._clock()
             self._say()
 
@@ -168,7 +169,7 @@ class Lines(Progress):
 
     def _say(self) -> None:
         now = self.standing()
-        if self._said != (now.phase, now.done):
+        if now.done and self._said != (now.phase, now.done):
             print(self._form(now), file=self._out, flush=True)
             self._said = (now.phase, now.done)
 
