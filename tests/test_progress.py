@@ -49,6 +49,23 @@ def test_what_is_not_known_is_not_said() -> None:
     }  # fmt: skip
 
 
+def test_prompts_that_were_not_asked_yet_are_expected_to_be_like_the_others() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.begin(4, known=20)
+    progress.expect(8, new=True)
+    clock.now += 8
+    progress.done([trial(0.5)] * 4)
+    now = progress.standing()
+    assert (now.done, now.expected, now.seconds_left) == (24, 32, 16.0)
+    progress.expect(4)
+    for count in (8, 8, 4):
+        progress.expect(count, new=True)
+        progress.done([trial(0.5)] * count, known=True)
+    now = progress.standing()
+    assert (now.done, now.expected) == (24, 32)
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(59.6, "1:00"), (3700, "1:01:40")])
 def test_long_times_are_hours(seconds: float, shown: str) -> None:
     clock = Clock()

@@ -104,6 +104,7 @@ def test_no_distance_has_no_share() -> None:
     result = summary(*judged("a", 1, 1, 1))
     assert result.judged is not None
     assert math.isnan(result.judged.closed)
+    assert as_text(result).endswith("share of that distance closed: none to close")
     assert math.isnan(result.judged.closed_interval[0])
 
 

@@ -182,8 +182,9 @@ class RunLog:
         if session is not None:
             note_session(self._files, session)
         self.found.close()
-        parts.finish(self._files, self._columns.schema(), columns)
-        self._parts = []
+        if self._parts or parts.chosen_of(self.folder) != set(chosen):
+            parts.finish(self._files, self._columns.schema(), columns)
+            self._parts = []
         for kind in ("states/*.npz", "waiting/*.json"):
             self._delete(path.relative_to(self.folder) for path in self.folder.glob(kind))
 

@@ -222,12 +222,25 @@ def finish(
         part.path.unlink()
 
 
+def chosen_of(folder: Path) -> set[str] | None:
+    """Returns which trials the finished table says were chosen, None without a table."""
+    if not (folder / TABLE).exists():
+        return None
+    table = pq.read_table(folder / TABLE, columns=["trial_id", "chosen"])
+    return set(table.filter(table["chosen"])["trial_id"].to_pylist())
+
+
 def _pieces(folder: Path, schema: pa.Schema, keep: set[int] | None) -> Iterator[pa.Table]:
     """Yields all rows that count, as tables of a row group's size."""
     waiting: list[pa.Table] = []
     place = 0
-    for read in read_tables(folder):
-        table = conform(read.file.read(), schema)
+    groups = (
+        read.file.read_row_group(number)
+        for read in read_tables(folder)
+        for number in range(read.file.num_row_groups)
+    )
+    for group in groups:
+        table = conform(group, schema)
         if keep is not None:
             here = [place + i in keep for i in range(len(table))]
             place += len(table)

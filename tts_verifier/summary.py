@@ -219,11 +219,13 @@ def _judged_lines(judged: Judged) -> list[str]:
 
     what = "pass rate (95 % Wilson)" if judged.passes else f"mean {judged.name}"
     low, high = judged.closed_interval
+    share = "none to close"
+    if math.isfinite(judged.closed):
+        share = f"{judged.closed:.1%} [{low:.1%}, {high:.1%}] (95 % bootstrap over prompts)"
     return [
         f"held-out judge, {what}: first draw {show(judged.first)} -> chosen "
         f"{show(judged.chosen)} -> best possible {show(judged.best)}",
-        f"share of that distance closed: {judged.closed:.1%} "
-        f"[{low:.1%}, {high:.1%}] (95 % bootstrap over prompts)",
+        f"share of that distance closed: {share}",
     ]
 
 

@@ -126,12 +126,18 @@ def safe(folder: Path, rows: Mapping[str, Mapping[str, object]]) -> dict[str, in
 
 
 def rows(folder: Path) -> dict[str, dict[str, object]]:
-    """All rows on the disk without the clock, the marks of the end and the states."""
+    """All rows on the disk without the clock, the marks of the end, the states and nulls.
+
+    A column that a later batch brought, such as a heatmap's, is null in the rows before it.
+    """
     if not folder.exists():
         return {}
     gone = CLOCK | {"chosen", "state_path", "state_sha256"}
     found = read_rows(folder)
-    by_id = {r["trial_id"]: {k: v for k, v in r.items() if k not in gone} for r in found}
+    by_id = {
+        r["trial_id"]: {k: v for k, v in r.items() if k not in gone and v is not None}
+        for r in found
+    }
     assert len(by_id) == len(found), "doubled"
     return by_id
 
