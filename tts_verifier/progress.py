@@ -56,8 +56,8 @@ class Progress:
         self.close()
 
     def begin(self, prompts: int, known: int) -> None:
-        """Says how many prompts there are, and how many candidates the log has of them."""
-        self._prompts, self._logged = prompts, known
+        """Starts the clock, and says how many prompts there are, and candidates in the log."""
+        self._began, self._prompts, self._logged = self._clock(), prompts, known
 
     def expect(self, count: int, *, new: bool = False) -> None:
         """Says that more candidates were proposed; `new`: the first ones of a prompt."""
@@ -107,7 +107,8 @@ class Bar(Progress):
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
 
         # A bar without a total moves to and fro, which says that models are being loaded.
         columns = (
@@ -115,9 +116,12 @@ class Bar(Progress):
             BarColumn(None),
             TextColumn("{task.fields[words]}"),
         )
-        self._bar = Progress(*columns, console=Console(stderr=True), expand=True)
+        self._bar = Bars(*columns, console=Console(stderr=True), expand=True)
         self._task = self._bar.add_task("load", total=None, words="")
+
+    def __enter__(self) -> Self:
         self._bar.start()
+        return self
 
     def show(self) -> None:
         """Says what is new; rich draws it, several times a second."""

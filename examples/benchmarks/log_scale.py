@@ -1,24 +1,20 @@
-"""How the log grows: time and memory of a million rows, of 16,000 candidates, and its overhead.
+"""How the log grows: time and memory of a million rows, and of 16,000 candidates.
 
     python examples/benchmarks/log_scale.py rows --count 1000000
     python examples/benchmarks/log_scale.py run --prompts 1000 --candidates 16
-    python examples/benchmarks/log_scale.py overhead
 
 `rows` writes the rows of best-of-16 in batches of 16, flushed to the disk as in a run; then
 processes of their own continue that run: killed before its last prompt, and when it has
 finished. They tell when the first new drawing begins, how long all takes (every row is looked
 at once, and the table written), and their memory. `run` runs best-of-N on fakes with maps of
-1024 x 1024 pixels. `overhead` compares a run that computes on all cores, with a log and
-without: wall clock, processor time, and the share of the run in which its own thread waits for
-the log. Every line printed is JSON.
+1024 x 1024 pixels. Every line printed is JSON. What the log costs a run: `log_overhead.py`.
 """
 
 import argparse
 import json
 import resource
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +26,7 @@ from PIL import Image
 from tts_verifier import run
 from tts_verifier.files import Folder, digest_of, png
 from tts_verifier.identity import trial_id
-from tts_verifier.log import RunLog, open_log
+from tts_verifier.log import open_log
 from tts_verifier.prompts import as_prompts
 from tts_verifier.search import Search
 from tts_verifier.seeds import seed_for
@@ -165,83 +161,19 @@ def large_run(folder: Path, prompts: int, candidates: int) -> None:
     )
 
 
-class Busy(FakeGenerator):
-    """Multiplies matrices for some seconds a picture, on all cores, and adds fine noise."""
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws."""
-        samples = []
-        for sample in super().generate(jobs):
-            square = np.ones((1024, 1024), np.float32)
-            for _ in range(60):
-                square = square @ square / 1024
-            image = np.asarray(sample.image, np.int16)
-            seed = int(image.sum())
-            noise = np.random.default_rng(seed).integers(-8, 8, image.shape, np.int16)
-            picture = Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
-            samples.append(Sample(sample.job, picture, sample.progress, sample.cost))
-        return samples
-
-
-def overhead(folder: Path, prompts: int, repeats: int) -> None:
-    texts = [f"picture {i}" for i in range(prompts)]
-    waited, inside = 0.0, False
-
-    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
-        def run_it(*arguments: Any) -> Any:
-            nonlocal waited, inside
-            if inside:
-                # `finish` and `close` flush: that is in their time already.
-                return work(*arguments)
-            inside, began = True, time.perf_counter()
-            try:
-                return work(*arguments)
-            finally:
-                waited += time.perf_counter() - began
-                inside = False
-
-        return run_it
-
-    for name in ("drawn", "append", "flush", "finish", "close"):
-        setattr(RunLog, name, timed(getattr(RunLog, name)))
-
-    def once(into: Path | None) -> tuple[float, float]:
-        began, cpu = time.perf_counter(), time.process_time()
-        run(texts, Busy(size=512), FakeVerifier(), BestOfN(4), folder=into)
-        used = time.perf_counter() - began, time.process_time() - cpu
-        if into is not None:
-            shutil.rmtree(into)
-        return used
-
-    once(None)
-    without = [once(None) for _ in range(repeats)]
-    logged = [once(folder / "run") for _ in range(repeats)]
-    wall, cpu = (min(column) for column in zip(*without, strict=True))
-    wall_logged, cpu_logged = (min(column) for column in zip(*logged, strict=True))
-    say(
-        seconds_a_picture=wall / prompts / 4,
-        wall_overhead=wall_logged / wall - 1,
-        cpu_overhead=cpu_logged / cpu - 1,
-        main_thread_share=waited / sum(seconds for seconds, _ in logged),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["rows", "run", "overhead"])
+    parser.add_argument("what", choices=["rows", "run"])
     parser.add_argument("--count", type=int, default=1_000_000, help="rows to write")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     with TemporaryDirectory() as home:
         folder = Path(home) / "run"
         if options.what == "rows":
             rows(folder, options.count)
-        elif options.what == "run":
-            large_run(folder, options.prompts, options.candidates)
         else:
-            overhead(Path(home), options.prompts, options.repeats)
+            large_run(folder, options.prompts, options.candidates)
 
 
 if __name__ == "__main__":
