@@ -39,10 +39,15 @@ class Mortal(FakeVerifier):
 
 
 def search(
-    folder: Path, strategy: Strategy, verifier: FakeVerifier, *, overlap: bool = True
+    folder: Path,
+    strategy: Strategy,
+    verifier: FakeVerifier,
+    *,
+    overlap: bool = True,
+    batch_size: int = 4,
 ) -> int:
     """Runs and returns how much was drawn, whether or not it came to its end."""
-    generator = FakeGenerator(batch_size=4)
+    generator = FakeGenerator(batch_size=batch_size)
     with contextlib.suppress(Killed):
         run(PROMPTS, generator, verifier, strategy, folder=folder, overlap=overlap)
     return sum(int(call[1:]) for call in generator.trace)
@@ -67,6 +72,14 @@ def test_what_waited_is_judged_and_not_drawn_again(
     assert drawn + search(folder, strategy, FakeVerifier(), overlap=overlap) == everything
     pd.testing.assert_frame_equal(outcome(folder), outcome(tmp_path / "whole"))
     assert not list((folder / "waiting").iterdir())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_notes_outlive_a_process_that_judged_some_of_them(tmp_path: Path, batch_size: int) -> None:
+    everything = search(tmp_path / "whole", BestOfN(8), FakeVerifier())
+    drawn = search(tmp_path / "run", BestOfN(8), Mortal(0))
+    drawn += search(tmp_path / "run", BestOfN(8), Mortal(1), batch_size=batch_size)
+    assert drawn + search(tmp_path / "run", BestOfN(8), FakeVerifier()) == everything
 
 
 def lose(folder: Path) -> None:

@@ -91,6 +91,7 @@ class RunLog:
         self._writing: list[Future[None]] = []
         self._early: dict[str, tuple[Any, str]] = {}
         self._notes = read_notes(folder.root, self.found)
+        self._noted: set[str] = set()
         self._turn = RLock()
 
     def __enter__(self) -> Self:
@@ -253,6 +254,7 @@ class RunLog:
             self._files.settle()
             write_notes(self._files, notes)
             self._files.settle()
+            self._noted.add(next(iter(notes)))
 
     def _write_now(self, path: str, value: Any, encode: Callable[[Any], bytes]) -> tuple[str, str]:
         content = encode(value)
@@ -268,7 +270,8 @@ class RunLog:
         self._parts.append(parts.write_part(self._files, (self._next, 0), table))
         self._next += 1
         self._files.settle()
-        forget_notes(self.folder, [item.trial.id for item in batch])
+        # An earlier process's notes may be on more than this batch: they stay to the end.
+        forget_notes(self.folder, self._noted.intersection(item.trial.id for item in batch))
         self._parts = parts.merge(self._files, self._parts)
 
     def _write_files(self, item: _Writing) -> None:
