@@ -91,7 +91,7 @@ class Progress:
         done, passed = known + self._fresh, self._clock() - self._began
         rate = self._fresh / passed if passed > 0 and self._fresh else math.nan
         left = (expected - done) / rate
-        busy = min(self._busy / passed, 1.0) if passed > 0 else math.nan
+        busy = min(self._busy / passed, 1.0) if passed > 0 and self._fresh else math.nan
         return Standing(self._phase, done, expected, self._failed, rate, left, self._best, busy)
 
     def show(self) -> None:
@@ -107,11 +107,12 @@ class Bar(Progress):
     def __init__(self) -> None:
         super().__init__()
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bars
 
         # A bar without a total moves to and fro, which says that models are being loaded.
         columns = (
+            SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(None),
             TextColumn("{task.fields[words]}"),
