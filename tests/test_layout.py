@@ -19,9 +19,12 @@ LEVELS = {
         "registry", "documents", "arguments", "seams", "memory",
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
-    3: ["rows", "files", "lock", "parts", "header", "reading", "log"],
-    4: ["search", "devices", "binding", "attempts", "batch", "progress", "runner"],
-    5: ["testing", "summary", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
+    3: ["rows", "files", "lock", "parts", "header", "reading", "waiting", "log"],
+    4: [
+        "search", "devices", "binding", "attempts", "batch", "progress", "summary", "result",
+        "runner",
+    ],
+    5: ["testing", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
         "expectations", "pruning", "replay", "report", "training"],
     6: ["cli", "__init__"],
 }  # fmt: skip

@@ -42,11 +42,28 @@ def test_figures_are_of_what_this_process_did() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     now = Progress(Clock()).standing()
-    assert as_line(now) == "start: 0 of 0 candidates"
+    assert as_line(now) == "load: 0 of 0 candidates"
     assert json.loads(as_json(now)) == {
-        "event": "progress", "phase": "start", "done": 0, "expected": 0, "failed": 0,
+        "event": "progress", "phase": "load", "done": 0, "expected": 0, "failed": 0,
         "rate": None, "seconds_left": None, "best": None, "busy": None,
     }  # fmt: skip
+
+
+def test_prompts_that_were_not_asked_yet_are_expected_to_be_like_the_others() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.begin(4, known=20)
+    progress.expect(8, new=True)
+    clock.now += 8
+    progress.done([trial(0.5)] * 4)
+    now = progress.standing()
+    assert (now.done, now.expected, now.seconds_left) == (24, 32, 16.0)
+    progress.expect(4)
+    for count in (8, 8, 4):
+        progress.expect(count, new=True)
+        progress.done([trial(0.5)] * count, known=True)
+    now = progress.standing()
+    assert (now.done, now.expected) == (24, 32)
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(59.6, "1:00"), (3700, "1:01:40")])
@@ -68,7 +85,7 @@ def test_a_line_comes_now_and_then_and_at_the_end() -> None:
             progress.done([trial(0.5)])
     lines = out.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        f"start: {done} of 30 candidates" for done in (1, 11, 21, 30)
+        f"load: {done} of 30 candidates" for done in (1, 11, 21, 30)
     ]
 
 
@@ -80,7 +97,7 @@ def test_a_bar_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().err
     assert "repaint" in shown
     assert "2/2" in shown
-    assert "best 0.500, 1 failed" in shown
+    assert "best 0.500  1 failed" in shown
 
 
 def test_the_style_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,12 @@ import base64
 import io
 import json
 import math
-import random
 import re
 import shutil
-import subprocess
-import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,15 +24,13 @@ from searches import InpaintReroll
 from tts_verifier import cli
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.log import is_running, open_log, read_trials
-from tts_verifier.objective import choose
 from tts_verifier.report import write_report
 from tts_verifier.report.figures import categories, costs, paired, progress, steps
 from tts_verifier.report.pictures import Inline, Layer, Linked
 from tts_verifier.runner import run
 from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.strategies.zero_order import ZeroOrder
-from tts_verifier.summary import summarise
+from tts_verifier.summary import summarise, summarise_prompt
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
 
@@ -271,7 +265,7 @@ def test_wins_are_counted_by_category(tmp_path: Path) -> None:
     write_report([folder], tmp_path / "page.html")
     assert "Wins by category" in Page(tmp_path / "page.html").text
     log = read_trials(folder)
-    summary = summarise({p.id: choose([t for t in log if t.prompt == p]) for p in prompts}, log)
+    summary = summarise([summarise_prompt(p, [t for t in log if t.prompt == p]) for p in prompts])
     counting, rest = categories(summary, "overall")
     assert (counting.name, counting.prompts, rest.name, rest.prompts) == ("counting", 2, "none", 1)
     pairs = [(r.first.objective, r.chosen.objective) for r in summary.prompts[:2]]
@@ -281,7 +275,7 @@ def test_wins_are_counted_by_category(tmp_path: Path) -> None:
     assert counting.judge[0] == pytest.approx(
         sum(r.first.judge["overall"] for r in summary.prompts[:2]) / 2
     )
-    assert categories(summarise({}, []), None) == []
+    assert categories(summarise([]), None) == []
 
 
 def test_runs_are_paired_by_prompt() -> None:
@@ -306,88 +300,3 @@ def test_a_letterboxed_map_lies_where_its_picture_is(tmp_path: Path) -> None:
     assert shown.place == ""
     content = base64.b64decode(shown.source.split(",")[1])
     assert np.asarray(Image.open(io.BytesIO(content))).min() == 255
-
-
-@pytest.mark.slow
-def test_a_page_of_3200_candidates_is_small_and_quick(tmp_path: Path) -> None:
-    class Long(FakeVerifier):
-        def verify(self, images: Any, prompts: Any, **options: Any) -> list[Verdict]:
-            rng = random.Random(len(self.trace))
-            words = [f"word{i}" for i in range(300)]
-            verdicts = super().verify(images, prompts, **options)
-            return [replace(v, text=" ".join(rng.choices(words, k=150))) for v in verdicts]
-
-    prompts = [f"picture {i}" for i in range(200)]
-    folder = make(tmp_path / "run", BestOfN(16), prompts=prompts, verifier=Long())
-    for inline, most in ((False, 5_000_000), (True, 40_000_000)):
-        began = time.perf_counter()
-        write_report([folder], tmp_path / "page.html", inline=inline)
-        assert time.perf_counter() - began < 20
-        assert (tmp_path / "page.html").stat().st_size < most
-
-
-# -- in a real browser -----------------------------------------------------------------------
-
-DRIVER = """
-const seen = {};
-const look = (part) => part && getComputedStyle(part).display;
-const press = (key) => document.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
-const dialogue = document.querySelector("dialog");
-seen.hidden = look(document.querySelector(".m0"));
-press("h");
-seen.shown = look(document.querySelector(".m0"));
-document.querySelector("article button.pic").click();
-seen.open = dialogue.open;
-seen.large = dialogue.querySelectorAll("button.pic").length;
-press("ArrowRight");
-seen.still = dialogue.open;
-dialogue.close();
-press("j");
-seen.focus = document.activeElement.id;
-seen.wide = document.documentElement.scrollWidth <= innerWidth;
-seen.broken = [...document.images].filter((i) => i.complete && !i.naturalWidth).length;
-const kept = [...document.querySelectorAll("pre[data-r]")];
-seen.replies = kept.length > 0 && kept.every((part) => part.textContent.startsWith("</pre>"));
-document.title = JSON.stringify(seen);
-"""
-
-
-def browse(chromium: str, page: Path, profile: Path) -> str:
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={profile}", "--window-size=390,844"]
-    command += ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-    return done.stdout
-
-
-def title(shown: str) -> str:
-    return unescape(re.findall(r"<title>(.*?)</title>", shown)[0])
-
-
-@pytest.mark.slow
-def test_keys_overlays_and_the_large_view_work_in_a_browser(tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("needs chromium")
-    folder = make(tmp_path / "run", ZeroOrder(), prompts=[EVIL, "x " * 99], verifier=Wordy())
-    page = tmp_path / "page.html"
-    write_report([folder], page)
-    shown = browse(chromium, page, tmp_path / "profile")
-    assert title(shown) == "run · report", "no script but ours runs"
-    assert shown.count("&lt;script&gt;document.title") > page.read_text().count("&lt;script&gt;d")
-    text = page.read_text("utf-8")
-    later = f"addEventListener('load', () => setTimeout(() => {{{DRIVER}}}, 1000))"
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", text)
-    page.write_text(text.replace("</body>", f"<script>{later}</script></body>"), "utf-8")
-    assert json.loads(title(browse(chromium, page, tmp_path / "profile"))) == {
-        "hidden": "none",
-        "shown": "block",
-        "open": True,
-        "large": 1,
-        "still": True,
-        "focus": "r0p0",
-        "wide": True,
-        "broken": 0,
-        "replies": True,
-    }

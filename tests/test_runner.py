@@ -75,13 +75,13 @@ def test_batches_fill_across_prompts() -> None:
     assert " ".join(generator.trace) == "g8 v8 g8 v8 g2 v2"
 
 
-def test_a_prompt_goes_on_while_others_wait_for_their_first() -> None:
+def test_a_prompt_goes_on_in_batches_with_the_beginning_of_others() -> None:
     spy = Spy(batch_size=2)
     rounds = ([Draw(1), Draw(2)], lambda h: [Draw(3, noise=Near(h[0].id, 0.5))])
     run(["a", "b", "c"], spy, FakeVerifier(), Table(*rounds))
     assert " ".join(spy.trace) == "g2 g2 g2 g2 g1"
-    # The next round of "a" waits behind what was already proposed, in one batch with that of "b".
-    assert spy.prompts == ["a", "a", "b", "b", "c", "c", "a", "b", "c"]
+    # Those under way go first, in one batch with the next one's beginning: few are open at once.
+    assert spy.prompts == ["a", "a", "a", "b", "b", "c", "c", "b", "c"]
 
 
 def test_looks_draw_nothing_and_are_full() -> None:

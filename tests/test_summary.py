@@ -9,8 +9,14 @@ from PIL import Image
 
 from tts_verifier.errors import RunError
 from tts_verifier.gallery import sheet, write_chosen
-from tts_verifier.objective import choose
-from tts_verifier.summary import PromptSummary, Summary, as_text, summarise, wilson
+from tts_verifier.summary import (
+    PromptSummary,
+    Summary,
+    as_text,
+    summarise,
+    summarise_prompt,
+    wilson,
+)
 from tts_verifier.types import Draw, Prompt, Stored, Trial
 
 
@@ -25,7 +31,7 @@ def summary(*trials: Trial) -> Summary:
     histories: dict[str, list[Trial]] = {}
     for t in trials:
         histories.setdefault(t.prompt.id, []).append(t)
-    return summarise({name: choose(h) for name, h in histories.items()}, trials)
+    return summarise([summarise_prompt(h[0].prompt, h) for h in histories.values()])
 
 
 def judged(prompt: str, *passes: int) -> list[Trial]:
@@ -98,6 +104,7 @@ def test_no_distance_has_no_share() -> None:
     result = summary(*judged("a", 1, 1, 1))
     assert result.judged is not None
     assert math.isnan(result.judged.closed)
+    assert as_text(result).endswith("share of that distance closed: none to close")
     assert math.isnan(result.judged.closed_interval[0])
 
 
@@ -121,8 +128,8 @@ def test_the_sheet_has_first_beside_chosen() -> None:
 def test_the_sheet_takes_any_text_and_any_shape() -> None:
     tall = Stored(lambda: Image.new("RGB", (1, 500)))
     cat = Trial("x", Prompt("x", "一只猫" * 50), 0, Draw(1), 1.0, {}, 0.5, image=tall)
-    nothing = PromptSummary(cat.prompt, None, None, ())
-    assert sheet([PromptSummary(cat.prompt, cat, cat, (cat,)), nothing]).width > 0
+    nothing = PromptSummary(cat.prompt, None, None)
+    assert sheet([PromptSummary(cat.prompt, cat, cat), nothing]).width > 0
     assert sheet([]).width > 0
 
 

@@ -30,22 +30,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """A drawn batch that nobody has judged: a sample for each id, and the seconds it took."""
+    """A drawn batch that nobody has judged: a sample for each id."""
 
     samples: Mapping[str, Sample]
-    seconds: float
     looking: bool
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
-def draw(search: Search, jobs: Mapping[str, Job]) -> Drawn:
-    """Draws jobs of one kind; a sample that failed has its error."""
+def draw(search: Search, jobs: Mapping[str, Job], waiting: Mapping[str, Sample]) -> Drawn:
+    """Draws jobs of one kind, but those that are `waiting` to be judged already.
+
+    A sample that failed has its error; seconds are an image's share of the batch.
+    """
     looking = all(isinstance(job.proposal, Look) for job in jobs.values())
-    todo = list(jobs.values())
-    samples, seconds = _timed(lambda: _look(todo) if looking else _draw(search, todo))
-    return Drawn(dict(zip(jobs, samples, strict=True)), seconds, looking)
+    todo = [job for name, job in jobs.items() if name not in waiting]
+    if looking:
+        return Drawn(dict(zip(jobs, _look(todo), strict=True)), looking)
+    samples, seconds = _timed(lambda: _draw(search, todo) if todo else [])
+    share = seconds / max(len(todo), 1)
+    fresh = (replace(s, cost=replace(s.cost, draw_seconds=share)) for s in samples)
+    return Drawn({n: waiting[n] if n in waiting else next(fresh) for n in jobs}, looking)
 
 
 def judge(search: Search, drawn: Drawn) -> list[Trial]:
@@ -67,7 +73,6 @@ def judge(search: Search, drawn: Drawn) -> list[Trial]:
         trial = _trial(search, name, sample, by_place.get(i))
         seconds = replace(
             trial.cost,
-            draw_seconds=0.0 if drawn.looking else drawn.seconds / len(samples),
             judge_seconds=judge_seconds / len(good) if i in by_place else 0.0,
         )
         trials.append(replace(trial, cost=seconds))

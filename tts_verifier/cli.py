@@ -6,6 +6,7 @@ What a user can fix is printed without a traceback and ends with status 2.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -49,6 +50,12 @@ def _friendly(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+def _calm_libraries() -> None:
+    """Keeps the bars and hints with which libraries load models out of what we print."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 @click.command()
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
@@ -78,14 +85,17 @@ def run(recipe: str, overrides: tuple[str, ...], output: Path | None, **options:
     from tts_verifier.progress import shown_as
     from tts_verifier.recipe import load_recipe, run_recipe
 
+    _calm_libraries()
     quiet, as_json = options["quiet"], options["as_json"]
-    outcome = run_recipe(
-        load_recipe(recipe, overrides),
-        output=output,
-        rejudge=options["rejudge"],
-        say=(lambda text: None) if quiet or as_json else click.echo,
-        progress=shown_as("none" if quiet else "json" if as_json else "auto"),
-    )
+    checked = load_recipe(recipe, overrides)
+    with shown_as("none" if quiet else "json" if as_json else "auto") as progress:
+        outcome = run_recipe(
+            checked,
+            output=output,
+            rejudge=options["rejudge"],
+            say=(lambda text: None) if quiet or as_json else click.echo,
+            progress=progress,
+        )
     if not quiet:
         click.echo(outcome.as_json() if as_json else outcome)
 
@@ -127,6 +137,7 @@ def score(images: tuple[str, ...], prompt: str, verifier: str, **options: Any) -
     """
     from tts_verifier.scoring import find_images, load_verifier, score_files, score_into, show
 
+    _calm_libraries()
     paths, output, detail = find_images(images), options["output"], options["detail"]
     loaded = load_verifier(verifier)
     if output is None:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,23 +123,23 @@ def digest_of(content: bytes) -> str:
 
 def stored(folder: Path, path: str, digest: str, decode: Callable[[bytes], Any]) -> Stored[Any]:
     """Returns a value that is read from its file, and checked, when looked at."""
+    return Stored(partial(_checked, folder, path, digest, decode), path, digest)
 
-    def load() -> Any:
-        try:
-            content = (folder / path).read_bytes()
-        except OSError as error:
-            raise RunError(
-                f"{folder / path} cannot be read: {error.strerror}. The command that made the "
-                "run draws it again."
-            ) from error
-        if digest_of(content) != digest:
-            raise RunError(
-                f"{folder / path} was changed since the log was written. Move it away; the "
-                "command that made the run draws it again."
-            )
-        return decode(content)
 
-    return Stored(load, path, digest)
+def _checked(folder: Path, path: str, digest: str, decode: Callable[[bytes], Any]) -> Any:
+    try:
+        content = (folder / path).read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"{folder / path} cannot be read: {error.strerror}. The command that made the "
+            "run draws it again."
+        ) from error
+    if digest_of(content) != digest:
+        raise RunError(
+            f"{folder / path} was changed since the log was written. Move it away; the "
+            "command that made the run draws it again."
+        )
+    return decode(content)
 
 
 def read_mask(folder: Path, digest: str) -> Mask:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -26,10 +26,12 @@ from tts_verifier.types import (
     kind_of,
 )
 
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 
 def canonical(value: object) -> str:
     """Returns JSON that is equal for equal values: sorted keys, no spaces, exact floats."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
 
 
 def described(value: object) -> str:
@@ -54,11 +56,12 @@ def mask_digest(mask: Mask) -> str:
 
 def proposal_to_json(proposal: Proposal) -> str:
     """Returns the proposal as canonical JSON, with its kind; a mask is its digest."""
-    fields: dict[str, Any] = asdict(proposal)
+    fields: dict[str, Any] = {name: getattr(proposal, name) for name in proposal.__slots__}
     if isinstance(proposal, Repaint):
         fields["mask"] = mask_digest(proposal.mask)
     if isinstance(proposal, Draw) and proposal.noise is not None:
-        fields["noise"]["kind"] = "near" if isinstance(proposal.noise, Near) else "low_band"
+        kind = "near" if isinstance(proposal.noise, Near) else "low_band"
+        fields["noise"] = {**asdict(proposal.noise), "kind": kind}
     return canonical({"kind": kind_of(proposal), **fields})
 
 

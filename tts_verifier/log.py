@@ -6,11 +6,12 @@
     trials.parquet     when it has finished: all rows, `chosen` filled
     images/, heatmaps/, masks/    PNG files, named in the rows by relative paths
     states/            latents of unfinished candidates, until nothing can refer to them
+    waiting/           notes on what is drawn and not judged yet, where the two overlap
     aside/             files that were torn, changed or not ours, kept for whoever looks
 
 Every file appears by an atomic rename, a row only after the files that it names. A thread
 of its own writes pictures while they are judged, so that little is left to wait for before
-the next batch is drawn: a kill costs at most one batch.
+the next batch is drawn: a kill costs at most the drawing of one batch and the judging of one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
@@ -43,7 +45,8 @@ from tts_verifier.header import note_session, read_header, write_header
 from tts_verifier.lock import FolderLock
 from tts_verifier.reading import Found, is_running, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
-from tts_verifier.types import Look, Repaint, Sample, Setting, Stored, Trial
+from tts_verifier.types import Job, Look, Repaint, Sample, Setting, Stored, Trial
+from tts_verifier.waiting import forget_notes, note, read_notes, sample_of, write_notes
 
 __all__ = ["RunLog", "is_running", "open_log", "read_header", "read_rows", "read_trials"]
 
@@ -86,7 +89,10 @@ class RunLog:
         self._next = 1 + max((part.number for part in self._parts), default=-1)
         self._thread = ThreadPoolExecutor(1, "log")
         self._writing: list[Future[None]] = []
-        self._early: dict[str, tuple[Image.Image, str]] = {}
+        self._early: dict[str, tuple[Any, str]] = {}
+        self._notes = read_notes(folder.root, self.found)
+        self._noted: set[str] = set()
+        self._turn = RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -94,23 +100,34 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def drawn(self, samples: Mapping[str, Sample]) -> None:
+    def waiting(self, jobs: Mapping[str, Job]) -> dict[str, Sample]:
+        """Returns what an earlier process drew of these and did not judge, by trial id."""
+        samples = {
+            name: sample_of(self._notes[name], job, self.folder)
+            for name, job in jobs.items()
+            if name in self._notes
+        }
+        return {name: sample for name, sample in samples.items() if sample is not None}
+
+    def drawn(self, samples: Mapping[str, Sample], *, noted: bool = False) -> None:
         """Starts to write pictures that are not judged yet; a row follows with `append`.
 
         Args:
             samples: by trial id; those whose picture is in a file already are passed over.
+            noted: others are drawn before these are judged, so that a kill must not lose them.
 
         Raises:
             RunError: what was written before could not be.
         """
-        images = {
-            name: sample.image
+        new = {
+            name: sample
             for name, sample in samples.items()
             if sample.image is not None
             and sample.kept is None
             and not isinstance(sample.job.proposal, Look)
         }
-        self._later(2, self._write_early, images)
+        if new:
+            self._later(2, self._write_early, new, noted)
 
     def append(self, trials: Sequence[Trial]) -> list[Trial]:
         """Starts to write judged trials: their files, then their rows as one part.
@@ -166,10 +183,11 @@ class RunLog:
         if session is not None:
             note_session(self._files, session)
         self.found.close()
-        parts.finish(self._files, self._columns.schema(), columns)
-        self._parts = []
-        states = self.folder / "states"
-        self._delete(f"states/{path.name}" for path in states.glob("*.npz"))
+        if self._parts or parts.chosen_of(self.folder) != set(chosen):
+            parts.finish(self._files, self._columns.schema(), columns)
+            self._parts = []
+        for kind in ("states/*.npz", "waiting/*.json"):
+            self._delete(path.relative_to(self.folder) for path in self.folder.glob(kind))
 
     def close(self) -> None:
         """Waits until all is written and lets the folder go; a second call does nothing.
@@ -184,7 +202,7 @@ class RunLog:
             self._files.sweep()
             self._lock.release()
 
-    # -- in the caller's thread ------------------------------------------------------------
+    # -- in the callers' threads ------------------------------------------------------------
 
     def _prepare(self, trial: Trial) -> _Writing:
         kept: dict[str, tuple[_Kept[Any], Callable[[Any], bytes]]] = {}
@@ -214,20 +232,35 @@ class RunLog:
 
     def _later(self, most: int, work: Callable[..., None], *arguments: Any) -> None:
         """Does work in the log's thread, after what is under way but `most` items is done."""
-        self._wait(most)
-        self._writing.append(self._thread.submit(work, *arguments))
+        with self._turn:
+            self._wait(most)
+            self._writing.append(self._thread.submit(work, *arguments))
 
     def _wait(self, most: int) -> None:
-        while self._writing and (len(self._writing) > most or self._writing[0].done()):
-            self._writing.pop(0).result()
+        with self._turn:
+            while self._writing and (len(self._writing) > most or self._writing[0].done()):
+                self._writing.pop(0).result()
 
     # -- in the log's thread ---------------------------------------------------------------
 
-    def _write_early(self, images: Mapping[str, Image.Image]) -> None:
-        for name, image in images.items():
-            content, path = png(image), f"images/{name}.png"
-            self._files.write(path, content)
-            self._early[path] = image, digest_of(content)
+    def _write_early(self, samples: Mapping[str, Sample], noted: bool) -> None:
+        notes = {}
+        for name, sample in samples.items():
+            files = {"image": self._write_now(f"images/{name}.png", sample.image, png)}
+            if noted and sample.state is not None:
+                files["state"] = self._write_now(f"states/{name}.npz", sample.state, npz)
+            notes[name] = note(sample, files)
+        if noted:
+            self._files.settle()
+            write_notes(self._files, notes)
+            self._files.settle()
+            self._noted.add(next(iter(notes)))
+
+    def _write_now(self, path: str, value: Any, encode: Callable[[Any], bytes]) -> tuple[str, str]:
+        content = encode(value)
+        self._files.write(path, content)
+        self._early[path] = value, digest_of(content)
+        return path, digest_of(content)
 
     def _write(self, batch: Sequence[_Writing], schema: pa.Schema) -> None:
         for item in batch:
@@ -237,6 +270,8 @@ class RunLog:
         self._parts.append(parts.write_part(self._files, (self._next, 0), table))
         self._next += 1
         self._files.settle()
+        # An earlier process's notes may be on more than this batch: they stay to the end.
+        forget_notes(self.folder, self._noted.intersection(item.trial.id for item in batch))
         self._parts = parts.merge(self._files, self._parts)
 
     def _write_files(self, item: _Writing) -> None:
@@ -262,7 +297,7 @@ class RunLog:
             kept.now = stored(self.folder, kept.path, digest, kept.decode)
             row |= {f"{column}_path": kept.path, f"{column}_sha256": digest}
 
-    def _delete(self, paths: Iterable[str]) -> None:
+    def _delete(self, paths: Iterable[str | Path]) -> None:
         for path in paths:
             (self.folder / path).unlink(missing_ok=True)
 

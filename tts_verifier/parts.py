@@ -68,6 +68,11 @@ class Read:
         ids: list[str] = self.file.read(columns=["trial_id"])["trial_id"].to_pylist()
         return ids
 
+    def rows_by_prompt(self) -> dict[str, int]:
+        """Returns how many rows there are, by prompt id."""
+        counts = self.file.read(columns=["prompt_id"])["prompt_id"].value_counts()
+        return dict(zip(counts.field(0).to_pylist(), counts.field(1).to_pylist(), strict=True))
+
     def locate(self, place: int) -> tuple[int, int]:
         """Returns the row group that a row is in, and its place there."""
         group = 0
@@ -217,12 +222,25 @@ def finish(
         part.path.unlink()
 
 
+def chosen_of(folder: Path) -> set[str] | None:
+    """Returns which trials the finished table says were chosen, None without a table."""
+    if not (folder / TABLE).exists():
+        return None
+    table = pq.read_table(folder / TABLE, columns=["trial_id", "chosen"])
+    return set(table.filter(table["chosen"])["trial_id"].to_pylist())
+
+
 def _pieces(folder: Path, schema: pa.Schema, keep: set[int] | None) -> Iterator[pa.Table]:
     """Yields all rows that count, as tables of a row group's size."""
     waiting: list[pa.Table] = []
     place = 0
-    for read in read_tables(folder):
-        table = conform(read.file.read(), schema)
+    groups = (
+        read.file.read_row_group(number)
+        for read in read_tables(folder)
+        for number in range(read.file.num_row_groups)
+    )
+    for group in groups:
+        table = conform(group, schema)
         if keep is not None:
             here = [place + i in keep for i in range(len(table))]
             place += len(table)

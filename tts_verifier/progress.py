@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TextIO
+from typing import Final, Literal, Self, TextIO
 
 from tts_verifier.types import Trial
 
@@ -44,8 +44,9 @@ class Progress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
-        self._phase, self._best = "start", math.nan
-        self._done = self._expected = self._failed = self._fresh = 0
+        self._phase, self._best = "load", math.nan
+        self._prompts = self._asked = self._logged = 0
+        self._expected = self._known = self._fresh = self._failed = 0
         self._busy = 0.0
 
     def __enter__(self) -> Self:
@@ -54,9 +55,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def expect(self, count: int) -> None:
-        """Says that more candidates were proposed."""
+    def begin(self, prompts: int, known: int) -> None:
+        """Starts the clock, and says how many prompts there are, and candidates in the log."""
+        self._began, self._prompts, self._logged = self._clock(), prompts, known
+
+    def expect(self, count: int, *, new: bool = False) -> None:
+        """Says that more candidates were proposed; `new`: the first ones of a prompt."""
         self._expected += count
+        self._asked += new
 
     def phase(self, name: str) -> None:
         """Says what is done now, such as "draw"."""
@@ -65,25 +71,28 @@ class Progress:
 
     def done(self, trials: Sequence[Trial], *, known: bool = False) -> None:
         """Says that candidates were judged; `known` ones were in the log already."""
-        self._done += len(trials)
         for trial in trials:
             self._failed += bool(trial.error)
             if trial.finished and not trial.objective <= self._best:
                 self._best = trial.objective
-            if not known:
+            if known:
+                self._known += 1
+            else:
                 self._fresh += 1
                 self._busy += trial.cost.draw_seconds + trial.cost.judge_seconds
         self.show()
 
     def standing(self) -> Standing:
-        """Returns the figures."""
-        passed = self._clock() - self._began
+        """Returns the figures; prompts that were not asked yet are expected to be as the others."""
+        expected, known = self._expected, self._known
+        if 0 < self._asked < self._prompts:
+            expected = round(expected * self._prompts / self._asked)
+            known = max(known, min(self._logged, expected - self._fresh))
+        done, passed = known + self._fresh, self._clock() - self._began
         rate = self._fresh / passed if passed > 0 and self._fresh else math.nan
-        left = (self._expected - self._done) / rate
-        busy = min(self._busy / passed, 1.0) if passed > 0 else math.nan
-        return Standing(
-            self._phase, self._done, self._expected, self._failed, rate, left, self._best, busy
-        )
+        left = (expected - done) / rate
+        busy = min(self._busy / passed, 1.0) if passed > 0 and self._fresh else math.nan
+        return Standing(self._phase, done, expected, self._failed, rate, left, self._best, busy)
 
     def show(self) -> None:
         """Is called after every change."""
@@ -93,29 +102,43 @@ class Progress:
 
 
 class Bar(Progress):
-    """One line in a terminal that changes in place."""
+    """One line in a terminal that changes in place; what else is printed appears above it."""
 
     def __init__(self) -> None:
         super().__init__()
-        from tqdm import tqdm
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as Bars
 
-        self._bar: Any = tqdm(total=0, unit=" candidates", dynamic_ncols=True)
+        # A bar without a total moves to and fro, which says that models are being loaded.
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(None),
+            TextColumn("{task.fields[words]}"),
+        )
+        self._bar = Bars(*columns, console=Console(stderr=True), expand=True)
+        self._task = self._bar.add_task("load", total=None, words="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
 
     def show(self) -> None:
-        """Draws the bar, as often as tqdm wants."""
+        """Says what is new; rich draws it, several times a second."""
         now = self.standing()
-        self._bar.total = now.expected
-        self._bar.set_description_str(now.phase, refresh=False)
-        words = [f"busy {now.busy:.0%}"] if math.isfinite(now.busy) else []
-        words += [f"best {now.best:.3f}"] if math.isfinite(now.best) else []
-        words += [f"{now.failed} failed"] if now.failed else []
-        self._bar.set_postfix_str(", ".join(words), refresh=False)
-        self._bar.update(now.done - self._bar.n)
+        words = "  ".join([f"{now.done}/{now.expected}", *_figures(now, short=True)])
+        self._bar.update(
+            self._task,
+            total=now.expected or None,
+            completed=now.done,
+            description=now.phase,
+            words=words,
+        )
 
     def close(self) -> None:
         """Leaves the last state of the bar."""
-        self._bar.refresh()
-        self._bar.close()
+        self._bar.stop()
 
 
 class Lines(Progress):
@@ -141,7 +164,7 @@ class Lines(Progress):
 
     def show(self) -> None:
         """Writes a line if the last one is old enough."""
-        if self._clock() - self._last >= self._seconds and self._done:
+        if self._clock() - self._last >= self._seconds:
             self._last = self._clock()
             self._say()
 
@@ -151,24 +174,28 @@ class Lines(Progress):
 
     def _say(self) -> None:
         now = self.standing()
-        if self._said != (now.phase, now.done):
+        if now.done and self._said != (now.phase, now.done):
             print(self._form(now), file=self._out, flush=True)
             self._said = (now.phase, now.done)
 
 
 def as_line(now: Standing) -> str:
     """Returns the figures as a person reads them."""
-    words = [f"{now.phase}: {now.done} of {now.expected} candidates"]
+    return ", ".join([f"{now.phase}: {now.done} of {now.expected} candidates", *_figures(now)])
+
+
+def _figures(now: Standing, *, short: bool = False) -> list[str]:
+    words = []
     if math.isfinite(now.rate):
         rate = f"{now.rate:.2f}" if now.rate < 10 else f"{now.rate:.0f}"
-        words += [f"{rate} a second", f"{_span(now.seconds_left)} left"]
+        words += [f"{rate}{'/s' if short else ' a second'}", f"{_span(now.seconds_left)} left"]
     if math.isfinite(now.best):
         words.append(f"best {now.best:.3f}")
     if now.failed:
         words.append(f"{now.failed} failed")
     if math.isfinite(now.busy):
         words.append(f"busy {now.busy:.0%}")
-    return ", ".join(words)
+    return words
 
 
 def as_json(now: Standing) -> str:

@@ -8,8 +8,10 @@ that names it, and always when it is looked at.
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -133,11 +135,14 @@ class Found:
         self._reads = list(read_tables(folder.root, self._set_aside))
         self._starts: list[int] = []
         self._places: dict[str, int] = {}
+        self.rows: Counter[str] = Counter()
+        """How many rows there are of each prompt, by its id."""
         start = 0
         for read in self._reads:
             ids = read.ids()
             # Of two rows with the same id the later one counts.
             self._places.update(zip(ids, range(start, start + len(ids)), strict=True))
+            self.rows.update(read.rows_by_prompt())
             self._starts.append(start)
             start += len(ids)
         schemas = [pa.schema([]), *(read.file.schema_arrow for read in self._reads)]
@@ -148,6 +153,9 @@ class Found:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def close(self) -> None:
         """Lets the files go; nothing is found any more."""
@@ -186,17 +194,19 @@ class Found:
         return [column for column in columns if row[f"{column}_path"]]
 
     def _usable(self, row: Mapping[str, Any], column: str, written: int) -> bool:
-        path = self._folder.root / row[f"{column}_path"]
+        name = os.path.join(self._folder.root, row[f"{column}_path"])
         try:
-            if path.stat().st_mtime_ns <= written:
+            # A path as text: objects would take a fifth of the time of a million rows.
+            if os.stat(name).st_mtime_ns <= written:
                 return True
+            path = Path(name)
             if column == "mask":
                 read_mask(self._folder.root, row["mask_sha256"])
                 return True
             if digest_of(path.read_bytes()) == row[f"{column}_sha256"]:
                 return True
         except OSError as error:
-            self._warn(f"{path} cannot be read ({error.strerror}). It is made again.")
+            self._warn(f"{name} cannot be read ({error.strerror}). It is made again.")
             return False
         except RunError:
             pass

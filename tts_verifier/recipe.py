@@ -284,6 +284,6 @@ def run_recipe(
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     search = recipe.build(**given)
     result = execute(search, prompts, folder=folder, progress=progress, recipe=resolved)
-    summary = summarise(result.choices, result.trials)
+    summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
     return Outcome(summary, folder)

@@ -1,15 +1,17 @@
 """The loop over prompts, rounds and batches; nobody else has it.
 
-Every prompt is asked for proposals as soon as its own last ones are judged, so that batches
-fill from whatever prompts are open and no slow prompt holds the others. A strategy sees
-whole rounds only, in the order of its proposals: what a continued run finds in the log is
-served from there, and the search goes on as if it had never stopped.
+A prompt is asked for proposals when its own last ones are judged and a batch is not full yet,
+so that batches fill from whatever prompts are open and no slow prompt holds the others. Those
+under way come before new ones, and of the new ones those of which the log has least, so that
+few are open at a time and a continued run draws at once. A strategy sees whole rounds only, in
+the order of its proposals: what is in the log is served from there, and the search goes on as
+if it had never stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,27 +19,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
-from PIL import Image
-
 from tts_verifier.batch import Drawn, draw, judge
 from tts_verifier.binding import bind, share_of, within
 from tts_verifier.devices import HELD, Seats, device_of, own_stream
 from tts_verifier.log import RunLog, open_log
-from tts_verifier.objective import Objective, choose
+from tts_verifier.objective import Objective
 from tts_verifier.progress import Progress, shown_as
 from tts_verifier.prompts import as_prompts
+from tts_verifier.result import Ended, RunResult
 from tts_verifier.seams import Generator, Strategy, Verifier
 from tts_verifier.search import Search
 from tts_verifier.types import (
     KINDS,
     Budget,
-    Choice,
     Cost,
     Detail,
     Draw,
     Job,
     Look,
     Prompt,
+    Sample,
     Task,
     Trial,
     kind_of,
@@ -45,27 +46,6 @@ from tts_verifier.types import (
 
 _AHEAD: Final = 2
 """Batches drawn but not judged, at most, where the two overlap."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RunResult:
-    """What a run ends with.
-
-    `choices`: by prompt id. `trials`: all of them, prompt by prompt, round by round.
-    `folder`: the run folder, None when there is no log. `busy`: "draw" and "judge" -> the
-    fraction of the run's time that was spent on it; together more than 1 when they overlap.
-    """
-
-    choices: Mapping[str, Choice]
-    trials: tuple[Trial, ...]
-    folder: Path | None = None
-    busy: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def images(self) -> dict[str, Image.Image]:
-        """The chosen pictures by prompt id; a prompt without a usable one is absent."""
-        chosen = {name: choice.trial for name, choice in self.choices.items()}
-        return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
 
 
 class Options(TypedDict, total=False):
@@ -138,15 +118,14 @@ def execute(
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
         busy = {name: seconds / wall for name, seconds in loop.spent.items()}
-        choices = {p.prompt.id: choose(p.history) for p in loop.prompts}
+        ended = [prompt.ended for prompt in loop.prompts if prompt.ended is not None]
         if log is not None:
             bar.phase("finish")
-            chosen = {c.trial.id for c in choices.values() if c.trial is not None}
+            chosen = {e.summary.chosen.id for e in ended if e.summary.chosen is not None}
             # A process that found everything judged has nothing to tell.
             told = {"seconds": wall, "busy": busy, **loop.placed()}
             log.finish(chosen, told if any(busy.values()) else None)
-    trials = tuple(trial for p in loop.prompts for trial in p.history)
-    return RunResult(choices, trials, path, busy)
+    return RunResult(ended, path, busy)
 
 
 @dataclass(eq=False)
@@ -164,6 +143,7 @@ class _Open:
     waiting: set[str] = field(default_factory=set)
     promised: dict[str, float] = field(default_factory=dict)
     over: bool = False
+    ended: Ended | None = None
     rounds: int = 0
     candidates: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -189,11 +169,13 @@ class _Loop:
     ) -> None:
         self.search, self.log, self.bar = search, log, bar
         self.prompts = [_Open(prompt) for prompt in prompts]
-        self._idle = list(self.prompts)
+        known = Counter[str]() if log is None else log.found.rows
+        self._idle = deque(sorted(self.prompts, key=lambda p: known[p.prompt.id]))
+        bar.begin(len(self.prompts), known.total())
         self.spent = {"draw": 0.0, "judge": 0.0}
         self.seats = Seats(search)
         self._judging: deque[Future[list[Trial]]] = deque()
-        self._held: list[Drawn] = []
+        self._held: list[tuple[Drawn, Mapping[str, int]]] = []
         """What was drawn while the verifier had to be elsewhere."""
         self._owner: dict[str, _Open] = {}
         self._whole: float | None = None
@@ -204,10 +186,7 @@ class _Loop:
         at = device_of(self.search.verifier)
         with ThreadPoolExecutor(1, "judge", own_stream, (at,)) as thread:
             while True:
-                for prompt in self._idle:
-                    while not prompt.waiting and self._ask(prompt):
-                        pass
-                self._idle = []
+                self._fill()
                 batch = self._next_batch()
                 if batch:
                     self._serve(batch, thread)
@@ -229,6 +208,18 @@ class _Loop:
     def _pending(self) -> bool:
         return bool(self._judging or self._held)
 
+    @property
+    def _holds(self) -> int:
+        return sum(len(drawn) for drawn, _ in self._held)
+
+    def _fill(self) -> None:
+        """Asks prompts until a whole batch of a kind is waiting."""
+        whole = self.search.generator.batch_size
+        while self._idle and max(map(len, self._queues.values())) < whole:
+            prompt = self._idle.popleft()
+            while not prompt.waiting and self._ask(prompt):
+                pass
+
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
 
@@ -237,13 +228,11 @@ class _Loop:
         prompt.close_round()
         prompt.round = self._proposed(prompt)
         if not prompt.round:
-            if self.log is not None:
-                self.log.forget_states(prompt.history)
+            self._end(prompt)
             return False
         found = None if self.log is None else self.log.found
-        self.bar.expect(len(prompt.round))
+        self.bar.expect(len(prompt.round), new=not prompt.rounds)
         for name, job in prompt.round.items():
-            self._owner[name] = prompt
             known = None if found is None else found.get(name)
             if known is not None:
                 self._learn(job, known)
@@ -251,9 +240,17 @@ class _Loop:
                 self.bar.done([known], known=True)
             else:
                 prompt.waiting.add(name)
+                self._owner[name] = prompt
                 self._queues[kind_of(job.proposal)][name] = job
         prompt.rounds += 1
         return True
+
+    def _end(self, prompt: _Open) -> None:
+        logged = self.log is not None
+        if self.log is not None:
+            self.log.forget_states(prompt.history)
+        prompt.ended = Ended.of(prompt.prompt, prompt.history, logged=logged)
+        prompt.history = []
 
     def _proposed(self, prompt: _Open) -> dict[str, Job]:
         left, search = self._left(prompt), self.search
@@ -314,23 +311,36 @@ class _Loop:
     def _serve(self, batch: Mapping[str, Job], thread: ThreadPoolExecutor) -> None:
         kind = kind_of(next(iter(batch.values())).proposal)
         self.bar.phase(kind)
-        if self.log is not None and not self.seats.overlap:
-            # What was judged is on the disk before more is done: a kill costs one batch.
+        waiting: Mapping[str, Sample] = {}
+        if self.log is not None:
+            # What was drawn and judged is on the disk before more is: a kill costs one batch.
             self.log.flush()
+            waiting = self.log.waiting(batch)
         if kind != "look":
             self.seats.to_draw()
-        drawn = draw(self.search, batch)
+        drawn = draw(self.search, batch, waiting)
         if self.log is not None:
-            self.log.drawn(drawn.samples)
+            self.log.drawn(drawn.samples, noted=self.seats.waits)
+        rounds = {name: self._owner[name].rounds - 1 for name in batch}
         if self.seats.overlap:
             self.seats.to_judge()
-            self._judging.append(thread.submit(judge, self.search, drawn))
+            self._judging.append(thread.submit(self._judged, drawn, rounds))
         else:
-            self._held.append(drawn)
+            self._held.append((drawn, rounds))
+
+    def _judged(self, drawn: Drawn, rounds: Mapping[str, int]) -> list[Trial]:
+        """Judges and logs a batch; where that overlaps drawing, in the thread that judges."""
+        trials = [replace(t, round=rounds[t.id]) for t in judge(self.search, drawn)]
+        if self.log is None:
+            return trials
+        trials = self.log.append(trials)
+        if self.seats.overlap:
+            self.log.flush()
+        return trials
 
     def _collect(self, wait: bool) -> None:
         """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""
-        if wait or self.seats.plan != "in turns" or sum(map(len, self._held)) >= HELD:
+        if wait or self.seats.plan != "in turns" or self._holds >= HELD:
             self._judge_held()
         wait = wait or len(self._judging) > _AHEAD
         while self._judging and (wait or self._judging[0].done()):
@@ -340,14 +350,11 @@ class _Loop:
     def _judge_held(self) -> None:
         while self._held:
             self.seats.to_judge()
-            self._note(judge(self.search, self._held.pop(0)))
+            self._note(self._judged(*self._held.pop(0)))
 
     def _note(self, trials: list[Trial]) -> None:
         self.spent["draw"] += sum(trial.cost.draw_seconds for trial in trials)
         self.spent["judge"] += sum(trial.cost.judge_seconds for trial in trials)
-        trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in trials]
-        if self.log is not None:
-            trials = self.log.append(trials)
         for trial in trials:
             owner = self._owner[trial.id]
             self._learn(owner.round[trial.id], trial)
@@ -358,5 +365,6 @@ class _Loop:
     def _settle(self, owner: _Open, name: str) -> None:
         owner.waiting.discard(name)
         owner.promised.pop(name, None)
+        del self._owner[name]
         if not owner.waiting:
-            self._idle.append(owner)
+            self._idle.appendleft(owner)

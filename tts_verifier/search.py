@@ -23,9 +23,7 @@ class Search:
     `detail`: how thoroughly new candidates are looked at.
     `overlap`: judge a batch, in a thread, while the next ones are drawn; None = where the two
     are on different devices or share a GPU. Seconds may then be exceeded by the batches under
-    way, and a kill costs those, where else it costs one batch at most. Parts that do not fit on
-    their device together take turns instead (see `devices`), and a kill costs what waits to be
-    judged.
+    way. Parts that do not fit on their device together take turns instead (see `devices`).
     """
 
     generator: Generator

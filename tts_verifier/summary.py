@@ -8,32 +8,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from tts_verifier.objective import choose
 from tts_verifier.showing import plain
-from tts_verifier.types import Choice, Look, Prompt, Trial
+from tts_verifier.types import Look, Prompt, Trial
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptSummary:
-    """One prompt: its first finished draw, the chosen trial, all finished ones, best first."""
+    """One prompt: its first finished draw, the chosen trial, and what counts of all others.
+
+    `tied`: another picture has the chosen one's objective. `best`: the judge's scores by name,
+    each the highest of all pictures that may be chosen.
+    """
 
     prompt: Prompt
     first: Trial | None
     chosen: Trial | None
-    finished: tuple[Trial, ...]
+    candidates: int = 0
+    failed: int = 0
+    tied: bool = False
+    best: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def tied(self) -> bool:
-        """True when another picture has the chosen one's objective."""
-        best = self.chosen.objective if self.chosen else math.nan
-        return sum(t.objective == best for t in self.finished) > 1
+    def slim(self) -> PromptSummary:
+        """Returns it without the replies, boxes and maps of its trials, for large runs."""
+        first, chosen = (
+            trial and replace(trial, text="", boxes=(), heatmaps={}, state=None)
+            for trial in (self.first, self.chosen)
+        )
+        return replace(self, first=first, chosen=chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +77,35 @@ class Summary:
     judged: Judged | None
 
 
-def summarise(choices: Mapping[str, Choice], trials: Sequence[Trial]) -> Summary:
-    """Summarises a run from its choices by prompt id and its trials, in order."""
-    by_prompt: dict[str, list[Trial]] = {name: [] for name in choices}
-    for trial in trials:
-        by_prompt[trial.prompt.id].append(trial)
-    rows = []
-    for name, choice in choices.items():
-        drawn = [t for t in by_prompt[name] if not isinstance(t.proposal, Look)]
-        first = next((t for t in drawn if t.progress >= 1 and t.image), None)
-        prompt = by_prompt[name][0].prompt if by_prompt[name] else Prompt(name, "")
-        rows.append(PromptSummary(prompt, first, choice.trial, choice.order))
+def summarise_prompt(prompt: Prompt, trials: Sequence[Trial]) -> PromptSummary:
+    """Summarises a prompt from all its trials, in order."""
+    choice = choose(trials)
+    drawn = [t for t in trials if not isinstance(t.proposal, Look)]
+    first = next((t for t in drawn if t.progress >= 1 and t.image), None)
+    best: dict[str, float] = {}
+    for trial in choice.order if first is None else (first, *choice.order):
+        for name, value in trial.judge.items():
+            if math.isfinite(value):
+                best[name] = max(value, best.get(name, value))
+    top = choice.trial.objective if choice.trial else math.nan
+    return PromptSummary(
+        prompt=prompt,
+        first=first,
+        chosen=choice.trial,
+        candidates=len(drawn),
+        failed=sum(bool(t.error) for t in trials),
+        tied=sum(t.objective == top for t in choice.order) > 1,
+        best=best,
+    )
+
+
+def summarise(rows: Sequence[PromptSummary]) -> Summary:
+    """Summarises a run from its prompts."""
     usable = [(r.first, r.chosen) for r in rows if r.first and r.chosen and not r.first.error]
     return Summary(
         prompts=tuple(rows),
-        candidates=sum(not isinstance(t.proposal, Look) for t in trials),
-        failed=sum(bool(t.error) for t in trials),
+        candidates=sum(row.candidates for row in rows),
+        failed=sum(row.failed for row in rows),
         objective_first=_mean([first.objective for first, _ in usable]),
         objective_chosen=_mean([chosen.objective for _, chosen in usable]),
         ties=sum(row.tied for row in rows),
@@ -112,8 +135,7 @@ def _judged(rows: Sequence[PromptSummary]) -> Judged | None:
         first = row.first.judge.get(name, math.nan) if row.first else math.nan
         # A prompt without a usable picture is one that was not passed.
         chosen = row.chosen.judge.get(name, math.nan) if row.chosen else 0.0
-        values = [t.judge.get(name, math.nan) for t in row.finished]
-        best = max((v for v in [*values, first] if math.isfinite(v)), default=math.nan)
+        best = row.best.get(name, math.nan)
         if all(map(math.isfinite, (first, chosen, best))):
             triples.append((first, chosen, best))
     if not triples:
@@ -197,11 +219,13 @@ def _judged_lines(judged: Judged) -> list[str]:
 
     what = "pass rate (95 % Wilson)" if judged.passes else f"mean {judged.name}"
     low, high = judged.closed_interval
+    share = "none to close"
+    if math.isfinite(judged.closed):
+        share = f"{judged.closed:.1%} [{low:.1%}, {high:.1%}] (95 % bootstrap over prompts)"
     return [
         f"held-out judge, {what}: first draw {show(judged.first)} -> chosen "
         f"{show(judged.chosen)} -> best possible {show(judged.best)}",
-        f"share of that distance closed: {judged.closed:.1%} "
-        f"[{low:.1%}, {high:.1%}] (95 % bootstrap over prompts)",
+        f"share of that distance closed: {share}",
     ]
 
 

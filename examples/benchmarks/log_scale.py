@@ -1,22 +1,21 @@
-"""How the log grows: time and memory of a million rows, of 16,000 candidates, and its overhead.
+"""How the log grows: time and memory of a million rows, and of 16,000 candidates.
 
     python examples/benchmarks/log_scale.py rows --count 1000000
     python examples/benchmarks/log_scale.py run --prompts 1000 --candidates 16
-    python examples/benchmarks/log_scale.py overhead
 
-`rows` writes rows in batches of 16, flushed to the disk as in a run, then finishes, and
-opens the folder again: at the end of the parts (a killed run) and of the table (a finished
-one). `run` runs best-of-N on fakes with maps of 1024 x 1024 pixels. `overhead` compares a run
-that computes on all cores, with a log and without: wall clock, processor time, and the share
-of the run in which its own thread waits for the log. Every line printed is JSON.
+`rows` writes the rows of best-of-16 in batches of 16, flushed to the disk as in a run; then
+processes of their own continue that run: killed before its last prompt, and when it has
+finished. They tell when the first new drawing begins, how long all takes (every row is looked
+at once, and the table written), and their memory. `run` runs best-of-N on fakes with maps of
+1024 x 1024 pixels. Every line printed is JSON. What the log costs a run: `log_overhead.py`.
 """
 
 import argparse
 import json
 import resource
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,14 +24,18 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier import run
+from tts_verifier.files import Folder, digest_of, png
 from tts_verifier.identity import trial_id
-from tts_verifier.log import RunLog, open_log
+from tts_verifier.log import open_log
+from tts_verifier.prompts import as_prompts
+from tts_verifier.search import Search
+from tts_verifier.seeds import seed_for
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Cost, Draw, Heatmap, Heatmaps, Job, Prompt, Sample, Trial, Verdict
+from tts_verifier.types import Cost, Draw, Heatmap, Heatmaps, Job, Sample, Stored, Trial, Verdict
 
-SETTINGS: Mapping[str, Any] = {"model": "some/model", "steps": 20, "guidance": 4.5, "size": 1024}
-ABOUT = {"what": "log_scale"}
+EACH = 16
+"""Candidates of a prompt."""
 MIB = 2**20
 
 
@@ -47,17 +50,30 @@ def say(**figures: Any) -> None:
     print(json.dumps(rounded), flush=True)
 
 
-def trials(count: int) -> Iterator[Trial]:
-    """Rows as a run has them, with a reply of some 600 letters that is never the same twice."""
+def texts(count: int) -> list[str]:
+    """The prompts of so many rows, and one more."""
+    return [f"a picture number {i}" for i in range(count // EACH + 1)]
+
+
+def trials(folder: Path, count: int) -> Iterator[Trial]:
+    """Rows as a run has them, with a reply of some 600 letters that is never the same twice.
+
+    They share one picture, whose file is in the folder.
+    """
     dice = np.random.default_rng(0)
     words = [f"word{i}" for i in range(500)]
     book = " ".join(words[j] for j in dice.integers(0, 500, 200_000))
-    for i in range(count):
-        prompt = Prompt(f"{i // 16:06d}", f"a picture of {words[i // 16 % 500]} number {i // 16}")
-        proposal = Draw(int(dice.integers(0, 2**62)))
+    settings = FakeGenerator().settings
+    picture = Image.new("RGB", (16, 16))
+    Folder(folder).write("images/all.png", content := png(picture))
+    image = Stored(lambda: picture, "images/all.png", digest_of(content))
+    for i, prompt in enumerate(prompt for prompt in as_prompts(texts(count)) for _ in range(EACH)):
+        if i == count:
+            return
+        proposal = Draw(seed_for(0, prompt.text, i % EACH))
         a, b, c, d = dice.random(4).tolist()
         yield Trial(
-            id=trial_id(prompt.text, proposal, SETTINGS),
+            id=trial_id(prompt.text, proposal, settings),
             prompt=prompt,
             round=0,
             proposal=proposal,
@@ -67,15 +83,17 @@ def trials(count: int) -> Iterator[Trial]:
             cost=Cost(40, 1, 1, 1.5, 0.5),
             boxes=((1.0, 2.0, 3.0, 4.0),),
             text=book[(start := int(dice.integers(0, len(book) - 600))) : start + 600],
-            judge={"passed": float(a > 0.5)},
+            image=image,
         )
 
 
 def rows(folder: Path, count: int, batch: int = 16) -> None:
+    prompts, about = as_prompts(texts(count)), {"recipe": None}
+    search = Search(FakeGenerator(batch_size=batch), FakeVerifier(), BestOfN(EACH))
     waiting: list[Trial] = []
     spent, done, start = 0.0, 0, memory()
-    with open_log(folder, ABOUT, SETTINGS) as log:
-        for trial in trials(count):
+    with open_log(folder, about | search.about(prompts), search.generator.settings) as log:
+        for trial in trials(folder, count):
             waiting.append(trial)
             if len(waiting) == batch or done + len(waiting) == count:
                 began = time.perf_counter()
@@ -87,30 +105,30 @@ def rows(folder: Path, count: int, batch: int = 16) -> None:
                 if done % max(count // 10 // batch * batch, batch) == 0:
                     say(rows=done, ms_a_row=spent / done * 1e3, memory_mib=memory() - start)
     say(write_ms_a_row=spent / count * 1e3, parts=len(list((folder / "parts").iterdir())))
-    resume(folder, count, "killed")
-    with open_log(folder, ABOUT, SETTINGS) as log:
-        began = time.perf_counter()
-        log.finish([])
-        say(finish_seconds=time.perf_counter() - began)
+    for state in ("killed", "finished"):
+        process = get_context("spawn").Process(target=resume, args=(folder, count, state))
+        process.start()
+        process.join()
     size = (folder / "trials.parquet").stat().st_size
-    say(bytes_a_row=size / count)
-    resume(folder, count, "finished")
+    say(bytes_a_row=size / count, parts_left=len(list((folder / "parts").iterdir())))
 
 
 def resume(folder: Path, count: int, state: str) -> None:
-    some = [trial.id for trial in trials(min(count, 1000))]
-    before, began = memory(), time.perf_counter()
-    with open_log(folder, ABOUT, SETTINGS) as log:
-        opened = time.perf_counter() - began
-        found = sum(log.found.get(name) is not None for name in some)
-        looked = time.perf_counter() - began - opened
-        say(
-            state=state,
-            resume_seconds=opened,
-            found=[len(log.found), found],
-            us_a_look_up=looked / len(some) * 1e6,
-            memory_mib=memory() - before,
-        )
+    """Continues the run: its last prompt is not drawn if it was killed, all are if finished."""
+    start, began = memory(), time.perf_counter()
+    figures: dict[str, float] = {}
+
+    class Drawer(FakeGenerator):
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            if not figures:
+                figures["seconds_to_first_drawing"] = time.perf_counter() - began
+                figures["memory_mib_then"] = memory() - start
+            return super().generate(jobs)
+
+    done = run(texts(count), Drawer(batch_size=16), FakeVerifier(), BestOfN(EACH), folder=folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures |= {"seconds_to_end": time.perf_counter() - began, "peak_above_start_mib": peak - start}
+    say(state=state, prompts=len(done.summaries), **figures)
 
 
 class LargeMaps(FakeVerifier):
@@ -143,83 +161,19 @@ def large_run(folder: Path, prompts: int, candidates: int) -> None:
     )
 
 
-class Busy(FakeGenerator):
-    """Multiplies matrices for some seconds a picture, on all cores, and adds fine noise."""
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws."""
-        samples = []
-        for sample in super().generate(jobs):
-            square = np.ones((1024, 1024), np.float32)
-            for _ in range(60):
-                square = square @ square / 1024
-            image = np.asarray(sample.image, np.int16)
-            seed = int(image.sum())
-            noise = np.random.default_rng(seed).integers(-8, 8, image.shape, np.int16)
-            picture = Image.fromarray(np.clip(image + noise, 0, 255).astype(np.uint8))
-            samples.append(Sample(sample.job, picture, sample.progress, sample.cost))
-        return samples
-
-
-def overhead(folder: Path, prompts: int, repeats: int) -> None:
-    texts = [f"picture {i}" for i in range(prompts)]
-    waited, inside = 0.0, False
-
-    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
-        def run_it(*arguments: Any) -> Any:
-            nonlocal waited, inside
-            if inside:
-                # `finish` and `close` flush: that is in their time already.
-                return work(*arguments)
-            inside, began = True, time.perf_counter()
-            try:
-                return work(*arguments)
-            finally:
-                waited += time.perf_counter() - began
-                inside = False
-
-        return run_it
-
-    for name in ("drawn", "append", "flush", "finish", "close"):
-        setattr(RunLog, name, timed(getattr(RunLog, name)))
-
-    def once(into: Path | None) -> tuple[float, float]:
-        began, cpu = time.perf_counter(), time.process_time()
-        run(texts, Busy(size=512), FakeVerifier(), BestOfN(4), folder=into)
-        used = time.perf_counter() - began, time.process_time() - cpu
-        if into is not None:
-            shutil.rmtree(into)
-        return used
-
-    once(None)
-    without = [once(None) for _ in range(repeats)]
-    logged = [once(folder / "run") for _ in range(repeats)]
-    wall, cpu = (min(column) for column in zip(*without, strict=True))
-    wall_logged, cpu_logged = (min(column) for column in zip(*logged, strict=True))
-    say(
-        seconds_a_picture=wall / prompts / 4,
-        wall_overhead=wall_logged / wall - 1,
-        cpu_overhead=cpu_logged / cpu - 1,
-        main_thread_share=waited / sum(seconds for seconds, _ in logged),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["rows", "run", "overhead"])
+    parser.add_argument("what", choices=["rows", "run"])
     parser.add_argument("--count", type=int, default=1_000_000, help="rows to write")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--candidates", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     with TemporaryDirectory() as home:
         folder = Path(home) / "run"
         if options.what == "rows":
             rows(folder, options.count)
-        elif options.what == "run":
-            large_run(folder, options.prompts, options.candidates)
         else:
-            overhead(Path(home), options.prompts, options.repeats)
+            large_run(folder, options.prompts, options.candidates)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import yaml
 from tts_verifier.charts import STYLE
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.log import is_running, read_header, read_rows, read_trials
-from tts_verifier.objective import choose
 from tts_verifier.report.cards import PromptView, prompt_view
 from tts_verifier.report.figures import (
     Category,
@@ -38,7 +37,7 @@ from tts_verifier.report.figures import (
     steps,
 )
 from tts_verifier.report.pictures import Inline, Linked
-from tts_verifier.summary import Summary, summarise, wilson
+from tts_verifier.summary import Summary, summarise, summarise_prompt, wilson
 from tts_verifier.types import Cost, Trial
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -111,7 +110,7 @@ def _run_view(
     by_prompt: dict[str, list[Trial]] = {}
     for trial in trials:
         by_prompt.setdefault(trial.prompt.id, []).append(trial)
-    summary = summarise({name: choose(some) for name, some in by_prompt.items()}, trials)
+    summary = summarise([summarise_prompt(some[0].prompt, some) for some in by_prompt.values()])
     source = Inline(folder, trials) if page["inline"] else Linked(folder, page["page"])
     views = [
         prompt_view(f"{anchor}p{i}", some, rows, source=source, maps=page["maps"])

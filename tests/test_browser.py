@@ -1,0 +1,214 @@
+"""The report in a real browser: keys, overlays, colours, widths, and that it asks for nothing.
+
+    pytest -m browser
+
+Not part of the default run; needs Chromium on the path.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tts_verifier.report import write_report
+from tts_verifier.runner import run
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Prompt, Verdict
+
+sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
+from chromium import Chromium, find_chromium
+from searches import InpaintReroll
+
+pytestmark = pytest.mark.browser
+
+EVIL = (
+    '</pre></style><script>owned=1</script><img src="http://x.invalid/" onerror="owned=1">{{7*7}}'
+)
+PROMPTS = [Prompt("one", "a red circle"), Prompt("two", EVIL), Prompt("three", "x" * 300)]
+
+
+class Wordy(FakeVerifier):
+    def verify(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Verdict]:
+        return [replace(v, text=EVIL + v.text) for v in super().verify(images, prompts, **options)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    run(PROMPTS, FakeGenerator(size=64), Wordy(), InpaintReroll(4), judge=Wordy(), folder=folder)
+    write_report([folder], folder / "report.html")
+    write_report([folder], folder / "inline.html", inline=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("needs chromium")
+    with Chromium(program, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium: Chromium, folder: Path) -> Chromium:
+    chromium.size(1200, 900)
+    chromium.open(folder / "report.html")
+    return chromium
+
+
+def shown(page: Chromium, selector: str) -> bool:
+    return bool(
+        page.look(f"getComputedStyle(document.querySelector('{selector}')).display") != "none"
+    )
+
+
+def test_a_key_puts_maps_and_boxes_over_every_picture(page: Chromium) -> None:
+    seen = []
+    for _ in range(4):
+        seen.append([shown(page, f"article {layer}") for layer in (".m0", ".m1", ".bx")])
+        page.press("h")
+    assert seen == [
+        [False, False, False],
+        [True, False, False],
+        [False, True, False],
+        [False, False, True],
+    ]
+    assert page.look("document.querySelector('#ovnone').checked")
+    assert page.look("document.querySelectorAll('article .bx rect').length") > 0
+
+
+def test_a_map_shows_under_the_mouse(page: Chromium) -> None:
+    page.point("article button.pic")
+    page.wait("getComputedStyle(document.querySelector('article .m0')).display == 'block'")
+    page.point("h1")
+    page.wait("getComputedStyle(document.querySelector('article .m0')).display == 'none'")
+
+
+def test_overlays_are_chosen_by_tab_and_arrows_too(page: Chromium) -> None:
+    page.look("document.querySelector('#ovnone').focus()")
+    page.press("ArrowRight")
+    assert page.look("document.activeElement.id") == "ov0"
+    assert shown(page, "article .m0")
+    outline = "getComputedStyle(document.querySelector('#ov0 + span')).outlineStyle"
+    assert page.look(outline) == "solid", "where the focus is can be seen"
+
+
+def test_a_picture_opens_steps_and_closes_by_keys(page: Chromium) -> None:
+    page.look("document.querySelector('.sheet button.pic').focus()")
+    page.press("Enter")
+    assert page.look("document.querySelector('dialog').open")
+    label = "document.querySelector('dialog .pic img').alt"
+    first = page.look(label)
+    page.press("ArrowRight")
+    assert page.look(label) != first
+    page.press("ArrowLeft")
+    assert page.look(label) == first
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog').open")
+    assert page.look("document.activeElement.matches('.sheet button.pic')")
+
+
+def test_keys_lead_from_prompt_to_prompt(page: Chromium) -> None:
+    seen = []
+    for key in "jjk":
+        page.press(key)
+        seen.append(page.look("document.activeElement.id"))
+    assert seen == ["r0p0", "r0p1", "r0p0"]
+
+
+def test_the_first_tab_skips_to_the_prompts(page: Chromium) -> None:
+    page.press("Tab")
+    assert page.look("document.activeElement.className") == "skip"
+    assert page.look("document.activeElement.getBoundingClientRect().left") >= 0
+
+
+def test_a_repaint_names_its_parent_and_shows_its_mask(page: Chromium) -> None:
+    assert page.look("document.querySelectorAll('.from .hole').length") > 0
+    link = page.look("document.querySelector('.from a').getAttribute('href')")
+    assert page.look(f"document.querySelector('{link} button.pic') !== null")
+
+
+CONTRAST = """(() => {
+  const luminance = (colour) => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const back = luminance(getComputedStyle(document.querySelector("article")).backgroundColor);
+  return ["h3", ".cap", ".sheet summary", ".from a", ".pick"].map((name) => {
+    const ink = luminance(getComputedStyle(document.querySelector("article " + name)).color);
+    return (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05);
+  });
+})()"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_words_stand_out_in_light_and_dark(page: Chromium, dark: bool) -> None:
+    page.size(1200, 900, dark=dark)
+    red = page.look("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/)[0]")
+    assert (int(red) < 60) == dark
+    assert min(page.look(CONTRAST)) >= 4.5, "WCAG 2.2, 1.4.3"
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1600])
+@pytest.mark.parametrize("name", ["report.html", "inline.html"])
+def test_nothing_is_wider_than_the_window(
+    page: Chromium, folder: Path, width: int, name: str
+) -> None:
+    page.size(width, 800)
+    page.open(folder / name)
+    assert page.look("document.documentElement.scrollWidth") <= width
+    sizes = "[...document.querySelectorAll('.cap, summary, .from a, td, dt')]"
+    assert (
+        page.look(f"Math.min(...{sizes}.map((p) => parseFloat(getComputedStyle(p).fontSize)))")
+        >= 12
+    )
+
+
+@pytest.mark.parametrize("name", ["report.html", "inline.html"])
+def test_text_stays_text_and_nothing_outside_is_asked_for(
+    page: Chromium, folder: Path, name: str
+) -> None:
+    page.open(folder / name)
+    for _ in range(3):
+        page.press("h")
+    page.look("document.querySelectorAll('img').forEach((i) => (i.loading = 'eager'))")
+    page.wait("[...document.images].every((image) => image.complete)")
+    page.wait("document.querySelector('pre[data-r]').textContent")
+    assert page.look("typeof owned") == "undefined"
+    assert page.look("[...document.images].filter((i) => !i.naturalWidth).length") == 0
+    kept = (
+        "[...document.querySelectorAll('pre.reply')].map((part) => part.textContent.slice(0, 12))"
+    )
+    assert set(page.look(kept)) == {EVIL[:12]}
+    assert page.look("document.querySelectorAll('script').length") == 1
+    here = folder.as_uri()
+    asked = page.requests()
+    assert asked
+    assert [url for url in asked if not url.startswith((here, "data:"))] == []
+
+
+def test_large_pages_leave_pictures_until_they_are_near(chromium: Chromium, tmp_path: Path) -> None:
+    prompts = [f"picture {i}" for i in range(40)]
+    run(prompts, FakeGenerator(), FakeVerifier(), InpaintReroll(4), folder=tmp_path / "run")
+    write_report([tmp_path / "run"], tmp_path / "run" / "report.html")
+    chromium.size(1200, 900)
+    chromium.open(tmp_path / "run" / "report.html")
+    loaded = chromium.look("[...document.images].filter((image) => image.naturalWidth).length")
+    assert 0 < loaded < chromium.look("document.images.length") / 4
+
+
+def test_without_scripts_all_but_the_other_replies_is_there(
+    chromium: Chromium, folder: Path
+) -> None:
+    chromium.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        chromium.open(folder / "report.html")
+        assert chromium.look("document.querySelectorAll('article').length") == 3
+        assert chromium.look("document.querySelector('details .reply').textContent.length") > 0
+    finally:
+        chromium.call("Emulation.setScriptExecutionDisabled", value=False)

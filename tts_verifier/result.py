@@ -1,0 +1,79 @@
+"""What a run ends with: in memory, or in its folder until somebody asks.
+
+A run with a log keeps of a prompt whose search is over its summary and its trials' ids, so
+that memory does not grow with what was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from tts_verifier.log import read_trials
+from tts_verifier.objective import choose
+from tts_verifier.summary import PromptSummary, summarise_prompt
+from tts_verifier.types import Choice, Prompt, Trial
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ended:
+    """A prompt whose search is over; `trials` is None when they are in the log."""
+
+    summary: PromptSummary
+    ids: tuple[str, ...]
+    trials: tuple[Trial, ...] | None
+
+    @classmethod
+    def of(cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool) -> Ended:
+        """Ends a search with all its trials, round by round."""
+        summary = summarise_prompt(prompt, history)
+        ids = tuple(trial.id for trial in history)
+        return cls(summary.slim(), ids, None) if logged else cls(summary, ids, tuple(history))
+
+
+class RunResult:
+    """What a run ends with.
+
+    `folder`: the run folder, None when there is no log. `busy`: "draw" and "judge" -> the
+    fraction of the run's time that was spent on it; together more than 1 when they overlap.
+    """
+
+    def __init__(
+        self, ended: Sequence[Ended], folder: Path | None, busy: Mapping[str, float]
+    ) -> None:
+        self._ended, self.folder, self.busy = ended, folder, busy
+
+    @property
+    def summaries(self) -> list[PromptSummary]:
+        """What was achieved, a prompt each, in the order of the prompts."""
+        return [one.summary for one in self._ended]
+
+    @cached_property
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, prompt by prompt, round by round; read from the folder if there is one.
+
+        Raises:
+            RunError: the folder is damaged.
+        """
+        if self.folder is None:
+            return tuple(trial for one in self._ended for trial in one.trials or ())
+        by_id = {trial.id: trial for trial in read_trials(self.folder)}
+        return tuple(by_id[name] for one in self._ended for name in one.ids)
+
+    @cached_property
+    def choices(self) -> Mapping[str, Choice]:
+        """The choices by prompt id; `trials` says what is read."""
+        by_prompt: dict[str, list[Trial]] = {s.prompt.id: [] for s in self.summaries}
+        for trial in self.trials:
+            by_prompt[trial.prompt.id].append(trial)
+        return {name: choose(some) for name, some in by_prompt.items()}
+
+    @property
+    def images(self) -> dict[str, Image.Image]:
+        """The chosen pictures by prompt id; a prompt without a usable one is absent."""
+        chosen = {row.prompt.id: row.chosen for row in self.summaries}
+        return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
