@@ -1,6 +1,8 @@
-"""Triton's kernels against the same written out, in float32 through Triton's interpreter."""
+"""Triton's kernels against the same written out, in float32; on a CPU through its interpreter."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ def normed(x: Tensor, weight: Tensor, eps: float, dim: int = -1) -> Tensor:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _start() -> Iterator[None]:
     torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
 
 
 def turn_of(vectors: int, size: int) -> tuple[Tensor, Tensor]:

@@ -132,4 +132,6 @@ def decode_maps(model: ImageDoctorModel, states: Tensor, visual: Tensor, cells: 
     Returns:
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
-    return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())
+    # In float32 cuDNN would otherwise round what it convolves to 10 bits.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())
