@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import sd3, sd15
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from tiny_pipelines import as_parent, sd3, sd15
 
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
 from tts_verifier.generators import loading
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.testing import check_generator
-from tts_verifier.types import Continue, Draw, Job, Look, Prompt, Repaint
+from tts_verifier.runner import run
+from tts_verifier.testing import FakeVerifier, check_generator
+from tts_verifier.types import Continue, Draw, Job, Look, LowBand, Mask, Near, Prompt, Repaint
 
 
 def job(seed, text="a red circle"):
@@ -63,6 +66,19 @@ def test_settings_say_what_decides_a_picture(generator):
     }
 
 
+def test_settings_have_pictures_by_content_and_functions_by_name(pipe):
+    def settings(grey, callback=as_parent):
+        picture, tensor = Image.new("RGB", (4, 4), (grey,) * 3), torch.full((2,), grey)
+        call = {"ip_adapter_image": picture, "joint_attention_kwargs": {"mask": tensor}}
+        call |= {"callback_on_step_end": callback}
+        return DiffusersGenerator(pipe, call=call).settings["call"]
+
+    assert settings(1) == settings(1)
+    assert settings(1) != settings(2)
+    assert "tiny_pipelines.as_parent" in settings(1)
+    assert "torch.float32" in settings(1, torch.float32)
+
+
 def test_another_family_works_as_well(tmp_path):
     generator = DiffusersGenerator(sd15(tmp_path), steps=2, guidance=5.0, batch_size=2)
     sample = generator.generate([job(1)])[0]
@@ -89,7 +105,7 @@ def test_a_drawing_with_nan_is_an_error_and_spoils_no_other(generator, monkeypat
     monkeypatch.setattr(generator.pipe.vae, "decode", spoiled)
     bad, good = generator.generate([job(0), job(1)])
     assert bad.image is None
-    assert "NaN" in bad.error
+    assert bad.error.startswith("The drawing of seed 0 has NaN or infinite pixels.")
     assert good.image is not None
 
 
@@ -104,6 +120,37 @@ def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
 def test_a_look_is_refused(generator):
     with pytest.raises(UnsupportedError, match="StableDiffusion3Pipeline draws nothing"):
         generator.generate([Job(Prompt("0", "a"), Look("x"))])
+
+
+class Unheard(DiffusionPipeline):
+    """One step of a network, as no family of diffusers does it."""
+
+    def __init__(self, unet, vae):
+        super().__init__()
+        self.register_modules(unet=unet, vae=vae)
+
+    @torch.no_grad()
+    def __call__(self, prompt, generator=None, output_type="pil"):
+        noise = torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in generator])
+        texts = torch.zeros(len(prompt), 1, 16)
+        latents = self.unet(noise, 1, texts).sample
+        return ImagePipelineOutput(self.vae.decode(latents).sample.clamp(0, 1))
+
+
+def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
+    known = sd15(tmp_path)
+    generator = DiffusersGenerator(Unheard(known.unet, known.vae), batch_size=2)
+    assert generator.supports == {Draw}
+    check_generator(generator)
+    assert "Unheard has no inpainting sibling" in generator.lacks[Repaint]
+    with pytest.raises(UnsupportedError, match=r"Unheard with NoneType .* takes no `latents`"):
+        generator.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])
+
+
+def test_what_draws_for_no_text_is_refused(tmp_path):
+    unconditional = DDPMPipeline(sd15(tmp_path).unet, DDPMScheduler())
+    with pytest.raises(InputError, match="that of DDPMPipeline takes no prompt"):
+        DiffusersGenerator(unconditional)
 
 
 def test_an_argument_that_the_pipeline_does_not_take_is_refused(pipe):
@@ -136,3 +183,41 @@ def test_a_negative_prompt_is_every_candidates(tmp_path, family):
     assert not np.array_equal(*pixels([*told.generate([job(1)]), *plain.generate([job(1)])]))
     assert told.settings["negative_prompt"] == "blue"
     assert told.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])[0].progress == 0.5
+
+
+class Everything:
+    """One round of each kind."""
+
+    needs = frozenset({Draw, Continue, Repaint})
+
+    def propose(self, task, history):
+        left = Mask.of(np.broadcast_to(np.arange(16) < 8, (16, 16)))
+        ids = [trial.id for trial in history]
+        band = LowBand((0.5,) * 16 * 16, 1)
+        rounds = [
+            lambda: [Draw(1, until=0.5), Draw(2)],
+            lambda: [Continue(ids[0], 0.75, 3, eta=0.3), Draw(4, noise=Near(ids[1], 0.2))],
+            lambda: [Continue(ids[2], 1.0, 5, renoise=0.25), Repaint(ids[1], left, 6)],
+            lambda: [Draw(7, noise=Near(ids[3], 0.5)), Draw(8, noise=band)],
+        ]
+        done = len(ids) // 2
+        return rounds[done]() if done < len(rounds) else []
+
+
+def test_a_run_with_every_kind_is_the_same_with_and_without_states(tmp_path):
+    """Without a log states stay in memory; with one they are files, here deleted midway."""
+    generator = DiffusersGenerator(sd3(tmp_path / "sd3"), steps=4, batch_size=2)
+    prompts = ["a red circle", "a blue square"]
+
+    class Forgetful(Everything):
+        def propose(self, task, history):
+            for path in (tmp_path / "run" / "states").glob("*.npz"):
+                path.unlink()
+            return super().propose(task, history)
+
+    kept = run(prompts, generator, FakeVerifier(), Everything())
+    lost = run(prompts, generator, FakeVerifier(), Forgetful(), folder=tmp_path / "run")
+    assert [t.error for t in kept.trials] == [""] * 16
+    assert [t.id for t in kept.trials] == [t.id for t in lost.trials]
+    for one, other in zip(kept.trials, lost.trials, strict=True):
+        assert np.array_equal(np.asarray(one.image.load()), np.asarray(other.image.load()))

@@ -233,3 +233,13 @@ def test_a_call_that_counts_steps_or_adds_noise_is_refused(pipes, name, call):
 def test_shares_outside_0_and_1_are_refused(pipes, proposal):
     with pytest.raises(InputError, match=r"(until|eta|renoise) must be in \[0, 1\], got"):
         draw(make(pipes), proposal)
+
+
+def test_half_precision_resumes_exactly_with_a_fixed_batch(tmp_path):
+    pipe = sd3(tmp_path).to(torch.bfloat16)
+    generator = DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2)
+    whole, half = draw(generator, Draw(1))[0], draw(generator, Draw(1, until=0.5))[0]
+    rest = draw(generator, Continue("parent", 1.0, 2), parent=half)[0]
+    assert np.array_equal(pixels(rest), pixels(whole))
+    shaken = draw(generator, Continue("parent", 1.0, 2, renoise=0.25, eta=0.5), parent=half)[0]
+    assert not np.array_equal(pixels(shaken), pixels(whole))

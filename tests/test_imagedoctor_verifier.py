@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_imagedoctor import example, noise
 
-from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.seams import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
@@ -229,3 +229,29 @@ def test_importing_the_folder_loads_no_torch() -> None:
 
 def test_segment_anything_itself_stays_unimported(doctor: ImageDoctor) -> None:
     assert "segment_anything" not in sys.modules
+
+
+def test_moving_gives_back_all_buffers_and_changes_no_verdict(doctor: ImageDoctor) -> None:
+    pictures = [noise(30, 40, i) for i in range(2)]
+    before = doctor.verify(pictures, ["a", "b"])
+    assert doctor.engine.step is not None
+    assert doctor.to("cpu") is doctor
+    assert doctor.engine.step is None
+    assert [v.text for v in doctor.verify(pictures, ["a", "b"])] == [v.text for v in before]
+
+
+def test_what_does_not_fit_on_the_gpu_waits_in_host_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr("tts_verifier.memory.free_bytes", lambda _: 4 * 2**30)
+    with pytest.warns(RunWarning, match="do not fit on cuda:1 beside what is there"):
+        waiting = ImageDoctor.from_pretrained(str(folder))
+    assert (waiting.home, str(waiting.device)) == ("cuda:1", "cpu")
+    assert waiting.settings["dtype"] == "bfloat16"
+    assert waiting.nbytes == sum(p.nbytes for p in waiting.checkpoint.model.parameters()) + sum(
+        b.nbytes for b in waiting.checkpoint.model.buffers()
+    )
+    placed = ImageDoctor.from_pretrained(str(folder), device="cpu")
+    assert placed.home is None

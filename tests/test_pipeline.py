@@ -188,6 +188,19 @@ def test_missing_pictures_are_none_with_a_warning(tmp_path, monkeypatch):
     assert np.isfinite(array[0]).all()
 
 
+def test_where_nothing_could_be_drawn_the_output_says_so(tmp_path, monkeypatch):
+    pipe = sd15(tmp_path)
+
+    def broken(*_, **__):
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(pipe, "prepare_latents", broken)
+    with pytest.warns(RunWarning, match=r"0 usable candidates|no such layer"):
+        out = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
+    assert out.images == [None]
+    assert "no such layer" in out.trials[0].error
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_families
 import torch
+import transformers
 from diffusers import (
     ControlNetModel,
     DPMSolverMultistepScheduler,
@@ -11,10 +12,18 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionXLImg2ImgPipeline,
 )
+from diffusers.models.embeddings import ImageProjection
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
+from tiny_pipelines import as_parent, pixels
 
 from tts_verifier import BestOfN, wrap
+from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import Continue, Draw, Job, Prompt
+
+PROMPT = Prompt("0", "a red circle")
 
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -38,6 +47,14 @@ def best(family, pipe=None, **told):
     return np.asarray(out.images[0], int)
 
 
+def continued(family):
+    """A drawing that was stopped and carried on."""
+    generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=1)
+    half = generator.generate([Job(PROMPT, Draw(1, until=0.5))])[0]
+    rest = Job(PROMPT, Continue("parent", 1.0, 2), (as_parent(half),))
+    return pixels(generator.generate([rest])[0])
+
+
 def test_schedulers_are_swapped(family):
     before = best(family)
     for kind in (EulerDiscreteScheduler, DPMSolverMultistepScheduler):
@@ -55,11 +72,35 @@ def test_the_vae_is_sliced_and_tiled(family):
     best(family, height=32, width=32)
 
 
-def test_offloading_hooks_stay(family):
+HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def by_model(pipe):
+    pipe.enable_model_cpu_offload(device=HERE)
+
+
+def by_layer(pipe):
+    pipe.enable_sequential_cpu_offload(device=HERE)
+
+
+def by_group(pipe):
+    pipe.unet.enable_group_offload(HERE, torch.device("cpu"), offload_type="leaf_level")
+
+
+# With a CPU to compute on, accelerate cannot bring single layers, whoever calls the pipeline.
+ONE_BY_ONE = pytest.param(by_layer, marks=pytest.mark.skipif(HERE.type == "cpu", reason="no GPU"))
+
+
+@pytest.mark.parametrize("offload", [by_model, ONE_BY_ONE, by_group])
+def test_offloading_hooks_stay(family, offload):
     before = best(family)
-    wrap(family.pipe, FakeVerifier()).enable_model_cpu_offload(device="cpu")
+    offload(wrap(family.pipe, FakeVerifier()))
     assert np.abs(best(family) - before).max() <= 1
-    assert hasattr(family.pipe.unet, "_hf_hook")
+    # Drawn in two parts as well, after a rehearsal that is broken off.
+    assert np.abs(continued(family) - continued(family)).max() == 0
+    first = next(iter(family.pipe.unet.children()))
+    assert any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in (
+        family.pipe.unet, first))  # fmt: skip
 
 
 def test_attention_slicing_and_processors_stay(family):
@@ -78,11 +119,35 @@ def test_an_attention_backend_is_set(tmp_path):
     assert np.abs(best(family) - before).max() <= 1
 
 
+def wrapped(pipe, backend):
+    pipe.unet = torch.compile(pipe.unet, backend=backend)
+
+
+def in_place(pipe, backend):
+    pipe.unet.compile(backend=backend)
+
+
+def of_the_vae(pipe, backend):
+    pipe.vae.decode = torch.compile(pipe.vae.decode, backend=backend)
+
+
 @pytest.mark.slow
-def test_a_compiled_denoiser_works(family):
-    before = best(family)
-    family.pipe.unet = torch.compile(family.pipe.unet, backend="eager")
-    assert np.abs(best(family) - before).max() <= 1
+@pytest.mark.parametrize("way", [wrapped, in_place, of_the_vae])
+def test_what_is_compiled_is_compiled_once(family, way):
+    before, compiled = best(family), []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    way(family.pipe, backend)
+    verified = wrap(family.pipe, FakeVerifier(), strategy=BestOfN(2), batch_size=1)
+    out = [verified("a red circle", seed=1, **family.call) for _ in range(2)]
+    assert len(compiled) == 1
+    assert out[1].trials[-1].cost.network_evaluations == 4
+    assert np.abs(np.asarray(out[1].images[0], int) - before).max() <= 1
+    assert np.abs(continued(family) - continued(family)).max() == 0
 
 
 def test_progress_bars_are_as_configured(family, capsys):
@@ -119,3 +184,96 @@ def test_a_refiner_searches_over_refinements_of_a_picture(tmp_path):
         "a red circle", seed=1, **family.call
     ).images[0]
     best(family, refiner, image=picture, strength=0.5)
+
+
+def lora(module, names):
+    """Weights of a LoRA of rank 2 that does something."""
+    module.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False), "made")
+    made = {k: v.clone() for k, v in get_peft_model_state_dict(module, adapter_name="made").items()}
+    module.delete_adapters("made")
+    return made
+
+
+def test_a_lora_is_loaded_scaled_and_unloaded(family, tmp_path):
+    before = best(family)
+    layers = lora(family.pipe.unet, ["to_q", "to_v"])
+    family.pipe.save_lora_weights(tmp_path, unet_lora_layers=layers)
+    verified = wrap(family.pipe, FakeVerifier())
+    verified.load_lora_weights(tmp_path, adapter_name="style")
+    assert not np.array_equal(full := best(family), before)
+    assert not np.array_equal(best(family, cross_attention_kwargs={"scale": 0.3}), full)
+    verified.set_adapters("style", 0.0)
+    assert np.abs(best(family) - before).max() <= 1
+    verified.set_adapters("style", 1.0)
+    verified.fuse_lora()
+    assert np.abs(best(family) - full).max() <= 1
+    verified.unfuse_lora()
+    verified.unload_lora_weights()
+    assert np.abs(best(family) - before).max() <= 1
+
+
+def adapter(unet, width):
+    """Random weights of an IP-Adapter, as its file has them: layers have odd numbers."""
+    inner, layers = unet.config.cross_attention_dim, {}
+    across = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for i, name in enumerate(across):
+        size = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for part in ("to_k_ip", "to_v_ip"):
+            layers[f"{2 * i + 1}.{part}.weight"] = torch.randn(size, inner)
+    made = ImageProjection(width, inner, num_image_text_embeds=4).state_dict()
+    projection = {name.replace("image_embeds", "proj"): value for name, value in made.items()}
+    return {"image_proj": projection, "ip_adapter": layers}
+
+
+def test_an_ip_adapters_picture_passes_through(family):
+    config = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        image_size=16, patch_size=8, projection_dim=8,
+    )  # fmt: skip
+    pipe = family.pipe
+    size = {"shortest_edge": 16}
+    parts = {
+        "image_encoder": transformers.CLIPVisionModelWithProjection(config).eval(),
+        "feature_extractor": transformers.CLIPImageProcessorPil(size=size, crop_size=16),
+    }
+    pipe.register_modules(**parts)
+    pipe.unet._load_ip_adapter_weights([adapter(pipe.unet, 8)])
+    one, other = (Image.effect_noise((16, 16), 90).convert("RGB") for _ in range(2))
+    first = best(family, ip_adapter_image=one)
+    assert not np.array_equal(best(family, ip_adapter_image=other), first)
+    wrap(pipe, FakeVerifier()).set_ip_adapter_scale(0.0)
+    assert np.array_equal(best(family, ip_adapter_image=other), best(family, ip_adapter_image=one))
+
+
+def test_weights_kept_in_eight_bits_draw(family):
+    """Layers that are cast as they run, in float8."""
+    before = best(family)
+    family.pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    after = best(family)
+    assert not np.array_equal(after, before)
+    assert np.abs(after - before).mean() < 40
+
+
+class Int8Linear(torch.nn.Module):
+    """A layer as quantisers leave it: int8 weights and their scale, no parameters."""
+
+    def __init__(self, layer):
+        super().__init__()
+        scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("rounded", (layer.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+
+    def forward(self, x, *_):
+        return torch.nn.functional.linear(x, self.rounded * self.scale, self.bias)
+
+
+def test_a_quantised_denoiser_draws(family):
+    before = best(family)
+    for module in list(family.pipe.unet.modules()):
+        for name, child in module.named_children():
+            if type(child) is torch.nn.Linear:
+                setattr(module, name, Int8Linear(child))
+    after = best(family)
+    assert not np.array_equal(after, before)
+    assert np.abs(after - before).mean() < 4

@@ -1,5 +1,6 @@
 """The recipes and examples for real pipelines, on random weights of the same architectures."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -25,9 +26,7 @@ def doctor(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "sd35" else pytest.param(n, marks=pytest.mark.slow) for n in RECIPES]
-)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_with_small_weights_of_its_architecture(name, doctor, tmp_path):
     family = tiny_families.FAMILIES[RECIPES[name]](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")
@@ -49,6 +48,13 @@ def test_a_recipe_runs_with_small_weights_of_its_architecture(name, doctor, tmp_
     assert [trial.image.load().size[0] for trial in trials] == [int(told[0].split("=")[1])] * 2
     # Random weights say nothing that can be read; that they were asked is what counts.
     assert all(trial.text for trial in trials)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_states_expected_memory_and_time(name):
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert re.search(r"^# Memory: [\d.]+ GiB of weights", text, re.MULTILINE)
+    assert re.search(r"^# Time: \d+ TFLOP a picture, so \d+ s for all 8", text, re.MULTILINE)
 
 
 def ran(monkeypatch, name, *words):

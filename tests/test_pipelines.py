@@ -48,11 +48,7 @@ def test_it_is_short_and_nothing_but_glue(path):
     assert not any(isinstance(n, ast.If | ast.For | ast.While) for n in ast.walk(ast.parse(text)))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in ("sd3", "sdxl") else pytest.param(n, marks=pytest.mark.slow)
-     for n in tiny_families.FAMILIES],
-)  # fmt: skip
+@pytest.mark.parametrize("name", tiny_families.FAMILIES)
 def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     family = tiny_families.FAMILIES[name](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")

@@ -1,15 +1,17 @@
 """What makes two runs the same run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, UnsupportedError
 from tts_verifier.runner import run
 from tts_verifier.search import Search
 from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.strategies.seed_beam import SeedBeam
 from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Continue, Draw
 
 
 def test_every_argument_of_a_strategy_is_noted_nested_ones_too() -> None:
@@ -26,3 +28,13 @@ def test_a_folder_of_other_stops_is_another_run(tmp_path: Path) -> None:
         run(["a"], FakeGenerator(), FakeVerifier(), SeedBeam(stops=stops), folder=tmp_path)
     with pytest.raises(RunError, match="stops"):
         run(["a"], FakeGenerator(), FakeVerifier(), SeedBeam(stops=(0.4, 1.0)), folder=tmp_path)
+
+
+def test_a_generator_may_say_why_it_cannot() -> None:
+    class DrawsOnly(FakeGenerator):
+        supports: frozenset[type] = frozenset({Draw})
+        lacks: Mapping[type, str] = {Continue: "PNDMScheduler cannot be resumed"}
+
+    message = "can continue, DrawsOnly cannot: PNDMScheduler cannot be resumed. Choose another"
+    with pytest.raises(UnsupportedError, match=message):
+        run(["a"], DrawsOnly(), FakeVerifier(), SeedBeam())

@@ -35,6 +35,9 @@ class Drawn:
     samples: Mapping[str, Sample]
     looking: bool
 
+    def __len__(self) -> int:
+        return len(self.samples)
+
 
 def draw(search: Search, jobs: Mapping[str, Job], waiting: Mapping[str, Sample]) -> Drawn:
     """Draws jobs of one kind, but those that are `waiting` to be judged already.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
+import numpy as np
+
 from tts_verifier.types import (
     KINDS,
     Draw,
@@ -30,6 +32,21 @@ _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensu
 def canonical(value: object) -> str:
     """Returns JSON that is equal for equal values: sorted keys, no spaces, exact floats."""
     return _CANONICAL.encode(value)
+
+
+def described(value: object) -> str:
+    """Returns text for a value that JSON has not: the same in every process for equal content.
+
+    Pictures, arrays and tensors count by their content, functions by their name.
+    """
+    tensor: Any = value
+    if not hasattr(value, "__array_interface__") and not hasattr(value, "detach"):
+        text = repr(value)
+        name = tensor if hasattr(value, "__qualname__") else type(value)
+        return text if " at 0x" not in text else f"{name.__module__}.{name.__qualname__}"
+    pixels = np.asarray(tensor.detach().float().cpu() if hasattr(value, "detach") else tensor)
+    content = hashlib.sha256(f"{pixels.dtype}{pixels.shape}".encode() + pixels.tobytes())
+    return f"{type(value).__qualname__} {content.hexdigest()[:16]}"
 
 
 def mask_digest(mask: Mask) -> str:

@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
     budget: Budget
     judge: Verifier
     detail: Detail
-    overlap: bool
+    overlap: bool | None
 
 
 class VerifiedPipeline:

@@ -21,6 +21,7 @@ from typing import Any, Final, TypedDict, Unpack
 
 from tts_verifier.batch import Drawn, draw, judge
 from tts_verifier.binding import bind, share_of, within
+from tts_verifier.devices import HELD, Seats, device_of, own_stream
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective
 from tts_verifier.progress import Progress, shown_as
@@ -61,7 +62,7 @@ class Options(TypedDict, total=False):
     detail: Detail
     folder: str | Path | None
     progress: bool
-    overlap: bool
+    overlap: bool | None
 
 
 def run(
@@ -111,6 +112,8 @@ def execute(
             log = stack.enter_context(open_log(path, about, search.generator.settings, grows=grows))
         bar = stack.enter_context(progress or Progress())
         loop = _Loop(search, prompts, log=log, bar=bar)
+        # A pipeline that had to leave its device is back when the run ends, however it ends.
+        stack.callback(loop.seats.to_draw)
         began = time.perf_counter()
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
@@ -120,7 +123,8 @@ def execute(
             bar.phase("finish")
             chosen = {e.summary.chosen.id for e in ended if e.summary.chosen is not None}
             # A process that found everything judged has nothing to tell.
-            log.finish(chosen, {"seconds": wall, "busy": busy} if any(busy.values()) else None)
+            told = {"seconds": wall, "busy": busy, **loop.placed()}
+            log.finish(chosen, told if any(busy.values()) else None)
     return RunResult(ended, path, busy)
 
 
@@ -169,20 +173,24 @@ class _Loop:
         self._idle = deque(sorted(self.prompts, key=lambda p: known[p.prompt.id]))
         bar.begin(len(self.prompts), known.total())
         self.spent = {"draw": 0.0, "judge": 0.0}
+        self.seats = Seats(search)
         self._judging: deque[Future[list[Trial]]] = deque()
+        self._held: list[Drawn] = []
+        """What was drawn while the verifier had to be elsewhere."""
         self._owner: dict[str, _Open] = {}
         self._whole: float | None = None
         """Network evaluations of a whole drawing; None until the first one tells."""
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
-        with ThreadPoolExecutor(1, "judge") as thread:
+        at = device_of(self.search.verifier)
+        with ThreadPoolExecutor(1, "judge", own_stream, (at,)) as thread:
             while True:
                 self._fill()
                 batch = self._next_batch()
                 if batch:
                     self._serve(batch, thread)
-                elif not (self._judging or self._idle or any(self._queues.values())):
+                elif not (self._pending or self._idle or any(self._queues.values())):
                     return
                 self._collect(wait=not batch)
 
@@ -193,6 +201,25 @@ class _Loop:
             prompt = self._idle.popleft()
             while not prompt.waiting and self._ask(prompt):
                 pass
+
+    def placed(self) -> dict[str, Any]:
+        """Returns how the parts shared their devices, for the header."""
+        seats = self.seats
+        return {
+            "plan": seats.plan,
+            "devices": seats.devices,
+            "overlap": seats.overlap,
+            "moves": seats.moves,
+        }
+
+    @property
+    def _pending(self) -> bool:
+        return bool(self._judging or self._held)
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether others may be drawn before a batch is judged."""
+        return self.seats.overlap or self.seats.plan == "in turns"
 
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
@@ -283,37 +310,47 @@ class _Loop:
             self._whole = max(self._whole or 0.0, spent / share)
 
     def _serve(self, batch: Mapping[str, Job], thread: ThreadPoolExecutor) -> None:
-        self.bar.phase(kind_of(next(iter(batch.values())).proposal))
+        kind = kind_of(next(iter(batch.values())).proposal)
+        self.bar.phase(kind)
         waiting: Mapping[str, Sample] = {}
         if self.log is not None:
             # What was drawn and judged is on the disk before more is: a kill costs one batch.
             self.log.flush()
             waiting = self.log.waiting(batch)
+        if kind != "look" and len(waiting) < len(batch):
+            self.seats.to_draw()
         drawn = draw(self.search, batch, waiting)
         if self.log is not None:
-            self.log.drawn(drawn.samples, noted=self.search.overlap)
-        rounds = {name: self._owner[name].rounds - 1 for name in batch}
-        if self.search.overlap:
-            self._judging.append(thread.submit(self._judged, drawn, rounds))
+            self.log.drawn(drawn.samples, noted=self._ahead)
+        if self.seats.overlap:
+            self.seats.to_judge()
+            self._judging.append(thread.submit(self._judged, drawn))
         else:
-            self._note(self._judged(drawn, rounds))
+            self._held.append(drawn)
 
-    def _judged(self, drawn: Drawn, rounds: Mapping[str, int]) -> list[Trial]:
+    def _judged(self, drawn: Drawn) -> list[Trial]:
         """Judges and logs a batch; where that overlaps drawing, in the thread that judges."""
-        trials = [replace(t, round=rounds[t.id]) for t in judge(self.search, drawn)]
+        trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in judge(self.search, drawn)]
         if self.log is None:
             return trials
         trials = self.log.append(trials)
-        if self.search.overlap:
+        if self._ahead:
             self.log.flush()
         return trials
 
     def _collect(self, wait: bool) -> None:
         """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""
+        if wait or self.seats.plan != "in turns" or sum(map(len, self._held)) >= HELD:
+            self._judge_held()
         wait = wait or len(self._judging) > _AHEAD
         while self._judging and (wait or self._judging[0].done()):
             self._note(self._judging.popleft().result())
             wait = False
+
+    def _judge_held(self) -> None:
+        while self._held:
+            self.seats.to_judge()
+            self._note(self._judged(self._held.pop(0)))
 
     def _note(self, trials: list[Trial]) -> None:
         self.spent["draw"] += sum(trial.cost.draw_seconds for trial in trials)

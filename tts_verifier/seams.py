@@ -45,7 +45,8 @@ class Generator(Protocol):
     """Draws proposals.
 
     `supports`: kinds of proposal it can serve. `settings`: everything but the seed that
-    decides a picture, one log column each. `batch_size`: how many jobs fill one batch.
+    decides a picture, one log column each. `batch_size`: how many jobs fill one batch. It may
+    also say where it computes, and be movable: see `devices`; so may a verifier.
     """
 
     supports: frozenset[type]

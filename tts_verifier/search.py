@@ -21,8 +21,9 @@ class Search:
     and verifier calls never exceed it, nor do evaluations, but for the rounding of a fraction
     to whole steps; seconds are known only afterwards and may exceed it by the batch under way.
     `detail`: how thoroughly new candidates are looked at.
-    `overlap`: judge a batch, in a thread, while the next ones are drawn. It pays where the two
-    do not share a processor; seconds may then be exceeded by the batches under way.
+    `overlap`: judge a batch, in a thread, while the next ones are drawn; None = where the two
+    are on different devices or share a GPU. Seconds may then be exceeded by the batches under
+    way. Parts that do not fit on their device together take turns instead (see `devices`).
     """
 
     generator: Generator
@@ -33,7 +34,7 @@ class Search:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     detail: Detail = "diagnose"
-    overlap: bool = False
+    overlap: bool | None = None
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
@@ -69,14 +70,17 @@ def check_needs(strategy: Any, generator: Any) -> None:
 
     Args:
         strategy: an instance, or a class that says what it `needs`.
-        generator: an instance, or a class that says what it `supports`.
+        generator: an instance, or a class that says what it `supports`; it may say by kind
+            why it `lacks` others.
     """
     missing = strategy.needs - generator.supports - {Look}
     if missing:
         kinds = ", ".join(name for name, kind in KINDS.items() if kind in missing)
+        lacks = getattr(generator, "lacks", {})
+        why = "".join(f": {lacks[k]}" for k in KINDS.values() if k in missing and lacks.get(k))
         raise UnsupportedError(
-            f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} cannot. "
-            "Choose another strategy or generator."
+            f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} "
+            f"cannot{why}. Choose another strategy or generator."
         )
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import blending, noise, repaint, schedule
+from tts_verifier.generators import blending, moving, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.fitting import Room
-from tts_verifier.generators.loading import BUNDLED_CALL, check_call, load
+from tts_verifier.generators.loading import BUNDLED_CALL, check_call, check_pipeline, load
 from tts_verifier.generators.texts import Texts
+from tts_verifier.identity import described
 from tts_verifier.regions import paste
 from tts_verifier.types import (
     Continue,
@@ -46,7 +47,7 @@ class DiffusersGenerator:
     """Draws with a diffusers pipeline.
 
     The class says what it can do with some pipeline; `supports` of an instance is what it
-    can do with its own, by the pipeline's class and scheduler.
+    can do with its own, by the pipeline's class and scheduler, and `lacks` says why not.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
@@ -64,7 +65,8 @@ class DiffusersGenerator:
             None = diffusers' inpainting sibling over the same weights, where there is one.
 
     Raises:
-        InputError: a setting is out of range or not an argument of the pipeline.
+        InputError: it is no text-to-image pipeline; a setting is out of range or not an
+            argument of the pipeline.
         CheckpointError: the model cannot be found or loaded.
     """
 
@@ -99,17 +101,35 @@ class DiffusersGenerator:
         chosen = {key: value for key, value in given.items() if value is not None}
         self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
+        check_pipeline(self.pipe)
         check_call(self.pipe, self._call)
         self._inpaint = inpaint
-        self._room = Room(batch_size, str(getattr(self.pipe, "device", "cpu")).split(":")[0])
+        self._output: Any = None
+        # Looked up once: diffusers walks through all modules for it.
+        self.device = moving.device_of(self.pipe)
+        self._room = Room(batch_size, self.device)
         self.batch_size = self._room.limit
         self._texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
-        self._missing = {
+        self.lacks: Mapping[type, str] = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
             Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
         }
-        self.supports = frozenset({Draw, *(kind for kind, why in self._missing.items() if not why)})
+        self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of its weights; None where they must not be moved, such as offloaded ones."""
+        return moving.size(*self._pipes)
+
+    @property
+    def _pipes(self) -> list[Any]:
+        return [self.pipe] if self._inpaint is None else [self.pipe, self._inpaint]
+
+    def to(self, device: str) -> None:
+        """Moves the weights."""
+        moving.move(device, *self._pipes)
+        self.device = moving.device_of(self.pipe)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job in batches of `batch_size`, which is halved when memory runs out.
@@ -137,10 +157,10 @@ class DiffusersGenerator:
         check_shares(p)
         if isinstance(p, Draw) and p.until >= 1:
             return Plan(given=p.noise is not None)
-        if why := self._missing.get(Repaint if isinstance(p, Repaint) else Continue):
+        if why := self.lacks.get(Repaint if isinstance(p, Repaint) else Continue):
             raise UnsupportedError(
-                f"{type(self.pipe).__name__} with {type(self.pipe.scheduler).__name__} cannot "
-                f"serve the {kind_of(p)!r} proposal {str(p)[:160]}: {why}."
+                f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
+                f"{kind_of(p)!r} proposal {str(p)[:160]}: {why}."
             )
         if isinstance(p, Look):
             raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")
@@ -232,13 +252,16 @@ class DiffusersGenerator:
         return Drawn.of(out)
 
     def output(self, images: Any) -> Any:
-        """Returns pictures as the pipeline's own output; it must have drawn before.
+        """Returns pictures as the pipeline's own output, or diffusers' usual one before it drew.
 
         The field that pictures are in has another name in some families; `images` is always
         there.
         """
-        names = [field.name for field in fields(self._output)]
-        out = self._output(**{name: images if name in PICTURES else None for name in names})
+        from diffusers import ImagePipelineOutput
+
+        kind: Any = self._output or ImagePipelineOutput
+        names = [field.name for field in fields(kind)]
+        out = kind(**{name: images if name in PICTURES else None for name in names})
         out.images = images
         return out
 
@@ -259,7 +282,7 @@ class DiffusersGenerator:
             "batch_size": batch_size,
             **flat,
             **({} if self._inpaint is None else {"inpaint": type(self._inpaint).__name__}),
-            **({"call": json.dumps(rest, sort_keys=True, default=str)} if rest else {}),
+            **({"call": json.dumps(rest, sort_keys=True, default=described)} if rest else {}),
         }
 
 

@@ -66,7 +66,12 @@ class Drawn:
     def sample(self, row: int, job: Job, cost: Cost) -> Sample:
         """Returns a row as a job's sample, with an error if it is no picture."""
         array = self.pixels[row].detach().float().cpu().permute(1, 2, 0).numpy()
-        error = "" if np.isfinite(array).all() else "The drawing has NaN or infinite pixels."
+        error = ""
+        if not np.isfinite(array).all():
+            error = (
+                f"The drawing of seed {getattr(job.proposal, 'seed', None)} has NaN or infinite "
+                "pixels. A VAE in float16 may overflow; bfloat16 or float32 does not."
+            )
         if not error and self.blanked and self.blanked[row]:
             error = "The pipeline's safety checker blanked it."
         if error:

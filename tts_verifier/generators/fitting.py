@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from tts_verifier.errors import RunWarning
+from tts_verifier.memory import free_bytes
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -31,7 +33,7 @@ class Room:
 
     Args:
         given: how many at a time; None = find out.
-        device: a torch device's type, "cuda" or another.
+        device: a torch device, such as "cuda:0".
         memory: returns the most bytes in use since it was last asked, those in use now, and
             those still free.
     """
@@ -44,8 +46,10 @@ class Room:
         memory: Callable[[], tuple[int, int, int]] | None = None,
     ) -> None:
         self.fixed = given is not None
-        self.limit = given or _FIRST.get(device, _ELSEWHERE)
-        self._memory = memory or (_cuda if device == "cuda" and not self.fixed else None)
+        kind = device.split(":")[0]
+        self.limit = given or _FIRST.get(kind, _ELSEWHERE)
+        watch = kind == "cuda" and not self.fixed
+        self._memory = memory or (partial(_cuda, device) if watch else None)
 
     def work(self, draw: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list[U]:
         """Draws all items, in order, as many at a time as fit.
@@ -105,11 +109,11 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def _cuda() -> tuple[int, int, int]:
+def _cuda(device: str) -> tuple[int, int, int]:
     import torch
 
     gpu: Any = torch.cuda
-    most, now = gpu.max_memory_allocated(), gpu.memory_allocated()
-    free = gpu.mem_get_info()[0] + gpu.memory_reserved() - now
-    gpu.reset_peak_memory_stats()
+    most, now = gpu.max_memory_allocated(device), gpu.memory_allocated(device)
+    free = free_bytes(device) or 0
+    gpu.reset_peak_memory_stats(device)
     return most, now, free

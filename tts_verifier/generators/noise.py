@@ -134,8 +134,11 @@ class Rehearsal:
 
 def problem(pipe: Any) -> str:
     """Says why a pipeline cannot be given latents, empty if it can."""
-    if "latents" not in inspect.signature(type(pipe).__call__).parameters:
+    known = inspect.signature(type(pipe).__call__).parameters
+    if "latents" not in known:
         return "its call takes no `latents`"
+    if "strength" in known:
+        return "it starts from a picture, of which its call takes the `strength` of change"
     if not hasattr(pipe, "prepare_latents") or denoiser(pipe) is None:
         return "it has no `prepare_latents`, or no `transformer` or `unet`"
     return ""

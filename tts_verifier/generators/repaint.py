@@ -44,10 +44,12 @@ def sibling(pipe: Any) -> Any:
         with warnings.catch_warnings():
             # About the scheduler's config, which the pipeline itself has said already.
             warnings.simplefilter("ignore", FutureWarning)
-            scheduler = copy.deepcopy(pipe.scheduler)
-            other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
+            own = copy.deepcopy(getattr(pipe, "scheduler", None))
+            other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=own)
     except (AttributeError, ValueError) as error:
-        raise UnsupportedError(f"{name} has no inpainting sibling: {error}") from error
+        raise UnsupportedError(
+            f"{name} has no inpainting sibling ({error}), and no pipeline was given as inpaint"
+        ) from error
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other
 

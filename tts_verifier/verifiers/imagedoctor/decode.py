@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.layers import layers_of, run, shape_of, turns
+from tts_verifier.verifiers.imagedoctor.chains import rotated
+from tts_verifier.verifiers.imagedoctor.layers import Layer, Turn, layers_of, run, shape_of, turns
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, make_slots
 from tts_verifier.verifiers.imagedoctor.step import ANY, Step
-from tts_verifier.verifiers.imagedoctor.vision import Grid, blocks_of
+from tts_verifier.verifiers.imagedoctor.transfer import sent
+from tts_verifier.verifiers.imagedoctor.vision import Block, Grid, blocks_of
 
 STRIDE = 8
 """Steps between two looks at which rows have ended."""
@@ -70,6 +72,34 @@ class _Row:
     longest: int
 
 
+class _Waiting:
+    """Requests that are still to be read; taken from their source when they are looked at.
+
+    So pictures can be prepared while the GPU works on those before.
+    """
+
+    def __init__(self, source: Iterator[tuple[int, Request]]) -> None:
+        self._source, self._taken = source, deque[tuple[int, Request]]()
+
+    def first(self, count: int) -> list[tuple[int, Request]]:
+        """Returns the first ones, at most so many."""
+        self._taken.extend(islice(self._source, max(count - len(self._taken), 0)))
+        return list(islice(self._taken, count))
+
+    def more(self) -> bool:
+        """Says whether there is any."""
+        return bool(self.first(1))
+
+    def drop(self, count: int) -> None:
+        """Takes the first ones out."""
+        for _ in range(count):
+            self._taken.popleft()
+
+    def put_back(self, requests: Sequence[tuple[int, Request]]) -> None:
+        """Puts requests before all others."""
+        self._taken.extendleft(reversed(requests))
+
+
 class Engine:
     """Keeps the buffers and captured steps of a model between calls.
 
@@ -84,6 +114,8 @@ class Engine:
         self._step: Step | None = None
         self._busy: dict[int, _Row] = {}
         self._weights: tuple[int, ...] = ()
+        self._layers: list[Layer] = []
+        self._blocks: list[Block] = []
         self._warned = False
 
     @property
@@ -91,31 +123,31 @@ class Engine:
         """What writes one token a row, None until prompts were read; for timing it."""
         return self._step
 
+    def forget(self) -> None:
+        """Gives back buffers, captured steps and joined weights, all made anew when needed."""
+        self._step, self._weights, self._layers, self._blocks = None, (), [], []
+
     @torch.inference_mode()
     def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
         """Yields (place in `requests`, reply) as replies end; each equals what it would be alone.
 
         Requests are taken as rows get free; longer prompts first spare a larger buffer later.
         """
-        source = enumerate(requests)
-        waiting: deque[tuple[int, Request]] = deque()
+        waiting = _Waiting(enumerate(requests))
         self._busy = {}
         self._join()
-        while True:
-            waiting.extend(_take(source, self.rows - len(self._busy) - len(waiting)))
-            if not waiting and not self._busy:
-                return
+        while self._busy or waiting.more():
             full, done = False, []
             try:
                 self._refill(waiting)
-                self._advance(idle=not waiting)
+                self._advance(idle=not waiting.more())
                 done = self._ended()
             except torch.OutOfMemoryError:
                 if self.rows == 1:
                     raise
                 full = True
             if full:  # here, as the error held on to what had been computed
-                waiting.extendleft((row.number, row.request) for row in self._busy.values())
+                waiting.put_back([(row.number, row.request) for row in self._busy.values()])
                 self._shrink()
             yield from done
 
@@ -143,17 +175,14 @@ class Engine:
 
     # -- reading prompts -----------------------------------------------------------------
 
-    def _refill(self, waiting: deque[tuple[int, Request]]) -> None:
+    def _refill(self, waiting: _Waiting) -> None:
         free = [row for row in range(self.rows) if row not in self._busy]
         if self._busy and (self.limits.turns or len(free) * REFILL < self.rows):
             return
-        while waiting and free:
-            count = min(CHUNK, len(waiting), len(free))
-            part = [waiting[i] for i in range(count)]
-            self._read(free[:count], part)
-            for _ in part:
-                waiting.popleft()
-            free = free[count:]
+        while free and (part := waiting.first(min(CHUNK, len(free)))):
+            self._read(free[: len(part)], part)
+            waiting.drop(len(part))
+            free = free[len(part) :]
 
     def _read(self, rows: list[int], part: Sequence[tuple[int, Request]]) -> None:
         """Reads prompts into free rows; on an error the rows stay free."""
@@ -165,7 +194,7 @@ class Engine:
         grids = [request.grid for request in requests]
         pixels = self._sent([request.patches for request in requests], device)
         visual = self.model.visual_features(pixels, grids, self._blocks)
-        at = torch.tensor(rows, device=device)
+        at = sent(torch.tensor(rows), device)
         self._fill(slots, at, (ids, real), visual, grids)
         merge = int(self.model.config.vision["spatial_merge_size"])
         features = torch.split(visual, [h * w // merge**2 for h, w in grids])
@@ -198,12 +227,15 @@ class Engine:
         shape = shape_of(self.model)
         width, count = shape.heads * shape.size, ids.shape[1]
 
-        def attend(layer: int, qkv: Tensor) -> Tensor:
+        def attend(layer: int, qkv: Tensor, turn: Turn) -> Tensor:
+            heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
+            qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
             q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
+            kv = kv.permute(0, 2, 3, 1, 4)
             past = slots.past[layer]
-            past[at.to(past.device), :count] = kv
+            past[at.to(past.device), ..., :count, :] = kv
             q = q.unflatten(-1, (-1, shape.size)).transpose(1, 2)
-            k, v = kv.transpose(1, 3).unbind(2)
+            k, v = kv.unbind(1)
             out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             return out.transpose(1, 2).flatten(2)
 
@@ -211,7 +243,7 @@ class Engine:
         x = run(self._layers, self.model.embed(ids, visual), turn, shape, attend=attend)
         length = real.sum(1)
         last = x.to(ids.device)[torch.arange(len(ids), device=ids.device), length - 1]
-        slots.hidden[at] = self.model.model.norm(last)
+        slots.hidden[at] = last
         slots.position[at] = length + shift[:, 0]
         slots.length[at] = length
         slots.live[at] = True
@@ -229,7 +261,7 @@ class Engine:
         made = make_slots(self.model, self.rows, room, self.limits)
         if self._step is not None and self._busy:
             for new, old in zip(made.state(), self._step.slots.state(), strict=True):
-                new[:, : old.shape[1]].copy_(old) if new.dim() == 5 else new.copy_(old)
+                new[..., : old.shape[-2], :].copy_(old) if new.dim() == 5 else new.copy_(old)
         self._step = Step(self.model, self._layers, made, self.limits)
         return made
 
@@ -277,7 +309,7 @@ class Engine:
         ready = [row for row in self._busy if not live[row]]
         if not ready:
             return []
-        at = torch.tensor(ready, device=slots.length.device)
+        at = sent(torch.tensor(ready), slots.length.device)
         most = max(counts[row] for row in ready)
         tokens, seen = slots.tokens[at, :most].tolist(), slots.seen[at].tolist()
         odds = slots.odds[at, :most].cpu().numpy()
@@ -299,17 +331,13 @@ def generate(
     return [found[i] for i in range(len(requests))]
 
 
-def _take(source: Iterator[tuple[int, Request]], count: int) -> Iterator[tuple[int, Request]]:
-    return islice(source, max(count, 0))
-
-
 def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns ids (B, T), padded right by each row's first, and which are real, bool."""
     longest = max(map(len, ids))
     batch = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in ids])
     lengths = torch.tensor([len(row) for row in ids])
     real = torch.arange(longest) < lengths[:, None]
-    return batch.to(device), real.to(device)
+    return sent(batch, device), sent(real, device)
 
 
 def _until(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:

@@ -9,17 +9,21 @@ of the released weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, conv_transpose2d
 
+from tts_verifier.verifiers.imagedoctor.chains import in_kernels
 from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig
-from tts_verifier.verifiers.imagedoctor.fused import channel_norm
 from tts_verifier.verifiers.imagedoctor.sam import PromptEncoder, TwoWayTransformer
 
 UPSCALE = 16
 """Heatmap pixels per merged visual token, a side."""
+TINY = 1e-8
+"""Added to mean squares over channels."""
 
 
 def projection(width_in: int, hidden: int, width_out: int) -> nn.ModuleList:
@@ -57,7 +61,7 @@ def dense_position(encoder: nn.Module, grid: tuple[int, int]) -> Tensor:
 
 
 class ChannelNorm(nn.Module):
-    """Divides by the root mean square over channels: no mean, no bias, eps 1e-8."""
+    """Divides by the root mean square over channels: no mean, no bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,7 +69,7 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""
-        return channel_norm(x, self.scale)
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + TINY) * self.scale
 
 
 def _conv(width_in: int, width_out: int) -> nn.Conv2d:
@@ -102,11 +106,37 @@ class Upscaler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Doubles the sides four times, each followed by a residual block."""
-        x = self.conv_layers(x)
-        for grow, refine in zip(self.deconv_layers, self.conv_layers2, strict=True):
-            x = grow(x)
-            x = torch.relu(x + refine(x))
+        stem = self.conv_layers
+        x = _normed(stem[3], stem[5], _normed(stem[0], stem[2], x, early=True), early=True)
+        stages = zip(self.deconv_layers, self.conv_layers2, strict=True)
+        for grow, refine in cast(Iterable[tuple[nn.Sequential, nn.Sequential]], stages):
+            x = _normed(grow[0], grow[1], x)
+            x = _normed(refine[3], refine[4], _normed(refine[0], refine[1], x), add=x)
         return torch.relu(self.last_conv1(x))
+
+
+def _normed(
+    conv: nn.Module, norm: nn.Module, x: Tensor, *, add: Tensor | None = None, early: bool = False
+) -> Tensor:
+    """Convolution, norm over channels, sum; a ReLU before the norm if `early`, else at the end."""
+    if in_kernels(x):
+        from tts_verifier.verifiers.imagedoctor import kernels
+
+        bias, scale = cast(Tensor, conv.bias), cast(Tensor, norm.scale)
+        out = _unbiased(conv, x)
+        return kernels.channel_norm(out, bias, scale, add=add, early=early, eps=TINY)
+    if early:
+        return cast(Tensor, norm(torch.relu(conv(x))))
+    x = norm(conv(x))
+    return torch.relu(x if add is None else x + add)
+
+
+def _unbiased(conv: nn.Module, x: Tensor) -> Tensor:
+    """Convolves without the bias, which torch would add in a pass of its own."""
+    weight = cast(Tensor, conv.weight)
+    if isinstance(conv, nn.ConvTranspose2d):
+        return conv_transpose2d(x, weight, stride=2, padding=1, output_padding=1)
+    return conv2d(x, weight, padding=1)
 
 
 class Hypernetwork(nn.Module):

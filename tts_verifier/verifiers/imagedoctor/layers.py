@@ -10,23 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
 
-from tts_verifier.verifiers.imagedoctor.fused import gated, rotated
+from tts_verifier.verifiers.imagedoctor.chains import gated, in_kernels
 from tts_verifier.verifiers.imagedoctor.joining import joined
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 
-Attend = Callable[[int, Tensor], Tensor]
-"""(layer, joined queries, keys and values (N, T, width)) -> attended (N, T, heads * size)."""
+Turn = tuple[Tensor, Tensor]
+"""Cosine and signed sine of M-RoPE's angles, (N * T, size) each."""
+Attend = Callable[[int, Tensor, Turn], Tensor]
+"""(layer, joined queries, keys and values (N, T, width), turn) -> attended (N, T, heads * size).
+
+Queries and keys are not rotated yet: that is done by what reads them anyhow."""
+FEW: Final = 64
+"""Rows up to which reading the weights takes longer than multiplying."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """One layer's weights, joined where they share an input."""
+    """One layer's weights, joined where they share an input; `after`: the norm that follows."""
 
     norm: Tensor
     qkv: Tensor
@@ -35,6 +41,7 @@ class Layer:
     second_norm: Tensor
     gate_up: Tensor
     down: Tensor
+    after: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +75,13 @@ def shape_of(model: ImageDoctorModel) -> Shape:
 
 def layers_of(model: ImageDoctorModel) -> list[Layer]:
     """Joins the weights of every layer; the parameters become views of the joined ones."""
+    layers = list(cast(Sequence[Any], model.model.layers))
+    norms = [*(layer.input_layernorm.weight for layer in layers[1:]), model.model.norm.weight]
     with torch.inference_mode(False), torch.no_grad():
-        return [_layer(layer) for layer in cast(Sequence[Any], model.model.layers)]
+        return [_layer(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any, after: Any) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     three = (attention.q_proj, attention.k_proj, attention.v_proj)
     return Layer(
@@ -83,11 +92,12 @@ def _layer(layer: Any) -> Layer:
         second_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
+        after=after.detach().to(mlp.down_proj.weight.device),
     )
 
 
-def turns(model: ImageDoctorModel, positions: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Returns cosine and signed sine of M-RoPE's angles, (B * T, size) each.
+def turns(model: ImageDoctorModel, positions: Tensor, shape: Shape) -> Turn:
+    """Returns what rotates queries and keys.
 
     Args:
         model: gives the frequencies.
@@ -104,27 +114,46 @@ def turns(model: ImageDoctorModel, positions: Tensor, shape: Shape) -> tuple[Ten
     return both[0].to(dtype), both[1].to(dtype)
 
 
-def run(
-    layers: Sequence[Layer],
-    x: Tensor,
-    turn: tuple[Tensor, Tensor],
-    shape: Shape,
-    *,
-    attend: Attend,
-) -> Tensor:
-    """Runs all layers on states (N, T, H), which are overwritten; the final norm is not run."""
+def run(layers: Sequence[Layer], x: Tensor, turn: Turn, shape: Shape, *, attend: Attend) -> Tensor:
+    """Runs all layers and the final norm on states (N, T, H), which are overwritten."""
+    states = x.flatten(0, 1)
+    normed = rms_norm(states, layers[0].norm.shape, layers[0].norm.to(x.device), shape.eps)
     for i, layer in enumerate(layers):
-        if layer.norm.device != x.device:
-            x, turn = x.to(layer.norm.device), _moved(turn, layer.norm.device)
-        flat = x.flatten(0, 1)
-        normed = rms_norm(x, layer.norm.shape, layer.norm, shape.eps)
-        heads = linear(normed, layer.qkv, layer.bias).view(len(flat), -1, shape.size)
-        qkv = rotated(heads, *turn, shape.turned).view(*x.shape[:2], -1)
-        flat.addmm_(attend(i, qkv).flatten(0, 1), layer.out.t())
-        normed = rms_norm(x, layer.second_norm.shape, layer.second_norm, shape.eps)
-        flat.addmm_(gated(linear(normed, layer.gate_up).flatten(0, 1)), layer.down.t())
-    return x
+        if layer.norm.device != states.device:
+            there = layer.norm.device
+            states, normed = states.to(there), normed.to(there)
+            turn = turn[0].to(there), turn[1].to(there)
+        qkv = linear(normed, layer.qkv, layer.bias).unflatten(0, x.shape[:2])
+        attended = attend(i, qkv, turn).flatten(0, 1)
+        normed = add_product(states, attended, layer.out, layer.second_norm, shape.eps)
+        gates = gated_product(normed, layer.gate_up)
+        normed = add_product(states, gates, layer.down, layer.after, shape.eps)
+    return normed.view(x.shape)
 
 
-def _moved(turn: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    return turn[0].to(device), turn[1].to(device)
+def gated_product(x: Tensor, weight: Tensor) -> Tensor:
+    """(M, K) by gates and values (2 N, K) -> (M, N)."""
+    if _few(x, weight):
+        from tts_verifier.verifiers.imagedoctor import step_kernels
+
+        return step_kernels.gated_product(x, weight)
+    return gated(linear(x, weight))
+
+
+def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """Adds (M, K) by (H, K) to the states (M, H), in place, and returns their norm."""
+    if _few(x, weight):
+        from tts_verifier.verifiers.imagedoctor import step_kernels
+
+        return step_kernels.add_product(states, x, weight, norm, eps)
+    states.addmm_(x, weight.t())
+    return rms_norm(states, norm.shape, norm, eps)
+
+
+def _few(x: Tensor, weight: Tensor) -> bool:
+    """Says whether a product of few rows runs in kernels of our own."""
+    if not in_kernels(x) or len(x) > FEW or x.dtype.itemsize != 2:
+        return False
+    from tts_verifier.verifiers.imagedoctor.step_kernels import WHOLE
+
+    return all(size % WHOLE == 0 for size in weight.shape)

@@ -43,6 +43,10 @@ class MapDecoder:
         self._recorded: dict[Grid, _Recorded] = {}
         self._weights: tuple[int, ...] = ()
 
+    def forget(self) -> None:
+        """Gives back what was recorded."""
+        self._recorded = {}
+
     def __call__(self, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
         """Does what `decode_maps` does; at most `CHUNK` maps."""
         if not states.is_cuda:
@@ -60,13 +64,13 @@ class MapDecoder:
 
     def _record(self, states: Tensor, visual: Tensor, cells: Grid) -> _Recorded:
         held = [t.new_zeros(CHUNK, *t.shape[1:]) for t in (states, visual)]
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(states.device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             decode_maps(self.model, held[0], held[1], cells)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             maps = decode_maps(self.model, held[0], held[1], cells)
         return _Recorded(graph, held[0], held[1], maps)
 
@@ -98,7 +102,7 @@ class MapQueue:
                 self._decode(cells, wanted)
         self._wanted = {}
         if any(maps.is_pinned() for _, maps in self._done):
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
         found: dict[int, dict[str, NDArray[np.float32]]] = {}
         for names, maps in self._done:
             for (number, name), grid_map in zip(names, maps.numpy(), strict=True):
@@ -128,4 +132,6 @@ def decode_maps(model: ImageDoctorModel, states: Tensor, visual: Tensor, cells: 
     Returns:
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
-    return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())
+    # In float32 cuDNN would otherwise round what it convolves to 10 bits.
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())

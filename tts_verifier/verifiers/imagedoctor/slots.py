@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.transfer import sent
 
 BLOCK = 128
 MOST_ROWS = {"cuda": 32, "cpu": 16}
@@ -50,7 +51,7 @@ class Limits:
 class Slots:
     """All state of S rows; C: the longest past, M: tokens a reply may have.
 
-    `past`: a layer each, (S, C, 2, kv heads, size). `hidden`: (S, H), what predicts the next
+    `past`: a layer each, (S, 2, kv heads, C, size). `hidden`: (S, H), what predicts the next
     token. `position`: (S,), where it stands for M-RoPE. `length`: (S,), tokens in the past.
     `live`: (S,), is being written. `count`: (S,), tokens written into `tokens` (S, M).
     `states`, `seen`: (S, 2, H), (S, 2), of the two heatmap tokens. `odds`: (S, M, W), the
@@ -77,7 +78,7 @@ class Slots:
     @property
     def room(self) -> int:
         """How long a past may be."""
-        return self.past[0].shape[1]
+        return self.past[0].shape[-2]
 
     def state(self) -> tuple[Tensor, ...]:
         """Returns all buffers, rows first."""
@@ -86,9 +87,10 @@ class Slots:
 
     def move(self, source: list[int], target: list[int]) -> None:
         """Copies rows onto others, none of which is a source."""
+        index = torch.tensor([source, target])
         for buffer in self.state():
-            index = torch.tensor([source, target], device=buffer.device)
-            buffer[index[1]] = buffer[index[0]]
+            there = sent(index, buffer.device)
+            buffer[there[1]] = buffer[there[0]]
 
 
 def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) -> Slots:
@@ -103,7 +105,7 @@ def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) ->
     vocabulary = len(weight) if limits.penalty != 1.0 else 0
     return Slots(
         past=[
-            torch.zeros(rows, room, 2, kv, size, dtype=dtype, device=place)
+            torch.zeros(rows, 2, kv, room, size, dtype=dtype, device=place)
             for place in _devices(model)
         ],
         hidden=torch.zeros(rows, hidden, dtype=dtype, device=device),

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.layers import Layer, Shape, run, shape_of, turns
 from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.past import Past
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, Turn
 
 BUCKET = {"cpu": 64}
@@ -57,6 +57,8 @@ class Step:
         self._bucket = BUCKET.get(device.type, GPU_BUCKET)
         self._graphs: dict[tuple[int, int, Turn], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
+        # One for all graphs, as they share memory; torch's own is of the first device used.
+        self._side = torch.cuda.Stream(device) if self._captures else None
 
     def __call__(self, rows: int, longest: int, turn: Turn = ANY) -> None:
         """Takes a turn in `rows` rows, none of whose pasts is longer than `longest` before."""
@@ -73,7 +75,7 @@ class Step:
     def _capture(self, rows: int, bucket: int, turn: Turn) -> torch.cuda.CUDAGraph:
         """Records a step; what the warm-up before it writes is put back."""
         kept = [t.clone() for t in self.slots.state()[len(self.slots.past) :]]
-        side = torch.cuda.Stream()
+        side = self._side or torch.cuda.current_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             self._step(rows, bucket, turn)
@@ -81,7 +83,8 @@ class Step:
         for buffer, before in zip(self.slots.state()[len(self.slots.past) :], kept, strict=True):
             buffer.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        mode = "thread_local"  # other threads may use the device meanwhile
+        with torch.cuda.graph(graph, self._pool, side, capture_error_mode=mode):
             self._step(rows, bucket, turn)
         return graph
 
@@ -92,12 +95,12 @@ class Step:
         x = self.model.model.embed_tokens(tokens)
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
         position = (s.position[:rows, None] + ahead).expand(3, -1, -1)
-        past = _Past(s, rows, bucket, self.shape, x)
+        past = Past(s, rows, bucket, self.shape, x)
         x = run(
             self.layers, x.clone(), turns(self.model, position, self.shape), self.shape,
             attend=past.attend,
         )  # fmt: skip
-        hidden = self.model.model.norm(x.to(s.hidden.device))
+        hidden = x.to(s.hidden.device)
         self._note(tokens, hidden, turn)
         s.hidden[:rows] = hidden[:, -1]
         live = s.live[:rows].long() * tokens.shape[1]
@@ -155,37 +158,3 @@ class Step:
         lowered = torch.where(logits < 0, logits * factor, logits / factor)
         used = self.slots.used[:rows]
         return torch.where(used, lowered, logits)
-
-
-class _Past:
-    """Attention of new tokens, T a row, over the first `bucket` places of the past.
-
-    A token sees what was there before it, those of its own row included.
-    """
-
-    def __init__(self, slots: Slots, rows: int, bucket: int, shape: Shape, x: Tensor) -> None:
-        self.slots, self.rows, self.bucket, self.shape = slots, rows, bucket, shape
-        count, device = x.shape[1], slots.length.device
-        place = slots.length[:rows, None] + torch.arange(count, device=device)
-        place = place.clamp(max=slots.room - 1)
-        first = torch.arange(rows, device=device)[:, None] * slots.room
-        self._place = (first + place).flatten()
-        ahead = torch.arange(bucket, device=device) > place[..., None]
-        blank = torch.zeros(rows, count, bucket, dtype=x.dtype, device=device)
-        bias = blank.masked_fill_(ahead, -torch.inf)[:, None]
-        group = shape.heads // shape.kv_heads
-        self._bias = bias if count == 1 else bias.repeat(1, 1, group, 1)
-
-    def attend(self, layer: int, qkv: Tensor) -> Tensor:
-        """(rows, T, joined) -> (rows, T, heads * size); query heads of a group go together."""
-        shape, past, count = self.shape, self.slots.past[layer], qkv.shape[1]
-        width = shape.heads * shape.size
-        flat = past.view(-1, 2 * shape.kv_heads * shape.size)
-        flat.index_copy_(0, self._place.to(past.device), qkv[..., width:].flatten(0, 1))
-        keys, values = past[: self.rows, : self.bucket].transpose(1, 3).unbind(2)
-        query = qkv[..., :width].unflatten(-1, (shape.kv_heads, -1, shape.size))
-        query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        bias = self._bias.to(past.device)
-        out: Tensor = scaled_dot_product_attention(query, keys, values, attn_mask=bias)
-        out = out.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4)
-        return out.reshape(self.rows, count, width)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -12,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.images import ImageLike, as_images
+from tts_verifier.memory import fits, release, weight_bytes
 from tts_verifier.seams import Verifier, check_pairs
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.answer import parse
@@ -23,8 +27,10 @@ from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
 from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.numbers import Numerals, expected
 from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
+from tts_verifier.verifiers.imagedoctor.processor import Patches
 from tts_verifier.verifiers.imagedoctor.skeleton import Skeleton
 from tts_verifier.verifiers.imagedoctor.slots import rows_that_fit
+from tts_verifier.verifiers.imagedoctor.transfer import prepared
 
 MAX_CAPTION: Final = 20_000
 """Characters; longer prompts are refused rather than left to fill the memory."""
@@ -68,6 +74,7 @@ class ImageDoctor(Verifier):
         skeleton: with detail "score", give the answer's text and ask for its digits alone:
             faster, the same numbers where the model would have written that text.
         settings: more to note in the log.
+        home: the device that a run is to move it to for judging; None = it stays.
 
     Raises:
         InputError: `fit` or `batch_size` is not usable, or the checkpoint's tokenizer does not
@@ -83,6 +90,7 @@ class ImageDoctor(Verifier):
         heatmaps: bool | None = None,
         skeleton: bool = False,
         settings: Mapping[str, Setting] | None = None,
+        home: str | None = None,
     ) -> None:
         if fit not in FITS:
             raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.")
@@ -90,6 +98,7 @@ class ImageDoctor(Verifier):
             batch_size = rows_that_fit(checkpoint.model, checkpoint.limits)
         _check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
+        self.home = home
         self.fit: Fit = fit
         self.batch_size = batch_size
         self.heatmaps = heatmaps
@@ -130,12 +139,12 @@ class ImageDoctor(Verifier):
         )
         if (limit := options.get("max_new_tokens")) is not None:
             _check_positive("max_new_tokens", limit)
-        checkpoint = load(
-            folder,
-            dtype=options.get("dtype"),
-            device=options.get("device"),
-            device_map=options.get("device_map"),
-        )
+        dtype, device, home = options.get("dtype"), options.get("device"), None
+        if device is None and options.get("device_map") is None:
+            home = _waits_for(folder)
+            device = None if home is None else "cpu"
+            dtype = dtype or (None if home is None else torch.bfloat16)
+        checkpoint = load(folder, dtype=dtype, device=device, device_map=options.get("device_map"))
         if limit is not None:
             checkpoint = replace(
                 checkpoint, limits=replace(checkpoint.limits, max_new_tokens=limit)
@@ -147,6 +156,7 @@ class ImageDoctor(Verifier):
             heatmaps=options.get("heatmaps"),
             skeleton=options.get("skeleton", False),
             settings={"model": name_or_path, "revision": revision},
+            home=home,
         )
 
     def verify(
@@ -178,13 +188,35 @@ class ImageDoctor(Verifier):
         captions = [_caption(i, prompt) for i, prompt in enumerate(prompts)]
         order = sorted(range(len(pictures)), key=lambda i: -len(captions[i]))
         began = time.perf_counter()
-        judged = self._judge([(pictures[i], captions[i]) for i in order], detail)
+        with _current(self.device):
+            judged = self._judge([(pictures[i], captions[i]) for i in order], detail)
         seconds = (time.perf_counter() - began) / max(len(order), 1)
         verdicts = {
             i: self._verdict(*parts, detail=detail, seconds=seconds)
             for i, parts in zip(order, judged, strict=True)
         }
         return [verdicts[i] for i in range(len(pictures))]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; of several devices the one that pictures are sent to."""
+        return self.checkpoint.model.lm_head.weight.device
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of the weights; None where they must not be moved, being on several devices."""
+        places = {p.device for p in self.checkpoint.model.parameters()}
+        return weight_bytes([self.checkpoint.model]) if len(places) == 1 else None
+
+    def to(self, device: torch.device | str) -> ImageDoctor:
+        """Moves the weights; what was recorded and written into is made anew when needed."""
+        before = str(self.device)
+        for part in (self.engine, self._filling, self._maps):
+            part.forget()
+        self.checkpoint.model.to(device)
+        if str(self.device) != before:
+            release(before)
+        return self
 
     def _judge(self, pairs: Sequence[tuple[Image.Image, str]], detail: Detail) -> list[_Judged]:
         """Runs the engine, and the heads as replies end; pictures are prepared when needed."""
@@ -193,8 +225,8 @@ class ImageDoctor(Verifier):
         engine = self._filling if known.turns else self.engine
 
         def requests() -> Iterator[Request]:
-            for picture, caption in pairs:
-                p = c.processor(picture, fit=self.fit)
+            pictures = prepared(self._patches, [picture for picture, _ in pairs], self.device)
+            for p, (_, caption) in zip(pictures, pairs, strict=True):
                 cells = len(p.values) // c.processor.merge_size**2
                 ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")
                 ids += known.before
@@ -213,6 +245,9 @@ class ImageDoctor(Verifier):
         return [
             _Judged(found[i], placement, done.get(i, {})) for i, (placement, _) in enumerate(placed)
         ]
+
+    def _patches(self, picture: Image.Image) -> Patches:
+        return self.checkpoint.processor(picture, fit=self.fit)
 
     def _check_length(self, ids: list[int], caption: str) -> None:
         limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
@@ -247,6 +282,29 @@ class ImageDoctor(Verifier):
             detail=detail,
             cost=Cost(verifier_calls=1, judge_seconds=seconds),
         )
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one, as captured graphs and new streams need it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _waits_for(folder: Path) -> str | None:
+    """Returns the GPU that a checkpoint does not fit on now, None if it does or there is none."""
+    if not torch.cuda.is_available():
+        return None
+    gpu = str(torch.device("cuda", torch.cuda.current_device()))
+    nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if fits(nbytes, gpu):
+        return None
+    warnings.warn(
+        f"The verifier's {nbytes / 2**30:.1f} GiB do not fit on {gpu} beside what is there. It "
+        "waits in host memory; a run moves it there in turns with the generator. Give a device "
+        "to place it yourself.",
+        RunWarning,
+        stacklevel=4,
+    )
+    return gpu
 
 
 class _Judged(NamedTuple):

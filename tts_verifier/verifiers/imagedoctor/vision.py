@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.fused import gated, rotated
+from tts_verifier.verifiers.imagedoctor.chains import gated, rotated
 from tts_verifier.verifiers.imagedoctor.joining import joined
 
 Grid = tuple[int, int]

@@ -1,0 +1,216 @@
+"""How generator and verifier share devices, without a GPU: parts only say where they are."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tts_verifier import BestOfN, run
+from tts_verifier.devices import Seat, own_stream, plan, seat_of
+from tts_verifier.log import read_header
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+
+GIB = 2**30
+GPU = "cuda:0"
+
+
+HERE, AWAY, BOUND = Seat(GPU, 0, True), Seat(GPU, 8 * GIB, True), Seat(GPU, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("generator", "verifier", "free", "expected"),
+    [
+        (HERE, HERE, 4 * GIB, "together"),
+        # Room for the weights, none for what is computed.
+        (HERE, HERE, 4 * GIB - 1, "in turns"),
+        (HERE, AWAY, 12 * GIB, "together"),
+        (HERE, AWAY, 11 * GIB, "in turns"),
+        (AWAY, AWAY, 19 * GIB, "in turns"),
+        (BOUND, AWAY, 12 * GIB, "together"),
+        (BOUND, AWAY, 11 * GIB, "as placed"),
+        (HERE, BOUND, 1 * GIB, "as placed"),
+        (HERE, Seat("cuda:1"), None, "apart"),
+        (BOUND, Seat("cpu"), None, "apart"),
+        (Seat("cpu"), Seat("cpu"), None, "together"),
+        (Seat(None), AWAY, None, "as placed"),
+    ],
+)
+def test_the_plan_follows_from_sizes(generator, verifier, free, expected):
+    assert plan(generator, verifier, free) == expected
+
+
+class Movable:
+    """Says where it is, and notes every move and every piece of work in `seen`."""
+
+    def __init__(self, seen, *, device=GPU, home=None, nbytes=10 * GIB):
+        super().__init__()
+        self.seen, self.nbytes, self.device, self.home = seen, nbytes, device, home
+
+    def to(self, device):
+        self.seen.append(f"{type(self).__name__} to {device}")
+        self.device = device
+
+
+class Drawer(Movable, FakeGenerator):
+    def generate(self, jobs):
+        self.seen.append("draw")
+        return super().generate(jobs)
+
+
+class Judge(Movable, FakeVerifier):
+    def verify(self, images, prompts, *, detail="diagnose"):
+        self.seen.append("judge")
+        return super().verify(images, prompts, detail=detail)
+
+
+def searched(monkeypatch, free, folder=None, overlap=False, **told):
+    """What happened in a best-of-4 for two prompts on a GPU with `free` bytes left."""
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: free)
+    trace = []
+    parts = Drawer(trace), Judge(trace, **told)
+    parts[0].batch_size = 2
+    run(["a red circle", "a blue one"], *parts, BestOfN(4), folder=folder, overlap=overlap)
+    return trace
+
+
+def test_parts_that_do_not_fit_change_places_once_a_round(monkeypatch, tmp_path):
+    trace = searched(monkeypatch, 1 * GIB, tmp_path)
+    assert trace == [
+        "Judge to cpu", "draw", "draw", "draw", "draw",
+        "Drawer to cpu", "Judge to cuda:0", "judge", "judge", "judge", "judge",
+        "Judge to cpu", "Drawer to cuda:0",
+    ]  # fmt: skip
+    (session,) = read_header(tmp_path)["sessions"]
+    assert session["plan"] == "in turns"
+    assert session["moves"] == 3  # that back is not over yet
+    assert session["overlap"] is False
+
+
+def test_what_waits_to_be_judged_is_bounded(monkeypatch):
+    monkeypatch.setattr("tts_verifier.runner.HELD", 4)
+    trace = searched(monkeypatch, 1 * GIB)
+    assert "".join(what[0] for what in trace if what in ("draw", "judge")) == "ddjjddjj"
+
+
+def test_parts_that_fit_stay(monkeypatch, tmp_path):
+    assert searched(monkeypatch, 40 * GIB, tmp_path) == ["draw", "judge"] * 4
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["moves"]) == ("together", 0)
+
+
+def test_a_part_that_waited_elsewhere_comes_when_it_fits(monkeypatch):
+    trace = searched(monkeypatch, 40 * GIB, device="cpu", home=GPU)
+    assert trace == ["draw", "Judge to cuda:0", "judge", *["draw", "judge"] * 3]
+
+
+def test_sizes_are_counted_only_where_memory_is_short(monkeypatch):
+    class Huge(Judge):
+        @property
+        def nbytes(self):
+            raise AssertionError("counted")
+
+        @nbytes.setter
+        def nbytes(self, _):
+            pass
+
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
+    run(["a"], Drawer([]), Huge([]), BestOfN(1), overlap=False)
+
+
+def test_a_part_that_must_stay_stays(monkeypatch):
+    assert searched(monkeypatch, 1 * GIB, nbytes=None) == ["draw", "judge"] * 4
+
+
+def test_a_part_that_finds_no_room_beside_one_that_must_stay_is_not_brought(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    seen = []
+    parts = Drawer(seen, nbytes=None), Judge(seen, device="cpu", home=GPU)
+    run(["a red circle"], *parts, BestOfN(1))
+    assert seen == ["draw", "judge"]
+
+
+@pytest.mark.parametrize(
+    ("free", "told", "expected"),
+    [
+        (40 * GIB, {"device": "cuda:1"}, ("apart", True)),
+        (40 * GIB, {"device": "cuda:1", "overlap": False}, ("apart", False)),
+        (40 * GIB, {}, ("together", True)),
+        (40 * GIB, {"overlap": False}, ("together", False)),
+        (40 * GIB, {"device": "cpu", "home": GPU}, ("together", True)),
+        (1 * GIB, {"overlap": True}, ("in turns", False)),
+    ],
+)
+def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
+    free, told, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
+    searched(monkeypatch, free, tmp_path, **{"overlap": None, **told})
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["overlap"]) == expected
+    assert session["devices"] == {"draw": GPU, "judge": told.get("home", told.get("device", GPU))}
+
+
+def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: None)
+    run(["a"], Drawer([], device="cpu"), Judge([], device="cpu"), BestOfN(1), folder=tmp_path)
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["overlap"]) == ("together", False)
+
+
+def test_a_part_that_waited_elsewhere_is_there_before_it_judges_beside_drawing(monkeypatch):
+    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
+    seen = searched(monkeypatch, 40 * GIB, overlap=True, device="cpu", home=GPU)
+    assert seen.index("Judge to cuda:0") < seen.index("judge")
+
+
+def test_the_generator_is_back_when_a_run_fails(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    trace = []
+
+    class Broken(Judge):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(["a red circle"], Drawer(trace), Broken(trace), BestOfN(2))
+    assert trace[-2:] == ["Broken to cpu", "Drawer to cuda:0"]
+
+
+def test_a_part_may_say_where_it_computes():
+    assert seat_of(FakeVerifier()) == Seat(None, 0, False)
+    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1", 0, False)
+    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3, True)
+    assert seat_of(Judge([], nbytes=3)) == Seat(GPU, 0, True)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_without_a_gpu_there_is_no_stream(device, monkeypatch):
+    monkeypatch.delattr(torch.cuda, "set_stream")
+    own_stream(device)
+
+
+def test_a_thread_gets_a_stream_of_precedence_and_always_the_same(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append(device))
+    monkeypatch.setattr(torch.cuda, "set_stream", told.append)
+    monkeypatch.setattr(
+        torch.cuda, "Stream", lambda device, priority: SimpleNamespace(at=device, first=-priority)
+    )
+    own_stream("cuda:7")
+    own_stream("cuda:7")
+    assert told[0] == told[2] == "cuda:7"
+    assert told[1] is told[3]
+    assert (told[1].at, told[1].first) == ("cuda:7", 1)
+
+
+def test_what_was_drawn_before_the_turn_to_judge_outlives_a_kill(monkeypatch, tmp_path):
+    class Dies(Judge):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 1 * GIB)
+    with pytest.raises(KeyboardInterrupt):
+        run(["a red circle"], Drawer([]), Dies([]), BestOfN(8), folder=tmp_path)
+    trace = []
+    run(["a red circle"], Drawer(trace), Judge(trace), BestOfN(8), folder=tmp_path)
+    assert (trace.count("draw"), trace.count("judge")) == (0, 2)

@@ -1,0 +1,98 @@
+"""Triton's kernels against the same written out, in float32; on a CPU through its interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from tts_verifier.verifiers.imagedoctor import kernels, step_kernels
+from tts_verifier.verifiers.imagedoctor.chains import gated, rotated
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=1e-5)
+
+
+def normed(x: Tensor, weight: Tensor, eps: float, dim: int = -1) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(dim, keepdim=True) + eps) * weight
+
+
+@pytest.fixture(autouse=True)
+def _start() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        yield
+
+
+def turn_of(vectors: int, size: int) -> tuple[Tensor, Tensor]:
+    angle = torch.randn(vectors, size // 2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def test_a_gate_is_the_plain_chain_beyond_one_block_of_columns() -> None:
+    both = torch.randn(3, 2 * 1500)
+    close(kernels.gated(both), gated(both.double()))
+
+
+@pytest.mark.parametrize("size", [80, 128])
+def test_some_heads_turn_and_the_others_stay(size: int) -> None:
+    heads, turn = torch.randn(9, 12, size), turn_of(9, size)
+    expected = rotated(heads.double(), turn[0].double(), turn[1].double(), 8)
+    close(kernels.rotated(heads, *turn, 8), expected)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_norm_over_channels_takes_in_bias_sum_and_relu(early: bool, added: bool) -> None:
+    x, bias, scale = torch.randn(2, 24, 6, 5), torch.randn(24), torch.randn(24, 1, 1)
+    add = torch.randn(2, 24, 6, 5) if added else None
+    expected = x.double() + bias.double()[:, None, None]
+    expected = expected.relu() if early else expected
+    expected = normed(expected, scale.double(), 1e-8, dim=1)
+    expected = expected if add is None else expected + add.double()
+    expected = expected if early else expected.relu()
+    close(kernels.channel_norm(x, bias, scale, add=add, early=early, eps=1e-8), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_products_of_few_rows(rows: int) -> None:
+    x, weight, norm = torch.randn(rows, 512), torch.randn(256, 512) / 16, torch.randn(256)
+    whole = x.double() @ weight.double().T
+    close(step_kernels.gated_product(x, weight), gated(whole))
+    states = torch.randn(rows, 256)
+    expected = states.double() + whole
+    got = step_kernels.add_product(states, x, weight, norm, 1e-6)
+    close(states, expected)
+    close(got, normed(expected, norm.double(), 1e-6))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv", "size", "count"), [(8, 2, 32, 1), (8, 2, 32, 5), (4, 4, 64, 1), (16, 2, 16, 15)]
+)
+def test_attention_over_pasts_of_all_lengths(heads: int, kv: int, size: int, count: int) -> None:
+    room, lengths = 256, [0, 126, 256 - count]
+    rows = len(lengths)
+    qkv, past = torch.randn(rows, count, (heads + 2 * kv) * size), torch.randn(4, 2, kv, room, size)
+    turn, length = turn_of(rows * count, size), torch.tensor([*lengths, 7])
+    expected = past.double()
+    turned = rotated(
+        qkv.double().view(rows * count, -1, size),
+        *(t.double() for t in turn), heads + kv,
+    ).view(rows, count, -1, size)  # fmt: skip
+    got = step_kernels.attended(qkv, turn, past, length, bucket=room)
+    for row, before in enumerate(lengths):
+        after = before + count
+        new = turned[row, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)
+        expected[row, :, :, before:after] = new
+        keys, values = expected[row, :, :, :after].repeat_interleave(heads // kv, 1)
+        ahead = torch.arange(after) > torch.arange(before, after)[:, None]
+        weights = turned[row, :, :heads].transpose(0, 1) @ keys.transpose(1, 2) * size**-0.5
+        mixed = weights.masked_fill(ahead, -torch.inf).softmax(-1) @ values
+        close(got[row], mixed.transpose(0, 1).flatten(1))
+    close(past, expected)

@@ -1,0 +1,49 @@
+"""Chains of element-wise operations, one kernel each on a GPU with Triton (see `kernels`).
+
+A CPU, training, and a machine on which Triton is absent run the chain as it is written.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+TRITON: Final = find_spec("triton") is not None
+
+
+def in_kernels(x: Tensor) -> bool:
+    """Says whether what is done to `x` runs in kernels of our own."""
+    return x.is_cuda and TRITON and not torch.is_grad_enabled()
+
+
+def gated(both: Tensor) -> Tensor:
+    """(M, 2 N), gates and values side by side -> (M, N), each value times SiLU of its gate."""
+    if in_kernels(both):
+        from tts_verifier.verifiers.imagedoctor import kernels
+
+        return kernels.gated(both)
+    gate, value = both.chunk(2, dim=-1)
+    return silu(gate) * value
+
+
+def rotated(heads: Tensor, cos: Tensor, sin: Tensor, turned: int) -> Tensor:
+    """Rotates pairs (i, i + size / 2) of the first `turned` heads, perhaps in place.
+
+    Args:
+        heads: (M, heads, size).
+        cos: (M, size), in a dtype to compute in.
+        sin: (M, size), negative in its first half.
+        turned: how many heads; the others stay.
+    """
+    if in_kernels(heads):
+        from tts_verifier.verifiers.imagedoctor import kernels
+
+        return kernels.rotated(heads, cos, sin, turned)
+    some = heads[:, :turned]
+    swapped = some.roll(some.shape[-1] // 2, -1)
+    spun = some * cos[:, None] + swapped * sin[:, None]
+    return torch.cat([spun.to(heads.dtype), heads[:, turned:]], 1)
