@@ -201,3 +201,16 @@ def test_a_thread_gets_a_stream_of_precedence_and_always_the_same(monkeypatch):
     assert told[0] == told[2] == "cuda:7"
     assert told[1] is told[3]
     assert (told[1].at, told[1].first) == ("cuda:7", 1)
+
+
+def test_what_was_drawn_before_the_turn_to_judge_outlives_a_kill(monkeypatch, tmp_path):
+    class Dies(Judge):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 1 * GIB)
+    with pytest.raises(KeyboardInterrupt):
+        run(["a red circle"], Drawer([]), Dies([]), BestOfN(8), folder=tmp_path)
+    trace = []
+    run(["a red circle"], Drawer(trace), Judge(trace), BestOfN(8), folder=tmp_path)
+    assert (trace.count("draw"), trace.count("judge")) == (0, 2)

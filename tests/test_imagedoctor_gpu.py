@@ -61,7 +61,7 @@ def test_golden_numbers_hold_through_the_engine(
         for _ in range(2):  # recorded, then replayed
             maps = MapDecoder(built)(states, visual, (18, 18)).cpu()
         for k in range(2):
-            differs = np.abs(maps[k].double() - EXPECTED[f"s{i}.heatmaps_f16"][k]).max()
+            differs = np.abs(maps[k].double().numpy() - EXPECTED[f"s{i}.heatmaps_f16"][k]).max()
             assert differs <= TOLERANCES["heatmaps_f16"]
 
 

@@ -88,6 +88,7 @@ class RunLog:
         self._parts = parts.parts_of(folder.root)
         self._next = 1 + max((part.number for part in self._parts), default=-1)
         self._thread = ThreadPoolExecutor(1, "log")
+        self._encoding = ThreadPoolExecutor(4, "png")
         self._writing: list[Future[None]] = []
         self._early: dict[str, tuple[Any, str]] = {}
         self._notes = read_notes(folder.root, self.found)
@@ -199,6 +200,7 @@ class RunLog:
             self.flush()
         finally:
             self._thread.shutdown()
+            self._encoding.shutdown()
             self._files.sweep()
             self._lock.release()
 
@@ -245,10 +247,13 @@ class RunLog:
 
     def _write_early(self, samples: Mapping[str, Sample], noted: bool) -> None:
         notes = {}
-        for name, sample in samples.items():
-            files = {"image": self._write_now(f"images/{name}.png", sample.image, png)}
+        # A GPU waits for this, and compressing lets other threads go on.
+        encoded = self._encoding.map(png, [sample.image for sample in samples.values()])
+        for (name, sample), content in zip(samples.items(), encoded, strict=True):
+            files = {"image": self._write_now(f"images/{name}.png", sample.image, content)}
             if noted and sample.state is not None:
-                files["state"] = self._write_now(f"states/{name}.npz", sample.state, npz)
+                content = npz(sample.state)
+                files["state"] = self._write_now(f"states/{name}.npz", sample.state, content)
             notes[name] = note(sample, files)
         if noted:
             self._files.settle()
@@ -256,8 +261,7 @@ class RunLog:
             self._files.settle()
             self._noted.add(next(iter(notes)))
 
-    def _write_now(self, path: str, value: Any, encode: Callable[[Any], bytes]) -> tuple[str, str]:
-        content = encode(value)
+    def _write_now(self, path: str, value: Any, content: bytes) -> tuple[str, str]:
         self._files.write(path, content)
         self._early[path] = value, digest_of(content)
         return path, digest_of(content)

@@ -237,7 +237,9 @@ def decoding(
     warm, _, _ = bench.timed(lambda: run(True))
     rows = []
     for what, maps in ((name, True), (f"{name}, no maps", False)):
-        seconds, peak, ids, spread = bench.middle(lambda maps=maps: run(maps), RUNS)
+        seconds, peak, ids, spread = bench.middle(
+            lambda maps=maps: run(maps), RUNS if times == 1 else 1
+        )
         rows.append(row(what, len(requests), seconds, peak) | spread | {"warm_s": warm, "ids": ids})
     return engine, rows
 
