@@ -197,6 +197,23 @@ def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):
     assert "Lonely has no inpainting sibling" in repaint.problem(pipe)
 
 
+def test_what_repaints_must_take_picture_mask_and_strength(tmp_path):
+    pipe = sd15(tmp_path)
+    why = DiffusersGenerator(pipe, inpaint=pipe).lacks[Repaint]
+    assert why == "StableDiffusionPipeline takes no image, mask_image, strength"
+
+
+def test_a_sibling_that_takes_no_strength_is_refused(tmp_path, monkeypatch):
+    from diffusers import AutoPipelineForInpainting
+
+    class Crude:
+        def __call__(self, prompt, image, mask_image):
+            pass
+
+    monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: Crude())
+    assert "serves no strategy: Crude takes no strength" in repaint.problem(sd15(tmp_path))
+
+
 def test_a_pipeline_that_the_user_gives_repaints(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}

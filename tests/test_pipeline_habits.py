@@ -21,7 +21,7 @@ from tiny_pipelines import as_parent, pixels
 from tts_verifier import BestOfN, wrap
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import FakeVerifier
-from tts_verifier.types import Continue, Draw, Job, Prompt
+from tts_verifier.types import Continue, Draw, Job, Mask, Prompt, Repaint
 
 PROMPT = Prompt("0", "a red circle")
 
@@ -159,19 +159,37 @@ def test_progress_bars_are_as_configured(family, capsys):
     assert "drawing" in capsys.readouterr().err
 
 
-def test_a_controlnets_arguments_pass_through(family):
-    parts = dict(family.pipe.components)
+def with_controlnet(pipe):
+    """The pipeline with a ControlNet that does something: its ends start at zero."""
+    parts = dict(pipe.components)
     net = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(4, 8))
-    # Its last layers start at zero, and would not be seen.
-    for block in net.controlnet_down_blocks:
-        torch.nn.init.normal_(block.weight, std=1.0)
-    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+    for end in (*net.controlnet_down_blocks, net.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(end.weight, std=1.0)
+    made = StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_a_controlnets_arguments_pass_through(family):
+    pipe = with_controlnet(family.pipe)
     grey = Image.new("RGB", (16, 16), (90, 90, 90))
     told = {"image": grey, "height": 16, "width": 16}
     on = best(family, pipe, controlnet_conditioning_scale=1.0, **told)
     off = best(family, pipe, controlnet_conditioning_scale=0.0, **told)
     assert not np.array_equal(on, off)
+
+
+def test_a_controlnet_sees_its_picture_while_another_is_repainted(family):
+    pipe, after = with_controlnet(family.pipe), []
+    whole = DiffusersGenerator(family.pipe, call=family.call).generate([Job(PROMPT, Draw(1))])[0]
+    left = Mask.of(np.broadcast_to(np.arange(16) < 8, (16, 16)))
+    job = Job(PROMPT, Repaint("parent", left, 2, 1.0), (as_parent(whole),))
+    for grey in (0, 255):
+        seen = {"image": Image.new("RGB", (16, 16), (grey,) * 3), "height": 16, "width": 16}
+        generator = DiffusersGenerator(pipe, call=family.call | seen, batch_size=1)
+        after.append(pixels(generator.generate([job])[0]))
+    assert np.array_equal(after[0][:, 8:], after[1][:, 8:])
+    assert not np.array_equal(after[0][:, :8], after[1][:, :8])
 
 
 def test_a_refiner_searches_over_refinements_of_a_picture(tmp_path):

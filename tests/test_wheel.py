@@ -53,7 +53,8 @@ def test_constraints_name_every_dependency() -> None:
     wanted = PROJECT["project"]["dependencies"]
     wanted = [*wanted, *PROJECT["project"]["optional-dependencies"]["test"]]
     names = {re.split(r"[<>=\[]", item)[0] for item in wanted}
-    assert names <= set(pinned)
+    # Every build of torch for a GPU asks for a triton of its own.
+    assert names - set(pinned) == {"triton"}
     assert not [version for version in pinned.values() if "+" in version], "no local builds"
 
 

@@ -7,7 +7,6 @@ import diffusers as d
 import tiny_pipelines
 import torch
 import transformers as t
-from PIL import Image
 from tiny_pipelines import text_config, vae
 
 
@@ -63,17 +62,6 @@ def sd15(folder):
     return Family(tiny_pipelines.sd15(folder), {"guidance_scale": 3.0})
 
 
-def sd21(folder):
-    """As 1.5, but predicts v, has heads of one size, and draws 768 pixels where it is large."""
-    parts = dict(tiny_pipelines.sd15(folder).components)
-    parts["unet"] = unet(16, use_linear_projection=True)
-    parts["scheduler"] = d.DDIMScheduler(
-        steps_offset=1, clip_sample=False, prediction_type="v_prediction", set_alpha_to_one=False
-    )
-    pipe = d.StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    return Family(pipe, {"guidance_scale": 3.0})
-
-
 def sdxl(folder):
     tokens = words(folder)
     config = text_config(len(tokens))
@@ -90,31 +78,6 @@ def sdxl(folder):
         scheduler=d.EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1),
     )  # fmt: skip
     return Family(pipe, {"guidance_scale": 3.0})
-
-
-def sdxl_refiner(folder):
-    """Refines a picture that the call has; it knows the second text encoder only."""
-    parts = dict(sdxl(folder).pipe.components)
-    for name in ("image_encoder", "feature_extractor"):
-        del parts[name]
-    parts |= {"text_encoder": None, "tokenizer": None}
-    parts["unet"] = unet(
-        16, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=56, use_linear_projection=True,
-    )  # fmt: skip
-    pipe = d.StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
-    picture = Image.effect_mandelbrot((16, 16), (-2, -1, 1, 1), 50).convert("RGB")
-    return Family(pipe, {"guidance_scale": 3.0, "image": picture, "strength": 0.5})
-
-
-def sd35(folder):
-    """As 3, with a second attention in its first layers and normed queries and keys."""
-    parts = dict(tiny_pipelines.sd3(folder).components)
-    config = {k: v for k, v in parts["transformer"].config.items() if not k.startswith("_")}
-    more = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"}
-    parts["transformer"] = d.SD3Transformer2DModel(**config | more)
-    pipe = d.StableDiffusion3Pipeline(**parts)
-    return Family(pipe, {"guidance_scale": 3.0, "max_sequence_length": 16})
 
 
 def sd3(folder):
@@ -137,26 +100,6 @@ def flux(folder):
         tokenizer_2=tokens,
     )  # fmt: skip
     return Family(pipe, {"height": 32, "width": 32, "max_sequence_length": 16})
-
-
-def flux_schnell(folder):
-    family = flux(folder)
-    parts = dict(family.pipe.components)
-    config = {**parts["transformer"].config, "guidance_embeds": False}
-    parts["transformer"] = d.FluxTransformer2DModel.from_config(config)
-    parts["scheduler"] = flow(shift=1.0)
-    return Family(d.FluxPipeline(**parts), {**family.call, "guidance_scale": 0.0})
-
-
-def flux_fill(pipe):
-    """FLUX Fill beside a FLUX: weights of its own, which also see the mask and what it covers."""
-    parts = {k: v for k, v in pipe.components.items() if "image" not in k and "feature" not in k}
-    config = {k: v for k, v in parts["transformer"].config.items() if not k.startswith("_")}
-    config |= {"in_channels": 48, "out_channels": 16}
-    parts["transformer"] = d.FluxTransformer2DModel(**config)
-    fill = d.FluxFillPipeline(**parts)
-    fill.set_progress_bar_config(disable=True)
-    return fill
 
 
 def sana(folder):
@@ -369,12 +312,9 @@ BUILDERS = {
     "lumina2": lumina2, "auraflow": auraflow, "kandinsky3": kandinsky3,
     "hunyuan_dit": hunyuan_dit, "wan": wan,
 }  # fmt: skip
-OTHER_BUILDERS = {
-    "sd21": sd21, "sdxl (refiner)": sdxl_refiner, "sd35": sd35, "flux (schnell)": flux_schnell,
-}  # fmt: skip
 
 
-def _quiet(build):
+def quiet(build):
     def built(folder, steps=4):
         torch.manual_seed(0)
         family = build(folder)
@@ -385,6 +325,4 @@ def _quiet(build):
     return built
 
 
-FAMILIES = {name: _quiet(build) for name, build in BUILDERS.items()}
-OTHERS = {name: _quiet(build) for name, build in OTHER_BUILDERS.items()}
-"""Other checkpoints of these families."""
+FAMILIES = {name: quiet(build) for name, build in BUILDERS.items()}

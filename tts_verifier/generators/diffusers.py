@@ -113,7 +113,7 @@ class DiffusersGenerator:
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
         self.lacks: Mapping[type, str] = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
-            Repaint: "" if inpaint is not None else repaint.problem(self.pipe),
+            Repaint: repaint.problem(self.pipe) if inpaint is None else repaint.lacking(inpaint),
         }
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
 
@@ -214,7 +214,10 @@ class DiffusersGenerator:
             return self._blend(jobs, sources)
         pipe = self._inpaint or repaint.sibling(self.pipe)
         known = inspect.signature(type(pipe).__call__).parameters
-        told = {**self._asked(jobs), **repaint.arguments(pipe, sources)}
+        asked = self._asked(jobs)
+        # What a ControlNet sees has another name where there is a picture besides.
+        control = {"control_image": asked["image"]} if "image" in asked else {}
+        told = {**asked, **control, **repaint.arguments(pipe, sources)}
         return self._called(pipe, {k: v for k, v in told.items() if k in known})
 
     def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> Drawn:

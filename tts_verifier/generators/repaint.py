@@ -8,6 +8,7 @@ well are left to `blending`.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from typing import Any
 
@@ -50,8 +51,17 @@ def sibling(pipe: Any) -> Any:
         raise UnsupportedError(
             f"{name} has no inpainting sibling ({error}), and no pipeline was given as inpaint"
         ) from error
+    if why := lacking(other):
+        raise UnsupportedError(f"{name} has an inpainting sibling that serves no strategy: {why}")
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other
+
+
+def lacking(pipe: Any) -> str:
+    """Says what a pipeline's call would have to take to repaint, empty if it takes all."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    names = [name for name in ("image", "mask_image", "strength") if name not in known]
+    return f"{type(pipe).__name__} takes no {', '.join(names)}" if names else ""
 
 
 def source(job: Job) -> tuple[Repaint, Image.Image]:
