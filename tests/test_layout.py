@@ -20,8 +20,10 @@ LEVELS = {
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
     3: ["rows", "files", "lock", "parts", "header", "reading", "waiting", "log"],
-    4: ["search", "devices", "binding", "attempts", "batch", "progress", "summary", "result",
-        "runner"],
+    4: [
+        "search", "devices", "binding", "attempts", "batch", "progress", "summary", "result",
+        "runner",
+    ],
     5: ["testing", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
         "expectations", "pruning", "replay", "report", "training"],
     6: ["cli", "__init__"],

@@ -87,6 +87,11 @@ class Seats:
         self.overlap = asked and self.plan != "in turns"
         self.moves = 0
 
+    @property
+    def waits(self) -> bool:
+        """Says whether more is drawn before what was drawn is judged."""
+        return self.overlap or self.plan == "in turns"
+
     def to_draw(self) -> None:
         """Brings the generator to its device, after the verifier has left if it must."""
         self._bring(0, 1)

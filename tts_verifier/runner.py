@@ -175,7 +175,7 @@ class _Loop:
         self.spent = {"draw": 0.0, "judge": 0.0}
         self.seats = Seats(search)
         self._judging: deque[Future[list[Trial]]] = deque()
-        self._held: list[Drawn] = []
+        self._held: list[tuple[Drawn, Mapping[str, int]]] = []
         """What was drawn while the verifier had to be elsewhere."""
         self._owner: dict[str, _Open] = {}
         self._whole: float | None = None
@@ -194,14 +194,6 @@ class _Loop:
                     return
                 self._collect(wait=not batch)
 
-    def _fill(self) -> None:
-        """Asks prompts until a whole batch of a kind is waiting."""
-        whole = self.search.generator.batch_size
-        while self._idle and max(map(len, self._queues.values())) < whole:
-            prompt = self._idle.popleft()
-            while not prompt.waiting and self._ask(prompt):
-                pass
-
     def placed(self) -> dict[str, Any]:
         """Returns how the parts shared their devices, for the header."""
         seats = self.seats
@@ -217,9 +209,16 @@ class _Loop:
         return bool(self._judging or self._held)
 
     @property
-    def _ahead(self) -> bool:
-        """Whether others may be drawn before a batch is judged."""
-        return self.seats.overlap or self.seats.plan == "in turns"
+    def _holds(self) -> int:
+        return sum(len(drawn) for drawn, _ in self._held)
+
+    def _fill(self) -> None:
+        """Asks prompts until a whole batch of a kind is waiting."""
+        whole = self.search.generator.batch_size
+        while self._idle and max(map(len, self._queues.values())) < whole:
+            prompt = self._idle.popleft()
+            while not prompt.waiting and self._ask(prompt):
+                pass
 
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
@@ -321,26 +320,27 @@ class _Loop:
             self.seats.to_draw()
         drawn = draw(self.search, batch, waiting)
         if self.log is not None:
-            self.log.drawn(drawn.samples, noted=self._ahead)
+            self.log.drawn(drawn.samples, noted=self.seats.waits)
+        rounds = {name: self._owner[name].rounds - 1 for name in batch}
         if self.seats.overlap:
             self.seats.to_judge()
-            self._judging.append(thread.submit(self._judged, drawn))
+            self._judging.append(thread.submit(self._judged, drawn, rounds))
         else:
-            self._held.append(drawn)
+            self._held.append((drawn, rounds))
 
-    def _judged(self, drawn: Drawn) -> list[Trial]:
+    def _judged(self, drawn: Drawn, rounds: Mapping[str, int]) -> list[Trial]:
         """Judges and logs a batch; where that overlaps drawing, in the thread that judges."""
-        trials = [replace(t, round=self._owner[t.id].rounds - 1) for t in judge(self.search, drawn)]
+        trials = [replace(t, round=rounds[t.id]) for t in judge(self.search, drawn)]
         if self.log is None:
             return trials
         trials = self.log.append(trials)
-        if self._ahead:
+        if self.seats.waits:
             self.log.flush()
         return trials
 
     def _collect(self, wait: bool) -> None:
         """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""
-        if wait or self.seats.plan != "in turns" or sum(map(len, self._held)) >= HELD:
+        if wait or self.seats.plan != "in turns" or self._holds >= HELD:
             self._judge_held()
         wait = wait or len(self._judging) > _AHEAD
         while self._judging and (wait or self._judging[0].done()):
@@ -350,7 +350,7 @@ class _Loop:
     def _judge_held(self) -> None:
         while self._held:
             self.seats.to_judge()
-            self._note(self._judged(self._held.pop(0)))
+            self._note(self._judged(*self._held.pop(0)))
 
     def _note(self, trials: list[Trial]) -> None:
         self.spent["draw"] += sum(trial.cost.draw_seconds for trial in trials)

@@ -133,5 +133,5 @@ def decode_maps(model: ImageDoctorModel, states: Tensor, visual: Tensor, cells: 
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
     # In float32 cuDNN would otherwise round what it convolves to 10 bits.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())
