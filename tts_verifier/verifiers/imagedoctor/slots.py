@@ -17,7 +17,7 @@ from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.transfer import sent
 
 BLOCK = 128
-MOST_ROWS = {"cuda": 32, "cpu": 16}
+MOST_ROWS = 32
 """Rows unless memory is short: more gain little, and wait for the longest reply."""
 PROMPT = 1024
 """Tokens of a prompt that room is foreseen for when rows are counted."""
@@ -130,10 +130,9 @@ def _devices(model: ImageDoctorModel) -> list[torch.device]:
 def rows_that_fit(model: ImageDoctorModel, limits: Limits) -> int:
     """Returns how many rows half of the free memory holds, at least 1."""
     device = model.lm_head.weight.device
-    most = MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
     if device.type != "cuda":
-        return most
+        return MOST_ROWS
     free, _ = torch.cuda.mem_get_info(device)
     slots = make_slots(model, 1, PROMPT + limits.max_new_tokens, limits)
     row = sum(t.nbytes for t in slots.state())
-    return max(1, min(most, free // 2 // row))
+    return max(1, min(MOST_ROWS, free // 2 // row))

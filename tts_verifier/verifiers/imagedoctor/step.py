@@ -16,7 +16,7 @@ from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.past import Past
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, Turn
 
-BUCKET = {"cpu": 64}
+BUCKET = {"cpu": 16}
 GPU_BUCKET = 128
 """Lengths of past are rounded up to these: a graph each on a GPU, less to attend to on a CPU."""
 
