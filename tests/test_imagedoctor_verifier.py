@@ -204,7 +204,7 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
         "dtype": "float32",
         "device": "cpu",
         "fit": "pad",
-        "batch_size": 16,
+        "batch_size": 32,
         "max_new_tokens": 7,
         "repetition_penalty": 1.05,
         "skeleton": False,

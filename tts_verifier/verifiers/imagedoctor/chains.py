@@ -5,6 +5,8 @@ A CPU, training, and a machine on which Triton is absent run the chain as it is 
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from importlib.util import find_spec
 from typing import Final
 
@@ -12,12 +14,36 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from tts_verifier.errors import RunWarning
+
 TRITON: Final = find_spec("triton") is not None
 
 
 def in_kernels(x: Tensor) -> bool:
-    """Says whether what is done to `x` runs in kernels of our own."""
-    return x.is_cuda and TRITON and not torch.is_grad_enabled()
+    """Says whether what is done to `x` runs in kernels of our own, on the current GPU."""
+    if not x.is_cuda or not TRITON or torch.is_grad_enabled():
+        return False
+    return x.device.index == torch.cuda.current_device() and _run_on(x.device)
+
+
+@cache
+def _run_on(device: torch.device) -> bool:
+    """Says whether kernels run on a GPU; tried once, as Triton needs a C compiler beside it."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    from tts_verifier.verifiers.imagedoctor import kernels
+
+    try:
+        kernels.gated(torch.zeros(1, 2048, dtype=torch.bfloat16, device=device))
+    except Exception as error:  # whatever Triton lacks, torch can do without
+        warnings.warn(
+            f"Triton's kernels do not run on {device} ({type(error).__name__}: {error}); judging "
+            "is slower without. Triton needs a C compiler: install one, such as gcc.",
+            RunWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def gated(both: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ class Past:
     def __init__(self, slots: Slots, rows: int, bucket: int, shape: Shape, x: Tensor) -> None:
         self.slots, self.rows, self.bucket, self.shape = slots, rows, bucket, shape
         queries = x.shape[1] * shape.heads // shape.kv_heads
-        small = x.dtype.itemsize == 2 and queries <= MOST_QUERIES
-        self._kernels = in_kernels(x) and small and shape.size in (32, 64, 128)
+        small = x.dtype.itemsize == 2 and queries <= MOST_QUERIES and shape.size in (32, 64, 128)
+        together = all(past.device == x.device for past in slots.past)
+        self._kernels = small and together and in_kernels(x)
         if not self._kernels:
             self._mask(x.shape[1], x.dtype)
 
@@ -50,7 +51,7 @@ class Past:
         if self._kernels:
             from tts_verifier.verifiers.imagedoctor import step_kernels
 
-            length = self.slots.length.to(past.device)
+            length = self.slots.length
             return step_kernels.attended(qkv, turn, past, length, bucket=self.bucket)
         heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
         qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
