@@ -7,8 +7,8 @@
 All parts share weights, prompts, images and the number of reply tokens (end tokens are
 switched off). `ours` comes first, so that its warm-up holds all that a process compiles. Both
 maps of every image are decoded in `ours`, whatever the reply says, as random weights never ask
-for them. Rows are printed as JSON, and written as Parquet with --out where pyarrow is installed.
-What was expected and found: VERIFIER_THROUGHPUT.md.
+for them. Rows are printed as JSON, and written as Parquet with --out. What was expected and
+found: VERIFIER_THROUGHPUT.md.
 """
 
 from __future__ import annotations
@@ -114,9 +114,6 @@ def random_model(device: str, dtype: torch.dtype) -> ImageDoctorModel:
         torch.set_default_dtype(before)
 
 
-# -- the floor -----------------------------------------------------------------------------
-
-
 def floor(bench: Bench) -> list[Row]:
     """Measures the machine, counts the work, and divides."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -178,9 +175,6 @@ def language_flops(model: ImageDoctorModel, tokens: int) -> float:
     return 2 * weights * tokens + 2 * tokens**2 * text["hidden_size"] * text["num_hidden_layers"]
 
 
-# -- ours ----------------------------------------------------------------------------------
-
-
 def ours(bench: Bench) -> list[Row]:
     """Times the engine with both maps and without; also its parts."""
     engine, rows = decoding(bench, Limits(bench.tokens, ()), "ours")
@@ -237,14 +231,10 @@ def decoding(
     warm, _, _ = bench.timed(lambda: run(True))
     rows = []
     for what, maps in ((name, True), (f"{name}, no maps", False)):
-        seconds, peak, ids, spread = bench.middle(
-            lambda maps=maps: run(maps), RUNS if times == 1 else 1
-        )
+        runs = RUNS if times == 1 else 1
+        seconds, peak, ids, spread = bench.middle(lambda maps=maps: run(maps), runs)
         rows.append(row(what, len(requests), seconds, peak) | spread | {"warm_s": warm, "ids": ids})
     return engine, rows
-
-
-# -- transformers --------------------------------------------------------------------------
 
 
 def stock(bench: Bench) -> Qwen2_5_VLForConditionalGeneration:
@@ -328,13 +318,10 @@ def compare(rows: list[Row]) -> list[Row]:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """Writes Parquet, or says why not."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        print("pyarrow is not installed: no Parquet file, the rows above are all.")
-        return
+    """Writes Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     keys = list(dict.fromkeys(key for r in rows for key in r))
     pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
 
