@@ -88,7 +88,7 @@ class RunLog:
         self._parts = parts.parts_of(folder.root)
         self._next = 1 + max((part.number for part in self._parts), default=-1)
         self._thread = ThreadPoolExecutor(1, "log")
-        self._encoding = ThreadPoolExecutor(4, "png")
+        self._encoding = ThreadPoolExecutor(thread_name_prefix="encode")
         self._writing: list[Future[None]] = []
         self._early: dict[str, tuple[Any, str]] = {}
         self._notes = read_notes(folder.root, self.found)
@@ -267,8 +267,9 @@ class RunLog:
         return path, digest_of(content)
 
     def _write(self, batch: Sequence[_Writing], schema: pa.Schema) -> None:
-        for item in batch:
-            self._write_files(item)
+        encoded = [self._encoded(item) for item in batch]
+        for item, contents in zip(batch, encoded, strict=True):
+            self._write_files(item, contents)
         self._files.settle()
         table = pa.Table.from_pylist([item.row for item in batch], schema=schema)
         self._parts.append(parts.write_part(self._files, (self._next, 0), table))
@@ -278,7 +279,16 @@ class RunLog:
         forget_notes(self.folder, self._noted.intersection(item.trial.id for item in batch))
         self._parts = parts.merge(self._files, self._parts)
 
-    def _write_files(self, item: _Writing) -> None:
+    def _encoded(self, item: _Writing) -> dict[str, Future[bytes]]:
+        """Starts to encode what was not written early, by column."""
+        started = {}
+        for column, (kept, encode) in item.kept.items():
+            value = kept.now.load()
+            if self._early.get(kept.path, (None, ""))[0] is not value:
+                started[column] = self._encoding.submit(encode, value)
+        return started
+
+    def _write_files(self, item: _Writing, encoded: Mapping[str, Future[bytes]]) -> None:
         row, image = item.row, item.trial.image
         if isinstance(item.trial.proposal, Repaint):
             row["mask_path"] = f"masks/{row['mask_sha256']}.png"
@@ -291,11 +301,10 @@ class RunLog:
                 # A look's picture is its parent's, whose digest may not have been known yet.
                 digest = image.sha256 or digest_of((self.folder / image.path).read_bytes())
                 row |= {"image_path": image.path, "image_sha256": digest}
-        for column, (kept, encode) in item.kept.items():
-            value = kept.now.load()
-            early, digest = self._early.pop(kept.path, (None, ""))
-            if early is not value:
-                content = encode(value)
+        for column, (kept, _) in item.kept.items():
+            _, digest = self._early.pop(kept.path, (None, ""))
+            if column in encoded:
+                content = encoded[column].result()
                 self._files.write(kept.path, content)
                 digest = digest_of(content)
             kept.now = stored(self.folder, kept.path, digest, kept.decode)

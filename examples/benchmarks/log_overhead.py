@@ -5,7 +5,7 @@
 The models are loaded once; runs with a log (pictures and heatmaps included) and without take
 turns, a warm-up first. Of every run: seconds on the wall, processor seconds of the process, the
 seconds that the run's own thread spent in the log, which is what lies on the critical path, and
-the processor seconds of the log's thread, which works beside it. Printed: the fastest of each
+the processor seconds of the threads that work beside it. Printed: the fastest of each
 kind, since other work on the machine only adds, and the shares of the log (medians). A row a
 run goes to Parquet.
 """
@@ -25,7 +25,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from tts_verifier import runner
+from tts_verifier import log, runner
 from tts_verifier.log import RunLog
 from tts_verifier.provenance import environment
 from tts_verifier.recipe import load_recipe
@@ -34,6 +34,8 @@ from tts_verifier.search import Search
 IN_RUN = ("waiting", "drawn", "append", "flush", "forget_states", "finish", "close")
 BESIDE = ("_write", "_write_early", "_delete")
 """Methods of `RunLog` that the run's thread calls, and those that the log's thread does."""
+ENCODING = ("png", "npz")
+"""What threads beside the log's do."""
 Row = dict[str, Any]
 
 
@@ -48,6 +50,8 @@ class Clock:
         runner.open_log = self._in_run(runner.open_log)
         for name in BESIDE:
             setattr(RunLog, name, self._beside(getattr(RunLog, name)))
+        for name in ENCODING:
+            setattr(log, name, self._beside(getattr(log, name)))
 
     def _in_run(self, work: Callable[..., Any]) -> Callable[..., Any]:
         def run_it(*arguments: Any, **named: Any) -> Any:
@@ -101,7 +105,7 @@ def tell(rows: list[Row]) -> None:
     share = median(row["log_seconds"] / row["seconds"] for row in logged)
     print(f"the run's own thread is in the log for {share:.2%} of the time")
     share = median(row["log_cpu_seconds"] / row["cpu_seconds"] for row in logged)
-    print(f"the log's thread, beside it, takes {share:.2%} of the processor time")
+    print(f"the log's threads, beside it, take {share:.2%} of the processor time")
 
 
 def main() -> None:
