@@ -72,6 +72,17 @@ def test_products_of_few_rows(rows: int) -> None:
     close(got, normed(expected, norm.double(), 1e-6))
 
 
+def test_sums_are_whole_whatever_the_default_dtype_is() -> None:
+    x, weight, states = torch.randn(4, 512), torch.randn(256, 512) / 16, torch.zeros(4, 256)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        step_kernels.add_product(states, x, weight, torch.ones(256), 1e-6)
+    finally:
+        torch.set_default_dtype(before)
+    close(states, x.double() @ weight.double().T)
+
+
 @pytest.mark.parametrize(
     ("heads", "kv", "size", "count"), [(8, 2, 32, 1), (8, 2, 32, 5), (4, 4, 64, 1), (16, 2, 16, 15)]
 )

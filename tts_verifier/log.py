@@ -263,8 +263,9 @@ class RunLog:
 
     def _write_now(self, path: str, value: Any, content: bytes) -> tuple[str, str]:
         self._files.write(path, content)
-        self._early[path] = value, digest_of(content)
-        return path, digest_of(content)
+        digest = digest_of(content)
+        self._early[path] = value, digest
+        return path, digest
 
     def _write(self, batch: Sequence[_Writing], schema: pa.Schema) -> None:
         encoded = [self._encoded(item) for item in batch]

@@ -32,6 +32,7 @@ from unittest import mock
 import torch
 from PIL import Image
 from random_models import add_t5, image_doctor, image_doctor_model, sd35
+from verifier_throughput import write
 
 from tts_verifier import BestOfN, run, wrap
 from tts_verifier.generators.diffusers import DiffusersGenerator
@@ -340,14 +341,6 @@ def shown(rows: list[Row]) -> str:
             text = f"{value:.3f}" if isinstance(value, float) else value
             lines += [f"| {key} | {text} |"] if key != "part" else []
     return "\n".join(lines)
-
-
-def write(rows: list[Row], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in keys}), path)
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def rotated(heads: Tensor, cos: Tensor, sin: Tensor, turned: int) -> Tensor:
 def _channel_norm(
     x, bias, scale, added, out, pixels, eps,
     C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    ADD: tl.constexpr, EARLY: tl.constexpr, LATE: tl.constexpr,
+    ADD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = tl.arange(0, PADDED)
@@ -86,7 +86,7 @@ def _channel_norm(
     value *= tl.load(scale + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if ADD:
         value += tl.load(added + at, mask=real, other=0.0).to(tl.float32)
-    if LATE:
+    if not EARLY:
         value = tl.maximum(value, 0.0)
     tl.store(out + at, value, mask=real)
 
@@ -106,6 +106,6 @@ def channel_norm(
     block = max(1, _VALUES // padded)
     _channel_norm[(triton.cdiv(count * h * w, block),)](
         x, bias, scale, added, out, count * h * w, eps, C=channels, PADDED=padded, BLOCK=block,
-        ADD=add is not None, EARLY=early, LATE=not early,
+        ADD=add is not None, EARLY=early,
     )  # fmt: skip
     return out

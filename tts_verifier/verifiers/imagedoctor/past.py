@@ -1,7 +1,8 @@
 """Attention of a step: new tokens over what their rows hold already, and themselves.
 
-On a GPU one kernel rotates, puts new keys and values in their places, and attends to as much as
-each row has; elsewhere, and in float32, torch attends to all rows' rounded-up length with a mask.
+On a GPU a kernel rotates, puts new keys and values in their places, and attends to as much as
+each row has, another joins the parts; elsewhere, and in float32, torch attends to all rows'
+rounded-up length with a mask.
 """
 
 from __future__ import annotations

@@ -16,10 +16,9 @@ from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.past import Past
 from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, Turn
 
-BUCKET = {"cpu": 16}
+CPU_BUCKET = 16
 GPU_BUCKET = 128
 """Lengths of past are rounded up to these: a graph each on a GPU, less to attend to on a CPU."""
-
 
 ANY = Turn()
 """Chooses among all tokens; nothing is known of what follows."""
@@ -54,7 +53,7 @@ class Step:
         }
         places = {past.device for past in slots.past}
         self._captures = device.type == "cuda" and len(places) == 1
-        self._bucket = BUCKET.get(device.type, GPU_BUCKET)
+        self._bucket = CPU_BUCKET if device.type == "cpu" else GPU_BUCKET
         self._graphs: dict[tuple[int, int, Turn], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         # One for all graphs, as they share memory; torch's own is of the first device used.

@@ -93,7 +93,7 @@ def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: fl
     """See `layers.add_product`."""
     rows, inner = x.shape
     columns = len(weight)
-    parts = torch.empty(SPLITS, rows, columns, device=x.device)
+    parts = torch.empty(SPLITS, rows, columns, dtype=torch.float32, device=x.device)
     _product[(columns // _COLUMNS, SPLITS)](
         x, weight, parts, rows, columns, inner, inner // SPLITS, M=_padded(rows), N=_COLUMNS,
         STEP=_STEP, GATED=False, num_stages=6, num_warps=4,
@@ -222,8 +222,10 @@ def attended(
     shape: dict[str, Any] = {
         "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": wide, "CHUNK": CHUNK,
     }  # fmt: skip
-    sums = torch.empty(rows * kv, chunks, wide, size, device=qkv.device)
-    peaks = torch.empty(rows * kv, chunks, wide, 2, device=qkv.device)
+    # Whatever torch's default is: parts of a sum are kept whole.
+    whole: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
+    sums = torch.empty(rows * kv, chunks, wide, size, **whole)
+    peaks = torch.empty(rows * kv, chunks, wide, 2, **whole)
     out = qkv.new_empty(rows, count, group * kv * size)
     _chunk[(rows * kv, chunks)](
         qkv, *turn, past, length, sums, peaks, room, size**-0.5, chunks, **shape,
