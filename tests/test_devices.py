@@ -78,12 +78,27 @@ def test_parts_that_do_not_fit_change_places_once_a_round(monkeypatch, tmp_path)
     assert trace == [
         "Judge to cpu", "draw", "draw", "draw", "draw",
         "Drawer to cpu", "Judge to cuda:0", "judge", "judge", "judge", "judge",
-        "Judge to cpu", "Drawer to cuda:0",
+        "Drawer to cuda:0",
     ]  # fmt: skip
     (session,) = read_header(tmp_path)["sessions"]
     assert session["plan"] == "in turns"
     assert session["moves"] == 3  # that back is not over yet
     assert session["overlap"] is False
+
+
+def test_a_verifier_that_waits_in_host_memory_waits_there_again(monkeypatch):
+    trace = searched(monkeypatch, 1 * GIB, device="cpu", home=GPU)
+    assert trace[-2:] == ["Judge to cpu", "Drawer to cuda:0"]
+
+
+def test_a_second_run_finds_both_where_the_first_did(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    trace = []
+    parts = Drawer(trace), Judge(trace)
+    for _ in range(2):
+        run(["a red circle"], *parts, BestOfN(1))
+        assert [part.device for part in parts] == [GPU, GPU]
+    assert trace == 2 * trace[: len(trace) // 2]
 
 
 def test_what_waits_to_be_judged_is_bounded(monkeypatch):
@@ -173,7 +188,7 @@ def test_the_generator_is_back_when_a_run_fails(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         run(["a red circle"], Drawer(trace), Broken(trace), BestOfN(2))
-    assert trace[-2:] == ["Broken to cpu", "Drawer to cuda:0"]
+    assert trace[-1] == "Drawer to cuda:0"
 
 
 def test_a_part_may_say_where_it_computes():

@@ -77,6 +77,7 @@ class Seats:
     def __init__(self, search: Search) -> None:
         parts = (search.generator, search.verifier)
         self._seats = [(part, device_of(part)) for part in parts]
+        self._found = [str(getattr(part, "device", None)) for part in parts]
         self.devices = dict(zip(("draw", "judge"), map(device_of, parts), strict=True))
         self.plan = _planned(*parts)
         shared = self.plan == "together" and str(self.devices["draw"]).startswith("cuda")
@@ -99,6 +100,13 @@ class Seats:
     def to_judge(self) -> None:
         """Brings the verifier to its device, after the generator has left if it must."""
         self._bring(1, 0)
+
+    def restore(self) -> None:
+        """Brings parts that took turns back to where they were found, the leaving one first."""
+        if self.plan == "in turns":
+            places = zip(self._seats, self._found, strict=True)
+            for (part, _), found in sorted(places, key=lambda place: place[1] != "cpu"):
+                self._move(part, found)
 
     def _bring(self, wanted: int, other: int) -> None:
         if self.plan == "in turns":

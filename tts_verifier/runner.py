@@ -112,8 +112,8 @@ def execute(
             log = stack.enter_context(open_log(path, about, search.generator.settings, grows=grows))
         bar = stack.enter_context(progress or Progress())
         loop = _Loop(search, prompts, log=log, bar=bar)
-        # A pipeline that had to leave its device is back when the run ends, however it ends.
-        stack.callback(loop.seats.to_draw)
+        # What had to leave its device is back when the run ends, however it ends.
+        stack.callback(loop.seats.restore)
         began = time.perf_counter()
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
