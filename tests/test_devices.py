@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tts_verifier import BestOfN, run
-from tts_verifier.devices import Seat, own_stream, plan, seat_of
+from tts_verifier.devices import Seat, plan, seat_of
 from tts_verifier.log import read_header
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 
@@ -158,7 +158,6 @@ def test_a_part_that_finds_no_room_beside_one_that_must_stay_is_not_brought(monk
 def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
     free, told, expected, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
     searched(monkeypatch, free, tmp_path, **{"overlap": None, **told})
     (session,) = read_header(tmp_path)["sessions"]
     assert (session["plan"], session["overlap"]) == expected
@@ -173,7 +172,6 @@ def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
 
 
 def test_a_part_that_waited_elsewhere_is_there_before_it_judges_beside_drawing(monkeypatch):
-    monkeypatch.setattr("tts_verifier.runner.own_stream", lambda device: None)
     seen = searched(monkeypatch, 40 * GIB, overlap=True, device="cpu", home=GPU)
     assert seen.index("Judge to cuda:0") < seen.index("judge")
 
@@ -196,26 +194,6 @@ def test_a_part_may_say_where_it_computes():
     assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1", 0, False)
     assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3, True)
     assert seat_of(Judge([], nbytes=3)) == Seat(GPU, 0, True)
-
-
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_without_a_gpu_there_is_no_stream(device, monkeypatch):
-    monkeypatch.delattr(torch.cuda, "set_stream")
-    own_stream(device)
-
-
-def test_a_thread_gets_a_stream_of_precedence_and_always_the_same(monkeypatch):
-    told = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append(device))
-    monkeypatch.setattr(torch.cuda, "set_stream", told.append)
-    monkeypatch.setattr(
-        torch.cuda, "Stream", lambda device, priority: SimpleNamespace(at=device, first=-priority)
-    )
-    own_stream("cuda:7")
-    own_stream("cuda:7")
-    assert told[0] == told[2] == "cuda:7"
-    assert told[1] is told[3]
-    assert (told[1].at, told[1].first) == ("cuda:7", 1)
 
 
 def test_what_was_drawn_before_the_turn_to_judge_outlives_a_kill(monkeypatch, tmp_path):

@@ -9,7 +9,6 @@ must stay, `to(device)`, and, if it waits elsewhere at first, `home`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final, Literal
 
 from tts_verifier.memory import SPARE, free_bytes
@@ -133,26 +132,3 @@ def _planned(generator: Any, verifier: Any) -> Plan:
         if quick == "together":
             return quick
     return plan(seat_of(generator), seat_of(verifier), free)
-
-
-def own_stream(device: str | None) -> None:
-    """Gives the calling thread a stream of its own on a GPU, so that it need not wait for others.
-
-    All threads share one stream else, in which kernels run one after another. Its kernels go
-    first, as a verifier's are small and many: behind those of a drawing each would wait.
-    """
-    if device is None or not device.startswith("cuda"):
-        return
-    import torch
-
-    # What other threads have asked of the device so far, such as the weights, is there.
-    torch.cuda.synchronize(device)
-    torch.cuda.set_stream(_stream(device))
-
-
-@cache
-def _stream(device: str) -> Any:
-    """One for all runs: memory that a stream has used is kept for it."""
-    import torch
-
-    return torch.cuda.Stream(device, priority=-1)

@@ -21,7 +21,7 @@ from typing import Any, Final, TypedDict, Unpack
 
 from tts_verifier.batch import Drawn, draw, judge
 from tts_verifier.binding import bind, share_of, within
-from tts_verifier.devices import HELD, Seats, device_of, own_stream
+from tts_verifier.devices import HELD, Seats
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.objective import Objective
 from tts_verifier.progress import Progress, shown_as
@@ -183,8 +183,7 @@ class _Loop:
         self._queues: dict[str, dict[str, Job]] = {kind: {} for kind in KINDS}
 
     def run(self) -> None:
-        at = device_of(self.search.verifier)
-        with ThreadPoolExecutor(1, "judge", own_stream, (at,)) as thread:
+        with ThreadPoolExecutor(1, "judge") as thread:
             while True:
                 self._fill()
                 batch = self._next_batch()

@@ -7,8 +7,7 @@
 Stable Diffusion 3.5 medium and the 3 B verifier have random weights (see `random_models`).
 `two`, `one`: the verifier diagnoses, with both maps, on another GPU or on the generator's own.
 The number of steps is chosen so that a batch takes about as long to draw as to judge; then
-both are timed alone, in turns, and overlapped by the runner. `streams` repeats the overlap on
-one GPU with a stream that gets no precedence, and with the one that all threads share.
+both are timed alone, in turns, and overlapped by the runner.
 `fits`: peak memory of a best-of-16 at 1024 x 1024 with all three text encoders, by what was
 going on. `turns`: a best-of-16 during which the two change places, as if both did not fit.
 `wrap`: what best-of-1 costs beside the bare pipeline, judging excluded.
@@ -40,7 +39,7 @@ from tts_verifier.log import read_header
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt
 
-PARTS = ("two", "one", "wrap", "streams", "fits", "turns")
+PARTS = ("two", "one", "wrap", "fits", "turns")
 PROMPTS = tuple(f"{count} red foxes asleep under an umbrella" for count in ("two", "three"))
 ASIDE = 1.1
 """How much longer a batch is to be drawn than judged: the first and last overlap nothing."""
@@ -204,21 +203,6 @@ def one(bench: Bench) -> list[Row]:
     return overlap(bench, "one")
 
 
-def streams(bench: Bench) -> list[Row]:
-    """Overlaps on one GPU with other streams than the runner's own choice."""
-    bench.verifier.to(bench.pipe.device)
-    if not bench.steps:
-        choose_steps(bench)
-    rows = []
-    others = {"no precedence": torch.cuda.Stream, "shared": torch.cuda.default_stream}
-    for name, made in others.items():
-        with mock.patch("tts_verifier.devices._stream", made):
-            took = bench.run(bench.args.batches, overlap=True)
-        busy = f"{took['draw']:.3f} + {took['judge']:.3f}"
-        rows.append({"part": f"one, {name} stream", "overlapped_s": took["seconds"], "busy": busy})
-    return rows
-
-
 # -- memory ----------------------------------------------------------------------------------
 
 
@@ -359,7 +343,7 @@ def main() -> None:
     bench = Bench.of(args)
     bench.wait()
     print(f"models ready after {time.perf_counter() - began:.1f} s", flush=True)
-    known = dict(zip(PARTS, (two, one, overhead, streams, fits, turns), strict=True))
+    known = dict(zip(PARTS, (two, one, overhead, fits, turns), strict=True))
     rows: list[Row] = []
     for part in args.parts:
         if (passed := time.perf_counter() - began) > args.seconds:
