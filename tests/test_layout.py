@@ -19,7 +19,7 @@ LEVELS = {
         "registry", "documents", "arguments", "seams", "memory",
     ],
     2: ["strategies", "generators", "verifiers", "shapes"],
-    3: ["rows", "files", "lock", "parts", "header", "reading", "waiting", "log"],
+    3: ["rows", "files", "lock", "parts", "header", "reading", "waiting", "worker", "log"],
     4: [
         "search", "devices", "binding", "attempts", "batch", "progress", "summary", "result",
         "runner",

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
-from tts_verifier import run
+from tts_verifier import files, run
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.log import open_log, read_header, read_trials
@@ -192,6 +193,60 @@ def test_what_a_search_sees_is_what_the_files_hold_written_or_not(tmp_path: Path
         log.flush()
         assert values(begun) == before
     assert values(read_trials(tmp_path)[0]) == before
+
+
+def drawing(seed: int) -> tuple[str, Sample]:
+    picture = Image.effect_noise((16, 16), 10 + seed).convert("RGB")
+    return f"t{seed}", Sample(Job(Prompt("p", "p"), Draw(seed)), picture)
+
+
+def judgement(name: str, sample: Sample, picture: Image.Image | None = None) -> Trial:
+    image = Stored(lambda: picture or sample.image)
+    return Trial(name, sample.job.prompt, 0, sample.job.proposal, 1.0, {}, 0.5, image=image)
+
+
+def test_rows_wait_for_no_drawing_but_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, others = threading.Event(), dict([drawing(1), drawing(2)])
+    encode, first = files.png, drawing(0)
+
+    def png(image: Image.Image) -> bytes:
+        if image is others["t1"].image:
+            assert slow.wait(60)
+        return encode(image)
+
+    monkeypatch.setattr("tts_verifier.log.png", png)
+    with open_log(tmp_path, {}, {}) as log:
+        log.drawn(dict([first]), noted=True)
+        log.drawn(others, noted=True)
+        log.append([judgement(*first)], wait=True)
+        assert [trial.id for trial in read_trials(tmp_path)] == ["t0"]
+        slow.set()
+        log.flush()
+        assert sorted(json.loads((tmp_path / "waiting/t1.json").read_bytes())) == ["t1", "t2"]
+
+
+def test_of_two_pictures_of_a_trial_the_judged_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, (name, sample), other = threading.Event(), drawing(0), drawing(1)[1].image
+    encode = files.png
+
+    def png(image: Image.Image) -> bytes:
+        if image is sample.image:
+            assert slow.wait(60)
+        return encode(image)
+
+    monkeypatch.setattr("tts_verifier.log.png", png)
+    with open_log(tmp_path, {}, {}) as log:
+        log.drawn({name: sample})
+        log.append([judgement(name, sample, other)])
+        slow.set()
+    (trial,) = read_trials(tmp_path)
+    assert trial.image is not None
+    assert other is not None
+    assert trial.image.load().tobytes() == other.tobytes()
 
 
 # -- reading back, continuing --------------------------------------------------------------

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -26,11 +27,12 @@ ASIDE: Final = "aside"
 
 
 class Folder:
-    """Writes files below `root`."""
+    """Writes files below `root`, from any thread."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._unsettled: set[Path] = set()
+        self._turn = Lock()
 
     def write(self, path: str, content: bytes | Callable[[Any], None]) -> None:
         """Makes a file appear whole.
@@ -58,7 +60,8 @@ class Folder:
         except OSError as error:
             _drop(draft)
             raise _unwritable(goal, error) from error
-        self._unsettled.add(goal.parent)
+        with self._turn:
+            self._unsettled.add(goal.parent)
 
     def settle(self) -> None:
         """Flushes the names of all files written since the last call.
@@ -66,12 +69,14 @@ class Folder:
         Raises:
             RunError: the disk refuses.
         """
-        for folder in self._unsettled:
-            try:
-                _flush_names(folder)
-            except OSError as error:
-                raise _unwritable(folder, error) from error
-        self._unsettled.clear()
+        # Held to the end: who finds nothing left to flush may rely on its having been done.
+        with self._turn:
+            for folder in self._unsettled:
+                try:
+                    _flush_names(folder)
+                except OSError as error:
+                    raise _unwritable(folder, error) from error
+            self._unsettled.clear()
 
     def sweep(self) -> None:
         """Removes the drafts that a killed process left."""

@@ -9,9 +9,11 @@
     waiting/           notes on what is drawn and not judged yet, where the two overlap
     aside/             files that were torn, changed or not ours, kept for whoever looks
 
-Every file appears by an atomic rename, a row only after the files that it names. A thread
-of its own writes pictures while they are judged, so that little is left to wait for before
-the next batch is drawn: a kill costs at most the drawing of one batch and the judging of one.
+Every file appears by an atomic rename, a row only after the files that it names. Threads
+write pictures while they are judged, so that little is left to wait for before the next batch
+is drawn: a kill costs at most the drawing of one batch and the judging of one. What a GPU may
+have to wait for, drawings to be noted and rows to be written, waits for nothing but its own
+files, which are compressed and flushed side by side.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from threading import RLock
 from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
@@ -47,10 +48,13 @@ from tts_verifier.reading import Found, is_running, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
 from tts_verifier.types import Job, Look, Repaint, Sample, Setting, Stored, Trial
 from tts_verifier.waiting import forget_notes, note, read_notes, sample_of, write_notes
+from tts_verifier.worker import Worker
 
 __all__ = ["RunLog", "is_running", "open_log", "read_header", "read_rows", "read_trials"]
 
 T = TypeVar("T")
+_Saving = tuple[str, Future[str]]
+"""A file's path, and its digest to come."""
 
 
 class _Kept(Generic[T]):
@@ -74,7 +78,7 @@ class _Writing:
 
     trial: Trial
     row: dict[str, Any]
-    kept: dict[str, tuple[_Kept[Any], Callable[[Any], bytes]]]
+    kept: dict[str, tuple[_Kept[Any], Future[str]]]
 
 
 class RunLog:
@@ -87,13 +91,13 @@ class RunLog:
         self._columns.know(self.found.names)
         self._parts = parts.parts_of(folder.root)
         self._next = 1 + max((part.number for part in self._parts), default=-1)
-        self._thread = ThreadPoolExecutor(1, "log")
-        self._encoding = ThreadPoolExecutor(thread_name_prefix="encode")
-        self._writing: list[Future[None]] = []
-        self._early: dict[str, tuple[Any, str]] = {}
+        self._saving = ThreadPoolExecutor(thread_name_prefix="save")
+        # pyarrow imports pandas for its first table: better while the first batch is drawn.
+        self._saving.submit(pa.array, [""])
+        self._noting, self._adding = Worker("note"), Worker("rows")
+        self._early: dict[str, tuple[Any, Future[str]]] = {}
         self._notes = read_notes(folder.root, self.found)
         self._noted: set[str] = set()
-        self._turn = RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -127,11 +131,16 @@ class RunLog:
             and sample.kept is None
             and not isinstance(sample.job.proposal, Look)
         }
-        if new:
-            self._later(2, self._write_early, new, noted)
+        files = {name: self._save_early(name, sample, noted) for name, sample in new.items()}
+        if noted and new:
+            self._noting.give(2, self._note, new, files)
 
-    def append(self, trials: Sequence[Trial]) -> list[Trial]:
+    def append(self, trials: Sequence[Trial], *, wait: bool = False) -> list[Trial]:
         """Starts to write judged trials: their files, then their rows as one part.
+
+        Args:
+            trials: judged.
+            wait: return when that is on the disk.
 
         Returns:
             The trials, their images, maps and states in memory until they are in files.
@@ -142,22 +151,25 @@ class RunLog:
         """
         self._columns.meet(trials)
         batch = [self._prepare(trial) for trial in trials]
-        self._later(2, self._write, batch, self._columns.schema())
+        self._adding.give(2, self._write, batch, self._columns.schema())
+        if wait:
+            self._adding.wait()
         return [item.trial for item in batch]
 
     def forget_states(self, trials: Iterable[Trial]) -> None:
         """Deletes the states of trials that no proposal can refer to any more."""
         paths = [t.state.path for t in trials if t.state is not None and t.state.path]
         if paths:
-            self._later(8, self._delete, paths)
+            self._adding.give(8, self._delete, paths)
 
     def flush(self) -> None:
-        """Waits until all that was appended is on the disk.
+        """Waits until all that was drawn and noted, or appended, is on the disk.
 
         Raises:
             RunError: something could not be written.
         """
-        self._wait(0)
+        self._noting.wait()
+        self._adding.wait()
 
     def finish(self, chosen: Collection[str], session: Mapping[str, Any] | None = None) -> None:
         """Merges the parts into one table that says which trials were chosen.
@@ -199,21 +211,41 @@ class RunLog:
         try:
             self.flush()
         finally:
-            self._thread.shutdown()
-            self._encoding.shutdown()
+            self._noting.close()
+            self._adding.close()
+            self._saving.shutdown()
             self._files.sweep()
             self._lock.release()
 
     # -- in the callers' threads ------------------------------------------------------------
 
+    def _save(self, path: str, encode: Callable[[Any], bytes], value: Any) -> Future[str]:
+        """Starts to write a file, unless that was done early; returns its digest to come."""
+        early, digest = self._early.pop(path, (None, None))
+        if digest is not None and early is value:
+            return digest
+        return self._saving.submit(self._saved, path, encode, value, digest)
+
+    def _save_early(self, name: str, sample: Sample, noted: bool) -> dict[str, _Saving]:
+        todo: dict[str, tuple[str, Callable[[Any], bytes], Any]] = {
+            "image": (f"images/{name}.png", png, sample.image)
+        }
+        if noted and sample.state is not None:
+            todo["state"] = (f"states/{name}.npz", npz, sample.state)
+        files = {}
+        for kind, (path, encode, value) in todo.items():
+            files[kind] = path, self._save(path, encode, value)
+            self._early[path] = value, files[kind][1]
+        return files
+
     def _prepare(self, trial: Trial) -> _Writing:
-        kept: dict[str, tuple[_Kept[Any], Callable[[Any], bytes]]] = {}
+        kept: dict[str, tuple[_Kept[Any], Future[str]]] = {}
 
         def keep(
             name: str, value: Stored[T], path: str, codec: tuple[Callable[[T], bytes], Any]
         ) -> Stored[T]:
             item: _Kept[T] = _Kept(value, path, codec[1])
-            kept[name] = (item, codec[0])
+            kept[name] = item, self._save(path, codec[0], value.load())
             return item.as_stored()
 
         image, maps, state = trial.image, dict(trial.heatmaps), trial.state
@@ -232,45 +264,35 @@ class RunLog:
         row |= {f"heatmap_{n}_box": struct_of(v.load().box) for n, v in maps.items()}
         return _Writing(replace(trial, image=image, heatmaps=maps, state=state), row, kept)
 
-    def _later(self, most: int, work: Callable[..., None], *arguments: Any) -> None:
-        """Does work in the log's thread, after what is under way but `most` items is done."""
-        with self._turn:
-            self._wait(most)
-            self._writing.append(self._thread.submit(work, *arguments))
+    # -- in the log's threads ---------------------------------------------------------------
 
-    def _wait(self, most: int) -> None:
-        with self._turn:
-            while self._writing and (len(self._writing) > most or self._writing[0].done()):
-                self._writing.pop(0).result()
-
-    # -- in the log's thread ---------------------------------------------------------------
-
-    def _write_early(self, samples: Mapping[str, Sample], noted: bool) -> None:
-        notes = {}
-        # A GPU waits for this, and compressing lets other threads go on.
-        encoded = self._encoding.map(png, [sample.image for sample in samples.values()])
-        for (name, sample), content in zip(samples.items(), encoded, strict=True):
-            files = {"image": self._write_now(f"images/{name}.png", sample.image, content)}
-            if noted and sample.state is not None:
-                content = npz(sample.state)
-                files["state"] = self._write_now(f"states/{name}.npz", sample.state, content)
-            notes[name] = note(sample, files)
-        if noted:
-            self._files.settle()
-            write_notes(self._files, notes)
-            self._files.settle()
-            self._noted.add(next(iter(notes)))
-
-    def _write_now(self, path: str, value: Any, content: bytes) -> tuple[str, str]:
+    def _saved(
+        self, path: str, encode: Callable[[Any], bytes], value: Any, before: Future[str] | None
+    ) -> str:
+        """Writes a file, after what was `before` to be written under its name."""
+        content = encode(value)
+        if before is not None:
+            before.exception()
         self._files.write(path, content)
-        digest = digest_of(content)
-        self._early[path] = value, digest
-        return path, digest
+        return digest_of(content)
+
+    def _note(
+        self, samples: Mapping[str, Sample], files: Mapping[str, Mapping[str, _Saving]]
+    ) -> None:
+        notes = {
+            name: note(
+                sample, {kind: (p, digest.result()) for kind, (p, digest) in files[name].items()}
+            )
+            for name, sample in samples.items()
+        }
+        self._files.settle()
+        write_notes(self._files, notes)
+        self._files.settle()
+        self._noted.add(next(iter(notes)))
 
     def _write(self, batch: Sequence[_Writing], schema: pa.Schema) -> None:
-        encoded = [self._encoded(item) for item in batch]
-        for item, contents in zip(batch, encoded, strict=True):
-            self._write_files(item, contents)
+        for item in batch:
+            self._complete(item)
         self._files.settle()
         table = pa.Table.from_pylist([item.row for item in batch], schema=schema)
         self._parts.append(parts.write_part(self._files, (self._next, 0), table))
@@ -280,16 +302,8 @@ class RunLog:
         forget_notes(self.folder, self._noted.intersection(item.trial.id for item in batch))
         self._parts = parts.merge(self._files, self._parts)
 
-    def _encoded(self, item: _Writing) -> dict[str, Future[bytes]]:
-        """Starts to encode what was not written early, by column."""
-        started = {}
-        for column, (kept, encode) in item.kept.items():
-            value = kept.now.load()
-            if self._early.get(kept.path, (None, ""))[0] is not value:
-                started[column] = self._encoding.submit(encode, value)
-        return started
-
-    def _write_files(self, item: _Writing, encoded: Mapping[str, Future[bytes]]) -> None:
+    def _complete(self, item: _Writing) -> None:
+        """Waits for a trial's files and says in its row where they are."""
         row, image = item.row, item.trial.image
         if isinstance(item.trial.proposal, Repaint):
             row["mask_path"] = f"masks/{row['mask_sha256']}.png"
@@ -302,12 +316,8 @@ class RunLog:
                 # A look's picture is its parent's, whose digest may not have been known yet.
                 digest = image.sha256 or digest_of((self.folder / image.path).read_bytes())
                 row |= {"image_path": image.path, "image_sha256": digest}
-        for column, (kept, _) in item.kept.items():
-            _, digest = self._early.pop(kept.path, (None, ""))
-            if column in encoded:
-                content = encoded[column].result()
-                self._files.write(kept.path, content)
-                digest = digest_of(content)
+        for column, (kept, saving) in item.kept.items():
+            digest = saving.result()
             kept.now = stored(self.folder, kept.path, digest, kept.decode)
             row |= {f"{column}_path": kept.path, f"{column}_sha256": digest}
 

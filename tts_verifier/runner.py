@@ -332,10 +332,7 @@ class _Loop:
         trials = [replace(t, round=rounds[t.id]) for t in judge(self.search, drawn)]
         if self.log is None:
             return trials
-        trials = self.log.append(trials)
-        if self.seats.waits:
-            self.log.flush()
-        return trials
+        return self.log.append(trials, wait=self.seats.waits)
 
     def _collect(self, wait: bool) -> None:
         """Notes what was judged meanwhile; waits for a batch if told to, or if many are open."""

@@ -25,17 +25,15 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from tts_verifier import log, runner
+from tts_verifier import runner
 from tts_verifier.log import RunLog
 from tts_verifier.provenance import environment
 from tts_verifier.recipe import load_recipe
 from tts_verifier.search import Search
 
 IN_RUN = ("waiting", "drawn", "append", "flush", "forget_states", "finish", "close")
-BESIDE = ("_write", "_write_early", "_delete")
-"""Methods of `RunLog` that the run's thread calls, and those that the log's thread does."""
-ENCODING = ("png", "npz")
-"""What threads beside the log's do."""
+BESIDE = ("_saved", "_note", "_write", "_delete")
+"""Methods of `RunLog` that the run's thread calls, and those that the log's threads do."""
 Row = dict[str, Any]
 
 
@@ -50,8 +48,6 @@ class Clock:
         runner.open_log = self._in_run(runner.open_log)
         for name in BESIDE:
             setattr(RunLog, name, self._beside(getattr(RunLog, name)))
-        for name in ENCODING:
-            setattr(log, name, self._beside(getattr(log, name)))
 
     def _in_run(self, work: Callable[..., Any]) -> Callable[..., Any]:
         def run_it(*arguments: Any, **named: Any) -> Any:
