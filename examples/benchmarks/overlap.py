@@ -36,6 +36,7 @@ from verifier_throughput import write
 from tts_verifier import BestOfN, run, wrap
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_header
+from tts_verifier.provenance import environment
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt
 
@@ -332,8 +333,8 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="in order")
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU")
     parser.add_argument("--batch", type=int, default=8, help="candidates drawn at a time")
-    parser.add_argument("--batches", type=int, default=16, help="of every timed run")
-    parser.add_argument("--tokens", type=int, default=128, help="of every reply")
+    parser.add_argument("--batches", type=int, default=24, help="of every timed run")
+    parser.add_argument("--tokens", type=int, default=256, help="of every reply")
     parser.add_argument("--runs", type=int, default=10, help="of `wrap`")
     parser.add_argument("--seconds", type=float, default=300, help="no part starts after this")
     parser.add_argument("--out", type=Path, help="a Parquet file")
@@ -342,7 +343,8 @@ def main() -> None:
     began = time.perf_counter()
     bench = Bench.of(args)
     bench.wait()
-    print(f"models ready after {time.perf_counter() - began:.1f} s", flush=True)
+    passed = time.perf_counter() - began
+    print(f"{environment()['device']}; models ready after {passed:.1f} s", flush=True)
     known = dict(zip(PARTS, (two, one, overhead, fits, turns), strict=True))
     rows: list[Row] = []
     for part in args.parts:

@@ -28,6 +28,7 @@ from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tts_verifier.charts import STYLE
+from tts_verifier.provenance import environment
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.decode import Engine, Request
 from tts_verifier.verifiers.imagedoctor.loading import load_model
@@ -318,10 +319,12 @@ def compare(rows: list[Row]) -> list[Row]:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """Writes Parquet."""
+    """Writes Parquet; each row says on what it was measured."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    on = {"device": environment()["device"], "torch": torch.__version__}
+    rows = [r | on for r in rows]
     keys = list(dict.fromkeys(key for r in rows for key in r))
     pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
 
@@ -364,7 +367,8 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     bench = Bench(args)
-    print(f"model and images ready after {time.perf_counter() - began:.1f} s", flush=True)
+    passed = time.perf_counter() - began
+    print(f"{environment()['device']}; model and images ready after {passed:.1f} s", flush=True)
     rows: list[Row] = []
     own = {"floor": floor, "ours": ours, "score": score, "queue": queue}
     for part in args.only.split(","):
