@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -134,7 +136,8 @@ class Unheard(DiffusionPipeline):
         noise = torch.cat([torch.randn(1, 4, 8, 8, generator=g) for g in generator])
         texts = torch.zeros(len(prompt), 1, 16)
         latents = self.unet(noise, 1, texts).sample
-        return ImagePipelineOutput(self.vae.decode(latents).sample.clamp(0, 1))
+        pictures = self.vae.decode(latents).sample.clamp(0, 1)
+        return ImagePipelineOutput(pictures.permute(0, 2, 3, 1).numpy())
 
 
 def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
@@ -145,6 +148,62 @@ def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
     assert "Unheard has no inpainting sibling" in generator.lacks[Repaint]
     with pytest.raises(UnsupportedError, match=r"Unheard with NoneType .* takes no `latents`"):
         generator.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])
+
+
+class Guarded(Unheard):
+    """Its safety checker blanks every second picture, and names that as DeepFloyd IF does."""
+
+    def __call__(self, prompt, generator=None, output_type="pil"):
+        out = super().__call__(prompt, generator, output_type)
+        out.nsfw_detected = [row % 2 == 1 for row in range(len(prompt))]
+        return out
+
+
+def test_what_a_safety_checker_blanked_is_marked_however_that_is_named(tmp_path):
+    known = sd15(tmp_path)
+    generator = DiffusersGenerator(Guarded(known.unet, known.vae), batch_size=2)
+    first, second = generator.generate([job(1), job(2)])
+    assert (first.error, second.error) == ("", "The pipeline's safety checker blanked it.")
+
+
+class Channels(Unheard):
+    """Ignores the output type."""
+
+    def __call__(self, prompt, generator=None, output_type="pil"):
+        return ImagePipelineOutput(torch.zeros(len(prompt), 3, 16, 16))
+
+
+def test_a_pipeline_whose_pictures_are_none_is_named(tmp_path):
+    known = sd15(tmp_path)
+    generator = DiffusersGenerator(Channels(known.unet, known.vae), batch_size=1)
+    with pytest.raises(UnsupportedError, match=r"ImagePipelineOutput has \(1, 3, 16, 16\)"):
+        generator.generate([job(1)])
+
+
+def test_a_rehearsal_leaves_the_global_random_state_alone(tmp_path):
+    pipe = sd15(tmp_path)
+    before = torch.get_rng_state()
+    DiffusersGenerator(pipe, steps=4).generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_methods_that_a_user_replaced_stay_replaced(tmp_path):
+    pipe, called = sd15(tmp_path), []
+    own = {"encode_prompt": pipe.encode_prompt, "prepare_latents": pipe.prepare_latents}
+
+    def counted(name):
+        @functools.wraps(own[name])
+        def replacement(*args, **kwargs):
+            called.append(name)
+            return own[name](*args, **kwargs)
+
+        return replacement
+
+    replacements = {name: counted(name) for name in own}
+    vars(pipe).update(replacements)
+    DiffusersGenerator(pipe, steps=4).generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])
+    assert set(called) == set(own)
+    assert all(vars(pipe)[name] is made for name, made in replacements.items())
 
 
 def test_what_draws_for_no_text_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.schedule import levels, renoised
+from tts_verifier.generators.schedule import levels, problem, renoised
 from tts_verifier.types import Continue, Draw, Job, Prompt, Repaint, Trial
 
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
@@ -217,13 +217,27 @@ def test_other_schedulers_are_refused_by_name(pipes, scheduler, reason):
 
 @pytest.mark.parametrize(
     ("name", "call"),
-    [("DDIM", {"eta": 0.5}), ("flow", {"skip_guidance_layers": [0]})],
+    [
+        ("DDIM", {"eta": 0.5}),
+        ("flow", {"skip_guidance_layers": [0]}),
+        ("flow", {"callback_on_step_end": print}),
+    ],
 )
 def test_a_call_that_counts_steps_or_adds_noise_is_refused(pipes, name, call):
     generator = make(pipes, name, call=call)
     assert Continue not in generator.supports
     with pytest.raises(UnsupportedError, match=f"{next(iter(call))} in its call"):
         draw(generator, Draw(1, until=0.5))
+
+
+@pytest.mark.parametrize(
+    ("end", "refused"), [(1.0, ""), ([1.0, 1.0], ""), (0.5, "end"), ([1, 0.5], "end")]
+)
+def test_a_controlnet_that_ends_early_counts_steps(pipes, end, refused):
+    pipe = pipes["sd15"]
+    pipe.scheduler = SCHEDULERS["DDIM"]
+    assert refused in problem(pipe, {"control_guidance_end": end})
+    assert bool(problem(pipe, {"control_guidance_end": end})) is bool(refused)
 
 
 @pytest.mark.parametrize(

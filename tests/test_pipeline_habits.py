@@ -1,5 +1,6 @@
 """What people do to pipelines keeps working with a wrapped one."""
 
+import accelerate
 import numpy as np
 import pytest
 import tiny_families
@@ -101,6 +102,22 @@ def test_offloading_hooks_stay(family, offload):
     first = next(iter(family.pipe.unet.children()))
     assert any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in (
         family.pipe.unet, first))  # fmt: skip
+
+
+def test_an_offloaded_pipeline_without_a_sibling_repaints(tmp_path):
+    family = tiny_families.FAMILIES["sd3"](tmp_path, steps=2)
+    left = Mask.of(np.broadcast_to(np.arange(16) < 8, (16, 16)))
+
+    def repainted():
+        generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=1)
+        whole = generator.generate([Job(PROMPT, Draw(1))])[0]
+        job = Job(PROMPT, Repaint("parent", left, 2, 1.0), (as_parent(whole),))
+        return pixels(generator.generate([job])[0])
+
+    before = repainted()
+    accelerate.cpu_offload(family.pipe.vae, torch.device("cpu"), offload_buffers=True)
+    assert family.pipe.vae.device.type == "meta"
+    assert np.abs(repainted() - before).max() <= 1
 
 
 def test_attention_slicing_and_processors_stay(family):

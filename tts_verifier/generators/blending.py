@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tts_verifier.errors import InputError
+from tts_verifier.generators.moving import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,8 @@ def kept(
     vae, config = pipe.vae, pipe.vae.config
     pixels = pipe.image_processor.preprocess(list(images))
     with torch.no_grad():
-        found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        # An offloaded VAE is where it computes only once its hooks have brought it there.
+        found = vae.encode(pixels.to(device_of(pipe), vae.dtype)).latent_dist.mode().float()
     clean = (found - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
     if clean.shape != noise.shape:
         raise InputError(

@@ -14,10 +14,13 @@ from tts_verifier.types import Cost, Job, Proposal, Sample, State
 
 if TYPE_CHECKING:
     import torch
-
+    from numpy.typing import NDArray
 
 PICTURES: Final = ("images", "image", "frames")
 """What pipelines name the field of their output that pictures are in."""
+UNSAFE: Final = ("nsfw_content_detected", "nsfw_detected")
+"""What they name the one that says of every picture whether a safety checker blanked it."""
+BLANKED: Final = "The pipeline's safety checker blanked it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,18 @@ class Plan:
 
 @dataclass(slots=True, eq=False)
 class Drawn:
-    """A batch as the pipeline gave it: pixels (B, 3, H, W) in [0, 1]."""
+    """A batch as the pipeline gave it: pixels float32 (B, H, W, 3) in [0, 1]."""
 
-    pixels: torch.Tensor
+    pixels: NDArray[np.float32]
     blanked: Sequence[bool] | None = None
     latents: torch.Tensor | None = None
     progress: float = 1.0
 
     @classmethod
     def of(cls, out: Any) -> Drawn:
-        """Reads what a pipeline returns for `output_type="pt"`; a video must be one frame.
+        """Reads what a pipeline returns for `output_type="np"`; a video must be one frame.
+
+        Not "pt", for which some families return pixels in [-1, 1] and no verdict on safety.
 
         Raises:
             UnsupportedError: there are no such pixels.
@@ -55,17 +60,19 @@ class Drawn:
         pixels: Any = found
         if getattr(pixels, "ndim", 0) == 5 and pixels.shape[1] == 1:
             pixels = pixels[:, 0]
-        if getattr(pixels, "ndim", 0) != 4 or pixels.shape[1] != 3:
+        if getattr(pixels, "ndim", 0) != 4 or pixels.shape[3] != 3:
             shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
             raise UnsupportedError(
-                f"A pipeline must return RGB pictures (B, 3, H, W) for output_type='pt', "
+                f"A pipeline must return RGB pictures (B, H, W, 3) for output_type='np', "
                 f"{type(out).__name__} has {shape}. A video pipeline needs num_frames=1."
             )
-        return cls(pixels, getattr(out, "nsfw_content_detected", None))
+        return cls(
+            pixels, next((getattr(out, name) for name in UNSAFE if hasattr(out, name)), None)
+        )
 
     def sample(self, row: int, job: Job, cost: Cost) -> Sample:
         """Returns a row as a job's sample, with an error if it is no picture."""
-        array = self.pixels[row].detach().float().cpu().permute(1, 2, 0).numpy()
+        array = self.pixels[row]
         error = ""
         if not np.isfinite(array).all():
             error = (
@@ -73,7 +80,7 @@ class Drawn:
                 "pixels. A VAE in float16 may overflow; bfloat16 or float32 does not."
             )
         if not error and self.blanked and self.blanked[row]:
-            error = "The pipeline's safety checker blanked it."
+            error = BLANKED
         if error:
             return Sample(job, None, self.progress, cost, error=error)
         image = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.counting import denoiser
+from tts_verifier.generators.replacing import replaced
 from tts_verifier.generators.schedule import first_scale, levels, renoised
 from tts_verifier.types import Draw, Job, LowBand, Near, Trial
 
@@ -177,8 +178,5 @@ def _noted(pipe: Any) -> Iterator[dict[str, Any]]:
         arguments.update(inspect.signature(make).bind(*args, **kwargs).arguments)
         return make(*args, **kwargs)
 
-    pipe.prepare_latents = noting
-    try:
+    with replaced(pipe, "prepare_latents", noting):
         yield arguments
-    finally:
-        del pipe.prepare_latents

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +39,8 @@ BY_STEP: Final = (
     "control_guidance_start",
     "denoising_start",
     "denoising_end",
+    "callback_on_step_end",
+    "callback",
 )
 """Arguments by which pipelines add noise of their own, or count the steps of the call."""
 
@@ -51,7 +55,9 @@ def problem(pipe: Any, call: Mapping[str, Any]) -> str:
         return f"{name} with stochastic_sampling ignores the seeds of the candidates"
     if scheduler.config.get("invert_sigmas"):
         return f"{name} with invert_sigmas is not known"
-    if found := [name for name in BY_STEP if call.get(name)]:
+    ends = np.atleast_1d(call.get("control_guidance_end") or 1.0)
+    early = ["control_guidance_end"] if (ends != 1).any() else []
+    if found := [name for name in BY_STEP if call.get(name)] + early:
         return f"{', '.join(found)} in its call would not be the same in a drawing carried on"
     return ""
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from tts_verifier.generators.replacing import replaced
+
 _MOST: Final = 2**29
 """Bytes that are kept: some hundred texts of the largest encoders, all of small ones."""
 
@@ -44,11 +46,8 @@ class Texts:
             told = {**told.pop("kwargs", {}), **told}
             return self._answer(own, told, type(pipe).__name__)
 
-        pipe.encode_prompt = encode
-        try:
+        with replaced(pipe, "encode_prompt", encode):
             yield
-        finally:
-            del pipe.encode_prompt
 
     def _answer(self, own: Callable[..., Any], told: Mapping[str, Any], family: str) -> Any:
         texts = {name: value for name, value in told.items() if _is_texts(name, value)}
