@@ -3,7 +3,13 @@ import functools
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import (
+    AutoPipelineForInpainting,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+)
 from PIL import Image
 from tiny_pipelines import as_parent, sd3, sd15
 
@@ -215,6 +221,19 @@ def test_what_draws_for_no_text_is_refused(tmp_path):
 def test_an_argument_that_the_pipeline_does_not_take_is_refused(pipe):
     with pytest.raises(InputError, match="does not take cfg"):
         DiffusersGenerator(pipe, call={"cfg": 3})
+
+
+def test_a_pipeline_that_repaints_may_be_named(pipe, tmp_path):
+    AutoPipelineForInpainting.from_pipe(sd15(tmp_path)).save_pretrained(tmp_path / "fill")
+    generator = DiffusersGenerator(pipe, inpaint=tmp_path / "fill", dtype="float32")
+    assert generator.settings["inpaint"] == "StableDiffusionInpaintPipeline"
+    assert Repaint in generator.supports
+
+
+@pytest.mark.parametrize("name", ["latents", "output_type", "generator"])
+def test_what_belongs_to_a_candidate_is_refused(pipe, name):
+    with pytest.raises(InputError, match=f"call must leave {name} to the search"):
+        DiffusersGenerator(pipe, call={name: None})
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size"])

@@ -24,7 +24,7 @@ LEVELS = {
         "search", "devices", "binding", "attempts", "batch", "progress", "summary", "result",
         "runner",
     ],
-    5: ["testing", "gallery", "scoring", "rejudge", "recipe", "pipeline", "charts",
+    5: ["testing", "gallery", "scoring", "rejudge", "recipe", "calls", "pipeline", "charts",
         "expectations", "pruning", "replay", "report", "training"],
     6: ["cli", "__init__"],
 }  # fmt: skip

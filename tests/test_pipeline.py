@@ -1,12 +1,16 @@
 """A wrapped pipeline is called as the pipeline is, and its calls are searches."""
 
 import inspect
+import warnings
 
 import numpy as np
 import pytest
+import tiny_families
 import torch
+from diffusers import AutoPipelineForInpainting, StableDiffusionImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
-from searches import SeedBeam
+from PIL import Image
+from searches import InpaintReroll, SeedBeam
 from tiny_pipelines import sd3, sd15
 
 from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
@@ -14,7 +18,7 @@ from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.ranking import Ranking
 from tts_verifier.runner import run
 from tts_verifier.testing import FakeVerifier
-from tts_verifier.types import Budget
+from tts_verifier.types import Budget, Repaint
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 4.0, "max_sequence_length": 16}
 
@@ -63,7 +67,7 @@ def test_a_generator_repeats_a_call_and_moves_on(verified):
     second = verified("a", generator=one, **CALL)
     assert same(first.images[0], verified("a", generator=other, **CALL).images[0])
     assert not same(first.images[0], second.images[0])
-    assert verified("a", seed=first.seed, **CALL).seed == first.seed
+    assert verified("a", seed=np.int64(first.seed), **CALL).seed == first.seed
 
 
 def test_without_a_seed_every_call_differs_and_says_how_to_repeat_it(verified):
@@ -188,17 +192,123 @@ def test_missing_pictures_are_none_with_a_warning(tmp_path, monkeypatch):
     assert np.isfinite(array[0]).all()
 
 
-def test_where_nothing_could_be_drawn_the_output_says_so(tmp_path, monkeypatch):
+def test_where_nothing_could_be_drawn_for_one_reason_it_is_told(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
 
     def broken(*_, **__):
         raise RuntimeError("no such layer")
 
     monkeypatch.setattr(pipe, "prepare_latents", broken)
-    with pytest.warns(RunWarning, match=r"0 usable candidates|no such layer"):
+    with (
+        pytest.warns(RunWarning, match="no such layer"),
+        pytest.raises(UnsupportedError, match="none could be: RuntimeError: no such layer"),
+    ):
+        wrap(pipe, FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
+
+
+def test_where_all_was_blanked_the_pictures_are_none(tmp_path, monkeypatch):
+    pipe = sd15(tmp_path)
+    monkeypatch.setattr(pipe, "run_safety_checker", lambda image, *_: (image, [True] * len(image)))
+    with pytest.warns(RunWarning, match="0 usable candidates of the 1"):
         out = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
     assert out.images == [None]
-    assert "no such layer" in out.trials[0].error
+
+
+def test_a_tuple_has_what_the_pipelines_own_has(tmp_path):
+    verified = wrap(sd15(tmp_path), FakeVerifier(), strategy=BestOfN(2))
+    images, flags = verified("a", num_inference_steps=1, return_dict=False)
+    assert len(images) == 1
+    assert flags is None
+
+
+def test_a_video_is_a_list_of_frames(tmp_path):
+    family = tiny_families.FAMILIES["wan"](tmp_path)
+    verified = wrap(family.pipe, FakeVerifier(), strategy=BestOfN(2))
+    out = verified("a", seed=1, num_videos_per_prompt=2, **family.call)
+    assert [len(frames) for frames in out.frames] == [1, 1]
+    assert same(out.frames[0][0], out.images[0])
+    array = verified("a", seed=1, output_type="np", **family.call).frames
+    assert array.shape[:2] == (1, 1)
+
+
+def test_what_a_callback_raises_ends_the_call(verified):
+    steps = []
+
+    def cancel(pipe, step, timestep, values):
+        steps.append(step)
+        raise KeyError("cancelled")
+
+    with pytest.raises(KeyError, match="cancelled"):
+        verified("a", seed=1, callback_on_step_end=cancel, **CALL)
+    assert steps == [0]
+
+
+def test_memory_that_ran_out_once_is_remembered(tmp_path, monkeypatch):
+    pipe = sd15(tmp_path)
+    own = pipe.prepare_latents
+
+    def crowded(batch_size, *args, **kwargs):
+        if batch_size > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return own(batch_size, *args, **kwargs)
+
+    monkeypatch.setattr(pipe, "prepare_latents", crowded)
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
+    negative = {"negative_prompt": ["red", "blue"]}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            verified(["a", "b"], num_inference_steps=1, **negative)
+    limits = [str(one.message).split()[6] for one in told if one.category is RunWarning]
+    assert limits == ["4", "2", "1"]
+
+
+def test_a_list_of_pictures_has_one_for_each_prompt(tmp_path):
+    pipe = StableDiffusionImg2ImgPipeline(**sd15(tmp_path).components)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("black", "white")]
+    call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1}
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2), batch_size=2)
+    out = verified(["a", "b"], image=pictures, **call)
+    for place, text in enumerate(["a", "b"]):
+        alone = verified(text, image=pictures[place], **call)
+        assert same(out.images[place], alone.images[0])
+    batch = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
+    assert same(verified(["a", "b"], image=batch, **call).images[1], out.images[1])
+    with pytest.raises(InputError, match="image must have one item for each of 3 prompts, got 2"):
+        verified(["a", "b", "c"], image=pictures, **call)
+
+
+def test_another_pipeline_repaints(pipe, tmp_path):
+    fill = AutoPipelineForInpainting.from_pipe(sd15(tmp_path))
+    fill.set_progress_bar_config(disable=True)
+    strategy = InpaintReroll(2, 2)
+    told = {"strategy": strategy, "inpaint": fill}
+    kinds = {type(t.proposal) for t in wrap(pipe, FakeVerifier(), **told)("a", **CALL).trials}
+    assert Repaint in kinds
+    fill.save_pretrained(tmp_path / "fill", safe_serialization=True)
+    named = wrap(pipe, FakeVerifier(), strategy=strategy, inpaint=str(tmp_path / "fill"))
+    assert type(named.inpaint).__name__ == "StableDiffusionInpaintPipeline"
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"verifier": None}, "verifier must be an object with verify, got None"),
+        ({"verifier": FakeVerifier}, "verifier must be an object with verify, got <class"),
+        ({"strategy": "best_of_n"}, "strategy must be an object with propose and needs"),
+        ({"stratgy": BestOfN(2)}, "wrap does not take stratgy. Did you mean 'strategy'"),
+        ({"seed": 1}, "wrap does not take seed"),
+    ],
+)
+def test_parts_and_options_that_are_none_are_told(pipe, told, message):
+    with pytest.raises(InputError, match=message):
+        wrap(pipe, **{"verifier": FakeVerifier(), **told})
+
+
+def test_options_are_given_once(verified):
+    with pytest.raises(InputError, match="objective must be given when the pipeline is wrapped"):
+        verified.objective = Objective()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +322,10 @@ def test_where_nothing_could_be_drawn_the_output_says_so(tmp_path, monkeypatch):
         ({"prompt": "a", "seed": 1, "generator": 1}, "seed and generator"),
         ({"prompt": "a", "seed": "1"}, "seed must be an integer"),
         ({"prompt": "a", "generator": 1}, "generator must be a torch.Generator"),
-        ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "a text for each of 2 prompts, got 1"),
+        (
+            {"prompt": ["a", "b"], "negative_prompt": ["c"]},
+            "negative_prompt must have one item for each of 2 prompts",
+        ),
     ],
 )
 def test_mistakes_are_told(verified, told, message):

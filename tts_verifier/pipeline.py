@@ -6,24 +6,28 @@ results become the pipeline's own output, nothing else.
 
 from __future__ import annotations
 
-import inspect
-import secrets
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 import numpy as np
 
-from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.calls import Call, CallbackFailed, Request
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.loading import check_call, check_pipeline
+from tts_verifier.generators.drawn import BLANKED
+from tts_verifier.generators.fitting import Room
+from tts_verifier.generators.loading import check_pipeline, load
+from tts_verifier.generators.moving import device_of
+from tts_verifier.generators.texts import Texts
 from tts_verifier.objective import Objective
 from tts_verifier.ranking import Ranked, Ranking
+from tts_verifier.registry import suggestion
 from tts_verifier.runner import execute
 from tts_verifier.scoring import load_verifier
-from tts_verifier.search import Search
-from tts_verifier.seeds import seed_for
+from tts_verifier.search import Search, check_part
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Budget, Choice, Detail, Heatmaps, Prompt, Trial, Verdict
 
@@ -32,9 +36,7 @@ if TYPE_CHECKING:
 
     from tts_verifier.seams import Strategy, Verifier
 
-_OURS: Final = ("pipe", "verifier", "strategy", "batch_size", "options")
-_SEARCHED: Final = ("latents", "prompt_embeds", "negative_prompt_embeds")
-_KINDS: Final = ("pil", "np", "pt")
+_OURS: Final = ("pipe", "verifier", "strategy", "batch_size", "inpaint", "options", "_rooms")
 
 
 class Options(TypedDict, total=False):
@@ -59,18 +61,20 @@ class VerifiedPipeline:
     - `.trials`: every candidate of every prompt,
     - `.seed`: what repeats the call, None when `generator` gave several.
 
-    Where a prompt has too few usable candidates its images are None, with a warning. All
-    other attributes are the pipeline's: a scheduler set here is set there.
+    A list of pictures, such as `image`, has one for each of several prompts. Where a prompt
+    has too few usable candidates its images are None, with a warning. What a callback raises
+    ends the call. All other attributes are the pipeline's: a scheduler set here is set there.
 
     Args:
         pipe: a loaded pipeline, used as it is.
         verifier: one, or a name for `Verifier.from_pretrained`.
         strategy: None is `BestOfN(8)`.
         batch_size: candidates drawn at a time; None is found by trying.
+        inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
         options: `objective`, `budget`, `judge`, `detail` and `overlap`, as in a run.
 
     Raises:
-        InputError: it is no text-to-image pipeline.
+        InputError: it is no text-to-image pipeline; a part or an option is none.
     """
 
     def __init__(
@@ -80,48 +84,63 @@ class VerifiedPipeline:
         *,
         strategy: Strategy | None = None,
         batch_size: int | None = None,
+        inpaint: Any = None,
         **options: Unpack[Options],
     ) -> None:
         check_pipeline(pipe)
+        _check_options(options)
         self.pipe = pipe
-        self.verifier = load_verifier(verifier) if isinstance(verifier, str) else verifier
         self.strategy: Strategy = BestOfN() if strategy is None else strategy
+        check_part("strategy", self.strategy)
+        self.verifier = load_verifier(verifier) if isinstance(verifier, str) else verifier
+        check_part("verifier", self.verifier)
         self.batch_size = batch_size
+        named = isinstance(inpaint, (str, Path))
+        dtype = str(getattr(pipe, "dtype", "")).removeprefix("torch.")
+        self.inpaint = load(inpaint, dtype, device_of(pipe)) if named else inpaint
         self.options = options
+        self._rooms: dict[object, Room] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Searches; takes what the pipeline's call takes.
 
         Raises:
             InputError: an argument that the pipeline does not know, or that the search sets.
+            UnsupportedError: it cannot do what the strategy needs, or nothing could be drawn.
         """
-        call = _bound(self.pipe, args, kwargs)
-        prompt, kind = call.pop("prompt", None), call.pop("output_type", "pil") or "pil"
-        as_dict, count = call.pop("return_dict", True), call.pop("num_images_per_prompt", 1) or 1
-        _check(prompt, call, kind=kind, count=count)
-        seeds = _seeds(call.pop("seed", None), call.pop("generator", None), prompt)
-        asked = _requests(prompt, seeds, call)
-        generators: list[DiffusersGenerator] = []
+        call, texts = Call.of(self.pipe, args, kwargs), Texts()
         found: dict[int, tuple[Choice, tuple[Trial, ...]]] = {}
-        for group in _groups(asked):
+        for group in call.groups():
             generator = DiffusersGenerator(
-                self.pipe, batch_size=self.batch_size, call={**call, **asked[group[0]].own}
+                self.pipe,
+                batch_size=self.batch_size,
+                inpaint=self.inpaint,
+                call={**call.rest, **call.asked[group[0]].own},
             )
-            generators.append(generator)
-            found |= self._searched(generator, {place: asked[place] for place in group})
-        results = [found[place] for place in range(len(asked))]
-        images = [_as(kind, i) for choice, _ in results for i in _best(choice, count)]
-        out = generators[-1].output(_stacked(kind, images))
-        if not as_dict:
-            return (out.images,)
-        rankings = [_ranking(choice, trials) for choice, trials in results]
-        out.ranking = rankings[0] if isinstance(prompt, str) else rankings
-        out.trials = tuple(trial for _, trials in results for trial in trials)
-        out.seed = seeds[0] if len(set(seeds)) == 1 else None
+            # What fits is found out once, and a text is encoded once a call.
+            size = (generator.device, call.rest.get("height"), call.rest.get("width"))
+            generator.room = self._rooms.setdefault((self.batch_size, *size), generator.room)
+            generator.texts = texts
+            try:
+                found |= self._searched(generator, {place: call.asked[place] for place in group})
+            except CallbackFailed as failed:
+                raise failed.__cause__ from None  # type: ignore[misc]
+        results = [found[place] for place in range(len(call.asked))]
+        trials = tuple(trial for _, some in results for trial in some)
+        _check_drawn(trials)
+        images = [_as(call.kind, i) for choice, _ in results for i in _best(choice, call.count)]
+        out = generator.output(_stacked(call.kind, images))
+        if not call.as_dict:
+            return tuple(getattr(out, field.name) for field in fields(out))
+        rankings = [_ranking(choice, some) for choice, some in results]
+        out.ranking = rankings[0] if call.one else rankings
+        out.trials = trials
+        seeds = {request.seed for request in call.asked}
+        out.seed = seeds.pop() if len(seeds) == 1 else None
         return out
 
     def _searched(
-        self, generator: DiffusersGenerator, asked: Mapping[int, _Request]
+        self, generator: DiffusersGenerator, asked: Mapping[int, Request]
     ) -> dict[int, tuple[Choice, tuple[Trial, ...]]]:
         """Runs one search for requests that differ in nothing but their text."""
         prompts = [Prompt(f"{place:04d}", request.text) for place, request in asked.items()]
@@ -147,6 +166,8 @@ class VerifiedPipeline:
         return getattr(self.pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in Options.__annotations__:
+            raise InputError(f"{name} must be given when the pipeline is wrapped. Wrap it again.")
         if name in _OURS:
             object.__setattr__(self, name, value)
         else:
@@ -162,100 +183,21 @@ def wrap(pipe: Any, verifier: Verifier | str, **options: Any) -> VerifiedPipelin
     return VerifiedPipeline(pipe, verifier, **options)
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One prompt of a call; `own`: its share of the arguments that are lists."""
-
-    text: str
-    seed: int
-    own: Mapping[str, str]
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = [*Options.__annotations__, "strategy", "batch_size", "inpaint"]
+    if unknown := sorted(set(options) - set(known)):
+        raise InputError(f"wrap does not take {unknown[0]}. {suggestion(unknown[0], known)}")
 
 
-def _bound(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a call by their names, as the pipeline names them."""
-    signature = inspect.signature(type(pipe).__call__)
-    if len(args) >= len(signature.parameters):
-        raise InputError(
-            f"{type(pipe).__name__} takes at most {len(signature.parameters) - 1} arguments, "
-            f"got {len(args)} without a name. Name them."
+def _check_drawn(trials: Sequence[Trial]) -> None:
+    """Raises UnsupportedError where nothing was drawn, for one reason: the call's own."""
+    reasons = {trial.error for trial in trials} - {BLANKED}
+    drawn = any(trial.image or trial.cost.network_evaluations for trial in trials)
+    if len(reasons) == 1 and not drawn:
+        raise UnsupportedError(
+            f"Every candidate must be drawn as the call says, and none could be: {reasons.pop()}. "
+            "Call the pipeline itself to see where it fails."
         )
-    call = dict(signature.bind_partial(pipe, *args).arguments)
-    call.pop("self", None)
-    if twice := sorted(set(call) & set(kwargs)):
-        raise InputError(f"{', '.join(twice)} must be given once, got it twice.")
-    check_call(pipe, {k: v for k, v in kwargs.items() if k != "seed"})
-    return {**call, **kwargs}
-
-
-def _check(prompt: Any, call: Mapping[str, Any], *, kind: str, count: int) -> None:
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) for t in texts):
-        raise InputError(
-            f"prompt must be a text or a list of texts, which the verifier reads, got {prompt!r}."
-        )
-    if taken := [name for name in _SEARCHED if call.get(name) is not None]:
-        raise InputError(
-            f"The search makes {', '.join(taken)} itself. Leave it out, or call the pipeline "
-            "without the wrapper."
-        )
-    if kind not in _KINDS:
-        raise InputError(
-            f"output_type must be one of {', '.join(_KINDS)}, the pictures as they were judged, "
-            f"got {kind!r}."
-        )
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"num_images_per_prompt must be a positive integer, got {count!r}.")
-
-
-def _seeds(seed: Any, generator: Any, prompt: str | Sequence[str]) -> list[int]:
-    """Returns a seed for every prompt; a torch generator gives one and moves on."""
-    import torch
-
-    count = 1 if isinstance(prompt, str) else len(prompt)
-    if seed is not None and generator is not None:
-        raise InputError("seed and generator say the same thing; give one of them, got both.")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise InputError(f"seed must be an integer, got {seed!r}.")
-    if generator is None:
-        return [secrets.randbits(32) if seed is None else seed] * count
-    given = list(generator) if isinstance(generator, (list, tuple)) else [generator]
-    if len(given) not in (1, count) or not all(isinstance(g, torch.Generator) for g in given):
-        raise InputError(
-            f"generator must be a torch.Generator, or a list of one for each of {count} prompts, "
-            f"got {generator!r}."
-        )
-    drawn = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in given]
-    return drawn if len(drawn) == count else drawn * count
-
-
-def _requests(
-    prompt: str | Sequence[str], seeds: Sequence[int], call: dict[str, Any]
-) -> list[_Request]:
-    """Returns what each prompt asks for, and takes its lists of texts out of the call."""
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    lists = {k: v for k, v in call.items() if "prompt" in k and isinstance(v, (list, tuple))}
-    lists = {k: v for k, v in lists.items() if all(isinstance(text, str) for text in v)}
-    for name, values in lists.items():
-        if len(values) != len(texts):
-            raise InputError(
-                f"{name} must have a text for each of {len(texts)} prompts, got {len(values)}."
-            )
-        del call[name]
-    asked: list[_Request] = []
-    for place, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
-        own = {name: values[place] for name, values in lists.items()}
-        before = sum(request.text == text for request in asked)
-        seed = seed_for(seed, text, before, "again") if before else seed
-        asked.append(_Request(text, seed, own))
-    return asked
-
-
-def _groups(asked: Sequence[_Request]) -> list[list[int]]:
-    """Returns the places of requests that one search can serve, for fuller batches."""
-    alike: dict[Any, list[int]] = {}
-    for place, request in enumerate(asked):
-        alike.setdefault((request.seed, *request.own.items()), []).append(place)
-    return list(alike.values())
 
 
 def _best(choice: Choice, count: int) -> list[Image | None]:
@@ -265,7 +207,7 @@ def _best(choice: Choice, count: int) -> list[Image | None]:
     if len(found) < count:
         warnings.warn(
             f"A prompt has {len(found)} usable candidates of the {count} pictures asked for; the "
-            "others are None, and `trials` say why.",
+            "others are None. `trials` has all candidates, with their errors.",
             RunWarning,
             stacklevel=3,
         )

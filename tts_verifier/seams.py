@@ -45,13 +45,17 @@ class Generator(Protocol):
     """Draws proposals.
 
     `supports`: kinds of proposal it can serve. `settings`: everything but the seed that
-    decides a picture, one log column each. `batch_size`: how many jobs fill one batch. It may
-    also say where it computes, and be movable: see `devices`; so may a verifier.
+    decides a picture, one log column each. It may also say where it computes, and be movable:
+    see `devices`; so may a verifier.
     """
 
     supports: frozenset[type]
     settings: Mapping[str, Setting]
-    batch_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """How many jobs fill one batch; a plain attribute will do."""
+        ...
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job; a job that fails becomes a sample with an `error`."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any
+from typing import Any, Final
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.objective import Objective
 from tts_verifier.seams import Generator, Strategy, Verifier
 from tts_verifier.types import KINDS, Budget, Detail, Look, Prompt
+
+_METHODS: Final = {
+    "generator": ("generate", "supports"),
+    "verifier": ("verify",),
+    "strategy": ("propose", "needs"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +44,8 @@ class Search:
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
+        for role in _METHODS:
+            check_part(role, getattr(self, role))
         check_needs(self.strategy, self.generator)
         if self.budget.spent:
             raise InputError(f"Every limit of a budget must be positive, got {self.budget}.")
@@ -63,6 +71,16 @@ class Search:
             "detail": self.detail,
             "prompts": {prompt.id: prompt.text for prompt in prompts},
         }
+
+
+def check_part(role: str, part: Any) -> None:
+    """Raises InputError where this is no "generator", "verifier" or "strategy"."""
+    lacking = [name for name in _METHODS[role] if not hasattr(part, name)]
+    if isinstance(part, type) or lacking:
+        raise InputError(
+            f"The {role} must be an object with {' and '.join(_METHODS[role])}, got {part!r}. "
+            "Make one, or see tts_verifier.testing for what it must do."
+        )
 
 
 def check_needs(strategy: Any, generator: Any) -> None:

@@ -22,7 +22,13 @@ from tts_verifier.generators import blending, moving, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
 from tts_verifier.generators.fitting import Room
-from tts_verifier.generators.loading import BUNDLED_CALL, check_call, check_pipeline, load
+from tts_verifier.generators.loading import (
+    BUNDLED_CALL,
+    check_call,
+    check_left,
+    check_pipeline,
+    load,
+)
 from tts_verifier.generators.texts import Texts
 from tts_verifier.identity import described
 from tts_verifier.regions import paste
@@ -61,8 +67,9 @@ class DiffusersGenerator:
             float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
-        inpaint: a loaded pipeline that repaints, such as FLUX Fill with weights of its own;
-            None = diffusers' inpainting sibling over the same weights, where there is one.
+        inpaint: a pipeline that repaints, such as FLUX Fill with weights of its own, loaded,
+            or a folder or hub id; None = diffusers' inpainting sibling over the same weights,
+            where there is one.
 
     Raises:
         InputError: it is no text-to-image pipeline; a setting is out of range or not an
@@ -103,19 +110,27 @@ class DiffusersGenerator:
         self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
         check_pipeline(self.pipe)
         check_call(self.pipe, self._call)
-        self._inpaint = inpaint
+        check_left(self._call)
+        named = isinstance(inpaint, str | Path)
+        self._inpaint = load(inpaint, dtype, device) if named else inpaint
         self._output: Any = None
         # Looked up once: diffusers walks through all modules for it.
         self.device = moving.device_of(self.pipe)
-        self._room = Room(batch_size, self.device)
-        self.batch_size = self._room.limit
-        self._texts = Texts()
+        self.room = Room(batch_size, self.device)
+        self.texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
         self.lacks: Mapping[type, str] = {
             Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
-            Repaint: repaint.problem(self.pipe) if inpaint is None else repaint.lacking(inpaint),
+            Repaint: repaint.problem(self.pipe)
+            if inpaint is None
+            else repaint.lacking(self._inpaint),
         }
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
+
+    @property
+    def batch_size(self) -> int:
+        """Candidates drawn at a time, as far as is known by now."""
+        return self.room.limit
 
     @property
     def nbytes(self) -> int | None:
@@ -147,9 +162,8 @@ class DiffusersGenerator:
             alike.setdefault(self._plan(job), []).append(place)
         samples: dict[int, Sample] = {}
         for plan, places in alike.items():
-            drawn = self._room.work(partial(self._draw, plan), [jobs[place] for place in places])
+            drawn = self.room.work(partial(self._draw, plan), [jobs[place] for place in places])
             samples |= zip(places, drawn, strict=True)
-        self.batch_size = self._room.limit
         return [samples[place] for place in range(len(jobs))]
 
     def _plan(self, job: Job) -> Plan:
@@ -182,7 +196,7 @@ class DiffusersGenerator:
         return noise.rehearse(self.pipe, own | asked([""], self._call))
 
     def _draw(self, plan: Plan, jobs: Sequence[Job]) -> list[Sample]:
-        filled = [*jobs, *[jobs[-1]] * (self._room.limit - len(jobs) if self._room.fixed else 0)]
+        filled = [*jobs, *[jobs[-1]] * (self.room.limit - len(jobs) if self.room.fixed else 0)]
         began = time.perf_counter()
         with counted((plan.strength and self._inpaint) or self.pipe) as rows:
             drawn = self._repaint(filled) if plan.strength else self._denoise(filled, plan)
@@ -252,7 +266,7 @@ class DiffusersGenerator:
         return drawn
 
     def _called(self, pipe: Any, call: Mapping[str, Any]) -> Drawn:
-        with self._texts.encoded_once(pipe):
+        with self.texts.encoded_once(pipe):
             out = pipe(output_type="np", **call)
         if pipe is self.pipe:
             self._output = type(out)
@@ -267,8 +281,10 @@ class DiffusersGenerator:
         from diffusers import ImagePipelineOutput
 
         kind: Any = self._output or ImagePipelineOutput
-        names = [field.name for field in fields(kind)]
-        out = kind(**{name: images if name in PICTURES else None for name in names})
+        # A video is a list of frames, or has an axis of them.
+        videos = [[image] for image in images] if isinstance(images, list) else images[:, None]
+        shown = dict.fromkeys(PICTURES, images) | {"frames": videos}
+        out = kind(**{field.name: shown.get(field.name) for field in fields(kind)})
         out.images = images
         return out
 

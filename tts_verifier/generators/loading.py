@@ -19,6 +19,20 @@ BUNDLED_CALL: Final = {
 """What the bundled generator is called with; its T5 slot is empty, and 16 tokens of nothing
 cost less than the default 256."""
 
+SET: Final = frozenset(
+    {
+        "prompt",
+        "prompt_embeds",
+        "generator",
+        "latents",
+        "output_type",
+        "return_dict",
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+    }
+)
+"""Arguments that belong to a candidate, or to how its picture is read."""
+
 
 def load(model: str | Path, dtype: str | None = None, device: str | None = None) -> Any:
     """Loads a pipeline from a folder, a hub id or `"shapes"`.
@@ -58,6 +72,15 @@ def check_pipeline(pipe: Any) -> None:
             "Pictures are drawn by a diffusers text-to-image pipeline, whose call takes prompt, "
             f"generator and output_type; that of {type(pipe).__name__} takes no "
             f"{', '.join(lacking)}."
+        )
+
+
+def check_left(call: Mapping[str, Any]) -> None:
+    """Raises InputError when a generator's `call` sets what is set for every candidate."""
+    if taken := sorted(SET.intersection(call)):
+        raise InputError(
+            f"call must leave {', '.join(taken)} to the search, which sets it for every "
+            "candidate. Leave it out."
         )
 
 
