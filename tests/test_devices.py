@@ -7,6 +7,7 @@ import torch
 
 from tts_verifier import BestOfN, run
 from tts_verifier.devices import Seat, plan, seat_of
+from tts_verifier.errors import RunWarning
 from tts_verifier.log import read_header
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 
@@ -187,6 +188,13 @@ def test_the_generator_is_back_when_a_run_fails(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(["a red circle"], Drawer(trace), Broken(trace), BestOfN(2))
     assert trace[-1] == "Drawer to cuda:0"
+
+
+def test_a_judge_that_waits_in_host_memory_is_told(monkeypatch):
+    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
+    judge = Judge([], device="cpu", home=GPU)
+    with pytest.warns(RunWarning, match="held-out judge did not fit on cuda:0 and judges on cpu"):
+        run(["a red circle"], Drawer([]), Judge([]), BestOfN(1), judge=judge, overlap=False)
 
 
 def test_a_part_may_say_where_it_computes():

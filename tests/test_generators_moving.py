@@ -39,6 +39,11 @@ def test_it_moves_with_what_repaints(pipe, tmp_path):
     assert generator.device == "meta"
 
 
+def test_moving_sixteen_bits_away_is_not_warned_of(pipe, caplog):
+    DiffusersGenerator(pipe.to(torch.float16)).to("cpu")
+    assert "cannot run with `cpu` device" not in caplog.text
+
+
 def offloaded(pipe):
     pipe.enable_model_cpu_offload(device="cpu")
 

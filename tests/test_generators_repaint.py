@@ -1,9 +1,15 @@
 """The masked part of a picture drawn anew, the rest kept exactly."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler, StableDiffusionInpaintPipeline
+from diffusers import (
+    FlowMatchHeunDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
@@ -85,6 +91,15 @@ def test_the_sibling_shares_weights_and_keeps_the_dtype(tmp_path):
     assert other.vae is pipe.vae
     assert other.scheduler is not pipe.scheduler
     assert {p.dtype for p in pipe.transformer.parameters()} == {torch.bfloat16}
+
+
+def test_making_the_sibling_logs_nothing_again(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    pipe = StableDiffusionPipeline(**sd15(tmp_path).components)
+    assert "disabled the safety checker" in caplog.text
+    caplog.clear()
+    DiffusersGenerator(pipe)
+    assert caplog.text == ""
 
 
 def test_thin_masks_grow_to_whole_latent_cells():

@@ -8,9 +8,11 @@ must stay, `to(device)`, and, if it waits elsewhere at first, `home`.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from tts_verifier.errors import RunWarning
 from tts_verifier.memory import SPARE, free_bytes
 from tts_verifier.search import Search
 
@@ -79,6 +81,7 @@ class Seats:
         self._found = [str(getattr(part, "device", None)) for part in parts]
         self.devices = dict(zip(("draw", "judge"), map(device_of, parts), strict=True))
         self.plan = _planned(*parts)
+        _warn_of(search.judge)
         shared = self.plan == "together" and str(self.devices["draw"]).startswith("cuda")
         asked = search.overlap
         if asked is None:
@@ -119,6 +122,19 @@ class Seats:
         if str(part.device) != device:
             part.to(device)
             self.moves += 1
+
+
+def _warn_of(judge: Any) -> None:
+    """Warns where a held-out judge waits for a move that only the verifier makes."""
+    home, there = getattr(judge, "home", None), str(getattr(judge, "device", None))
+    if home not in (None, there):
+        warnings.warn(
+            f"The held-out judge did not fit on {home} and judges on {there}, which is slow: only "
+            "generator and verifier take turns. Load it with device=… first, or judge the "
+            "finished run with `tts-run --rejudge`.",
+            RunWarning,
+            stacklevel=2,
+        )
 
 
 def _planned(generator: Any, verifier: Any) -> Plan:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators import blending, moving, noise, repaint, schedule
 from tts_verifier.generators.counting import counted
 from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
@@ -125,6 +126,13 @@ class DiffusersGenerator:
             if inpaint is None
             else repaint.lacking(self._inpaint),
         }
+        if getattr(self.pipe, "scheduler", None) and schedule.unseeded(self.pipe.scheduler):
+            warnings.warn(
+                f"{self.settings['scheduler']} with stochastic_sampling ignores the seeds of the "
+                "candidates: a seed's picture is never the same again.",
+                RunWarning,
+                stacklevel=2,
+            )
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
 
     @property

@@ -29,7 +29,8 @@ def move(device: str, *pipes: Any) -> None:
     """Moves pipelines and gives back the memory that they had."""
     before = {str(pipe.device) for pipe in pipes}
     for pipe in pipes:
-        pipe.to(device)
+        # That 16 bits do not run on a CPU: there it waits.
+        pipe.to(device, silence_dtype_warnings=True)
     for place in before - {device}:
         release(place)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from typing import Any
 
@@ -40,17 +41,22 @@ def sibling(pipe: Any) -> Any:
     """
     from diffusers import AutoPipelineForInpainting
 
-    name = type(pipe).__name__
+    name, log = type(pipe).__name__, logging.getLogger("diffusers")
+    level = log.level
     try:
         with warnings.catch_warnings():
-            # About the scheduler's config, which the pipeline itself has said already.
+            # About the scheduler's config and an absent safety checker, which the pipeline
+            # itself has said already.
             warnings.simplefilter("ignore", FutureWarning)
+            log.setLevel(logging.ERROR)
             own = copy.deepcopy(getattr(pipe, "scheduler", None))
             other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=own)
     except (AttributeError, ValueError) as error:
         raise UnsupportedError(
             f"{name} has no inpainting sibling ({error}), and no pipeline was given as inpaint"
         ) from error
+    finally:
+        log.setLevel(level)
     if why := lacking(other):
         raise UnsupportedError(f"{name} has an inpainting sibling that serves no strategy: {why}")
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))

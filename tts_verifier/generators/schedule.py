@@ -51,7 +51,7 @@ def problem(pipe: Any, call: Mapping[str, Any]) -> str:
     name = type(scheduler).__name__
     if name not in RESUMABLE:
         return f"{name} cannot be resumed; {', '.join(RESUMABLE)} can"
-    if scheduler.config.get("stochastic_sampling"):
+    if unseeded(scheduler):
         return f"{name} with stochastic_sampling ignores the seeds of the candidates"
     if scheduler.config.get("invert_sigmas"):
         return f"{name} with invert_sigmas is not known"
@@ -60,6 +60,11 @@ def problem(pipe: Any, call: Mapping[str, Any]) -> str:
     if found := [name for name in BY_STEP if call.get(name)] + early:
         return f"{', '.join(found)} in its call would not be the same in a drawing carried on"
     return ""
+
+
+def unseeded(scheduler: Any) -> bool:
+    """Says whether a scheduler adds noise that no candidate's seed decides."""
+    return bool(scheduler.config.get("stochastic_sampling"))
 
 
 def levels(scheduler: Any) -> list[tuple[float, float]]:
