@@ -40,7 +40,7 @@ def generator(pipe):
 
 
 def test_it_passes_the_conformance_checks_with_all_kinds(generator):
-    assert generator.supports == {Draw, Continue, Repaint}
+    assert generator.supports == {Draw, Continue, Repaint, Near, LowBand}
     check_generator(generator)
 
 

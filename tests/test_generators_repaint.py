@@ -181,7 +181,7 @@ def test_blending_is_what_the_sibling_does(tmp_path, strength, monkeypatch):
 def test_weights_that_the_sibling_does_not_know_are_repainted_too(tmp_path):
     generator = DiffusersGenerator(sd3(tmp_path, channels=4), steps=2, batch_size=1)
     check_generator(generator)
-    assert generator.supports == {Draw, Continue, Repaint}
+    assert generator.supports >= {Draw, Continue, Repaint}
 
 
 def test_a_picture_of_another_size_is_refused_where_the_pipeline_blends(tmp_path):
@@ -199,7 +199,7 @@ def test_blending_needs_a_schedule_that_can_be_cut(tmp_path):
     pipe = sd3(tmp_path)
     pipe.scheduler = FlowMatchHeunDiscreteScheduler()
     generator = DiffusersGenerator(pipe, steps=2, batch_size=1)
-    assert generator.supports == {Draw}
+    assert generator.supports.isdisjoint({Continue, Repaint})
     with pytest.raises(UnsupportedError, match="FlowMatchHeunDiscreteScheduler cannot be resumed"):
         generator.generate([Job(PROMPT, Repaint("parent", MASK, 5))])
 

@@ -1,17 +1,20 @@
 """What makes two runs the same run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tts_verifier.errors import RunError, UnsupportedError
 from tts_verifier.runner import run
+from tts_verifier.seams import Strategy
 from tts_verifier.search import Search
 from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.strategies.seed_beam import SeedBeam
+from tts_verifier.strategies.spectral import Spectral
+from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Continue, Draw
+from tts_verifier.types import Continue, Draw, Job, Sample
 
 
 def test_every_argument_of_a_strategy_is_noted_nested_ones_too() -> None:
@@ -28,6 +31,26 @@ def test_a_folder_of_other_stops_is_another_run(tmp_path: Path) -> None:
         run(["a"], FakeGenerator(), FakeVerifier(), SeedBeam(stops=stops), folder=tmp_path)
     with pytest.raises(RunError, match="stops"):
         run(["a"], FakeGenerator(), FakeVerifier(), SeedBeam(stops=(0.4, 1.0)), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule"),
+    [
+        (ZeroOrder(), "ZeroOrder needs a generator that can draw near another's noise, Starts"),
+        (Spectral(), "Spectral needs a generator that can draw from a low band of noise, Starts"),
+    ],
+)
+def test_noise_that_a_generator_cannot_be_given_is_refused_before_anything_is_drawn(
+    strategy: Strategy, rule: str
+) -> None:
+    class StartsFromAPicture(FakeGenerator):
+        supports: frozenset[type] = frozenset({Draw})
+
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            raise AssertionError("drawn")
+
+    with pytest.raises(UnsupportedError, match=rule):
+        run(["a"], StartsFromAPicture(), FakeVerifier(), strategy)
 
 
 def test_a_generator_may_say_why_it_cannot() -> None:

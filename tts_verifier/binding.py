@@ -102,6 +102,9 @@ def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str
         return "that is no proposal."
     if type(proposal) not in task.supports:
         return "the generator cannot do that kind."
+    noise = getattr(proposal, "noise", None)
+    if noise is not None and type(noise) not in task.supports:
+        return "the generator cannot draw from such noise."
     parent_id = parent_of(proposal)
     if parent_id is None:
         return ""

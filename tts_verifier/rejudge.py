@@ -17,6 +17,8 @@ from tts_verifier.log import read_header, read_trials
 from tts_verifier.types import (
     KINDS,
     Job,
+    LowBand,
+    Near,
     Proposal,
     Sample,
     Setting,
@@ -38,7 +40,7 @@ class Recorded:
         RunError: the folder is not a run's, or is the new run's own.
     """
 
-    supports: frozenset[type] = frozenset(KINDS.values())
+    supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand})
     batch_size = 8
 
     def __init__(self, folder: Path, into: Path) -> None:

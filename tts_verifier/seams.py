@@ -44,7 +44,8 @@ class Strategy(Protocol):
 class Generator(Protocol):
     """Draws proposals.
 
-    `supports`: kinds of proposal it can serve. `settings`: everything but the seed that
+    `supports`: kinds of proposal it can serve, and of noise to draw from (`Near`, `LowBand`).
+    `settings`: everything but the seed that
     decides a picture, one log column each. It may also say where it computes, and be movable:
     see `devices`; so may a verifier.
     """

@@ -9,12 +9,16 @@ from typing import Any, Final
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.objective import Objective
 from tts_verifier.seams import Generator, Strategy, Verifier
-from tts_verifier.types import KINDS, Budget, Detail, Look, Prompt
+from tts_verifier.types import KINDS, Budget, Detail, Look, LowBand, Near, Prompt
 
 _METHODS: Final = {
     "generator": ("generate", "supports"),
     "verifier": ("verify",),
     "strategy": ("propose", "needs"),
+}
+_ABLE: Final = {kind: name for name, kind in KINDS.items()} | {
+    Near: "draw near another's noise",
+    LowBand: "draw from a low band of noise",
 }
 
 
@@ -91,11 +95,10 @@ def check_needs(strategy: Any, generator: Any) -> None:
         generator: an instance, or a class that says what it `supports`; it may say by kind
             why it `lacks` others.
     """
-    missing = strategy.needs - generator.supports - {Look}
+    missing = [kind for kind in _ABLE if kind in strategy.needs - generator.supports - {Look}]
     if missing:
-        kinds = ", ".join(name for name, kind in KINDS.items() if kind in missing)
-        lacks = getattr(generator, "lacks", {})
-        why = "".join(f": {lacks[k]}" for k in KINDS.values() if k in missing and lacks.get(k))
+        kinds, lacks = ", ".join(_ABLE[kind] for kind in missing), getattr(generator, "lacks", {})
+        why = "".join(f": {lacks[kind]}" for kind in missing if lacks.get(kind))
         raise UnsupportedError(
             f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} "
             f"cannot{why}. Choose another strategy or generator."

@@ -378,7 +378,7 @@ class Sample:
 class Task:
     """All that a strategy may know besides the history.
 
-    `seed`: the run's. `supports`: the kinds of proposal that the generator can serve.
+    `seed`: the run's. `supports`: the kinds of proposal and noise that the generator can serve.
     `budget`: what is left of it. `objective`: scores -> the number to climb.
     """
 

@@ -39,6 +39,8 @@ from tts_verifier.types import (
     Draw,
     Job,
     Look,
+    LowBand,
+    Near,
     Repaint,
     Sample,
     Setting,
@@ -78,7 +80,7 @@ class DiffusersGenerator:
         CheckpointError: the model cannot be found or loaded.
     """
 
-    supports: frozenset[type] = frozenset({Draw, Continue, Repaint})
+    supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Near, LowBand})
 
     def __init__(
         self,
@@ -120,8 +122,11 @@ class DiffusersGenerator:
         self.room = Room(batch_size, self.device)
         self.texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
+        unheard = noise.problem(self.pipe)
         self.lacks: Mapping[type, str] = {
-            Continue: noise.problem(self.pipe) or schedule.problem(self.pipe, self._call),
+            Near: unheard,
+            LowBand: unheard,
+            Continue: unheard or schedule.problem(self.pipe, self._call),
             Repaint: repaint.problem(self.pipe)
             if inpaint is None
             else repaint.lacking(self._inpaint),

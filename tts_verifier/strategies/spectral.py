@@ -38,7 +38,7 @@ class Spectral:
         InputError: an argument is not usable.
     """
 
-    needs: frozenset[type] = frozenset({Draw})
+    needs: frozenset[type] = frozenset({Draw, LowBand})
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class ZeroOrder:
         InputError: an argument is not usable.
     """
 
-    needs: frozenset[type] = frozenset({Draw})
+    needs: frozenset[type] = frozenset({Draw, Near})
 
     def __init__(
         self, neighbours: int = 4, rounds: int = 2, *, radius: float = 0.4, shrink: float = 0.7

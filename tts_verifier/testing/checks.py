@@ -66,7 +66,8 @@ def check_strategy(strategy: Strategy) -> None:
             strategy.propose(task, history) == proposals,
             "the same history must give the same proposals: a strategy keeps no state",
         )
-        strangers = {type(p).__name__ for p in proposals if type(p) not in strategy.needs}
+        used = [*proposals, *(p.noise for p in proposals if isinstance(p, Draw) and p.noise)]
+        strangers = {type(one).__name__ for one in used if type(one) not in strategy.needs}
         _require(not strangers, f"`needs` must name every kind proposed, {strangers} is missing")
     _require(all(c.trial for c in result.choices.values()), "a search must finish some picture")
     roots = [{p for task, h, ps in seen if task.prompt == q and not h for p in ps} for q in prompts]

@@ -52,7 +52,7 @@ class FakeGenerator:
         InputError: a number is not usable.
     """
 
-    supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Look})
+    supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Look, Near, LowBand})
 
     def __init__(
         self,
