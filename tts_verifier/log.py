@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from tts_verifier import parts
@@ -96,7 +97,7 @@ class RunLog:
         self._saving.submit(pa.array, [""])
         self._noting, self._adding = Worker("note"), Worker("rows")
         self._early: dict[str, tuple[Any, Future[str]]] = {}
-        self._notes = read_notes(folder.root, self.found)
+        self._notes = read_notes(folder.root)
         self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -188,9 +189,11 @@ class RunLog:
                 "again what it held."
             )
 
+        ids = pa.array(chosen, pa.string())
+
         def columns(piece: pa.Table) -> dict[str, pa.Array]:
             gone = pa.nulls(len(piece), pa.string())
-            marks = pa.array([i in chosen for i in piece["trial_id"].to_pylist()], pa.bool_())
+            marks = pc.is_in(piece["trial_id"], ids)
             return {"state_path": gone, "state_sha256": gone, "chosen": marks}
 
         if session is not None:

@@ -14,15 +14,27 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.parts import TABLE, conform, parts_of, read_table, read_tables, strangers
+from tts_verifier.parts import (
+    TABLE,
+    Read,
+    column,
+    conform,
+    parts_of,
+    read_table,
+    read_tables,
+    strangers,
+)
 from tts_verifier.rows import names_of
 from tts_verifier.types import Cost, Prompt, Stored, Trial
 
@@ -122,8 +134,17 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from table.slice(start, 4096).to_pylist()
 
 
+def _by_prompt(reads: Iterable[Read]) -> dict[str, NDArray[np.int64]]:
+    """Returns the places of every prompt's rows by its id: eight bytes a row."""
+    ids = column("prompt_id", reads).combine_chunks().dictionary_encode("encode")
+    numbers = ids.indices.to_numpy()
+    ends = np.cumsum(np.bincount(numbers, minlength=len(ids.dictionary)))
+    places = np.split(np.argsort(numbers, kind="stable"), ends)[:-1]
+    return dict(zip(ids.dictionary.to_pylist(), places, strict=True))
+
+
 class Found:
-    """What a run folder holds for the one who continues it, by trial id.
+    """What a run folder holds for the one who continues it, prompt by prompt.
 
     Files that are torn, changed or not ours are set aside with a `RunWarning`.
     """
@@ -132,62 +153,56 @@ class Found:
         self._folder, self._warned = folder, 0
         for path in strangers(folder.root):
             self._set_aside(path, "it is no part of a run")
-        self._reads = list(read_tables(folder.root, self._set_aside))
-        self._starts: list[int] = []
-        self._places: dict[str, int] = {}
-        self.rows: Counter[str] = Counter()
-        """How many rows there are of each prompt, by its id."""
-        start = 0
-        for read in self._reads:
-            ids = read.ids()
-            # Of two rows with the same id the later one counts.
-            self._places.update(zip(ids, range(start, start + len(ids)), strict=True))
-            self.rows.update(read.rows_by_prompt())
-            self._starts.append(start)
-            start += len(ids)
-        schemas = [pa.schema([]), *(read.file.schema_arrow for read in self._reads)]
+        reads = list(read_tables(folder.root, self._set_aside))
+        self._places = _by_prompt(reads)
+        self._groups = [(read, number) for read in reads for number in range(len(read.groups))]
+        sizes = (size for read in reads for size in read.groups)
+        self._starts = list(accumulate(sizes, initial=0))
+        schemas = [pa.schema([]), *(read.file.schema_arrow for read in reads)]
         self._schema = pa.unify_schemas(schemas, promote_options="permissive")
         self.names = _names(self._schema)
         self._group = lru_cache(4)(self._read_group)
         self._block = lru_cache(16)(self._read_block)
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
+    def rows(self) -> Counter[str]:
+        """Returns how many rows there are of each prompt, by its id."""
+        return Counter({name: len(places) for name, places in self._places.items()})
 
     def close(self) -> None:
         """Lets the files go; nothing is found any more."""
         self._places.clear()
-        self._reads.clear()
+        self._groups.clear()
         self._group.cache_clear()
         self._block.cache_clear()
 
-    def get(self, name: str) -> Trial | None:
-        """Returns a trial whose files are there, or None.
+    def of(self, prompt: str) -> dict[str, Callable[[], Trial | None]]:
+        """Returns a prompt's trials by their ids, each to be called for.
 
-        Raises:
-            RunError: its row is not a trial's.
+        A call returns None where the trial's files are not there, and raises a `RunError` where
+        its row is not a trial's.
         """
-        place = self._places.get(name)
-        if place is None:
-            return None
-        number = bisect_right(self._starts, place) - 1
-        group, place = self._reads[number].locate(place - self._starts[number])
-        row = self._block(number, group, place // _BLOCK)[place % _BLOCK]
-        written = self._reads[number].written
+        found: dict[str, Callable[[], Trial | None]] = {}
+        for place in self._places.get(prompt, np.array([], np.int64)).tolist():
+            group = bisect_right(self._starts, place) - 1
+            block, within = divmod(place - self._starts[group], _BLOCK)
+            row = self._block(group, block)[within]
+            # Of two rows with the same id the later one counts.
+            found[row["trial_id"]] = partial(self._trial, row, self._groups[group][0].written)
+        return found
+
+    def _trial(self, row: Mapping[str, Any], written: int) -> Trial | None:
         if not all([self._usable(row, column, written) for column in self._columns(row)]):
             return None
         return trial_of(row, self._folder.root, self.names)
 
-    def _read_block(self, number: int, group: int, block: int) -> list[dict[str, Any]]:
-        table = self._group(number, group).slice(block * _BLOCK, _BLOCK)
+    def _read_block(self, group: int, block: int) -> list[dict[str, Any]]:
+        table = self._group(group).slice(block * _BLOCK, _BLOCK)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
-    def _read_group(self, number: int, group: int) -> pa.Table:
-        return conform(self._reads[number].file.read_row_group(group), self._schema)
+    def _read_group(self, group: int) -> pa.Table:
+        read, number = self._groups[group]
+        return conform(read.file.read_row_group(number), self._schema)
 
     def _columns(self, row: Mapping[str, Any]) -> list[str]:
         columns = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]

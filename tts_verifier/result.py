@@ -1,7 +1,7 @@
 """What a run ends with: in memory, or in its folder until somebody asks.
 
-A run with a log keeps of a prompt whose search is over its summary and its trials' ids, so
-that memory does not grow with what was drawn.
+A run with a log keeps of a prompt whose search is over its summary and its trials' ids, as one
+text: 17 bytes a trial, where strings of their own would take 73.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from tts_verifier.types import Choice, Prompt, Trial
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ended:
-    """A prompt whose search is over; `trials` is None when they are in the log."""
+    """A prompt whose search is over; `trials` is None when they are in the log.
+
+    `ids`: of its trials, with spaces between.
+    """
 
     summary: PromptSummary
-    ids: tuple[str, ...]
+    ids: str
     trials: tuple[Trial, ...] | None
 
     @classmethod
     def of(cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool) -> Ended:
         """Ends a search with all its trials, round by round."""
         summary = summarise_prompt(prompt, history)
-        ids = tuple(trial.id for trial in history)
+        ids = " ".join(trial.id for trial in history)
         return cls(summary.slim(), ids, None) if logged else cls(summary, ids, tuple(history))
 
 
@@ -62,7 +65,7 @@ class RunResult:
         if self.folder is None:
             return tuple(trial for one in self._ended for trial in one.trials or ())
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
-        return tuple(by_id[name] for one in self._ended for name in one.ids)
+        return tuple(by_id[name] for one in self._ended for name in one.ids.split())
 
     @cached_property
     def choices(self) -> Mapping[str, Choice]:

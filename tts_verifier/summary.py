@@ -39,10 +39,15 @@ class PromptSummary:
 
     def slim(self) -> PromptSummary:
         """Returns it without the replies, boxes and maps of its trials, for large runs."""
-        first, chosen = (
-            trial and replace(trial, text="", boxes=(), heatmaps={}, state=None)
-            for trial in (self.first, self.chosen)
-        )
+
+        def slim(trial: Trial | None) -> Trial | None:
+            none: Mapping[str, Any] = {}
+            return trial and replace(
+                trial, prompt=self.prompt, text="", boxes=(), heatmaps=none, state=None
+            )
+
+        first = slim(self.first)
+        chosen = first if self.chosen is self.first else slim(self.chosen)
         return replace(self, first=first, chosen=chosen)
 
 
