@@ -45,13 +45,21 @@ from tts_verifier.files import (
 )
 from tts_verifier.header import note_session, read_header, write_header
 from tts_verifier.lock import FolderLock
-from tts_verifier.reading import Found, is_running, read_rows, read_trials
+from tts_verifier.reading import Found, is_running, read_picks, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
 from tts_verifier.types import Job, Look, Repaint, Sample, Setting, Stored, Trial
 from tts_verifier.waiting import forget_notes, note, read_notes, sample_of, write_notes
 from tts_verifier.worker import Worker
 
-__all__ = ["RunLog", "is_running", "open_log", "read_header", "read_rows", "read_trials"]
+__all__ = [
+    "RunLog",
+    "is_running",
+    "open_log",
+    "read_header",
+    "read_picks",
+    "read_rows",
+    "read_trials",
+]
 
 T = TypeVar("T")
 _Saving = tuple[str, Future[str]]

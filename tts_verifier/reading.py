@@ -12,7 +12,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,11 +20,13 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
 from tts_verifier.identity import proposal_from_json
+from tts_verifier.objective import Pick
 from tts_verifier.parts import (
     TABLE,
     Read,
@@ -70,6 +72,31 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [] if table is None else list(_rows(table))
 
 
+def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
+    """Returns what counts of some trials by id, from no more of a run folder than that needs.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    wanted, picks = pa.array(ids, pa.string()), {}
+    for read in read_tables(folder):
+        names = _names(read.file.schema_arrow)
+        columns = ["trial_id", "objective", "detail", "image_path", "image_sha256", "error"]
+        columns += [*names["score"], *(f"judge_{name}" for name in names["judge"])]
+        for number in range(len(read.groups)):
+            table = read.file.read_row_group(number, columns)
+            for row in table.filter(pc.is_in(table["trial_id"], wanted)).to_pylist():
+                picks[row["trial_id"]] = Pick(
+                    id=row["trial_id"],
+                    objective=_nan(row["objective"]),
+                    scores=_scores(row, names),
+                    judge=_judge(row, names),
+                    image=_kept(row, "image", folder, image_of),
+                    error=row["error"] or "",
+                )
+    return picks
+
+
 def is_running(folder: Path) -> bool:
     """Returns whether a run folder has rows, or none at all, that a finished one would not."""
     return bool(parts_of(folder)) or not (folder / TABLE).exists()
@@ -88,37 +115,48 @@ def trial_of(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
 
 
 def _trial(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
-    def numbers(role: str, prefix: str, there: bool) -> dict[str, float]:
-        return {n: _nan(row[prefix + n]) for n in names[role]} if there else {}
-
-    def kept(column: str, decode: Callable[[bytes], Any]) -> Stored[Any] | None:
-        path, digest = row[f"{column}_path"], row[f"{column}_sha256"]
-        return stored(folder, path, digest, decode) if path else None
-
     size, maps = (row["image_width"], row["image_height"]), {}
     for name in names["heatmap"]:
         box = tuple((row[f"heatmap_{name}_box"] or {}).values())
-        if heatmap := kept(f"heatmap_{name}", partial(heatmap_of, size=size, box=box)):
+        decode = partial(heatmap_of, size=size, box=box)
+        if heatmap := _kept(row, f"heatmap_{name}", folder, decode):
             maps[name] = heatmap
-    judged = any(row[f"judge_{name}"] is not None for name in names["judge"])
     return Trial(
         id=row["trial_id"],
         prompt=Prompt(row["prompt_id"], row["prompt"], row.get("category") or ""),
         round=row["round"],
         proposal=proposal_from_json(row["proposal"], partial(read_mask, folder)),
         progress=row["progress"],
-        scores=numbers("score", "", row["detail"] is not None),
+        scores=_scores(row, names),
         objective=_nan(row["objective"]),
         cost=Cost(**{name: row[name] for name in Cost.__dataclass_fields__}),
         boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"]),
         text=row["reply"],
         detail=row["detail"] or "diagnose",
-        image=kept("image", image_of),
+        image=_kept(row, "image", folder, image_of),
         heatmaps=maps,
-        state=kept("state", state_of),
-        judge=numbers("judge", "judge_", judged),
+        state=_kept(row, "state", folder, state_of),
+        judge=_judge(row, names),
         error=row["error"] or "",
     )
+
+
+def _scores(row: Mapping[str, Any], names: Names) -> dict[str, float]:
+    return {} if row["detail"] is None else {name: _nan(row[name]) for name in names["score"]}
+
+
+def _judge(row: Mapping[str, Any], names: Names) -> dict[str, float]:
+    values = {name: row[f"judge_{name}"] for name in names["judge"]}
+    if all(value is None for value in values.values()):
+        return {}
+    return {name: _nan(value) for name, value in values.items()}
+
+
+def _kept(
+    row: Mapping[str, Any], column: str, folder: Path, decode: Callable[[bytes], Any]
+) -> Stored[Any] | None:
+    path = row[f"{column}_path"]
+    return stored(folder, path, row[f"{column}_sha256"], decode) if path else None
 
 
 def _nan(value: float | None) -> float:

@@ -121,7 +121,7 @@ def execute(
         ended = [loop.ended[prompt.id] for prompt in prompts]
         if log is not None:
             bar.phase("finish")
-            chosen = {e.summary.chosen.id for e in ended if e.summary.chosen is not None}
+            chosen = {one.chosen for one in ended if one.chosen}
             # A process that found everything judged has nothing to tell.
             told = {"seconds": wall, "busy": busy, **loop.placed()}
             log.finish(chosen, told if any(busy.values()) else None)
