@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,10 +39,13 @@ from tts_verifier.parts import (
     strangers,
 )
 from tts_verifier.rows import names_of
-from tts_verifier.types import Cost, Prompt, Stored, Trial
+from tts_verifier.types import Cost, Job, Prompt, Stored, Trial
 
 Names = Mapping[str, Iterable[str]]
 _ROLES: Final = ("score", "judge", "heatmap")
+_COST: Final = itemgetter(*Cost.__dataclass_fields__)
+_NOT_ASKED: Final = {"prompt_id", "prompt", "category", "parent_id", "seed", "proposal", "chosen"}
+"""Columns of a row that its job tells, or that nobody needs who continues a run."""
 _BLOCK: Final = 256
 _WARNINGS: Final = 10
 
@@ -102,35 +106,49 @@ def is_running(folder: Path) -> bool:
     return bool(parts_of(folder)) or not (folder / TABLE).exists()
 
 
-def trial_of(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
-    """Returns a row as a trial; `names` of its scores, judge's scores and maps.
+def trial_of(
+    row: Mapping[str, Any], folder: Path, names: Names, *, job: Job | None = None
+) -> Trial:
+    """Returns a row as a trial.
+
+    Args:
+        row: by column.
+        folder: the run's.
+        names: of its scores, judge's scores and maps.
+        job: what the trial's id was made from; None = read it from the row.
 
     Raises:
         RunError: it is not a trial's, or its mask is gone.
     """
     try:
-        return _trial(row, folder, names)
+        return _trial(row, folder, names, job=job or _job(row, folder))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
 
 
-def _trial(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
+def _job(row: Mapping[str, Any], folder: Path) -> Job:
+    prompt = Prompt(row["prompt_id"], row["prompt"], row.get("category") or "")
+    return Job(prompt, proposal_from_json(row["proposal"], partial(read_mask, folder)))
+
+
+def _trial(row: Mapping[str, Any], folder: Path, names: Names, *, job: Job) -> Trial:
     size, maps = (row["image_width"], row["image_height"]), {}
     for name in names["heatmap"]:
-        box = tuple((row[f"heatmap_{name}_box"] or {}).values())
-        decode = partial(heatmap_of, size=size, box=box)
-        if heatmap := _kept(row, f"heatmap_{name}", folder, decode):
-            maps[name] = heatmap
+        box = row[f"heatmap_{name}_box"]
+        if box is not None:
+            decode = partial(heatmap_of, size=size, box=tuple(box.values()))
+            if heatmap := _kept(row, f"heatmap_{name}", folder, decode):
+                maps[name] = heatmap
     return Trial(
         id=row["trial_id"],
-        prompt=Prompt(row["prompt_id"], row["prompt"], row.get("category") or ""),
+        prompt=job.prompt,
         round=row["round"],
-        proposal=proposal_from_json(row["proposal"], partial(read_mask, folder)),
+        proposal=job.proposal,
         progress=row["progress"],
         scores=_scores(row, names),
         objective=_nan(row["objective"]),
-        cost=Cost(**{name: row[name] for name in Cost.__dataclass_fields__}),
-        boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"]),
+        cost=Cost(*_COST(row)),
+        boxes=tuple([(b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"]]),
         text=row["reply"],
         detail=row["detail"] or "diagnose",
         image=_kept(row, "image", folder, image_of),
@@ -197,8 +215,12 @@ class Found:
         sizes = (size for read in reads for size in read.groups)
         self._starts = list(accumulate(sizes, initial=0))
         schemas = [pa.schema([]), *(read.file.schema_arrow for read in reads)]
-        self._schema = pa.unify_schemas(schemas, promote_options="permissive")
-        self.names = _names(self._schema)
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        self.names = _names(schema)
+        skipped = _NOT_ASKED | {f"draw_{name}" for name in names_of(schema, "draw")}
+        self._schema = pa.schema([column for column in schema if column.name not in skipped])
+        files = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]
+        self._paths = {name: f"{name}_path" for name in files}
         self._group = lru_cache(4)(self._read_group)
         self._block = lru_cache(16)(self._read_block)
 
@@ -213,13 +235,13 @@ class Found:
         self._group.cache_clear()
         self._block.cache_clear()
 
-    def of(self, prompt: str) -> dict[str, Callable[[], Trial | None]]:
-        """Returns a prompt's trials by their ids, each to be called for.
+    def of(self, prompt: str) -> dict[str, Callable[[Job], Trial | None]]:
+        """Returns a prompt's trials by their ids, each to be called for with its job.
 
         A call returns None where the trial's files are not there, and raises a `RunError` where
         its row is not a trial's.
         """
-        found: dict[str, Callable[[], Trial | None]] = {}
+        found: dict[str, Callable[[Job], Trial | None]] = {}
         for place in self._places.get(prompt, np.array([], np.int64)).tolist():
             group = bisect_right(self._starts, place) - 1
             block, within = divmod(place - self._starts[group], _BLOCK)
@@ -228,10 +250,11 @@ class Found:
             found[row["trial_id"]] = partial(self._trial, row, self._groups[group][0].written)
         return found
 
-    def _trial(self, row: Mapping[str, Any], written: int) -> Trial | None:
-        if not all([self._usable(row, column, written) for column in self._columns(row)]):
+    def _trial(self, row: Mapping[str, Any], written: int, job: Job) -> Trial | None:
+        columns = [column for column, path in self._paths.items() if row[path]]
+        if not all([self._usable(row, column, written) for column in columns]):
             return None
-        return trial_of(row, self._folder.root, self.names)
+        return trial_of(row, self._folder.root, self.names, job=job)
 
     def _read_block(self, group: int, block: int) -> list[dict[str, Any]]:
         table = self._group(group).slice(block * _BLOCK, _BLOCK)
@@ -240,14 +263,10 @@ class Found:
 
     def _read_group(self, group: int) -> pa.Table:
         read, number = self._groups[group]
-        return conform(read.file.read_row_group(number), self._schema)
-
-    def _columns(self, row: Mapping[str, Any]) -> list[str]:
-        columns = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]
-        return [column for column in columns if row[f"{column}_path"]]
+        return conform(read.file.read_row_group(number, self._schema.names), self._schema)
 
     def _usable(self, row: Mapping[str, Any], column: str, written: int) -> bool:
-        name = os.path.join(self._folder.root, row[f"{column}_path"])
+        name = f"{self._folder.root}/{row[self._paths[column]]}"
         try:
             # A path as text: objects would take a fifth of the time of a million rows.
             if os.stat(name).st_mtime_ns <= written:

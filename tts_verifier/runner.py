@@ -138,7 +138,7 @@ class _Open:
     """
 
     prompt: Prompt
-    known: Mapping[str, Callable[[], Trial | None]]
+    known: Mapping[str, Callable[[Job], Trial | None]]
     history: list[Trial] = field(default_factory=list)
     round: dict[str, Job] = field(default_factory=dict)
     judged: dict[str, Trial] = field(default_factory=dict)
@@ -240,16 +240,18 @@ class _Loop:
             self._end(prompt)
             return False
         self.bar.expect(len(prompt.round), new=not prompt.rounds)
+        known: list[Trial] = []
         for name, job in prompt.round.items():
-            known = prompt.known[name]() if name in prompt.known else None
-            if known is not None:
-                self._learn(job, known)
-                prompt.add(known)
-                self.bar.done([known], known=True)
+            trial = prompt.known[name](job) if name in prompt.known else None
+            if trial is not None:
+                self._learn(job, trial)
+                prompt.add(trial)
+                known.append(trial)
             else:
                 prompt.waiting.add(name)
                 self._owner[name] = prompt
                 self._queues[kind_of(job.proposal)][name] = job
+        self.bar.done(known, known=True)
         prompt.rounds += 1
         return True
 
