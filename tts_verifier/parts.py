@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -33,8 +34,8 @@ PARTS: Final = "parts"
 FANOUT: Final = 64
 _LAST_LEVEL: Final = 2
 _SUMS: Final = "trials.sha256"
-_ROW_GROUP: Final = 16384
-_MOST_ROWS: Final = 4 * _ROW_GROUP
+_ROW_GROUP: Final = 4096
+_MOST_ROWS: Final = 16 * _ROW_GROUP
 """Parts of as many rows together are merged however few they are, to keep memory flat."""
 _LARGE: Final = 2**22
 """Bytes above which a file's rows are read from the disk when they are asked for."""
@@ -253,10 +254,13 @@ def _pieces(folder: Path, schema: pa.Schema, keep: NDArray[np.bool_]) -> Iterato
 
 def _counting(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Returns which rows count, given their trial ids: False where a later one has the same."""
-    places = pa.table({"id": ids, "place": np.arange(len(ids))})
-    last = places.group_by("id").aggregate([("place", "max")])["place_max"].to_numpy()
-    keep = np.zeros(len(ids), np.bool_)
-    keep[last] = True
+    names = ids.combine_chunks()
+    # To sort, which keeps the order of equal ones, takes a fifth of a hash table's memory.
+    places = pc.sort_indices(names)
+    names = names.take(places)
+    again = pc.equal(names[:-1], names[1:]).to_numpy(zero_copy_only=False)
+    keep = np.ones(len(ids), np.bool_)
+    keep[places.to_numpy()[:-1][again]] = False
     return keep
 
 
