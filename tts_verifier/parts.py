@@ -137,6 +137,12 @@ def read_table(folder: Path) -> pa.Table | None:
     return table if keep.all() else table.filter(pa.array(keep))
 
 
+def read_column(name: str, reads: Iterable[Read]) -> pa.ChunkedArray:
+    """Returns a column of strings, the rows of all these files one after another."""
+    pieces = [read.file.read(columns=[name])[name] for read in reads]
+    return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pa.string())
+
+
 def write_part(folder: Folder, part: tuple[int, int], table: pa.Table) -> Part:
     """Writes a part of this (number, level)."""
     number, level = part
@@ -189,7 +195,7 @@ def finish(
         columns: a piece of the table -> columns to replace in it.
     """
     parts = parts_of(folder.root)
-    keep = _counting(column("trial_id", read_tables(folder.root)))
+    keep = _counting(read_column("trial_id", read_tables(folder.root)))
     draft = "trials.new"
     digest = hashlib.sha256()
 
@@ -220,12 +226,6 @@ def chosen_of(folder: Path) -> set[str] | None:
         return None
     table = pq.read_table(folder / TABLE, columns=["trial_id", "chosen"])
     return set(table.filter(table["chosen"])["trial_id"].to_pylist())
-
-
-def column(name: str, reads: Iterable[Read]) -> pa.ChunkedArray:
-    """Returns a column of strings, the rows of all these files one after another."""
-    pieces = [read.file.read(columns=[name])[name] for read in reads]
-    return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pa.string())
 
 
 def _pieces(folder: Path, schema: pa.Schema, keep: NDArray[np.bool_]) -> Iterator[pa.Table]:

@@ -12,7 +12,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
 from operator import itemgetter
@@ -31,9 +31,9 @@ from tts_verifier.objective import Pick
 from tts_verifier.parts import (
     TABLE,
     Read,
-    column,
     conform,
     parts_of,
+    read_column,
     read_table,
     read_tables,
     strangers,
@@ -46,6 +46,7 @@ _ROLES: Final = ("score", "judge", "heatmap")
 _COST: Final = itemgetter(*Cost.__dataclass_fields__)
 _NOT_ASKED: Final = {"prompt_id", "prompt", "category", "parent_id", "seed", "proposal", "chosen"}
 """Columns of a row that its job tells, or that nobody needs who continues a run."""
+_NOWHERE: Final = np.array([], np.int64)
 _BLOCK: Final = 256
 _WARNINGS: Final = 10
 
@@ -134,11 +135,10 @@ def _job(row: Mapping[str, Any], folder: Path) -> Job:
 def _trial(row: Mapping[str, Any], folder: Path, names: Names, *, job: Job) -> Trial:
     size, maps = (row["image_width"], row["image_height"]), {}
     for name in names["heatmap"]:
-        box = row[f"heatmap_{name}_box"]
-        if box is not None:
-            decode = partial(heatmap_of, size=size, box=tuple(box.values()))
-            if heatmap := _kept(row, f"heatmap_{name}", folder, decode):
-                maps[name] = heatmap
+        if path := row[f"heatmap_{name}_path"]:
+            box = tuple((row[f"heatmap_{name}_box"] or {}).values())
+            decode = partial(heatmap_of, size=size, box=box)
+            maps[name] = stored(folder, path, row[f"heatmap_{name}_sha256"], decode)
     return Trial(
         id=row["trial_id"],
         prompt=job.prompt,
@@ -190,9 +190,11 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from table.slice(start, 4096).to_pylist()
 
 
-def _by_prompt(reads: Iterable[Read]) -> dict[str, NDArray[np.int64]]:
+def _by_prompt(reads: Sequence[Read]) -> dict[str, NDArray[np.int64]]:
     """Returns the places of every prompt's rows by its id: eight bytes a row."""
-    ids = column("prompt_id", reads).combine_chunks().dictionary_encode("encode")
+    if not reads:
+        return {}  # What follows takes some time the first time.
+    ids = read_column("prompt_id", reads).combine_chunks().dictionary_encode("encode")
     numbers = ids.indices.to_numpy()
     ends = np.cumsum(np.bincount(numbers, minlength=len(ids.dictionary)))
     places = np.split(np.argsort(numbers, kind="stable"), ends)[:-1]
@@ -242,7 +244,7 @@ class Found:
         its row is not a trial's.
         """
         found: dict[str, Callable[[Job], Trial | None]] = {}
-        for place in self._places.get(prompt, np.array([], np.int64)).tolist():
+        for place in self._places.get(prompt, _NOWHERE).tolist():
             group = bisect_right(self._starts, place) - 1
             block, within = divmod(place - self._starts[group], _BLOCK)
             row = self._block(group, block)[within]
