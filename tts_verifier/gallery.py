@@ -10,8 +10,8 @@ from urllib.parse import quote
 from PIL import Image, ImageDraw
 
 from tts_verifier.errors import RunError
+from tts_verifier.objective import Pick
 from tts_verifier.summary import PromptSummary
-from tts_verifier.types import Trial
 
 SHEET_PROMPTS: Final = 16
 _TILE: Final = 192
@@ -55,7 +55,7 @@ def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
     return canvas
 
 
-def _paste(canvas: Image.Image, trial: Trial | None, place: tuple[int, int]) -> None:
+def _paste(canvas: Image.Image, trial: Pick | None, place: tuple[int, int]) -> None:
     if trial is None or trial.image is None:
         return
     picture = trial.image.load()

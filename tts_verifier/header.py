@@ -53,9 +53,9 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
     if (root / HEADER).exists():
         header = read_header(root)
         before = header["about"]
-        _check_same(root, before, about, grows=grows)
         if before == about:
             return
+        _check_same(root, before, about, grows=grows)
         header |= {"about": about, "extended": [*header.get("extended", []), before]}
     elif parts_of(root) or (root / TABLE).exists():
         raise RunError(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from tts_verifier import parts
@@ -44,13 +45,21 @@ from tts_verifier.files import (
 )
 from tts_verifier.header import note_session, read_header, write_header
 from tts_verifier.lock import FolderLock
-from tts_verifier.reading import Found, is_running, read_rows, read_trials
+from tts_verifier.reading import Found, is_running, read_picks, read_rows, read_trials
 from tts_verifier.rows import Columns, struct_of, to_row
 from tts_verifier.types import Job, Look, Repaint, Sample, Setting, Stored, Trial
 from tts_verifier.waiting import forget_notes, note, read_notes, sample_of, write_notes
 from tts_verifier.worker import Worker
 
-__all__ = ["RunLog", "is_running", "open_log", "read_header", "read_rows", "read_trials"]
+__all__ = [
+    "RunLog",
+    "is_running",
+    "open_log",
+    "read_header",
+    "read_picks",
+    "read_rows",
+    "read_trials",
+]
 
 T = TypeVar("T")
 _Saving = tuple[str, Future[str]]
@@ -96,7 +105,7 @@ class RunLog:
         self._saving.submit(pa.array, [""])
         self._noting, self._adding = Worker("note"), Worker("rows")
         self._early: dict[str, tuple[Any, Future[str]]] = {}
-        self._notes = read_notes(folder.root, self.found)
+        self._notes = read_notes(folder.root)
         self._noted: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -188,9 +197,11 @@ class RunLog:
                 "again what it held."
             )
 
+        ids = pa.array(chosen, pa.string())
+
         def columns(piece: pa.Table) -> dict[str, pa.Array]:
             gone = pa.nulls(len(piece), pa.string())
-            marks = pa.array([i in chosen for i in piece["trial_id"].to_pylist()], pa.bool_())
+            marks = pc.is_in(piece["trial_id"], ids)
             return {"state_path": gone, "state_sha256": gone, "chosen": marks}
 
         if session is not None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.types import Choice, Look, Trial
+from tts_verifier.types import Choice, Look, Stored, Trial
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
     "semantic_alignment": 0.8,
@@ -45,6 +48,23 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"Objective({self.weights})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pick:
+    """What counts of a trial when the search is over; the fields are a `Trial`'s."""
+
+    id: str
+    objective: float
+    scores: Mapping[str, float]
+    judge: Mapping[str, float]
+    image: Stored[Image.Image] | None
+    error: str
+
+    @classmethod
+    def of(cls, trial: Trial) -> Pick:
+        """Returns a trial without its proposal, whose mask may be large, and its maps."""
+        return cls(*(getattr(trial, name) for name in cls.__slots__))
 
 
 def order(values: Sequence[float]) -> list[int]:

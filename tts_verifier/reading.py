@@ -12,22 +12,41 @@ import os
 import warnings
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.parts import TABLE, conform, parts_of, read_table, read_tables, strangers
+from tts_verifier.objective import Pick
+from tts_verifier.parts import (
+    TABLE,
+    Read,
+    conform,
+    parts_of,
+    read_column,
+    read_table,
+    read_tables,
+    strangers,
+)
 from tts_verifier.rows import names_of
-from tts_verifier.types import Cost, Prompt, Stored, Trial
+from tts_verifier.types import Cost, Job, Prompt, Stored, Trial
 
 Names = Mapping[str, Iterable[str]]
 _ROLES: Final = ("score", "judge", "heatmap")
+_COST: Final = itemgetter(*Cost.__dataclass_fields__)
+_NOT_ASKED: Final = {"prompt_id", "prompt", "category", "parent_id", "seed", "proposal", "chosen"}
+"""Columns of a row that its job tells, or that nobody needs who continues a run."""
+_NOWHERE: Final = np.array([], np.int64)
 _BLOCK: Final = 256
 _WARNINGS: Final = 10
 
@@ -58,55 +77,104 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [] if table is None else list(_rows(table))
 
 
+def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
+    """Returns what counts of some trials by id, from no more of a run folder than that needs.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    wanted, picks = pa.array(ids, pa.string()), {}
+    for read in read_tables(folder):
+        names = _names(read.file.schema_arrow)
+        columns = ["trial_id", "objective", "detail", "image_path", "image_sha256", "error"]
+        columns += [*names["score"], *(f"judge_{name}" for name in names["judge"])]
+        for number in range(len(read.groups)):
+            table = read.file.read_row_group(number, columns)
+            for row in table.filter(pc.is_in(table["trial_id"], wanted)).to_pylist():
+                picks[row["trial_id"]] = Pick(
+                    id=row["trial_id"],
+                    objective=_nan(row["objective"]),
+                    scores=_scores(row, names),
+                    judge=_judge(row, names),
+                    image=_kept(row, "image", folder, image_of),
+                    error=row["error"] or "",
+                )
+    return picks
+
+
 def is_running(folder: Path) -> bool:
     """Returns whether a run folder has rows, or none at all, that a finished one would not."""
     return bool(parts_of(folder)) or not (folder / TABLE).exists()
 
 
-def trial_of(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
-    """Returns a row as a trial; `names` of its scores, judge's scores and maps.
+def trial_of(
+    row: Mapping[str, Any], folder: Path, names: Names, *, job: Job | None = None
+) -> Trial:
+    """Returns a row as a trial.
+
+    Args:
+        row: by column.
+        folder: the run's.
+        names: of its scores, judge's scores and maps.
+        job: what the trial's id was made from; None = read it from the row.
 
     Raises:
         RunError: it is not a trial's, or its mask is gone.
     """
     try:
-        return _trial(row, folder, names)
+        return _trial(row, folder, names, job=job or _job(row, folder))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
 
 
-def _trial(row: Mapping[str, Any], folder: Path, names: Names) -> Trial:
-    def numbers(role: str, prefix: str, there: bool) -> dict[str, float]:
-        return {n: _nan(row[prefix + n]) for n in names[role]} if there else {}
+def _job(row: Mapping[str, Any], folder: Path) -> Job:
+    prompt = Prompt(row["prompt_id"], row["prompt"], row.get("category") or "")
+    return Job(prompt, proposal_from_json(row["proposal"], partial(read_mask, folder)))
 
-    def kept(column: str, decode: Callable[[bytes], Any]) -> Stored[Any] | None:
-        path, digest = row[f"{column}_path"], row[f"{column}_sha256"]
-        return stored(folder, path, digest, decode) if path else None
 
+def _trial(row: Mapping[str, Any], folder: Path, names: Names, *, job: Job) -> Trial:
     size, maps = (row["image_width"], row["image_height"]), {}
     for name in names["heatmap"]:
-        box = tuple((row[f"heatmap_{name}_box"] or {}).values())
-        if heatmap := kept(f"heatmap_{name}", partial(heatmap_of, size=size, box=box)):
-            maps[name] = heatmap
-    judged = any(row[f"judge_{name}"] is not None for name in names["judge"])
+        if path := row[f"heatmap_{name}_path"]:
+            box = tuple((row[f"heatmap_{name}_box"] or {}).values())
+            decode = partial(heatmap_of, size=size, box=box)
+            maps[name] = stored(folder, path, row[f"heatmap_{name}_sha256"], decode)
     return Trial(
         id=row["trial_id"],
-        prompt=Prompt(row["prompt_id"], row["prompt"], row.get("category") or ""),
+        prompt=job.prompt,
         round=row["round"],
-        proposal=proposal_from_json(row["proposal"], partial(read_mask, folder)),
+        proposal=job.proposal,
         progress=row["progress"],
-        scores=numbers("score", "", row["detail"] is not None),
+        scores=_scores(row, names),
         objective=_nan(row["objective"]),
-        cost=Cost(**{name: row[name] for name in Cost.__dataclass_fields__}),
-        boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"]),
+        cost=Cost(*_COST(row)),
+        boxes=tuple([(b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"]]),
         text=row["reply"],
         detail=row["detail"] or "diagnose",
-        image=kept("image", image_of),
+        image=_kept(row, "image", folder, image_of),
         heatmaps=maps,
-        state=kept("state", state_of),
-        judge=numbers("judge", "judge_", judged),
+        state=_kept(row, "state", folder, state_of),
+        judge=_judge(row, names),
         error=row["error"] or "",
     )
+
+
+def _scores(row: Mapping[str, Any], names: Names) -> dict[str, float]:
+    return {} if row["detail"] is None else {name: _nan(row[name]) for name in names["score"]}
+
+
+def _judge(row: Mapping[str, Any], names: Names) -> dict[str, float]:
+    values = {name: row[f"judge_{name}"] for name in names["judge"]}
+    if all(value is None for value in values.values()):
+        return {}
+    return {name: _nan(value) for name, value in values.items()}
+
+
+def _kept(
+    row: Mapping[str, Any], column: str, folder: Path, decode: Callable[[bytes], Any]
+) -> Stored[Any] | None:
+    path = row[f"{column}_path"]
+    return stored(folder, path, row[f"{column}_sha256"], decode) if path else None
 
 
 def _nan(value: float | None) -> float:
@@ -122,8 +190,19 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         yield from table.slice(start, 4096).to_pylist()
 
 
+def _by_prompt(reads: Sequence[Read]) -> dict[str, NDArray[np.int64]]:
+    """Returns the places of every prompt's rows by its id: eight bytes a row."""
+    if not reads:
+        return {}  # What follows takes some time the first time.
+    ids = read_column("prompt_id", reads).combine_chunks().dictionary_encode("encode")
+    numbers = ids.indices.to_numpy()
+    ends = np.cumsum(np.bincount(numbers, minlength=len(ids.dictionary)))
+    places = np.split(np.argsort(numbers, kind="stable"), ends)[:-1]
+    return dict(zip(ids.dictionary.to_pylist(), places, strict=True))
+
+
 class Found:
-    """What a run folder holds for the one who continues it, by trial id.
+    """What a run folder holds for the one who continues it, prompt by prompt.
 
     Files that are torn, changed or not ours are set aside with a `RunWarning`.
     """
@@ -132,69 +211,64 @@ class Found:
         self._folder, self._warned = folder, 0
         for path in strangers(folder.root):
             self._set_aside(path, "it is no part of a run")
-        self._reads = list(read_tables(folder.root, self._set_aside))
-        self._starts: list[int] = []
-        self._places: dict[str, int] = {}
-        self.rows: Counter[str] = Counter()
-        """How many rows there are of each prompt, by its id."""
-        start = 0
-        for read in self._reads:
-            ids = read.ids()
-            # Of two rows with the same id the later one counts.
-            self._places.update(zip(ids, range(start, start + len(ids)), strict=True))
-            self.rows.update(read.rows_by_prompt())
-            self._starts.append(start)
-            start += len(ids)
-        schemas = [pa.schema([]), *(read.file.schema_arrow for read in self._reads)]
-        self._schema = pa.unify_schemas(schemas, promote_options="permissive")
-        self.names = _names(self._schema)
+        reads = list(read_tables(folder.root, self._set_aside))
+        self._places = _by_prompt(reads)
+        self._groups = [(read, number) for read in reads for number in range(len(read.groups))]
+        sizes = (size for read in reads for size in read.groups)
+        self._starts = list(accumulate(sizes, initial=0))
+        schemas = [pa.schema([]), *(read.file.schema_arrow for read in reads)]
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+        self.names = _names(schema)
+        skipped = _NOT_ASKED | {f"draw_{name}" for name in names_of(schema, "draw")}
+        self._schema = pa.schema([column for column in schema if column.name not in skipped])
+        files = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]
+        self._paths = {name: f"{name}_path" for name in files}
         self._group = lru_cache(4)(self._read_group)
         self._block = lru_cache(16)(self._read_block)
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
+    def rows(self) -> Counter[str]:
+        """Returns how many rows there are of each prompt, by its id."""
+        return Counter({name: len(places) for name, places in self._places.items()})
 
     def close(self) -> None:
         """Lets the files go; nothing is found any more."""
         self._places.clear()
-        self._reads.clear()
+        self._groups.clear()
         self._group.cache_clear()
         self._block.cache_clear()
 
-    def get(self, name: str) -> Trial | None:
-        """Returns a trial whose files are there, or None.
+    def of(self, prompt: str) -> dict[str, Callable[[Job], Trial | None]]:
+        """Returns a prompt's trials by their ids, each to be called for with its job.
 
-        Raises:
-            RunError: its row is not a trial's.
+        A call returns None where the trial's files are not there, and raises a `RunError` where
+        its row is not a trial's.
         """
-        place = self._places.get(name)
-        if place is None:
-            return None
-        number = bisect_right(self._starts, place) - 1
-        group, place = self._reads[number].locate(place - self._starts[number])
-        row = self._block(number, group, place // _BLOCK)[place % _BLOCK]
-        written = self._reads[number].written
-        if not all([self._usable(row, column, written) for column in self._columns(row)]):
-            return None
-        return trial_of(row, self._folder.root, self.names)
+        found: dict[str, Callable[[Job], Trial | None]] = {}
+        for place in self._places.get(prompt, _NOWHERE).tolist():
+            group = bisect_right(self._starts, place) - 1
+            block, within = divmod(place - self._starts[group], _BLOCK)
+            row = self._block(group, block)[within]
+            # Of two rows with the same id the later one counts.
+            found[row["trial_id"]] = partial(self._trial, row, self._groups[group][0].written)
+        return found
 
-    def _read_block(self, number: int, group: int, block: int) -> list[dict[str, Any]]:
-        table = self._group(number, group).slice(block * _BLOCK, _BLOCK)
+    def _trial(self, row: Mapping[str, Any], written: int, job: Job) -> Trial | None:
+        columns = [column for column, path in self._paths.items() if row[path]]
+        if not all([self._usable(row, column, written) for column in columns]):
+            return None
+        return trial_of(row, self._folder.root, self.names, job=job)
+
+    def _read_block(self, group: int, block: int) -> list[dict[str, Any]]:
+        table = self._group(group).slice(block * _BLOCK, _BLOCK)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
-    def _read_group(self, number: int, group: int) -> pa.Table:
-        return conform(self._reads[number].file.read_row_group(group), self._schema)
-
-    def _columns(self, row: Mapping[str, Any]) -> list[str]:
-        columns = ["image", "mask", *(f"heatmap_{name}" for name in self.names["heatmap"])]
-        return [column for column in columns if row[f"{column}_path"]]
+    def _read_group(self, group: int) -> pa.Table:
+        read, number = self._groups[group]
+        return conform(read.file.read_row_group(number, self._schema.names), self._schema)
 
     def _usable(self, row: Mapping[str, Any], column: str, written: int) -> bool:
-        name = os.path.join(self._folder.root, row[f"{column}_path"])
+        name = f"{self._folder.root}/{row[self._paths[column]]}"
         try:
             # A path as text: objects would take a fifth of the time of a million rows.
             if os.stat(name).st_mtime_ns <= written:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -118,10 +118,10 @@ def execute(
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
         busy = {name: seconds / wall for name, seconds in loop.spent.items()}
-        ended = [prompt.ended for prompt in loop.prompts if prompt.ended is not None]
+        ended = [loop.ended[prompt.id] for prompt in prompts]
         if log is not None:
             bar.phase("finish")
-            chosen = {e.summary.chosen.id for e in ended if e.summary.chosen is not None}
+            chosen = {one.chosen for one in ended if one.chosen}
             # A process that found everything judged has nothing to tell.
             told = {"seconds": wall, "busy": busy, **loop.placed()}
             log.finish(chosen, told if any(busy.values()) else None)
@@ -132,18 +132,19 @@ def execute(
 class _Open:
     """Where the search for one prompt stands; `history` holds whole rounds only.
 
+    `known`: what the log had of it at the start, by id.
     `promised`: shares of a drawing that were handed out and are not judged yet, by id.
     `over`: nothing of the last round fitted into the budget.
     """
 
     prompt: Prompt
+    known: Mapping[str, Callable[[Job], Trial | None]]
     history: list[Trial] = field(default_factory=list)
     round: dict[str, Job] = field(default_factory=dict)
     judged: dict[str, Trial] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     promised: dict[str, float] = field(default_factory=dict)
     over: bool = False
-    ended: Ended | None = None
     rounds: int = 0
     candidates: int = 0
     cost: Cost = field(default_factory=Cost)
@@ -168,10 +169,12 @@ class _Loop:
         self, search: Search, prompts: Sequence[Prompt], *, log: RunLog | None, bar: Progress
     ) -> None:
         self.search, self.log, self.bar = search, log, bar
-        self.prompts = [_Open(prompt) for prompt in prompts]
-        known = Counter[str]() if log is None else log.found.rows
-        self._idle = deque(sorted(self.prompts, key=lambda p: known[p.prompt.id]))
-        bar.begin(len(self.prompts), known.total())
+        known = Counter[str]() if log is None else log.found.rows()
+        self._new = deque(sorted(prompts, key=lambda prompt: known[prompt.id]))
+        self._idle = deque[_Open]()
+        self.ended: dict[str, Ended] = {}
+        """By prompt id."""
+        bar.begin(len(prompts), known.total())
         self.spent = {"draw": 0.0, "judge": 0.0}
         self.seats = Seats(search)
         self._judging: deque[Future[list[Trial]]] = deque()
@@ -189,7 +192,7 @@ class _Loop:
                 batch = self._next_batch()
                 if batch:
                     self._serve(batch, thread)
-                elif not (self._pending or self._idle or any(self._queues.values())):
+                elif not (self._pending or self._asks or any(self._queues.values())):
                     return
                 self._collect(wait=not batch)
 
@@ -208,16 +211,23 @@ class _Loop:
         return bool(self._judging or self._held)
 
     @property
+    def _asks(self) -> bool:
+        return bool(self._idle or self._new)
+
+    @property
     def _holds(self) -> int:
         return sum(len(drawn) for drawn, _ in self._held)
 
     def _fill(self) -> None:
         """Asks prompts until a whole batch of a kind is waiting."""
         whole = self.search.generator.batch_size
-        while self._idle and max(map(len, self._queues.values())) < whole:
-            prompt = self._idle.popleft()
+        while self._asks and max(map(len, self._queues.values())) < whole:
+            prompt = self._idle.popleft() if self._idle else self._opened(self._new.popleft())
             while not prompt.waiting and self._ask(prompt):
                 pass
+
+    def _opened(self, prompt: Prompt) -> _Open:
+        return _Open(prompt, {} if self.log is None else self.log.found.of(prompt.id))
 
     def _left(self, prompt: _Open) -> Budget:
         return self.search.budget.left(prompt.candidates, prompt.cost)
@@ -229,18 +239,19 @@ class _Loop:
         if not prompt.round:
             self._end(prompt)
             return False
-        found = None if self.log is None else self.log.found
         self.bar.expect(len(prompt.round), new=not prompt.rounds)
+        known: list[Trial] = []
         for name, job in prompt.round.items():
-            known = None if found is None else found.get(name)
-            if known is not None:
-                self._learn(job, known)
-                prompt.add(known)
-                self.bar.done([known], known=True)
+            trial = prompt.known[name](job) if name in prompt.known else None
+            if trial is not None:
+                self._learn(job, trial)
+                prompt.add(trial)
+                known.append(trial)
             else:
                 prompt.waiting.add(name)
                 self._owner[name] = prompt
                 self._queues[kind_of(job.proposal)][name] = job
+        self.bar.done(known, known=True)
         prompt.rounds += 1
         return True
 
@@ -248,8 +259,8 @@ class _Loop:
         logged = self.log is not None
         if self.log is not None:
             self.log.forget_states(prompt.history)
-        prompt.ended = Ended.of(prompt.prompt, prompt.history, logged=logged)
-        prompt.history = []
+        name, history = prompt.prompt.id, prompt.history
+        self.ended[name] = Ended.of(prompt.prompt, history, logged=logged)
 
     def _proposed(self, prompt: _Open) -> dict[str, Job]:
         left, search = self._left(prompt), self.search

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from tts_verifier.objective import choose
+from tts_verifier.objective import Pick, choose
 from tts_verifier.showing import plain
 from tts_verifier.types import Look, Prompt, Trial
 
@@ -30,20 +30,12 @@ class PromptSummary:
     """
 
     prompt: Prompt
-    first: Trial | None
-    chosen: Trial | None
+    first: Pick | None
+    chosen: Pick | None
     candidates: int = 0
     failed: int = 0
     tied: bool = False
     best: Mapping[str, float] = field(default_factory=dict)
-
-    def slim(self) -> PromptSummary:
-        """Returns it without the replies, boxes and maps of its trials, for large runs."""
-        first, chosen = (
-            trial and replace(trial, text="", boxes=(), heatmaps={}, state=None)
-            for trial in (self.first, self.chosen)
-        )
-        return replace(self, first=first, chosen=chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +82,8 @@ def summarise_prompt(prompt: Prompt, trials: Sequence[Trial]) -> PromptSummary:
     top = choice.trial.objective if choice.trial else math.nan
     return PromptSummary(
         prompt=prompt,
-        first=first,
-        chosen=choice.trial,
+        first=None if first is None else Pick.of(first),
+        chosen=None if choice.trial is None else Pick.of(choice.trial),
         candidates=len(drawn),
         failed=sum(bool(t.error) for t in trials),
         tied=sum(t.objective == top for t in choice.order) > 1,
@@ -246,7 +238,7 @@ def _table(rows: Sequence[PromptSummary]) -> list[str]:
     ]
 
 
-def _value(trial: Trial | None, name: str) -> str:
+def _value(trial: Pick | None, name: str) -> str:
     if trial is None:
         return "none"
     values = {**trial.scores, **{f"judge_{k}": v for k, v in trial.judge.items()}}

@@ -8,7 +8,7 @@ goes when its rows are written.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -41,19 +41,15 @@ def forget_notes(folder: Path, ids: Iterable[str]) -> None:
         _path(folder, name).unlink(missing_ok=True)
 
 
-def read_notes(folder: Path, judged: Container[str]) -> dict[str, Note]:
-    """Returns the notes on trials that are not judged; notes on others only are removed."""
+def read_notes(folder: Path) -> dict[str, Note]:
+    """Returns the notes by trial id, also those on trials that were judged meanwhile."""
     found: dict[str, Note] = {}
     for path in sorted((folder / WAITING).glob("*.json")):
         try:
-            notes = json.loads(path.read_bytes())
-            left = {name: what for name, what in notes.items() if name not in judged}
-        except (OSError, ValueError, AttributeError):
+            found |= json.loads(path.read_bytes())
+        except (OSError, ValueError, TypeError):
             # What cannot be read is drawn again.
-            left = {}
-        if not left:
             path.unlink()
-        found |= left
     return found
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 
 from tts_verifier.charts import Chart, Point, Series, bars, lines
-from tts_verifier.objective import choose
+from tts_verifier.objective import Pick, choose
 from tts_verifier.showing import plain
 from tts_verifier.summary import PromptSummary, Summary
 from tts_verifier.types import Cost, Look, Trial, kind_of
@@ -76,11 +76,11 @@ def distributions(trials: Sequence[Trial], summary: Summary) -> list[str]:
     chosen = [row.chosen for row in summary.prompts if row.chosen]
     scores = dict.fromkeys(name for t in trials for name in plain(t.scores))
     judge = dict.fromkeys(name for t in trials for name in t.judge)
-    reads: dict[str, Callable[[Trial], float]] = {"objective": lambda t: t.objective}
+    reads: dict[str, Callable[[Trial | Pick], float]] = {"objective": lambda t: t.objective}
     reads |= {n: lambda t, n=n: t.scores.get(n, math.nan) for n in scores}  # type: ignore[misc]
     reads |= {f"judge: {n}": lambda t, n=n: t.judge.get(n, math.nan) for n in judge}  # type: ignore[misc]
 
-    def points(of: Sequence[Trial], read: Callable[[Trial], float]) -> list[Point]:
+    def points(of: Sequence[Trial | Pick], read: Callable[[Trial | Pick], float]) -> list[Point]:
         return [(read(t), 0.0) for t in of]
 
     return [
@@ -128,7 +128,7 @@ def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> Ca
     pairs = [(row.first, row.chosen) for row in rows if row.first and row.chosen]
     gains = [chosen.objective - first.objective for first, chosen in pairs]
 
-    def means(read: Callable[[Trial], float]) -> tuple[float, float]:
+    def means(read: Callable[[Pick], float]) -> tuple[float, float]:
         both = [(read(first), read(chosen)) for first, chosen in pairs]
         both = [pair for pair in both if all(map(math.isfinite, pair))]
         if not both:

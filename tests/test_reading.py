@@ -1,0 +1,97 @@
+"""Rows found again prompt by prompt, and what a run keeps in memory of what is in its log."""
+
+import gc
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from searches import InpaintReroll
+
+from tts_verifier import parts, run
+from tts_verifier.files import Folder
+from tts_verifier.log import open_log, read_trials
+from tts_verifier.reading import Found
+from tts_verifier.runner import RunResult
+from tts_verifier.seams import Strategy
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Draw, Job, Prompt, Trial
+
+ROWS = st.tuples(st.sampled_from("abc"), st.integers(0, 4), st.floats(0, 1))
+
+
+def trial(prompt: str, index: int, objective: float) -> Trial:
+    return Trial(f"{prompt}{index}", Prompt(prompt, prompt), 0, Draw(index), 1.0, {}, objective)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.lists(ROWS, min_size=1, max_size=9), max_size=5), st.integers(1, 9))
+def test_of_rows_with_one_id_the_last_counts(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[tuple[str, int, float]]], size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    last = {f"{prompt}{index}": value for batch in batches for prompt, index, value in batch}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(parts, "_ROW_GROUP", size)
+        with open_log(folder, {}, {}) as log:
+            for batch in batches:
+                log.append([trial(*row) for row in batch], wait=True)
+        found, job = Found(Folder(folder)), Job(Prompt("a", "a"), Draw(7))
+        assert found.rows() == Counter(prompt for batch in batches for prompt, _, _ in batch)
+        made = [make(job) for prompt in "abcd" for make in found.of(prompt).values()]
+        assert {t.id: t.objective for t in made} == last
+        assert {t.proposal for t in made} <= {Draw(7)}, "the job tells"
+        assert {t.id: t.objective for t in read_trials(folder)} == last
+        with open_log(folder, {}, {}) as log:
+            log.finish({"a0"})
+    table = pd.read_parquet(folder / "trials.parquet")
+    assert dict(zip(table.trial_id, table.objective, strict=True)) == last
+    assert set(table.trial_id[table.chosen]) == {"a0"} & last.keys()
+
+
+def told(result: RunResult) -> list[str]:
+    """All that the summaries say."""
+    lines = []
+    for row in result.summaries:
+        lines.append(f"{row.prompt} {row.candidates} {row.failed} {row.tied} {row.best}")
+        for pick in (row.first, row.chosen):
+            picture = pick and pick.image and pick.image.load().tobytes()
+            lines.append(str(pick and (pick.id, pick.objective, pick.scores, pick.judge)))
+            lines.append(f"{pick and pick.error} {picture}")
+    return lines
+
+
+@pytest.mark.parametrize("strategy", [BestOfN(5), InpaintReroll()])
+@pytest.mark.parametrize("judged", [True, False])
+def test_summaries_are_the_same_with_a_log_and_without(
+    tmp_path: Path, strategy: Strategy, judged: bool
+) -> None:
+    def search(folder: Path | None) -> RunResult:
+        generator = FakeGenerator(fails=lambda job: getattr(job.proposal, "seed", 1) % 3 == 0)
+        verifier = FakeVerifier(unparsable=lambda image, _: image.getpixel((0, 0))[0] < 64)
+        judge = FakeVerifier(lambda image, _: {"passed": image.getpixel((1, 1))[0] / 255})
+        prompts = ["a red circle", "a blue star", "three rings"]
+        judge_or_none = judge if judged else None
+        return run(prompts, generator, verifier, strategy, folder=folder, judge=judge_or_none)
+
+    once, again = search(tmp_path), search(tmp_path)
+    assert told(once) == told(again) == told(search(None))
+
+
+def test_a_result_holds_little_of_what_is_in_the_log(tmp_path: Path) -> None:
+    tracemalloc.start()
+    try:
+        prompts = [f"picture {i}" for i in range(2)]
+        result = run(prompts, FakeGenerator(), FakeVerifier(), BestOfN(64), folder=tmp_path)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        del result
+        gc.collect()
+        held = before - tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 2 * 64 * 17 < held < 2 * 64 * 50
