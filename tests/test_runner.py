@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -390,6 +391,24 @@ def test_a_kind_that_the_generator_cannot_do_is_an_error() -> None:
     )
     with pytest.raises(InputError, match="the generator cannot do that kind"):
         run([RED], DrawsOnly(), FakeVerifier(), Table([Continue("x", 1.0, 1)]))
+
+
+def test_noise_that_the_generator_cannot_be_given_is_an_error() -> None:
+    with pytest.raises(InputError, match="the generator cannot draw from such noise"):
+        run([RED], DrawsOnly(), FakeVerifier(), Table([Draw(1, noise=LowBand((0.0,), 1))]))
+
+
+@pytest.mark.parametrize(
+    ("parts", "rule"),
+    [
+        ((None, FakeVerifier(), Table()), "generator must be an object with generate and supports"),
+        ((FakeGenerator(), FakeVerifier, Table()), "verifier must be an object with verify"),
+        ((FakeGenerator(), FakeVerifier(), "best"), "strategy must be an object with propose and"),
+    ],
+)
+def test_a_part_that_is_none_is_an_error(parts: tuple[Any, Any, Any], rule: str) -> None:
+    with pytest.raises(InputError, match=rule):
+        run([RED], *parts)
 
 
 def test_any_generator_allows_a_look() -> None:

@@ -76,6 +76,10 @@ class Undeclared(ZeroOrder):
     needs = frozenset({Look})
 
 
+class UndeclaredNoise(ZeroOrder):
+    needs = frozenset({Draw})
+
+
 @pytest.mark.parametrize(
     ("strategy", "rule"),
     [
@@ -84,7 +88,8 @@ class Undeclared(ZeroOrder):
         (SameForAll(), "must depend on the prompt"),
         (Endless(), "must end within 1000 rounds"),
         (Unfinished(), "must finish some picture"),
-        (Undeclared(), "{'Draw'} is missing"),
+        (Undeclared(), "'Draw'"),
+        (UndeclaredNoise(), "{'Near'} is missing"),
     ],
 )
 def test_a_strategy_that_does_not_conform_is_found(strategy: BestOfN, rule: str) -> None:
