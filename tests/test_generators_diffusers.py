@@ -1,5 +1,3 @@
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -198,16 +196,20 @@ def test_methods_that_a_user_replaced_stay_replaced(tmp_path):
     own = {"encode_prompt": pipe.encode_prompt, "prepare_latents": pipe.prepare_latents}
 
     def counted(name):
-        @functools.wraps(own[name])
         def replacement(*args, **kwargs):
             called.append(name)
             return own[name](*args, **kwargs)
 
         return replacement
 
+    before = DiffusersGenerator(pipe, steps=4).generate([job(1)])
     replacements = {name: counted(name) for name in own}
     vars(pipe).update(replacements)
-    DiffusersGenerator(pipe, steps=4).generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])
+    after = DiffusersGenerator(pipe, steps=4).generate([job(1)])
+    assert np.array_equal(*pixels([*before, *after]))
+    near = Job(Prompt("0", "a"), Draw(2, noise=Near("p", 0.5)), (as_parent(after[0]),))
+    jobs = [Job(Prompt("0", "a"), Draw(1, until=0.5)), near]
+    assert [s.error for s in DiffusersGenerator(pipe, steps=4).generate(jobs)] == ["", ""]
     assert set(called) == set(own)
     assert all(vars(pipe)[name] is made for name, made in replacements.items())
 

@@ -14,6 +14,7 @@ from searches import InpaintReroll, SeedBeam
 from tiny_pipelines import sd3, sd15
 
 from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
+from tts_verifier.calls import Call
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.ranking import Ranking
 from tts_verifier.runner import run
@@ -89,6 +90,7 @@ def test_lists_of_prompts_have_a_ranking_each(verified):
 def test_the_same_prompt_twice_is_two_searches(verified):
     out = verified(["a", "a"], seed=1, **CALL)
     assert not same(*out.images)
+    assert out.seed == 1
 
 
 def test_every_prompt_may_have_its_own_negative_prompt_and_generator(verified):
@@ -221,6 +223,40 @@ def test_a_tuple_has_what_the_pipelines_own_has(tmp_path):
     assert flags is None
 
 
+def test_a_tuple_has_all_its_fields_where_the_last_search_drew_nothing(tmp_path, monkeypatch):
+    pipe = sd15(tmp_path)
+    own = pipe.prepare_latents
+
+    def late(*args, **kwargs):
+        if seen:
+            raise RuntimeError("too late")
+        return own(*args, **kwargs)
+
+    seen = []
+    monkeypatch.setattr(pipe, "prepare_latents", late)
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(1))
+    call = {"num_inference_steps": 1, "return_dict": False}
+    call["callback_on_step_end"] = lambda *_: seen.append(1) or {}
+    with pytest.warns(RunWarning, match="too late|0 usable"):
+        images, flags = verified(["a", "b"], negative_prompt=["x", "y"], **call)
+    assert [image is None for image in images] == [False, True]
+    assert flags is None
+
+
+def test_pictures_of_several_sizes_are_a_list(tmp_path):
+    pipe = StableDiffusionImg2ImgPipeline(**sd15(tmp_path).components)
+    pipe.set_progress_bar_config(disable=True)
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(1))
+    pictures = [Image.new("RGB", size) for size in ((16, 16), (32, 16))]
+    call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1, "image": pictures}
+    for kind, shapes in (
+        ("np", [(16, 16, 3), (16, 32, 3)]),
+        ("pt", [(3, 16, 16), (3, 16, 32)]),
+    ):
+        out = verified(["a", "b"], output_type=kind, **call)
+        assert [tuple(image.shape) for image in out.images] == shapes
+
+
 def test_a_video_is_a_list_of_frames(tmp_path):
     family = tiny_families.FAMILIES["wan"](tmp_path)
     verified = wrap(family.pipe, FakeVerifier(), strategy=BestOfN(2))
@@ -275,8 +311,40 @@ def test_a_list_of_pictures_has_one_for_each_prompt(tmp_path):
         assert same(out.images[place], alone.images[0])
     batch = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
     assert same(verified(["a", "b"], image=batch, **call).images[1], out.images[1])
+    assert same(verified(["a", "b"], image=list(batch), **call).images[1], out.images[1])
     with pytest.raises(InputError, match="image must have one item for each of 3 prompts, got 2"):
         verified(["a", "b", "c"], image=pictures, **call)
+    with pytest.raises(InputError, match="image must be one picture for one prompt, got 2"):
+        verified("a", image=pictures, **call)
+
+
+class MultiControlNetModel:
+    """Stands for several ControlNets."""
+
+
+class References:
+    """A pipeline whose `image` is a list of references."""
+
+    def __call__(self, prompt, image=None):
+        pass
+
+
+class Controlled(References):
+    controlnet = MultiControlNetModel()
+
+
+@pytest.mark.parametrize(
+    ("pipe", "value", "split"),
+    [
+        (References(), ["x", "y"], False),
+        (Controlled(), ["pose", "depth"], False),
+        (Controlled(), [["pose", "depth"], ["pose", "depth"]], True),
+    ],
+)
+def test_lists_of_pictures_that_prompts_share_stay_whole(pipe, value, split):
+    call = Call.of(pipe, (), {"prompt": ["a", "b"], "image": value, "seed": 1})
+    assert ("image" in call.asked[0].own) is split
+    assert ("image" in call.rest) is not split
 
 
 def test_another_pipeline_repaints(pipe, tmp_path):

@@ -63,6 +63,23 @@ def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     assert np.array_equal(np.asarray(out.images[0]), np.asarray(wanted.images[0]))
 
 
+def test_what_searches_with_it_is_made_once(tmp_path, monkeypatch):
+    family = tiny_families.FAMILIES["sd3"](tmp_path / "words")
+    family.pipe.save_pretrained(tmp_path / "model")
+    loaded = []
+    monkeypatch.setattr(
+        "tts_verifier.pipeline.load_verifier", lambda name: loaded.append(name) or FakeVerifier()
+    )
+    custom = load(tmp_path / "model", "sd3", verifier="named", strategy=BestOfN(1))
+    custom.set_progress_bar_config(disable=True)
+    for _ in range(2):
+        custom("a", seed=1, **family.call)
+    assert loaded == ["named"]
+    custom.search = ("another", BestOfN(2), None)
+    assert len(custom("a", seed=1, **family.call).trials) == 2
+    assert loaded == ["named", "another"]
+
+
 def test_without_a_verifier_it_says_what_to_give(tmp_path):
     family = tiny_families.FAMILIES["sd3"](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")

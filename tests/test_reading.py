@@ -1,6 +1,7 @@
 """Rows found again prompt by prompt, and what a run keeps in memory of what is in its log."""
 
 import gc
+import shutil
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from searches import InpaintReroll
 
 from tts_verifier import parts, run
+from tts_verifier.errors import RunError
 from tts_verifier.files import Folder
 from tts_verifier.log import open_log, read_trials
 from tts_verifier.reading import Found
@@ -80,6 +82,23 @@ def test_summaries_are_the_same_with_a_log_and_without(
 
     once, again = search(tmp_path), search(tmp_path)
     assert told(once) == told(again) == told(search(None))
+
+
+def test_a_result_whose_folder_is_gone_says_so(tmp_path: Path) -> None:
+    result = run(["a"], FakeGenerator(), FakeVerifier(), BestOfN(2), folder=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    for name in ("summaries", "trials", "images", "choices"):
+        with pytest.raises(RunError, match="must still hold what the run wrote, and lacks trial"):
+            getattr(result, name)
+
+
+def test_a_result_is_found_from_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(["a"], FakeGenerator(), FakeVerifier(), BestOfN(2), folder="run")
+    monkeypatch.chdir("/")
+    assert list(result.images) == ["0000"]
 
 
 def test_a_result_holds_little_of_what_is_in_the_log(tmp_path: Path) -> None:

@@ -40,12 +40,13 @@ class Request:
 class Call:
     """A call taken apart.
 
-    `asked`: a request for every prompt, `one` if it was no list. `rest`: arguments that all of
-    them share. `kind`: of the pictures returned, `count` of them for each prompt. `as_dict`:
-    False asks for a tuple.
+    `asked`: a request for every prompt, `one` if it was no list. `seeds`: as they were given or
+    made, one for each. `rest`: arguments that all of them share. `kind`: of the pictures
+    returned, `count` of them for each prompt. `as_dict`: False asks for a tuple.
     """
 
     asked: Sequence[Request]
+    seeds: Sequence[int]
     one: bool
     rest: Mapping[str, Any]
     kind: str
@@ -72,7 +73,7 @@ class Call:
                 call[name] = _passing(own)
         as_dict = call.pop("return_dict", True)
         asked = _requests(pipe, prompt, seeds, call)
-        return cls(asked, isinstance(prompt, str), call, kind, count, as_dict)
+        return cls(asked, seeds, isinstance(prompt, str), call, kind, count, as_dict)
 
     def groups(self) -> list[list[int]]:
         """Returns the places of requests that one search can serve, for fuller batches."""
@@ -167,10 +168,12 @@ def _requests(
     """Returns what each prompt asks for, and takes its shares of lists out of the call."""
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     lists = {k: list(v) for k, v in call.items() if "prompt" in k and _is_list_of_texts(v)}
-    # Several ControlNets have a list of a picture each.
-    several = type(getattr(pipe, "controlnet", None)).__name__.startswith("Multi")
-    if len(texts) > 1 and not several:
-        lists |= {k: found for k in _PICTURES if len(found := _pictures(call.get(k))) > 1}
+    pictures = {k: found for k in _PICTURES if len(found := _pictures(pipe, k, call.get(k))) > 1}
+    if len(texts) > 1:
+        lists |= pictures
+    elif pictures:
+        name, found = next(iter(pictures.items()))
+        raise InputError(f"{name} must be one picture for one prompt, got {len(found)}.")
     for name, values in lists.items():
         if len(values) != len(texts):
             raise InputError(
@@ -190,10 +193,16 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
 
 
-def _pictures(value: Any) -> list[Any]:
-    """Returns the pictures of a list or of a batched array, none of anything else."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if getattr(value, "ndim", 0) == 4:
+def _pictures(pipe: Any, name: str, value: Any) -> list[Any]:
+    """Returns the pictures of which every prompt has one; none of what all prompts share."""
+    parts = [getattr(pipe, part, None) for part in ("controlnet", "adapter")]
+    takes_one = "strength" in inspect.signature(type(pipe).__call__).parameters or any(parts)
+    # Several ControlNets have a list of a picture each, some pipelines one of references.
+    several = any(word in type(part).__name__ for part in parts for word in ("Multi", "Union"))
+    if isinstance(value, (list, tuple)) and takes_one:
+        if several:
+            return list(value) if all(isinstance(item, (list, tuple)) for item in value) else []
+        return [item[None] if getattr(item, "ndim", 0) == 3 else item for item in value]
+    if getattr(value, "ndim", 0) == (3 if name == "mask_image" else 4) and takes_one:
         return [value[place : place + 1] for place in range(len(value))]
     return []

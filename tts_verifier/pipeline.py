@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from tts_verifier.seams import Strategy, Verifier
 
+_CUSTOM: Final[WeakKeyDictionary[Any, tuple[Any, VerifiedPipeline]]] = WeakKeyDictionary()
+"""By custom pipeline: what it was told, and what searches with it, its verifier loaded once."""
 _OURS: Final = ("pipe", "verifier", "strategy", "batch_size", "inpaint", "options", "_rooms")
 
 
@@ -63,7 +66,8 @@ class VerifiedPipeline:
 
     A list of pictures, such as `image`, has one for each of several prompts. Where a prompt
     has too few usable candidates its images are None, with a warning. What a callback raises
-    ends the call. All other attributes are the pipeline's: a scheduler set here is set there.
+    ends the call, if it is a function. All other attributes are the pipeline's: a scheduler set
+    here is set there.
 
     Args:
         pipe: a loaded pipeline, used as it is.
@@ -110,6 +114,7 @@ class VerifiedPipeline:
         """
         call, texts = Call.of(self.pipe, args, kwargs), Texts()
         found: dict[int, tuple[Choice, tuple[Trial, ...]]] = {}
+        drew: DiffusersGenerator | None = None
         for group in call.groups():
             generator = DiffusersGenerator(
                 self.pipe,
@@ -125,18 +130,20 @@ class VerifiedPipeline:
                 found |= self._searched(generator, {place: call.asked[place] for place in group})
             except CallbackFailed as failed:
                 raise failed.__cause__ from None  # type: ignore[misc]
+            if drew is None or generator.output_kind is not None:
+                drew = generator
         results = [found[place] for place in range(len(call.asked))]
         trials = tuple(trial for _, some in results for trial in some)
         _check_drawn(trials)
         images = [_as(call.kind, i) for choice, _ in results for i in _best(choice, call.count)]
-        out = generator.output(_stacked(call.kind, images))
+        assert drew is not None  # there is a prompt
+        out = drew.output(_stacked(call.kind, images))
         if not call.as_dict:
             return tuple(getattr(out, field.name) for field in fields(out))
         rankings = [_ranking(choice, some) for choice, some in results]
         out.ranking = rankings[0] if call.one else rankings
         out.trials = trials
-        seeds = {request.seed for request in call.asked}
-        out.seed = seeds.pop() if len(seeds) == 1 else None
+        out.seed = call.seeds[0] if len(set(call.seeds)) == 1 else None
         return out
 
     def _searched(
@@ -237,14 +244,19 @@ def _as(kind: str, image: Image | None) -> Any:
 
 
 def _stacked(kind: str, images: list[Any]) -> Any:
+    """Returns them as diffusers' output type has them; a list where their sizes differ."""
     import torch
 
     if kind == "pil":
         return images
-    shape = next((image.shape for image in images if image is not None), (0, 0, 3))
-    blank = np.full(shape, np.nan, np.float32)
-    array = np.stack([blank if image is None else image for image in images])
-    return array if kind == "np" else torch.from_numpy(array.transpose(0, 3, 1, 2).copy())
+    shapes = {image.shape for image in images if image is not None} or {(0, 0, 3)}
+    blank = np.full(next(iter(shapes)), np.nan, np.float32)
+    arrays: list[Any] = [blank if image is None else image for image in images]
+    if kind == "pt":
+        arrays = [torch.from_numpy(array.transpose(2, 0, 1).copy()) for array in arrays]
+    if len(shapes) > 1:
+        return arrays
+    return np.stack(arrays) if kind == "np" else torch.stack(arrays)
 
 
 def search_as(kind: type, pipe: Any) -> VerifiedPipeline:
@@ -264,10 +276,11 @@ def search_as(kind: type, pipe: Any) -> VerifiedPipeline:
             f"{type(pipe).__name__} needs a verifier, it has none. Give one to from_pretrained: "
             'verifier="GYX97/ImageDoctor".'
         )
-    if isinstance(verifier, str):
-        verifier = load_verifier(verifier)
-        pipe.search = (verifier, strategy, options)
-    view: Any = object.__new__(kind)
-    # The same parts and the same state, hooks and bars included.
-    object.__setattr__(view, "__dict__", pipe.__dict__)
-    return VerifiedPipeline(view, verifier, strategy=strategy, **(options or {}))
+    told, known = _CUSTOM.get(pipe, (None, None))
+    if known is None or told is not pipe.search:
+        view: Any = object.__new__(kind)
+        # The same parts and the same state, hooks and bars included.
+        object.__setattr__(view, "__dict__", pipe.__dict__)
+        known = VerifiedPipeline(view, verifier, strategy=strategy, **(options or {}))
+        _CUSTOM[pipe] = (pipe.search, known)
+    return known

@@ -6,13 +6,14 @@ hardly grows with what was drawn: 17 bytes a trial.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
+from tts_verifier.errors import RunError
 from tts_verifier.log import read_picks, read_trials
 from tts_verifier.objective import choose
 from tts_verifier.summary import PromptSummary, summarise_prompt
@@ -67,6 +68,7 @@ class RunResult:
             return [one.summary for one in self._ended]
         ids = {name for one in self._ended for name in (one.first, one.chosen)}
         picks = read_picks(self.folder, ids)
+        _check_there(self.folder, ids - {""}, picks)
         return [
             replace(one.summary, first=picks.get(one.first), chosen=picks.get(one.chosen))
             for one in self._ended
@@ -82,7 +84,9 @@ class RunResult:
         if self.folder is None:
             return tuple(trial for one in self._ended for trial in one.trials or ())
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
-        return tuple(by_id[name] for one in self._ended for name in one.ids.split())
+        ids = [name for one in self._ended for name in one.ids.split()]
+        _check_there(self.folder, ids, by_id)
+        return tuple(by_id[name] for name in ids)
 
     @cached_property
     def choices(self) -> Mapping[str, Choice]:
@@ -97,3 +101,12 @@ class RunResult:
         """The chosen pictures by prompt id; a prompt without a usable one is absent."""
         chosen = {row.prompt.id: row.chosen for row in self.summaries}
         return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
+
+
+def _check_there(folder: Path, ids: Iterable[str], found: Container[str]) -> None:
+    gone = [name for name in ids if name not in found]
+    if gone:
+        raise RunError(
+            f"{folder} must still hold what the run wrote, and lacks trial {gone[0]}. Keep the "
+            "folder where it was, or read the results before it goes."
+        )

@@ -103,7 +103,7 @@ def execute(
         recipe: JSON values for the header, which tell this run from others.
     """
     search.check()
-    path = None if folder is None else Path(folder)
+    path = None if folder is None else Path(folder).absolute()
     with ExitStack() as stack:
         log = None
         if path is not None:

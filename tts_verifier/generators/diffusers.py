@@ -116,7 +116,7 @@ class DiffusersGenerator:
         check_left(self._call)
         named = isinstance(inpaint, str | Path)
         self._inpaint = load(inpaint, dtype, device) if named else inpaint
-        self._output: Any = None
+        self.output_kind: Any = None
         # Looked up once: diffusers walks through all modules for it.
         self.device = moving.device_of(self.pipe)
         self.room = Room(batch_size, self.device)
@@ -282,7 +282,7 @@ class DiffusersGenerator:
         with self.texts.encoded_once(pipe):
             out = pipe(output_type="np", **call)
         if pipe is self.pipe:
-            self._output = type(out)
+            self.output_kind = type(out)
         return Drawn.of(out)
 
     def output(self, images: Any) -> Any:
@@ -293,7 +293,7 @@ class DiffusersGenerator:
         """
         from diffusers import ImagePipelineOutput
 
-        kind: Any = self._output or ImagePipelineOutput
+        kind: Any = self.output_kind or ImagePipelineOutput
         # A video is a list of frames, or has an axis of them.
         videos = [[image] for image in images] if isinstance(images, list) else images[:, None]
         shown = dict.fromkeys(PICTURES, images) | {"frames": videos}

@@ -7,6 +7,7 @@ denoiser; what it prepared by then says how its noise is made and what its sched
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,10 +173,13 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
 @contextmanager
 def _noted(pipe: Any) -> Iterator[dict[str, Any]]:
     make = pipe.prepare_latents
+    # Of the class: a user's own method may take whatever it is given.
+    own = getattr(type(pipe), "prepare_latents", None)
+    signature = inspect.signature(make if own is None else functools.partial(own, pipe))
     arguments: dict[str, Any] = {}
 
     def noting(*args: Any, **kwargs: Any) -> Any:
-        arguments.update(inspect.signature(make).bind(*args, **kwargs).arguments)
+        arguments.update(signature.bind(*args, **kwargs).arguments)
         return make(*args, **kwargs)
 
     with replaced(pipe, "prepare_latents", noting):

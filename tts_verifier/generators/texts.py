@@ -36,10 +36,10 @@ class Texts:
     def encoded_once(self, pipe: Any) -> Iterator[None]:
         """Answers the pipeline's own encoding of prompts, for one call."""
         own = getattr(pipe, "encode_prompt", None)
-        if own is None:
+        signature = inspect.signature(own) if own else None
+        if own is None or signature is None or any(map(_hides, signature.parameters.values())):
             yield
             return
-        signature = inspect.signature(own)
 
         def encode(*args: Any, **kwargs: Any) -> Any:
             told = signature.bind(*args, **kwargs).arguments
@@ -72,6 +72,13 @@ class Texts:
             return _joined(rows)
         except _Ragged:
             return own(**told)
+
+
+def _hides(parameter: inspect.Parameter) -> bool:
+    """Says whether arguments under it have no names that are known: a user's own method."""
+    kind = parameter.kind
+    named = kind is parameter.VAR_KEYWORD and parameter.name != "kwargs"
+    return kind is parameter.VAR_POSITIONAL or named
 
 
 def _is_texts(name: str, value: Any) -> bool:
