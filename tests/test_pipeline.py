@@ -14,7 +14,6 @@ from searches import InpaintReroll, SeedBeam
 from tiny_pipelines import sd3, sd15
 
 from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
-from tts_verifier.calls import Call
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.ranking import Ranking
 from tts_verifier.runner import run
@@ -124,23 +123,6 @@ def test_output_types_hold_the_judged_picture(verified, kind, shape):
 def test_a_tuple_is_returned_where_it_is_asked_for(verified):
     (images,) = verified("a", seed=1, return_dict=False, **CALL)
     assert len(images) == 1
-
-
-def test_arguments_may_have_no_name(pipe, verified):
-    names = list(inspect.signature(type(pipe).__call__).parameters)[1:5]
-    assert names == ["prompt", "prompt_2", "prompt_3", "height"]
-    assert verified("a", None, None, 8, 8, seed=1, **CALL).images[0].size == (8, 8)
-
-
-def test_callbacks_are_called_at_every_step(verified):
-    seen = []
-
-    def note(pipe, step, timestep, values):
-        seen.append(step)
-        return values
-
-    verified("a", seed=1, callback_on_step_end=note, **CALL)
-    assert seen == [0, 1]
 
 
 def test_parts_of_a_run_can_be_given(pipe):
@@ -267,18 +249,6 @@ def test_a_video_is_a_list_of_frames(tmp_path):
     assert array.shape[:2] == (1, 1)
 
 
-def test_what_a_callback_raises_ends_the_call(verified):
-    steps = []
-
-    def cancel(pipe, step, timestep, values):
-        steps.append(step)
-        raise KeyError("cancelled")
-
-    with pytest.raises(KeyError, match="cancelled"):
-        verified("a", seed=1, callback_on_step_end=cancel, **CALL)
-    assert steps == [0]
-
-
 def test_memory_that_ran_out_once_is_remembered(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
     own = pipe.prepare_latents
@@ -297,54 +267,6 @@ def test_memory_that_ran_out_once_is_remembered(tmp_path, monkeypatch):
             verified(["a", "b"], num_inference_steps=1, **negative)
     limits = [str(one.message).split()[6] for one in told if one.category is RunWarning]
     assert limits == ["4", "2", "1"]
-
-
-def test_a_list_of_pictures_has_one_for_each_prompt(tmp_path):
-    pipe = StableDiffusionImg2ImgPipeline(**sd15(tmp_path).components)
-    pipe.set_progress_bar_config(disable=True)
-    pictures = [Image.new("RGB", (16, 16), color) for color in ("black", "white")]
-    call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1}
-    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2), batch_size=2)
-    out = verified(["a", "b"], image=pictures, **call)
-    for place, text in enumerate(["a", "b"]):
-        alone = verified(text, image=pictures[place], **call)
-        assert same(out.images[place], alone.images[0])
-    batch = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
-    assert same(verified(["a", "b"], image=batch, **call).images[1], out.images[1])
-    assert same(verified(["a", "b"], image=list(batch), **call).images[1], out.images[1])
-    with pytest.raises(InputError, match="image must have one item for each of 3 prompts, got 2"):
-        verified(["a", "b", "c"], image=pictures, **call)
-    with pytest.raises(InputError, match="image must be one picture for one prompt, got 2"):
-        verified("a", image=pictures, **call)
-
-
-class MultiControlNetModel:
-    """Stands for several ControlNets."""
-
-
-class References:
-    """A pipeline whose `image` is a list of references."""
-
-    def __call__(self, prompt, image=None):
-        pass
-
-
-class Controlled(References):
-    controlnet = MultiControlNetModel()
-
-
-@pytest.mark.parametrize(
-    ("pipe", "value", "split"),
-    [
-        (References(), ["x", "y"], False),
-        (Controlled(), ["pose", "depth"], False),
-        (Controlled(), [["pose", "depth"], ["pose", "depth"]], True),
-    ],
-)
-def test_lists_of_pictures_that_prompts_share_stay_whole(pipe, value, split):
-    call = Call.of(pipe, (), {"prompt": ["a", "b"], "image": value, "seed": 1})
-    assert ("image" in call.asked[0].own) is split
-    assert ("image" in call.rest) is not split
 
 
 def test_another_pipeline_repaints(pipe, tmp_path):
@@ -377,35 +299,6 @@ def test_parts_and_options_that_are_none_are_told(pipe, told, message):
 def test_options_are_given_once(verified):
     with pytest.raises(InputError, match="objective must be given when the pipeline is wrapped"):
         verified.objective = Objective()
-
-
-@pytest.mark.parametrize(
-    ("told", "message"),
-    [
-        ({"prompt": "a", "guidence_scale": 3}, "does not take guidence_scale. Did you mean"),
-        ({"prompt": None}, "prompt must be a text"),
-        ({"prompt": "a", "latents": 1}, "The search makes latents itself"),
-        ({"prompt": "a", "output_type": "latent"}, "output_type must be one of pil, np, pt"),
-        ({"prompt": "a", "num_images_per_prompt": -1}, "num_images_per_prompt must be"),
-        ({"prompt": "a", "seed": 1, "generator": 1}, "seed and generator"),
-        ({"prompt": "a", "seed": "1"}, "seed must be an integer"),
-        ({"prompt": "a", "generator": 1}, "generator must be a torch.Generator"),
-        (
-            {"prompt": ["a", "b"], "negative_prompt": ["c"]},
-            "negative_prompt must have one item for each of 2 prompts",
-        ),
-    ],
-)
-def test_mistakes_are_told(verified, told, message):
-    with pytest.raises((InputError, TypeError), match=message):
-        verified(**told)
-
-
-def test_too_many_arguments_and_doubled_ones_are_told(verified):
-    with pytest.raises(InputError, match="takes at most"):
-        verified(*["a"] * 99)
-    with pytest.raises(InputError, match="prompt must be given once"):
-        verified("a", prompt="b")
 
 
 def test_what_is_no_text_to_image_pipeline_is_refused():

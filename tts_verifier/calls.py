@@ -14,8 +14,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.generators.loading import check_call
 from tts_verifier.seeds import seed_for
 
-KINDS: Final = ("pil", "np", "pt")
-"""Output types."""
+_OUTPUTS: Final = ("pil", "np", "pt")
 _COUNTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")
 _SEARCHED: Final = ("latents", "prompt_embeds", "negative_prompt_embeds")
 _PICTURES: Final = ("image", "mask_image", "control_image")
@@ -112,9 +111,9 @@ def _check(prompt: Any, call: Mapping[str, Any], *, kind: str, count: int) -> No
             f"The search makes {', '.join(taken)} itself. Leave it out, or call the pipeline "
             "without the wrapper."
         )
-    if kind not in KINDS:
+    if kind not in _OUTPUTS:
         raise InputError(
-            f"output_type must be one of {', '.join(KINDS)}, the pictures as they were judged, "
+            f"output_type must be one of {', '.join(_OUTPUTS)}, the pictures as they were judged, "
             f"got {kind!r}."
         )
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:

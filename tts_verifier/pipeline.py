@@ -114,7 +114,7 @@ class VerifiedPipeline:
         """
         call, texts = Call.of(self.pipe, args, kwargs), Texts()
         found: dict[int, tuple[Choice, tuple[Trial, ...]]] = {}
-        drew: DiffusersGenerator | None = None
+        generators: list[DiffusersGenerator] = []
         for group in call.groups():
             generator = DiffusersGenerator(
                 self.pipe,
@@ -126,17 +126,17 @@ class VerifiedPipeline:
             size = (generator.device, call.rest.get("height"), call.rest.get("width"))
             generator.room = self._rooms.setdefault((self.batch_size, *size), generator.room)
             generator.texts = texts
+            generators.append(generator)
             try:
                 found |= self._searched(generator, {place: call.asked[place] for place in group})
             except CallbackFailed as failed:
                 raise failed.__cause__ from None  # type: ignore[misc]
-            if drew is None or generator.output_kind is not None:
-                drew = generator
         results = [found[place] for place in range(len(call.asked))]
         trials = tuple(trial for _, some in results for trial in some)
         _check_drawn(trials)
         images = [_as(call.kind, i) for choice, _ in results for i in _best(choice, call.count)]
-        assert drew is not None  # there is a prompt
+        # One that drew knows what the pipeline's output looks like.
+        drew = next((one for one in generators if one.output_kind), generators[0])
         out = drew.output(_stacked(call.kind, images))
         if not call.as_dict:
             return tuple(getattr(out, field.name) for field in fields(out))

@@ -56,7 +56,9 @@ class DiffusersGenerator:
     """Draws with a diffusers pipeline.
 
     The class says what it can do with some pipeline; `supports` of an instance is what it
-    can do with its own, by the pipeline's class and scheduler, and `lacks` says why not.
+    can do with its own, by the pipeline's class and scheduler, and `lacks` says why not. `room`
+    and `texts` are what it found out, how many fit and what texts are encoded as; generators of
+    one pipeline may share them. `output_kind`: of what the pipeline returned, None before it drew.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for

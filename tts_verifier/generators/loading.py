@@ -19,7 +19,7 @@ BUNDLED_CALL: Final = {
 """What the bundled generator is called with; its T5 slot is empty, and 16 tokens of nothing
 cost less than the default 256."""
 
-SET: Final = frozenset(
+SET_BY_SEARCH: Final = frozenset(
     {
         "prompt",
         "prompt_embeds",
@@ -77,7 +77,7 @@ def check_pipeline(pipe: Any) -> None:
 
 def check_left(call: Mapping[str, Any]) -> None:
     """Raises InputError when a generator's `call` sets what is set for every candidate."""
-    if taken := sorted(SET.intersection(call)):
+    if taken := sorted(SET_BY_SEARCH.intersection(call)):
         raise InputError(
             f"call must leave {', '.join(taken)} to the search, which sets it for every "
             "candidate. Leave it out."

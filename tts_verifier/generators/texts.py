@@ -36,14 +36,17 @@ class Texts:
     def encoded_once(self, pipe: Any) -> Iterator[None]:
         """Answers the pipeline's own encoding of prompts, for one call."""
         own = getattr(pipe, "encode_prompt", None)
-        signature = inspect.signature(own) if own else None
-        if own is None or signature is None or any(map(_hides, signature.parameters.values())):
+        signature = inspect.signature(own) if own else inspect.Signature()
+        kinds = {parameter.kind: name for name, parameter in signature.parameters.items()}
+        # Arguments of a user's own method that have no names cannot be told apart.
+        if own is None or inspect.Parameter.VAR_POSITIONAL in kinds:
             yield
             return
+        more = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
 
         def encode(*args: Any, **kwargs: Any) -> Any:
             told = signature.bind(*args, **kwargs).arguments
-            told = {**told.pop("kwargs", {}), **told}
+            told = {**told.pop(more, {}), **told}
             return self._answer(own, told, type(pipe).__name__)
 
         with replaced(pipe, "encode_prompt", encode):
@@ -72,13 +75,6 @@ class Texts:
             return _joined(rows)
         except _Ragged:
             return own(**told)
-
-
-def _hides(parameter: inspect.Parameter) -> bool:
-    """Says whether arguments under it have no names that are known: a user's own method."""
-    kind = parameter.kind
-    named = kind is parameter.VAR_KEYWORD and parameter.name != "kwargs"
-    return kind is parameter.VAR_POSITIONAL or named
 
 
 def _is_texts(name: str, value: Any) -> bool:

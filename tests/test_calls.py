@@ -1,0 +1,123 @@
+"""What the call of a wrapped pipeline may say: names, lists, pictures, callbacks, mistakes."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+from test_pipeline import CALL, same
+from test_pipeline import pipe as pipe
+from test_pipeline import verified as verified
+from tiny_pipelines import sd15
+
+from tts_verifier import BestOfN, wrap
+from tts_verifier.calls import Call
+from tts_verifier.errors import InputError
+from tts_verifier.testing import FakeVerifier
+
+
+def test_arguments_may_have_no_name(pipe, verified):
+    names = list(inspect.signature(type(pipe).__call__).parameters)[1:5]
+    assert names == ["prompt", "prompt_2", "prompt_3", "height"]
+    assert verified("a", None, None, 8, 8, seed=1, **CALL).images[0].size == (8, 8)
+
+
+def test_callbacks_are_called_at_every_step(verified):
+    seen = []
+
+    def note(pipe, step, timestep, values):
+        seen.append(step)
+        return values
+
+    verified("a", seed=1, callback_on_step_end=note, **CALL)
+    assert seen == [0, 1]
+
+
+def test_what_a_callback_raises_ends_the_call(verified):
+    steps = []
+
+    def cancel(pipe, step, timestep, values):
+        steps.append(step)
+        raise KeyError("cancelled")
+
+    with pytest.raises(KeyError, match="cancelled"):
+        verified("a", seed=1, callback_on_step_end=cancel, **CALL)
+    assert steps == [0]
+
+
+def test_a_list_of_pictures_has_one_for_each_prompt(tmp_path):
+    pipe = StableDiffusionImg2ImgPipeline(**sd15(tmp_path).components)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("black", "white")]
+    call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1}
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2), batch_size=2)
+    out = verified(["a", "b"], image=pictures, **call)
+    for place, text in enumerate(["a", "b"]):
+        alone = verified(text, image=pictures[place], **call)
+        assert same(out.images[place], alone.images[0])
+    batch = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
+    assert same(verified(["a", "b"], image=batch, **call).images[1], out.images[1])
+    assert same(verified(["a", "b"], image=list(batch), **call).images[1], out.images[1])
+    with pytest.raises(InputError, match="image must have one item for each of 3 prompts, got 2"):
+        verified(["a", "b", "c"], image=pictures, **call)
+    with pytest.raises(InputError, match="image must be one picture for one prompt, got 2"):
+        verified("a", image=pictures, **call)
+
+
+class MultiControlNetModel:
+    """Stands for several ControlNets."""
+
+
+class References:
+    """A pipeline whose `image` is a list of references."""
+
+    def __call__(self, prompt, image=None):
+        pass
+
+
+class Controlled(References):
+    controlnet = MultiControlNetModel()
+
+
+@pytest.mark.parametrize(
+    ("pipe", "value", "split"),
+    [
+        (References(), ["x", "y"], False),
+        (Controlled(), ["pose", "depth"], False),
+        (Controlled(), [["pose", "depth"], ["pose", "depth"]], True),
+    ],
+)
+def test_lists_of_pictures_that_prompts_share_stay_whole(pipe, value, split):
+    call = Call.of(pipe, (), {"prompt": ["a", "b"], "image": value, "seed": 1})
+    assert ("image" in call.asked[0].own) is split
+    assert ("image" in call.rest) is not split
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"prompt": "a", "guidence_scale": 3}, "does not take guidence_scale. Did you mean"),
+        ({"prompt": None}, "prompt must be a text"),
+        ({"prompt": "a", "latents": 1}, "The search makes latents itself"),
+        ({"prompt": "a", "output_type": "latent"}, "output_type must be one of pil, np, pt"),
+        ({"prompt": "a", "num_images_per_prompt": -1}, "num_images_per_prompt must be"),
+        ({"prompt": "a", "seed": 1, "generator": 1}, "seed and generator"),
+        ({"prompt": "a", "seed": "1"}, "seed must be an integer"),
+        ({"prompt": "a", "generator": 1}, "generator must be a torch.Generator"),
+        (
+            {"prompt": ["a", "b"], "negative_prompt": ["c"]},
+            "negative_prompt must have one item for each of 2 prompts",
+        ),
+    ],
+)
+def test_mistakes_are_told(verified, told, message):
+    with pytest.raises((InputError, TypeError), match=message):
+        verified(**told)
+
+
+def test_too_many_arguments_and_doubled_ones_are_told(verified):
+    with pytest.raises(InputError, match="takes at most"):
+        verified(*["a"] * 99)
+    with pytest.raises(InputError, match="prompt must be given once"):
+        verified("a", prompt="b")
