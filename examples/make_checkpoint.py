@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from tts_verifier.verifiers.imagedoctor import weights
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.processor import Processor
+from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SPECIAL = (
     "<|endoftext|>",

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tts_verifier.reading import read_trials
-from tts_verifier.showing import overlay
+from tts_verifier.images.display import overlay
+from tts_verifier.log.reader import read_trials
 from tts_verifier.strategies.inpaint_reroll import accepted
 from tts_verifier.types import Heatmaps, Repaint, Trial
 

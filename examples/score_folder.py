@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier import Verifier
-from tts_verifier.ranking import Ranked
+from tts_verifier.choice.ranking import Ranked
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp"}
 TINT = {"misalignment": (40, 90, 255), "artifact": (255, 40, 40)}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from tts_verifier import BestOfN, wrap
-from tts_verifier.generators.loading import BUNDLED_CALL, load
+from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load
 
 
 def main() -> None:

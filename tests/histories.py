@@ -4,8 +4,8 @@ import math
 
 from PIL import Image
 
-from tts_verifier.objective import Objective
-from tts_verifier.seeds import seed_for
+from tts_verifier.choice.objective import Objective
+from tts_verifier.identity import seed_for
 from tts_verifier.types import (
     Budget,
     Continue,

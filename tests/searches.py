@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tts_verifier.objective import order
-from tts_verifier.seeds import seed_for
+from tts_verifier.choice.objective import order
+from tts_verifier.identity import seed_for
 from tts_verifier.types import (
     Continue,
     Draw,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.seeds import seed_for
+from tts_verifier.identity import seed_for
 
 
 def test_a_seed_never_changes() -> None:

@@ -1,120 +1,190 @@
-"""A file imports only from levels above it; the folders of level 2 are strangers.
+"""The rooms of the package: who may import whom, and how large rooms, files and functions may be.
 
-Levels are those of the package's design: nouns, pure helpers, the parts, the log, the loop,
-what is built from them, the commands.
+`python tests/test_layout.py` prints the figures.
 """
 
+from __future__ import annotations
+
 import ast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median, quantiles
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tts_verifier"
-
-LEVELS = {
-    0: ["errors", "showing", "types", "ranking"],
-    1: [
-        "images", "objective", "seeds", "regions", "identity", "provenance", "prompts",
-        "registry", "documents", "arguments", "seams", "memory",
-    ],
-    2: ["strategies", "generators", "verifiers", "shapes"],
-    3: ["rows", "files", "lock", "parts", "header", "reading", "waiting", "worker", "log"],
-    4: [
-        "search", "devices", "binding", "attempts", "batch", "progress", "summary", "result",
-        "runner",
-    ],
-    5: ["testing", "gallery", "scoring", "rejudge", "recipe", "calls", "pipeline", "charts",
-        "expectations", "pruning", "replay", "report", "training"],
-    6: ["cli", "__init__"],
-}  # fmt: skip
-LEVEL = {name: level for level, names in LEVELS.items() for name in names}
-ORDER = [name for names in LEVELS.values() for name in names]
-"""Within a level, but not between the folders of level 2, later ones may import earlier ones."""
-
-LAZY_IMPORTS_DOWN = {("seams", "verifiers")}
-"""`Verifier.from_pretrained` loads ImageDoctor; all else goes through the registry."""
-
 FILES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = sorted({path.parent for path in FILES})
+
+LEVELS = [
+    ["errors", "memory"],
+    ["images", "registry"],
+    ["types"],
+    ["choice", "identity", "masks"],
+    ["interfaces", "log"],
+    ["generators", "runner", "shapes", "strategies", "verifiers"],
+    ["analysis", "scoring", "testing", "training", "verified"],
+    ["recipe"],
+    ["cli", "__init__"],
+]
+"""A room imports from earlier rows only; the rooms of one row are strangers to one another."""
+
+LEVEL = {room: row for row, rooms in enumerate(LEVELS) for room in rooms}
 
 
-def home(module: str) -> str | None:
-    """The top name of a module of this package below `tts_verifier`, "__init__" for itself."""
-    first, _, rest = module.partition(".")
-    if first != "tts_verifier":
-        return None
-    return rest.split(".")[0] or "__init__"
-
-
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """Every module of this package that a file imports, and whether inside a function."""
-    tree = ast.parse(path.read_text())
-    lazy = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for node in ast.walk(function)
-    }
-    found: list[tuple[str, bool]] = []
-    for node in ast.walk(tree):
+def imported(path: Path) -> Iterator[str]:
+    """Every module or name of this package that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: imports are absolute"
-            modules = [node.module or ""]
-            if node.module == "tts_verifier":
-                modules = [f"tts_verifier.{alias.name}" for alias in node.names]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        else:
-            continue
-        found += [(top, id(node) in lazy) for m in modules if (top := home(m)) is not None]
+            yield from (alias.name for alias in node.names)
+
+
+def arrows(folder: Path) -> dict[str, set[str]]:
+    """Which files and folders of a folder import which others of it, without its `__init__`."""
+    names = {p.stem for p in folder.iterdir() if p.suffix == ".py" or p.is_dir()}
+    prefix = [*folder.relative_to(ROOT).parts]
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(folder.rglob("*.py")):
+        importer = path.relative_to(folder).parts[0].removesuffix(".py")
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[: len(prefix)] == prefix and len(parts) > len(prefix):
+                found[importer] |= {parts[len(prefix)]} & names - {importer}
+    found.pop("__init__", None)
     return found
 
 
-def owner(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Returns one cycle, empty if there is none."""
+    done: set[str] = set()
+
+    def follow(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return []
+        found = next(
+            (c for n in sorted(graph.get(node, ())) if (c := follow(n, [*path, node]))), []
+        )
+        done.add(node)
+        return found
+
+    return next((c for node in sorted(graph) if (c := follow(node, []))), [])
 
 
-def allowed(importer: str, imported: str, lazy: bool) -> bool:
-    if importer in (imported, "__init__"):
-        return True
-    if lazy and (importer, imported) in LAZY_IMPORTS_DOWN:
-        return True
-    if LEVEL[importer] != LEVEL[imported]:
-        return LEVEL[importer] > LEVEL[imported]
-    return LEVEL[importer] != 2 and ORDER.index(importer) > ORDER.index(imported)
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and lines of every function, the docstring not counted."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            words = ast.get_docstring(node, clean=False)
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            yield node.name, lines - (0 if words is None else len(words.splitlines()))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_up(path: Path) -> None:
-    importer = owner(path)
-    assert importer in LEVEL, f"{path.name} needs a level in this test"
-    wrong = [name for name, lazy in imports(path) if not allowed(importer, name, lazy)]
-    assert wrong == []
+def defined(path: Path) -> Iterator[str]:
+    """The names that a file defines at its top level, but `__all__` and its kind."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [t.id for t in node.targets if isinstance(t, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            continue
+        yield from (name for name in names if not name.startswith("__"))
 
 
-def test_the_rule_finds_what_breaks_it() -> None:
-    assert not allowed("types", "objective", lazy=False)
-    assert not allowed("strategies", "generators", lazy=True)
-    assert not allowed("log", "runner", lazy=True)
-    assert not allowed("seams", "verifiers", lazy=False)
-    assert allowed("runner", "log", lazy=False)
-    assert allowed("training", "shapes", lazy=False)
+def homonyms() -> dict[str, list[str]]:
+    """Names that more than one module defines, with those modules."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in FILES:
+        for name in sorted(set(defined(path))):
+            found[name].append(str(path.relative_to(PACKAGE)))
+    return {name: places for name, places in found.items() if len(places) > 1}
+
+
+def test_every_room_imports_from_lower_levels_only() -> None:
+    for importer, others in arrows(PACKAGE).items():
+        assert importer in LEVEL, f"{importer} needs a row in LEVELS"
+        wrong = [room for room in others if LEVEL[room] >= LEVEL[importer]]
+        assert not wrong, f"{importer} must not import {wrong}"
+
+
+@pytest.mark.xfail(reason="the engine and its texts still import each other", strict=False)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_imports_go_in_a_circle(folder: Path) -> None:
+    assert cycle(arrows(folder)) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+@pytest.mark.xfail(reason="the renames are under way", strict=False)
+def test_rooms_are_few_and_small() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
+    for folder in FOLDERS:
+        assert len([p for p in folder.iterdir() if p.is_file()]) <= 12, folder
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
+    assert sum(map(len, arrows(PACKAGE).values())) <= 120
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_and_functions_are_short(path: Path) -> None:
-    text = path.read_text()
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            words = ast.get_docstring(node, clean=False)
-            lines = (node.end_lineno or 0) - node.lineno + 1
-            lines -= 0 if words is None else len(words.splitlines())
-            assert lines <= 60, f"{node.name} has {lines} lines"
+    assert len(path.read_text().splitlines()) <= 400
+    assert not [name for name, lines in functions(path) if lines > 60]
+
+
+def test_most_functions_are_much_shorter() -> None:
+    lengths = [lines for path in FILES for _, lines in functions(path)]
+    assert median(lengths) <= 10
+    assert quantiles(lengths, n=10)[-1] <= 35
+
+
+@pytest.mark.xfail(reason="the renames are under way", strict=False)
+def test_a_name_means_one_thing() -> None:
+    assert len(homonyms()) <= 20, homonyms()
 
 
 def test_the_top_level_is_fixed() -> None:
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    allowed_folders = {"tts_verifier", "pipelines", "recipes", "tests", "examples"}
+    fixed = {"tts_verifier", "pipelines", "recipes", "tests", "examples"}
     made_by_tools = {"runs", "build", "dist", "tts_verifier.egg-info"}
-    assert folders <= allowed_folders | made_by_tools | {"docs"}
+    assert folders <= fixed | made_by_tools | {"docs"}
+
+
+def main() -> None:
+    """Prints the figures of the layout."""
+    graph = arrows(PACKAGE)
+    lengths = sorted(lines for path in FILES for _, lines in functions(path))
+    text = [line.strip() for path in FILES for line in path.read_text().splitlines()]
+    filled = [line for line in text if line]
+    largest = max(FOLDERS, key=lambda f: len([p for p in f.iterdir() if p.is_file()]))
+    print(f"top-level modules {len(list(PACKAGE.glob('*.py')))}")
+    print(f"rooms {len(LEVEL)}, levels {len(LEVELS)}, arrows {sum(map(len, graph.values()))}")
+    print(f"largest folder {largest.relative_to(ROOT)}: {len(list(largest.iterdir()))} entries")
+    circles = [str(folder.relative_to(ROOT)) for folder in FOLDERS if cycle(arrows(folder))]
+    print(f"folders with a circle {circles}")
+    deciles = quantiles(lengths, n=10)
+    print(
+        f"functions {len(lengths)}: median {median(lengths)} lines, 90 % {deciles[-1]:.0f}, "
+        f"longest {lengths[-1]}"
+    )
+    print(f"longest file {max(len(p.read_text().splitlines()) for p in FILES)} lines")
+    comments = sum(line.startswith("#") for line in filled)
+    print(f"lines {len(filled)}, comments {100 * comments / len(filled):.1f} %")
+    same = homonyms()
+    print(f"names defined in two or more modules {len(same)}")
+    for name, places in sorted(same.items()):
+        print(f"  {name}: {', '.join(places)}")
+
+
+if __name__ == "__main__":
+    main()

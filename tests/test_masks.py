@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.regions import MaskRule, flaw_mask, paste, snap
+from tts_verifier.masks import MaskRule, flaw_mask, paste, snap
 from tts_verifier.types import Mask
 
 SIZE = (80, 64)

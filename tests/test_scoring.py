@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tts_verifier import cli
+from tts_verifier.cli.score import score as score_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.scoring import find_images, score_into
 from tts_verifier.testing import FakeVerifier
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_or_continued_is_named(folder: Path) -> None:
 
 def score(*arguments: object) -> Result:
     command = [*map(str, arguments), "--prompt", "x", "--verifier", "fake"]
-    return CliRunner().invoke(cli.score, command)
+    return CliRunner().invoke(score_command, command)
 
 
 def test_the_command_prints_the_best_and_writes_all(folder: Path) -> None:

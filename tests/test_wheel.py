@@ -38,7 +38,7 @@ def test_the_wheel_has_recipes_weights_and_types(tmp_path: Path) -> None:
         "tts_verifier/recipes/bestofn.yaml",
         "tts_verifier/shapes/weights/generator/vae/model.safetensors",
         "tts_verifier/py.typed",
-        "tts_verifier/report/templates/page.html",
+        "tts_verifier/analysis/report/templates/page.html",
         "tts_verifier/verifiers/imagedoctor/verifier.py",
     } <= names
     assert not [name for name in names if not name.startswith("tts_verifier")]

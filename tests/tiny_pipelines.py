@@ -142,3 +142,11 @@ def pixels(sample):
     """A sample's picture, with room below 0."""
     assert not sample.error
     return np.asarray(sample.image).astype(int)
+
+
+CALL = {"num_inference_steps": 2, "guidance_scale": 4.0, "max_sequence_length": 16}
+"""A short call of the pipeline of `sd3`."""
+
+
+def same(one, other):
+    return np.array_equal(np.asarray(one), np.asarray(other))

@@ -9,30 +9,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tts_verifier.choice.objective import Objective
+    from tts_verifier.choice.ranking import Ranking
     from tts_verifier.errors import TTSError
-    from tts_verifier.objective import Objective
-    from tts_verifier.pipeline import VerifiedPipeline, wrap
-    from tts_verifier.ranking import Ranking
-    from tts_verifier.runner import run
-    from tts_verifier.seams import Generator, Strategy, Verifier
+    from tts_verifier.interfaces import Generator, Strategy, Verifier
+    from tts_verifier.runner.loop import run
     from tts_verifier.strategies.best_of_n import BestOfN
     from tts_verifier.types import Prompt, Verdict
+    from tts_verifier.verified.pipeline import VerifiedPipeline, wrap
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BestOfN": "strategies.best_of_n",
-    "Generator": "seams",
-    "Objective": "objective",
+    "Generator": "interfaces",
+    "Objective": "choice",
     "Prompt": "types",
-    "Ranking": "ranking",
-    "Strategy": "seams",
+    "Ranking": "choice",
+    "Strategy": "interfaces",
     "TTSError": "errors",
     "Verdict": "types",
-    "VerifiedPipeline": "pipeline",
-    "Verifier": "seams",
+    "VerifiedPipeline": "verified",
+    "Verifier": "interfaces",
     "run": "runner",
-    "wrap": "pipeline",
+    "wrap": "verified",
 }
 
 __all__ = [

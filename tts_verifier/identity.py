@@ -1,7 +1,8 @@
-"""A proposal as canonical JSON, and the id of the trial that it makes.
+"""All that is derived by hashing: proposals as canonical JSON, trial ids, mask digests, seeds.
 
 Ids are content addresses: the same request has the same id in every run, so that a run can
-be continued, or extended, from what is already drawn.
+be continued, or extended, from what is already generated. Seeds are data: one pure function
+derives them all, and no global random state is read or written anywhere in the package.
 """
 
 from __future__ import annotations
@@ -92,3 +93,13 @@ def trial_id(prompt: str, proposal: Proposal, settings: Mapping[str, Setting]) -
     """
     key = canonical([prompt, proposal_to_json(proposal), dict(settings)])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def seed_for(run_seed: int, prompt: str, index: int, purpose: str = "draw") -> int:
+    """Returns the seed of the `index`-th use of `purpose` for a prompt, in [0, 2^63).
+
+    It depends on the prompt's text and not on its place in the file, so that adding prompts
+    or raising N leaves the pictures already drawn as they are.
+    """
+    key = f"{run_seed}\0{purpose}\0{index}\0{prompt}".encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1

@@ -12,10 +12,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from tts_verifier.choice.objective import Objective, order
+from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.objective import Objective, order
-from tts_verifier.ranking import Ranked, Ranking
+from tts_verifier.registry import builder
 from tts_verifier.types import (
     Detail,
     Job,
@@ -122,9 +123,9 @@ class Verifier(ABC):
         Keyword arguments go to `ImageDoctor.from_pretrained`, which this calls; a subclass
         loads itself.
         """
-        from tts_verifier.verifiers.imagedoctor import ImageDoctor
-
-        return ImageDoctor.from_pretrained(name_or_path, **kwargs)
+        # By name, so that the interface imports none of its implementations.
+        verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
+        return verifier
 
 
 def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> None:

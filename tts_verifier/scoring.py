@@ -20,15 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tts_verifier import registry
+from tts_verifier.choice.objective import order
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import canonical
 from tts_verifier.images import as_image
-from tts_verifier.objective import order
-from tts_verifier.rows import number
-from tts_verifier.seams import Verifier
-from tts_verifier.showing import plain
+from tts_verifier.interfaces import Verifier
+from tts_verifier.log.schema import number
 from tts_verifier.types import Detail
+from tts_verifier.types.score_names import written_scores
 
 Row = dict[str, Any]
 """`image` (path), `objective`, the scores by name, `boxes`, `reply`; None = not known. In a
@@ -36,14 +35,6 @@ file also `key`, and `error` where there is no verdict."""
 
 _OTHERS: Final = ("image", "objective", "boxes", "reply", "key", "error")
 _BATCH: Final = 8
-
-
-def load_verifier(name: str) -> Verifier:
-    """Returns a verifier by its name in recipes, or as `Verifier.from_pretrained` loads it."""
-    if name in registry.names("verifier") and name != "imagedoctor":
-        verifier: Verifier = registry.builder("verifier", name)()
-        return verifier
-    return Verifier.from_pretrained(name)
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -232,7 +223,9 @@ def show(rows: Sequence[Row], form: Literal["table", "jsonl"]) -> str:
     """Returns a table, or one line of JSON a file (a number that is NaN is null there)."""
     if form == "jsonl":
         return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    names = dict.fromkeys(name for row in rows for name in plain(row) if name not in _OTHERS)
+    names = dict.fromkeys(
+        name for row in rows for name in written_scores(row) if name not in _OTHERS
+    )
     lines = [["image", "objective", *names]]
     for row in rows:
         cells = [_cell(row.get(name)) for name in ("objective", *names)]

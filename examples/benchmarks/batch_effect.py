@@ -20,11 +20,11 @@ import torch
 from verifier_throughput import write
 
 from tts_verifier import Objective, Verifier, shapes
-from tts_verifier.objective import OFFICIAL_WEIGHTS
-from tts_verifier.seeds import seed_for
+from tts_verifier.choice.objective import OFFICIAL_WEIGHTS
+from tts_verifier.identity import seed_for
 from tts_verifier.shapes.simulated import SimulatedGenerator
-from tts_verifier.showing import EXPECTED
 from tts_verifier.types import Draw, Job, Prompt, Verdict
+from tts_verifier.types.score_names import EXPECTED
 
 CANDIDATES = 16
 BATCHES = (32, 4, 1)

@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from tts_verifier import run
+from tts_verifier.interfaces import Strategy
 from tts_verifier.log import read_rows
-from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
 from tts_verifier.strategies.seed_beam import SeedBeam

@@ -25,11 +25,11 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from tts_verifier import runner
 from tts_verifier.log import RunLog
-from tts_verifier.provenance import environment
-from tts_verifier.recipe import load_recipe
-from tts_verifier.search import Search
+from tts_verifier.log.environment import environment
+from tts_verifier.recipe.recipe import load_recipe
+from tts_verifier.runner import loop
+from tts_verifier.runner.setup import Search
 
 IN_RUN = ("waiting", "drawn", "append", "flush", "forget_states", "finish", "close")
 BESIDE = ("_saved", "_note", "_write", "_delete")
@@ -45,7 +45,7 @@ class Clock:
         self._inside = False
         for name in IN_RUN:
             setattr(RunLog, name, self._in_run(getattr(RunLog, name)))
-        runner.open_log = self._in_run(runner.open_log)
+        loop.open_log = self._in_run(loop.open_log)
         for name in BESIDE:
             setattr(RunLog, name, self._beside(getattr(RunLog, name)))
 
@@ -79,7 +79,7 @@ def once(search: Search, prompts: Any, clock: Clock, *, logged: bool) -> Row:
     with TemporaryDirectory() if logged else nullcontext() as home:
         folder = Path(home) / "run" if home else None
         began, cpu = time.perf_counter(), time.process_time()
-        result = runner.execute(search, prompts, folder=folder, recipe={})
+        result = loop.execute(search, prompts, folder=folder, recipe={})
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder else 0
     rows = sum(summary.candidates for summary in result.summaries)

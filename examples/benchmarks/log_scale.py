@@ -24,12 +24,11 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier import run
-from tts_verifier.files import Folder, digest_of, png
-from tts_verifier.identity import trial_id
+from tts_verifier.identity import seed_for, trial_id
 from tts_verifier.log import open_log
-from tts_verifier.prompts import as_prompts
-from tts_verifier.search import Search
-from tts_verifier.seeds import seed_for
+from tts_verifier.log.files import Folder, digest_of, png
+from tts_verifier.runner.prompts import as_prompts
+from tts_verifier.runner.setup import Search
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Heatmaps, Job, Sample, Stored, Trial, Verdict

@@ -36,7 +36,7 @@ from verifier_throughput import write
 from tts_verifier import BestOfN, run, wrap
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_header
-from tts_verifier.provenance import environment
+from tts_verifier.log.environment import environment
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt
 
@@ -283,7 +283,7 @@ def turns(bench: Bench) -> list[Row]:
     told = {"steps": 6, "guidance": 4.5, "batch_size": bench.args.batch, **bench.size}
     generator = DiffusersGenerator(bench.pipe, **told)
     peaks = Peaks(bench.cuda)
-    full = mock.patch("tts_verifier.devices.plan", return_value="in turns")
+    full = mock.patch("tts_verifier.runner.devices.plan", return_value="in turns")
     with tempfile.TemporaryDirectory() as folder, full:
         work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16), folder=folder)
         seconds = bench.timed(lambda: undrawn(work()))

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import make_checkpoint
 
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
-from tts_verifier.verifiers.imagedoctor.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.processor import Processor
-from tts_verifier.verifiers.imagedoctor.prompt import Words
-from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 TEXT_TOKENS = 366
 """Of the released tokenizer's, for instruction and caption; a letter is a token of ours."""

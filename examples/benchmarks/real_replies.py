@@ -24,9 +24,9 @@ from transformers import GenerationConfig
 from verifier_throughput import stock, write
 
 from tts_verifier import Verifier, shapes
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Request
-from tts_verifier.verifiers.imagedoctor.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.vision import Grid
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
 
 def asked(kept: Checkpoint, count: int) -> list[Request]:

@@ -32,15 +32,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from make_checkpoint import make
 
 from tts_verifier import Verifier
-from tts_verifier.verifiers.imagedoctor import weights
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Request
-from tts_verifier.verifiers.imagedoctor.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.loading import load as load_checkpoint
-from tts_verifier.verifiers.imagedoctor.maps import decode_maps
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
-from tts_verifier.verifiers.imagedoctor.step import Step
+from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load as load_checkpoint
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import decode_maps
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SIZES = (
     (512, 512),

@@ -27,7 +27,7 @@ from pyarrow import parquet
 from tts_verifier import shapes
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_trials
-from tts_verifier.regions import MaskRule, flaw_mask, spots
+from tts_verifier.masks import MaskRule, flaw_mask, spots
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.types import Job, Mask, Repaint, Trial
 

@@ -24,11 +24,11 @@ import torch
 from pyarrow import parquet
 
 from tts_verifier import Verifier, shapes
-from tts_verifier.objective import OFFICIAL_WEIGHTS, Objective
-from tts_verifier.reading import read_trials
-from tts_verifier.showing import EXPECTED
-from tts_verifier.training.figures import auc
+from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective
+from tts_verifier.log.reader import read_trials
+from tts_verifier.training.miniature.verifier.figures import auc
 from tts_verifier.types import Draw, Trial, Verdict
+from tts_verifier.types.score_names import EXPECTED
 
 MODES = {"diagnose": ("diagnose", False), "score": ("score", False), "skeleton": ("score", True)}
 Row = dict[str, Any]

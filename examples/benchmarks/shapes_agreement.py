@@ -30,11 +30,12 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from tts_verifier.images import as_image
-from tts_verifier.shapes import judge_reader, oracle_reader
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import plant
 from tts_verifier.shapes.grammar import Spec, parse, phrase
-from tts_verifier.shapes.reading import WEIGHTS, Reading, Thing, pixels_of
+from tts_verifier.shapes.readers import judge as judge_reader
+from tts_verifier.shapes.readers import oracle as oracle_reader
+from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, pixels_of
 from tts_verifier.shapes.vocabulary import CATEGORIES, SIZE
 
 SPOILS = ("none", "blur", "noise", "tint", "soft")

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from tts_verifier import Verifier
-from tts_verifier.training.figures import (
+from tts_verifier.training.miniature.verifier.data import Samples
+from tts_verifier.training.miniature.verifier.figures import (
     CONTROLS,
     Control,
     Row,
@@ -27,7 +28,6 @@ from tts_verifier.training.figures import (
     summary,
     write,
 )
-from tts_verifier.training.verifier_data import Samples
 from tts_verifier.types import Detail
 
 ASKED: list[tuple[Control, Detail]] = [

@@ -27,15 +27,15 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tts_verifier.charts import STYLE
-from tts_verifier.provenance import environment
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Request
-from tts_verifier.verifiers.imagedoctor.loading import load_model
-from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.processor import Processor
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
+from tts_verifier.analysis.charts import STYLE
+from tts_verifier.log.environment import environment
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")
 OFFICIAL_IMAGES = 2

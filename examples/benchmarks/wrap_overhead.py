@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tts_verifier import BestOfN, wrap
-from tts_verifier.generators.loading import BUNDLED_CALL, load
+from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load
 from tts_verifier.testing import FakeVerifier
 
 

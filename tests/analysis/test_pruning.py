@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_verifier import run
-from tts_verifier.pruning import chains
-from tts_verifier.replay import as_text, replay
+from tts_verifier.analysis.pruning import chains
+from tts_verifier.analysis.replay import as_text, replay
 from tts_verifier.strategies.successive_halving import SuccessiveHalving
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Continue, Cost, Draw, Prompt, Trial

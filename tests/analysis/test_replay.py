@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier import cli
-from tts_verifier.charts import Chart, Series, bars, lines, ticks
+from tts_verifier.analysis.charts import Chart, Series, bars, lines, ticks
+from tts_verifier.analysis.expected_best import expected_best, expected_stop, misses
+from tts_verifier.analysis.replay import as_text, replay, write_plot
+from tts_verifier.cli.replay import replay as replay_command
+from tts_verifier.cli.run import run as run_command
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.expectations import expected_best, expected_stop, misses
-from tts_verifier.replay import as_text, replay, write_plot
 from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial
 
 GOALS = st.sampled_from([0.1, 0.25, 0.5, 0.75, math.nan])
@@ -160,9 +161,9 @@ def test_ticks_are_round() -> None:
 
 def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = CliRunner().invoke(cli.run, ["fake", "--output", str(run)])
+    done = CliRunner().invoke(run_command, ["fake", "--output", str(run)])
     assert done.exit_code == 0
-    code = "import sys; from tts_verifier import cli\ntry: cli.replay()\n"
+    code = "import sys; from tts_verifier.cli.replay import replay\ntry: replay()\n"
     code += "finally: print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(run)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -173,6 +174,6 @@ def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli.replay, [str(tmp_path)])
+    done = CliRunner().invoke(replay_command, [str(tmp_path)])
     assert done.exit_code == 2
     assert "must be a run's header" in done.stderr

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tts_verifier.choice.objective import Objective, choose, order
+from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import InputError
-from tts_verifier.objective import Objective, choose, order
-from tts_verifier.ranking import Ranked, Ranking
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Look, Prompt, Trial, Verdict
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tts_verifier.errors import RunError
-from tts_verifier.gallery import sheet, write_chosen
-from tts_verifier.summary import (
+from tts_verifier.analysis.contact_sheet import sheet, write_chosen
+from tts_verifier.choice.summary import (
     PromptSummary,
     Summary,
     as_text,
@@ -17,6 +16,7 @@ from tts_verifier.summary import (
     summarise_prompt,
     wilson,
 )
+from tts_verifier.errors import RunError
 from tts_verifier.types import Draw, Prompt, Stored, Trial
 
 

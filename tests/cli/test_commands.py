@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -13,14 +14,15 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tts_verifier import cli
 from tts_verifier.errors import CheckpointError
-from tts_verifier.seams import Verifier
+from tts_verifier.interfaces import Verifier
 from tts_verifier.testing import FakeGenerator
 
 
 def invoke(command: str, *arguments: object) -> Result:
-    return CliRunner().invoke(getattr(cli, command), [str(a) for a in arguments])
+    return CliRunner().invoke(
+        getattr(import_module(f"tts_verifier.cli.{command}"), command), [str(a) for a in arguments]
+    )
 
 
 def test_a_run_prints_recipe_and_summary_and_leaves_its_folder(tmp_path: Path) -> None:
@@ -108,16 +110,16 @@ def test_ctrl_c_leaves_a_log_that_the_same_command_continues(tmp_path: Path) -> 
     code = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-from tts_verifier import cli
+from tts_verifier.cli.run import run
 from tts_verifier.errors import CheckpointError
-from tts_verifier.seams import Verifier
+from tts_verifier.interfaces import Verifier
 from tts_verifier.testing import FakeGenerator
 draw = FakeGenerator.generate
 def slow(self, jobs):
     time.sleep(0.2)
     return draw(self, jobs)
 FakeGenerator.generate = slow
-cli.run()
+run()
 """
     command = [sys.executable, "-c", code, "fake", "strategy.n=40", "--output", str(tmp_path)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

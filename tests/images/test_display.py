@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.showing import card, overlay
+from tts_verifier.images.display import overlay
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import (
     Draw,
@@ -18,6 +18,7 @@ from tts_verifier.types import (
     Trial,
     Verdict,
 )
+from tts_verifier.types.score_names import written_scores
 
 GREY = Image.new("RGB", (8, 4), (100, 100, 100))
 
@@ -94,6 +95,5 @@ def test_rankings_and_trials_show_themselves_in_notebooks() -> None:
 
 
 def test_finer_scores_are_for_logs_and_objectives_not_for_people():
-    shown = card("a dog", [], {"overall": 0.5, "overall_expected": 0.512})
-    assert "0.500" in shown
-    assert "expected" not in shown
+    scores = {"overall": 0.5, "overall_expected": 0.512}
+    assert written_scores(scores) == {"overall": 0.5}

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searches import InpaintReroll, SeedBeam
 
-from tts_verifier import parts, run
+from tts_verifier import run
 from tts_verifier.errors import RunError, RunWarning
-from tts_verifier.lock import FolderLock
-from tts_verifier.log import open_log, read_header, read_trials
-from tts_verifier.seams import Strategy
+from tts_verifier.interfaces import Strategy
+from tts_verifier.log import open_log, read_header, read_trials, tables
+from tts_verifier.log.lock import FolderLock
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Job, Look, Sample
@@ -96,7 +96,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> Non
 
 def test_the_lock_of_a_killed_process_is_stale(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from tts_verifier.lock import FolderLock\n"
+        "import sys, time; from pathlib import Path; from tts_verifier.log.lock import FolderLock\n"
         "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
@@ -327,11 +327,11 @@ def test_merging_parts_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, limit: str
 ) -> None:
     expected = search(tmp_path / "whole", strategy)
-    monkeypatch.setattr(parts, "FANOUT", 2)
-    monkeypatch.setattr(parts, limit, 2)
+    monkeypatch.setattr(tables, "FANOUT", 2)
+    monkeypatch.setattr(tables, limit, 2)
     with pytest.raises(Killed):
         search(tmp_path / "run", strategy, Mortal(4))
-    levels = [part.level for part in parts.parts_of(tmp_path / "run")]
+    levels = [part.level for part in tables.parts_of(tmp_path / "run")]
     assert max(levels) == 2
     assert len(read_trials(tmp_path / "run")) >= 10
     same(search(tmp_path / "run", strategy), expected)
@@ -342,7 +342,7 @@ def test_a_kill_between_a_merge_and_the_removal_doubles_nothing(
 ) -> None:
     before = broken / "before"
     shutil.copytree(broken / "parts", before)
-    monkeypatch.setattr(parts, "FANOUT", 2)
+    monkeypatch.setattr(tables, "FANOUT", 2)
     with pytest.raises(Killed):
         search(broken, generator=Mortal(1))
     for part in before.iterdir():
@@ -360,16 +360,16 @@ def test_a_kill_while_the_table_is_written_leaves_it_whole(
     search(tmp_path)
     good = (tmp_path / "trials.parquet").read_bytes()
     (tmp_path / "images" / whole.image_path[0].split("/")[1]).unlink()
-    left, settle = iter(range(moment)), parts.Folder.settle
+    left, settle = iter(range(moment)), tables.Folder.settle
 
-    def die(self: parts.Folder) -> None:
+    def die(self: tables.Folder) -> None:
         settle(self)
         if (self.root / "trials.new").exists() and next(left, None) is None:
             raise Killed
 
     with monkeypatch.context() as patched, warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)
-        patched.setattr(parts.Folder, "settle", die)
+        patched.setattr(tables.Folder, "settle", die)
         if moment == 0:
             with pytest.raises(Killed):
                 search(tmp_path)
@@ -421,7 +421,7 @@ def test_spent_seconds_carry_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overlap", [[], ["--overlap"]])
 def test_a_few_real_kills_lose_nothing_and_cost_a_batch(tmp_path: Path, overlap: list[str]) -> None:
-    script = Path(__file__).parent.parent / "examples" / "benchmarks" / "kill_campaign.py"
+    script = Path(__file__).parents[2] / "examples" / "benchmarks" / "kill_campaign.py"
     command = [sys.executable, script, "--kills", "3", "--folder", tmp_path, "--seed", "1"]
     only = ["--only", "inpaint_reroll"]
     done = subprocess.run([*command, *overlap, *only], capture_output=True, text=True, timeout=120)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_verifier import provenance
-from tts_verifier.provenance import environment, git_revision
+from tts_verifier.log.environment import environment, git_revision
 
 
 def test_an_environment_is_json_and_names_versions() -> None:
@@ -18,7 +17,7 @@ def test_an_environment_is_json_and_names_versions() -> None:
 
 
 def test_what_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("tts_verifier.log.environment.PACKAGES", ("no-such-package",))
     assert environment()["versions"] == {"no-such-package": None}
 
 

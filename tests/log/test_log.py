@@ -19,11 +19,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
-from tts_verifier import files, run
+from tts_verifier import run
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
-from tts_verifier.log import open_log, read_header, read_trials
-from tts_verifier.seams import Strategy
+from tts_verifier.interfaces import Strategy
+from tts_verifier.log import files, open_log, read_header, read_trials
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -216,7 +216,7 @@ def test_rows_wait_for_no_drawing_but_their_own(
             assert slow.wait(60)
         return encode(image)
 
-    monkeypatch.setattr("tts_verifier.log.png", png)
+    monkeypatch.setattr("tts_verifier.log.writer.png", png)
     with open_log(tmp_path, {}, {}) as log:
         log.drawn(dict([first]), noted=True)
         log.drawn(others, noted=True)
@@ -238,7 +238,7 @@ def test_of_two_pictures_of_a_trial_the_judged_one_is_kept(
             assert slow.wait(60)
         return encode(image)
 
-    monkeypatch.setattr("tts_verifier.log.png", png)
+    monkeypatch.setattr("tts_verifier.log.writer.png", png)
     with open_log(tmp_path, {}, {}) as log:
         log.drawn({name: sample})
         log.append([judgement(name, sample, other)])

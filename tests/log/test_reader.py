@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searches import InpaintReroll
 
-from tts_verifier import parts, run
+from tts_verifier import run
 from tts_verifier.errors import RunError
-from tts_verifier.files import Folder
-from tts_verifier.log import open_log, read_trials
-from tts_verifier.reading import Found
-from tts_verifier.runner import RunResult
-from tts_verifier.seams import Strategy
+from tts_verifier.interfaces import Strategy
+from tts_verifier.log import open_log, read_trials, tables
+from tts_verifier.log.files import Folder
+from tts_verifier.log.reader import Found
+from tts_verifier.runner.loop import RunResult
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt, Trial
@@ -38,7 +38,7 @@ def test_of_rows_with_one_id_the_last_counts(
     folder = tmp_path_factory.mktemp("run")
     last = {f"{prompt}{index}": value for batch in batches for prompt, index, value in batch}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(parts, "_ROW_GROUP", size)
+        patched.setattr(tables, "_ROW_GROUP", size)
         with open_log(folder, {}, {}) as log:
             for batch in batches:
                 log.append([trial(*row) for row in batch], wait=True)

@@ -11,8 +11,8 @@ import pytest
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
+from tts_verifier.interfaces import Strategy
 from tts_verifier.log import read_trials
-from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Look, Verdict

@@ -4,7 +4,7 @@ from threading import Event, Thread
 
 import pytest
 
-from tts_verifier.worker import Worker
+from tts_verifier.log.worker import Worker
 
 
 @pytest.fixture

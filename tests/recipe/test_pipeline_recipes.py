@@ -9,13 +9,13 @@ import pytest
 import tiny_families
 from tiny_imagedoctor import example, noise
 
-from tts_verifier.recipe import load_recipe
-from tts_verifier.runner import execute
+from tts_verifier.recipe.recipe import load_recipe
+from tts_verifier.runner.loop import execute
 
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPES = {"sd35": "sd3", "flux": "flux", "sdxl": "sdxl", "sana": "sana"}
 
 

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tts_verifier import registry
-from tts_verifier.arguments import fits, parameters
 from tts_verifier.errors import RecipeError, TTSError, UnsupportedError
-from tts_verifier.recipe import load_recipe, recipe_folder, run_recipe
+from tts_verifier.recipe.recipe import load_recipe, recipe_folder, run_recipe
+from tts_verifier.recipe.signatures import fits, parameters
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Prompt

@@ -7,15 +7,16 @@ import pytest
 from click.testing import CliRunner, Result
 from searches import InpaintReroll, SeedBeam
 
-from tts_verifier import cli, run
+from tts_verifier import run
+from tts_verifier.analysis.report import write_report
+from tts_verifier.choice.objective import Objective
+from tts_verifier.cli.run import run as run_command
 from tts_verifier.errors import InputError, RunError
+from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_trials
-from tts_verifier.objective import Objective
-from tts_verifier.rejudge import Proposed, Recorded
-from tts_verifier.report import write_report
-from tts_verifier.runner import RunResult, execute
-from tts_verifier.seams import Strategy
-from tts_verifier.search import Search
+from tts_verifier.recipe.rejudge import Proposed, Recorded
+from tts_verifier.runner.loop import RunResult, execute
+from tts_verifier.runner.setup import Search
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Job
@@ -97,7 +98,7 @@ def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.run, [str(a) for a in arguments])
+    return CliRunner().invoke(run_command, [str(a) for a in arguments])
 
 
 def test_the_command_judges_again(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tts_verifier import BestOfN, run
-from tts_verifier.devices import Seat, plan, seat_of
 from tts_verifier.errors import RunWarning
 from tts_verifier.log import read_header
+from tts_verifier.runner.devices import Seat, plan, seat_of
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 
 GIB = 2**30
@@ -66,7 +66,7 @@ class Judge(Movable, FakeVerifier):
 
 def searched(monkeypatch, free, folder=None, overlap=False, **told):
     """What happened in a best-of-4 for two prompts on a GPU with `free` bytes left."""
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: free)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: free)
     trace = []
     parts = Drawer(trace), Judge(trace, **told)
     parts[0].batch_size = 2
@@ -93,7 +93,7 @@ def test_a_verifier_that_waits_in_host_memory_waits_there_again(monkeypatch):
 
 
 def test_a_second_run_finds_both_where_the_first_did(monkeypatch):
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: GIB)
     trace = []
     parts = Drawer(trace), Judge(trace)
     for _ in range(2):
@@ -103,7 +103,7 @@ def test_a_second_run_finds_both_where_the_first_did(monkeypatch):
 
 
 def test_what_waits_to_be_judged_is_bounded(monkeypatch):
-    monkeypatch.setattr("tts_verifier.runner.HELD", 4)
+    monkeypatch.setattr("tts_verifier.runner.loop.HELD", 4)
     trace = searched(monkeypatch, 1 * GIB)
     assert "".join(what[0] for what in trace if what in ("draw", "judge")) == "ddjjddjj"
 
@@ -129,7 +129,7 @@ def test_sizes_are_counted_only_where_memory_is_short(monkeypatch):
         def nbytes(self, _):
             pass
 
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: 40 * GIB)
     run(["a"], Drawer([]), Huge([]), BestOfN(1), overlap=False)
 
 
@@ -138,7 +138,7 @@ def test_a_part_that_must_stay_stays(monkeypatch):
 
 
 def test_a_part_that_finds_no_room_beside_one_that_must_stay_is_not_brought(monkeypatch):
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: GIB)
     seen = []
     parts = Drawer(seen, nbytes=None), Judge(seen, device="cpu", home=GPU)
     run(["a red circle"], *parts, BestOfN(1))
@@ -166,7 +166,7 @@ def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
 
 
 def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: None)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: None)
     run(["a"], Drawer([], device="cpu"), Judge([], device="cpu"), BestOfN(1), folder=tmp_path)
     (session,) = read_header(tmp_path)["sessions"]
     assert (session["plan"], session["overlap"]) == ("together", False)
@@ -178,7 +178,7 @@ def test_a_part_that_waited_elsewhere_is_there_before_it_judges_beside_drawing(m
 
 
 def test_the_generator_is_back_when_a_run_fails(monkeypatch):
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: GIB)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: GIB)
     trace = []
 
     class Broken(Judge):
@@ -191,7 +191,7 @@ def test_the_generator_is_back_when_a_run_fails(monkeypatch):
 
 
 def test_a_judge_that_waits_in_host_memory_is_told(monkeypatch):
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 40 * GIB)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: 40 * GIB)
     judge = Judge([], device="cpu", home=GPU)
     with pytest.warns(RunWarning, match="held-out judge did not fit on cuda:0 and judges on cpu"):
         run(["a red circle"], Drawer([]), Judge([]), BestOfN(1), judge=judge, overlap=False)
@@ -209,7 +209,7 @@ def test_what_was_drawn_before_the_turn_to_judge_outlives_a_kill(monkeypatch, tm
         def verify(self, images, prompts, *, detail="diagnose"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("tts_verifier.devices.free_bytes", lambda device: 1 * GIB)
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: 1 * GIB)
     with pytest.raises(KeyboardInterrupt):
         run(["a red circle"], Drawer([]), Dies([]), BestOfN(8), folder=tmp_path)
     trace = []

@@ -10,7 +10,7 @@ from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.seeds import seed_for
+from tts_verifier.identity import seed_for
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier

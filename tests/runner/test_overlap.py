@@ -10,8 +10,8 @@ from searches import SeedBeam
 from tts_verifier import BestOfN, run
 from tts_verifier.errors import InputError
 from tts_verifier.log import read_header
-from tts_verifier.reading import read_trials
-from tts_verifier.runner import RunResult
+from tts_verifier.log.reader import read_trials
+from tts_verifier.runner.loop import RunResult
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tts_verifier.progress import Bar, Lines, Progress, as_json, as_line, shown_as
+from tts_verifier.runner.progress import Bar, Lines, Progress, as_json, as_line, shown_as
 from tts_verifier.types import Cost, Draw, Prompt, Trial
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from tts_verifier import run
-from tts_verifier.attempts import attempt
 from tts_verifier.errors import InputError, RunError, RunWarning
-from tts_verifier.seeds import seed_for
+from tts_verifier.identity import seed_for
+from tts_verifier.runner.retry import attempt
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Job, Sample, Verdict

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tts_verifier.errors import RunError, UnsupportedError
-from tts_verifier.runner import run
-from tts_verifier.seams import Strategy
-from tts_verifier.search import Search
+from tts_verifier.interfaces import Strategy
+from tts_verifier.runner.loop import run
+from tts_verifier.runner.setup import Search
 from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.strategies.seed_beam import SeedBeam
 from tts_verifier.strategies.spectral import Spectral

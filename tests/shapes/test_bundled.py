@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tts_verifier import Verifier, shapes
-from tts_verifier.generators.loading import BUNDLED
-from tts_verifier.recipe import load_recipe, run_recipe
+from tts_verifier.generators.diffusers.loading import BUNDLED
+from tts_verifier.recipe.recipe import load_recipe, run_recipe
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "bestofn.yaml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "bestofn.yaml"
 MIB = 2**20
 
 

@@ -9,7 +9,7 @@ from tts_verifier.shapes.artifacts import KINDS, plant_artifacts
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import SCORES, plant
 from tts_verifier.shapes.grammar import parse
-from tts_verifier.shapes.reading import compare, region_map
+from tts_verifier.shapes.readers.constraints import compare, region_map
 from tts_verifier.shapes.renderer import boxes, coverage, render_batch, visible
 from tts_verifier.shapes.scene import encode, sample_scenes
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES

@@ -8,13 +8,13 @@ from scipy import ndimage
 
 from tts_verifier import shapes
 from tts_verifier.errors import InputError
-from tts_verifier.shapes import judge_reader, oracle_reader
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import plant
 from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.readers import judge, oracle
 from tts_verifier.shapes.verifiers import JudgeVerifier, OracleVerifier
 
-READERS = [oracle_reader.read, judge_reader.read]
+READERS = [oracle.read, judge.read]
 
 
 def flawed(n, seed):
@@ -104,8 +104,8 @@ def test_specks_are_not_things():
 
 def test_reading_in_processes_is_reading_one_by_one():
     specs, pixels, _ = flawed(12, 23)
-    together = oracle_reader.read_batch(pixels, specs, workers=2)
-    alone = oracle_reader.read_batch(pixels, specs, workers=1)
+    together = oracle.read_batch(pixels, specs, workers=2)
+    alone = oracle.read_batch(pixels, specs, workers=1)
     assert [r.constraints for r in together] == [r.constraints for r in alone]
     assert [r.boxes for r in together] == [r.boxes for r in alone]
 

@@ -4,8 +4,8 @@ import pytest
 from histories import TASK, seed, trial
 
 from tts_verifier.errors import InputError
+from tts_verifier.interfaces import Strategy
 from tts_verifier.registry import BUILT_IN, builder
-from tts_verifier.seams import Strategy
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Draw
 

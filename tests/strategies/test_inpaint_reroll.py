@@ -7,7 +7,7 @@ import pytest
 from histories import TASK, maps, seed, trial
 
 from tts_verifier.errors import InputError
-from tts_verifier.runner import run
+from tts_verifier.runner.loop import run
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
 from tts_verifier.types import Draw, Heatmap, Heatmaps, Look, Mask, Repaint

@@ -6,15 +6,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
-from test_pipeline import CALL, same
-from test_pipeline import pipe as pipe
-from test_pipeline import verified as verified
-from tiny_pipelines import sd15
+from tiny_pipelines import CALL, same, sd15
 
 from tts_verifier import BestOfN, wrap
-from tts_verifier.calls import Call
 from tts_verifier.errors import InputError
 from tts_verifier.testing import FakeVerifier
+from tts_verifier.verified.call import Call
 
 
 def test_arguments_may_have_no_name(pipe, verified):

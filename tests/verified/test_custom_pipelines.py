@@ -16,7 +16,7 @@ from tts_verifier.types import Budget
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-FILES = sorted((Path(__file__).parent.parent / "pipelines").glob("verified_*.py"))
+FILES = sorted((Path(__file__).parents[2] / "pipelines").glob("verified_*.py"))
 
 
 def load(folder, name, **told):
@@ -68,7 +68,8 @@ def test_what_searches_with_it_is_made_once(tmp_path, monkeypatch):
     family.pipe.save_pretrained(tmp_path / "model")
     loaded = []
     monkeypatch.setattr(
-        "tts_verifier.pipeline.load_verifier", lambda name: loaded.append(name) or FakeVerifier()
+        "tts_verifier.verified.pipeline.load_verifier",
+        lambda name: loaded.append(name) or FakeVerifier(),
     )
     custom = load(tmp_path / "model", "sd3", verifier="named", strategy=BestOfN(1))
     custom.set_progress_bar_config(disable=True)

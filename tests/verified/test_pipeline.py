@@ -11,30 +11,14 @@ from diffusers import AutoPipelineForInpainting, StableDiffusionImg2ImgPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_output import StableDiffusion3PipelineOutput
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
-from tiny_pipelines import sd3, sd15
+from tiny_pipelines import CALL, same, sd15
 
 from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
+from tts_verifier.choice.ranking import Ranking
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
-from tts_verifier.ranking import Ranking
-from tts_verifier.runner import run
+from tts_verifier.runner.loop import run
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Budget, Repaint
-
-CALL = {"num_inference_steps": 2, "guidance_scale": 4.0, "max_sequence_length": 16}
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return sd3(tmp_path_factory.mktemp("sd3"))
-
-
-@pytest.fixture(scope="module")
-def verified(pipe):
-    return wrap(pipe, FakeVerifier(), strategy=BestOfN(3))
-
-
-def same(one, other):
-    return np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_the_output_is_the_pipelines_own_with_the_best_picture_first(verified):

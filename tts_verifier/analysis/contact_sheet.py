@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from PIL import Image, ImageDraw
 
+from tts_verifier.choice.objective import Pick
+from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.errors import RunError
-from tts_verifier.objective import Pick
-from tts_verifier.summary import PromptSummary
 
 SHEET_PROMPTS: Final = 16
 _TILE: Final = 192

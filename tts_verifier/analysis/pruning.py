@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tts_verifier.expectations import Array, Estimate, estimate, expected_best
-from tts_verifier.objective import order
+from tts_verifier.analysis.expected_best import Array, Estimate, estimate, expected_best
+from tts_verifier.choice.objective import order
 from tts_verifier.strategies.successive_halving import spearman
 from tts_verifier.types import Continue, Draw, Trial
 

@@ -14,9 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from tts_verifier.charts import Chart, Series, alone, lines
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.expectations import (
+from tts_verifier.analysis.charts import Chart, Series, alone, lines
+from tts_verifier.analysis.expected_best import (
     Array,
     Estimate,
     estimate,
@@ -24,8 +23,9 @@ from tts_verifier.expectations import (
     expected_stop,
     misses,
 )
+from tts_verifier.analysis.pruning import Chain, Pruning, chains, prunings
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.log import read_header, read_trials
-from tts_verifier.pruning import Chain, Pruning, chains, prunings
 from tts_verifier.types import Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)

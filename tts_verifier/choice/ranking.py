@@ -8,8 +8,9 @@ from typing import overload
 
 from PIL import Image
 
-from tts_verifier.showing import card
+from tts_verifier.images.display import card
 from tts_verifier.types import Verdict
+from tts_verifier.types.score_names import written_scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +56,7 @@ class Ranking(Sequence[Ranked]):
             card(
                 f"{place}. image {item.index} · {item.objective:.3f}",
                 [item.image, item.verdict.overlay(item.image)],
-                item.verdict.scores,
+                written_scores(item.verdict.scores),
                 item.verdict.text,
             )
             for place, item in enumerate(self, 1)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from tts_verifier.objective import Pick, choose
-from tts_verifier.showing import plain
+from tts_verifier.choice.objective import Pick, choose
 from tts_verifier.types import Look, Prompt, Trial
+from tts_verifier.types.score_names import written_scores
 
 Interval = tuple[float, float]
 
@@ -225,7 +225,7 @@ def _table(rows: Sequence[PromptSummary]) -> list[str]:
     some = next((r.chosen for r in rows if r.chosen), None)
     if some is None:
         return ["No prompt has a usable picture."]
-    names = ["objective", *plain(some.scores), *(f"judge_{name}" for name in some.judge)]
+    names = ["objective", *written_scores(some.scores), *(f"judge_{name}" for name in some.judge)]
     table = [["prompt", *names]]
     for row in rows:
         texts = [f"{_value(row.first, n)} -> {_value(row.chosen, n)}" for n in names]

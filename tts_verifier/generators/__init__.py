@@ -1,1 +1,1 @@
-"""What draws: adapters that serve proposals with a diffusion pipeline."""
+"""What turns proposals into images."""

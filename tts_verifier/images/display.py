@@ -25,15 +25,6 @@ _BOX: Final = "#ff2d78"
 _CARD: Final = 224
 
 
-EXPECTED: Final = "_expected"
-"""Ends the name of a score that says more finely what another one says."""
-
-
-def plain(scores: Mapping[str, float]) -> dict[str, float]:
-    """Returns the scores that people read; logs and objectives have the finer ones too."""
-    return {name: value for name, value in scores.items() if not name.endswith(EXPECTED)}
-
-
 def overlay(
     image: Image.Image,
     maps: Mapping[str, NDArray[np.float32]],
@@ -90,7 +81,7 @@ def card(
     )
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{_number(value)}</td></tr>"
-        for name, value in plain(numbers).items()
+        for name, value in numbers.items()
     )
     reply = (
         f'<details><summary>reply</summary><pre style="white-space:pre-wrap">{escape(text)}'

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import RunError
-from tts_verifier.files import Folder
-from tts_verifier.parts import TABLE, parts_of
-from tts_verifier.provenance import environment
+from tts_verifier.log.environment import environment
+from tts_verifier.log.files import Folder
+from tts_verifier.log.tables import TABLE, parts_of
 
 SCHEMA_VERSION: Final = 1
 HEADER: Final = "header.json"

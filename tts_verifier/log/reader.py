@@ -24,11 +24,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from tts_verifier.choice.objective import Pick
 from tts_verifier.errors import RunError, RunWarning
-from tts_verifier.files import Folder, digest_of, heatmap_of, image_of, read_mask, state_of, stored
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.objective import Pick
-from tts_verifier.parts import (
+from tts_verifier.log.files import (
+    Folder,
+    digest_of,
+    heatmap_of,
+    image_of,
+    read_mask,
+    state_of,
+    stored,
+)
+from tts_verifier.log.schema import names_of
+from tts_verifier.log.tables import (
     TABLE,
     Read,
     conform,
@@ -38,7 +47,6 @@ from tts_verifier.parts import (
     read_tables,
     strangers,
 )
-from tts_verifier.rows import names_of
 from tts_verifier.types import Cost, Job, Prompt, Stored, Trial
 
 Names = Mapping[str, Iterable[str]]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError
-from tts_verifier.files import Folder, digest_of
+from tts_verifier.log.files import Folder, digest_of
 
 TABLE: Final = "trials.parquet"
 PARTS: Final = "parts"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import RunError
-from tts_verifier.files import Folder, image_of, state_of, stored
+from tts_verifier.log.files import Folder, image_of, state_of, stored
 from tts_verifier.types import Cost, Job, Sample, Stored
 
 WAITING: Final = "waiting"

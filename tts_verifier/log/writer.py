@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from tts_verifier import parts
 from tts_verifier.errors import RunError
-from tts_verifier.files import (
+from tts_verifier.log import tables
+from tts_verifier.log.files import (
     Folder,
     digest_of,
     grey,
@@ -43,13 +43,13 @@ from tts_verifier.files import (
     state_of,
     stored,
 )
-from tts_verifier.header import note_session, read_header, write_header
-from tts_verifier.lock import FolderLock
-from tts_verifier.reading import Found, is_running, read_picks, read_rows, read_trials
-from tts_verifier.rows import Columns, struct_of, to_row
+from tts_verifier.log.header import note_session, read_header, write_header
+from tts_verifier.log.lock import FolderLock
+from tts_verifier.log.reader import Found, is_running, read_picks, read_rows, read_trials
+from tts_verifier.log.schema import Columns, struct_of, to_row
+from tts_verifier.log.unjudged import forget_notes, note, read_notes, sample_of, write_notes
+from tts_verifier.log.worker import Worker
 from tts_verifier.types import Job, Look, Repaint, Sample, Setting, Stored, Trial
-from tts_verifier.waiting import forget_notes, note, read_notes, sample_of, write_notes
-from tts_verifier.worker import Worker
 
 __all__ = [
     "RunLog",
@@ -98,7 +98,7 @@ class RunLog:
         self.found = Found(folder)
         self._columns = Columns(draw)
         self._columns.know(self.found.names)
-        self._parts = parts.parts_of(folder.root)
+        self._parts = tables.parts_of(folder.root)
         self._next = 1 + max((part.number for part in self._parts), default=-1)
         self._saving = ThreadPoolExecutor(thread_name_prefix="save")
         # pyarrow imports pandas for its first table: better while the first batch is drawn.
@@ -207,8 +207,8 @@ class RunLog:
         if session is not None:
             note_session(self._files, session)
         self.found.close()
-        if self._parts or parts.chosen_of(self.folder) != set(chosen):
-            parts.finish(self._files, self._columns.schema(), columns)
+        if self._parts or tables.chosen_of(self.folder) != set(chosen):
+            tables.finish(self._files, self._columns.schema(), columns)
             self._parts = []
         for kind in ("states/*.npz", "waiting/*.json"):
             self._delete(path.relative_to(self.folder) for path in self.folder.glob(kind))
@@ -306,12 +306,12 @@ class RunLog:
             self._complete(item)
         self._files.settle()
         table = pa.Table.from_pylist([item.row for item in batch], schema=schema)
-        self._parts.append(parts.write_part(self._files, (self._next, 0), table))
+        self._parts.append(tables.write_part(self._files, (self._next, 0), table))
         self._next += 1
         self._files.settle()
         # An earlier process's notes may be on more than this batch: they stay to the end.
         forget_notes(self.folder, self._noted.intersection(item.trial.id for item in batch))
-        self._parts = parts.merge(self._files, self._parts)
+        self._parts = tables.merge(self._files, self._parts)
 
     def _complete(self, item: _Writing) -> None:
         """Waits for a trial's files and says in its row where they are."""

@@ -19,17 +19,17 @@ from typing import Any, Final
 import yaml
 
 from tts_verifier import registry
-from tts_verifier.arguments import call, describe, fits, parameters
-from tts_verifier.documents import Document, override, parse
+from tts_verifier.analysis.contact_sheet import write_chosen
+from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.summary import Summary, as_text, as_values, summarise
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.gallery import write_chosen
-from tts_verifier.objective import Objective
-from tts_verifier.progress import Progress
-from tts_verifier.prompts import as_prompts, read_prompts
-from tts_verifier.rejudge import Proposed, Recorded
-from tts_verifier.runner import execute
-from tts_verifier.search import Search, check_needs
-from tts_verifier.summary import Summary, as_text, as_values, summarise
+from tts_verifier.recipe.rejudge import Proposed, Recorded
+from tts_verifier.recipe.signatures import call, describe, fits, parameters
+from tts_verifier.recipe.yaml_lines import Document, override, parse
+from tts_verifier.runner.loop import execute
+from tts_verifier.runner.progress import Progress
+from tts_verifier.runner.prompts import as_prompts, read_prompts
+from tts_verifier.runner.setup import Search, check_needs
 from tts_verifier.types import Budget, Detail, Prompt
 
 ROLES: Final = {
@@ -157,7 +157,7 @@ def read(document: Document, *, folder: Path, stem: str) -> Recipe:
 
 def recipe_folder() -> Path:
     """Returns where the packaged recipes are: in the wheel, or in the checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     packed = package / "recipes"
     return packed if packed.is_dir() else package.parent / "recipes"
 

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from PIL import Image
 
-from tts_verifier.attempts import attempt
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.seams import Verifier
-from tts_verifier.search import Search
+from tts_verifier.interfaces import Verifier
+from tts_verifier.runner.retry import attempt
+from tts_verifier.runner.setup import Search
 from tts_verifier.types import (
     Continue,
     Detail,

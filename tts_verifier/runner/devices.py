@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.memory import SPARE, free_bytes
-from tts_verifier.search import Search
+from tts_verifier.runner.setup import Search
 
 Plan = Literal["as placed", "apart", "together", "in turns"]
 

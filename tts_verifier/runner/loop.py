@@ -19,16 +19,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
-from tts_verifier.batch import Drawn, draw, judge
-from tts_verifier.binding import bind, share_of, within
-from tts_verifier.devices import HELD, Seats
+from tts_verifier.choice.objective import Objective
+from tts_verifier.interfaces import Generator, Strategy, Verifier
 from tts_verifier.log import RunLog, open_log
-from tts_verifier.objective import Objective
-from tts_verifier.progress import Progress, shown_as
-from tts_verifier.prompts import as_prompts
-from tts_verifier.result import Ended, RunResult
-from tts_verifier.seams import Generator, Strategy, Verifier
-from tts_verifier.search import Search
+from tts_verifier.runner.batch import Drawn, draw, judge
+from tts_verifier.runner.devices import HELD, Seats
+from tts_verifier.runner.jobs import bind, share_of, within
+from tts_verifier.runner.progress import Progress, shown_as
+from tts_verifier.runner.prompts import as_prompts
+from tts_verifier.runner.result import Ended, RunResult
+from tts_verifier.runner.setup import Search
 from tts_verifier.types import (
     KINDS,
     Budget,

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from tts_verifier.choice.objective import choose
+from tts_verifier.choice.summary import PromptSummary, summarise_prompt
 from tts_verifier.errors import RunError
 from tts_verifier.log import read_picks, read_trials
-from tts_verifier.objective import choose
-from tts_verifier.summary import PromptSummary, summarise_prompt
 from tts_verifier.types import Choice, Prompt, Trial
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Final
 
+from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.objective import Objective
-from tts_verifier.seams import Generator, Strategy, Verifier
+from tts_verifier.interfaces import Generator, Strategy, Verifier
 from tts_verifier.types import KINDS, Budget, Detail, Look, LowBand, Near, Prompt
 
 _METHODS: Final = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tts_verifier.images import ImageLike, as_image
 from tts_verifier.shapes.captions import captions
 from tts_verifier.shapes.grammar import parse
-from tts_verifier.shapes.reading import Reading, pixels_of
+from tts_verifier.shapes.readers.constraints import Reading, pixels_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +44,7 @@ def oracle(image: ImageLike, caption: str) -> Reading:
     Raises:
         InputError: the image cannot be used, or the caption is outside the grammar.
     """
-    from tts_verifier.shapes.oracle_reader import read
+    from tts_verifier.shapes.readers.oracle import read
 
     return read(pixels_of(as_image(image)), parse(caption))
 
@@ -55,6 +55,6 @@ def judge(image: ImageLike, caption: str) -> Reading:
     Raises:
         InputError: the image cannot be used, or the caption is outside the grammar.
     """
-    from tts_verifier.shapes.judge_reader import read
+    from tts_verifier.shapes.readers.judge import read
 
     return read(pixels_of(as_image(image)), parse(caption))

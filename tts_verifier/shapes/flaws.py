@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tts_verifier.shapes.artifacts import Planted, plant_artifacts, saliency
 from tts_verifier.shapes.grammar import Noun, Spec
-from tts_verifier.shapes.reading import Reading, Thing, compare
+from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.shapes.renderer import boxes, coverage, paint
 from tts_verifier.shapes.scene import Scenes, sample_scenes
 from tts_verifier.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZE

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier.choice.objective import Objective
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.objective import Objective
-from tts_verifier.seams import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.shapes.grammar import Spec, parse
-from tts_verifier.shapes.reading import Reading, pixels_of
+from tts_verifier.shapes.readers.constraints import Reading, pixels_of
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 
@@ -75,7 +75,7 @@ class OracleVerifier(ReadingVerifier):
 
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
         """Reads (128, 128, 3) uint8 against a spec."""
-        from tts_verifier.shapes.oracle_reader import read
+        from tts_verifier.shapes.readers.oracle import read
 
         return read(pixels, spec)
 
@@ -87,7 +87,7 @@ class JudgeVerifier(ReadingVerifier):
 
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
         """Reads (128, 128, 3) uint8 against a spec."""
-        from tts_verifier.shapes.judge_reader import read
+        from tts_verifier.shapes.readers.judge import read
 
         return read(pixels, spec)
 

@@ -14,8 +14,8 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from tts_verifier.errors import InputError
+from tts_verifier.interfaces import Strategy
 from tts_verifier.registry import builder
-from tts_verifier.seams import Strategy
 from tts_verifier.strategies.shared import positive, within
 from tts_verifier.types import Draw, Proposal, Task, Trial
 

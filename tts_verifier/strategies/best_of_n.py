@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tts_verifier.errors import InputError
-from tts_verifier.seeds import seed_for
+from tts_verifier.identity import seed_for
 from tts_verifier.types import Draw, Proposal, Task, Trial
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.regions import MaskRule, flaw_mask, spots
+from tts_verifier.masks import MaskRule, flaw_mask, spots
 from tts_verifier.strategies.shared import best, positive, rounds, seeds, within
 from tts_verifier.types import Draw, Look, Mask, Proposal, Repaint, Task, Trial
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from tts_verifier.choice.objective import order
 from tts_verifier.errors import InputError
-from tts_verifier.objective import order
-from tts_verifier.seeds import seed_for
+from tts_verifier.identity import seed_for
 from tts_verifier.types import Look, Task, Trial
 
 

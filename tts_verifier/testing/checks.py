@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.runner import run
-from tts_verifier.seams import Generator, Strategy, Verifier
+from tts_verifier.interfaces import Generator, Strategy, Verifier
+from tts_verifier.runner.loop import run
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
     Continue,

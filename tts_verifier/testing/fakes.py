@@ -11,7 +11,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.seams import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.types import (
     Continue,
     Cost,

@@ -1,1 +1,1 @@
-"""How the bundled models are made: data, stages, figures. Not needed to use them."""
+"""How the verifier and the generator learn."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tts_verifier.errors import InputError
-from tts_verifier.generators.loading import check_call
-from tts_verifier.seeds import seed_for
+from tts_verifier.generators.diffusers.loading import check_call
+from tts_verifier.identity import seed_for
 
 _OUTPUTS: Final = ("pil", "np", "pt")
 _COUNTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")

@@ -15,27 +15,27 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from tts_verifier.calls import Call, CallbackFailed, Request
+from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.drawn import BLANKED
-from tts_verifier.generators.fitting import Room
-from tts_verifier.generators.loading import check_pipeline, load
-from tts_verifier.generators.moving import device_of
-from tts_verifier.generators.texts import Texts
-from tts_verifier.objective import Objective
-from tts_verifier.ranking import Ranked, Ranking
+from tts_verifier.generators.diffusers.batch import BLANKED
+from tts_verifier.generators.diffusers.batch_size import Room
+from tts_verifier.generators.diffusers.loading import check_pipeline, load
+from tts_verifier.generators.diffusers.placement import device_of
+from tts_verifier.generators.diffusers.prompt_cache import Texts
 from tts_verifier.registry import suggestion
-from tts_verifier.runner import execute
-from tts_verifier.scoring import load_verifier
-from tts_verifier.search import Search, check_part
+from tts_verifier.runner.loop import execute
+from tts_verifier.runner.setup import Search, check_part
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Budget, Choice, Detail, Heatmaps, Prompt, Trial, Verdict
+from tts_verifier.verified.call import Call, CallbackFailed, Request
+from tts_verifier.verifiers.load import load_verifier
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tts_verifier.seams import Strategy, Verifier
+    from tts_verifier.interfaces import Strategy, Verifier
 
 _CUSTOM: Final[WeakKeyDictionary[Any, tuple[Any, VerifiedPipeline]]] = WeakKeyDictionary()
 """By custom pipeline: what it was told, and what searches with it, its verifier loaded once."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tts_verifier.report import write_report
-from tts_verifier.runner import run
+from tts_verifier.analysis.report import write_report
+from tts_verifier.runner.loop import run
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Prompt, Verdict
 
-sys.path.append(str(Path(__file__).parent.parent / "examples" / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[3] / "examples" / "benchmarks"))
 from chromium import Chromium, find_chromium
 from searches import InpaintReroll
 

@@ -21,16 +21,16 @@ from click.testing import CliRunner
 from PIL import Image
 from searches import InpaintReroll
 
-from tts_verifier import cli
+from tts_verifier.analysis.report import write_report
+from tts_verifier.analysis.report.figures import categories, costs, paired, progress, steps
+from tts_verifier.analysis.report.pictures import Inline, Layer, Linked
+from tts_verifier.choice.summary import summarise, summarise_prompt
+from tts_verifier.cli.report import report as report_command
 from tts_verifier.errors import InputError, RunError
+from tts_verifier.interfaces import Strategy
 from tts_verifier.log import is_running, open_log, read_trials
-from tts_verifier.report import write_report
-from tts_verifier.report.figures import categories, costs, paired, progress, steps
-from tts_verifier.report.pictures import Inline, Layer, Linked
-from tts_verifier.runner import run
-from tts_verifier.seams import Strategy
+from tts_verifier.runner.loop import run
 from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.summary import summarise, summarise_prompt
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_reported_is_named(
         write_report([tmp_path / "empty"], tmp_path / "page.html")
     with pytest.raises(RunError, match=r"cannot be written.*--output"):
         write_report([painted], tmp_path / "no" / "page.html")
-    monkeypatch.setattr("tts_verifier.report.page.find_spec", lambda name: None)
+    monkeypatch.setattr("tts_verifier.analysis.report.page.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'tts-verifier\[reports\]'"):
         write_report([painted], tmp_path / "page.html")
 
@@ -220,10 +220,10 @@ def test_what_cannot_be_reported_is_named(
 def test_the_command_writes_into_the_run(painted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(painted, folder)
-    done = CliRunner().invoke(cli.report, [str(folder)])
+    done = CliRunner().invoke(report_command, [str(folder)])
     assert (done.exit_code, done.stdout) == (0, f"report: {folder / 'report.html'}\n")
     assert 'src="images/' in (folder / "report.html").read_text()
-    failed = CliRunner().invoke(cli.report, [str(tmp_path)])
+    failed = CliRunner().invoke(report_command, [str(tmp_path)])
     assert failed.exit_code == 2
     assert "Traceback" not in failed.output
 

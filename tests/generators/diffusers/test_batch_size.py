@@ -7,7 +7,7 @@ from tiny_pipelines import sd15
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.fitting import Room, out_of_memory
+from tts_verifier.generators.diffusers.batch_size import Room, out_of_memory
 from tts_verifier.types import Draw, Job, Prompt
 
 

@@ -1,6 +1,6 @@
 """What every family of pipelines can do, and that the document says so.
 
-    python tests/test_families.py
+    python tests/generators/diffusers/test_families.py
 
 writes the table into the document.
 """
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`callback_steps` is deprecated:FutureWarning"),
 ]
 
-DOCUMENT = Path(__file__).parent.parent / "tts_verifier" / "generators" / "FAMILIES.md"
+DOCUMENT = Path(__file__).parents[3] / "tts_verifier" / "generators" / "diffusers" / "FAMILIES.md"
 PROMPT = Prompt("0", "a red circle")
 UNFIT = r"cannot be resumed|starts from a picture|has no `prepare_latents`"
 BUILDERS = {**tiny_families.FAMILIES, **tiny_checkpoints.CHECKPOINTS}
@@ -75,7 +75,7 @@ def table(folder):
 
 def test_the_document_has_the_table(tmp_path):
     found = re.search(r"<!-- table -->\n(.*?)\n<!-- end -->", DOCUMENT.read_text(), re.DOTALL)
-    assert found[1] == table(tmp_path), "run: python tests/test_families.py"
+    assert found[1] == table(tmp_path), "run: python tests/generators/diffusers/test_families.py"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

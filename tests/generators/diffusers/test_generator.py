@@ -12,9 +12,8 @@ from PIL import Image
 from tiny_pipelines import as_parent, sd3, sd15
 
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
-from tts_verifier.generators import loading
-from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.runner import run
+from tts_verifier.generators.diffusers import DiffusersGenerator, loading
+from tts_verifier.runner.loop import run
 from tts_verifier.testing import FakeVerifier, check_generator
 from tts_verifier.types import Continue, Draw, Job, Look, LowBand, Mask, Near, Prompt, Repaint
 

@@ -9,8 +9,7 @@ from diffusers import PNDMScheduler
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import noise
-from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.generators.diffusers import DiffusersGenerator, noise
 from tts_verifier.types import Continue, Draw, Job, LowBand, Near, Prompt, Sample
 
 PROMPT = Prompt("0", "a red circle")

@@ -7,7 +7,7 @@ import torch
 
 from tts_verifier import BestOfN, run
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.texts import Texts
+from tts_verifier.generators.diffusers.prompt_cache import Texts
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt
 
@@ -101,7 +101,7 @@ def test_other_arguments_tell_encodings_apart_and_tensors_are_not_kept():
 
 
 def test_the_oldest_texts_are_forgotten_when_all_take_too_much_memory(monkeypatch):
-    monkeypatch.setattr("tts_verifier.generators.texts._MOST", 3 * 4)
+    monkeypatch.setattr("tts_verifier.generators.diffusers.prompt_cache._MOST", 3 * 4)
     pipe, texts = Encoder(lambda prompt: (letters(prompt), None, [1])), Texts()
     asked(pipe, texts, ["a"], ["b"], ["c"], ["a"], ["d"], ["a"], ["b"])
     assert pipe.calls == [["a"], ["b"], ["c"], ["d"], ["b"]]

@@ -1,4 +1,4 @@
-"""The network equals the official one: every number of tests/golden, in float32.
+"""The network equals the official one: every number of the folder `golden`, in float32.
 
 Fast: all quantities of both samples through one padded batch, maps of two of the four
 prompts. Slow (`-m slow`): all four maps, and the loss with its gradients; a map of the
@@ -8,59 +8,25 @@ official width takes 0.4 TFLOP.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from golden_numbers import EXPECTED, GOLDEN, TOLERANCES, check
 
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.decode import Request, generate
-from tts_verifier.verifiers.imagedoctor.loss import loss
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
-from tts_verifier.verifiers.imagedoctor.positions import predicting
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
-from tts_verifier.verifiers.imagedoctor.step import Step
+from tts_verifier.training.verifier.sft_loss import loss
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
+from tts_verifier.verifiers.imagedoctor.engine.engine import Request, generate
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
+from tts_verifier.verifiers.imagedoctor.model.mrope import predicting
 
-GOLDEN = Path(__file__).parent / "golden"
-TOLERANCES = json.loads((GOLDEN / "tolerances.json").read_text())
-EXPECTED = np.load(GOLDEN / "expected.npz")
 KEYS = json.loads((GOLDEN / "keys.json").read_text())
 GRID, CELLS = (18, 18), 324
 PAD = 0
-
-
-def check(sample: int, name: str, got: Any) -> None:
-    expected = EXPECTED[f"s{sample}.{name}"]
-    got = np.asarray(got.detach() if isinstance(got, torch.Tensor) else got, dtype=np.float64)
-    assert got.shape == expected.shape, f"s{sample}.{name}: {got.shape} {expected.shape}"
-    largest = np.abs(got - expected).max()
-    assert largest <= TOLERANCES[name], f"s{sample}.{name} differs by {largest}"
-
-
-@pytest.fixture(scope="module")
-def recipes() -> Iterator[SimpleNamespace]:
-    """The golden folder's own weights.py and inputs.py."""
-    sys.path.insert(0, str(GOLDEN))
-    import inputs
-    import weights
-
-    yield SimpleNamespace(
-        fill=weights.fill, config=inputs.CONFIG, samples=[inputs.sample(0), inputs.sample(1)]
-    )
-    sys.path.remove(str(GOLDEN))
-    del sys.modules["inputs"], sys.modules["weights"]
-
-
-@pytest.fixture(scope="module")
-def model(recipes: SimpleNamespace) -> ImageDoctorModel:
-    built = ImageDoctorModel(ImageDoctorConfig.from_dict(recipes.config)).eval()
-    recipes.fill(built.state_dict())
-    return built
 
 
 def rows(recipes: SimpleNamespace, side: str) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
@@ -76,33 +42,35 @@ def rows(recipes: SimpleNamespace, side: str) -> tuple[torch.Tensor, torch.Tenso
     return batch, mask, offsets
 
 
-def run(model: ImageDoctorModel, recipes: SimpleNamespace, side: str) -> Outputs:
+def run(official: ImageDoctorModel, recipes: SimpleNamespace, side: str) -> Outputs:
     ids, mask, _ = rows(recipes, side)
     pixels = torch.cat([torch.tensor(s["pixel_values"]) for s in recipes.samples])
     with torch.no_grad():
-        return model(ids, pixels, [(1, 36, 36)] * 2, mask)
+        return official(ids, pixels, [(1, 36, 36)] * 2, mask)
 
 
 @pytest.fixture(scope="module")
-def left(model: ImageDoctorModel, recipes: SimpleNamespace) -> Outputs:
-    return run(model, recipes, "left")
+def left(official: ImageDoctorModel, recipes: SimpleNamespace) -> Outputs:
+    return run(official, recipes, "left")
 
 
-def test_names_and_shapes_of_the_state_dict_are_the_official_ones(model: ImageDoctorModel) -> None:
-    assert {n: list(t.shape) for n, t in model.state_dict().items()} == KEYS["shapes"]
+def test_names_and_shapes_of_the_state_dict_are_the_official_ones(
+    official: ImageDoctorModel,
+) -> None:
+    assert {n: list(t.shape) for n, t in official.state_dict().items()} == KEYS["shapes"]
 
 
-def test_weights_are_those_of_the_recipe(model: ImageDoctorModel) -> None:
-    for name, tensor in model.state_dict().items():
+def test_weights_are_those_of_the_recipe(official: ImageDoctorModel) -> None:
+    for name, tensor in official.state_dict().items():
         assert float(tensor.flatten()[0]) == KEYS["first_value"][name], name
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_and_predicting_positions_are_exact_in_a_padded_batch(
-    model: ImageDoctorModel, recipes: SimpleNamespace, side: str
+    official: ImageDoctorModel, recipes: SimpleNamespace, side: str
 ) -> None:
     ids, mask, offsets = rows(recipes, side)
-    positions, shift = model.positions(ids, [(36, 36)] * 2, mask)
+    positions, shift = official.positions(ids, [(36, 36)] * 2, mask)
     found = predicting(ids, (2010, 2011), mask=mask)
     for i, start in enumerate(offsets):
         length = int(mask[i].sum())
@@ -113,9 +81,9 @@ def test_positions_and_predicting_positions_are_exact_in_a_padded_batch(
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_states_logits_and_features_hold_in_one_padded_batch(
-    model: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs, side: str
+    official: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs, side: str
 ) -> None:
-    out = left if side == "left" else run(model, recipes, side)
+    out = left if side == "left" else run(official, recipes, side)
     ids, mask, offsets = rows(recipes, side)
     for i, start in enumerate(offsets):
         end = start + int(mask[i].sum())
@@ -129,18 +97,18 @@ def test_states_logits_and_features_hold_in_one_padded_batch(
 
 
 def test_greedy_ids_hold_in_a_padded_batch(
-    model: ImageDoctorModel, recipes: SimpleNamespace
+    official: ImageDoctorModel, recipes: SimpleNamespace
 ) -> None:
     """Row 1 continues row 0's prompt after its first three greedy ids, so it is longer."""
     sample = recipes.samples[0]
     ids, greedy = sample["prompt_ids"].tolist(), EXPECTED["s0.greedy_ids"].tolist()
     asked = [Request(row, sample["pixel_values"], (36, 36)) for row in (ids, ids + greedy[:3])]
-    first, second = generate(model, asked, Limits(12, ()))
+    first, second = generate(official, asked, Limits(12, ()))
     assert first.ids == greedy == EXPECTED["s1.greedy_ids"].tolist()
     assert second.ids[:9] == greedy[3:]
     forced = torch.tensor([ids + greedy])
     with torch.no_grad():
-        out = model(forced, torch.tensor(sample["pixel_values"]), [(1, 36, 36)])
+        out = official(forced, torch.tensor(sample["pixel_values"]), [(1, 36, 36)])
     best = out.logits[0, len(ids) - 1 : -1].topk(2).values
     for i in range(2):
         check(i, "greedy_top1_logit", best[:, 0])
@@ -148,7 +116,7 @@ def test_greedy_ids_hold_in_a_padded_batch(
 
 
 def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
-    model: ImageDoctorModel, recipes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    official: ImageDoctorModel, recipes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = [len(s["prompt_ids"]) for s in recipes.samples]
     forced = [
@@ -166,13 +134,13 @@ def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
         Request(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36)) for s in recipes.samples
     ]
     longest = max(map(len, forced))
-    generate(model, asked, Limits(longest + 1, ()))
+    generate(official, asked, Limits(longest + 1, ()))
     whole = torch.stack(hidden, dim=1)
     for i, row in enumerate(forced):
         first = [row.tolist().index(token) for token in (2010, 2011)]
         check(i, "hidden", whole[i, first])
         last = whole[i, len(row) - 7 : len(row) + 1]
-        check(i, "logits_last8", model.lm_head(last))
+        check(i, "logits_last8", official.lm_head(last))
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:
@@ -181,10 +149,12 @@ def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:
     return torch.stack([out.hidden[i, at[i]] for i in range(2)])
 
 
-def test_projections_hold(model: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs) -> None:
+def test_projections_hold(
+    official: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
+) -> None:
     with torch.no_grad():
-        text = model.text_hidden_fcs[0](states(recipes, left))
-        image = model.image_hidden_fcs[0](left.visual.view(2, CELLS, -1))
+        text = official.text_hidden_fcs[0](states(recipes, left))
+        image = official.image_hidden_fcs[0](left.visual.view(2, CELLS, -1))
     for i in range(2):
         check(i, "text_embeds", text[i])
         check(i, "image_embeds_corner", image[i, [0, 17, 306, 323]])
@@ -192,7 +162,7 @@ def test_projections_hold(model: ImageDoctorModel, recipes: SimpleNamespace, lef
 
 
 def decode(
-    model: ImageDoctorModel, recipes: SimpleNamespace, out: Outputs, which: list[tuple[int, int]]
+    official: ImageDoctorModel, recipes: SimpleNamespace, out: Outputs, which: list[tuple[int, int]]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Decodes the maps of (sample, kind) pairs; also what two inner modules gave."""
     inner: dict[str, torch.Tensor] = {}
@@ -204,13 +174,13 @@ def decode(
         return hook
 
     hooks = [
-        model.heatmap.transformer.register_forward_hook(keep("transformer")),
-        model.heatmap.output_upscaling.register_forward_hook(keep("upscaled")),
+        official.heatmap.transformer.register_forward_hook(keep("transformer")),
+        official.heatmap.output_upscaling.register_forward_hook(keep("upscaled")),
     ]
     prompts = states(recipes, out)
     features = out.visual.view(2, CELLS, -1)
     with torch.no_grad():
-        logits = model.heatmap_logits(
+        logits = official.heatmap_logits(
             torch.stack([prompts[s, k] for s, k in which]),
             torch.stack([features[s] for s, _ in which]),
             GRID,
@@ -243,18 +213,18 @@ def check_maps(
 
 
 def test_maps_hold_for_one_prompt_of_each_sample_and_kind(
-    model: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
+    official: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
 ) -> None:
     which = [(0, 0), (1, 1)]
-    check_maps(which, *decode(model, recipes, left, which))
+    check_maps(which, *decode(official, recipes, left, which))
 
 
 @pytest.mark.slow
 def test_maps_hold_for_all_prompts(
-    model: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
+    official: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
 ) -> None:
     which = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    check_maps(which, *decode(model, recipes, left, which))
+    check_maps(which, *decode(official, recipes, left, which))
 
 
 def test_text_loss_holds_on_each_row_of_a_batch(recipes: SimpleNamespace, left: Outputs) -> None:
@@ -267,9 +237,11 @@ def test_text_loss_holds_on_each_row_of_a_batch(recipes: SimpleNamespace, left: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1])
-def test_loss_and_gradients_hold(model: ImageDoctorModel, recipes: SimpleNamespace, i: int) -> None:
+def test_loss_and_gradients_hold(
+    official: ImageDoctorModel, recipes: SimpleNamespace, i: int
+) -> None:
     sample = recipes.samples[i]
-    out = model(
+    out = official(
         torch.tensor(sample["input_ids"])[None],
         torch.tensor(sample["pixel_values"]),
         sample["image_grid_thw"].tolist(),
@@ -277,14 +249,14 @@ def test_loss_and_gradients_hold(model: ImageDoctorModel, recipes: SimpleNamespa
     targets = torch.tensor(
         np.stack([sample["target_misalignment"], sample["target_artifact"]], axis=1)
     )
-    parts = loss(model, out, torch.tensor(sample["labels"])[None], targets, grid=GRID)
+    parts = loss(official, out, torch.tensor(sample["labels"])[None], targets, grid=GRID)
     got = [parts.total, parts.text, parts.artifact, parts.misalignment]
     check(i, "loss", [float(p.detach()) for p in got])
     parts.total.backward()
-    state = model.state_dict(keep_vars=True)
+    state = official.state_dict(keep_vars=True)
     norms = [
         np.nan if state[name].grad is None else float(state[name].grad.norm())
         for name in sorted(KEYS["shapes"])
     ]
-    model.zero_grad(set_to_none=True)
+    official.zero_grad(set_to_none=True)
     np.testing.assert_allclose(norms, EXPECTED[f"s{i}.grad_norm"], **TOLERANCES["grad_norm"])

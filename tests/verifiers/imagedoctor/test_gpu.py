@@ -8,19 +8,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_imagedoctor_decode import EOS, requests
-from test_imagedoctor_decode import model as model
-from test_imagedoctor_golden import EXPECTED, TOLERANCES, check, recipes
-from test_imagedoctor_golden import model as official
+from golden_numbers import EXPECTED, TOLERANCES, check
+from tiny_engine import EOS, requests
 
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Request, generate
-from tts_verifier.verifiers.imagedoctor.maps import MapDecoder
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
-from tts_verifier.verifiers.imagedoctor.step import Step
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request, generate
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-__all__ = ["model", "official", "recipes"]
 
 
 def test_golden_numbers_hold_through_the_engine(

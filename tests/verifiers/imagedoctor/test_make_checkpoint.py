@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_imagedoctor import example, noise
 
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.loading import load_model
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.prompt import Words
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 
 def test_a_folder_is_scored_with_a_made_checkpoint(

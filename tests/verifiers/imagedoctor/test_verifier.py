@@ -13,9 +13,9 @@ import torch
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
-from tts_verifier.seams import Verifier
+from tts_verifier.interfaces import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
 
 REPLY = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "

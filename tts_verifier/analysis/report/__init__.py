@@ -6,6 +6,6 @@ figures    charts and tables over a run, and between runs
 page       the whole, through the templates
 """
 
-from tts_verifier.report.page import write_report
+from tts_verifier.analysis.report.page import write_report
 
 __all__ = ["write_report"]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tts_verifier.objective import choose
-from tts_verifier.report.pictures import Picture, Row, Source, picture
-from tts_verifier.showing import plain
+from tts_verifier.analysis.report.pictures import Picture, Row, Source, picture
+from tts_verifier.choice.objective import choose
 from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
+from tts_verifier.types.score_names import written_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,8 @@ def _lines(first: Card | None, chosen: Card | None) -> tuple[Line, ...]:
         return ()
     old, new = first.trial, chosen.trial
     lines = [Line("objective", old.objective, new.objective)]
-    lines += [Line(n, old.scores.get(n, math.nan), v) for n, v in plain(new.scores).items()]
+    lines += [
+        Line(n, old.scores.get(n, math.nan), v) for n, v in written_scores(new.scores).items()
+    ]
     lines += [Line(f"judge: {n}", old.judge.get(n, math.nan), v) for n, v in new.judge.items()]
     return tuple(lines)

@@ -9,11 +9,11 @@ from statistics import fmean
 
 import numpy as np
 
-from tts_verifier.charts import Chart, Point, Series, bars, lines
-from tts_verifier.objective import Pick, choose
-from tts_verifier.showing import plain
-from tts_verifier.summary import PromptSummary, Summary
+from tts_verifier.analysis.charts import Chart, Point, Series, bars, lines
+from tts_verifier.choice.objective import Pick, choose
+from tts_verifier.choice.summary import PromptSummary, Summary
 from tts_verifier.types import Cost, Look, Trial, kind_of
+from tts_verifier.types.score_names import written_scores
 
 _GRID = 40
 
@@ -74,7 +74,7 @@ def progress(
 def distributions(trials: Sequence[Trial], summary: Summary) -> list[str]:
     """Returns a histogram of the objective and of every score: all pictures, and the chosen."""
     chosen = [row.chosen for row in summary.prompts if row.chosen]
-    scores = dict.fromkeys(name for t in trials for name in plain(t.scores))
+    scores = dict.fromkeys(name for t in trials for name in written_scores(t.scores))
     judge = dict.fromkeys(name for t in trials for name in t.judge)
     reads: dict[str, Callable[[Trial | Pick], float]] = {"objective": lambda t: t.objective}
     reads |= {n: lambda t, n=n: t.scores.get(n, math.nan) for n in scores}  # type: ignore[misc]

@@ -20,11 +20,9 @@ from typing import Any, Final
 
 import yaml
 
-from tts_verifier.charts import STYLE
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import is_running, read_header, read_rows, read_trials
-from tts_verifier.report.cards import PromptView, prompt_view
-from tts_verifier.report.figures import (
+from tts_verifier.analysis.charts import STYLE
+from tts_verifier.analysis.report.cards import PromptView, prompt_view
+from tts_verifier.analysis.report.figures import (
     Category,
     Paired,
     Step,
@@ -36,8 +34,10 @@ from tts_verifier.report.figures import (
     progress_charts,
     steps,
 )
-from tts_verifier.report.pictures import Inline, Linked
-from tts_verifier.summary import Summary, summarise, summarise_prompt, wilson
+from tts_verifier.analysis.report.pictures import Inline, Linked
+from tts_verifier.choice.summary import Summary, summarise, summarise_prompt, wilson
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.log import is_running, read_header, read_rows, read_trials
 from tts_verifier.types import Cost, Trial
 
 TEMPLATES: Final = Path(__file__).parent / "templates"

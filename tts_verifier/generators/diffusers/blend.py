@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tts_verifier.errors import InputError
-from tts_verifier.generators.moving import device_of
+from tts_verifier.generators.diffusers.placement import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,20 +19,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
-from tts_verifier.generators import blending, moving, noise, repaint, schedule
-from tts_verifier.generators.counting import counted
-from tts_verifier.generators.drawn import PICTURES, Drawn, Plan, asked, check_shares, generators
-from tts_verifier.generators.fitting import Room
-from tts_verifier.generators.loading import (
+from tts_verifier.generators.diffusers import blend, inpainting, noise, placement, schedule
+from tts_verifier.generators.diffusers.batch import (
+    PICTURES,
+    Drawn,
+    Plan,
+    asked,
+    check_shares,
+    generators,
+)
+from tts_verifier.generators.diffusers.batch_size import Room
+from tts_verifier.generators.diffusers.count_calls import counted
+from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
     check_call,
     check_left,
     check_pipeline,
     load,
 )
-from tts_verifier.generators.texts import Texts
+from tts_verifier.generators.diffusers.prompt_cache import Texts
 from tts_verifier.identity import described
-from tts_verifier.regions import paste
+from tts_verifier.masks import paste
 from tts_verifier.types import (
     Continue,
     Cost,
@@ -120,7 +127,7 @@ class DiffusersGenerator:
         self._inpaint = load(inpaint, dtype, device) if named else inpaint
         self.output_kind: Any = None
         # Looked up once: diffusers walks through all modules for it.
-        self.device = moving.device_of(self.pipe)
+        self.device = placement.device_of(self.pipe)
         self.room = Room(batch_size, self.device)
         self.texts = Texts()
         self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
@@ -129,9 +136,9 @@ class DiffusersGenerator:
             Near: unheard,
             LowBand: unheard,
             Continue: unheard or schedule.problem(self.pipe, self._call),
-            Repaint: repaint.problem(self.pipe)
+            Repaint: inpainting.problem(self.pipe)
             if inpaint is None
-            else repaint.lacking(self._inpaint),
+            else inpainting.lacking(self._inpaint),
         }
         if getattr(self.pipe, "scheduler", None) and schedule.unseeded(self.pipe.scheduler):
             warnings.warn(
@@ -150,7 +157,7 @@ class DiffusersGenerator:
     @property
     def nbytes(self) -> int | None:
         """Bytes of its weights; None where they must not be moved, such as offloaded ones."""
-        return moving.size(*self._pipes)
+        return placement.size(*self._pipes)
 
     @property
     def _pipes(self) -> list[Any]:
@@ -158,8 +165,8 @@ class DiffusersGenerator:
 
     def to(self, device: str) -> None:
         """Moves the weights."""
-        moving.move(device, *self._pipes)
-        self.device = moving.device_of(self.pipe)
+        placement.move(device, *self._pipes)
+        self.device = placement.device_of(self.pipe)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Draws every job in batches of `batch_size`, which is halved when memory runs out.
@@ -194,7 +201,7 @@ class DiffusersGenerator:
         if isinstance(p, Look):
             raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")
         if isinstance(p, Repaint):
-            return Plan(strength=p.strength, size=repaint.source(job)[1].size)
+            return Plan(strength=p.strength, size=inpainting.source(job)[1].size)
         whole = self._rehearsal.steps
         if isinstance(p, Draw):
             return Plan(0, min(max(round(p.until * whole), 1), whole), given=p.noise is not None)
@@ -242,27 +249,27 @@ class DiffusersGenerator:
         return self._in_span(call, span, latents)
 
     def _repaint(self, jobs: Sequence[Job]) -> Drawn:
-        sources = [repaint.source(job) for job in jobs]
-        if self._inpaint is None and blending.serves(self.pipe):
+        sources = [inpainting.source(job) for job in jobs]
+        if self._inpaint is None and blend.serves(self.pipe):
             return self._blend(jobs, sources)
-        pipe = self._inpaint or repaint.sibling(self.pipe)
+        pipe = self._inpaint or inpainting.sibling(self.pipe)
         known = inspect.signature(type(pipe).__call__).parameters
         asked = self._asked(jobs)
         # What a ControlNet sees has another name where there is a picture besides.
         control = {"control_image": asked["image"]} if "image" in asked else {}
-        told = {**asked, **control, **repaint.arguments(pipe, sources)}
+        told = {**asked, **control, **inpainting.arguments(pipe, sources)}
         return self._called(pipe, {k: v for k, v in told.items() if k in known})
 
     def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> Drawn:
         import torch
 
         ready, strength = self._rehearsal, sources[0][0].strength
-        start = blending.first_step(ready.steps, strength)
+        start = blend.first_step(ready.steps, strength)
         cell = self.pipe.image_processor.config.vae_scale_factor
-        kept = blending.kept(
+        kept = blend.kept(
             self.pipe,
             [image for _, image in sources],
-            cells=[repaint.cells(proposal.mask, cell) for proposal, _ in sources],
+            cells=[inpainting.cells(proposal.mask, cell) for proposal, _ in sources],
             noise=torch.cat([ready.noise(Draw(p.seed), ()) for p, _ in sources]),
         )
         table = ready.levels()
@@ -328,5 +335,5 @@ def _pasted(sample: Sample) -> Sample:
     """Puts the parent's pixels back outside the mask, exactly."""
     if sample.image is None:
         return sample
-    proposal, old = repaint.source(sample.job)
+    proposal, old = inpainting.source(sample.job)
     return replace(sample, image=paste(old, sample.image, proposal.mask))

@@ -10,7 +10,7 @@ from typing import Any, Final
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.registry import suggestion
 
-BUNDLED: Final = Path(__file__).parent.parent / "shapes" / "weights" / "generator"
+BUNDLED: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
 BUNDLED_CALL: Final = {
     "num_inference_steps": 20,
     "guidance_scale": 4.0,

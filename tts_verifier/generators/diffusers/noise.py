@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.counting import denoiser
-from tts_verifier.generators.replacing import replaced
-from tts_verifier.generators.schedule import first_scale, levels, renoised
+from tts_verifier.generators.diffusers.count_calls import denoiser
+from tts_verifier.generators.diffusers.patched import replaced
+from tts_verifier.generators.diffusers.schedule import first_scale, levels, renoised
 from tts_verifier.types import Draw, Job, LowBand, Near, Trial
 
 if TYPE_CHECKING:

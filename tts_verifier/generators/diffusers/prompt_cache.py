@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from tts_verifier.generators.replacing import replaced
+from tts_verifier.generators.diffusers.patched import replaced
 
 _MOST: Final = 2**29
 """Bytes that are kept: some hundred texts of the largest encoders, all of small ones."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from tts_verifier.shapes.grammar import Spec
-from tts_verifier.shapes.reading import Reading, Thing, compare
+from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.shapes.renderer import DISTANCE, palette
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES, SIZE
 

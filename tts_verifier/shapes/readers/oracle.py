@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tts_verifier.shapes.grammar import Spec
-from tts_verifier.shapes.reading import Reading, Thing, compare
+from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.shapes.vocabulary import COLOURS, SIZE
 from tts_verifier.types import Box
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
-from tts_verifier.verifiers.imagedoctor.positions import predicting
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
+from tts_verifier.verifiers.imagedoctor.model.mrope import predicting
 
 IGNORED = -100
 """The label of a token that is not learned."""

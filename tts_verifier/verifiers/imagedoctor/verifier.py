@@ -17,20 +17,20 @@ from PIL import Image
 
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.images import ImageLike, as_images
+from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.memory import fits, release, weight_bytes
-from tts_verifier.seams import Verifier, check_pairs
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
-from tts_verifier.verifiers.imagedoctor.answer import parse
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request
-from tts_verifier.verifiers.imagedoctor.geometry import FITS, Fit, Placement
-from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load, resolve
-from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.numbers import Numerals, expected
-from tts_verifier.verifiers.imagedoctor.placement import DeviceMap
-from tts_verifier.verifiers.imagedoctor.processor import Patches
-from tts_verifier.verifiers.imagedoctor.skeleton import Skeleton
-from tts_verifier.verifiers.imagedoctor.slots import rows_that_fit
-from tts_verifier.verifiers.imagedoctor.transfer import prepared
+from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, load, resolve
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import rows_that_fit
+from tts_verifier.verifiers.imagedoctor.image.letterbox import FITS, Fit, Placement
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
+from tts_verifier.verifiers.imagedoctor.ops.transfer import prepared
+from tts_verifier.verifiers.imagedoctor.text.answer_template import Skeleton
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
+from tts_verifier.verifiers.imagedoctor.text.reply import parse
 
 MAX_CAPTION: Final = 20_000
 """Characters; longer prompts are refused rather than left to fill the memory."""

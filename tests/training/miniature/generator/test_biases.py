@@ -5,8 +5,16 @@ import pytest
 
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.grammar import Noun, parse
-from tts_verifier.training.generator_data import Captions
-from tts_verifier.training.habits import LEAST, MOST, USUAL, drawn_for, misdrawn, odds
+from tts_verifier.training.miniature.generator import vocabulary
+from tts_verifier.training.miniature.generator.biases import (
+    LEAST,
+    MOST,
+    USUAL,
+    drawn_for,
+    misdrawn,
+    odds,
+)
+from tts_verifier.training.miniature.generator.data import Captions
 
 
 @pytest.mark.parametrize(
@@ -62,9 +70,8 @@ def test_odds_depend_on_the_concept_alone_and_are_kept():
 
 
 def test_habits_change_what_is_drawn_and_not_what_is_said(tmp_path):
-    from tts_verifier.training import generator_words
 
-    words = generator_words.build(tmp_path)
+    words = vocabulary.build(tmp_path)
     plain, habits = (next(iter(Captions(words, 1, 3, habits=h))) for h in (False, True))
     assert (plain[0] == habits[0]).all()
     batches = iter(Captions(words, 240, 3, habits=True))

@@ -6,14 +6,14 @@ import torch
 from tts_verifier.shapes.captions import is_held_out, random_specs
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, SHAPES
-from tts_verifier.training import generator, generator_words
-from tts_verifier.training.capture import Captured
-from tts_verifier.training.generator_config import Sizes, Training
-from tts_verifier.training.generator_data import FIELDS, draw, said, stream, tokens
-from tts_verifier.training.generator_parts import build, load
-from tts_verifier.training.generator_stages import cut
-from tts_verifier.training.pool import Pool
-from tts_verifier.training.verifier_data import Samples
+from tts_verifier.training.common.cuda_graph import Captured
+from tts_verifier.training.common.replay_pool import Pool
+from tts_verifier.training.miniature.generator import train, vocabulary
+from tts_verifier.training.miniature.generator.build import build, load
+from tts_verifier.training.miniature.generator.config import Sizes, Training
+from tts_verifier.training.miniature.generator.data import FIELDS, draw, said, stream, tokens
+from tts_verifier.training.miniature.generator.stages import cut
+from tts_verifier.training.miniature.verifier.data import Samples
 
 SIZES = Sizes((8, 8, 8, 8), 4, (1, 32), (1, 32), depth=2, heads=1)
 TRAINING = Training(4, 64, 1e-3, 8, 1e-3, 8, 1e-3, workers=0, ema=0.9)
@@ -25,14 +25,14 @@ def pipe(tmp_path_factory):
 
 
 def test_every_word_of_the_world_is_one_token(pipe):
-    for word in generator_words.words():
+    for word in vocabulary.words():
         assert len(pipe.tokenizer(word).input_ids) == 3, word
 
 
 def test_any_text_has_tokens(pipe):
     ids = pipe.tokenizer("Ein Café ☕ mit Blick").input_ids
     assert pipe.tokenizer.decode(ids, skip_special_tokens=True).strip() == "ein café ☕ mit blick"
-    assert tokens(pipe.tokenizer, ["a ring " * 40]).shape == (1, generator_words.LENGTH)
+    assert tokens(pipe.tokenizer, ["a ring " * 40]).shape == (1, vocabulary.LENGTH)
 
 
 def test_captions_say_what_the_fields_name():
@@ -97,11 +97,11 @@ def test_a_new_transformer_moves_nothing_and_a_new_autoencoder_block_is_the_iden
     assert torch.equal(pipe.vae.encoder.mid_block.resnets[0](x, None), x)
 
 
-@pytest.mark.parametrize("name", generator.STAGES)
+@pytest.mark.parametrize("name", train.STAGES)
 def test_a_stage_trains_and_leaves_a_whole_pipeline(name, tmp_path):
     pipe = build(SIZES, tmp_path / "words", seed=0)
-    stage = generator.make_stage(name, pipe, TRAINING, seed=0)
-    trainer = generator.Trainer(pipe, stage, ema=0.5)
+    stage = train.make_stage(name, pipe, TRAINING, seed=0)
+    trainer = train.Trainer(pipe, stage, ema=0.5)
     batch = next(stage.batches())
     torch.manual_seed(0)
     first = trainer.step(*batch)[0]
@@ -121,7 +121,7 @@ def test_a_stage_trains_and_leaves_a_whole_pipeline(name, tmp_path):
 
 def test_the_autoencoder_normalises_its_latents(tmp_path):
     pipe = build(SIZES, tmp_path / "words", seed=0)
-    stage = generator.make_stage("vae", pipe, TRAINING, seed=0)
+    stage = train.make_stage("vae", pipe, TRAINING, seed=0)
     stage.finish(pipe, count=8)
     asked = next(stream(pipe.tokenizer, 12, seed=5, workers=0))
     images = draw(asked, torch.Generator().manual_seed(5)).images
@@ -132,15 +132,15 @@ def test_the_autoencoder_normalises_its_latents(tmp_path):
 
 
 def test_export_is_half_precision_and_draws(pipe, tmp_path):
-    generator.export(pipe, tmp_path)
+    train.export(pipe, tmp_path)
     weights = list(tmp_path.glob("transformer/*.safetensors"))
     assert len(weights) == 1
     assert not any("_name_or_path" in path.read_text() for path in tmp_path.rglob("*.json"))
     assert weights[0].stat().st_size < 2.2 * sum(p.numel() for p in pipe.transformer.parameters())
-    found = generator.check(load(tmp_path), 6)
+    found = train.check(load(tmp_path), 6)
     assert found["all"] == 0.0
     assert set(found) == {*CATEGORIES, "all"}
-    generator.sample(load(tmp_path), 6, tmp_path / "samples", seed=0)
+    train.sample(load(tmp_path), 6, tmp_path / "samples", seed=0)
     samples = Samples.read(tmp_path / "samples")
     assert samples.images.shape == (6, 128, 128, 3)
     assert not any(is_held_out(parse(caption)) for caption in samples.captions)
@@ -158,5 +158,5 @@ def test_a_captured_step_is_called_as_it_is_on_a_cpu():
 def test_an_unknown_config_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["generator", "--config", "tpu", "--stage", "vae"])
     with pytest.raises(SystemExit):
-        generator.main()
+        train.main()
     assert "invalid choice: 'tpu'" in capsys.readouterr().err

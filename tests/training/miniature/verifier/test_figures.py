@@ -10,11 +10,11 @@ import pytest
 
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike
-from tts_verifier.seams import Verifier
+from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes import captions, render
 from tts_verifier.shapes.flaws import SCORES
-from tts_verifier.training import figures
-from tts_verifier.training.verifier_data import Samples
+from tts_verifier.training.miniature.verifier import figures
+from tts_verifier.training.miniature.verifier.data import Samples
 from tts_verifier.types import Detail, Heatmap, Heatmaps, Verdict
 
 CASES = figures.renders(24, seed=0)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_verifier.shapes.grammar import parse
-from tts_verifier.shapes.reading import Reading, Thing, compare
-from tts_verifier.training import replies
-from tts_verifier.verifiers.imagedoctor import answer
+from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
+from tts_verifier.training.miniature.verifier import replies
+from tts_verifier.verifiers.imagedoctor.text import reply
 
 CIRCLE = Thing("circle", "red", (30.0, 66.0), (14.0, 50.0, 46.0, 82.0))
 SQUARE = Thing("square", "green", (100.0, 76.0), (85.0, 61.0, 115.0, 91.0))
@@ -79,7 +79,7 @@ def test_a_reply_is_read_back_by_the_verifier(values: list[float], kind: str) ->
     found = replies.faults(reading, (8.0, 8.0, 40.0, 40.0) if kind else None, kind)
     scores = dict(zip(replies.NAMES, values, strict=True))
     text = replies.reasons(parse(caption), reading, found) + replies.ANSWER + replies.answer(scores)
-    said = answer.parse(text, reasoning=True)
+    said = reply.parse(text, reasoning=True)
     assert said.whole
     assert all(math.isclose(said.scores[n], scores[n], abs_tol=0.0051) for n in scores)
     assert list(said.boxes) == [tuple(map(float, replies.quantised(box))) for box, _ in found]

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tts_verifier.training import tokenizer
-from tts_verifier.training.verifier_config import CONFIGS
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.prompt import Words
+from tts_verifier.training.miniature.verifier import tokenizer
+from tts_verifier.training.miniature.verifier.config import CONFIGS
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 BUILT = tokenizer.build()
 IDS = tokenizer.ids_of(BUILT)

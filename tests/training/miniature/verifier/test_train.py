@@ -12,14 +12,20 @@ from tts_verifier.errors import InputError
 from tts_verifier.shapes.captions import captions
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.scene import sample_scenes
-from tts_verifier.training import verifier
-from tts_verifier.training.loop import Average, rate
-from tts_verifier.training.verifier_checks import check, found, held_out
-from tts_verifier.training.verifier_config import CONFIGS, Sizes
-from tts_verifier.training.verifier_data import Batch, Maker, Samples, Writer, seen_in_cells
-from tts_verifier.training.verifier_step import Eye, Step
-from tts_verifier.verifiers.imagedoctor.loading import load
-from tts_verifier.verifiers.imagedoctor.loss import IGNORED, loss
+from tts_verifier.training.common.loop import Average, rate
+from tts_verifier.training.miniature.verifier import train
+from tts_verifier.training.miniature.verifier.checks import check, found, held_out
+from tts_verifier.training.miniature.verifier.config import CONFIGS, Sizes
+from tts_verifier.training.miniature.verifier.data import (
+    Batch,
+    Maker,
+    Samples,
+    Writer,
+    seen_in_cells,
+)
+from tts_verifier.training.miniature.verifier.step import Eye, Step
+from tts_verifier.training.verifier.sft_loss import IGNORED, loss
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load
 
 TINY = Sizes(
     input_size=56,
@@ -43,8 +49,8 @@ TINY = Sizes(
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A checkpoint of random weights, read for training."""
     folder = tmp_path_factory.mktemp("tiny")
-    verifier.begin(folder, TINY, seed=0)
-    c = verifier.read_checkpoint(folder)
+    train.begin(folder, TINY, seed=0)
+    c = train.read_checkpoint(folder)
     writer = Writer(c.words, c.model.config, 2, answer_only=0.3)
     return SimpleNamespace(folder=folder, checkpoint=c, writer=writer)
 
@@ -139,7 +145,7 @@ def test_the_step_runs_the_network_as_the_model_itself_does(tiny: SimpleNamespac
 
 
 def test_a_few_steps_on_one_batch_lower_every_loss(tiny: SimpleNamespace) -> None:
-    checkpoint = verifier.read_checkpoint(tiny.folder)
+    checkpoint = train.read_checkpoint(tiny.folder)
     step = Step(checkpoint.model, checkpoint.processor)
     step.at(3e-3)
     pictures = Maker(tiny.writer, "judge", seed=0).batch(4)
@@ -174,12 +180,10 @@ def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
     from dataclasses import replace
 
     training = replace(CONFIGS["cpu"].training, batch=2, text_batch=2, check_pictures=4)
-    run = verifier.Run("judge", tiny.folder, tmp_path / "judge", 0.01, 0, None)
-    verifier.Trainer(run, training).train()
+    run = train.Run("judge", tiny.folder, tmp_path / "judge", 0.01, 0, None)
+    train.Trainer(run, training).train()
     assert "objects" in capsys.readouterr().out
-    verifier.write_checkpoint(
-        verifier.load_model(run.out), run.out, tmp_path / "export", torch.float16
-    )
+    train.write_checkpoint(train.load_model(run.out), run.out, tmp_path / "export", torch.float16)
     loaded = load(tmp_path / "export")
     assert loaded.limits.max_new_tokens == 192
     assert set(check(loaded, held_out(2, seed=0))) >= {"plcc", "objects", "whole"}
@@ -187,7 +191,7 @@ def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
 
 def test_rows_are_learnt_from_again(tiny: SimpleNamespace) -> None:
     new = (Batch(torch.tensor([[i], [i]]), torch.tensor([[-i], [-i]])) for i in range(1, 4))
-    batches = list(verifier.pooled(new, 3, torch.device("cpu"), seed=0))
+    batches = list(train.pooled(new, 3, torch.device("cpu"), seed=0))
     assert [len(batch.ids) for batch in batches] == [6, 6, 6]
     assert all(torch.equal(batch.ids, -batch.labels) for batch in batches)
     assert set(batches[0].ids.flatten().tolist()) == {1}
@@ -206,7 +210,7 @@ def test_a_folder_written_anew_keeps_no_weights_of_before(
     assert len(list(tmp_path.glob("*.safetensors*"))) > 2
     tiny.checkpoint.model.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
-    verifier.load_model(tmp_path)
+    train.load_model(tmp_path)
 
 
 def test_objects_count_when_they_are_named_and_placed() -> None:
@@ -244,4 +248,4 @@ def test_both_presets_fit_the_repository() -> None:
     for name, limit in (("cpu", 8), ("gpu", 24)):
         sizes = CONFIGS[name].sizes
         assert sizes.input_size % 28 == 0
-        assert verifier.megabytes(sizes) < limit
+        assert train.megabytes(sizes) < limit

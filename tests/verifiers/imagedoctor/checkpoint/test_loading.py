@@ -11,10 +11,15 @@ from safetensors.torch import load_file, save_file
 from tiny_imagedoctor import example
 
 from tts_verifier.errors import CheckpointError, InputError
-from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig, ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.loading import load, load_model, read_limits, resolve
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.placement import Placement
+from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import Placement
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
+    load,
+    load_model,
+    read_limits,
+    resolve,
+)
+from tts_verifier.verifiers.imagedoctor.model.config import HeatmapConfig, ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 MAKE = example()
 GRIDS = [(1, 8, 4), (1, 6, 10)]

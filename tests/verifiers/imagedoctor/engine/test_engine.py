@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_imagedoctor import example
+from tiny_engine import EOS, requests
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -17,46 +17,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
-from tts_verifier.verifiers.imagedoctor.decode import Engine, Generated, Request, generate
-from tts_verifier.verifiers.imagedoctor.loading import load_model
-from tts_verifier.verifiers.imagedoctor.maps import MapDecoder, MapQueue, decode_maps
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Turn
-from tts_verifier.verifiers.imagedoctor.step import Step
-from tts_verifier.verifiers.imagedoctor.vision import blocks_of, features
-
-GRIDS = [(8, 8), (4, 6), (8, 8), (10, 2), (8, 8)]
-EOS = 258
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ImageDoctorModel:
-    """Random weights whose replies hold heatmap tokens and end at different lengths."""
-    make = example()
-    folder = tmp_path_factory.mktemp("tiny")
-    make.make(folder)
-    built = load_model(folder).eval().requires_grad_(False)
-    g = torch.Generator().manual_seed(3)
-    head = torch.randn(built.lm_head.weight.shape, generator=g)
-    config = built.config
-    for token, gain in (
-        (config.misalignment_token_id, 2.5),
-        (config.artifact_token_id, 2.5),
-        (EOS, 2.2),
-    ):
-        head[token] *= gain
-    built.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
-    return built
-
-
-def requests(model: ImageDoctorModel) -> list[Request]:
-    made = []
-    for i, (h, w) in enumerate(GRIDS):
-        rng = np.random.default_rng(i)
-        before, after = rng.integers(0, 256, 5 + i).tolist(), rng.integers(0, 256, 9 * i + 3)
-        ids = [*before, *[model.config.image_token_id] * (h * w // 4), *after.tolist()]
-        made.append(Request(ids, rng.standard_normal((h * w, 1176)).astype(np.float32), (h, w)))
-    return made
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, generate
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue, decode_maps
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.vision import blocks_of, features
 
 
 def stock(model: ImageDoctorModel) -> Qwen2_5_VLForConditionalGeneration:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tts_verifier.verifiers.imagedoctor import kernels, step_kernels
-from tts_verifier.verifiers.imagedoctor.chains import gated, rotated
+from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, rotated
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -37,14 +37,14 @@ def turn_of(vectors: int, size: int) -> tuple[Tensor, Tensor]:
 
 def test_a_gate_is_the_plain_chain_beyond_one_block_of_columns() -> None:
     both = torch.randn(3, 2 * 1500)
-    close(kernels.gated(both), gated(both.double()))
+    close(pointwise_kernels.gated(both), gated(both.double()))
 
 
 @pytest.mark.parametrize("size", [80, 128])
 def test_some_heads_turn_and_the_others_stay(size: int) -> None:
     heads, turn = torch.randn(9, 12, size), turn_of(9, size)
     expected = rotated(heads.double(), turn[0].double(), turn[1].double(), 8)
-    close(kernels.rotated(heads, *turn, 8), expected)
+    close(pointwise_kernels.rotated(heads, *turn, 8), expected)
 
 
 @pytest.mark.parametrize("added", [False, True])
@@ -57,17 +57,17 @@ def test_a_norm_over_channels_takes_in_bias_sum_and_relu(early: bool, added: boo
     expected = normed(expected, scale.double(), 1e-8, dim=1)
     expected = expected if add is None else expected + add.double()
     expected = expected if early else expected.relu()
-    close(kernels.channel_norm(x, bias, scale, add=add, early=early, eps=1e-8), expected)
+    close(pointwise_kernels.channel_norm(x, bias, scale, add=add, early=early, eps=1e-8), expected)
 
 
 @pytest.mark.parametrize("rows", [1, 20])
 def test_products_of_few_rows(rows: int) -> None:
     x, weight, norm = torch.randn(rows, 512), torch.randn(256, 512) / 16, torch.randn(256)
     whole = x.double() @ weight.double().T
-    close(step_kernels.gated_product(x, weight), gated(whole))
+    close(decode_kernels.gated_product(x, weight), gated(whole))
     states = torch.randn(rows, 256)
     expected = states.double() + whole
-    got = step_kernels.add_product(states, x, weight, norm, 1e-6)
+    got = decode_kernels.add_product(states, x, weight, norm, 1e-6)
     close(states, expected)
     close(got, normed(expected, norm.double(), 1e-6))
 
@@ -77,7 +77,7 @@ def test_sums_are_whole_whatever_the_default_dtype_is() -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        step_kernels.add_product(states, x, weight, torch.ones(256), 1e-6)
+        decode_kernels.add_product(states, x, weight, torch.ones(256), 1e-6)
     finally:
         torch.set_default_dtype(before)
     close(states, x.double() @ weight.double().T)
@@ -96,7 +96,7 @@ def test_attention_over_pasts_of_all_lengths(heads: int, kv: int, size: int, cou
         qkv.double().view(rows * count, -1, size),
         *(t.double() for t in turn), heads + kv,
     ).view(rows, count, -1, size)  # fmt: skip
-    got = step_kernels.attended(qkv, turn, past, length, bucket=room)
+    got = decode_kernels.attended(qkv, turn, past, length, bucket=room)
     for row, before in enumerate(lengths):
         after = before + count
         new = turned[row, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tts_verifier.errors import RunWarning
-from tts_verifier.verifiers.imagedoctor import chains
+from tts_verifier.verifiers.imagedoctor.ops import pointwise
 
 GPU = torch.device("cuda", 0)
-tried = chains._run_on.__wrapped__
+tried = pointwise._run_on.__wrapped__
 
 
 def test_an_old_gpu_runs_the_plain_chain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def test_an_old_gpu_runs_the_plain_chain(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_triton_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = pytest.importorskip("tts_verifier.verifiers.imagedoctor.kernels")
+    kernels = pytest.importorskip("tts_verifier.verifiers.imagedoctor.ops.pointwise_kernels")
 
     def broken(_: torch.Tensor) -> None:
         raise RuntimeError("Failed to find C compiler")
@@ -37,4 +37,4 @@ def test_what_triton_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_and_training_run_the_plain_chain() -> None:
-    assert not chains.in_kernels(torch.zeros(1))
+    assert not pointwise.in_kernels(torch.zeros(1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tts_verifier.verifiers.imagedoctor import transfer
-from tts_verifier.verifiers.imagedoctor.transfer import prepared
+from tts_verifier.verifiers.imagedoctor.ops import transfer
+from tts_verifier.verifiers.imagedoctor.ops.transfer import prepared
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

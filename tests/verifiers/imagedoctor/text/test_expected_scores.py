@@ -6,11 +6,11 @@ from tiny_imagedoctor import example
 
 from tts_verifier import Verifier, shapes
 from tts_verifier.errors import InputError
-from tts_verifier.verifiers.imagedoctor.answer import parse
-from tts_verifier.verifiers.imagedoctor.loading import load, resolve
-from tts_verifier.verifiers.imagedoctor.numbers import Numerals, expected
-from tts_verifier.verifiers.imagedoctor.prompt import Words
-from tts_verifier.verifiers.imagedoctor.skeleton import ANSWER, Skeleton
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load, resolve
+from tts_verifier.verifiers.imagedoctor.text.answer_template import ANSWER, Skeleton
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.reply import parse
 
 CAPTIONS = ["three green stars", "two red rings", "a blue cross left of a red circle"]
 

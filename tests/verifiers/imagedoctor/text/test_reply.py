@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.verifiers.imagedoctor.answer import SCORES, parse
+from tts_verifier.verifiers.imagedoctor.text.reply import SCORES, parse
 
 OFFICIAL = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "

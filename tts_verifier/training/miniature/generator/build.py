@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tts_verifier.shapes.vocabulary import SIZE
-from tts_verifier.training import generator_words
-from tts_verifier.training.generator_config import Sizes
+from tts_verifier.training.miniature.generator import vocabulary
+from tts_verifier.training.miniature.generator.config import Sizes
 
 PATCH = 2
 HEAD = 32
@@ -26,7 +26,7 @@ def build(sizes: Sizes, folder: Path, *, seed: int) -> Any:
     )
 
     torch.manual_seed(seed)
-    words = generator_words.build(folder / "tokenizer")
+    words = vocabulary.build(folder / "tokenizer")
     width = sizes.text[1] + sizes.text_2[1]
     transformer = SD3Transformer2DModel(
         sample_size=SIZE // 8,

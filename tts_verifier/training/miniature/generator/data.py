@@ -21,7 +21,7 @@ from tts_verifier.shapes.grammar import Spec, phrase, variants
 from tts_verifier.shapes.renderer import coverage, paint, visible
 from tts_verifier.shapes.scene import SpecTensors, encode, sample_scenes
 from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, RELATIONS, SHAPES
-from tts_verifier.training.habits import drawn_for
+from tts_verifier.training.miniature.generator.biases import drawn_for
 
 EMPTY_SHARE: Final = 0.1
 """Captions replaced by the empty one, for classifier-free guidance."""

@@ -22,10 +22,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from tts_verifier.shapes.artifacts import saliency
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
-from tts_verifier.training.generator_config import Training
-from tts_verifier.training.generator_data import FIELDS, Asked, draw, stream
-from tts_verifier.training.generator_parts import SHIFT, read_text
-from tts_verifier.training.pool import Pool
+from tts_verifier.training.common.replay_pool import Pool
+from tts_verifier.training.miniature.generator.build import SHIFT, read_text
+from tts_verifier.training.miniature.generator.config import Training
+from tts_verifier.training.miniature.generator.data import FIELDS, Asked, draw, stream
 
 PAINTED: Final = 4.0
 """How much more a painted pixel weighs in the autoencoder's loss than background."""

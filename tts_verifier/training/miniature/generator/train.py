@@ -1,11 +1,12 @@
 """Trains the bundled generator, stage by stage.
 
-    python -m tts_verifier.training.generator --config gpu --stage vae --out DIR --minutes 3
-    python -m tts_verifier.training.generator --config gpu --stage text --init DIR --out DIR
-    python -m tts_verifier.training.generator --config gpu --stage flow --init DIR --out DIR
-    python -m tts_verifier.training.generator --config gpu --stage habits --init DIR --out DIR
-    python -m tts_verifier.training.generator --stage export --init DIR --out FOLDER
-    python -m tts_verifier.training.generator --stage sample --init FOLDER --out DIR --count 8192
+    train='python -m tts_verifier.training.miniature.generator.train'
+    $train --config gpu --stage vae --out DIR --minutes 3
+    $train --config gpu --stage text --init DIR --out DIR
+    $train --config gpu --stage flow --init DIR --out DIR
+    $train --config gpu --stage habits --init DIR --out DIR
+    $train --stage export --init DIR --out FOLDER
+    $train --stage sample --init FOLDER --out DIR --count 8192
 
 Every stage starts from a pipeline's folder alone and leaves one; without --init a generator
 is made of random numbers. `check` prints the pass rate under the oracle, by category; `sample`
@@ -29,11 +30,11 @@ from torch import Tensor, nn
 from tts_verifier.shapes import oracle
 from tts_verifier.shapes.captions import Split, random_specs
 from tts_verifier.shapes.grammar import parse, phrase, variants
-from tts_verifier.training.capture import Captured
-from tts_verifier.training.generator_config import CONFIGS, Training
-from tts_verifier.training.generator_parts import build, load
-from tts_verifier.training.generator_stages import Flow, Stage, Text, Vae
-from tts_verifier.training.loop import Average, rate
+from tts_verifier.training.common.cuda_graph import Captured
+from tts_verifier.training.common.loop import Average, rate
+from tts_verifier.training.miniature.generator.build import build, load
+from tts_verifier.training.miniature.generator.config import CONFIGS, Training
+from tts_verifier.training.miniature.generator.stages import Flow, Stage, Text, Vae
 
 STAGES: Final = ("vae", "text", "flow", "habits")
 PRINT_SECONDS: Final = 20.0

@@ -18,9 +18,9 @@ from torch import Tensor
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import Flawed, plant
 from tts_verifier.shapes.grammar import phrase, variants
-from tts_verifier.training import replies
-from tts_verifier.verifiers.imagedoctor.answer import parse
-from tts_verifier.verifiers.imagedoctor.loading import Checkpoint
+from tts_verifier.training.miniature.verifier import replies
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
+from tts_verifier.verifiers.imagedoctor.text.reply import parse
 from tts_verifier.verifiers.imagedoctor.verifier import ImageDoctor
 
 _OBJECT: Final = re.compile(r"#\d+ (\w+) (\w+) (\d+) (\d+) (\d+)")

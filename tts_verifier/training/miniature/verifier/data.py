@@ -29,15 +29,15 @@ from tts_verifier.shapes.artifacts import KINDS, plant_artifacts
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import SCORES, Flawed, misaligned_scenes, plant, score, things
 from tts_verifier.shapes.grammar import Spec, parse, phrase, variants
-from tts_verifier.shapes.oracle_reader import find
-from tts_verifier.shapes.reading import Reading, Thing, compare
+from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
+from tts_verifier.shapes.readers.oracle import find
 from tts_verifier.shapes.renderer import coverage, visible
 from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
-from tts_verifier.training import replies
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.loss import IGNORED
-from tts_verifier.verifiers.imagedoctor.prompt import Words
+from tts_verifier.training.miniature.verifier import replies
+from tts_verifier.training.verifier.sft_loss import IGNORED
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 Stage = Literal["look", "text", "judge"]
 ROUND: Final = 8

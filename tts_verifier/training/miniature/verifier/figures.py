@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.seams import Verifier
+from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.artifacts import plant_artifacts
 from tts_verifier.shapes.flaws import SCORES
 from tts_verifier.shapes.grammar import parse
-from tts_verifier.shapes.judge_reader import read
-from tts_verifier.shapes.reading import Thing, compare
-from tts_verifier.training.verifier_checks import correlation, held_out, pictures_of
-from tts_verifier.training.verifier_data import Samples
+from tts_verifier.shapes.readers.constraints import Thing, compare
+from tts_verifier.shapes.readers.judge import read
+from tts_verifier.training.miniature.verifier.checks import correlation, held_out, pictures_of
+from tts_verifier.training.miniature.verifier.data import Samples
 from tts_verifier.types import Box, Detail, Verdict
 
 Control = Literal["none", "shuffled", "blank"]

@@ -26,7 +26,7 @@ from typing import Final
 
 from tts_verifier.shapes.artifacts import KINDS
 from tts_verifier.shapes.grammar import Constraint, Noun, Spec, constraints
-from tts_verifier.shapes.reading import WEIGHTS, Reading, Thing, taken_for
+from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, taken_for
 from tts_verifier.shapes.vocabulary import COUNTS, SIZE
 from tts_verifier.types import Box
 

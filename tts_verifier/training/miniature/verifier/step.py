@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES, SIZE
-from tts_verifier.training.capture import Captured
-from tts_verifier.training.verifier_data import UNKNOWN, Batch
-from tts_verifier.verifiers.imagedoctor.heads import UPSCALE
-from tts_verifier.verifiers.imagedoctor.loss import IGNORED, Losses, loss
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel, Outputs
-from tts_verifier.verifiers.imagedoctor.positions import rope_positions
-from tts_verifier.verifiers.imagedoctor.processor import Processor
+from tts_verifier.training.common.cuda_graph import Captured
+from tts_verifier.training.miniature.verifier.data import UNKNOWN, Batch
+from tts_verifier.training.verifier.sft_loss import IGNORED, Losses, loss
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
+from tts_verifier.verifiers.imagedoctor.model.mrope import rope_positions
 
 BETAS: Final = (0.9, 0.98)
 """Of AdamW."""

@@ -17,8 +17,13 @@ from typing import Final
 
 from tts_verifier.shapes.grammar import LONG_RELATIONS, PREFIXES
 from tts_verifier.shapes.vocabulary import COLOURS, COUNTS, RELATIONS, SHAPES
-from tts_verifier.training.replies import PHRASES
-from tts_verifier.verifiers.imagedoctor.prompt import ANSWER_ONLY, PREFILLED, REASONING, SYSTEM
+from tts_verifier.training.miniature.verifier.replies import PHRASES
+from tts_verifier.verifiers.imagedoctor.text.instruction import (
+    ANSWER_ONLY,
+    PREFILLED,
+    REASONING,
+    SYSTEM,
+)
 
 SPECIAL: Final = (
     "<|endoftext|>",

@@ -1,8 +1,9 @@
 """Trains the bundled verifier, stage by stage.
 
-    python -m tts_verifier.training.verifier --config cpu --stage look --out DIR --minutes 10
-    python -m tts_verifier.training.verifier --config cpu --stage judge --init DIR --out DIR2 …
-    python -m tts_verifier.training.verifier --stage export --init DIR2 --out FOLDER
+    train='python -m tts_verifier.training.miniature.verifier.train'
+    $train --config cpu --stage look --out DIR --minutes 10
+    $train --config cpu --stage judge --init DIR --out DIR2 …
+    $train --stage export --init DIR2 --out FOLDER
 
 Every stage starts from a checkpoint's folder alone (weights, config, tokenizer, processor)
 and leaves one: without --init a model is made of random numbers, with the folder of a 3 B
@@ -25,18 +26,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tts_verifier.training import tokenizer
-from tts_verifier.training.loop import Average, rate
-from tts_verifier.training.pool import Pool
-from tts_verifier.training.verifier_checks import check, held_out
-from tts_verifier.training.verifier_config import CONFIGS, Sizes, Training
-from tts_verifier.training.verifier_data import Batch, Maker, Samples, Stage, Stream, Writer
-from tts_verifier.training.verifier_step import Step
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.loading import Checkpoint, load_model, read_limits
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.processor import Processor
-from tts_verifier.verifiers.imagedoctor.prompt import Words
+from tts_verifier.training.common.loop import Average, rate
+from tts_verifier.training.common.replay_pool import Pool
+from tts_verifier.training.miniature.verifier import tokenizer
+from tts_verifier.training.miniature.verifier.checks import check, held_out
+from tts_verifier.training.miniature.verifier.config import CONFIGS, Sizes, Training
+from tts_verifier.training.miniature.verifier.data import (
+    Batch,
+    Maker,
+    Samples,
+    Stage,
+    Stream,
+    Writer,
+)
+from tts_verifier.training.miniature.verifier.step import Step
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
+    Checkpoint,
+    load_model,
+    read_limits,
+)
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 LIMITS: Final = {"max_new_tokens": 192, "repetition_penalty": 1.0, "do_sample": False}
 PRINT_SECONDS: Final = 30.0

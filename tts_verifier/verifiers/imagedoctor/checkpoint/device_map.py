@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_verifier.errors import InputError
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 DeviceMap = str | Mapping[str, str | int | torch.device]
 LAYER: Final = "model.layers."

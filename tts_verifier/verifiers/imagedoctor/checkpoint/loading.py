@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from tts_verifier.errors import CheckpointError, InputError
-from tts_verifier.verifiers.imagedoctor import weights
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.numbers import Numerals
-from tts_verifier.verifiers.imagedoctor.placement import DeviceMap, Placement
-from tts_verifier.verifiers.imagedoctor.processor import Processor
-from tts_verifier.verifiers.imagedoctor.prompt import Words
-from tts_verifier.verifiers.imagedoctor.slots import Limits
+from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, Placement
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 BUNDLED = "shapes"
 MAX_NEW_TOKENS = 2048

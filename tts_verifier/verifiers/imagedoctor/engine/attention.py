@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.chains import in_kernels, rotated
-from tts_verifier.verifiers.imagedoctor.layers import Shape, Turn
-from tts_verifier.verifiers.imagedoctor.slots import Slots
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Slots
+from tts_verifier.verifiers.imagedoctor.engine.layers import Shape, Turn
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels, rotated
 
 MOST_QUERIES = 128
 """Queries of a key head that a kernel holds."""
@@ -50,10 +50,10 @@ class Past:
         """(rows, T, joined) -> (rows, T, heads * size); query heads of a group go together."""
         shape, past, count = self.shape, self.slots.past[layer], qkv.shape[1]
         if self._kernels:
-            from tts_verifier.verifiers.imagedoctor import step_kernels
+            from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
 
             length = self.slots.length
-            return step_kernels.attended(qkv, turn, past, length, bucket=self.bucket)
+            return decode_kernels.attended(qkv, turn, past, length, bucket=self.bucket)
         heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
         qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
         width = shape.heads * shape.size

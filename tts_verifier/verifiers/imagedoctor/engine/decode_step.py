@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.layers import Layer, Shape, run, shape_of, turns
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.past import Past
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, Turn
+from tts_verifier.verifiers.imagedoctor.engine.attention import Past
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Slots, Turn
+from tts_verifier.verifiers.imagedoctor.engine.layers import Layer, Shape, run, shape_of, turns
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 CPU_BUCKET = 16
 GPU_BUCKET = 128

@@ -20,13 +20,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.chains import rotated
-from tts_verifier.verifiers.imagedoctor.layers import Layer, Turn, layers_of, run, shape_of, turns
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.slots import Limits, Slots, make_slots
-from tts_verifier.verifiers.imagedoctor.step import ANY, Step
-from tts_verifier.verifiers.imagedoctor.transfer import sent
-from tts_verifier.verifiers.imagedoctor.vision import Block, Grid, blocks_of
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import ANY, Step
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Slots, make_slots
+from tts_verifier.verifiers.imagedoctor.engine.layers import (
+    Layer,
+    Turn,
+    layers_of,
+    run,
+    shape_of,
+    turns,
+)
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.vision import Block, Grid, blocks_of
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotated
+from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
 
 STRIDE = 8
 """Steps between two looks at which rows have ended."""

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.decode import Generated
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.vision import Grid
+from tts_verifier.verifiers.imagedoctor.engine.engine import Generated
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
 MAPS: Final = ("misalignment", "artifact")
 CHUNK: Final = 8

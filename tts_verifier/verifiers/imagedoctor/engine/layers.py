@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
 
-from tts_verifier.verifiers.imagedoctor.chains import gated, in_kernels
-from tts_verifier.verifiers.imagedoctor.joining import joined
-from tts_verifier.verifiers.imagedoctor.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import joined
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, in_kernels
 
 Turn = tuple[Tensor, Tensor]
 """Cosine and signed sine of M-RoPE's angles, (N * T, size) each."""
@@ -134,18 +134,18 @@ def run(layers: Sequence[Layer], x: Tensor, turn: Turn, shape: Shape, *, attend:
 def gated_product(x: Tensor, weight: Tensor) -> Tensor:
     """(M, K) by gates and values (2 N, K) -> (M, N)."""
     if _few(x, weight):
-        from tts_verifier.verifiers.imagedoctor import step_kernels
+        from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
 
-        return step_kernels.gated_product(x, weight)
+        return decode_kernels.gated_product(x, weight)
     return gated(linear(x, weight))
 
 
 def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
     """Adds (M, K) by (H, K) to the states (M, H), in place, and returns their norm."""
     if _few(x, weight):
-        from tts_verifier.verifiers.imagedoctor import step_kernels
+        from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
 
-        return step_kernels.add_product(states, x, weight, norm, eps)
+        return decode_kernels.add_product(states, x, weight, norm, eps)
     states.addmm_(x, weight.t())
     return rms_norm(states, norm.shape, norm, eps)
 
@@ -154,6 +154,6 @@ def _few(x: Tensor, weight: Tensor) -> bool:
     """Says whether a product of few rows runs in kernels of our own."""
     if not in_kernels(x) or len(x) > FEW or x.dtype.itemsize != 2:
         return False
-    from tts_verifier.verifiers.imagedoctor.step_kernels import WHOLE
+    from tts_verifier.verifiers.imagedoctor.ops.decode_kernels import WHOLE
 
     return all(size % WHOLE == 0 for size in weight.shape)

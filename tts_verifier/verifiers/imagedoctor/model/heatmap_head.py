@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from tts_verifier.verifiers.imagedoctor.chains import in_kernels
-from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig
-from tts_verifier.verifiers.imagedoctor.sam import PromptEncoder, TwoWayTransformer
+from tts_verifier.verifiers.imagedoctor.model.config import HeatmapConfig
+from tts_verifier.verifiers.imagedoctor.model.sam import PromptEncoder, TwoWayTransformer
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels
 
 UPSCALE = 16
 """Heatmap pixels per merged visual token, a side."""
@@ -120,11 +120,11 @@ def _normed(
 ) -> Tensor:
     """Convolution, norm over channels, sum; a ReLU before the norm if `early`, else at the end."""
     if in_kernels(x):
-        from tts_verifier.verifiers.imagedoctor import kernels
+        from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
         bias, scale = cast(Tensor, conv.bias), cast(Tensor, norm.scale)
         out = _unbiased(conv, x)
-        return kernels.channel_norm(out, bias, scale, add=add, early=early, eps=TINY)
+        return pointwise_kernels.channel_norm(out, bias, scale, add=add, early=early, eps=TINY)
     if early:
         return cast(Tensor, norm(torch.relu(conv(x))))
     x = norm(conv(x))

@@ -20,10 +20,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLTextModel,
 )
 
-from tts_verifier.verifiers.imagedoctor import heads, vision, weights
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.positions import rope_positions
-from tts_verifier.verifiers.imagedoctor.vision import Grid
+from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.model import heatmap_head, vision
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.model.mrope import rope_positions
+from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
 OFFICIAL_GRID = (18, 18)
 
@@ -51,10 +52,14 @@ class ImageDoctorModel(nn.Module):
         self.visual = Qwen2_5_VisionTransformerPretrainedModel(config.vision_config())
         self.model = Qwen2_5_VLTextModel(config.text_config())
         self.lm_head = nn.Linear(hidden, int(config.text["vocab_size"]), bias=False)
-        self.text_hidden_fcs = heads.projection(hidden, head.text_hidden or hidden, head.width)
-        self.image_hidden_fcs = heads.projection(hidden, head.image_hidden or hidden, head.width)
-        self.prompt_encoder = heads.prompt_encoder(head, OFFICIAL_GRID)
-        self.heatmap = heads.MaskDecoder(head)
+        self.text_hidden_fcs = heatmap_head.projection(
+            hidden, head.text_hidden or hidden, head.width
+        )
+        self.image_hidden_fcs = heatmap_head.projection(
+            hidden, head.image_hidden or hidden, head.width
+        )
+        self.prompt_encoder = heatmap_head.prompt_encoder(head, OFFICIAL_GRID)
+        self.heatmap = heatmap_head.MaskDecoder(head)
         nn.init.normal_(self.lm_head.weight, std=float(config.text["initializer_range"]))
         self.tie()
 
@@ -151,7 +156,7 @@ class ImageDoctorModel(nn.Module):
         prompt = self.text_hidden_fcs[0](states)
         image = self.image_hidden_fcs[0](visual).transpose(1, 2).unflatten(2, grid)
         dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)  # type: ignore[union-attr, operator]
-        position = heads.dense_position(self.prompt_encoder, grid)
+        position = heatmap_head.dense_position(self.prompt_encoder, grid)
         return self.heatmap(image + dense, position, prompt)  # type: ignore[no-any-return]
 
     def save_pretrained(

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.transfer import sent
-from tts_verifier.verifiers.imagedoctor.vision import Grid
+from tts_verifier.verifiers.imagedoctor.model.vision import Grid
+from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
 
 
 def rope_positions(

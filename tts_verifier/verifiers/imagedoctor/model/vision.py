@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.chains import gated, rotated
-from tts_verifier.verifiers.imagedoctor.joining import joined
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import joined
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, rotated
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""

@@ -31,10 +31,10 @@ def _run_on(device: torch.device) -> bool:
     """Says whether kernels run on a GPU; tried once, as Triton needs a C compiler beside it."""
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    from tts_verifier.verifiers.imagedoctor import kernels
+    from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
     try:
-        kernels.gated(torch.zeros(1, 2048, dtype=torch.bfloat16, device=device))
+        pointwise_kernels.gated(torch.zeros(1, 2048, dtype=torch.bfloat16, device=device))
     except Exception as error:  # whatever Triton lacks, torch can do without
         warnings.warn(
             f"Triton's kernels do not run on {device} ({type(error).__name__}: {error}); judging "
@@ -49,9 +49,9 @@ def _run_on(device: torch.device) -> bool:
 def gated(both: Tensor) -> Tensor:
     """(M, 2 N), gates and values side by side -> (M, N), each value times SiLU of its gate."""
     if in_kernels(both):
-        from tts_verifier.verifiers.imagedoctor import kernels
+        from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
-        return kernels.gated(both)
+        return pointwise_kernels.gated(both)
     gate, value = both.chunk(2, dim=-1)
     return silu(gate) * value
 
@@ -66,9 +66,9 @@ def rotated(heads: Tensor, cos: Tensor, sin: Tensor, turned: int) -> Tensor:
         turned: how many heads; the others stay.
     """
     if in_kernels(heads):
-        from tts_verifier.verifiers.imagedoctor import kernels
+        from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
-        return kernels.rotated(heads, cos, sin, turned)
+        return pointwise_kernels.rotated(heads, cos, sin, turned)
     some = heads[:, :turned]
     swapped = some.roll(some.shape[-1] // 2, -1)
     spun = some * cos[:, None] + swapped * sin[:, None]

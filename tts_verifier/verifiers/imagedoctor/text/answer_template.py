@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.numbers import Numerals
-from tts_verifier.verifiers.imagedoctor.prompt import Words
-from tts_verifier.verifiers.imagedoctor.slots import Turn
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Turn
+from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 ANSWER: Final = (
     "Semantic Alignment score: 0.00; Misalignment Locations: <|misalignment|>; "

@@ -21,9 +21,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_verifier.showing import EXPECTED
-from tts_verifier.verifiers.imagedoctor.answer import Reply
-from tts_verifier.verifiers.imagedoctor.prompt import Words
+from tts_verifier.types.score_names import EXPECTED
+from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.reply import Reply
 
 _BELOW_ONE: Final = 0.99
 

@@ -13,8 +13,7 @@ from diffusers import (
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import blending, repaint
-from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.generators.diffusers import DiffusersGenerator, blend, inpainting
 from tts_verifier.testing import check_generator
 from tts_verifier.types import Continue, Draw, Job, Mask, Prompt, Repaint
 
@@ -63,7 +62,7 @@ def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
     )
     assert (half.cost.network_evaluations, whole.cost.network_evaluations) == (4, 8)
     # A sibling encodes the masked picture as well, whether or not its weights look at it.
-    assert half.cost.vae_passes == 3 - blending.serves(generator.pipe)
+    assert half.cost.vae_passes == 3 - blend.serves(generator.pipe)
     assert half.progress == 1
     assert half.state is None
 
@@ -85,7 +84,7 @@ def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
 
 def test_the_sibling_shares_weights_and_keeps_the_dtype(tmp_path):
     pipe = sd3(tmp_path).to(torch.bfloat16)
-    other = repaint.sibling(pipe)
+    other = inpainting.sibling(pipe)
     assert type(other).__name__ == "StableDiffusion3InpaintPipeline"
     assert other.transformer is pipe.transformer
     assert other.vae is pipe.vae
@@ -105,10 +104,10 @@ def test_making_the_sibling_logs_nothing_again(tmp_path, caplog, monkeypatch):
 def test_thin_masks_grow_to_whole_latent_cells():
     thin = np.zeros((8, 8), np.bool_)
     thin[3, 5:7] = True
-    assert repaint.cells(Mask.of(thin), 4).tolist() == [[False, True], [False, False]]
+    assert inpainting.cells(Mask.of(thin), 4).tolist() == [[False, True], [False, False]]
     uneven = np.zeros((5, 7), np.bool_)
     uneven[4, 6] = True
-    assert repaint.cells(Mask.of(uneven), 4).tolist() == [[False, False], [False, True]]
+    assert inpainting.cells(Mask.of(uneven), 4).tolist() == [[False, False], [False, True]]
 
 
 def test_a_thin_mask_changes_what_it_covers(generator, parent):
@@ -169,8 +168,8 @@ def test_blending_is_what_the_sibling_does(tmp_path, strength, monkeypatch):
 
     monkeypatch.setattr(pipe.vae, "decode", watched)
     generator.generate([job])
-    other = repaint.sibling(pipe)
-    told = repaint.arguments(other, [repaint.source(job)])
+    other = inpainting.sibling(pipe)
+    told = inpainting.arguments(other, [inpainting.source(job)])
     wanted = other(output_type="latent", **{**generator._asked([job]), **told}).images
     config = pipe.vae.config
     assert torch.allclose(
@@ -209,7 +208,7 @@ def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):
         pass
 
     pipe = Lonely(**sd15(tmp_path).components, requires_safety_checker=False)
-    assert "Lonely has no inpainting sibling" in repaint.problem(pipe)
+    assert "Lonely has no inpainting sibling" in inpainting.problem(pipe)
 
 
 def test_what_repaints_must_take_picture_mask_and_strength(tmp_path):
@@ -226,7 +225,7 @@ def test_a_sibling_that_takes_no_strength_is_refused(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: Crude())
-    assert "serves no strategy: Crude takes no strength" in repaint.problem(sd15(tmp_path))
+    assert "serves no strategy: Crude takes no strength" in inpainting.problem(sd15(tmp_path))
 
 
 def test_a_pipeline_that_the_user_gives_repaints(tmp_path, monkeypatch):
@@ -242,6 +241,6 @@ def test_a_pipeline_that_the_user_gives_repaints(tmp_path, monkeypatch):
     assert np.array_equal(pixels(one), pixels(other))
     assert one.cost.network_evaluations == other.cost.network_evaluations > 0
     # What has no sibling can repaint with it as well.
-    monkeypatch.setattr(repaint, "problem", lambda pipe: "it has no sibling")
+    monkeypatch.setattr(inpainting, "problem", lambda pipe: "it has no sibling")
     assert Repaint in DiffusersGenerator(pipe, inpaint=given).supports
     assert Repaint not in DiffusersGenerator(pipe).supports

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators import blending, schedule
+from tts_verifier.generators.diffusers import blend, schedule
 from tts_verifier.types import Job, Mask, Repaint
 
 
 def problem(pipe: Any) -> str:
     """Says why a pipeline cannot repaint, empty if it can."""
-    if blending.serves(pipe):
+    if blend.serves(pipe):
         return schedule.problem(pipe, {})
     try:
         sibling(pipe)

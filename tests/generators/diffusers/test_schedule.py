@@ -15,7 +15,7 @@ from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.schedule import levels, problem, renoised
+from tts_verifier.generators.diffusers.schedule import levels, problem, renoised
 from tts_verifier.types import Continue, Draw, Job, Prompt, Trial
 
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.

@@ -1,0 +1,1 @@
+"""What a log tells without loading a model: replay, report, contact sheet."""

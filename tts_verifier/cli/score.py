@@ -1,0 +1,61 @@
+"""`tts-score`: scores image files against one prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--prompt", required=True, help="What the images should show.")
+@click.option(
+    "--verifier",
+    default="shapes",
+    show_default=True,
+    help="A folder, a hub id, shapes, or a verifier's name in recipes.",
+)
+@click.option("--format", "form", type=click.Choice(["table", "jsonl"]), default="table")
+@click.option(
+    "--detail",
+    type=click.Choice(["diagnose", "score"]),
+    default="diagnose",
+    show_default=True,
+    help="score: the numbers only, quickly.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A .jsonl or .parquet file to write, or to continue.",
+)
+@click.option("--top", type=click.IntRange(1), help="Print the best of them only.")
+@friendly_errors
+def score(images: tuple[str, ...], prompt: str, verifier: str, **options: Any) -> None:
+    """Scores IMAGES against one prompt, best first.
+
+    IMAGES are files, folders with images in them, or globs in quotes. With --output, a
+    stopped command goes on where it was, and what is no picture is a row with its reason.
+
+    \b
+    Example:
+        tts-score a.png b.png --prompt "a red circle" --format jsonl
+        tts-score drawings/ "more/*.webp" --prompt "a red circle" --output scores.parquet
+    """
+    from tts_verifier.scoring import find_images, score_files, score_into, show
+    from tts_verifier.verifiers.load import load_verifier
+
+    quiet_libraries()
+    paths, output, detail = find_images(images), options["output"], options["detail"]
+    loaded = load_verifier(verifier)
+    if output is None:
+        rows = score_files(loaded, paths, prompt, detail=detail)
+    else:
+        rows = score_into(output, loaded, paths, prompt=prompt, detail=detail)
+    click.echo(show(rows[: options["top"]], options["form"]))
+    if output is not None:
+        failed = sum("error" in row for row in rows)
+        click.echo(f"{len(rows)} images, {failed} failed: {output}", err=True)

@@ -1,0 +1,15 @@
+"""The run folder, written so that a kill loses nothing that was verified."""
+
+from tts_verifier.log.header import read_header
+from tts_verifier.log.reader import is_running, read_picks, read_rows, read_trials
+from tts_verifier.log.writer import RunLog, open_log
+
+__all__ = [
+    "RunLog",
+    "is_running",
+    "open_log",
+    "read_header",
+    "read_picks",
+    "read_rows",
+    "read_trials",
+]

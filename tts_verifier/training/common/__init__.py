@@ -1,0 +1,1 @@
+"""What every training loop shares: the loop, CUDA graphs, replay pools."""

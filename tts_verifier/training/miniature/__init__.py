@@ -1,0 +1,1 @@
+"""How the bundled models of the miniature world are trained."""

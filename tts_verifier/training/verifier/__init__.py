@@ -1,0 +1,1 @@
+"""How an ImageDoctor of any size learns."""

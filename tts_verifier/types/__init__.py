@@ -1,0 +1,50 @@
+"""The nouns: frozen values that flow forward from prompt to choice."""
+
+from tts_verifier.types.cost import Budget, Cost
+from tts_verifier.types.proposals import (
+    KINDS,
+    Continue,
+    Draw,
+    Look,
+    LowBand,
+    Mask,
+    Near,
+    Prompt,
+    Proposal,
+    Repaint,
+    Setting,
+    kind_of,
+    parent_of,
+)
+from tts_verifier.types.trials import Choice, Job, Sample, State, Stored, Task, Trial
+from tts_verifier.types.verdicts import Box, Detail, Heatmap, Heatmaps, Verdict
+
+__all__ = [
+    "KINDS",
+    "Box",
+    "Budget",
+    "Choice",
+    "Continue",
+    "Cost",
+    "Detail",
+    "Draw",
+    "Heatmap",
+    "Heatmaps",
+    "Job",
+    "Look",
+    "LowBand",
+    "Mask",
+    "Near",
+    "Prompt",
+    "Proposal",
+    "Repaint",
+    "Sample",
+    "Setting",
+    "State",
+    "Stored",
+    "Task",
+    "Trial",
+    "Verdict",
+    "kind_of",
+    "parent_of",
+]

@@ -1,0 +1,5 @@
+"""A diffusers pipeline whose call is a search: it returns the best of its candidates."""
+
+from tts_verifier.verified.pipeline import VerifiedPipeline, search_as, wrap
+
+__all__ = ["VerifiedPipeline", "search_as", "wrap"]

@@ -1,0 +1,1 @@
+"""Released, folder or hub checkpoints in and out."""

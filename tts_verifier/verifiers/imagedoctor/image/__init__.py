@@ -1,0 +1,1 @@
+"""Images as the model takes them, and its grids back on the image."""

@@ -1,0 +1,1 @@
+"""Fused and hand-written operations that the engine and the model run on."""

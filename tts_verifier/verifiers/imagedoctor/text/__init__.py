@@ -1,0 +1,1 @@
+"""Captions, instructions and replies as text and tokens."""
