@@ -26,10 +26,10 @@ from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.recipe.rejudge import Proposed, Recorded
 from tts_verifier.recipe.signatures import call, describe, fits, parameters
 from tts_verifier.recipe.yaml_lines import Document, override, parse
-from tts_verifier.runner.loop import execute
+from tts_verifier.runner import execute
 from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.prompts import as_prompts, read_prompts
-from tts_verifier.runner.setup import Search, check_needs
+from tts_verifier.runner.setup import RunSetup, check_needs
 from tts_verifier.types import Budget, Detail, Prompt
 
 ROLES: Final = {
@@ -92,7 +92,7 @@ class Recipe:
         sections = {name: section.resolved() for name, section in self.sections.items()}
         return {**sections, **self.simple, "prompts": prompts}
 
-    def build(self, **given: Any) -> Search:
+    def build(self, **given: Any) -> RunSetup:
         """Builds all objects, the light ones first, but for those that are given by section.
 
         Raises:
@@ -110,7 +110,7 @@ class Recipe:
             check_needs(parts["strategy"], generator)
         heavy = [name for name in todo if name not in parts]
         parts |= {name: self.sections[name].build() for name in heavy}
-        search = Search(**parts, **self.simple)
+        search = RunSetup(**parts, **self.simple)
         search.check()
         return search
 
