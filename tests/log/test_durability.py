@@ -201,7 +201,7 @@ def test_pictures_deleted_while_it_runs_are_drawn_again_by_the_next(
     def delete() -> None:
         shutil.rmtree(tmp_path / "images")
 
-    with pytest.raises(RunError, match=r"images/.*cannot be read: No such file.*generates it again"):
+    with pytest.raises(RunError, match=r"images/.*cannot be read: No such file.*it again"):
         search(tmp_path, generator=Mortal(3, delete))
     with pytest.warns(RunWarning, match="made again"):
         same(search(tmp_path), whole)

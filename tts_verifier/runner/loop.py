@@ -21,9 +21,10 @@ from tts_verifier.runner.budget import Budgets
 from tts_verifier.runner.devices import DevicePlacement
 from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.prompt_search import PromptSearch
+from tts_verifier.runner.queues import JobQueues
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.setup import RunSetup
-from tts_verifier.types import KINDS, Job, Prompt, Sample, Trial, kind_of
+from tts_verifier.types import Job, Prompt, Sample, Trial, kind_of
 
 _AHEAD: Final = 2
 """Batches that are generated but not verified, at most, where the two overlap."""
@@ -65,8 +66,7 @@ class Loop:
         """Open searches by prompt id."""
         self._idle = deque[PromptSearch]()
         """Open searches whose last round is verified."""
-        self._queues: dict[str, deque[Job]] = {kind: deque() for kind in KINDS}
-        """Jobs that wait for a batch, by kind."""
+        self._queues = JobQueues()
         self._budgets = Budgets(setup.budget)
         self._verifying = deque[Future[list[Trial]]]()
         """Batches in the thread that verifies."""
@@ -92,7 +92,7 @@ class Loop:
 
     @property
     def _finished(self) -> bool:
-        proposing = self._new or self._idle or any(self._queues.values())
+        proposing = self._new or self._idle or self._queues.longest
         return not (proposing or self._verifying or self._held)
 
     # -- propose -----------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class Loop:
     def _propose(self) -> None:
         """Asks prompts until a whole batch of a kind is waiting."""
         full = self.setup.generator.batch_size
-        while (self._idle or self._new) and max(map(len, self._queues.values())) < full:
+        while (self._idle or self._new) and len(self._queues.longest) < full:
             search = self._idle.popleft() if self._idle else self._open(self._new.popleft())
             while not search.pending:
                 jobs = search.next_round(self.setup, self._budgets)
@@ -121,7 +121,7 @@ class Loop:
         for job in jobs:
             trial = search.trial_in_log(job)
             if trial is None:
-                self._queues[kind_of(job.proposal)].append(job)
+                self._queues.add(job)
             else:
                 self._budgets.learn(job, trial)
                 search.add(trial)
@@ -132,15 +132,13 @@ class Loop:
         if self.log is not None:
             self.log.forget_states(search.history)
         del self._searches[search.prompt.id]
-        self.results[search.prompt.id] = PromptResult.of(
-            search.prompt, search.history, logged=self.log is not None
-        )
+        self.results[search.prompt.id] = search.result()
 
     # -- generate ----------------------------------------------------------------------------
 
     def _next_batch(self) -> list[Job]:
         """Takes jobs of the kind of which most are waiting, across prompts."""
-        queue = max(self._queues.values(), key=len)
+        queue = self._queues.longest
         batch: list[Job] = []
         unknown: list[Job] = []
         while queue and len(batch) < self.setup.generator.batch_size:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tts_verifier.log import LoggedPrompt
 from tts_verifier.runner.budget import Account, Budgets, within
 from tts_verifier.runner.jobs import jobs_for
+from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import Job, Look, Prompt, Task, Trial
 
@@ -40,6 +41,10 @@ class PromptSearch:
         self.pending = set(self.jobs)
         self.rounds += bool(jobs)
         return jobs
+
+    def result(self) -> PromptResult:
+        """Returns what the search ends with."""
+        return PromptResult.of(self.prompt, self.history, logged=self.logged is not None)
 
     def trial_in_log(self, job: Job) -> Trial | None:
         """Returns the trial that the log holds for a job, None if it holds none."""
