@@ -9,7 +9,7 @@ import pytest
 import tiny_families
 from tiny_imagedoctor import example, noise
 
-from tts_verifier.recipe.recipe import load_recipe
+from tts_verifier.recipe import load_recipe
 from tts_verifier.runner.loop import execute
 
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.

@@ -14,7 +14,7 @@ from tts_verifier.cli.run import run as run_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_trials
-from tts_verifier.recipe.rejudge import Proposed, Recorded
+from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
 from tts_verifier.runner.loop import RunResult, execute
 from tts_verifier.runner.setup import Search
 from tts_verifier.strategies.best_of_n import BestOfN
@@ -29,7 +29,7 @@ def blue(image: object, prompt: str) -> dict[str, float]:
 
 
 def again(old: Path, new: Path) -> RunResult:
-    recorded = Recorded(old, new)
+    recorded = RecordedGenerator(old, new)
     search = Search(recorded, FakeVerifier(blue), Proposed(recorded.trials), Objective({"blue": 1}))
     return execute(search, recorded.prompts, folder=new)
 
@@ -70,7 +70,7 @@ def test_a_failed_candidate_stays_failed(tmp_path: Path) -> None:
 def test_it_continues_where_it_stopped(tmp_path: Path) -> None:
     run(PROMPTS, FakeGenerator(), FakeVerifier(), InpaintReroll(), folder=tmp_path / "old")
     again(tmp_path / "old", tmp_path / "new")
-    recorded = Recorded(tmp_path / "old", tmp_path / "new")
+    recorded = RecordedGenerator(tmp_path / "old", tmp_path / "new")
     verifier = FakeVerifier(blue)
     search = Search(recorded, verifier, Proposed(recorded.trials), Objective({"blue": 1}))
     execute(search, recorded.prompts, folder=tmp_path / "new")
@@ -90,11 +90,11 @@ def test_a_picture_that_is_gone_from_the_old_run_is_named_and_not_moved(tmp_path
 def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
     open_log(tmp_path / "empty", {"generator": {}}, {}).close()
     with pytest.raises(InputError, match="empty has no judged candidate yet"):
-        Recorded(tmp_path / "empty", tmp_path / "new")
+        RecordedGenerator(tmp_path / "empty", tmp_path / "new")
     with pytest.raises(RunError, match=r"into a folder of its own, .*Give another with --output"):
-        Recorded(tmp_path / "empty", tmp_path / "empty")
+        RecordedGenerator(tmp_path / "empty", tmp_path / "empty")
     with pytest.raises(RunError, match="must be a run's header"):
-        Recorded(tmp_path / "nothing", tmp_path / "new")
+        RecordedGenerator(tmp_path / "nothing", tmp_path / "new")
 
 
 def invoke(*arguments: object) -> Result:

@@ -36,7 +36,7 @@ def run(recipe: str, overrides: tuple[str, ...], output: Path | None, **options:
         tts-run bestofn strategy.n=4 seed=1 --output runs/first
         tts-run bestofn --rejudge runs/first --output runs/again
     """
-    from tts_verifier.recipe.recipe import load_recipe, run_recipe
+    from tts_verifier.recipe import load_recipe, run_recipe
     from tts_verifier.runner.progress import shown_as
 
     quiet_libraries()
