@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tts_verifier.cli.score import score as score_command
+from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.scoring import find_images, score_into
 from tts_verifier.testing import FakeVerifier

@@ -10,7 +10,7 @@ from searches import InpaintReroll, SeedBeam
 from tts_verifier import run
 from tts_verifier.analysis.report import write_report
 from tts_verifier.choice.objective import Objective
-from tts_verifier.cli.run import run as run_command
+from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_trials
@@ -89,7 +89,7 @@ def test_a_picture_that_is_gone_from_the_old_run_is_named_and_not_moved(tmp_path
 
 def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
     open_log(tmp_path / "empty", {"generator": {}}, {}).close()
-    with pytest.raises(InputError, match="empty has no judged candidate yet"):
+    with pytest.raises(InputError, match="empty has no verified candidate yet"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "new")
     with pytest.raises(RunError, match=r"into a folder of its own, .*Give another with --output"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""Judges a recorded run's candidates again with another verifier, judge or objective.
+"""Verifies a recorded run's candidates again, with another verifier, judge or objective.
 
 The recorded run stands in for the generator and the strategy of a new run. Nothing is generated,
 and the new run folder refers to the image files of the old one instead of copying them.
@@ -38,7 +38,7 @@ class RecordedGenerator:
 
     Raises:
         RunError: `folder` is no run folder, or is the new run's own.
-        InputError: the recorded run has no judged candidate.
+        InputError: the recorded run has no verified candidate.
     """
 
     supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand})
@@ -47,14 +47,14 @@ class RecordedGenerator:
     def __init__(self, folder: Path, into: Path) -> None:
         if folder.resolve() == into.resolve():
             raise RunError(
-                f"A run is judged again into a folder of its own, {into} is that of the run. "
+                f"Candidates are verified again into a folder of its own, {into} is the recorded run's. "
                 "Give another with --output."
             )
         about = read_header(folder)["about"]
         self.settings: Mapping[str, Setting] = about["generator"]
         self.trials = read_trials(folder)
         if not self.trials:
-            raise InputError(f"{folder} has no judged candidate yet. Judge it again later.")
+            raise InputError(f"{folder} has no verified candidate yet. Try again later.")
         self.prompts = tuple({t.prompt.id: t.prompt for t in self.trials}.values())
         self._by_id = {trial.id: trial for trial in self.trials}
         self._folder, self._into = folder.resolve(), into.resolve()

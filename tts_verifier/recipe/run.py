@@ -52,8 +52,8 @@ def run_recipe(
     Args:
         recipe: from `load_recipe`.
         output: run folder; None = the recipe's.
-        rejudge: a run folder. The recipe's verifier, judge and objective judge its candidates
-            again; the recipe's generator, strategy, budget and prompts are not used.
+        rejudge: a run folder. Its candidates are verified again with the recipe's verifier, judge
+            and objective; the recipe's generator, strategy, budget and prompts are not used.
         say: receives the resolved recipe as YAML, for the reader.
         progress: displays the progress; None = no display.
 
@@ -66,8 +66,8 @@ def run_recipe(
         recorded = RecordedGenerator(rejudge, folder)
         strategy = Proposed(recorded.trials)
         parts = {"generator": recorded, "strategy": strategy, "budget": Budget()}
-        judging = ("verifier", "judge", "objective", "detail")
-        resolved = {name: resolved[name] for name in judging if name in resolved}
+        again = ("verifier", "judge", "objective", "detail")
+        resolved = {name: resolved[name] for name in again if name in resolved}
         resolved["rejudge"] = str(recorded.place)
         prompts = recorded.prompts
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
