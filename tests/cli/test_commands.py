@@ -16,7 +16,7 @@ from PIL import Image
 
 from tts_verifier.errors import CheckpointError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.testing import FakeGenerator
+from tts_verifier.testing import FakeGenerator, FakeVerifier
 
 
 def invoke(command: str, *arguments: object) -> Result:
@@ -112,7 +112,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from tts_verifier.cli.run import run_command
 from tts_verifier.errors import CheckpointError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.testing import FakeGenerator
+from tts_verifier.testing import FakeGenerator, FakeVerifier
 draw = FakeGenerator.generate
 def slow(self, jobs):
     time.sleep(0.2)
@@ -180,10 +180,11 @@ def test_scores_are_json_lines(pictures: list[Path]) -> None:
 def test_an_unusable_score_is_null_in_json(
     pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tts_verifier.testing import fakes
+    def unsure(name: str) -> FakeVerifier:
+        return FakeVerifier(lambda image, prompt: {"overall": float("nan")})
 
-    monkeypatch.setattr(fakes, "_colours", lambda image, prompt: {"overall": float("nan")})
-    arguments = ("--prompt", "x", "--verifier", "fake", "--format", "jsonl")
+    monkeypatch.setattr(Verifier, "from_pretrained", unsure)
+    arguments = ("--prompt", "x", "--verifier", "unsure", "--format", "jsonl")
     line = json.loads(invoke("score", *pictures, *arguments).stdout.splitlines()[0])
     assert (line["overall"], line["objective"]) == (None, None)
 

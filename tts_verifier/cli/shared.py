@@ -42,7 +42,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo(
-                "\nStopped. Verified candidates are in the run folder; the same command continues it.",
+                "\nStopped. The run folder has the verified candidates; "
+                "the same command continues it.",
                 err=True,
             )
             sys.exit(130)

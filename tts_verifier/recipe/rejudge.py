@@ -47,8 +47,8 @@ class RecordedGenerator:
     def __init__(self, folder: Path, into: Path) -> None:
         if folder.resolve() == into.resolve():
             raise RunError(
-                f"Candidates are verified again into a folder of its own, {into} is the recorded run's. "
-                "Give another with --output."
+                f"Candidates are verified again into a folder of its own, {into} is the recorded "
+                "run's. Give another with --output."
             )
         about = read_header(folder)["about"]
         self.settings: Mapping[str, Setting] = about["generator"]
