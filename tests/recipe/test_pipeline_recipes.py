@@ -54,7 +54,7 @@ def test_a_recipe_runs_with_small_weights_of_its_architecture(name, doctor, tmp_
 def test_a_recipe_states_expected_memory_and_time(name):
     text = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     assert re.search(r"^# Memory: [\d.]+ GiB of weights", text, re.MULTILINE)
-    assert re.search(r"^# Time: \d+ TFLOP a picture, so \d+ s for all 8", text, re.MULTILINE)
+    assert re.search(r"^# Time: \d+ TFLOP per image, so \d+ s for all 8", text, re.MULTILINE)
 
 
 def ran(monkeypatch, name, *words):
