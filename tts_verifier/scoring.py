@@ -124,6 +124,7 @@ def score_into(
         if lines != output:
             draft = output.with_name(f"{output.name}.draft")
             pq.write_table(_score_table(rows), draft)
+            # The lines go last: a kill before that leaves both, and the next call starts from them.
             draft.replace(output)
             lines.unlink()
     except OSError as error:
@@ -144,6 +145,7 @@ def _score_missing(lines: Path, scorer: FileScorer, paths: Sequence[str]) -> lis
                 for path, row in zip(todo, scorer.rows_or_errors(todo), strict=True)
             ]
             file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in fresh)
+            # A power cut then costs one batch, not what the system still buffers.
             file.flush()
             os.fsync(file.fileno())
             by_path = {row["image"]: row for row in fresh}

@@ -32,6 +32,7 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 show_usually(message, category, *place)
 
         try:
+            # Python shows a warning once per place in the code; each of ours is about another file.
             with warnings.catch_warnings():
                 show_usually = warnings.showwarning
                 warnings.showwarning = show  # type: ignore[assignment]

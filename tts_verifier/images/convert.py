@@ -143,6 +143,7 @@ def _from_grey16(image: Image.Image) -> Image.Image:
             "A grey image of integers must stay in [0, 65535] (16 bits), this one has "
             f"[{values.min()}, {values.max()}]."
         )
+    # 65535 = 257 * 255, so white stays white.
     return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
 
 

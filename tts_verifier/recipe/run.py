@@ -31,7 +31,7 @@ class Outcome:
     def __str__(self) -> str:
         """Returns the text for a terminal."""
         sheet = self.folder / "chosen.png"
-        return f"{as_text(self.summary)}\nchosen pictures: {sheet}\nlog: {self.folder}"
+        return f"{as_text(self.summary)}\nchosen images: {sheet}\nlog: {self.folder}"
 
     def as_json(self) -> str:
         """Returns one line of JSON."""

@@ -32,6 +32,7 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
             accepted |= {option: (kind, None) for option, kind in option_hints.items()}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             accepted[name] = (hint, parameter.default)
+    # Recipes name a checkpoint `model` in every section, and `from_pretrained` has other names.
     if getattr(builder, "__name__", "") == "from_pretrained" and accepted:
         first = next(iter(accepted))
         accepted = {"model": accepted.pop(first), **accepted}
@@ -60,13 +61,16 @@ def value_fits(value: object, kind: Any) -> bool:
         return any(value == arm and type(value) is type(arm) for arm in inner)
     if kind is None or kind is type(None):
         return value is None
+    # bool is a subclass of int, and YAML reads `yes` as True.
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     holder = origin or kind
+    # A callable or another special form: no plain value can be refused with certainty.
     if not isinstance(holder, type):
         return True
     if issubclass(holder, Mapping):
         return isinstance(value, dict) and all(_entry_fits(item, inner) for item in value.items())
+    # A str is a sequence of str, but a recipe that gives one for a list has a mistake.
     if holder is not str and issubclass(holder, Sequence):
         items = inner[0] if inner else UNCHECKED
         return isinstance(value, list) and all(value_fits(item, items) for item in value)

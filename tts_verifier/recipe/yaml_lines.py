@@ -130,6 +130,7 @@ def _note_places(
         if here in places:
             raise RecipeError(f"{line}: {'.'.join(here)} is said twice.")
         places[here] = line
+        # Lists have no keys of their own, so their items are found by the key above them.
         if isinstance(value, yaml.MappingNode):
             _note_places(value, here, name, places=places)
 
