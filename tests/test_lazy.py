@@ -1,4 +1,4 @@
-"""Importing the package, and asking for help, loads no deep-learning library."""
+"""Importing the package, and printing a command's help, loads no heavy library."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ HEAVY = f"set({LIBRARIES}) & set(sys.modules)"
 
 
 def fresh(code: str) -> str:
+    """Runs code in a new process; returns its output and the heavy libraries it loaded."""
     command = [sys.executable, "-c", f"import sys\n{code}\nprint(sorted({HEAVY}))"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout

@@ -1,4 +1,4 @@
-"""What is packed, and that the commands in the README are the ones that are run."""
+"""The wheel and the editable install, the pinned versions, and the README's commands."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Overlays and notebook cards: what is drawn where, and that all text stays text."""
+"""Overlays and notebook cards: which pixels change, and that all text is escaped."""
 
 import math
 

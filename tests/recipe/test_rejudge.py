@@ -1,4 +1,4 @@
-"""A run judged again: the same candidates, other verdicts, nothing drawn, no picture copied."""
+"""A run verified again: the same candidates, other verdicts, no image generated or copied."""
 
 from pathlib import Path
 

@@ -51,6 +51,7 @@ class RecordedGenerator:
                 "run's. Give another with --output."
             )
         about = read_header(folder)["about"]
+        # Trial ids derive from the generator's settings, so equal settings keep the ids.
         self.settings: Mapping[str, Setting] = about["generator"]
         self.trials = read_trials(folder)
         if not self.trials:
