@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tts_verifier.images.display import overlay
 from tts_verifier.log.reader import read_trials
 from tts_verifier.strategies.inpaint_reroll import accepted
-from tts_verifier.types import Heatmaps, Repaint, Trial
+from tts_verifier.types import Repaint, Trial
 
 TILE, TEXT = 144, 16
 
@@ -48,13 +47,13 @@ def strip(parent: Trial, child: Trial) -> Image.Image:
     assert child.image is not None
     assert isinstance(child.proposal, Repaint)
     before = parent.image.load()
-    maps = Heatmaps({name: kept.load() for name, kept in parent.heatmaps.items()})
+    verdict = parent.verdict
     mask = child.proposal.mask.array()
     masked = np.asarray(before).copy()
     masked[mask] = 0
     tiles = (
         (f"{parent.objective:.3f}", before),
-        ("flaw", overlay(before, maps, parent.boxes)),
+        ("flaw", verdict.overlay(before)),
         ("mask", Image.fromarray(masked)),
         (f"{child.objective:.3f}", child.image.load()),
     )

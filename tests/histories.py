@@ -1,6 +1,7 @@
 """Literal histories for tables of strategies: what was drawn, and what is proposed next."""
 
 import math
+from dataclasses import replace
 
 from PIL import Image
 
@@ -11,13 +12,15 @@ from tts_verifier.types import (
     Continue,
     Draw,
     Heatmap,
+    Heatmaps,
+    InMemory,
     Look,
     Prompt,
     Proposal,
     Repaint,
-    Stored,
     Task,
     Trial,
+    Verdict,
 )
 
 PROMPT = Prompt("0", "a red circle")
@@ -32,12 +35,19 @@ def seed(index: int, purpose: str = "draw") -> int:
 def trial(
     name: str, round: int, proposal: Proposal, objective: float = math.nan, **more: object
 ) -> Trial:
+    """A finished trial; `heatmaps`, `boxes`, `scores` and `detail` are its verdict's."""
     until = getattr(proposal, "until", 1.0)
-    picture = Stored(lambda: PICTURE)
-    given = {"image": picture, **more}
-    return Trial(name, PROMPT, round, proposal, until, {}, objective, **given)  # type: ignore[arg-type]
+    said = {key: more.pop(key) for key in ("heatmaps", "boxes", "detail") if key in more}
+    verdict = Verdict(more.pop("scores", {}), **said)  # type: ignore[arg-type]
+    given = {"image": InMemory(PICTURE), "size": PICTURE.size, "verdict": verdict, **more}
+    return Trial(name, PROMPT, round, proposal, until, objective=objective, **given)  # type: ignore[arg-type]
 
 
-def maps(**grids: object) -> dict[str, Stored[Heatmap]]:
-    """Heatmaps of a 64-pixel picture by name, from 64x64 grids."""
-    return {name: Stored(lambda g=g: Heatmap(g, (64, 64))) for name, g in grids.items()}  # type: ignore[misc]
+def maps(**grids: object) -> Heatmaps:
+    """Heatmaps of a 64-pixel image by name, from 64x64 grids."""
+    return Heatmaps({name: Heatmap(grid, (64, 64)) for name, grid in grids.items()})  # type: ignore[arg-type]
+
+
+def seen_as(trial: Trial, **changes: object) -> Trial:
+    """The trial with another verdict."""
+    return replace(trial, verdict=replace(trial.verdict, **changes))  # type: ignore[type-var]

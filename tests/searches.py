@@ -59,7 +59,7 @@ class InpaintReroll:
             return [Look(best(history)[0].id)]
         if any(isinstance(t.proposal, Repaint) for t in history):
             return []
-        flawed = looks[-1].heatmaps["misalignment"].load().on_image()
+        flawed = looks[-1].verdict.heatmaps["misalignment"]
         mask = Mask.of(flawed > np.median(flawed))
         seeds = [seed_for(task.seed, text, i, "repaint") for i in range(self.repaints)]
         return [Repaint(looks[-1].id, mask, s, strength=0.8) for s in seeds]

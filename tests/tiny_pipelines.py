@@ -1,7 +1,6 @@
 """Diffusers pipelines of a few thousand random weights, built from configs."""
 
 import json
-import math
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from tts_verifier.types import Stored, Trial
+from tts_verifier.types import InMemory, Trial
 
 
 def tokenizer(folder):
@@ -131,10 +130,9 @@ def as_parent(sample, name="parent"):
         round=0,
         proposal=sample.job.proposal,
         progress=sample.progress,
-        scores={},
-        objective=math.nan,
-        image=Stored(lambda: image),
-        state=state and Stored(lambda: state),
+        image=InMemory(image),
+        size=image.size,
+        state=state and InMemory(state),
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tts_verifier.choice.ranking import Ranking
     from tts_verifier.errors import TTSError
     from tts_verifier.interfaces import Generator, Strategy, Verifier
-    from tts_verifier.runner.loop import run
+    from tts_verifier.runner import run
     from tts_verifier.strategies.best_of_n import BestOfN
     from tts_verifier.types import Prompt, Verdict
     from tts_verifier.verified.pipeline import VerifiedPipeline, wrap

@@ -26,7 +26,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import canonical
 from tts_verifier.images import as_image
 from tts_verifier.interfaces import Verifier
-from tts_verifier.log.schema import number
+from tts_verifier.log.schema import finite
 from tts_verifier.types import Detail
 from tts_verifier.types.score_names import written_scores
 
@@ -198,8 +198,8 @@ class FileScorer:
         return [
             {
                 "image": path,
-                "objective": number(self._verifier.objective(verdict.scores)),
-                **{name: number(value) for name, value in verdict.scores.items()},
+                "objective": finite(self._verifier.objective(verdict.scores)),
+                **{name: finite(value) for name, value in verdict.scores.items()},
                 "boxes": verdict.boxes,
                 "reply": verdict.text,
             }

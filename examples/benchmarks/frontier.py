@@ -36,7 +36,7 @@ from tts_verifier.analysis.charts import Chart, Series, alone, lines
 from tts_verifier.analysis.expected_best import expected_best
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.strategies.inpaint_reroll import accepted
 from tts_verifier.types import Prompt, Repaint, Trial

@@ -51,7 +51,7 @@ STRATEGIES: dict[str, Strategy] = {
 BATCH = 4
 KILLS = 12
 """Most kills of one folder, so that all strategies have their turn."""
-CLOCK = {"draw_seconds", "judge_seconds"}
+CLOCK = {"generate_seconds", "verify_seconds"}
 AGAIN = ("drawn_again", "judged_again")
 
 

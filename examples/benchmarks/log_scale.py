@@ -26,7 +26,7 @@ from PIL import Image
 from tts_verifier import run
 from tts_verifier.identity import seed_for, trial_id
 from tts_verifier.log import open_log
-from tts_verifier.log.files import Folder, digest_of, png
+from tts_verifier.log.storage.files import Folder, digest_of, png
 from tts_verifier.runner.prompts import as_prompts
 from tts_verifier.runner.setup import Search
 from tts_verifier.strategies.best_of_n import BestOfN

@@ -307,7 +307,7 @@ def overhead(bench: Bench) -> list[Row]:
         bare.append(bench.timed(lambda g=generator: bench.pipe(PROMPTS[0], generator=g, **call)))
         outs: list[Any] = []
         took = bench.timed(lambda n=number, o=outs: o.append(verified(PROMPTS[0], seed=n, **call)))
-        wrapped.append(took - sum(trial.cost.judge_seconds for trial in outs[0].trials))
+        wrapped.append(took - sum(trial.cost.verify_seconds for trial in outs[0].trials))
     # The first of each is a warm-up.
     one, other = (statistics.median(times[1:]) for times in (bare, wrapped))
     row = {"bare_s": one, "wrapped_s": other, "overhead_ms": 1e3 * (other - one)}

@@ -36,7 +36,7 @@ def masks_of(trial: Trial, rule: MaskRule) -> dict[str, Mask]:
     """Returns the masks to try by name; one that names no place is absent."""
     picture = trial.image.load()
     truth = shapes.oracle(picture, trial.prompt.text).misalignment
-    told = [trial.heatmaps[name].load().on_image() for name in sorted(trial.heatmaps)]
+    told = [trial.verdict.heatmaps[name] for name in sorted(trial.verdict.heatmaps)]
     found = {}
     for name, maps in (("oracle", [truth]), ("verifier", told)):
         whole = (

@@ -21,7 +21,7 @@ from typing import Any
 from chromium import Chromium, find_chromium
 
 from tts_verifier.analysis.report import write_report
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Verdict

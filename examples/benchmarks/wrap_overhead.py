@@ -35,7 +35,7 @@ def main() -> None:
         pipe("a red circle", generator=torch.Generator().manual_seed(number), **call)
         middle = time.perf_counter()
         out = verified("a red circle", seed=number, **call)
-        judging = sum(trial.cost.judge_seconds for trial in out.trials)
+        judging = sum(trial.cost.verify_seconds for trial in out.trials)
         wrapped.append(time.perf_counter() - middle - judging)
         bare.append(middle - began)
     # The first of each is a warm-up.

@@ -18,9 +18,9 @@ def drawn(number, preview, final, *, judged=0.0, error=""):
     """A preview at a quarter of 40 evaluations, and the rest."""
 
     def trial(name, proposal, progress, objective, evaluations, error=""):
-        cost = Cost(network_evaluations=evaluations, draw_seconds=evaluations / 10)
+        cost = Cost(network_evaluations=evaluations, generate_seconds=evaluations / 10)
         return Trial(
-            name, Prompt("p", "p"), 0, proposal, progress, {}, objective, cost,
+            name, Prompt("p", "p"), 0, proposal, progress, None, objective, cost,
             judge={"passed": judged} if progress == 1 else {}, error=error,
         )  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_what_was_pruned_or_branched_is_a_selection():
     assert [c.last.id for c in chains(whole)] == ["b0", "b1"]
     assert chains(whole[:3]) == []
     twice = Continue("a0", 1.0, 7)
-    branch = Trial("c", Prompt("p", "p"), 0, twice, 1.0, {}, 0.5, Cost())
+    branch = Trial("c", Prompt("p", "p"), 0, twice, 1.0, None, 0.5, Cost())
     assert chains([*whole, branch]) == []
 
 

@@ -21,7 +21,7 @@ from tts_verifier.analysis.replay import as_text, replay, write_plot
 from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial
+from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial, Verdict
 
 GOALS = st.sampled_from([0.1, 0.25, 0.5, 0.75, math.nan])
 POOLS = st.lists(st.tuples(GOALS, st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=6)
@@ -37,14 +37,14 @@ def trial(
     proposal: Proposal = OWN,
 ) -> Trial:
     judge = {} if judged is None else {"passed": judged}
-    cost = Cost(network_evaluations=20, draw_seconds=0.5, judge_seconds=0.25)
+    cost = Cost(network_evaluations=20, generate_seconds=0.5, verify_seconds=0.25)
     return Trial(
         "x",
         Prompt(prompt, prompt),
         0,
         proposal,
         1.0,
-        {"s": objective},
+        Verdict({"s": objective}),
         objective,
         cost,
         judge=judge,

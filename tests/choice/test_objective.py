@@ -54,7 +54,7 @@ def test_an_order_is_a_permutation_from_best_to_worst(values: list[float]) -> No
 
 
 def trial(name: str, objective: float, progress: float = 1.0, proposal: object = None) -> Trial:
-    return Trial(name, Prompt("0", "x"), 0, proposal or Draw(1), progress, {}, objective)
+    return Trial(name, Prompt("0", "x"), 0, proposal or Draw(1), progress, None, objective)
 
 
 def test_the_best_finished_trial_is_chosen() -> None:

@@ -17,12 +17,12 @@ from tts_verifier.choice.summary import (
     wilson,
 )
 from tts_verifier.errors import RunError
-from tts_verifier.types import Draw, Prompt, Stored, Trial
+from tts_verifier.types import Draw, InMemory, Prompt, Trial, Verdict
 
 
 def trial(prompt: str, index: int, objective: float, **fields: object) -> Trial:
     picture = Image.new("RGB", (8, 4), (index * 20, 0, 0))
-    defaults = {"image": Stored(lambda: picture), "scores": {"overall": objective}}
+    defaults = {"image": InMemory(picture), "verdict": Verdict({"overall": objective})}
     base = dict(progress=1.0, objective=objective, **{**defaults, **fields})
     return Trial(f"{prompt}{index}", Prompt(prompt, f"text {prompt}"), 0, Draw(index), **base)
 
@@ -79,7 +79,7 @@ def test_a_judge_without_pass_or_fail_gives_means() -> None:
 
 
 def test_ties_and_failures_are_counted() -> None:
-    failed = trial("b", 0, math.nan, error="told to fail", image=None, scores={})
+    failed = trial("b", 0, math.nan, error="told to fail", image=None, verdict=None)
     result = summary(trial("a", 0, 0.5), trial("a", 1, 0.5), trial("a", 2, 0.4), failed)
     assert (result.ties, result.failed, result.candidates) == (1, 1, 4)
     assert "4 candidates, 1 failed, 1 prompts with a tie" in as_text(result)
@@ -94,7 +94,7 @@ def test_a_prompt_without_a_picture_counts_as_not_passed() -> None:
 
 
 def test_a_run_without_any_picture_has_a_summary() -> None:
-    failed = trial("a", 0, math.nan, error="x", image=None, scores={})
+    failed = trial("a", 0, math.nan, error="x", image=None, verdict=None)
     text = as_text(summary(failed))
     assert text.startswith("No prompt has a usable picture.")
     assert "first draw nan -> chosen nan" in text
@@ -126,8 +126,8 @@ def test_the_sheet_has_first_beside_chosen() -> None:
 
 
 def test_the_sheet_takes_any_text_and_any_shape() -> None:
-    tall = Stored(lambda: Image.new("RGB", (1, 500)))
-    cat = Trial("x", Prompt("x", "一只猫" * 50), 0, Draw(1), 1.0, {}, 0.5, image=tall)
+    tall = InMemory(Image.new("RGB", (1, 500)))
+    cat = Trial("x", Prompt("x", "一只猫" * 50), 0, Draw(1), 1.0, None, 0.5, image=tall)
     nothing = PromptSummary(cat.prompt, None, None)
     assert sheet([PromptSummary(cat.prompt, cat, cat), nothing]).width > 0
     assert sheet([]).width > 0

@@ -13,8 +13,8 @@ from tts_verifier.types import (
     Draw,
     Heatmap,
     Heatmaps,
+    InMemory,
     Prompt,
-    Stored,
     Trial,
     Verdict,
 )
@@ -81,8 +81,8 @@ def test_rankings_and_trials_show_themselves_in_notebooks() -> None:
     assert html.count("data:image/webp;base64,") == 4
     assert html.index("1. image 1 · 0.800") < html.index("2. image 0")
     trial = Trial(
-        "x", Prompt("p", "<script>"), 0, Draw(1), 1.0, {"a": math.nan}, 0.5,
-        text="<b>", image=Stored(lambda: GREY), judge={"passed": 1.0},
+        "x", Prompt("p", "<script>"), 0, Draw(1), 1.0, Verdict({"a": math.nan}, text="<b>"), 0.5,
+        image=InMemory(GREY), judge={"passed": 1.0},
     )  # fmt: skip
     html = trial._repr_html_()
     assert "<script>" not in html
@@ -90,7 +90,7 @@ def test_rankings_and_trials_show_themselves_in_notebooks() -> None:
     assert "&lt;b&gt;" in html
     assert "<td>a</td><td>–</td>" in html
     assert "judge: passed" in html
-    failed = Trial("x", Prompt("p", "p"), 0, Draw(1), 1.0, {}, math.nan, error="why")
+    failed = Trial("x", Prompt("p", "p"), 0, Draw(1), 1.0, error="why")
     assert "<b>p · why</b>" in failed._repr_html_()
 
 

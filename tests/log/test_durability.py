@@ -20,8 +20,9 @@ from searches import InpaintReroll, SeedBeam
 from tts_verifier import run
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.interfaces import Strategy
-from tts_verifier.log import open_log, read_header, read_trials, tables
+from tts_verifier.log import open_log, read_header, read_trials
 from tts_verifier.log.lock import FolderLock
+from tts_verifier.log.storage import table_writer, tables
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Job, Look, Sample
@@ -61,7 +62,7 @@ def search(
 def outcome(folder: Path) -> pd.DataFrame:
     table = pd.read_parquet(folder / "trials.parquet").sort_values("trial_id")
     assert table.trial_id.is_unique
-    return table.drop(columns=["draw_seconds", "judge_seconds"]).reset_index(drop=True)
+    return table.drop(columns=["generate_seconds", "verify_seconds"]).reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,9 @@ def test_pictures_deleted_while_it_runs_are_drawn_again_by_the_next(
     def delete() -> None:
         shutil.rmtree(tmp_path / "images")
 
-    with pytest.raises(RunError, match=r"images/.*cannot be read: No such file.*draws it again"):
+    with pytest.raises(
+        RunError, match=r"images/.*cannot be read: No such file.*generates it again"
+    ):
         search(tmp_path, generator=Mortal(3, delete))
     with pytest.warns(RunWarning, match="made again"):
         same(search(tmp_path), whole)
@@ -321,14 +324,16 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
     assert drawn == (whole.kind != "look").sum() - len(judged)
 
 
-@pytest.mark.parametrize("limit", ["FANOUT", "_MOST_ROWS", "_LARGE"])
+@pytest.mark.parametrize(
+    ("module", "limit"), [(table_writer, "FANOUT"), (table_writer, "MOST_ROWS"), (tables, "LARGE")]
+)
 @pytest.mark.parametrize("strategy", [InpaintReroll(), SeedBeam(), BestOfN(9)])
 def test_merging_parts_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, limit: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, module: object, limit: str
 ) -> None:
     expected = search(tmp_path / "whole", strategy)
-    monkeypatch.setattr(tables, "FANOUT", 2)
-    monkeypatch.setattr(tables, limit, 2)
+    monkeypatch.setattr(table_writer, "FANOUT", 2)
+    monkeypatch.setattr(module, limit, 2)
     with pytest.raises(Killed):
         search(tmp_path / "run", strategy, Mortal(4))
     levels = [part.level for part in tables.parts_of(tmp_path / "run")]
@@ -342,7 +347,7 @@ def test_a_kill_between_a_merge_and_the_removal_doubles_nothing(
 ) -> None:
     before = broken / "before"
     shutil.copytree(broken / "parts", before)
-    monkeypatch.setattr(tables, "FANOUT", 2)
+    monkeypatch.setattr(table_writer, "FANOUT", 2)
     with pytest.raises(Killed):
         search(broken, generator=Mortal(1))
     for part in before.iterdir():
@@ -360,16 +365,16 @@ def test_a_kill_while_the_table_is_written_leaves_it_whole(
     search(tmp_path)
     good = (tmp_path / "trials.parquet").read_bytes()
     (tmp_path / "images" / whole.image_path[0].split("/")[1]).unlink()
-    left, settle = iter(range(moment)), tables.Folder.settle
+    left, settle = iter(range(moment)), table_writer.Folder.settle
 
-    def die(self: tables.Folder) -> None:
+    def die(self: table_writer.Folder) -> None:
         settle(self)
         if (self.root / "trials.new").exists() and next(left, None) is None:
             raise Killed
 
     with monkeypatch.context() as patched, warnings.catch_warnings():
         warnings.simplefilter("ignore", RunWarning)
-        patched.setattr(tables.Folder, "settle", die)
+        patched.setattr(table_writer.Folder, "settle", die)
         if moment == 0:
             with pytest.raises(Killed):
                 search(tmp_path)

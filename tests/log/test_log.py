@@ -23,7 +23,8 @@ from tts_verifier import run
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.interfaces import Strategy
-from tts_verifier.log import files, open_log, read_header, read_trials
+from tts_verifier.log import open_log, read_header, read_trials
+from tts_verifier.log.storage.codecs import ImageCodec
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -33,6 +34,9 @@ from tts_verifier.types import (
     Cost,
     Draw,
     Heatmap,
+    Heatmaps,
+    InFile,
+    InMemory,
     Job,
     Look,
     LowBand,
@@ -42,8 +46,8 @@ from tts_verifier.types import (
     Proposal,
     Repaint,
     Sample,
-    Stored,
     Trial,
+    Verdict,
 )
 
 PROMPTS = ["a red circle", 'a "blue" star\n<b>', "一只猫"]
@@ -59,10 +63,10 @@ def values(trial: Trial) -> dict[str, object]:
     """All of a trial but the clock's seconds and the state, which goes when a run ends."""
     fields = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
     fields["image"] = trial.image and trial.image.load().tobytes()
-    fields["heatmaps"] = {
-        name: (h.load().grid.tobytes(), h.load().size, h.load().box)
-        for name, h in trial.heatmaps.items()
-    }
+    if verdict := fields.pop("verdict"):
+        maps = {name: verdict.heatmaps.on_grid(name) for name in verdict.heatmaps}
+        fields["heatmaps"] = {n: (m.grid.tobytes(), m.size, m.box) for n, m in maps.items()}
+        fields["verdict"] = (verdict.scores, verdict.boxes, verdict.text, verdict.detail)
     fields["cost"] = (trial.cost.network_evaluations, trial.cost.verifier_calls)
     del fields["state"]
     return {name: str(value) for name, value in fields.items()}
@@ -77,8 +81,8 @@ def test_one_read_gives_the_one_table(tmp_path: Path) -> None:
     assert " ".join(table.columns) == (
         "prompt_id prompt category trial_id parent_id round kind seed proposal "
         "mask_sha256 mask_path "
-        "draw_model draw_size draw_steps "
-        "network_evaluations vae_passes verifier_calls draw_seconds judge_seconds progress "
+        "generator_model generator_size generator_steps "
+        "network_evaluations vae_passes verifier_calls generate_seconds verify_seconds progress "
         "semantic_alignment aesthetics plausibility overall objective judge_passed "
         "boxes reply detail image_path image_sha256 image_width image_height "
         "heatmap_misalignment_path heatmap_misalignment_sha256 heatmap_misalignment_box "
@@ -144,7 +148,7 @@ def test_what_failed_is_null_and_never_sorts(tmp_path: Path) -> None:
 def test_the_header_says_what_was_run(tmp_path: Path) -> None:
     finished(tmp_path, BestOfN(2), seed=3, budget=Budget(candidates=9))
     header = read_header(tmp_path)
-    assert header["schema_version"] == 1
+    assert header["schema_version"] == 2
     assert header["about"] == {
         "recipe": None,
         "generator": {"model": "fake", "size": 16, "steps": 10},
@@ -179,50 +183,58 @@ def test_only_finished_files_are_left(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
 
 
-def test_what_a_search_sees_is_what_the_files_hold_written_or_not(tmp_path: Path) -> None:
+def test_what_a_search_sees_is_what_the_files_hold(tmp_path: Path) -> None:
     grid = np.linspace(0, 1, 77, dtype=np.float32).reshape(7, 11)
     heatmap = Heatmap(grid, (22, 14), (0.0, 0.1, 1.0, 0.9))
     picture = Image.effect_noise((22, 14), 50).convert("RGB")
     item = Trial(
-        "x", Prompt("p", "p"), 0, Draw(1), 1.0, {}, 0.5,
-        image=Stored(lambda: picture), heatmaps={"artifact": Stored(lambda: heatmap)},
+        "x", Prompt("p", "p"), 0, Draw(1), 1.0, Verdict({}, Heatmaps({"artifact": heatmap})), 0.5,
+        image=InMemory(picture), size=(22, 14),
     )  # fmt: skip
     with open_log(tmp_path, {}, {}) as log:
-        (begun,) = log.append([item])
-        before = values(begun)
-        log.flush()
-        assert values(begun) == before
-    assert values(read_trials(tmp_path)[0]) == before
+        (logged,) = log.append([item])
+        assert values(logged) == values(read_trials(tmp_path)[0])
+        assert isinstance(logged.image, InFile)
+        assert isinstance(logged.verdict.heatmaps.stored["artifact"], InFile)
 
 
-def drawing(seed: int) -> tuple[str, Sample]:
-    picture = Image.effect_noise((16, 16), 10 + seed).convert("RGB")
-    return f"t{seed}", Sample(Job(Prompt("p", "p"), Draw(seed)), picture)
+def sample(seed: int) -> Sample:
+    image = Image.effect_noise((16, 16), 10 + seed).convert("RGB")
+    return Sample(Job(Prompt("p", "p"), Draw(seed), id=f"t{seed}"), image)
 
 
-def judgement(name: str, sample: Sample, picture: Image.Image | None = None) -> Trial:
-    image = Stored(lambda: picture or sample.image)
-    return Trial(name, sample.job.prompt, 0, sample.job.proposal, 1.0, {}, 0.5, image=image)
+def verified(sample: Sample, image: Image.Image | None = None) -> Trial:
+    job, stored = sample.job, InMemory(image or sample.image)
+    return Trial(job.id, job.prompt, 0, job.proposal, 1.0, objective=0.5, image=stored)
+
+
+class SlowImages(ImageCodec):
+    """Encodes one image only when it is told to go on."""
+
+    def __init__(self, image: Image.Image) -> None:
+        object.__setattr__(self, "image", image)
+        object.__setattr__(self, "go_on", threading.Event())
+
+    __slots__ = ("go_on", "image")
+
+    def encode(self, value: Image.Image) -> bytes:
+        if value is self.image:
+            assert self.go_on.wait(60)
+        return super().encode(value)
 
 
 def test_rows_wait_for_no_drawing_but_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, others = threading.Event(), dict([drawing(1), drawing(2)])
-    encode, first = files.png, drawing(0)
-
-    def png(image: Image.Image) -> bytes:
-        if image is others["t1"].image:
-            assert slow.wait(60)
-        return encode(image)
-
-    monkeypatch.setattr("tts_verifier.log.writer.png", png)
+    first, others = sample(0), [sample(1), sample(2)]
+    slow = SlowImages(others[0].image)
+    monkeypatch.setattr("tts_verifier.log.writer.IMAGE", slow)
     with open_log(tmp_path, {}, {}) as log:
-        log.drawn(dict([first]), noted=True)
-        log.drawn(others, noted=True)
-        log.append([judgement(*first)], wait=True)
+        log.start_images([first], note=True)
+        log.start_images(others, note=True)
+        log.append([verified(first)])
         assert [trial.id for trial in read_trials(tmp_path)] == ["t0"]
-        slow.set()
+        slow.go_on.set()
         log.flush()
         assert sorted(json.loads((tmp_path / "waiting/t1.json").read_bytes())) == ["t1", "t2"]
 
@@ -230,19 +242,13 @@ def test_rows_wait_for_no_drawing_but_their_own(
 def test_of_two_pictures_of_a_trial_the_judged_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, (name, sample), other = threading.Event(), drawing(0), drawing(1)[1].image
-    encode = files.png
-
-    def png(image: Image.Image) -> bytes:
-        if image is sample.image:
-            assert slow.wait(60)
-        return encode(image)
-
-    monkeypatch.setattr("tts_verifier.log.writer.png", png)
+    early, other = sample(0), sample(1).image
+    slow = SlowImages(early.image)
+    monkeypatch.setattr("tts_verifier.log.writer.IMAGE", slow)
     with open_log(tmp_path, {}, {}) as log:
-        log.drawn({name: sample})
-        log.append([judgement(name, sample, other)])
-        slow.set()
+        log.start_images([early])
+        threading.Timer(0.05, slow.go_on.set).start()
+        log.append([verified(early, other)])
     (trial,) = read_trials(tmp_path)
     assert trial.image is not None
     assert other is not None
@@ -454,9 +460,10 @@ def test_a_score_cannot_have_a_columns_name(tmp_path: Path, name: str) -> None:
 
 
 def test_a_judges_score_cannot_either(tmp_path: Path) -> None:
-    judge = FakeVerifier(lambda image, prompt: {"seconds": 1.0})
-    with pytest.raises(InputError, match="A score cannot be called judge_seconds"):
-        run(["a"], FakeGenerator(), FakeVerifier(), BestOfN(1), folder=tmp_path, judge=judge)
+    judge = FakeVerifier(lambda image, prompt: {"overall": 1.0})
+    verifier = FakeVerifier(lambda image, prompt: {"judge_overall": 1.0})
+    with pytest.raises(InputError, match="A score cannot be called judge_overall"):
+        run(["a"], FakeGenerator(), verifier, BestOfN(1), folder=tmp_path, judge=judge)
 
 
 # -- round trips ---------------------------------------------------------------------------
@@ -483,11 +490,21 @@ COSTS = st.builds(Cost, COUNTS, COUNTS, COUNTS, UNIT, UNIT)
 
 
 @st.composite
-def trials(draw: st.DrawFn) -> Trial:
-    judged = draw(st.booleans())
-    size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+def verdicts(draw: st.DrawFn, size: tuple[int, int]) -> Verdict:
     grid = np.full(draw(st.tuples(st.integers(1, 5), st.integers(1, 5))), 51 / 255, np.float32)
     heatmap = Heatmap(grid, size, draw(st.tuples(UNIT, UNIT, UNIT, UNIT)))
+    return Verdict(
+        scores={"a": draw(NUMBERS), "b c": draw(NUMBERS)},
+        heatmaps=Heatmaps({"artifact": heatmap} if draw(st.booleans()) else {}),
+        boxes=tuple(draw(st.lists(st.tuples(UNIT, UNIT, UNIT, UNIT), max_size=3))),
+        text=draw(TEXTS),
+        detail=draw(st.sampled_from(["score", "diagnose"])),
+    )
+
+
+@st.composite
+def trials(draw: st.DrawFn) -> Trial:
+    size = (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
     latents = {"z": np.full((2, 3), draw(st.floats(width=32, allow_nan=False)), np.float32)}
     return Trial(
         id=draw(IDS),
@@ -495,15 +512,12 @@ def trials(draw: st.DrawFn) -> Trial:
         round=draw(COUNTS),
         proposal=draw(PROPOSALS),
         progress=draw(UNIT),
-        scores={"a": draw(NUMBERS), "b c": draw(NUMBERS)} if judged else {},
+        verdict=draw(st.one_of(st.none(), verdicts(size))),
         objective=draw(NUMBERS),
         cost=draw(COSTS),
-        boxes=tuple(draw(st.lists(st.tuples(UNIT, UNIT, UNIT, UNIT), max_size=3))),
-        text=draw(TEXTS),
-        detail=draw(st.sampled_from(["score", "diagnose"])) if judged else "diagnose",
-        image=Stored(lambda: Image.new("RGB", size, (9, 8, 7))),
-        heatmaps={"artifact": Stored(lambda: heatmap)} if draw(st.booleans()) else {},
-        state=Stored(lambda: latents) if draw(st.booleans()) else None,
+        image=InMemory(Image.new("RGB", size, (9, 8, 7))),
+        size=size,
+        state=InMemory(latents) if draw(st.booleans()) else None,
         judge={"passed": draw(UNIT)} if draw(st.booleans()) else {},
         error=draw(TEXTS),
     )

@@ -15,10 +15,11 @@ from searches import InpaintReroll
 from tts_verifier import run
 from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Strategy
-from tts_verifier.log import open_log, read_trials, tables
-from tts_verifier.log.files import Folder
-from tts_verifier.log.reader import Found
-from tts_verifier.runner.loop import RunResult
+from tts_verifier.log import open_log, read_trials
+from tts_verifier.log.resume import LoggedTrials
+from tts_verifier.log.storage import table_writer
+from tts_verifier.log.storage.files import Folder
+from tts_verifier.runner import RunResult
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt, Trial
@@ -27,7 +28,7 @@ ROWS = st.tuples(st.sampled_from("abc"), st.integers(0, 4), st.floats(0, 1))
 
 
 def trial(prompt: str, index: int, objective: float) -> Trial:
-    return Trial(f"{prompt}{index}", Prompt(prompt, prompt), 0, Draw(index), 1.0, {}, objective)
+    return Trial(f"{prompt}{index}", Prompt(prompt, prompt), 0, Draw(index), 1.0, None, objective)
 
 
 @settings(max_examples=15)
@@ -38,15 +39,16 @@ def test_of_rows_with_one_id_the_last_counts(
     folder = tmp_path_factory.mktemp("run")
     last = {f"{prompt}{index}": value for batch in batches for prompt, index, value in batch}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(tables, "_ROW_GROUP", size)
+        patched.setattr(table_writer, "ROW_GROUP", size)
         with open_log(folder, {}, {}) as log:
             for batch in batches:
-                log.append([trial(*row) for row in batch], wait=True)
-        found, job = Found(Folder(folder)), Job(Prompt("a", "a"), Draw(7))
-        assert found.rows() == Counter(prompt for batch in batches for prompt, _, _ in batch)
-        made = [make(job) for prompt in "abcd" for make in found.of(prompt).values()]
-        assert {t.id: t.objective for t in made} == last
-        assert {t.proposal for t in made} <= {Draw(7)}, "the job tells"
+                log.append([trial(*row) for row in batch])
+        logged = LoggedTrials(Folder(folder))
+        assert logged.counts() == Counter(prompt for batch in batches for prompt, _, _ in batch)
+        jobs = [Job(Prompt(p, p), Draw(7), id=f"{p}{i}") for p in "abcd" for i in range(5)]
+        found = [logged.of_prompt(job.prompt.id).trial(job) for job in jobs]
+        assert {t.id: t.objective for t in found if t} == last
+        assert {t.proposal for t in found if t} <= {Draw(7)}, "the job has the proposal"
         assert {t.id: t.objective for t in read_trials(folder)} == last
         with open_log(folder, {}, {}) as log:
             log.finish({"a0"})

@@ -55,7 +55,7 @@ def search(
 
 def outcome(folder: Path) -> pd.DataFrame:
     table = pd.read_parquet(folder / "trials.parquet").sort_values("trial_id")
-    return table.drop(columns=["draw_seconds", "judge_seconds"]).reset_index(drop=True)
+    return table.drop(columns=["generate_seconds", "verify_seconds"]).reset_index(drop=True)
 
 
 @pytest.mark.parametrize("strategy", [BestOfN(8), SeedBeam(), InpaintReroll()])
@@ -115,4 +115,4 @@ def test_what_is_gone_or_changed_is_drawn_again(
 def test_seconds_of_what_waited_are_not_forgotten(tmp_path: Path) -> None:
     search(tmp_path, BestOfN(8), Mortal(0))
     search(tmp_path, BestOfN(8), FakeVerifier())
-    assert all(trial.cost.draw_seconds > 0 for trial in read_trials(tmp_path))
+    assert all(trial.cost.generate_seconds > 0 for trial in read_trials(tmp_path))

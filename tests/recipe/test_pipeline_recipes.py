@@ -10,7 +10,7 @@ import tiny_families
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.recipe import load_recipe
-from tts_verifier.runner.loop import execute
+from tts_verifier.runner import execute
 
 # diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -47,7 +47,7 @@ def test_a_recipe_runs_with_small_weights_of_its_architecture(name, doctor, tmp_
     trials = execute(search, recipe.prompts[:1]).trials
     assert [trial.image.load().size[0] for trial in trials] == [int(overrides[0].split("=")[1])] * 2
     # Replies of random weights cannot be parsed; it is enough that there are some.
-    assert all(trial.text for trial in trials)
+    assert all(trial.verdict.text for trial in trials)
 
 
 @pytest.mark.parametrize("name", RECIPES)

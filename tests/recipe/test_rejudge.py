@@ -15,8 +15,8 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_trials
 from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
-from tts_verifier.runner.loop import RunResult, execute
-from tts_verifier.runner.setup import Search
+from tts_verifier.runner import RunResult, execute
+from tts_verifier.runner.setup import RunSetup
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Job
@@ -30,7 +30,9 @@ def blue(image: object, prompt: str) -> dict[str, float]:
 
 def again(old: Path, new: Path) -> RunResult:
     recorded = RecordedGenerator(old, new)
-    search = Search(recorded, FakeVerifier(blue), Proposed(recorded.trials), Objective({"blue": 1}))
+    search = RunSetup(
+        recorded, FakeVerifier(blue), Proposed(recorded.trials), Objective({"blue": 1})
+    )
     return execute(search, recorded.prompts, folder=new)
 
 
@@ -72,7 +74,7 @@ def test_it_continues_where_it_stopped(tmp_path: Path) -> None:
     again(tmp_path / "old", tmp_path / "new")
     recorded = RecordedGenerator(tmp_path / "old", tmp_path / "new")
     verifier = FakeVerifier(blue)
-    search = Search(recorded, verifier, Proposed(recorded.trials), Objective({"blue": 1}))
+    search = RunSetup(recorded, verifier, Proposed(recorded.trials), Objective({"blue": 1}))
     execute(search, recorded.prompts, folder=tmp_path / "new")
     assert verifier.trace == []
 

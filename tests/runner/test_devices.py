@@ -8,14 +8,18 @@ import torch
 from tts_verifier import BestOfN, run
 from tts_verifier.errors import RunWarning
 from tts_verifier.log import read_header
-from tts_verifier.runner.devices import Seat, plan, seat_of
+from tts_verifier.runner.devices import PartPlacement, placement_of, plan_placement
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 
 GIB = 2**30
 GPU = "cuda:0"
 
 
-HERE, AWAY, BOUND = Seat(GPU, 0, True), Seat(GPU, 8 * GIB, True), Seat(GPU, 0, False)
+HERE, AWAY, BOUND = (
+    PartPlacement(GPU, 0, True),
+    PartPlacement(GPU, 8 * GIB, True),
+    PartPlacement(GPU, 0, False),
+)
 
 
 @pytest.mark.parametrize(
@@ -30,14 +34,14 @@ HERE, AWAY, BOUND = Seat(GPU, 0, True), Seat(GPU, 8 * GIB, True), Seat(GPU, 0, F
         (BOUND, AWAY, 12 * GIB, "together"),
         (BOUND, AWAY, 11 * GIB, "as placed"),
         (HERE, BOUND, 1 * GIB, "as placed"),
-        (HERE, Seat("cuda:1"), None, "apart"),
-        (BOUND, Seat("cpu"), None, "apart"),
-        (Seat("cpu"), Seat("cpu"), None, "together"),
-        (Seat(None), AWAY, None, "as placed"),
+        (HERE, PartPlacement("cuda:1"), None, "apart"),
+        (BOUND, PartPlacement("cpu"), None, "apart"),
+        (PartPlacement("cpu"), PartPlacement("cpu"), None, "together"),
+        (PartPlacement(None), AWAY, None, "as placed"),
     ],
 )
 def test_the_plan_follows_from_sizes(generator, verifier, free, expected):
-    assert plan(generator, verifier, free) == expected
+    assert plan_placement(generator, verifier, free) == expected
 
 
 class Movable:
@@ -103,7 +107,7 @@ def test_a_second_run_finds_both_where_the_first_did(monkeypatch):
 
 
 def test_what_waits_to_be_judged_is_bounded(monkeypatch):
-    monkeypatch.setattr("tts_verifier.runner.loop.HELD", 4)
+    monkeypatch.setattr("tts_verifier.runner.loop.MAX_UNVERIFIED", 4)
     trace = searched(monkeypatch, 1 * GIB)
     assert "".join(what[0] for what in trace if what in ("draw", "judge")) == "ddjjddjj"
 
@@ -162,7 +166,10 @@ def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
     searched(monkeypatch, free, tmp_path, **{"overlap": None, **told})
     (session,) = read_header(tmp_path)["sessions"]
     assert (session["plan"], session["overlap"]) == expected
-    assert session["devices"] == {"draw": GPU, "judge": told.get("home", told.get("device", GPU))}
+    assert session["devices"] == {
+        "generate": GPU,
+        "verify": told.get("home", told.get("device", GPU)),
+    }
 
 
 def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
@@ -198,10 +205,12 @@ def test_a_judge_that_waits_in_host_memory_is_told(monkeypatch):
 
 
 def test_a_part_may_say_where_it_computes():
-    assert seat_of(FakeVerifier()) == Seat(None, 0, False)
-    assert seat_of(SimpleNamespace(device=torch.device("cuda", 1))) == Seat("cuda:1", 0, False)
-    assert seat_of(Judge([], device="cpu", home=GPU, nbytes=3)) == Seat(GPU, 3, True)
-    assert seat_of(Judge([], nbytes=3)) == Seat(GPU, 0, True)
+    assert placement_of(FakeVerifier()) == PartPlacement(None, 0, False)
+    assert placement_of(SimpleNamespace(device=torch.device("cuda", 1))) == PartPlacement(
+        "cuda:1", 0, False
+    )
+    assert placement_of(Judge([], device="cpu", home=GPU, nbytes=3)) == PartPlacement(GPU, 3, True)
+    assert placement_of(Judge([], nbytes=3)) == PartPlacement(GPU, 0, True)
 
 
 def test_what_was_drawn_before_the_turn_to_judge_outlives_a_kill(monkeypatch, tmp_path):

@@ -90,10 +90,13 @@ def test_looks_draw_nothing_and_are_full() -> None:
     result = run(["a", "b"], generator, verifier, InpaintReroll(n=2), detail="score")
     assert " ".join(generator.trace) == "g4 l4 v2 g4 l4"
     drawn, looked = result.trials[0], next(t for t in result.trials if t.round == 1)
-    assert (drawn.heatmaps, drawn.detail) == ({}, "score")
-    assert (sorted(looked.heatmaps), looked.detail) == (["artifact", "misalignment"], "diagnose")
+    assert (len(drawn.verdict.heatmaps), drawn.verdict.detail) == (0, "score")
+    assert (sorted(looked.verdict.heatmaps), looked.verdict.detail) == (
+        ["artifact", "misalignment"],
+        "diagnose",
+    )
     assert looked.cost.network_evaluations == 0
-    assert looked.cost.draw_seconds == 0
+    assert looked.cost.generate_seconds == 0
     assert looked.cost.verifier_calls == 1
 
 
@@ -196,7 +199,7 @@ def test_a_generator_without_states_cannot_continue() -> None:
         def generate(self, jobs: Sequence[Job]) -> list[Sample]:
             return [Sample(s.job, s.image, s.progress) for s in super().generate(jobs)]
 
-    with pytest.raises(InputError, match="Stateless must give an unfinished drawing a state"):
+    with pytest.raises(InputError, match="Stateless must give an unfinished image a state"):
         run([RED], Stateless(), FakeVerifier(), SeedBeam())
 
 
@@ -301,7 +304,7 @@ def test_a_reply_that_does_not_parse_is_nan_with_its_text() -> None:
     result = run([RED], FakeGenerator(), dark, BestOfN(12))
     bad = [t for t in result.trials if t.error]
     assert 0 < len(bad) < 12
-    assert {t.text for t in bad} == {"no idea"}
+    assert {t.verdict.text for t in bad} == {"no idea"}
     assert all(math.isnan(t.scores["aesthetics"]) for t in bad)
     assert bad[0].error == (
         "the reply has no usable semantic_alignment, aesthetics, plausibility, overall"
@@ -353,8 +356,8 @@ WRONG = {
     "unknown parent": ([Look("nobody")], "there is no trial 'nobody'"),
     "again": ([Draw(1)], r"\(seed=1, .*twice"),
     "twice": ([Draw(2), Draw(2)], "twice"),
-    "finished": (lambda h: [Continue(h[0].id, 1.0, 2)], "must be an unfinished drawing"),
-    "unfinished": (lambda h: [Repaint(h[1].id, MASK, 2)], "must be a finished drawing"),
+    "finished": (lambda h: [Continue(h[0].id, 1.0, 2)], "must be an unfinished candidate"),
+    "unfinished": (lambda h: [Repaint(h[1].id, MASK, 2)], "must be a finished candidate"),
     "failed": (lambda h: [Look(h[2].id)], "its parent has no image"),
 }
 

@@ -11,7 +11,7 @@ from tts_verifier import BestOfN, run
 from tts_verifier.errors import InputError
 from tts_verifier.log import read_header
 from tts_verifier.log.reader import read_trials
-from tts_verifier.runner.loop import RunResult
+from tts_verifier.runner import RunResult
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget
 
@@ -55,10 +55,10 @@ def timed(factor, overlap) -> tuple[RunResult, Judge, float]:
 def test_drawing_and_judging_take_little_more_than_the_longer(factor):
     result, _, seconds = timed(factor, overlap=True)
     cost = [trial.cost for trial in result.trials]
-    larger = max(sum(c.draw_seconds for c in cost), sum(c.judge_seconds for c in cost))
+    larger = max(sum(c.generate_seconds for c in cost), sum(c.verify_seconds for c in cost))
     assert larger >= 24 * TICK
     assert seconds <= 1.1 * larger
-    assert result.busy["draw"] + result.busy["judge"] > 1.4
+    assert result.busy["generate"] + result.busy["verify"] > 1.4
     assert max(result.busy.values()) <= 1
 
 
@@ -106,5 +106,5 @@ def test_the_header_says_how_busy_each_side_was(tmp_path):
         run(["a red circle"], Drawer(), Judge(Drawer()), BestOfN(3), folder=tmp_path)
     (session,) = read_header(tmp_path)["sessions"]
     assert session["seconds"] > 0
-    assert 0 < session["busy"]["draw"] < 1
-    assert 0 < session["busy"]["judge"] < 1
+    assert 0 < session["busy"]["generate"] < 1
+    assert 0 < session["busy"]["verify"] < 1

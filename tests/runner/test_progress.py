@@ -12,8 +12,8 @@ from tts_verifier.types import Cost, Draw, Prompt, Trial
 
 
 def trial(objective: float, error: str = "", seconds: float = 1.0) -> Trial:
-    cost = Cost(draw_seconds=seconds * 0.75, judge_seconds=seconds * 0.25)
-    return Trial("x", Prompt("p", "p"), 0, Draw(1), 1.0, {}, objective, cost, error=error)
+    cost = Cost(generate_seconds=seconds * 0.75, verify_seconds=seconds * 0.25)
+    return Trial("x", Prompt("p", "p"), 0, Draw(1), 1.0, None, objective, cost, error=error)
 
 
 class Clock:

@@ -11,7 +11,7 @@ import pytest
 from tts_verifier import run
 from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.identity import seed_for
-from tts_verifier.runner.retry import attempt
+from tts_verifier.runner.retry import with_retry
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Job, Sample, Verdict
@@ -97,5 +97,5 @@ def test_what_the_user_can_fix_is_not_tried_again(error: BaseException) -> None:
         raise error
 
     with pytest.raises(type(error)):
-        attempt(work, [1, 2], lambda item, why: 0)
+        with_retry(work, [1, 2], lambda item, why: 0)
     assert calls == [[1, 2]]

@@ -7,8 +7,8 @@ import pytest
 
 from tts_verifier.errors import RunError, UnsupportedError
 from tts_verifier.interfaces import Strategy
-from tts_verifier.runner.loop import run
-from tts_verifier.runner.setup import Search
+from tts_verifier.runner import run
+from tts_verifier.runner.setup import RunSetup
 from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.strategies.seed_beam import SeedBeam
 from tts_verifier.strategies.spectral import Spectral
@@ -19,7 +19,7 @@ from tts_verifier.types import Continue, Draw, Job, Sample
 
 def test_every_argument_of_a_strategy_is_noted_nested_ones_too() -> None:
     strategy = Adaptive(SeedBeam(stops=(0.5, 1.0)), thresholds={"score": 0.9})
-    about = Search(FakeGenerator(), FakeVerifier(), strategy).about([])["strategy"]
+    about = RunSetup(FakeGenerator(), FakeVerifier(), strategy).about([])["strategy"]
     assert about["class"] == "Adaptive"
     assert about["thresholds"] == {"score": 0.9}
     assert about["strategy"]["class"] == "SeedBeam"

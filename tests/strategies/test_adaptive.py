@@ -6,7 +6,7 @@ import pytest
 from histories import TASK, seed, trial
 
 from tts_verifier.errors import InputError
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.strategies.adaptive import Adaptive, expected_improvement
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.seed_beam import SeedBeam

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from histories import TASK, maps, seed, trial
+from histories import TASK, maps, seed, seen_as, trial
 
 from tts_verifier.errors import InputError
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
 from tts_verifier.types import Draw, Heatmap, Heatmaps, Look, Mask, Repaint
@@ -39,7 +39,7 @@ def second(parent: str) -> list[Repaint]:
         (DRAWN, FIRST),
         ([*DRAWN, BETTER, WORSE], second("c")),
         ([*DRAWN, replace(BETTER, objective=0.7), WORSE], second("a")),
-        ([*DRAWN, replace(BETTER, heatmaps=maps(artifact=2 * SPOT)), WORSE], second("a")),
+        ([*DRAWN, seen_as(BETTER, heatmaps=maps(artifact=2 * SPOT)), WORSE], second("a")),
         ([*DRAWN, replace(BETTER, objective=float("nan")), WORSE], second("a")),
         ([*DRAWN, BETTER, WORSE, trial("e", 2, second("c")[0], 0.95)], []),
     ],
@@ -50,7 +50,7 @@ def test_the_flaw_of_the_best_is_repainted(history: list, expected: list) -> Non
 
 
 def test_what_was_only_scored_is_looked_at_first() -> None:
-    quick = [replace(t, detail="score", heatmaps={}) for t in DRAWN]
+    quick = [seen_as(t, detail="score", heatmaps=maps()) for t in DRAWN]
     assert SEARCH.propose(TASK, quick) == [Look("b")]
     seen = trial("l", 1, Look("b"), 0.8, heatmaps=maps(artifact=SPOT))
     assert SEARCH.propose(TASK, [*quick, seen]) == FIRST
@@ -63,7 +63,7 @@ def test_a_gain_too_small_is_not_accepted() -> None:
 
 def test_where_all_is_wrong_it_draws_afresh() -> None:
     wrong = maps(artifact=np.full((64, 64), 0.9, np.float32))
-    history = [replace(t, heatmaps=wrong) for t in DRAWN]
+    history = [seen_as(t, heatmaps=wrong) for t in DRAWN]
     assert SEARCH.propose(TASK, history) == [Draw(seed(2)), Draw(seed(3))]
 
 
@@ -85,7 +85,7 @@ def test_the_search_ends_when_the_best_is_good_enough() -> None:
 def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
     two = SPOT.copy()
     two[48:64, 48:64] = 0.1
-    history = [replace(t, heatmaps=maps(artifact=two)) for t in DRAWN]
+    history = [seen_as(t, heatmaps=maps(artifact=two)) for t in DRAWN]
     rule = RULE | {"level": 0.99, "cell": 1}
     search = InpaintReroll(2, 2, strengths=(1.0, 0.8, 0.6), fresh=0, masks=rule)
     first, second, third = (p.mask.array() for p in search.propose(TASK, history))
@@ -95,12 +95,12 @@ def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
 
 
 def test_boxes_serve_without_maps() -> None:
-    history = [replace(t, heatmaps={}, boxes=((16.0, 16.0, 48.0, 48.0),)) for t in DRAWN]
+    history = [seen_as(t, heatmaps=maps(), boxes=((16.0, 16.0, 48.0, 48.0),)) for t in DRAWN]
     assert SEARCH.propose(TASK, history) == FIRST
 
 
 def test_a_verifier_without_maps_is_warned_about() -> None:
-    history = [replace(t, heatmaps={}) for t in DRAWN]
+    history = [seen_as(t, heatmaps=maps()) for t in DRAWN]
     with pytest.warns(UserWarning, match="needs a verifier that gives heatmaps or boxes"):
         assert SEARCH.propose(TASK, history) == [Draw(seed(2)), Draw(seed(3))]
 

@@ -205,7 +205,7 @@ def test_a_fake_generator_needs_usable_numbers(arguments: dict[str, int]) -> Non
 
 def test_a_fake_generator_says_what_it_lacks() -> None:
     prompt = Prompt("0", "x")
-    parent = Trial("p", prompt, 0, Look("q"), 1.0, {}, 0.5)
+    parent = Trial("p", prompt, 0, Look("q"), 1.0, None, 0.5)
     generator = FakeGenerator()
     for proposal, reason in [
         (Continue("p", 1.0, 1), "Continue needs the state of trial p"),

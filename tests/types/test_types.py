@@ -67,7 +67,7 @@ def test_costs_add_up() -> None:
 
 def test_a_budget_counts_down_to_zero() -> None:
     budget = Budget(candidates=5, network_evaluations=100, verifier_calls=None, seconds=10.0)
-    used = Cost(network_evaluations=120, verifier_calls=7, draw_seconds=2.0, judge_seconds=3.0)
+    used = Cost(network_evaluations=120, verifier_calls=7, generate_seconds=2.0, verify_seconds=3.0)
     left = budget.left(2, used)
     assert left == Budget(3, 0, None, 5.0)
     assert left.spent
@@ -107,5 +107,5 @@ def test_heatmaps_are_a_mapping_without_what_is_not_there() -> None:
 def test_a_trial_is_finished_when_all_steps_were_taken(
     progress: float, error: str, finished: bool
 ) -> None:
-    trial = Trial("a", Prompt("0", "x"), 0, Draw(1), progress, {}, 0.5, error=error)
+    trial = Trial("a", Prompt("0", "x"), 0, Draw(1), progress, None, 0.5, error=error)
     assert trial.finished is finished

@@ -16,7 +16,7 @@ from tiny_pipelines import CALL, same, sd15
 from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
 from tts_verifier.choice.ranking import Ranking
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Budget, Repaint
 

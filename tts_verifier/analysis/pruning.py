@@ -43,7 +43,7 @@ class Chain:
     @property
     def seconds(self) -> float:
         """Of drawing and judging all its parts."""
-        return sum(t.cost.draw_seconds + t.cost.judge_seconds for t in self.trials)
+        return sum(t.cost.seconds for t in self.trials)
 
     def until(self, stop: float) -> Chain:
         """Returns what there was at a preview."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tts_verifier.choice.objective import Pick, choose
-from tts_verifier.types import Look, Prompt, Trial
+from tts_verifier.types import Look, Prompt, Trial, path_of
 from tts_verifier.types.score_names import written_scores
 
 Interval = tuple[float, float]
@@ -172,7 +172,7 @@ def as_values(summary: Summary) -> dict[str, Any]:
         row.prompt.id: {
             "prompt": row.prompt.text,
             "chosen": row.chosen and row.chosen.id,
-            "image": row.chosen and row.chosen.image and row.chosen.image.path,
+            "image": row.chosen and path_of(row.chosen.image),
             "objective": row.chosen and plain(row.chosen.objective),
         }
         for row in summary.prompts

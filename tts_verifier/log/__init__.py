@@ -2,9 +2,11 @@
 
 from tts_verifier.log.header import read_header
 from tts_verifier.log.reader import is_running, read_picks, read_rows, read_trials
+from tts_verifier.log.resume import LoggedPrompt
 from tts_verifier.log.writer import RunLog, open_log
 
 __all__ = [
+    "LoggedPrompt",
     "RunLog",
     "is_running",
     "open_log",

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 from tts_verifier.errors import RunError
 from tts_verifier.log.environment import environment
-from tts_verifier.log.files import Folder
-from tts_verifier.log.tables import TABLE, parts_of
+from tts_verifier.log.storage.files import Folder
+from tts_verifier.log.storage.tables import TABLE, parts_of
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""Version 1 had other names for some columns; it is read, and continued, as version 2."""
 HEADER: Final = "header.json"
 
 
@@ -28,11 +29,13 @@ def read_header(folder: Path) -> dict[str, Any]:
         header["about"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / HEADER} must be a run's header: {error!r}.") from error
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise RunError(
-            f"{folder} has log version {version}, this is tts_verifier for version "
+            f"{folder} has log version {version}, this is tts_verifier for versions 1 to "
             f"{SCHEMA_VERSION}. Use the version that wrote it, or another folder."
         )
+    if version == 1:
+        header["sessions"] = [_upgraded_session(one) for one in header.get("sessions", [])]
     return header
 
 
@@ -53,10 +56,13 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
     if (root / HEADER).exists():
         header = read_header(root)
         before = header["about"]
-        if before == about:
+        if before == about and header["schema_version"] == SCHEMA_VERSION:
             return
-        _check_same(root, before, about, grows=grows)
-        header |= {"about": about, "extended": [*header.get("extended", []), before]}
+        # From here on this version writes the rows.
+        header["schema_version"] = SCHEMA_VERSION
+        if before != about:
+            _check_same(root, before, about, grows=grows)
+            header |= {"about": about, "extended": [*header.get("extended", []), before]}
     elif parts_of(root) or (root / TABLE).exists():
         raise RunError(
             f"{root} holds the rows of a run but no {HEADER} that says which. Choose another "
@@ -69,7 +75,7 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
 
 
 def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
-    """Adds what a process that finished the run tells of itself to `sessions` of the header."""
+    """Adds a note of the process that finished the run to `sessions` of the header."""
     header = read_header(folder.root)
     header |= {"sessions": [*header.get("sessions", []), session]}
     folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
@@ -95,6 +101,17 @@ def _check_same(
             f"{folder} belongs to another run, these differ:{lines}\n"
             "Choose another output folder, or give that run's recipe to continue it."
         )
+
+
+def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a session's note of schema 1 under the names of schema 2."""
+    sides = {"draw": "generate", "judge": "verify"}
+    return {
+        key: {sides.get(name, name): item for name, item in value.items()}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in session.items()
+    }
 
 
 def _grew(old: Any, new: Any) -> bool:

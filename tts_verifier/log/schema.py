@@ -1,24 +1,43 @@
 """A trial as one flat row of the log, and back: the schema, column by column.
 
-A number that is NaN is written as null, so that it never sorts or averages; null is read
-back as NaN where a verdict exists (`detail` is set), as absent where none does.
+`SCHEMA.md` beside this file documents every column. A number that is NaN is written as null,
+so that it never sorts or averages; null is read back as NaN where a verdict exists (`detail`
+is set).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from tts_verifier.errors import InputError
-from tts_verifier.identity import mask_digest, proposal_to_json
-from tts_verifier.types import Repaint, Setting, Trial, kind_of
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.identity import mask_digest, proposal_from_json, proposal_to_json
+from tts_verifier.log.storage.codecs import IMAGE, STATE, HeatmapCodec, heatmap_box
+from tts_verifier.log.storage.files import mask_path, read_mask
+from tts_verifier.types import (
+    Box,
+    Cost,
+    Heatmaps,
+    InFile,
+    Job,
+    Prompt,
+    Repaint,
+    Setting,
+    Stored,
+    Trial,
+    Verdict,
+    kind_of,
+)
 
-_BOX: Final = pa.struct([(edge, pa.float64()) for edge in ("x1", "y1", "x2", "y2")])
-_HEAD: Final = [
+_BOX_TYPE: Final = pa.struct([(edge, pa.float64()) for edge in ("x1", "y1", "x2", "y2")])
+_PROPOSAL_COLUMNS: Final = [
     ("prompt_id", pa.string()),
     ("prompt", pa.string()),
     ("category", pa.string()),
@@ -31,16 +50,16 @@ _HEAD: Final = [
     ("mask_sha256", pa.string()),
     ("mask_path", pa.string()),
 ]
-_COST: Final = [
+_COST_COLUMNS: Final = [
     ("network_evaluations", pa.int64()),
     ("vae_passes", pa.int64()),
     ("verifier_calls", pa.int64()),
-    ("draw_seconds", pa.float64()),
-    ("judge_seconds", pa.float64()),
+    ("generate_seconds", pa.float64()),
+    ("verify_seconds", pa.float64()),
     ("progress", pa.float64()),
 ]
-_TAIL: Final = [
-    ("boxes", pa.list_(_BOX)),
+_VERDICT_COLUMNS: Final = [
+    ("boxes", pa.list_(_BOX_TYPE)),
     ("reply", pa.string()),
     ("detail", pa.string()),
     ("image_path", pa.string()),
@@ -48,41 +67,62 @@ _TAIL: Final = [
     ("image_width", pa.int64()),
     ("image_height", pa.int64()),
 ]
-_END: Final = [
+_LAST_COLUMNS: Final = [
     ("state_path", pa.string()),
     ("state_sha256", pa.string()),
     ("error", pa.string()),
     ("chosen", pa.bool_()),
 ]
-_FIXED: Final = {name for name, _ in [*_HEAD, *_COST, *_TAIL, *_END]} | {"objective"}
-_TYPES: Final[Mapping[type, pa.DataType]] = {
+_FIXED: Final = {
+    name for name, _ in [*_PROPOSAL_COLUMNS, *_COST_COLUMNS, *_VERDICT_COLUMNS, *_LAST_COLUMNS]
+} | {"objective"}
+_SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
     bool: pa.bool_(),
     int: pa.int64(),
     float: pa.float64(),
     str: pa.string(),
     type(None): pa.string(),
 }
+_COST_FIELDS: Final = tuple(Cost.__dataclass_fields__)
+_costs_of_row: Final = itemgetter(*_COST_FIELDS)
+_costs_of_cost: Final = attrgetter(*_COST_FIELDS)
+_ROLES: Final = ("score", "judge", "heatmap")
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnNames:
+    """The names of scores, of the judge's scores and of heatmaps that a log has."""
+
+    score: Collection[str]
+    judge: Collection[str]
+    heatmap: Collection[str]
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> ColumnNames:
+        """Reads the names from a schema's metadata."""
+        return cls(*(names_of(schema, role) for role in _ROLES))
 
 
 @dataclass
 class Columns:
-    """The columns that depend on the run: settings of the draw, names of scores and maps.
+    """The columns that depend on the run; a schema made later has all names seen so far."""
 
-    Names of scores and maps are added as they are met; a schema made later has them all.
-    """
-
-    draw: Mapping[str, Setting]
+    generator: Mapping[str, Setting]
+    """The generator's settings."""
     scores: dict[str, None] = field(default_factory=dict)
+    """Names of the verifier's scores."""
     judge: dict[str, None] = field(default_factory=dict)
-    maps: dict[str, None] = field(default_factory=dict)
+    """Names of the held-out judge's scores."""
+    heatmaps: dict[str, None] = field(default_factory=dict)
+    """Names of heatmaps."""
 
-    def know(self, names: Mapping[str, Iterable[str]]) -> None:
-        """Adds names by role, as a log has them."""
-        self.scores.update(dict.fromkeys(names["score"]))
-        self.judge.update(dict.fromkeys(names["judge"]))
-        self.maps.update(dict.fromkeys(names["heatmap"]))
+    def add_names(self, names: ColumnNames) -> None:
+        """Adds the names that a log has."""
+        self.scores.update(dict.fromkeys(names.score))
+        self.judge.update(dict.fromkeys(names.judge))
+        self.heatmaps.update(dict.fromkeys(names.heatmap))
 
-    def meet(self, trials: Iterable[Trial]) -> None:
+    def add_trials(self, trials: Iterable[Trial]) -> None:
         """Adds the names that these trials have.
 
         Raises:
@@ -91,9 +131,10 @@ class Columns:
         for trial in trials:
             self.scores.update(dict.fromkeys(trial.scores))
             self.judge.update(dict.fromkeys(trial.judge))
-            self.maps.update(dict.fromkeys(trial.heatmaps))
-        own = _FIXED | {f"judge_{name}" for name in self.judge}
-        taken = sorted(self.scores.keys() & own | {f"judge_{n}" for n in self.judge} & _FIXED)
+            if trial.verdict is not None:
+                self.heatmaps.update(dict.fromkeys(trial.verdict.heatmaps))
+        judge = {f"judge_{name}" for name in self.judge}
+        taken = sorted(self.scores.keys() & (_FIXED | judge) | judge & _FIXED)
         if taken:
             raise InputError(
                 f"A score cannot be called {', '.join(taken)}: that is a column of the log. "
@@ -103,49 +144,50 @@ class Columns:
     def schema(self) -> pa.Schema:
         """Returns the schema; the role of a run's own columns is in their metadata."""
 
-        def own(role: str, columns: Iterable[tuple[str, str, pa.DataType]]) -> list[pa.Field]:
-            return [
-                pa.field(column, kind, metadata={"role": role, "name": name})
-                for name, column, kind in columns
-            ]
+        def own(role: str, name: str, column: str, kind: pa.DataType) -> pa.Field:
+            return pa.field(column, kind, metadata={"role": role, "name": name})
 
-        def numbers(names: Iterable[str], prefix: str) -> list[tuple[str, str, pa.DataType]]:
-            return [(name, prefix + name, pa.float64()) for name in names]
-
-        draw = [(n, f"draw_{n}", _TYPES[type(v)]) for n, v in self.draw.items()]
-        fields = [
-            *(pa.field(*column) for column in _HEAD),
-            *own("draw", draw),
-            *(pa.field(*column) for column in _COST),
-            *own("score", numbers(self.scores, "")),
-            pa.field("objective", pa.float64()),
-            *own("judge", numbers(self.judge, "judge_")),
-            *(pa.field(*column) for column in _TAIL),
+        settings = [
+            own("generator", name, f"generator_{name}", _SETTING_TYPES[type(value)])
+            for name, value in self.generator.items()
         ]
-        for name in self.maps:
-            fields += own("heatmap", [(name, f"heatmap_{name}_path", pa.string())])
+        fields = [
+            *(pa.field(*column) for column in _PROPOSAL_COLUMNS),
+            *settings,
+            *(pa.field(*column) for column in _COST_COLUMNS),
+            *(own("score", name, name, pa.float64()) for name in self.scores),
+            pa.field("objective", pa.float64()),
+            *(own("judge", name, f"judge_{name}", pa.float64()) for name in self.judge),
+            *(pa.field(*column) for column in _VERDICT_COLUMNS),
+        ]
+        for name in self.heatmaps:
+            fields.append(own("heatmap", name, f"heatmap_{name}_path", pa.string()))
             fields.append(pa.field(f"heatmap_{name}_sha256", pa.string()))
-            fields.append(pa.field(f"heatmap_{name}_box", _BOX))
-        return pa.schema([*fields, *(pa.field(*column) for column in _END)])
+            fields.append(pa.field(f"heatmap_{name}_box", _BOX_TYPE))
+        return pa.schema([*fields, *(pa.field(*column) for column in _LAST_COLUMNS)])
 
 
-def names_of(schema: pa.Schema, role: str) -> dict[str, None]:
-    """Returns the run's own names of one role: "draw", "score", "judge" or "heatmap"."""
-    return {
-        f.metadata[b"name"].decode(): None
+def names_of(schema: pa.Schema, role: str) -> list[str]:
+    """Returns the run's own names of one role: "generator", "score", "judge" or "heatmap"."""
+    return [
+        f.metadata[b"name"].decode()
         for f in schema
         if f.metadata and f.metadata.get(b"role") == role.encode()
-    }
+    ]
 
 
-def struct_of(box: Iterable[float]) -> dict[str, float]:
-    """Returns a box as the log writes it."""
-    return dict(zip(("x1", "y1", "x2", "y2"), map(float, box), strict=True))
+# -- from a trial to a row -----------------------------------------------------------------
 
 
-def to_row(trial: Trial, draw: Mapping[str, Setting]) -> dict[str, Any]:
-    """Returns the row without what concerns files, but with the mask's digest."""
-    proposal, cost = trial.proposal, trial.cost
+def to_row(trial: Trial, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """Returns the row of a trial.
+
+    Args:
+        trial: verified, with its image, heatmaps and state in files.
+        settings: the generator's.
+    """
+    proposal, verdict = trial.proposal, trial.verdict
+    width, height = trial.size or (None, None)
     row = {
         "prompt_id": trial.prompt.id,
         "prompt": trial.prompt.text,
@@ -156,26 +198,145 @@ def to_row(trial: Trial, draw: Mapping[str, Setting]) -> dict[str, Any]:
         "kind": kind_of(proposal),
         "seed": getattr(proposal, "seed", None),
         "proposal": proposal_to_json(proposal),
-        "network_evaluations": cost.network_evaluations,
-        "vae_passes": cost.vae_passes,
-        "verifier_calls": cost.verifier_calls,
-        "draw_seconds": cost.draw_seconds,
-        "judge_seconds": cost.judge_seconds,
+        **{f"generator_{name}": value for name, value in settings.items()},
+        **dict(zip(_COST_FIELDS, _costs_of_cost(trial.cost), strict=True)),
         "progress": trial.progress,
-        "objective": number(trial.objective),
-        "boxes": [struct_of(box) for box in trial.boxes],
-        "reply": trial.text,
-        "detail": trial.detail if trial.scores else None,
+        "objective": finite(trial.objective),
+        **{f"judge_{name}": finite(value) for name, value in trial.judge.items()},
+        "image_width": width,
+        "image_height": height,
         "error": trial.error or None,
-        **{f"draw_{name}": value for name, value in draw.items()},
-        **{name: number(value) for name, value in trial.scores.items()},
-        **{f"judge_{name}": number(value) for name, value in trial.judge.items()},
     }
+    row |= _file_columns("image", trial.image) | _file_columns("state", trial.state)
+    if verdict is not None:
+        row |= _verdict_columns(verdict)
     if isinstance(proposal, Repaint):
-        row["mask_sha256"] = mask_digest(proposal.mask)
+        digest = mask_digest(proposal.mask)
+        row |= {"mask_sha256": digest, "mask_path": mask_path(digest)}
     return row
 
 
-def number(value: float) -> float | None:
+def _verdict_columns(verdict: Verdict) -> dict[str, Any]:
+    columns: dict[str, Any] = {name: finite(value) for name, value in verdict.scores.items()}
+    columns |= {
+        "boxes": [_box_struct(box) for box in verdict.boxes],
+        "reply": verdict.text,
+        "detail": verdict.detail,
+    }
+    for name, stored in verdict.heatmaps.stored.items():
+        columns |= _file_columns(f"heatmap_{name}", stored)
+        columns[f"heatmap_{name}_box"] = _box_struct(heatmap_box(stored))
+    return columns
+
+
+def _file_columns(column: str, stored: Stored[Any] | None) -> dict[str, str]:
+    if not isinstance(stored, InFile):
+        return {}
+    return {f"{column}_path": stored.path, f"{column}_sha256": stored.sha256}
+
+
+def _box_struct(box: Box) -> dict[str, float]:
+    return dict(zip(("x1", "y1", "x2", "y2"), map(float, box), strict=True))
+
+
+def finite(value: float) -> float | None:
     """Returns the value, None when it is not finite."""
     return float(value) if math.isfinite(value) else None
+
+
+# -- from a row to a trial -----------------------------------------------------------------
+
+
+def to_trial(
+    row: Mapping[str, Any], folder: Path, names: ColumnNames, *, job: Job | None = None
+) -> Trial:
+    """Returns a row as a trial; its image, heatmaps and state stay in their files.
+
+    Args:
+        row: by column.
+        folder: the run's.
+        names: of its scores, judge's scores and heatmaps.
+        job: what made the trial; None = read it from the row.
+
+    Raises:
+        RunError: it is not a trial's, or its mask is gone.
+    """
+    try:
+        return _trial_of_row(row, folder, names, job or _job_of_row(row, folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
+
+
+def scores_of_row(row: Mapping[str, Any], names: ColumnNames) -> dict[str, float]:
+    """Returns the verifier's scores of a row, empty where it has no verdict."""
+    return {} if row["detail"] is None else {name: _nan(row[name]) for name in names.score}
+
+
+def judge_of_row(row: Mapping[str, Any], names: ColumnNames) -> dict[str, float]:
+    """Returns the held-out judge's scores of a row, empty where it gave none."""
+    values = {name: row[f"judge_{name}"] for name in names.judge}
+    if all(value is None for value in values.values()):
+        return {}
+    return {name: _nan(value) for name, value in values.items()}
+
+
+def file_of_row(
+    row: Mapping[str, Any], column: str, folder: Path, decoder: Any
+) -> InFile[Any] | None:
+    """Returns the value of the file that a row names under `column`, None if it names none."""
+    path = row[f"{column}_path"]
+    return InFile(folder, path, row[f"{column}_sha256"], decoder) if path else None
+
+
+def objective_of_row(row: Mapping[str, Any]) -> float:
+    """Returns the objective, NaN where it is null."""
+    return _nan(row["objective"])
+
+
+def _job_of_row(row: Mapping[str, Any], folder: Path) -> Job:
+    prompt = Prompt(row["prompt_id"], row["prompt"], row.get("category") or "")
+    return Job(prompt, proposal_from_json(row["proposal"], partial(read_mask, folder)))
+
+
+def _trial_of_row(row: Mapping[str, Any], folder: Path, names: ColumnNames, job: Job) -> Trial:
+    size = (row["image_width"], row["image_height"])
+    return Trial(
+        id=row["trial_id"],
+        prompt=job.prompt,
+        round=row["round"],
+        proposal=job.proposal,
+        progress=row["progress"],
+        verdict=_verdict_of_row(row, folder, names, size),
+        objective=_nan(row["objective"]),
+        cost=Cost(*_costs_of_row(row)),
+        image=file_of_row(row, "image", folder, IMAGE),
+        size=None if None in size else size,
+        state=file_of_row(row, "state", folder, STATE),
+        judge=judge_of_row(row, names),
+        error=row["error"] or "",
+    )
+
+
+def _verdict_of_row(
+    row: Mapping[str, Any], folder: Path, names: ColumnNames, size: tuple[int, int]
+) -> Verdict | None:
+    if row["detail"] is None:
+        return None
+    heatmaps = {}
+    for name in names.heatmap:
+        if path := row[f"heatmap_{name}_path"]:
+            box = tuple((row[f"heatmap_{name}_box"] or {}).values())
+            codec = HeatmapCodec(size, box)
+            heatmaps[name] = InFile(folder, path, row[f"heatmap_{name}_sha256"], codec)
+    return Verdict(
+        scores=scores_of_row(row, names),
+        heatmaps=Heatmaps(heatmaps),
+        boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"] or ()),
+        text=row["reply"] or "",
+        detail=row["detail"],
+        cost=Cost(verifier_calls=row["verifier_calls"], verify_seconds=row["verify_seconds"]),
+    )
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

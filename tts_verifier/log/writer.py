@@ -1,112 +1,94 @@
-"""The run folder: what was drawn and judged, written so that a kill loses nothing judged.
+"""Writes a run folder, so that a kill loses nothing that was verified.
 
     header.json        what the run is and under what it was made
-    lock               while a process writes it: which one
-    parts/*.parquet    while it runs: rows of judged batches, `chosen` null (see `parts`)
+    lock               while a process writes the folder: which one
+    parts/*.parquet    while it runs: rows of verified batches, `chosen` null
     trials.parquet     when it has finished: all rows, `chosen` filled
     images/, heatmaps/, masks/    PNG files, named in the rows by relative paths
     states/            latents of unfinished candidates, until nothing can refer to them
-    waiting/           notes on what is drawn and not judged yet, where the two overlap
-    aside/             files that were torn, changed or not ours, kept for whoever looks
+    waiting/           notes on samples that are not verified yet, where the two overlap
+    aside/             files that were torn, changed or not ours, kept for the user
 
-Every file appears by an atomic rename, a row only after the files that it names. Threads
-write pictures while they are judged, so that little is left to wait for before the next batch
-is drawn: a kill costs at most the drawing of one batch and the judging of one. What a GPU may
-have to wait for, drawings to be noted and rows to be written, waits for nothing but its own
-files, which are compressed and flushed side by side.
+Every file appears by an atomic rename, and a row only after the files that it names. Images
+are written in threads while they are verified. A kill costs at most the generation of one
+batch and the verification of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
-from tts_verifier.errors import RunError
-from tts_verifier.log import tables
-from tts_verifier.log.files import (
-    Folder,
-    digest_of,
-    grey,
-    heatmap_of,
-    image_of,
-    npz,
-    png,
-    rounded,
-    state_of,
-    stored,
-)
-from tts_verifier.log.header import note_session, read_header, write_header
+from tts_verifier.identity import mask_digest
+from tts_verifier.log.header import note_session, write_header
 from tts_verifier.log.lock import FolderLock
-from tts_verifier.log.reader import Found, is_running, read_picks, read_rows, read_trials
-from tts_verifier.log.schema import Columns, struct_of, to_row
-from tts_verifier.log.unjudged import forget_notes, note, read_notes, sample_of, write_notes
-from tts_verifier.log.worker import Worker
-from tts_verifier.types import Job, Look, Repaint, Sample, Setting, Stored, Trial
-
-__all__ = [
-    "RunLog",
-    "is_running",
-    "open_log",
-    "read_header",
-    "read_picks",
-    "read_rows",
-    "read_trials",
-]
-
-T = TypeVar("T")
-_Saving = tuple[str, Future[str]]
-"""A file's path, and its digest to come."""
-
-
-class _Kept(Generic[T]):
-    """A value in memory until it is in its file."""
-
-    def __init__(self, value: Stored[T], path: str, decode: Callable[[bytes], T]) -> None:
-        self.path, self.decode, self.now = path, decode, value
-
-    def as_stored(self) -> Stored[T]:
-        """Returns the value, wherever it is when it is looked at."""
-        return Stored(lambda: self.now.load(), self.path)
+from tts_verifier.log.resume import LoggedTrials
+from tts_verifier.log.schema import Columns, to_row
+from tts_verifier.log.storage.codecs import IMAGE, STATE, Codec, HeatmapCodec, png
+from tts_verifier.log.storage.files import Folder, mask_path
+from tts_verifier.log.storage.pending_files import PendingFiles
+from tts_verifier.log.storage.table_writer import TableWriter
+from tts_verifier.log.unjudged import (
+    delete_notes,
+    note_of,
+    read_notes,
+    sample_of_note,
+    write_notes,
+)
+from tts_verifier.types import (
+    Heatmaps,
+    InFile,
+    InMemory,
+    Job,
+    Look,
+    Repaint,
+    Sample,
+    Setting,
+    Stored,
+    Trial,
+)
 
 
-def _held(value: T) -> Stored[T]:
-    return Stored(lambda: value)
+@dataclass(frozen=True, slots=True, eq=False)
+class _File:
+    """A file on its way to the disk."""
 
+    path: str
+    codec: Codec[Any]
+    digest: Future[str]
 
-@dataclass(eq=False)
-class _Writing:
-    """A trial on its way to the disk, and what of it becomes a file."""
-
-    trial: Trial
-    row: dict[str, Any]
-    kept: dict[str, tuple[_Kept[Any], Future[str]]]
+    def stored(self, folder: Path) -> InFile[Any]:
+        """Waits for the file and returns its content as a stored value."""
+        return InFile(folder, self.path, self.digest.result(), self.codec)
 
 
 class RunLog:
-    """Writes one run folder; made by `open_log`, closed by `close` or at the end of a `with`."""
+    """Writes one run folder; made by `open_log`, closed by `close` or at the end of a `with`.
 
-    def __init__(self, folder: Folder, lock: FolderLock, draw: Mapping[str, Setting]) -> None:
-        self.folder, self._files, self._lock = folder.root, folder, lock
-        self.found = Found(folder)
-        self._columns = Columns(draw)
-        self._columns.know(self.found.names)
-        self._parts = tables.parts_of(folder.root)
-        self._next = 1 + max((part.number for part in self._parts), default=-1)
-        self._saving = ThreadPoolExecutor(thread_name_prefix="save")
-        # pyarrow imports pandas for its first table: better while the first batch is drawn.
-        self._saving.submit(pa.array, [""])
-        self._noting, self._adding = Worker("note"), Worker("rows")
-        self._early: dict[str, tuple[Any, Future[str]]] = {}
-        self._notes = read_notes(folder.root)
-        self._noted: set[str] = set()
+    The thread that generates calls `start_images`, `forget_states` and `flush`; the thread
+    that verifies calls `append`. These may be two threads, or one.
+    """
+
+    def __init__(self, folder: Folder, lock: FolderLock, settings: Mapping[str, Setting]) -> None:
+        self.folder, self._folder, self._lock = folder.root, folder, lock
+        self.logged = LoggedTrials(folder)
+        """What the folder holds from earlier processes."""
+        self._columns = Columns(settings)
+        self._columns.add_names(self.logged.names)
+        self._tables = TableWriter(folder)
+        self._pending = PendingFiles(folder)
+        self._note_thread = ThreadPoolExecutor(1, "notes")
+        self._notes: dict[str, Future[None]] = {}
+        """Notes of this process, by the id of the first trial of each."""
+        self._earlier_notes = read_notes(folder.root)
+        self._masks: set[str] = set()
+        """Digests of the masks that this process wrote."""
 
     def __enter__(self) -> Self:
         return self
@@ -114,107 +96,87 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def waiting(self, jobs: Mapping[str, Job]) -> dict[str, Sample]:
-        """Returns what an earlier process drew of these and did not judge, by trial id."""
-        samples = {
-            name: sample_of(self._notes[name], job, self.folder)
-            for name, job in jobs.items()
-            if name in self._notes
-        }
-        return {name: sample for name, sample in samples.items() if sample is not None}
+    def unjudged(self, jobs: Iterable[Job]) -> dict[str, Sample]:
+        """Returns the samples of jobs that an earlier process left unverified, by trial id."""
+        notes = [
+            (job, self._earlier_notes[job.id]) for job in jobs if job.id in self._earlier_notes
+        ]
+        samples = {job.id: sample_of_note(note, job, self.folder) for job, note in notes}
+        return {trial_id: sample for trial_id, sample in samples.items() if sample is not None}
 
-    def drawn(self, samples: Mapping[str, Sample], *, noted: bool = False) -> None:
-        """Starts to write pictures that are not judged yet; a row follows with `append`.
+    def start_images(self, samples: Sequence[Sample], *, note: bool = False) -> None:
+        """Starts to write the images of samples that are not verified yet.
 
         Args:
-            samples: by trial id; those whose picture is in a file already are passed over.
-            noted: others are drawn before these are judged, so that a kill must not lose them.
-
-        Raises:
-            RunError: what was written before could not be.
+            samples: those whose image is in a file already are passed over.
+            note: other samples are generated before these are verified: note these beside the
+                log, so that a kill does not lose them.
         """
-        new = {
-            name: sample
-            for name, sample in samples.items()
+        new = [
+            sample
+            for sample in samples
             if sample.image is not None
-            and sample.kept is None
+            and sample.stored is None
             and not isinstance(sample.job.proposal, Look)
-        }
-        files = {name: self._save_early(name, sample, noted) for name, sample in new.items()}
-        if noted and new:
-            self._noting.give(2, self._note, new, files)
+        ]
+        files = [self._start_sample(sample, with_state=note) for sample in new]
+        if note and new:
+            self._notes[new[0].job.id] = self._note_thread.submit(self._write_notes, new, files)
 
-    def append(self, trials: Sequence[Trial], *, wait: bool = False) -> list[Trial]:
-        """Starts to write judged trials: their files, then their rows as one part.
-
-        Args:
-            trials: judged.
-            wait: return when that is on the disk.
+    def append(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Writes verified trials: their files, then their rows as one part.
 
         Returns:
-            The trials, their images, maps and states in memory until they are in files.
+            The trials when all of it is on the disk; images, heatmaps and states in files.
 
         Raises:
-            RunError: what was appended before could not be written.
+            RunError: something cannot be written.
             InputError: a score has the name of a column.
         """
-        self._columns.meet(trials)
-        batch = [self._prepare(trial) for trial in trials]
-        self._adding.give(2, self._write, batch, self._columns.schema())
-        if wait:
-            self._adding.wait()
-        return [item.trial for item in batch]
+        self._columns.add_trials(trials)
+        files = [self._start_trial(trial) for trial in trials]
+        logged = [self._in_files(t, started) for t, started in zip(trials, files, strict=True)]
+        rows = [to_row(trial, self._columns.generator) for trial in logged]
+        # The files' names are on the disk before a row says that they are there.
+        self._folder.settle()
+        self._tables.append(pa.Table.from_pylist(rows, schema=self._columns.schema()))
+        self._pending.forget(file.path for started in files for file in started.values())
+        self._delete_notes(trials)
+        return logged
 
     def forget_states(self, trials: Iterable[Trial]) -> None:
         """Deletes the states of trials that no proposal can refer to any more."""
-        paths = [t.state.path for t in trials if t.state is not None and t.state.path]
-        if paths:
-            self._adding.give(8, self._delete, paths)
+        self._delete(t.state.path for t in trials if isinstance(t.state, InFile))
 
     def flush(self) -> None:
-        """Waits until all that was drawn and noted, or appended, is on the disk.
+        """Waits until the notes on all samples are on the disk.
 
         Raises:
             RunError: something could not be written.
         """
-        self._noting.wait()
-        self._adding.wait()
+        for note in list(self._notes.values()):
+            note.result()
 
     def finish(self, chosen: Collection[str], session: Mapping[str, Any] | None = None) -> None:
         """Merges the parts into one table that says which trials were chosen.
 
         Args:
             chosen: trial ids.
-            session: JSON values that the header is to keep of this process; None = nothing.
+            session: JSON values about this process for the header; None = nothing.
 
         Raises:
             RunError: something could not be written, or was removed meanwhile.
         """
         self.flush()
-        if gone := [part.path for part in self._parts if not part.path.exists()]:
-            raise RunError(
-                f"{gone[0]} was removed while the run was going on. The same command draws "
-                "again what it held."
-            )
-
-        ids = pa.array(chosen, pa.string())
-
-        def columns(piece: pa.Table) -> dict[str, pa.Array]:
-            gone = pa.nulls(len(piece), pa.string())
-            marks = pc.is_in(piece["trial_id"], ids)
-            return {"state_path": gone, "state_sha256": gone, "chosen": marks}
-
         if session is not None:
-            note_session(self._files, session)
-        self.found.close()
-        if self._parts or tables.chosen_of(self.folder) != set(chosen):
-            tables.finish(self._files, self._columns.schema(), columns)
-            self._parts = []
-        for kind in ("states/*.npz", "waiting/*.json"):
-            self._delete(path.relative_to(self.folder) for path in self.folder.glob(kind))
+            note_session(self._folder, session)
+        self.logged.close()
+        self._tables.finish(self._columns.schema(), chosen)
+        for pattern in ("states/*.npz", "waiting/*.json"):
+            self._delete(path.relative_to(self.folder) for path in self.folder.glob(pattern))
 
     def close(self) -> None:
-        """Waits until all is written and lets the folder go; a second call does nothing.
+        """Waits until all is written and releases the folder; a second call does nothing.
 
         Raises:
             RunError: something could not be written.
@@ -222,125 +184,97 @@ class RunLog:
         try:
             self.flush()
         finally:
-            self._noting.close()
-            self._adding.close()
-            self._saving.shutdown()
-            self._files.sweep()
+            self._note_thread.shutdown()
+            self._pending.close()
+            self._folder.sweep()
             self._lock.release()
 
-    # -- in the callers' threads ------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------
 
-    def _save(self, path: str, encode: Callable[[Any], bytes], value: Any) -> Future[str]:
-        """Starts to write a file, unless that was done early; returns its digest to come."""
-        early, digest = self._early.pop(path, (None, None))
-        if digest is not None and early is value:
-            return digest
-        return self._saving.submit(self._saved, path, encode, value, digest)
+    def _start(self, path: str, codec: Codec[Any], value: Any) -> _File:
+        return _File(path, codec, self._pending.start(path, codec, value))
 
-    def _save_early(self, name: str, sample: Sample, noted: bool) -> dict[str, _Saving]:
-        todo: dict[str, tuple[str, Callable[[Any], bytes], Any]] = {
-            "image": (f"images/{name}.png", png, sample.image)
-        }
-        if noted and sample.state is not None:
-            todo["state"] = (f"states/{name}.npz", npz, sample.state)
-        files = {}
-        for kind, (path, encode, value) in todo.items():
-            files[kind] = path, self._save(path, encode, value)
-            self._early[path] = value, files[kind][1]
+    def _start_sample(self, sample: Sample, *, with_state: bool) -> dict[str, _File]:
+        """Starts to write a sample's image, and its state too where it is noted."""
+        trial_id = sample.job.id
+        files = {"image": self._start(f"images/{trial_id}.png", IMAGE, sample.image)}
+        if with_state and sample.state is not None:
+            files["state"] = self._start(f"states/{trial_id}.npz", STATE, sample.state)
         return files
 
-    def _prepare(self, trial: Trial) -> _Writing:
-        kept: dict[str, tuple[_Kept[Any], Future[str]]] = {}
+    def _start_trial(self, trial: Trial) -> dict[str, _File]:
+        """Starts to write what of a trial is in memory, by column."""
+        files: dict[str, _File] = {}
 
-        def keep(
-            name: str, value: Stored[T], path: str, codec: tuple[Callable[[T], bytes], Any]
-        ) -> Stored[T]:
-            item: _Kept[T] = _Kept(value, path, codec[1])
-            kept[name] = item, self._save(path, codec[0], value.load())
-            return item.as_stored()
+        def start(column: str, stored: Stored[Any] | None, path: str, codec: Codec[Any]) -> None:
+            if isinstance(stored, InMemory):
+                files[column] = self._start(path, codec, stored.value)
 
-        image, maps, state = trial.image, dict(trial.heatmaps), trial.state
-        if image is not None and not image.path:
-            image = keep("image", image, f"images/{trial.id}.png", (png, image_of))
-        for name, value in trial.heatmaps.items():
-            # What a strategy sees must not depend on whether the file was written yet.
-            heatmap = rounded(value.load())
-            decode = partial(heatmap_of, size=heatmap.size, box=heatmap.box)
-            path = f"heatmaps/{trial.id}.{name}.png"
-            codec = (lambda map_: png(grey(map_.grid)), decode)
-            maps[name] = keep(f"heatmap_{name}", _held(heatmap), path, codec)
-        if state is not None:
-            state = keep("state", state, f"states/{trial.id}.npz", (npz, state_of))
-        row = to_row(trial, self._columns.draw)
-        row |= {f"heatmap_{n}_box": struct_of(v.load().box) for n, v in maps.items()}
-        return _Writing(replace(trial, image=image, heatmaps=maps, state=state), row, kept)
+        start("image", trial.image, f"images/{trial.id}.png", IMAGE)
+        start("state", trial.state, f"states/{trial.id}.npz", STATE)
+        if trial.verdict is not None:
+            for name, stored in trial.verdict.heatmaps.stored.items():
+                if isinstance(stored, InMemory):
+                    codec = HeatmapCodec(stored.value.size, stored.value.box)
+                    start(f"heatmap_{name}", stored, f"heatmaps/{trial.id}.{name}.png", codec)
+        if isinstance(trial.proposal, Repaint):
+            self._write_mask(trial.proposal)
+        return files
 
-    # -- in the log's threads ---------------------------------------------------------------
+    def _write_mask(self, proposal: Repaint) -> None:
+        """Writes a mask once: several repaints of a round have the same one."""
+        digest = mask_digest(proposal.mask)
+        if digest not in self._masks:
+            image = Image.fromarray(proposal.mask.array())
+            self._folder.write(mask_path(digest), png(image))
+            self._masks.add(digest)
 
-    def _saved(
-        self, path: str, encode: Callable[[Any], bytes], value: Any, before: Future[str] | None
-    ) -> str:
-        """Writes a file, after what was `before` to be written under its name."""
-        content = encode(value)
-        if before is not None:
-            before.exception()
-        self._files.write(path, content)
-        return digest_of(content)
-
-    def _note(
-        self, samples: Mapping[str, Sample], files: Mapping[str, Mapping[str, _Saving]]
-    ) -> None:
-        notes = {
-            name: note(
-                sample, {kind: (p, digest.result()) for kind, (p, digest) in files[name].items()}
-            )
-            for name, sample in samples.items()
-        }
-        self._files.settle()
-        write_notes(self._files, notes)
-        self._files.settle()
-        self._noted.add(next(iter(notes)))
-
-    def _write(self, batch: Sequence[_Writing], schema: pa.Schema) -> None:
-        for item in batch:
-            self._complete(item)
-        self._files.settle()
-        table = pa.Table.from_pylist([item.row for item in batch], schema=schema)
-        self._parts.append(tables.write_part(self._files, (self._next, 0), table))
-        self._next += 1
-        self._files.settle()
-        # An earlier process's notes may be on more than this batch: they stay to the end.
-        forget_notes(self.folder, self._noted.intersection(item.trial.id for item in batch))
-        self._parts = tables.merge(self._files, self._parts)
-
-    def _complete(self, item: _Writing) -> None:
-        """Waits for a trial's files and says in its row where they are."""
-        row, image = item.row, item.trial.image
-        if isinstance(item.trial.proposal, Repaint):
-            row["mask_path"] = f"masks/{row['mask_sha256']}.png"
-            mask = Image.fromarray(item.trial.proposal.mask.array())
-            self._files.write(row["mask_path"], png(mask))
-        if image is not None:
-            picture = image.load()
-            row |= {"image_width": picture.width, "image_height": picture.height}
-            if "image" not in item.kept:
-                # A look's picture is its parent's, whose digest may not have been known yet.
-                digest = image.sha256 or digest_of((self.folder / image.path).read_bytes())
-                row |= {"image_path": image.path, "image_sha256": digest}
-        for column, (kept, saving) in item.kept.items():
-            digest = saving.result()
-            kept.now = stored(self.folder, kept.path, digest, kept.decode)
-            row |= {f"{column}_path": kept.path, f"{column}_sha256": digest}
+    def _in_files(self, trial: Trial, files: Mapping[str, _File]) -> Trial:
+        """Waits for a trial's files and returns the trial that refers to them."""
+        stored = {column: file.stored(self.folder) for column, file in files.items()}
+        verdict = trial.verdict
+        if verdict is not None:
+            heatmaps = {
+                name: stored.get(f"heatmap_{name}", value)
+                for name, value in verdict.heatmaps.stored.items()
+            }
+            verdict = replace(verdict, heatmaps=Heatmaps(heatmaps))
+        image, state = stored.get("image", trial.image), stored.get("state", trial.state)
+        return replace(trial, verdict=verdict, image=image, state=state)
 
     def _delete(self, paths: Iterable[str | Path]) -> None:
         for path in paths:
             (self.folder / path).unlink(missing_ok=True)
 
+    # -- notes -------------------------------------------------------------------------------
+
+    def _write_notes(self, samples: Sequence[Sample], files: Sequence[Mapping[str, _File]]) -> None:
+        notes = {
+            sample.job.id: note_of(
+                sample, {kind: (file.path, file.digest.result()) for kind, file in started.items()}
+            )
+            for sample, started in zip(samples, files, strict=True)
+        }
+        # The files are on the disk before a note says that they are there.
+        self._folder.settle()
+        write_notes(self._folder, notes)
+        self._folder.settle()
+
+    def _delete_notes(self, trials: Sequence[Trial]) -> None:
+        """Deletes the notes on trials that have rows now.
+
+        An earlier process's notes may be on more than this batch: they stay to the end.
+        """
+        noted = [trial.id for trial in trials if trial.id in self._notes]
+        for trial_id in noted:
+            self._notes.pop(trial_id).result()
+        delete_notes(self.folder, noted)
+
 
 def open_log(
     folder: Path,
     about: Mapping[str, Any],
-    draw: Mapping[str, Setting],
+    settings: Mapping[str, Setting],
     *,
     grows: Collection[str] = (),
 ) -> RunLog:
@@ -349,7 +283,7 @@ def open_log(
     Args:
         folder: is made if it does not exist.
         about: JSON values that say what the run is; those of the folder must be equal.
-        draw: the generator's settings, a column each.
+        settings: the generator's, a column each.
         grows: names of the strategy's numbers that may be larger than in the folder.
 
     Raises:
@@ -360,7 +294,7 @@ def open_log(
     try:
         write_header(files, about, grows=grows)
         files.sweep()
-        return RunLog(files, lock, draw)
+        return RunLog(files, lock, settings)
     except BaseException:
         lock.release()
         raise

@@ -25,7 +25,7 @@ from tts_verifier.recipe.sections import (
 )
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
 from tts_verifier.runner.prompts import as_prompts, read_prompts
-from tts_verifier.runner.setup import Search, check_needs
+from tts_verifier.runner.setup import RunSetup, check_needs
 from tts_verifier.types import Detail, Prompt
 
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ class Recipe:
         sections = {name: section.resolved() for name, section in self.sections.items()}
         return {**sections, **self.simple, "prompts": prompts}
 
-    def build(self, **given: Any) -> Search:
+    def build(self, **given: Any) -> RunSetup:
         """Builds every object that is not `given`.
 
         Args:
@@ -79,7 +79,7 @@ class Recipe:
             check_needs(parts["strategy"], generator)
         heavy = [name for name in todo if name not in parts]
         parts |= {name: self.sections[name].build() for name in heavy}
-        search = Search(**parts, **self.simple)
+        search = RunSetup(**parts, **self.simple)
         search.check()
         return search
 

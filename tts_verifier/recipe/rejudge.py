@@ -16,6 +16,7 @@ from tts_verifier.identity import trial_id
 from tts_verifier.log import read_header, read_trials
 from tts_verifier.types import (
     KINDS,
+    InFile,
     Job,
     LowBand,
     Near,
@@ -23,7 +24,6 @@ from tts_verifier.types import (
     Sample,
     Setting,
     State,
-    Stored,
     Task,
     Trial,
 )
@@ -75,16 +75,16 @@ class RecordedGenerator:
 
     def _sample(self, job: Job) -> Sample:
         trial = self._by_id[trial_id(job.prompt.text, job.proposal, self.settings)]
-        if trial.image is None:
+        if not isinstance(trial.image, InFile):
             return Sample(job, None, trial.progress, error=trial.error)
         # The recorded run may itself refer to the images of another, so its path is resolved
         # against its own folder first.
         path = os.path.relpath(self._folder / trial.image.path, self._into)
-        kept = Stored(trial.image.load, Path(path).as_posix(), trial.image.sha256)
+        image = InFile(self._into, Path(path).as_posix(), trial.image.sha256, trial.image.decoder)
         # The runner wants a state for an unfinished image; nothing will ever continue it.
         state: State | None = {} if trial.progress < 1 else None
-        cost = replace(trial.cost, verifier_calls=0, judge_seconds=0.0)
-        return Sample(job, kept.load(), trial.progress, cost, state, kept=kept)
+        cost = replace(trial.cost, verifier_calls=0, verify_seconds=0.0)
+        return Sample(job, image.load(), trial.progress, cost, state, stored=image)
 
 
 class Proposed:

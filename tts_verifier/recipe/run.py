@@ -14,7 +14,7 @@ from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import Summary, as_text, as_values, summarise
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
-from tts_verifier.runner.loop import execute
+from tts_verifier.runner import execute
 from tts_verifier.runner.progress import Progress
 from tts_verifier.types import Budget
 

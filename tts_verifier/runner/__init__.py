@@ -1,8 +1,8 @@
 """The loop over prompts, rounds and batches: propose, generate, verify, log."""
 
-from tts_verifier.runner.loop import Options, execute, run
+from tts_verifier.runner.entry import RunOptions, execute, run
 from tts_verifier.runner.prompts import as_prompts, read_prompts
 from tts_verifier.runner.result import RunResult
-from tts_verifier.runner.setup import Search
+from tts_verifier.runner.setup import RunSetup
 
-__all__ = ["Options", "RunResult", "Search", "as_prompts", "execute", "read_prompts", "run"]
+__all__ = ["RunOptions", "RunResult", "RunSetup", "as_prompts", "execute", "read_prompts", "run"]

@@ -1,4 +1,7 @@
-"""One batch from jobs to trials: draw, judge, let the held-out judge look, take the time."""
+"""One batch from jobs to trials: generate, verify, ask the held-out judge, take the time.
+
+This is the one clock of a run: generators and verifiers leave `Cost`'s seconds at zero.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from PIL import Image
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.runner.retry import attempt
-from tts_verifier.runner.setup import Search
+from tts_verifier.runner.retry import with_retry
+from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import (
     Continue,
+    Cost,
     Detail,
+    InMemory,
     Job,
     Look,
     Sample,
@@ -25,113 +30,111 @@ from tts_verifier.types import (
     Verdict,
 )
 
-T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Drawn:
-    """A drawn batch that nobody has judged: a sample for each id."""
+class Batch:
+    """Samples that are not verified yet; all of them looks, or none."""
 
-    samples: Mapping[str, Sample]
-    looking: bool
-
-    def __len__(self) -> int:
-        return len(self.samples)
+    samples: Sequence[Sample]
+    looks: bool
 
 
-def draw(search: Search, jobs: Mapping[str, Job], waiting: Mapping[str, Sample]) -> Drawn:
-    """Draws jobs of one kind, but those that are `waiting` to be judged already.
+def generate_batch(setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, Sample]) -> Batch:
+    """Generates the jobs of one kind, except those that have a sample already.
 
-    A sample that failed has its error; seconds are an image's share of the batch.
+    Args:
+        setup: the parts of the run.
+        jobs: of one kind.
+        unjudged: samples of an earlier process that has not verified them, by trial id.
+
+    Returns:
+        A sample for each job, in order. One that failed has its error; seconds are an image's
+        share of the batch.
     """
-    looking = all(isinstance(job.proposal, Look) for job in jobs.values())
-    todo = [job for name, job in jobs.items() if name not in waiting]
-    if looking:
-        return Drawn(dict(zip(jobs, _look(todo), strict=True)), looking)
-    samples, seconds = _timed(lambda: _draw(search, todo) if todo else [])
-    share = seconds / max(len(todo), 1)
-    fresh = (replace(s, cost=replace(s.cost, draw_seconds=share)) for s in samples)
-    return Drawn({n: waiting[n] if n in waiting else next(fresh) for n in jobs}, looking)
+    looks = all(isinstance(job.proposal, Look) for job in jobs)
+    if looks:
+        return Batch([_look(job) for job in jobs], looks)
+    new_jobs = [job for job in jobs if job.id not in unjudged]
+    samples, seconds = _timed(lambda: _generate(setup, new_jobs) if new_jobs else [])
+    share = seconds / max(len(new_jobs), 1)
+    new = {s.job.id: replace(s, cost=replace(s.cost, generate_seconds=share)) for s in samples}
+    return Batch([unjudged.get(job.id) or new[job.id] for job in jobs], looks)
 
 
-def judge(search: Search, drawn: Drawn) -> list[Trial]:
-    """Judges a batch; returns a trial each, in order.
+def verify_batch(setup: RunSetup, batch: Batch) -> list[Trial]:
+    """Verifies a batch and returns a trial for each sample, in order.
 
-    A sample that failed becomes a trial with its error; so does a picture that could not be
-    judged, or a reply without a usable score (see `attempts`). Seconds are an image's share of
+    A sample that failed becomes a trial with its error; so does an image that could not be
+    verified, or a reply without a usable score (see `retry`). Seconds are an image's share of
     the batch; the held-out judge's are not counted.
     """
-    samples = list(drawn.samples.values())
-    good = [i for i, sample in enumerate(samples) if sample.image is not None]
-    detail: Detail = "diagnose" if drawn.looking else search.detail
-    verdicts, judge_seconds = _timed(
-        lambda: _verify(search.verifier, [samples[i] for i in good], detail)
-    )
-    by_place = dict(zip(good, verdicts, strict=True))
-    trials = []
-    for i, (name, sample) in enumerate(drawn.samples.items()):
-        trial = _trial(search, name, sample, by_place.get(i))
-        seconds = replace(
-            trial.cost,
-            judge_seconds=judge_seconds / len(good) if i in by_place else 0.0,
-        )
-        trials.append(replace(trial, cost=seconds))
-    return trials if search.judge is None else _judged(search.judge, trials, samples)
+    detail: Detail = "diagnose" if batch.looks else setup.detail
+    with_image = [sample for sample in batch.samples if sample.image is not None]
+    verdicts, seconds = _timed(lambda: _verify(setup.verifier, with_image, detail))
+    by_id = {s.job.id: verdict for s, verdict in zip(with_image, verdicts, strict=True)}
+    judged = _judge(setup.judge, batch.samples)
+    share = seconds / max(len(with_image), 1)
+    return [
+        _trial(setup, sample, by_id.get(sample.job.id), share, judged.get(sample.job.id, {}))
+        for sample in batch.samples
+    ]
 
 
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
+def _timed(work: Callable[[], R]) -> tuple[R, float]:
     began = time.perf_counter()
     result = work()
     return result, time.perf_counter() - began
 
 
-def _look(jobs: Sequence[Job]) -> list[Sample]:
-    samples = []
-    for job in jobs:
-        stored = job.ancestors[0].image
-        image = None if stored is None else stored.load()
-        samples.append(Sample(job, image, job.ancestors[0].progress))
-    return samples
+def _look(job: Job) -> Sample:
+    """Returns the parent's image as the sample of a look."""
+    parent = job.ancestors[0]
+    image = None if parent.image is None else parent.image.load()
+    return Sample(job, image, parent.progress, stored=parent.image)
 
 
-def _draw(search: Search, jobs: Sequence[Job]) -> list[Sample]:
+def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
     def generate(some: Sequence[Job]) -> list[Sample]:
-        samples = search.generator.generate([_with_state(search, job) for job in some])
+        samples = setup.generator.generate([_with_state(setup, job) for job in some])
         if len(samples) != len(some):
             raise InputError(
-                f"{type(search.generator).__name__} must return a sample for each of "
+                f"{type(setup.generator).__name__} must return a sample for each of "
                 f"{len(some)} jobs, it returned {len(samples)}."
             )
-        return samples
+        # A sample belongs to the job of the run, whatever job the generator says it has.
+        return [replace(sample, job=job) for sample, job in zip(samples, some, strict=True)]
 
-    samples = attempt(generate, jobs, lambda job, why: Sample(job, None, error=why))
+    samples = with_retry(generate, jobs, lambda job, why: Sample(job, None, error=why))
     return [
         replace(s, error=s.error or "the generator gave no image") if s.image is None else s
         for s in samples
     ]
 
 
-def _with_state(search: Search, job: Job) -> Job:
-    """Makes sure that the parent's state is there, drawing the lineage again if it is gone."""
+def _with_state(setup: RunSetup, job: Job) -> Job:
+    """Loads the parent's state, or generates the lineage again if the state is gone."""
     if not isinstance(job.proposal, Continue):
         return job
     parent = job.ancestors[0]
-    try:
-        if parent.state is not None:
+    state = None
+    if parent.state is not None:
+        try:
             state = parent.state.load()
-            kept = replace(parent, state=Stored(lambda: state))
-            return replace(job, ancestors=(kept, *job.ancestors[1:]))
-    except RunError:
-        pass
-    again = _with_state(search, Job(job.prompt, parent.proposal, job.ancestors[1:]))
-    drawn = search.generator.generate([again])[0].state
-    if drawn is None:
+        except RunError:
+            # The file is gone or changed; the lineage gives the same state again.
+            state = None
+    if state is None:
+        again = _with_state(setup, Job(job.prompt, parent.proposal, job.ancestors[1:]))
+        state = setup.generator.generate([again])[0].state
+    if state is None:
         raise InputError(
-            f"{type(search.generator).__name__} must give an unfinished drawing a state; trial "
+            f"{type(setup.generator).__name__} must give an unfinished image a state; trial "
             f"{parent.id} cannot be continued without."
         )
-    kept = replace(parent, state=Stored(lambda: drawn))
-    return replace(job, ancestors=(kept, *job.ancestors[1:]))
+    loaded = replace(parent, state=InMemory(state))
+    return replace(job, ancestors=(loaded, *job.ancestors[1:]))
 
 
 def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> list[Verdict | str]:
@@ -148,38 +151,58 @@ def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> li
             )
         return list(verdicts)
 
-    return attempt(verify, samples, lambda _, why: why) if samples else []
+    return with_retry(verify, samples, lambda _, why: why) if samples else []
 
 
-def _trial(search: Search, name: str, sample: Sample, verdict: Verdict | str | None) -> Trial:
-    job = sample.job
-    trial = Trial(
-        id=name,
+def _judge(judge: Verifier | None, samples: Sequence[Sample]) -> dict[str, Mapping[str, float]]:
+    """Returns the held-out judge's scores of finished images, by trial id.
+
+    A look shows its parent's image, so it has its parent's scores.
+    """
+    if judge is None:
+        return {}
+    scores = {
+        sample.job.id: sample.job.ancestors[0].judge
+        for sample in samples
+        if isinstance(sample.job.proposal, Look)
+    }
+    new = [s for s in samples if s.image is not None and s.progress >= 1 and s.job.id not in scores]
+    for sample, verdict in zip(new, _verify(judge, new, "score"), strict=True):
+        if isinstance(verdict, Verdict):
+            scores[sample.job.id] = dict(verdict.scores)
+    return scores
+
+
+def _trial(
+    setup: RunSetup,
+    sample: Sample,
+    verdict: Verdict | str | None,
+    seconds: float,
+    judge: Mapping[str, float],
+) -> Trial:
+    job, error, objective, cost = sample.job, sample.error, math.nan, sample.cost
+    if verdict is not None:
+        cost += Cost(verify_seconds=seconds)
+    if isinstance(verdict, Verdict):
+        objective = setup.objective(verdict.scores)
+        cost += Cost(verifier_calls=max(verdict.cost.verifier_calls, 1))
+        error = error or (_unusable(verdict) if math.isnan(objective) else "")
+    else:
+        error, verdict = error or verdict or "", None
+    return Trial(
+        id=job.id,
         prompt=job.prompt,
-        round=0,
+        round=job.round,
         proposal=job.proposal,
         progress=sample.progress,
-        scores={},
-        objective=math.nan,
-        cost=sample.cost,
-        image=_image(sample),
-        state=None if sample.state is None else _in_memory(sample.state),
-        error=sample.error,
-    )
-    if not isinstance(verdict, Verdict):
-        return replace(trial, error=sample.error or verdict or "")
-    objective = search.objective(verdict.scores)
-    calls = max(verdict.cost.verifier_calls, 1)
-    return replace(
-        trial,
-        scores=dict(verdict.scores),
+        verdict=verdict,
         objective=objective,
-        cost=replace(sample.cost, verifier_calls=sample.cost.verifier_calls + calls),
-        boxes=verdict.boxes,
-        text=verdict.text,
-        detail=verdict.detail,
-        heatmaps={n: _in_memory(heatmap) for n, heatmap in verdict.heatmaps.raw.items()},
-        error=sample.error or (_unusable(verdict) if math.isnan(objective) else ""),
+        cost=cost,
+        image=_stored_image(sample),
+        size=None if sample.image is None else sample.image.size,
+        state=None if sample.state is None else InMemory(sample.state),
+        judge=judge,
+        error=error,
     )
 
 
@@ -188,32 +211,7 @@ def _unusable(verdict: Verdict) -> str:
     return f"the reply has no usable {', '.join(bad) or 'score for the objective'}"
 
 
-def _image(sample: Sample) -> Stored[Image.Image] | None:
-    if isinstance(sample.job.proposal, Look):
-        return sample.job.ancestors[0].image
-    if sample.kept is not None or sample.image is None:
-        return sample.kept
-    return _in_memory(sample.image)
-
-
-def _in_memory(value: T) -> Stored[T]:
-    return Stored(lambda: value)
-
-
-def _judged(judge: Verifier, trials: Sequence[Trial], samples: Sequence[Sample]) -> list[Trial]:
-    """Adds the held-out judge's scores of finished pictures; a look has its parent's."""
-    new = [
-        i
-        for i, trial in enumerate(trials)
-        if trial.progress >= 1 and trial.image is not None and not isinstance(trial.proposal, Look)
-    ]
-    verdicts = dict(zip(new, _verify(judge, [samples[i] for i in new], "score"), strict=True))
-    judged = []
-    for i, trial in enumerate(trials):
-        verdict = verdicts.get(i)
-        if isinstance(verdict, Verdict):
-            trial = replace(trial, judge=dict(verdict.scores))
-        elif isinstance(trial.proposal, Look):
-            trial = replace(trial, judge=samples[i].job.ancestors[0].judge)
-        judged.append(trial)
-    return judged
+def _stored_image(sample: Sample) -> Stored[Image.Image] | None:
+    if sample.stored is not None or sample.image is None:
+        return sample.stored
+    return InMemory(sample.image)

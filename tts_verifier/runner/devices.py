@@ -1,49 +1,49 @@
 """Where generator and verifier compute: side by side, in turns on one device, or on two.
 
-Both are left where they are if they fit. Where they do not, one waits in host memory while the
-other works, and they change places once for many pictures. A part may say where it computes
-(`device`); one that may also be moved has `nbytes`, the bytes of its weights, or None where it
-must stay, `to(device)`, and, if it waits elsewhere at first, `home`.
+Both stay where they are if they fit. Where they do not, one waits in host memory while the
+other works, and they change places once for many images. `interfaces.Movable` is what a part
+must be to take turns.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from tts_verifier.errors import RunWarning
+from tts_verifier.interfaces import Placed, is_movable
 from tts_verifier.memory import SPARE, free_bytes
-from tts_verifier.runner.setup import Search
+from tts_verifier.runner.setup import RunSetup
 
-Plan = Literal["as placed", "apart", "together", "in turns"]
-
-HELD: Final = 256
-"""Pictures that wait to be judged, at most, where the parts take turns: some minutes' work
-for a move's seconds, and less than a gigabyte at 1024 x 1024."""
+PlacementPlan = Literal["as placed", "apart", "together", "in turns"]
+_HOST: Final = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """Where a part is to compute, None = unknown; bytes of it that are not there yet; whether it
-    may be moved."""
+class PartPlacement:
+    """Where a generator or verifier is to compute."""
 
     device: str | None
+    """None = unknown."""
     missing: int = 0
+    """Bytes of its weights that are not there yet."""
     movable: bool = False
 
 
-def plan(generator: Seat, verifier: Seat, free: int | None) -> Plan:
+def plan_placement(
+    generator: PartPlacement, verifier: PartPlacement, free: int | None
+) -> PlacementPlan:
     """Decides how two parts share their devices.
 
     Args:
-        generator: where, and what is missing.
+        generator: where it is to compute, and what is missing there.
         verifier: likewise.
         free: bytes that may still be taken of the generator's device; None = not counted.
 
     Returns:
         "apart": on two devices. "together": both fit on one. "in turns": they do not.
-        "as placed": on an unknown one; or on one that is full, and one must not be moved.
+        "as placed": the device is unknown; or it is full, and one part must not be moved.
     """
     if generator.device is None or verifier.device is None:
         return "as placed"
@@ -54,97 +54,117 @@ def plan(generator: Seat, verifier: Seat, free: int | None) -> Plan:
     return "in turns" if generator.movable and verifier.movable else "as placed"
 
 
-def device_of(part: Any) -> str | None:
-    """Returns where a generator or verifier is to compute, None if it does not say."""
-    device = getattr(part, "home", None) or getattr(part, "device", None)
-    return None if device is None else str(device)
-
-
-def seat_of(part: Any) -> Seat:
+def placement_of(part: object) -> PartPlacement:
     """Returns what a generator or verifier says of itself."""
-    device, there = device_of(part), str(getattr(part, "device", None))
-    nbytes = getattr(part, "nbytes", None) if hasattr(part, "to") else None
-    return Seat(device, 0 if device in (None, there) else nbytes or 0, nbytes is not None)
+    device = target_device(part)
+    if not is_movable(part):
+        return PartPlacement(device)
+    nbytes = part.nbytes
+    missing = 0 if device in (None, str(part.device)) else nbytes or 0
+    return PartPlacement(device, missing, nbytes is not None)
 
 
-class Seats:
-    """Keeps the parts of a search where its plan wants them.
+def target_device(part: object) -> str | None:
+    """Returns where a generator or verifier is to compute, None if it does not say."""
+    if is_movable(part) and part.home is not None:
+        return part.home
+    return current_device(part)
 
-    `devices`: where to "draw" and to "judge", None where a part does not say. `overlap`: whether
-    to do both at once: as the search says, else on two devices and on a GPU that both share.
-    `moves`: how often a part was moved.
+
+def current_device(part: object) -> str | None:
+    """Returns where a generator or verifier is now, None if it does not say."""
+    if not isinstance(part, Placed) or part.device is None:
+        return None
+    return str(part.device)
+
+
+class DevicePlacement:
+    """Keeps generator and verifier where the plan wants them. Belongs to one run.
+
+    Args:
+        setup: the parts of the run.
     """
 
-    def __init__(self, search: Search) -> None:
-        parts = (search.generator, search.verifier)
-        self._seats = [(part, device_of(part)) for part in parts]
-        self._found = [str(getattr(part, "device", None)) for part in parts]
-        self.devices = dict(zip(("draw", "judge"), map(device_of, parts), strict=True))
-        self.plan = _planned(*parts)
-        _warn_of(search.judge)
-        shared = self.plan == "together" and str(self.devices["draw"]).startswith("cuda")
-        asked = search.overlap
-        if asked is None:
-            # On one GPU as well: a verifier's small kernels leave much of it idle.
-            asked = self.plan == "apart" or shared
-        self.overlap = asked and self.plan != "in turns"
+    def __init__(self, setup: RunSetup) -> None:
+        self._generator, self._verifier = setup.generator, setup.verifier
+        self._targets = [target_device(part) for part in self._parts]
+        self._at_start = [current_device(part) for part in self._parts]
+        self.devices = dict(zip(("generate", "verify"), self._targets, strict=True))
+        """Where each side computes, None where a part does not say."""
+        self.plan = _plan_for(*self._parts)
+        _warn_if_waiting(setup.judge)
+        self.overlap = self.plan != "in turns" and self._wants_overlap(setup.overlap)
+        """Whether a batch is verified while the next one is generated."""
         self.moves = 0
+        """How often a part was moved."""
 
     @property
-    def waits(self) -> bool:
-        """Says whether more is drawn before what was drawn is judged."""
+    def generates_ahead(self) -> bool:
+        """Whether more is generated before the last batch is verified."""
         return self.overlap or self.plan == "in turns"
 
-    def to_draw(self) -> None:
+    def to_generate(self) -> None:
         """Brings the generator to its device, after the verifier has left if it must."""
-        self._bring(0, 1)
+        self._bring(0, other=1)
 
-    def to_judge(self) -> None:
+    def to_verify(self) -> None:
         """Brings the verifier to its device, after the generator has left if it must."""
-        self._bring(1, 0)
+        self._bring(1, other=0)
 
     def restore(self) -> None:
-        """Brings parts that took turns back to where they were found, the leaving one first."""
+        """Brings parts that took turns back to where the run found them."""
         if self.plan == "in turns":
-            places = zip(self._seats, self._found, strict=True)
-            for (part, _), found in sorted(places, key=lambda place: place[1] != "cpu"):
-                self._move(part, found)
+            # A part that returns to host memory goes first and makes room for the other.
+            order = sorted((0, 1), key=lambda side: self._at_start[side] != _HOST)
+            for side in order:
+                self._move(side, self._at_start[side])
 
-    def _bring(self, wanted: int, other: int) -> None:
+    @property
+    def _parts(self) -> tuple[object, object]:
+        return self._generator, self._verifier
+
+    def _wants_overlap(self, asked: bool | None) -> bool:
+        if asked is not None:
+            return asked
+        # On one GPU as well: a verifier's small kernels leave much of it idle.
+        on_gpu = str(self.devices["generate"]).startswith("cuda")
+        return self.plan == "apart" or (self.plan == "together" and on_gpu)
+
+    def _bring(self, side: int, *, other: int) -> None:
         if self.plan == "in turns":
-            self._move(self._seats[other][0], "cpu")
-        part, home = self._seats[wanted]
-        waits = self.plan == "together" and getattr(part, "home", None) is not None
+            self._move(other, _HOST)
+        part = self._parts[side]
+        waits = self.plan == "together" and is_movable(part) and part.home is not None
         if waits or self.plan == "in turns":
-            self._move(part, home)
+            self._move(side, self._targets[side])
 
-    def _move(self, part: Any, device: str | None) -> None:
-        if str(part.device) != device:
+    def _move(self, side: int, device: str | None) -> None:
+        part = self._parts[side]
+        if device is not None and is_movable(part) and str(part.device) != device:
             part.to(device)
             self.moves += 1
 
 
-def _warn_of(judge: Any) -> None:
-    """Warns where a held-out judge waits for a move that only the verifier makes."""
-    home, there = getattr(judge, "home", None), str(getattr(judge, "device", None))
-    if home not in (None, there):
+def _warn_if_waiting(judge: object) -> None:
+    """Warns where a held-out judge waits for a move: only the verifier takes turns."""
+    if is_movable(judge) and judge.home not in (None, str(judge.device)):
         warnings.warn(
-            f"The held-out judge did not fit on {home} and judges on {there}, which is slow: only "
-            "generator and verifier take turns. Load it with device=… first, or judge the "
-            "finished run with `tts-run --rejudge`.",
+            f"The held-out judge did not fit on {judge.home} and judges on {judge.device}, which "
+            "is slow: only generator and verifier take turns. Load it with device=… first, or "
+            "judge the finished run with `tts-run --rejudge`.",
             RunWarning,
             stacklevel=2,
         )
 
 
-def _planned(generator: Any, verifier: Any) -> Plan:
-    """Asks the parts for no more than is needed: their sizes are counted weight by weight."""
-    at = device_of(generator)
-    if at is None or at != device_of(verifier):
-        return plan(Seat(at), Seat(device_of(verifier)), None)
-    free = free_bytes(at)
-    if all(str(part.device) == at for part in (generator, verifier)):
-        quick = plan(Seat(at), Seat(at), free)
-        if quick == "together":
-            return quick
-    return plan(seat_of(generator), seat_of(verifier), free)
+def _plan_for(generator: object, verifier: object) -> PlacementPlan:
+    """Plans from no more than is needed: to count the bytes of weights takes a while."""
+    device = target_device(generator)
+    if device is None or device != target_device(verifier):
+        return plan_placement(PartPlacement(device), PartPlacement(target_device(verifier)), None)
+    free = free_bytes(device)
+    if all(current_device(part) == device for part in (generator, verifier)):
+        nothing_missing = plan_placement(PartPlacement(device), PartPlacement(device), free)
+        if nothing_missing == "together":
+            return nothing_missing
+    return plan_placement(placement_of(generator), placement_of(verifier), free)

@@ -1,4 +1,4 @@
-"""From proposals to jobs: every proposal is checked and given the trials that it needs."""
+"""From proposals to jobs: every proposal is checked and given the trials that it comes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from tts_verifier.errors import InputError
 from tts_verifier.identity import trial_id
 from tts_verifier.types import (
     KINDS,
-    Budget,
     Continue,
     Draw,
     Job,
@@ -23,15 +22,16 @@ from tts_verifier.types import (
 )
 
 
-def bind(
+def jobs_for(
     proposals: Sequence[Proposal],
     task: Task,
     *,
     history: Sequence[Trial],
     settings: Mapping[str, Setting],
     strategy: str,
-) -> dict[str, Job]:
-    """Returns jobs by the id of the trial that each will make, in order.
+    round: int,
+) -> list[Job]:
+    """Returns a job for each proposal, in order.
 
     Args:
         proposals: of one round of one prompt.
@@ -39,26 +39,27 @@ def bind(
         history: all trials of that prompt.
         settings: the generator's.
         strategy: its name, for messages.
+        round: the round's number.
 
     Raises:
         InputError: a proposal is not one, was made before, is of a kind that the generator
             cannot serve, or has a parent that it cannot have.
     """
     trials = {trial.id: trial for trial in history}
-    jobs: dict[str, Job] = {}
+    jobs: list[Job] = []
+    ids = set(trials)
     for proposal in proposals:
+        where = f"{strategy} proposed {_short(proposal)}"
         problem = _problem(proposal, task, trials)
         if problem:
+            raise InputError(f"{where} for {task.prompt.text[:60]!r}: {problem}")
+        job_id = trial_id(task.prompt.text, proposal, settings)
+        if job_id in ids:
             raise InputError(
-                f"{strategy} proposed {_short(proposal)} for {task.prompt.text[:60]!r}: {problem}"
+                f"{where} twice for {task.prompt.text[:60]!r}. Give every proposal its own seed."
             )
-        name = trial_id(task.prompt.text, proposal, settings)
-        if name in trials or name in jobs:
-            raise InputError(
-                f"{strategy} proposed {_short(proposal)} twice for {task.prompt.text[:60]!r}. "
-                "Give every proposal its own seed."
-            )
-        jobs[name] = Job(task.prompt, proposal, ancestors(proposal, trials))
+        ids.add(job_id)
+        jobs.append(Job(task.prompt, proposal, ancestors(proposal, trials), job_id, round))
     return jobs
 
 
@@ -70,30 +71,6 @@ def ancestors(proposal: Proposal, trials: Mapping[str, Trial]) -> tuple[Trial, .
         line.append(trials[parent])
         parent = line[-1].parent_id
     return tuple(line)
-
-
-def within(jobs: Mapping[str, Job], left: Budget) -> dict[str, Job]:
-    """Returns the first jobs that the candidates and verifier calls left allow."""
-    kept: dict[str, Job] = {}
-    candidates = 0
-    for name, job in jobs.items():
-        candidates += not isinstance(job.proposal, Look)
-        if left.candidates is not None and candidates > left.candidates:
-            break
-        if left.verifier_calls is not None and len(kept) >= left.verifier_calls:
-            break
-        kept[name] = job
-    return kept
-
-
-def share_of(job: Job) -> float:
-    """Returns which fraction of a whole drawing's steps a job takes, before rounding to steps."""
-    proposal = job.proposal
-    if isinstance(proposal, Draw):
-        return proposal.until
-    if isinstance(proposal, Continue):
-        return proposal.until - job.ancestors[0].progress + proposal.renoise
-    return proposal.strength if isinstance(proposal, Repaint) else 0.0
 
 
 def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str:
@@ -110,11 +87,14 @@ def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str
         return ""
     if parent_id not in trials:
         return f"there is no trial {parent_id!r} of this prompt."
-    parent = trials[parent_id]
+    return _problem_with_parent(proposal, trials[parent_id])
+
+
+def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
     if isinstance(proposal, Continue) and (parent.progress >= 1 or parent.image is None):
-        return "its parent must be an unfinished drawing."
+        return "its parent must be an unfinished candidate."
     if isinstance(proposal, Repaint) and not (parent.progress >= 1 and parent.image):
-        return "its parent must be a finished drawing."
+        return "its parent must be a finished candidate."
     if isinstance(proposal, Look) and parent.image is None:
         return "its parent has no image."
     near = isinstance(proposal, Draw) and isinstance(proposal.noise, Near)

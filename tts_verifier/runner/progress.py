@@ -79,7 +79,7 @@ class Progress:
                 self._known += 1
             else:
                 self._fresh += 1
-                self._busy += trial.cost.draw_seconds + trial.cost.judge_seconds
+                self._busy += trial.cost.seconds
         self.show()
 
     def standing(self) -> Standing:

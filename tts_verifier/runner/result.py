@@ -1,7 +1,7 @@
 """What a run ends with: in memory, or in its folder until somebody asks.
 
-A run with a log keeps of a prompt whose search is over some numbers and ids, so that memory
-hardly grows with what was drawn: 17 bytes a trial.
+With a log, a run keeps only some numbers and ids of a finished prompt: 17 bytes a trial, so
+that memory hardly grows with the number of trials.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from tts_verifier.types import Choice, Prompt, Trial
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ended:
-    """A prompt whose search is over; `trials` is None when they are in the log.
-
-    `summary`: lacks its trials when they are in the log; `first`, `chosen`: their ids.
-    `ids`: of all trials, with spaces between.
-    """
+class PromptResult:
+    """A prompt whose search is over."""
 
     summary: PromptSummary
+    """Lacks `first` and `chosen` where the trials are in the log."""
     first: str
+    """The id of the first finished trial, "" if there is none."""
     chosen: str
+    """The id of the chosen trial, "" if there is none."""
     ids: str
+    """The ids of all trials, with spaces between: one text takes less than a list."""
     trials: tuple[Trial, ...] | None
+    """None where they are in the log."""
 
     @classmethod
-    def of(cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool) -> Ended:
-        """Ends a search with all its trials, round by round."""
+    def of(cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool) -> PromptResult:
+        """Makes the result of a search from all its trials, round by round."""
         summary = summarise_prompt(prompt, history)
         first, chosen = (pick.id if pick else "" for pick in (summary.first, summary.chosen))
         ids = " ".join(trial.id for trial in history)
@@ -46,32 +47,33 @@ class Ended:
 
 
 class RunResult:
-    """What a run ends with.
-
-    `folder`: the run folder, None when there is no log. `busy`: "draw" and "judge" -> the
-    fraction of the run's time that was spent on it; together more than 1 when they overlap.
-    """
+    """What a run ends with. Trials and images of a run with a log are read when asked for."""
 
     def __init__(
-        self, ended: Sequence[Ended], folder: Path | None, busy: Mapping[str, float]
+        self, results: Sequence[PromptResult], folder: Path | None, busy: Mapping[str, float]
     ) -> None:
-        self._ended, self.folder, self.busy = ended, folder, busy
+        self._results = results
+        self.folder = folder
+        """The run folder, None when there is no log."""
+        self.busy = busy
+        """"generate" and "verify" -> the fraction of the run's time that went into it; together
+        more than 1 when the two overlap."""
 
     @cached_property
     def summaries(self) -> list[PromptSummary]:
-        """What was achieved, a prompt each, in the order of the prompts; `trials` says more.
+        """What was achieved for each prompt, in the order of the prompts.
 
         Raises:
             RunError: the folder is damaged.
         """
         if self.folder is None:
-            return [one.summary for one in self._ended]
-        ids = {name for one in self._ended for name in (one.first, one.chosen)}
+            return [one.summary for one in self._results]
+        ids = {name for one in self._results for name in (one.first, one.chosen)}
         picks = read_picks(self.folder, ids)
         _check_there(self.folder, ids - {""}, picks)
         return [
             replace(one.summary, first=picks.get(one.first), chosen=picks.get(one.chosen))
-            for one in self._ended
+            for one in self._results
         ]
 
     @cached_property
@@ -82,23 +84,23 @@ class RunResult:
             RunError: the folder is damaged.
         """
         if self.folder is None:
-            return tuple(trial for one in self._ended for trial in one.trials or ())
+            return tuple(trial for one in self._results for trial in one.trials or ())
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
-        ids = [name for one in self._ended for name in one.ids.split()]
+        ids = [name for one in self._results for name in one.ids.split()]
         _check_there(self.folder, ids, by_id)
         return tuple(by_id[name] for name in ids)
 
     @cached_property
     def choices(self) -> Mapping[str, Choice]:
-        """The choices by prompt id; `trials` says what is read."""
-        by_prompt: dict[str, list[Trial]] = {one.summary.prompt.id: [] for one in self._ended}
+        """The choices by prompt id; reads all trials."""
+        by_prompt: dict[str, list[Trial]] = {one.summary.prompt.id: [] for one in self._results}
         for trial in self.trials:
             by_prompt[trial.prompt.id].append(trial)
         return {name: choose(some) for name, some in by_prompt.items()}
 
     @property
     def images(self) -> dict[str, Image.Image]:
-        """The chosen pictures by prompt id; a prompt without a usable one is absent."""
+        """The chosen images by prompt id; a prompt without a usable one is absent."""
         chosen = {row.prompt.id: row.chosen for row in self.summaries}
         return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
 

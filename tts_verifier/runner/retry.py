@@ -1,9 +1,9 @@
 """Work on a batch that goes on when single items fail.
 
-An item that fails becomes a value with its reason. What raises for a batch is tried once more
-item by item, with the same seeds: a crowded memory or one bad neighbour is then no reason any
-more. What failed by a rule of ours, or was answered (a reply that cannot be read, a blanked
-picture), is not tried again: the same request would have the same answer.
+An item that fails becomes a value with its reason. A batch that raises is tried once more item
+by item, with the same seeds: alone, an item has the memory to itself and no bad neighbour. A
+validation error, and a reply or image that was received but is unusable, is not retried: the
+same request would have the same answer.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tts_verifier.errors import RunWarning, TTSError
 
 A = TypeVar("A")
 B = TypeVar("B")
-_LONGEST: Final = 300
+_MAX_REASON: Final = 300
 
 
-def attempt(
+def with_retry(
     work: Callable[[Sequence[A]], list[B]], items: Sequence[A], failed: Callable[[A, str], B]
 ) -> list[B]:
     """Works on all items at once, or on each alone if that raises.
@@ -27,20 +27,20 @@ def attempt(
     Args:
         work: items -> a value each, in order.
         items: the batch.
-        failed: an item and the reason why it failed, also alone -> its value.
+        failed: an item and the reason why it failed, alone too -> its value.
 
     Raises:
-        TTSError: a mistake that the user can fix, as it was raised.
+        TTSError: a mistake that the user can fix, raised as it is.
     """
     try:
         return work(items)
     except TTSError:
         raise
     except Exception:
-        return [value for item in items for value in _alone(work, item, failed)]
+        return [value for item in items for value in _one_by_one(work, item, failed)]
 
 
-def _alone(
+def _one_by_one(
     work: Callable[[Sequence[A]], list[B]], item: A, failed: Callable[[A, str], B]
 ) -> list[B]:
     try:
@@ -54,5 +54,5 @@ def _alone(
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:_LONGEST]
+    text = " ".join(str(error).split())[:_MAX_REASON]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Who takes part in a run and within which limits: one value that the runner is given."""
+"""The parts and limits of a run, checked before it starts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.interfaces import Generator, Strategy, Verifier
+from tts_verifier.interfaces import ExplainsLimits, Generator, Strategy, Verifier
 from tts_verifier.types import KINDS, Budget, Detail, Look, LowBand, Near, Prompt
 
 _METHODS: Final = {
@@ -16,35 +16,36 @@ _METHODS: Final = {
     "verifier": ("verify",),
     "strategy": ("propose", "needs"),
 }
-_ABLE: Final = {kind: name for name, kind in KINDS.items()} | {
+_ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
     Near: "draw near another's noise",
     LowBand: "draw from a low band of noise",
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Search:
-    """The parts of a run.
-
-    `judge`: a held-out verifier that fills the `judge_*` columns; no strategy sees it.
-    `budget`: of each prompt; proposals that no longer fit are dropped, in order. Candidates
-    and verifier calls never exceed it, nor do evaluations, but for the rounding of a fraction
-    to whole steps; seconds are known only afterwards and may exceed it by the batch under way.
-    `detail`: how thoroughly new candidates are looked at.
-    `overlap`: judge a batch, in a thread, while the next ones are drawn; None = where the two
-    are on different devices or share a GPU. Seconds may then be exceeded by the batches under
-    way. Parts that do not fit on their device together take turns instead (see `devices`).
-    """
+class RunSetup:
+    """The parts and limits of a run."""
 
     generator: Generator
     verifier: Verifier
     strategy: Strategy
     objective: Objective = field(default_factory=Objective)
+    """What the search climbs."""
     judge: Verifier | None = None
+    """A held-out verifier that fills the `judge_*` columns; no strategy sees its scores."""
     seed: int = 0
+    """All other seeds are derived from it."""
     budget: Budget = field(default_factory=Budget)
+    """Of each prompt. Proposals that no longer fit are dropped, in order. Candidates and
+    verifier calls never exceed it, nor do network evaluations but for the rounding of a
+    fraction to whole steps. Seconds are known only afterwards and may exceed it by the batches
+    under way."""
     detail: Detail = "diagnose"
+    """How thoroughly new candidates are verified."""
     overlap: bool | None = None
+    """Whether a batch is verified, in a thread, while the next one is generated. None = where
+    the two are on different devices or share a GPU. Parts that do not fit on their device
+    together take turns instead (see `devices`)."""
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
@@ -95,9 +96,10 @@ def check_needs(strategy: Any, generator: Any) -> None:
         generator: an instance, or a class that says what it `supports`; it may say by kind
             why it `lacks` others.
     """
-    missing = [kind for kind in _ABLE if kind in strategy.needs - generator.supports - {Look}]
+    missing = [kind for kind in _ABILITIES if kind in strategy.needs - generator.supports - {Look}]
     if missing:
-        kinds, lacks = ", ".join(_ABLE[kind] for kind in missing), getattr(generator, "lacks", {})
+        kinds = ", ".join(_ABILITIES[kind] for kind in missing)
+        lacks = generator.lacks if isinstance(generator, ExplainsLimits) else {}
         why = "".join(f": {lacks[kind]}" for kind in missing if lacks.get(kind))
         raise UnsupportedError(
             f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} "

@@ -8,7 +8,6 @@ there is nothing to continue or to repaint.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 from tts_verifier.errors import InputError, UnsupportedError
@@ -64,8 +63,7 @@ class SimulatedGenerator:
             raise UnsupportedError(
                 f"A simulated generator only draws to the end, got a {kind_of(draw)!r} proposal."
             )
-        start = time.perf_counter()
         seed = torch.Generator().manual_seed(draw.seed)
         flawed = plant([parse(job.prompt.text)], seed, **self._shares)
-        cost = Cost(network_evaluations=1, draw_seconds=time.perf_counter() - start)
+        cost = Cost(network_evaluations=1)
         return Sample(job, as_image(flawed.images[0]), cost=cost)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
 from tts_verifier.masks import MaskRule, flaw_mask, spots
@@ -91,7 +90,7 @@ class InpaintReroll:
         masks: list[Mask] = []
         if base is not None:
             seen = looks.get(base.id, base)
-            if seen.detail == "score":
+            if seen.verdict is not None and seen.verdict.detail == "score":
                 return [Look(base.id)]
             masks = self._masks(seen)
         first = sum(isinstance(t.proposal, Draw) for t in history)
@@ -116,24 +115,24 @@ class InpaintReroll:
             for t in trials.values()
             if t.finished and t.id not in tried
             if not isinstance(t.proposal, Repaint)
-            or accepted(t, _seen(trials[t.proposal.parent], looks), self.gain)
+            or accepted(t, looks.get(t.proposal.parent, trials[t.proposal.parent]), self.gain)
         ]
         return next(iter(best(pool)), None)
 
     def _masks(self, seen: Trial) -> list[Mask]:
         """Returns the hottest spot and all spots, or the only one; none where to draw afresh."""
-        if not seen.heatmaps and not seen.boxes:
+        verdict = seen.verdict
+        if verdict is None or not (verdict.heatmaps or verdict.boxes):
             warnings.warn(
                 "InpaintReroll needs a verifier that gives heatmaps or boxes, this one gave "
                 "neither: drawing afresh instead of repainting.",
                 stacklevel=3,
             )
             return []
-        if seen.image is None:
+        if seen.size is None:
             return []
-        maps = [_map(seen, name) for name in sorted(seen.heatmaps)]
-        size = seen.image.load().size
-        whole = flaw_mask(maps, seen.boxes, size=size, rule=self.rule)
+        maps = [verdict.heatmaps[name] for name in sorted(verdict.heatmaps)]
+        whole = flaw_mask(maps, verdict.boxes, size=seen.size, rule=self.rule)
         if whole is None:
             return []
         parts = spots(whole, maps)
@@ -144,17 +143,11 @@ def accepted(child: Trial, parent: Trial, gain: float) -> bool:
     """Says whether a repaint is better than its parent, and no hotter where it was repainted."""
     if not isinstance(child.proposal, Repaint) or not child.objective > parent.objective + gain:
         return False
-    inside = child.proposal.mask.array()
-    common = sorted(set(child.heatmaps) & set(parent.heatmaps))
-    heats = [
-        sum(float(_map(trial, name)[inside].mean()) for name in common) for trial in (child, parent)
-    ]
-    return heats[0] <= heats[1]
-
-
-def _seen(trial: Trial, looks: Mapping[str, Trial]) -> Trial:
-    return looks.get(trial.id, trial)
-
-
-def _map(trial: Trial, name: str) -> NDArray[np.float32]:
-    return trial.heatmaps[name].load().on_image()
+    if child.verdict is None or parent.verdict is None:
+        return True
+    mask, maps = child.proposal.mask, (child.verdict.heatmaps, parent.verdict.heatmaps)
+    common = sorted(set(maps[0]) & set(maps[1]))
+    child_heat, parent_heat = (
+        sum(one.on_grid(name).mean_inside(mask) for name in common) for one in maps
+    )
+    return child_heat <= parent_heat

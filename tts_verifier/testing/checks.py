@@ -18,19 +18,19 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Generator, Strategy, Verifier
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
     Continue,
     Detail,
     Draw,
+    InMemory,
     Job,
     Mask,
     Prompt,
     Proposal,
     Repaint,
     Sample,
-    Stored,
     Task,
     Trial,
     Verdict,
@@ -118,10 +118,8 @@ def _as_parent(sample: Sample, name: str) -> Trial:
         round=0,
         proposal=sample.job.proposal,
         progress=sample.progress,
-        scores={},
-        objective=math.nan,
-        image=None if image is None else Stored(lambda: image),
-        state=None if state is None else Stored(lambda: state),
+        image=None if image is None else InMemory(image),
+        state=None if state is None else InMemory(state),
     )
 
 

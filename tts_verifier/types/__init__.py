@@ -16,7 +16,8 @@ from tts_verifier.types.proposals import (
     kind_of,
     parent_of,
 )
-from tts_verifier.types.trials import Choice, Job, Sample, State, Stored, Task, Trial
+from tts_verifier.types.stored import InFile, InMemory, Stored, path_of
+from tts_verifier.types.trials import Choice, Job, Sample, State, Task, Trial
 from tts_verifier.types.verdicts import Box, Detail, Heatmap, Heatmaps, Verdict
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "Draw",
     "Heatmap",
     "Heatmaps",
+    "InFile",
+    "InMemory",
     "Job",
     "Look",
     "LowBand",
@@ -47,4 +50,5 @@ __all__ = [
     "Verdict",
     "kind_of",
     "parent_of",
+    "path_of",
 ]

@@ -7,50 +7,58 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What something took; adds up.
-
-    `network_evaluations`: denoiser evaluations of one image, classifier-free guidance
-    counted as two. `vae_passes`: encodings and decodings of one image. Seconds are wall
-    clock, an image's share of its batch.
-    """
+    """What something took; costs add up. Seconds are wall clock, an image's share of its batch."""
 
     network_evaluations: int = 0
+    """Denoiser evaluations of one image; classifier-free guidance counts as two."""
     vae_passes: int = 0
+    """Encodings and decodings of one image."""
     verifier_calls: int = 0
-    draw_seconds: float = 0.0
-    judge_seconds: float = 0.0
+    """Verdicts of one image."""
+    generate_seconds: float = 0.0
+    """Time in the generator. The runner measures it; a generator leaves it at zero."""
+    verify_seconds: float = 0.0
+    """Time in the verifier, without the held-out judge's. The runner measures it."""
+
+    @property
+    def seconds(self) -> float:
+        """Time in the generator and the verifier."""
+        return self.generate_seconds + self.verify_seconds
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.network_evaluations + other.network_evaluations,
             self.vae_passes + other.vae_passes,
             self.verifier_calls + other.verifier_calls,
-            self.draw_seconds + other.draw_seconds,
-            self.judge_seconds + other.judge_seconds,
+            self.generate_seconds + other.generate_seconds,
+            self.verify_seconds + other.verify_seconds,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper limits of a prompt's search, None = no limit; `seconds` of drawing and judging."""
+    """Upper limits of the search for one prompt; None means no limit."""
 
     candidates: int | None = None
+    """Generated images; looks are not counted."""
     network_evaluations: int | None = None
+    """As in `Cost`."""
     verifier_calls: int | None = None
+    """As in `Cost`."""
     seconds: float | None = None
+    """Time in the generator and the verifier."""
 
     def left(self, candidates: int, cost: Cost) -> Budget:
-        """Returns what remains after `candidates` drawings that took `cost`."""
+        """Returns what remains after `candidates` images that took `cost`."""
 
         def rest(limit: float | None, used: float) -> float | None:
             return None if limit is None else max(limit - used, 0)
 
-        seconds = cost.draw_seconds + cost.judge_seconds
         return Budget(
             rest(self.candidates, candidates),  # type: ignore[arg-type]
             rest(self.network_evaluations, cost.network_evaluations),  # type: ignore[arg-type]
             rest(self.verifier_calls, cost.verifier_calls),  # type: ignore[arg-type]
-            rest(self.seconds, seconds),
+            rest(self.seconds, cost.seconds),
         )
 
     @property

@@ -16,34 +16,36 @@ Setting = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the user asked for; `id` is unique within a run, `category` is for reports."""
+    """What the user asked for."""
 
     id: str
+    """Unique within a run."""
     text: str
     category: str = ""
+    """A word by which reports group prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """Initial noise near a parent's: `parent` is a trial id, `radius` in (0, 1].
+    """Initial noise near a parent's: sqrt(1 - radius^2) * parent's + radius * fresh.
 
-    The noise is sqrt(1 - radius^2) * parent's + radius * fresh, so its norm is kept in
-    expectation and radius 1 forgets the parent.
+    The norm is kept in expectation; with radius 1 nothing of the parent is left.
     """
 
     parent: str
+    """A trial id."""
     radius: float
+    """In (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class LowBand:
-    """Initial noise of the seed with its low-frequency wavelet band replaced.
-
-    `coefficients`: the band after `level` Haar steps, channels first, row-major.
-    """
+    """Initial noise of the seed with its low-frequency wavelet band replaced."""
 
     coefficients: tuple[float, ...]
+    """The band after `level` Haar steps, channels first, row-major."""
     level: int
+    """How many Haar steps lead to the band."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Mask:
     height: int
     width: int
     bits: bytes
+    """Eight pixels a byte, row-major, as `numpy.packbits` packs them."""
 
     @classmethod
     def of(cls, array: NDArray[np.bool_]) -> Mask:
@@ -71,43 +74,49 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """From noise, up to the fraction `until` of the steps. `noise`: None = the seed's own."""
+    """Denoises from noise."""
 
     seed: int
     until: float = 1.0
+    """The fraction of the steps to take, in (0, 1]."""
     noise: Near | LowBand | None = None
+    """Where the noise comes from; None = the seed alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """Carries a partly denoised `parent` on, up to the fraction `until` of the steps.
-
-    First goes back by the fraction `renoise`, with fresh noise of `seed`; then adds the
-    share `eta` of fresh noise at every step (0 = deterministic).
-    """
+    """Carries a partly denoised parent on."""
 
     parent: str
+    """A trial id."""
     until: float
+    """The fraction of the steps to reach, in (0, 1]."""
     seed: int
+    """Of the fresh noise."""
     renoise: float = 0.0
+    """The fraction of the steps to go back first, with fresh noise."""
     eta: float = 0.0
+    """The share of fresh noise added at every step; 0 = deterministic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repaint:
-    """Draws the masked part of a finished `parent` anew; `strength` in (0, 1]."""
+    """Generates the masked part of a finished parent anew."""
 
     parent: str
+    """A trial id."""
     mask: Mask
     seed: int
     strength: float = 1.0
+    """In (0, 1]: the fraction of the steps that is taken again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Draws nothing: diagnoses in full what was only scored so far."""
+    """Generates nothing: verifies in full what was only scored so far."""
 
     parent: str
+    """A trial id."""
 
 
 Proposal = Draw | Continue | Repaint | Look
@@ -117,6 +126,7 @@ KINDS: Mapping[str, type] = {
     "repaint": Repaint,
     "look": Look,
 }
+"""Name in the log -> kind of proposal."""
 
 
 def kind_of(proposal: Proposal) -> str:

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tts_verifier.images import card, overlay
+from tts_verifier.images import card
 from tts_verifier.types.cost import Budget, Cost
 from tts_verifier.types.proposals import Prompt, Proposal, parent_of
 from tts_verifier.types.score_names import written_scores
-from tts_verifier.types.verdicts import Box, Detail, Heatmap
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Stored(Generic[T]):
-    """A value that lives in a file until somebody looks.
-
-    `path` is relative to the run folder, empty for a value that is only in memory;
-    `sha256` is of the file's bytes.
-    """
-
-    load: Callable[[], T]
-    path: str = ""
-    sha256: str = ""
-
+from tts_verifier.types.stored import Stored
+from tts_verifier.types.verdicts import Verdict
 
 State = Mapping[str, NDArray[np.float32]]
 """A generator's own state of an unfinished candidate (latents and the like)."""
@@ -38,28 +23,32 @@ State = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """One candidate, drawn and judged: a row of the log.
-
-    `objective`: what the search climbs, NaN when the verdict has no usable score.
-    `parent_id`: the trial it was made from. `error`: why there is no image or no score.
-    """
+    """One candidate, generated and verified: a row of the log. Pickles."""
 
     id: str
+    """Hash of the prompt, the proposal with its ancestors, and the generator's settings."""
     prompt: Prompt
     round: int
+    """How often the strategy had been asked for this prompt before."""
     proposal: Proposal
     progress: float
-    scores: Mapping[str, float]
-    objective: float
+    """The fraction of denoising steps taken, in [0, 1]."""
+    verdict: Verdict | None = None
+    """What the verifier says; None where there was no image or the verifier failed."""
+    objective: float = math.nan
+    """What the search climbs; NaN when the verdict has no usable score."""
     cost: Cost = field(default_factory=Cost)
-    boxes: tuple[Box, ...] = ()
-    text: str = ""
-    detail: Detail = "diagnose"
+    """What the candidate took, its verdict included."""
     image: Stored[Image.Image] | None = None
-    heatmaps: Mapping[str, Stored[Heatmap]] = field(default_factory=dict)
+    """RGB; of an unfinished candidate its x0 preview; None when generation failed."""
+    size: tuple[int, int] | None = None
+    """The image's (width, height) in pixels."""
     state: Stored[State] | None = None
+    """The generator's state of an unfinished candidate."""
     judge: Mapping[str, float] = field(default_factory=dict)
+    """Scores of the held-out judge by name; empty without one."""
     error: str = ""
+    """Why there is no image or no usable score."""
 
     @property
     def parent_id(self) -> str | None:
@@ -67,8 +56,13 @@ class Trial:
         return parent_of(self.proposal)
 
     @property
+    def scores(self) -> Mapping[str, float]:
+        """The verdict's scores by name; empty without a verdict."""
+        return {} if self.verdict is None else self.verdict.scores
+
+    @property
     def finished(self) -> bool:
-        """True when all steps were taken, so that this trial may be chosen."""
+        """True when all steps were taken and nothing failed: this trial may be chosen."""
         return self.progress >= 1.0 and not self.error
 
     def _repr_html_(self) -> str:
@@ -76,58 +70,67 @@ class Trial:
         title = f"{self.prompt.text} · {self.error or f'{self.objective:.3f}'}"
         numbers = {
             **written_scores(self.scores),
-            **{f"judge: {n}": value for n, value in self.judge.items()},
+            **{f"judge: {name}": value for name, value in self.judge.items()},
         }
-        pictures = [] if self.image is None else [self.image.load()]
-        maps = {name: stored.load().on_image() for name, stored in self.heatmaps.items()}
-        pictures += [overlay(picture, maps, self.boxes) for picture in pictures]
-        return card(title, pictures, numbers, self.text)
+        images = [] if self.image is None else [self.image.load()]
+        if images and self.verdict is not None:
+            images.append(self.verdict.overlay(images[0]))
+        return card(title, images, numbers, "" if self.verdict is None else self.verdict.text)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A proposal with all that it needs: `ancestors` from the parent to the root."""
+    """A proposal with all that a generator needs to carry it out."""
 
     prompt: Prompt
     proposal: Proposal
     ancestors: tuple[Trial, ...] = ()
+    """The trials that the proposal comes from, from the parent to the root."""
+    id: str = ""
+    """The id of the trial that this job makes."""
+    round: int = 0
+    """The round of the trial that this job makes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """What a job drew: an RGB image (an unfinished one's x0 preview), or an `error`.
-
-    `progress`: the fraction of steps taken, in [0, 1]. `kept`: the same image where it is in
-    a file already, to which the log then refers.
-    """
+    """What a generator made of a job: an image, or an error."""
 
     job: Job
     image: Image.Image | None
+    """RGB; of an unfinished candidate its x0 preview; None when generation failed."""
     progress: float = 1.0
+    """The fraction of denoising steps taken, in [0, 1]."""
     cost: Cost = field(default_factory=Cost)
+    """Network evaluations and VAE passes; the runner adds the time."""
     state: State | None = None
+    """What the generator needs to continue an unfinished candidate."""
     error: str = ""
-    kept: Stored[Image.Image] | None = None
+    """Why there is no image."""
+    stored: Stored[Image.Image] | None = None
+    """The same image where it is in a file already; the log then refers to that file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """All that a strategy may know besides the history.
-
-    `seed`: the run's. `supports`: the kinds of proposal and noise that the generator can serve.
-    `budget`: what is left of it. `objective`: scores -> the number to climb.
-    """
+    """All that a strategy may know besides the history."""
 
     prompt: Prompt
     seed: int
+    """The run's seed."""
     supports: frozenset[type]
+    """The kinds of proposal and of noise that the generator can serve."""
     budget: Budget
+    """What is left of it."""
     objective: Callable[[Mapping[str, float]], float]
+    """Scores by name -> the number to climb."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What a search ends with: the chosen trial (None if none is usable) and all, best first."""
+    """What a search ends with."""
 
     trial: Trial | None
+    """The chosen trial; None if none is usable."""
     order: tuple[Trial, ...]
+    """All trials that may be chosen, best first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,8 @@ from PIL import Image
 
 from tts_verifier.images import overlay
 from tts_verifier.types.cost import Cost
+from tts_verifier.types.proposals import Mask
+from tts_verifier.types.stored import InFile, InMemory, Stored
 
 Detail = Literal["score", "diagnose"]
 """`score`: the numbers only, quickly. `diagnose`: numbers, heatmaps, boxes and reasons."""
@@ -22,16 +25,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Heatmap:
-    """One map on its decoder's grid, and where the image lies on that grid.
-
-    `grid`: float32 (h, w) in [0, 1]. `size`: the image's (width, height) in pixels.
-    `box`: the part of the grid that the image covers, (x1, y1, x2, y2) as fractions of the
-    grid; (0, 0, 1, 1) when the image was squashed to fill it, less when letterboxed.
-    """
+    """One map on its decoder's grid, and where the image lies on that grid."""
 
     grid: NDArray[np.float32]
+    """float32 (h, w) in [0, 1], higher is worse."""
     size: tuple[int, int]
+    """The image's (width, height) in pixels."""
     box: Box = (0.0, 0.0, 1.0, 1.0)
+    """The part of the grid that the image covers, (x1, y1, x2, y2) as fractions of the grid:
+    all of it when the image was squashed to fill the grid, less when it was letterboxed."""
 
     def on_image(self) -> NDArray[np.float32]:
         """Returns the map on the image's own pixels: float32 (H, W) in [0, 1], bilinear."""
@@ -42,51 +44,82 @@ class Heatmap:
         pixels = grid.resize(self.size, Image.Resampling.BILINEAR, box=part)
         return np.clip(np.asarray(pixels, dtype=np.float32), 0.0, 1.0)
 
+    def mean_inside(self, mask: Mask) -> float:
+        """Returns the mean of the map over a mask of the image, NaN for an empty mask.
+
+        It is computed on the grid, where a map is much smaller than its image: each cell
+        counts by the fraction of it that the mask covers.
+        """
+        h, w = self.grid.shape
+        x1, y1, x2, y2 = self.box
+        left, top = round(x1 * w), round(y1 * h)
+        cells = (max(round(x2 * w) - left, 1), max(round(y2 * h) - top, 1))
+        pixels = Image.fromarray(mask.array().astype(np.float32))
+        share = np.asarray(pixels.resize(cells, Image.Resampling.BOX), dtype=np.float64)
+        part = self.grid[top : top + cells[1], left : left + cells[0]]
+        total = share.sum()
+        return float((share * part).sum() / total) if total > 0 else math.nan
+
 
 class Heatmaps(Mapping[str, NDArray[np.float32]]):
     """Maps by name, each float32 (H, W) in [0, 1] on the image's own pixels.
 
-    Computed from the decoder's grid when asked for. A map that the model did not give is
-    absent, never zeros. `raw` holds the maps as the decoder made them.
+    A map is read and resized when it is asked for. A map that the model did not give is
+    absent, never zeros.
+
+    Args:
+        maps: by name, on the decoder's grid, in memory or in a file.
     """
 
-    def __init__(self, raw: Mapping[str, Heatmap] | None = None) -> None:
-        self.raw: Mapping[str, Heatmap] = dict(raw or {})
+    def __init__(self, maps: Mapping[str, Heatmap | Stored[Heatmap]] | None = None) -> None:
+        self.stored: Mapping[str, Stored[Heatmap]] = {
+            name: value if isinstance(value, InMemory | InFile) else InMemory(value)
+            for name, value in (maps or {}).items()
+        }
+
+    def on_grid(self, name: str) -> Heatmap:
+        """Returns a map as the decoder made it."""
+        return self.stored[name].load()
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return self.raw[name].on_image()
+        return self.on_grid(name).on_image()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.raw)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self.raw)
+        return len(self.stored)
 
     def __repr__(self) -> str:
-        return f"Heatmaps({', '.join(self.raw)})"
+        return f"Heatmaps({', '.join(self.stored)})"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """How good an image is, where it is wrong and why.
-
-    `scores`: name -> number in [0, 1], higher is better, NaN where the reply gave none; those
-    in `_expected` are finer. `text`: the reply, unchanged. `detail`: how thorough the look was.
-    """
+    """How good an image is, where it is wrong and why."""
 
     scores: Mapping[str, float]
+    """Name -> number in [0, 1], higher is better, NaN where the reply gave none. A name that
+    ends in `_expected` is the expectation of that score over its digits' probabilities."""
     heatmaps: Heatmaps = field(default_factory=Heatmaps)
+    """Maps of what is wrong; `misalignment` and `artifact` for ImageDoctor."""
     boxes: tuple[Box, ...] = ()
+    """The regions that the reply points at."""
     text: str = ""
+    """The reply, unchanged."""
     detail: Detail = "diagnose"
+    """How thorough the look was."""
     cost: Cost = field(default_factory=Cost)
+    """What the verdict took."""
 
     def overlay(self, image: Image.Image, name: str | None = None) -> Image.Image:
-        """Returns an RGB copy of the judged picture with a map over it and the boxes drawn.
+        """Returns an RGB copy of the verified image with a map over it and the boxes drawn.
 
-        `name`: of a map; None shows the largest value of all maps at every pixel.
+        Args:
+            image: the one that was verified.
+            name: of a map; None shows the largest value of all maps at every pixel.
 
         Raises:
-            InputError: there is no such map, or the picture has another size.
+            InputError: there is no such map, or the image has another size.
         """
         return overlay(image, self.heatmaps, self.boxes, name=name)

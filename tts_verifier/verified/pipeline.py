@@ -25,10 +25,10 @@ from tts_verifier.generators.diffusers.loading import check_pipeline, load
 from tts_verifier.generators.diffusers.placement import device_of
 from tts_verifier.generators.diffusers.prompt_cache import Texts
 from tts_verifier.registry import suggestion
-from tts_verifier.runner.loop import execute
-from tts_verifier.runner.setup import Search, check_part
+from tts_verifier.runner import execute
+from tts_verifier.runner.setup import RunSetup, check_part
 from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.types import Budget, Choice, Detail, Heatmaps, Prompt, Trial, Verdict
+from tts_verifier.types import Budget, Choice, Detail, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackFailed, Request
 from tts_verifier.verifiers.load import load_verifier
 
@@ -43,7 +43,7 @@ _OURS: Final = ("pipe", "verifier", "strategy", "batch_size", "inpaint", "option
 
 
 class Options(TypedDict, total=False):
-    """What a search may be told besides its parts; see `Search`."""
+    """What a search may be told besides its parts; see `RunSetup`."""
 
     objective: Objective
     budget: Budget
@@ -152,7 +152,7 @@ class VerifiedPipeline:
         """Runs one search for requests that differ in nothing but their text."""
         prompts = [Prompt(f"{place:04d}", request.text) for place, request in asked.items()]
         seed = next(iter(asked.values())).seed
-        search = Search(generator, self.verifier, self.strategy, seed=seed, **self.options)
+        search = RunSetup(generator, self.verifier, self.strategy, seed=seed, **self.options)
         result = execute(search, prompts)
         return {
             place: (
@@ -226,13 +226,9 @@ def _ranking(choice: Choice, trials: Sequence[Trial]) -> Ranking:
     places = {trial.id: place for place, trial in enumerate(trials)}
     items = []
     for trial in choice.order:
-        maps = Heatmaps({name: stored.load() for name, stored in trial.heatmaps.items()})
-        verdict = Verdict(
-            trial.scores, maps, trial.boxes, trial.text, trial.detail, cost=trial.cost
-        )
-        if trial.image is not None:
+        if trial.image is not None and trial.verdict is not None:
             image = trial.image.load()
-            items.append(Ranked(places[trial.id], image, trial.objective, verdict))
+            items.append(Ranked(places[trial.id], image, trial.objective, trial.verdict))
     return Ranking(items)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tts_verifier.analysis.report import write_report
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Prompt, Verdict
 

@@ -1,6 +1,7 @@
 """The report: what it shows, that all text stays text, and that nothing outside is asked for."""
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -29,10 +30,11 @@ from tts_verifier.cli.report import report_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import is_running, open_log, read_trials
-from tts_verifier.runner.loop import run
+from tts_verifier.log.storage.codecs import HeatmapCodec
+from tts_verifier.runner import run
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Cost, Draw, Heatmap, Look, Prompt, Stored, Trial, Verdict
+from tts_verifier.types import Cost, Draw, Heatmap, InFile, Look, Prompt, Trial, Verdict
 
 EVIL = (
     '</pre></style><script>document.title="owned"</script><img src="http://x/" onerror=a()>{{7*7}}'
@@ -233,8 +235,8 @@ def test_the_command_writes_into_the_run(painted: Path, tmp_path: Path) -> None:
 
 def trial(name: str, objective: float, parent: str = "") -> Trial:
     proposal = Look(parent) if parent else Draw(0)
-    cost = Cost(0 if parent else 20, verifier_calls=1, draw_seconds=0.5)
-    return Trial(name, Prompt("p", "p"), 0, proposal, 1.0, {}, objective, cost)
+    cost = Cost(0 if parent else 20, verifier_calls=1, generate_seconds=0.5)
+    return Trial(name, Prompt("p", "p"), 0, proposal, 1.0, None, objective, cost)
 
 
 def test_best_so_far_starts_at_the_first_usable_picture_and_heeds_looks() -> None:
@@ -291,12 +293,16 @@ def test_a_letterboxed_map_lies_where_its_picture_is(tmp_path: Path) -> None:
     grid = np.zeros((4, 4), np.float32)
     grid[1:3] = 1
     box = (0.0, 0.25, 1.0, 0.75)
-    stored = Stored(lambda: Heatmap(grid, (8, 4), box), "heatmaps/x.png")
-    linked = Linked(tmp_path, tmp_path / "page.html").layer(0, stored, box)
+    codec = HeatmapCodec((8, 4), box)
+    content = codec.encode(Heatmap(grid, (8, 4), box))
+    (tmp_path / "heatmaps").mkdir()
+    (tmp_path / "heatmaps/x.png").write_bytes(content)
+    stored = InFile(tmp_path, "heatmaps/x.png", hashlib.sha256(content).hexdigest(), codec)
+    linked = Linked(tmp_path, tmp_path / "page.html").layer(0, stored)
     assert linked == Layer(
         0, "heatmaps/x.png", "left:0.000%;top:-50.000%;width:100.000%;height:200.000%"
     )
-    shown = Inline(tmp_path).layer(0, stored, box)
+    shown = Inline(tmp_path).layer(0, stored)
     assert shown.place == ""
     content = base64.b64decode(shown.source.split(",")[1])
     assert np.asarray(Image.open(io.BytesIO(content))).min() == 255

@@ -13,7 +13,7 @@ from tiny_pipelines import as_parent, sd3, sd15
 
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator, loading
-from tts_verifier.runner.loop import run
+from tts_verifier.runner import run
 from tts_verifier.testing import FakeVerifier, check_generator
 from tts_verifier.types import Continue, Draw, Job, Look, LowBand, Mask, Near, Prompt, Repaint
 
@@ -54,7 +54,6 @@ def test_cost_counts_what_ran(generator):
     sample = generator.generate([job(0)])[0]
     assert sample.cost.network_evaluations == 6
     assert sample.cost.vae_passes == 1
-    assert sample.cost.draw_seconds > 0
     free = DiffusersGenerator(generator.pipe, steps=3, guidance=1.0, batch_size=2)
     assert free.generate([job(0)])[0].cost.network_evaluations == 3
 

@@ -194,7 +194,7 @@ def test_the_pipelines_own_scheduler_is_put_back(pipes):
 
 def test_a_parent_without_a_state_is_refused(pipes):
     generator = make(pipes)
-    parent = Trial("p", PROMPT, 0, Draw(1, until=0.5), 0.5, {}, 0.0)
+    parent = Trial("p", PROMPT, 0, Draw(1, until=0.5), 0.5)
     with pytest.raises(InputError, match="needs the state of trial p"):
         generator.generate([Job(PROMPT, Continue("p", 1.0, 2), (parent,))])
 

@@ -77,7 +77,6 @@ def test_a_verdict_has_scores_maps_boxes_and_text_on_the_images_own_pixels(
     assert verdict.text == REPLY
     assert verdict.detail == "diagnose"
     assert verdict.cost.verifier_calls == 1
-    assert verdict.cost.judge_seconds > 0
 
 
 def test_a_map_whose_token_was_not_written_is_absent(

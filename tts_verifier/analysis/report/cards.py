@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tts_verifier.analysis.report.pictures import Picture, Row, Source, picture
+from tts_verifier.analysis.report.pictures import Picture, Source, picture
 from tts_verifier.choice.objective import choose
+from tts_verifier.identity import mask_digest
+from tts_verifier.log.storage.files import mask_path
 from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
 from tts_verifier.types.score_names import written_scores
 
@@ -72,7 +74,6 @@ class PromptView:
 def prompt_view(
     anchor: str,
     trials: Sequence[Trial],
-    rows: Mapping[str, Row],
     *,
     source: Source,
     maps: Mapping[str, int],
@@ -84,15 +85,15 @@ def prompt_view(
     first = next((t for t in drawn if t.progress >= 1 and t.image), None)
     cards: dict[str, Card] = {}
     for number, trial in enumerate(trials, 1):
-        row, parent = rows[trial.id], cards.get(trial.parent_id or "")
+        parent = cards.get(trial.parent_id or "")
         cards[trial.id] = Card(
             anchor=f"{anchor}c{number}",
             number=number,
             trial=trial,
-            picture=picture(trial, row, source, maps),
+            picture=picture(trial, source, maps),
             origin=_origin(trial, parent),
             parent=parent,
-            mask=source.mask(row["mask_path"]) if row["mask_path"] else "",
+            mask=_mask_address(trial, source),
             chosen=trial is choice.trial,
             first=trial is first,
             seen_again=trial.id in looked,
@@ -102,6 +103,12 @@ def prompt_view(
     begun = cards[first.id] if first else None
     ended = cards[choice.trial.id] if choice.trial else None
     return PromptView(anchor, trials[0].prompt, begun, ended, tuple(ordered), _lines(begun, ended))
+
+
+def _mask_address(trial: Trial, source: Source) -> str:
+    if not isinstance(trial.proposal, Repaint):
+        return ""
+    return source.mask(mask_path(mask_digest(trial.proposal.mask)))
 
 
 def _origin(trial: Trial, parent: Card | None) -> str:

@@ -30,7 +30,7 @@ class Step:
 AXES: Mapping[str, Callable[[Step], float]] = {
     "candidates": lambda s: s.candidates,
     "network evaluations": lambda s: s.cost.network_evaluations,
-    "seconds": lambda s: s.cost.draw_seconds + s.cost.judge_seconds,
+    "seconds": lambda s: s.cost.seconds,
 }
 
 

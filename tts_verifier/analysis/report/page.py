@@ -37,7 +37,7 @@ from tts_verifier.analysis.report.figures import (
 from tts_verifier.analysis.report.pictures import Inline, Linked
 from tts_verifier.choice.summary import Summary, summarise, summarise_prompt, wilson
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import is_running, read_header, read_rows, read_trials
+from tts_verifier.log import is_running, read_header, read_trials
 from tts_verifier.types import Cost, Trial
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -83,7 +83,9 @@ def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -
     if find_spec("jinja2") is None:
         raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
     logs = [(folder, read_header(folder), read_trials(folder)) for folder in folders]
-    names = dict.fromkeys(name for _, _, trials in logs for t in trials for name in t.heatmaps)
+    names = dict.fromkeys(
+        name for _, _, trials in logs for t in trials if t.verdict for name in t.verdict.heatmaps
+    )
     maps = {name: i for i, name in enumerate(names)}
     runs = []
     for i, (folder, header, trials) in enumerate(logs):
@@ -106,14 +108,13 @@ def _run_view(
     trials: Sequence[Trial],
     **page: Any,
 ) -> RunView:
-    rows = {row["trial_id"]: row for row in read_rows(folder)}
     by_prompt: dict[str, list[Trial]] = {}
     for trial in trials:
         by_prompt.setdefault(trial.prompt.id, []).append(trial)
     summary = summarise([summarise_prompt(some[0].prompt, some) for some in by_prompt.values()])
     source = Inline(folder, trials) if page["inline"] else Linked(folder, page["page"])
     views = [
-        prompt_view(f"{anchor}p{i}", some, rows, source=source, maps=page["maps"])
+        prompt_view(f"{anchor}p{i}", some, source=source, maps=page["maps"])
         for i, some in enumerate(by_prompt.values())
     ]
     about = header["about"]

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier.errors import RunError
-from tts_verifier.types import Heatmap, Stored, Trial
+from tts_verifier.log.storage.codecs import heatmap_box
+from tts_verifier.types import Heatmap, Stored, Trial, path_of
 
 _THUMBNAIL: Final = 224
 _MAP: Final = 48
@@ -55,8 +56,8 @@ class Source(Protocol):
     def image(self, trial: Trial) -> str:
         """Returns the address of a trial's picture, empty if it has none."""
 
-    def layer(self, number: int, stored: Stored[Heatmap], box: tuple[float, ...]) -> Layer:
-        """Returns a map; `box` is the part of the grid that the picture covers."""
+    def layer(self, number: int, stored: Stored[Heatmap]) -> Layer:
+        """Returns a map as it lies on the image."""
 
     def mask(self, path: str) -> str:
         """Returns the address of a mask by its path in the run folder."""
@@ -70,19 +71,21 @@ class Linked:
 
     def image(self, trial: Trial) -> str:
         """Returns a link."""
-        return self.mask(trial.image.path) if trial.image and trial.image.path else ""
+        path = path_of(trial.image)
+        return self.mask(path) if path else ""
 
-    def layer(self, number: int, stored: Stored[Heatmap], box: tuple[float, ...]) -> Layer:
-        """Returns the whole grid, placed so that its covered part lies on the picture."""
-        x1, y1, x2, y2 = box
+    def layer(self, number: int, stored: Stored[Heatmap]) -> Layer:
+        """Returns the whole grid, placed so that its covered part lies on the image."""
+        address = self.mask(path_of(stored))
+        x1, y1, x2, y2 = box = heatmap_box(stored)
         if box == (0, 0, 1, 1):
-            return Layer(number, self.mask(stored.path))
+            return Layer(number, address)
         across, down = x2 - x1, y2 - y1
         place = (
             f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
             f"width:{1 / across:.3%};height:{1 / down:.3%}"
         )
-        return Layer(number, self.mask(stored.path), place)
+        return Layer(number, address, place)
 
     def mask(self, path: str) -> str:
         """Returns a link to a file of the run folder."""
@@ -100,8 +103,9 @@ class Inline:
         todo: dict[str, Callable[[], str]] = {}
         for trial in trials:
             if trial.image is not None:
-                todo[trial.image.path] = partial(_thumbnail, trial.image)
-            todo |= {s.path: partial(_small_map, s) for s in trial.heatmaps.values()}
+                todo[path_of(trial.image)] = partial(_thumbnail, trial.image)
+            maps = {} if trial.verdict is None else trial.verdict.heatmaps.stored
+            todo |= {path_of(stored): partial(_small_map, stored) for stored in maps.values()}
         todo.pop("", None)
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             made = threads.map(lambda make: make(), todo.values(), chunksize=16)
@@ -111,11 +115,11 @@ class Inline:
         """Returns a WebP thumbnail."""
         if trial.image is None:
             return ""
-        return self._made.get(trial.image.path) or _thumbnail(trial.image)
+        return self._made.get(path_of(trial.image)) or _thumbnail(trial.image)
 
-    def layer(self, number: int, stored: Stored[Heatmap], box: tuple[float, ...]) -> Layer:
-        """Returns the part of the grid that lies on the picture, made small."""
-        return Layer(number, self._made.get(stored.path) or _small_map(stored))
+    def layer(self, number: int, stored: Stored[Heatmap]) -> Layer:
+        """Returns the part of the grid that lies on the image, made small."""
+        return Layer(number, self._made.get(path_of(stored)) or _small_map(stored))
 
     def mask(self, path: str) -> str:
         """Returns a PNG."""
@@ -125,25 +129,22 @@ class Inline:
             return ""
 
 
-def picture(trial: Trial, row: Row, source: Source, maps: Mapping[str, int]) -> Picture | None:
+def picture(trial: Trial, source: Source, maps: Mapping[str, int]) -> Picture | None:
     """Returns a trial's picture with its maps and boxes, None if it has none.
 
     Args:
         trial: whose picture.
-        row: its row of the log.
         source: where files are found.
         maps: the page's numbers of maps by name.
     """
     address = source.image(trial)
-    if not address:
+    if not address or trial.size is None:
         return None
-    layers = []
-    for name, stored in trial.heatmaps.items():
-        box = tuple((row[f"heatmap_{name}_box"] or {}).values()) or (0, 0, 1, 1)
-        layer = source.layer(maps[name], stored, box)
-        layers += [layer] if layer.source else []
-    boxes = tuple((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.boxes)
-    return Picture(address, row["image_width"], row["image_height"], tuple(layers), boxes)
+    if trial.verdict is None:
+        return Picture(address, *trial.size, (), ())
+    layers = [source.layer(maps[n], s) for n, s in trial.verdict.heatmaps.stored.items()]
+    boxes = tuple((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.verdict.boxes)
+    return Picture(address, *trial.size, tuple(layer for layer in layers if layer.source), boxes)
 
 
 def _thumbnail(stored: Stored[Image.Image]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -219,13 +218,11 @@ class DiffusersGenerator:
 
     def _draw(self, plan: Plan, jobs: Sequence[Job]) -> list[Sample]:
         filled = [*jobs, *[jobs[-1]] * (self.room.limit - len(jobs) if self.room.fixed else 0)]
-        began = time.perf_counter()
         with counted((plan.strength and self._inpaint) or self.pipe) as rows:
             drawn = self._repaint(filled) if plan.strength else self._denoise(filled, plan)
         cost = Cost(
             network_evaluations=rows["denoiser"] // len(filled),
             vae_passes=rows["vae"] // len(filled),
-            draw_seconds=(time.perf_counter() - began) / len(jobs),
         )
         samples = [drawn.sample(row, job, cost) for row, job in enumerate(jobs)]
         return [_pasted(sample) for sample in samples] if plan.strength else samples

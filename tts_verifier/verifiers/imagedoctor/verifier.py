@@ -280,7 +280,7 @@ class ImageDoctor(Verifier):
             boxes=tuple(box for box in boxes if box is not None),
             text=text,
             detail=detail,
-            cost=Cost(verifier_calls=1, judge_seconds=seconds),
+            cost=Cost(verifier_calls=1),
         )
 
 

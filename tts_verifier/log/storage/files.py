@@ -1,0 +1,147 @@
+"""Files of a run folder: each appears whole or not at all.
+
+A file is written as a draft, flushed to the disk and renamed. `Folder.settle` flushes the
+folders' entries, so that the names survive a loss of power too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier.errors import RunError
+from tts_verifier.identity import mask_digest
+from tts_verifier.types import Mask
+
+DRAFTS: Final = "drafts"
+ASIDE: Final = "aside"
+
+
+class Folder:
+    """Writes files below a root. May be shared between threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._unsettled: set[Path] = set()
+        """Folders whose entries are not flushed yet; guarded by the lock."""
+        self._lock = Lock()
+
+    def write(self, path: str, content: bytes | Callable[[Any], None]) -> None:
+        """Makes a file appear whole.
+
+        Args:
+            path: relative to the root.
+            content: bytes, or a function that writes them to a binary file.
+
+        Raises:
+            RunError: the file cannot be written; an older one at this path is untouched.
+        """
+        goal = self.root / path
+        draft = self.root / DRAFTS / f"{os.getpid()}.{goal.name}"
+        try:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            draft.parent.mkdir(exist_ok=True)
+            with open(draft, "wb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, goal)
+        except OSError as error:
+            _unlink(draft)
+            raise _unwritable(goal, error) from error
+        with self._lock:
+            self._unsettled.add(goal.parent)
+
+    def settle(self) -> None:
+        """Flushes the folder entries of all files written since the last call.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        # The lock is held until all is flushed: a second caller that finds nothing left to
+        # flush may then rely on the first one's work being done.
+        with self._lock:
+            for folder in self._unsettled:
+                try:
+                    _flush_entries(folder)
+                except OSError as error:
+                    raise _unwritable(folder, error) from error
+            self._unsettled.clear()
+
+    def sweep(self) -> None:
+        """Removes the drafts that a killed process left."""
+        drafts = self.root / DRAFTS
+        for path in drafts.glob("*"):
+            _unlink(path)
+        if drafts.is_dir():
+            drafts.rmdir()
+
+    def set_aside(self, path: Path) -> Path:
+        """Moves a file to `aside/`, where nothing is overwritten; returns its new path."""
+        (self.root / ASIDE).mkdir(exist_ok=True)
+        count = 0
+        while (goal := self.root / ASIDE / f"{path.name}.{count}").exists():
+            count += 1
+        os.replace(path, goal)
+        return goal
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path} cannot be written: {error.strerror or error}. Make room or give permission, "
+        "or choose another output folder; the same command continues."
+    )
+
+
+def _flush_entries(folder: Path) -> None:
+    if os.name == "nt":
+        # Windows has no handle of a folder to flush.
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
+
+
+def digest_of(content: bytes) -> str:
+    """Returns the SHA-256 of a file's bytes as hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def mask_path(digest: str) -> str:
+    """Returns the path of a mask's file by its digest, relative to the run folder."""
+    return f"masks/{digest}.png"
+
+
+def read_mask(folder: Path, digest: str) -> Mask:
+    """Returns a mask of a run folder by its digest.
+
+    Raises:
+        RunError: it is gone or changed.
+    """
+    path = folder / mask_path(digest)
+    try:
+        mask = Mask.of(np.asarray(Image.open(path)).astype(np.bool_))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error}.") from error
+    if mask_digest(mask) != digest:
+        raise RunError(f"{path} was changed since the log was written.")
+    return mask

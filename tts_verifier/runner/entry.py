@@ -1,0 +1,114 @@
+"""`run`: from prompts and parts to a result, with or without a run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from tts_verifier.choice.objective import Objective
+from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
+from tts_verifier.log import RunLog, open_log
+from tts_verifier.runner.loop import Loop
+from tts_verifier.runner.progress import Progress, shown_as
+from tts_verifier.runner.prompts import as_prompts
+from tts_verifier.runner.result import RunResult
+from tts_verifier.runner.setup import RunSetup
+from tts_verifier.types import Budget, Detail, Prompt
+
+
+class RunOptions(TypedDict, total=False):
+    """What a run may be told besides its parts; every key may be absent."""
+
+    objective: Objective
+    """As in `RunSetup`."""
+    judge: Verifier | None
+    """As in `RunSetup`."""
+    seed: int
+    """As in `RunSetup`."""
+    budget: Budget
+    """As in `RunSetup`."""
+    detail: Detail
+    """As in `RunSetup`."""
+    overlap: bool | None
+    """As in `RunSetup`."""
+    folder: str | Path | None
+    """Where to write the log, and what to continue; None = nowhere."""
+    progress: bool
+    """Whether to show how the run goes."""
+
+
+def run(
+    prompts: Iterable[Prompt | str],
+    generator: Generator,
+    verifier: Verifier,
+    strategy: Strategy,
+    **options: Unpack[RunOptions],
+) -> RunResult:
+    """Searches for a good image for every prompt; `RunOptions` says what else can be set.
+
+    Raises:
+        InputError: a prompt or a limit is not usable, or the strategy proposed nonsense.
+        UnsupportedError: the generator cannot carry out what the strategy needs.
+        RunError: the folder belongs to another run, or cannot be written.
+    """
+    folder, progress = options.pop("folder", None), options.pop("progress", False)
+    setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc]
+    shown = shown_as("auto") if progress else None
+    return execute(setup, as_prompts(prompts), folder=folder, progress=shown)
+
+
+def execute(
+    setup: RunSetup,
+    prompts: Sequence[Prompt],
+    *,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Runs to the end, continuing what the folder holds.
+
+    Args:
+        setup: the parts of the run.
+        prompts: from `as_prompts`.
+        folder: the run folder; None = no log.
+        progress: shows how the run goes; None = nothing does.
+        recipe: JSON values for the header, which tell this run from others.
+    """
+    setup.check()
+    path = None if folder is None else Path(folder).absolute()
+    with ExitStack() as stack:
+        log = None
+        if path is not None:
+            about = {"recipe": recipe, **setup.about(prompts)}
+            grows = setup.strategy.grows if isinstance(setup.strategy, Extendable) else ()
+            log = stack.enter_context(open_log(path, about, setup.generator.settings, grows=grows))
+        bar = stack.enter_context(progress or Progress())
+        loop = Loop(setup, prompts, log=log, bar=bar)
+        # Parts that left their device are back when the run ends, however it ends.
+        stack.callback(loop.placement.restore)
+        began = time.perf_counter()
+        loop.run()
+        wall = max(time.perf_counter() - began, 1e-9)
+        if log is not None:
+            bar.phase("finish")
+            _finish_log(log, loop, wall)
+    busy = {side: seconds / wall for side, seconds in loop.spent.items()}
+    return RunResult([loop.results[prompt.id] for prompt in prompts], path, busy)
+
+
+def _finish_log(log: RunLog, loop: Loop, wall: float) -> None:
+    """Marks the chosen trials, and notes in the header how this process spent its time."""
+    chosen = {result.chosen for result in loop.results.values() if result.chosen}
+    session = {
+        "seconds": wall,
+        "busy": {side: seconds / wall for side, seconds in loop.spent.items()},
+        "plan": loop.placement.plan,
+        "devices": loop.placement.devices,
+        "overlap": loop.placement.overlap,
+        "moves": loop.placement.moves,
+    }
+    # A process that found everything verified already has nothing to note.
+    log.finish(chosen, session if any(loop.spent.values()) else None)

@@ -1,0 +1,76 @@
+"""A value in memory or in a file of a run folder: plain data that pickles."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from tts_verifier.errors import RunError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Decoder(Protocol[T_co]):
+    """Turns a file's bytes into a value; must pickle."""
+
+    def decode(self, content: bytes) -> T_co:
+        """Returns the value."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InMemory(Generic[T]):
+    """A value that is in no file."""
+
+    value: T
+
+    def load(self) -> T:
+        """Returns the value."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InFile(Generic[T]):
+    """A value in a file of a run folder. The file is read, and checked, at every `load`."""
+
+    folder: Path
+    """The run folder."""
+    path: str
+    """Relative to the run folder."""
+    sha256: str
+    """SHA-256 of the file's bytes, as hex digits."""
+    decoder: Decoder[T]
+    """Turns the file's bytes into the value."""
+
+    def load(self) -> T:
+        """Reads the file.
+
+        Raises:
+            RunError: the file is gone, or its bytes are not those that the log names.
+        """
+        file = self.folder / self.path
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise RunError(
+                f"{file} cannot be read: {error.strerror}. The command that made the run "
+                "generates it again."
+            ) from error
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise RunError(
+                f"{file} was changed since the log was written. Move it away; the command that "
+                "made the run generates it again."
+            )
+        return self.decoder.decode(content)
+
+
+Stored: TypeAlias = InMemory[T] | InFile[T]
+"""A value wherever it is; `load()` returns it."""
+
+
+def path_of(stored: Stored[Any] | None) -> str:
+    """Returns the path of a value's file relative to its run folder, "" if it has none."""
+    return stored.path if isinstance(stored, InFile) else ""
