@@ -6,7 +6,7 @@ import pandas as pd
 from tiny_imagedoctor import example
 from tiny_pipelines import sd3
 
-from tts_verifier.recipe.recipe import load_recipe, run_recipe
+from tts_verifier.recipe import load_recipe, run_recipe
 
 RECIPE = """\
 generator: {{name: diffusers, model: {generator}, steps: 2, batch_size: 3, call: {call}}}

@@ -1,4 +1,4 @@
-"""Folders and globs of pictures, scored into files that a stopped command continues."""
+"""Folders and globs of images, scored into files that a stopped command continues."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tts_verifier.cli.score import score as score_command
+from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.scoring import find_images, score_into
 from tts_verifier.testing import FakeVerifier
@@ -28,8 +28,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-class Dies(FakeVerifier):
-    """Judges that many batches."""
+class StopsAfter(FakeVerifier):
+    """Verifies that many batches and then stops the process, as Ctrl-C does."""
 
     def __init__(self, batches: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Dies(FakeVerifier):
         return super().verify(*arguments, **options)
 
 
-def seen(verifier: FakeVerifier) -> int:
+def images_verified(verifier: FakeVerifier) -> int:
     return sum(int(call[1:]) for call in verifier.trace)
 
 
@@ -65,10 +65,10 @@ def test_a_pattern_without_images_is_named(tmp_path: Path, pattern: str) -> None
 def test_a_stopped_command_continues(folder: Path, name: str) -> None:
     output, paths = folder / name, find_images([str(folder / "in")])
     with pytest.raises(KeyboardInterrupt):
-        score_into(output, Dies(1), paths, prompt="x")
+        score_into(output, StopsAfter(1), paths, prompt="x")
     verifier = FakeVerifier()
     rows = score_into(output, verifier, paths, prompt="x")
-    assert seen(verifier) == 12
+    assert images_verified(verifier) == 12
     assert [Path(row["image"]).stem for row in rows[:2]] == ["19", "18"]
     read = pd.read_json(output, lines=True) if name.endswith("l") else pd.read_parquet(output)
     assert sorted(read.image) == sorted(paths)
@@ -83,13 +83,13 @@ def test_only_what_changed_is_scored_again(folder: Path) -> None:
     shutil.copy(paths[5], folder / "in" / "copy.png")
     verifier = FakeVerifier()
     rows = score_into(output, verifier, [*paths, str(folder / "in" / "copy.png")], prompt="x")
-    assert seen(verifier) == 1
+    assert images_verified(verifier) == 1
     assert rows[0]["image"] == paths[0]
     assert str(folder / "in" / "copy.png") in [row["image"] for row in rows]
     verifier = FakeVerifier()
     score_into(output, verifier, paths[:3], prompt="y")
     score_into(output, verifier, paths[:3], prompt="x", detail="score")
-    assert seen(verifier) == 6
+    assert images_verified(verifier) == 6
 
 
 def test_a_line_that_a_kill_cut_off_is_scored_again(folder: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_line_that_a_kill_cut_off_is_scored_again(folder: Path) -> None:
     output.write_bytes(whole[:-30])
     verifier = FakeVerifier()
     score_into(output, verifier, paths, prompt="x")
-    assert seen(verifier) == 1
+    assert images_verified(verifier) == 1
     assert output.read_bytes() == whole
 
 

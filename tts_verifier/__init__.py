@@ -1,6 +1,6 @@
-"""Better pictures at inference time: draw candidates, diagnose them, keep or repair the best.
+"""Better images at inference time: generate candidates, diagnose them, keep or repair the best.
 
-Names below load what they need when first used; importing the package loads no torch.
+Each public name is imported when it is first used, so importing the package loads no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_MODULE_OF = {
     "BestOfN": "strategies.best_of_n",
     "Generator": "interfaces",
     "Objective": "choice",
@@ -52,10 +52,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'tts_verifier' has no attribute {name!r}")
-    return getattr(import_module(f"tts_verifier.{_HOME[name]}"), name)
+    return getattr(import_module(f"tts_verifier.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *_MODULE_OF])

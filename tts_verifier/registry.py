@@ -1,8 +1,8 @@
-"""Names of recipes -> objects, found only when asked for, so that naming loads nothing.
+"""Maps the names that recipes use to the builders of generators, verifiers and strategies.
 
-Python users pass instances; only recipes and the command line use names. Third parties add
-theirs through the entry-point group `tts_verifier.plugins`, named `generator.mine`,
-`verifier.mine` or `strategy.mine`.
+Modules are imported only when a builder is asked for. Python users pass instances; only recipes
+and commands use names. Third parties add names through the entry-point group
+`tts_verifier.plugins`, as `generator.mine`, `verifier.mine` or `strategy.mine`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 from tts_verifier.errors import RecipeError
 
 GROUP: Final = "tts_verifier.plugins"
+"""The entry-point group of plug-ins."""
 
 BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     "generator": {
@@ -41,42 +42,50 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "inpaint_reroll": "tts_verifier.strategies.inpaint_reroll:InpaintReroll",
     },
 }
-"""Role -> name -> "module:attribute", what builds the object."""
+"""Role -> name -> "module:attribute" of the builder: a class or a function."""
 
 
 def names(role: str) -> dict[str, str]:
-    """Returns name -> "module:attribute" of a role, third parties' included."""
-    found = dict(BUILT_IN[role])
+    """Returns name -> "module:attribute" of a role, plug-ins included.
+
+    Args:
+        role: "generator", "verifier" or "strategy".
+    """
+    known = dict(BUILT_IN[role])
     for entry in entry_points(group=GROUP):
         kind, _, name = entry.name.partition(".")
         if kind == role and name:
-            found.setdefault(name, entry.value)
-    return found
+            known.setdefault(name, entry.value)
+    return known
 
 
 def builder(role: str, name: str) -> Callable[..., Any]:
-    """Finds what builds the object of a role and name, importing only its module.
+    """Returns the builder of a role and name, and imports only its module.
+
+    Args:
+        role: "generator", "verifier" or "strategy".
+        name: built in, or of a plug-in; a plug-in cannot replace a built-in name.
 
     Raises:
-        RecipeError: no such name (the message suggests near ones and lists all), or its
-            module cannot be imported.
+        RecipeError: the name is unknown (the message suggests similar names and lists all), or
+            its module cannot be imported.
     """
-    # Asking for plug-ins reads the metadata of every installed package.
+    # Listing plug-ins reads the metadata of every installed package, so built-in names avoid it.
     known = BUILT_IN[role] if name in BUILT_IN[role] else names(role)
     if name not in known:
         raise RecipeError(f"Unknown {role} {name!r}. {suggestion(name, known)}")
     module, _, path = known[name].partition(":")
     try:
-        found: Any = import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
+        target: Any = import_module(module)
+        for attribute in path.split("."):
+            target = getattr(target, attribute)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"The {role} {name!r} is {known[name]}, which fails: {error}") from error
-    return found  # type: ignore[no-any-return]
+    return target  # type: ignore[no-any-return]
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns "Did you mean …? Available: …" for a name that is not among the known."""
+    """Returns "Did you mean …? Available: …" for a name that is not `known`."""
     known = list(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

@@ -1,8 +1,9 @@
-"""Files, folders and globs against one prompt: what `tts-score` does.
+"""Scores image files, folders and globs against one prompt; `tts-score` is its command.
 
-Scores go to a file as they come, a line of JSON each, so that a stopped command continues. A
-line has a key of the file's bytes, the prompt and the verifier: a picture that changed is
-scored again, one that did not is not. A Parquet file is made of the lines at the end.
+Scores are written as they come, one line of JSON per file, so a stopped command can continue.
+Each line has a key, a hash of the file's bytes, the prompt and the verifier's settings: a file
+that changed is scored again, an unchanged one is not. A Parquet file is made from the lines at
+the end.
 """
 
 from __future__ import annotations
@@ -29,54 +30,68 @@ from tts_verifier.log.schema import finite
 from tts_verifier.types import Detail
 from tts_verifier.types.score_names import written_scores
 
-Row = dict[str, Any]
-"""`image` (path), `objective`, the scores by name, `boxes`, `reply`; None = not known. In a
-file also `key`, and `error` where there is no verdict."""
+ScoreRow = dict[str, Any]
+"""One file: `image` (path), `objective`, each score under its name, `boxes` and `reply`.
 
-_OTHERS: Final = ("image", "objective", "boxes", "reply", "key", "error")
+None stands for NaN. A file that cannot be read has `error` instead of scores. Rows that were
+written also have `key`.
+"""
+
+_NOT_SCORES: Final = ("image", "objective", "boxes", "reply", "key", "error")
 _BATCH: Final = 8
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
-    """Returns the files that are named, match a glob, or lie in a folder and below, each once.
+    """Finds image files, each once.
 
-    In folders only files with an image's suffix count; the order is that of the patterns,
-    sorted by name within each.
+    Args:
+        patterns: files, globs (`**` included), or folders, which are searched recursively for
+            files with an image's suffix.
+
+    Returns:
+        Paths in the order of the patterns, and sorted by name within a pattern.
 
     Raises:
         InputError: a pattern matches nothing, or a folder has no image.
     """
-    suffixes = set(Image.registered_extensions())
-    found: dict[str, None] = {}
+    files: dict[str, None] = {}
     for pattern in patterns:
-        if os.path.isdir(pattern):
-            some = sorted(
-                str(path)
-                for path in Path(pattern).rglob("*")
-                if path.suffix.lower() in suffixes and path.is_file()
-            )
-        elif os.path.exists(pattern) or not glob.has_magic(pattern):
-            some = [pattern]
-        else:
-            some = sorted(
-                path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
-            )
-        if not some:
+        matches = _matches(pattern)
+        if not matches:
             raise InputError(f"{pattern} has no image. Name files, folders or globs with some.")
-        found |= dict.fromkeys(some)
-    return list(found)
+        files |= dict.fromkeys(matches)
+    return list(files)
+
+
+def _matches(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        suffixes = set(Image.registered_extensions())
+        below = (
+            p for p in Path(pattern).rglob("*") if p.suffix.lower() in suffixes and p.is_file()
+        )
+        return sorted(map(str, below))
+    # A name such as `a[1].png` looks like a glob, and may still be a file.
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
+        return [pattern]
+    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
 
 
 def score_files(
     verifier: Verifier, paths: Sequence[str], prompt: str, *, detail: Detail = "diagnose"
-) -> list[Row]:
-    """Returns a row for every file, best first.
+) -> list[ScoreRow]:
+    """Scores files and returns a row for each, best first.
+
+    Args:
+        verifier: scores the images, a few at a time.
+        paths: image files.
+        prompt: what the images should show.
+        detail: "score" leaves out reasons, boxes and heatmaps.
 
     Raises:
-        InputError: a file is no picture, or the prompt is empty.
+        InputError: a file is no image, or the prompt is empty.
     """
-    judging = Judging(verifier, prompt, detail)
-    return sorted_rows([row for some in _batches(paths) for row in judging.rows(some)])
+    scorer = FileScorer(verifier, prompt, detail)
+    return sorted_rows([row for batch in _batches(paths) for row in scorer.rows(batch)])
 
 
 def score_into(
@@ -86,28 +101,30 @@ def score_into(
     *,
     prompt: str,
     detail: Detail = "diagnose",
-) -> list[Row]:
-    """Scores files into a .jsonl or .parquet file, continuing what it holds.
+) -> list[ScoreRow]:
+    """Scores files into a .jsonl or .parquet file, and continues one that a stopped call left.
 
-    A file that is no picture is a row with its `error`. In a .jsonl file rows of other
-    files stay, and of two rows for the same file the later one counts.
+    A file that is no image gets a row with its `error`. A .jsonl file keeps its rows of other
+    files; of two rows for the same file the later one counts. Two calls must not write to the
+    same output at once.
 
     Returns:
         A row for every path, best first.
 
     Raises:
-        InputError: the output's name ends otherwise, or the prompt is empty.
+        InputError: the output has another suffix, or the prompt is empty.
         RunError: the output cannot be read or written, or holds something else.
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"Scores are written to a .jsonl or .parquet file, got {output}.")
     lines = output if output.suffix == ".jsonl" else output.with_name(f"{output.name}.lines")
-    judging = Judging(verifier, prompt, detail)
+    scorer = FileScorer(verifier, prompt, detail)
     try:
-        rows = sorted_rows(_continued(lines, judging, paths))
+        rows = sorted_rows(_score_missing(lines, scorer, paths))
         if lines != output:
             draft = output.with_name(f"{output.name}.draft")
-            pq.write_table(_table(rows), draft)
+            pq.write_table(_score_table(rows), draft)
+            # The lines go last: a kill before that leaves both, and the next call starts from them.
             draft.replace(output)
             lines.unlink()
     except OSError as error:
@@ -115,37 +132,37 @@ def score_into(
     return rows
 
 
-def _continued(lines: Path, judging: Judging, paths: Sequence[str]) -> list[Row]:
-    """Returns the rows of all paths; those that are not among the lines are added to them."""
-    done = _read(lines)
-    rows: list[Row] = []
+def _score_missing(lines: Path, scorer: FileScorer, paths: Sequence[str]) -> list[ScoreRow]:
+    """Returns the rows of all paths; scores those that the lines lack and appends them."""
+    recorded = _read_score_lines(lines)
+    rows: list[ScoreRow] = []
     with open(lines, "ab") as file:
-        for some in _batches(paths):
-            keys = {path: judging.key(path) for path in some}
-            known = {
-                path: {**done[key], "image": path} for path, key in keys.items() if key in done
-            }
-            todo = [path for path in some if path not in known]
-            made = dict(zip(todo, judging.rows_or_errors(todo), strict=True))
-            for path, row in made.items():
-                file.write(
-                    json.dumps({**row, "key": keys[path]}, ensure_ascii=False).encode() + b"\n"
-                )
+        for batch in _batches(paths):
+            keys = {path: scorer.key(path) for path in batch}
+            todo = [path for path in keys if keys[path] not in recorded]
+            fresh = [
+                {**row, "key": keys[path]}
+                for path, row in zip(todo, scorer.rows_or_errors(todo), strict=True)
+            ]
+            file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in fresh)
+            # A power cut then costs one batch, not what the system still buffers.
             file.flush()
             os.fsync(file.fileno())
-            rows += [known.get(path) or {**made[path], "key": keys[path]} for path in some]
+            by_path = {row["image"]: row for row in fresh}
+            # A recorded row may have been scored under another path of the same bytes.
+            rows += [by_path.get(path) or {**recorded[keys[path]], "image": path} for path in batch]
     return rows
 
 
-def _read(lines: Path) -> dict[str, Row]:
-    """Returns rows by key; a last line that a kill cut off is removed."""
+def _read_score_lines(lines: Path) -> dict[str, ScoreRow]:
+    """Returns rows by key, and removes a last line that a kill cut short."""
     if not lines.exists():
         return {}
     content = lines.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     try:
         rows = [json.loads(line) for line in whole.splitlines()]
-        found = {row["key"]: row for row in rows}
+        by_key = {row["key"]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{lines} must hold scores of this command, a line of JSON each: {error!r}. Give "
@@ -153,29 +170,29 @@ def _read(lines: Path) -> dict[str, Row]:
         ) from error
     if len(whole) < len(content):
         os.truncate(lines, len(whole))
-    return found
+    return by_key
 
 
-class Judging:
-    """Judges files against one prompt."""
+class FileScorer:
+    """Scores files against one prompt; as safe to share between threads as its verifier."""
 
     def __init__(self, verifier: Verifier, prompt: str, detail: Detail) -> None:
         self._verifier, self._prompt, self._detail = verifier, prompt, detail
-        self._about = canonical([prompt, dict(verifier.settings), detail]).encode()
+        self._settings = canonical([prompt, dict(verifier.settings), detail]).encode()
 
     def key(self, path: str) -> str:
-        """Returns what tells this judgement from others; of a file that is not there, its name."""
+        """Returns a hash of the file's bytes (its name if it is missing), prompt and settings."""
         try:
             content = Path(path).read_bytes()
         except OSError:
             content = f"no file: {path}".encode("utf-8", "surrogateescape")
-        return hashlib.sha256(self._about + b"\0" + content).hexdigest()[:16]
+        return hashlib.sha256(self._settings + b"\0" + content).hexdigest()[:16]
 
-    def rows(self, paths: Sequence[str]) -> list[Row]:
-        """Returns a row for every file.
+    def rows(self, paths: Sequence[str]) -> list[ScoreRow]:
+        """Returns a row for every file, in order.
 
         Raises:
-            InputError: a file is no picture.
+            InputError: a file is no image.
         """
         verdicts = self._verifier.verify(paths, [self._prompt] * len(paths), detail=self._detail)
         return [
@@ -189,17 +206,17 @@ class Judging:
             for path, verdict in zip(paths, verdicts, strict=True)
         ]
 
-    def rows_or_errors(self, paths: Sequence[str]) -> list[Row]:
-        """Returns a row for every file, with an `error` for one that is no picture."""
-        errors: dict[str, Row] = {}
+    def rows_or_errors(self, paths: Sequence[str]) -> list[ScoreRow]:
+        """Returns a row for every file, in order; with an `error` for one that is no image."""
+        errors: dict[str, ScoreRow] = {}
         for path in paths:
             try:
                 as_image(path)
             except InputError as error:
                 errors[path] = {"image": path, "objective": None, "error": str(error)}
-        good = [path for path in paths if path not in errors]
-        made = dict(zip(good, self.rows(good), strict=True)) if good else {}
-        return [errors.get(path) or made[path] for path in paths]
+        images = [path for path in paths if path not in errors]
+        scored = dict(zip(images, self.rows(images), strict=True)) if images else {}
+        return [errors.get(path) or scored[path] for path in paths]
 
 
 def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -207,24 +224,24 @@ def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
         yield paths[start : start + _BATCH]
 
 
-def sorted_rows(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows best first; one without an objective comes last."""
+def sorted_rows(rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Returns the rows best first; rows without an objective come last."""
     values = [math.nan if row["objective"] is None else row["objective"] for row in rows]
     return [rows[i] for i in order(values)]
 
 
-def _table(rows: Sequence[Row]) -> pa.Table:
+def _score_table(rows: Sequence[ScoreRow]) -> pa.Table:
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     return pa.table(columns)
 
 
-def show(rows: Sequence[Row], form: Literal["table", "jsonl"]) -> str:
-    """Returns a table, or one line of JSON a file (a number that is NaN is null there)."""
+def format_rows(rows: Sequence[ScoreRow], form: Literal["table", "jsonl"]) -> str:
+    """Returns the rows as an aligned table, or as one line of JSON each, with null for NaN."""
     if form == "jsonl":
         return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     names = dict.fromkeys(
-        name for row in rows for name in written_scores(row) if name not in _OTHERS
+        name for row in rows for name in written_scores(row) if name not in _NOT_SCORES
     )
     lines = [["image", "objective", *names]]
     for row in rows:
@@ -234,6 +251,7 @@ def show(rows: Sequence[Row], form: Literal["table", "jsonl"]) -> str:
         max(map(len, column))
         for column in zip(*(line[: len(lines[0])] for line in lines), strict=True)
     ]
+    # The column of errors, which only some lines have, comes last and needs no padding.
     widths.append(0)
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()

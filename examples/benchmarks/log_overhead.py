@@ -27,7 +27,7 @@ from pyarrow import parquet
 
 from tts_verifier.log import RunLog
 from tts_verifier.log.environment import environment
-from tts_verifier.recipe.recipe import load_recipe
+from tts_verifier.recipe import load_recipe
 from tts_verifier.runner import loop
 from tts_verifier.runner.setup import Search
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tts_verifier.analysis.charts import Chart, Series, bars, lines, ticks
 from tts_verifier.analysis.expected_best import expected_best, expected_stop, misses
 from tts_verifier.analysis.replay import as_text, replay, write_plot
-from tts_verifier.cli.replay import replay as replay_command
-from tts_verifier.cli.run import run as run_command
+from tts_verifier.cli.replay import replay_command
+from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial, Verdict
 
@@ -163,7 +163,7 @@ def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = CliRunner().invoke(run_command, ["fake", "--output", str(run)])
     assert done.exit_code == 0
-    code = "import sys; from tts_verifier.cli.replay import replay\ntry: replay()\n"
+    code = "import sys; from tts_verifier.cli.replay import replay_command\ntry: replay_command()\n"
     code += "finally: print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, str(run)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout

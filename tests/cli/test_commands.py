@@ -16,13 +16,12 @@ from PIL import Image
 
 from tts_verifier.errors import CheckpointError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.testing import FakeGenerator
+from tts_verifier.testing import FakeGenerator, FakeVerifier
 
 
 def invoke(command: str, *arguments: object) -> Result:
-    return CliRunner().invoke(
-        getattr(import_module(f"tts_verifier.cli.{command}"), command), [str(a) for a in arguments]
-    )
+    module = import_module(f"tts_verifier.cli.{command}")
+    return CliRunner().invoke(getattr(module, f"{command}_command"), [str(a) for a in arguments])
 
 
 def test_a_run_prints_recipe_and_summary_and_leaves_its_folder(tmp_path: Path) -> None:
@@ -110,16 +109,16 @@ def test_ctrl_c_leaves_a_log_that_the_same_command_continues(tmp_path: Path) -> 
     code = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-from tts_verifier.cli.run import run
+from tts_verifier.cli.run import run_command
 from tts_verifier.errors import CheckpointError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.testing import FakeGenerator
+from tts_verifier.testing import FakeGenerator, FakeVerifier
 draw = FakeGenerator.generate
 def slow(self, jobs):
     time.sleep(0.2)
     return draw(self, jobs)
 FakeGenerator.generate = slow
-run()
+run_command()
 """
     command = [sys.executable, "-c", code, "fake", "strategy.n=40", "--output", str(tmp_path)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -181,10 +180,11 @@ def test_scores_are_json_lines(pictures: list[Path]) -> None:
 def test_an_unusable_score_is_null_in_json(
     pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tts_verifier.testing import fakes
+    def unsure(name: str) -> FakeVerifier:
+        return FakeVerifier(lambda image, prompt: {"overall": float("nan")})
 
-    monkeypatch.setattr(fakes, "_colours", lambda image, prompt: {"overall": float("nan")})
-    arguments = ("--prompt", "x", "--verifier", "fake", "--format", "jsonl")
+    monkeypatch.setattr(Verifier, "from_pretrained", unsure)
+    arguments = ("--prompt", "x", "--verifier", "unsure", "--format", "jsonl")
     line = json.loads(invoke("score", *pictures, *arguments).stdout.splitlines()[0])
     assert (line["overall"], line["objective"]) == (None, None)
 

@@ -1,4 +1,4 @@
-"""Every kind of picture, good and bad, at the edge of the package."""
+"""Every kind of image that a user may pass in, usable or not."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Overlays and notebook cards: what is drawn where, and that all text stays text."""
+"""Overlays and notebook cards: which pixels change, and that all text is escaped."""
 
 import math
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_overlaid_is_named() -> None:
     verdict = Verdict({}, Heatmaps({"a": ramp()}))
     with pytest.raises(InputError, match=r"There is no map 'c'\. Available: a\."):
         verdict.overlay(GREY, "c")
-    with pytest.raises(InputError, match="got 8 x 4 for a picture of 5 x 5"):
+    with pytest.raises(InputError, match="got 8 x 4 for an image of 5 x 5"):
         verdict.overlay(Image.new("L", (5, 5)))
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tts_verifier import registry
 from tts_verifier.errors import RecipeError, TTSError, UnsupportedError
-from tts_verifier.recipe.recipe import load_recipe, recipe_folder, run_recipe
-from tts_verifier.recipe.signatures import fits, parameters
+from tts_verifier.recipe import load_recipe, recipe_folder, run_recipe
+from tts_verifier.recipe.signatures import parameters, value_fits
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Prompt
@@ -185,6 +185,8 @@ def test_a_mistake_is_named_with_its_line(write, old: str, new: str, expected: s
         ("budget: {seconds: long}", "mine.yaml:8: budget.seconds must be float | None"),
         ("objective: {}", "mine.yaml:8: An objective needs"),
         ("objective: {weights: {a: 0}}", "mine.yaml:8: An objective needs a weight"),
+        # The message does not start with the argument, and still the argument's line is found.
+        ("objective:\n  weights: {a: 0}", "mine.yaml:9: An objective needs a weight"),
         ("objective: {weights: {a: x}}", "mine.yaml:8: objective.weights must be"),
     ],
 )
@@ -194,6 +196,16 @@ def test_a_mistake_in_an_optional_section_too(write, line: str, expected: str) -
         assert load_recipe(write(GOOD + line)).build().objective.weights["aesthetics"] == 0.1
     else:
         assert message(write(GOOD + line)).startswith(expected)
+
+
+def test_a_mistake_inside_a_table_is_named_with_the_line_of_the_table(write) -> None:
+    adaptive = """\
+  name: adaptive
+  strategy: {name: best_of_n, n: 3}
+  thresholds: {overall: 2}
+"""
+    expected = "mine.yaml:7: thresholds.overall must be in [0, 1], got 2."
+    assert message(write(GOOD.replace("  name: best_of_n\n  n: 3\n", adaptive))) == expected
 
 
 def test_a_budget_of_nothing_is_refused(write) -> None:
@@ -278,10 +290,10 @@ def test_a_from_pretrained_has_its_options_as_keys() -> None:
     found = parameters(registry.builder("verifier", "imagedoctor"))
     assert next(iter(found)) == "model"
     assert {"fit", "batch_size", "revision"} <= set(found)
-    assert fits("squash", found["fit"][0])
-    assert not fits("stretch", found["fit"][0])
-    assert fits("bfloat16", found["dtype"][0])
-    assert not fits(16, found["dtype"][0])
+    assert value_fits("squash", found["fit"][0])
+    assert not value_fits("stretch", found["fit"][0])
+    assert value_fits("bfloat16", found["dtype"][0])
+    assert not value_fits(16, found["dtype"][0])
 
 
 @pytest.mark.parametrize(
@@ -302,7 +314,7 @@ def test_a_from_pretrained_has_its_options_as_keys() -> None:
     ],
 )
 def test_values_fit_annotations(value: object, kind: object, expected: bool) -> None:
-    assert fits(value, kind) is expected
+    assert value_fits(value, kind) is expected
 
 
 # -- anything at all -------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A run judged again: the same candidates, other verdicts, nothing drawn, no picture copied."""
+"""A run verified again: the same candidates, other verdicts, no image generated or copied."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from searches import InpaintReroll, SeedBeam
 from tts_verifier import run
 from tts_verifier.analysis.report import write_report
 from tts_verifier.choice.objective import Objective
-from tts_verifier.cli.run import run as run_command
+from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_trials
-from tts_verifier.recipe.rejudge import Proposed, Recorded
+from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
 from tts_verifier.runner import RunResult, execute
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.strategies.best_of_n import BestOfN
@@ -29,7 +29,7 @@ def blue(image: object, prompt: str) -> dict[str, float]:
 
 
 def again(old: Path, new: Path) -> RunResult:
-    recorded = Recorded(old, new)
+    recorded = RecordedGenerator(old, new)
     search = RunSetup(
         recorded, FakeVerifier(blue), Proposed(recorded.trials), Objective({"blue": 1})
     )
@@ -72,7 +72,7 @@ def test_a_failed_candidate_stays_failed(tmp_path: Path) -> None:
 def test_it_continues_where_it_stopped(tmp_path: Path) -> None:
     run(PROMPTS, FakeGenerator(), FakeVerifier(), InpaintReroll(), folder=tmp_path / "old")
     again(tmp_path / "old", tmp_path / "new")
-    recorded = Recorded(tmp_path / "old", tmp_path / "new")
+    recorded = RecordedGenerator(tmp_path / "old", tmp_path / "new")
     verifier = FakeVerifier(blue)
     search = RunSetup(recorded, verifier, Proposed(recorded.trials), Objective({"blue": 1}))
     execute(search, recorded.prompts, folder=tmp_path / "new")
@@ -91,12 +91,12 @@ def test_a_picture_that_is_gone_from_the_old_run_is_named_and_not_moved(tmp_path
 
 def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
     open_log(tmp_path / "empty", {"generator": {}}, {}).close()
-    with pytest.raises(InputError, match="empty has no judged candidate yet"):
-        Recorded(tmp_path / "empty", tmp_path / "new")
+    with pytest.raises(InputError, match="empty has no verified candidate yet"):
+        RecordedGenerator(tmp_path / "empty", tmp_path / "new")
     with pytest.raises(RunError, match=r"into a folder of its own, .*Give another with --output"):
-        Recorded(tmp_path / "empty", tmp_path / "empty")
+        RecordedGenerator(tmp_path / "empty", tmp_path / "empty")
     with pytest.raises(RunError, match="must be a run's header"):
-        Recorded(tmp_path / "nothing", tmp_path / "new")
+        RecordedGenerator(tmp_path / "nothing", tmp_path / "new")
 
 
 def invoke(*arguments: object) -> Result:

@@ -9,7 +9,7 @@ import torch
 
 from tts_verifier import Verifier, shapes
 from tts_verifier.generators.diffusers.loading import BUNDLED
-from tts_verifier.recipe.recipe import load_recipe, run_recipe
+from tts_verifier.recipe import load_recipe, run_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "bestofn.yaml"
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""The commands, one file each: parse, call one public function, print.
+"""The commands, one file each: parse the options, call one public function, print its result.
 
-Heavy modules load inside the commands, so that `--help` stays quick.
+Heavy modules are imported inside the commands, which keeps `--help` quick.
 """

@@ -9,16 +9,18 @@ import click
 from tts_verifier.cli.shared import friendly_errors
 
 
-@click.command()
+@click.command("tts-report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="[default: RUN/report.html]")
-@click.option("--inline", is_flag=True, help="One file that holds thumbnails, to send or keep.")
+@click.option(
+    "--inline", is_flag=True, help="Write one file with thumbnails in it, to send or keep."
+)
 @friendly_errors
-def report(runs: tuple[Path, ...], output: Path | None, inline: bool) -> None:
+def report_command(runs: tuple[Path, ...], output: Path | None, inline: bool) -> None:
     """Writes an HTML page about RUNS, finished or still running.
 
-    The page links to the pictures in the run folders, unless --inline. Several runs are
-    compared prompt by prompt with the first.
+    The page links to the images in the run folders, unless --inline is given. Several runs are
+    compared with the first, prompt by prompt.
 
     \b
     Example:

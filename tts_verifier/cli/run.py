@@ -1,4 +1,4 @@
-"""`tts-run`: searches for better pictures as a recipe says."""
+"""`tts-run`: searches for better images as a recipe says."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ import click
 from tts_verifier.cli.shared import friendly_errors, quiet_libraries
 
 
-@click.command()
+@click.command("tts-run")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option("--output", type=click.Path(path_type=Path), help="Run folder, instead of its own.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Run folder, in place of the recipe's."
+)
 @click.option(
     "--rejudge",
     type=click.Path(path_type=Path),
     metavar="LOG",
-    help="Judge a run's candidates again with the recipe's verifier, judge and objective.",
+    help="Verify a run's candidates again, with the recipe's verifier, judge and objective.",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and result as JSON lines.")
 @friendly_errors
-def run(recipe: str, overrides: tuple[str, ...], output: Path | None, **options: Any) -> None:
-    """Searches for better pictures as a RECIPE says.
+def run_command(
+    recipe: str, overrides: tuple[str, ...], output: Path | None, **options: Any
+) -> None:
+    """Searches for better images as a RECIPE says.
 
     RECIPE is a YAML file, or the name of a packaged one. OVERRIDES change it: strategy.n=16.
     The same command on the same folder continues a run that was stopped; with a larger
-    strategy.n it draws the candidates that are missing. --rejudge draws nothing: the new run
-    refers to the pictures of LOG.
+    strategy.n it generates only the missing candidates. --rejudge generates nothing: the new
+    run refers to the images of LOG.
 
     \b
     Example:
         tts-run bestofn strategy.n=4 seed=1 --output runs/first
         tts-run bestofn --rejudge runs/first --output runs/again
     """
-    from tts_verifier.recipe.recipe import load_recipe, run_recipe
+    from tts_verifier.recipe import load_recipe, run_recipe
     from tts_verifier.runner.progress import shown_as
 
     quiet_libraries()

@@ -10,7 +10,7 @@ import click
 from tts_verifier.cli.shared import friendly_errors, quiet_libraries
 
 
-@click.command()
+@click.command("tts-score")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--prompt", required=True, help="What the images should show.")
 @click.option(
@@ -25,27 +25,27 @@ from tts_verifier.cli.shared import friendly_errors, quiet_libraries
     type=click.Choice(["diagnose", "score"]),
     default="diagnose",
     show_default=True,
-    help="score: the numbers only, quickly.",
+    help="score: only the numbers, which is faster.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     help="A .jsonl or .parquet file to write, or to continue.",
 )
-@click.option("--top", type=click.IntRange(1), help="Print the best of them only.")
+@click.option("--top", type=click.IntRange(1), help="Print only this many, the best.")
 @friendly_errors
-def score(images: tuple[str, ...], prompt: str, verifier: str, **options: Any) -> None:
+def score_command(images: tuple[str, ...], prompt: str, verifier: str, **options: Any) -> None:
     """Scores IMAGES against one prompt, best first.
 
-    IMAGES are files, folders with images in them, or globs in quotes. With --output, a
-    stopped command goes on where it was, and what is no picture is a row with its reason.
+    IMAGES are files, folders of images, or globs in quotes. With --output, a stopped command
+    continues where it was, and a file that is no image becomes a row with the reason.
 
     \b
     Example:
         tts-score a.png b.png --prompt "a red circle" --format jsonl
         tts-score drawings/ "more/*.webp" --prompt "a red circle" --output scores.parquet
     """
-    from tts_verifier.scoring import find_images, score_files, score_into, show
+    from tts_verifier.scoring import find_images, format_rows, score_files, score_into
     from tts_verifier.verifiers.load import load_verifier
 
     quiet_libraries()
@@ -55,7 +55,7 @@ def score(images: tuple[str, ...], prompt: str, verifier: str, **options: Any) -
         rows = score_files(loaded, paths, prompt, detail=detail)
     else:
         rows = score_into(output, loaded, paths, prompt=prompt, detail=detail)
-    click.echo(show(rows[: options["top"]], options["form"]))
+    click.echo(format_rows(rows[: options["top"]], options["form"]))
     if output is not None:
         failed = sum("error" in row for row in rows)
         click.echo(f"{len(rows)} images, {failed} failed: {output}", err=True)

@@ -1,7 +1,4 @@
-"""What every command shares: user errors without a traceback, and quiet libraries.
-
-What a user can fix is printed without a traceback and ends with status 2.
-"""
+"""Shared by all commands: errors without a traceback, and quiet libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +15,11 @@ P = ParamSpec("P")
 
 
 def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Prints a TTSError and a RunWarning as its message, and what Ctrl-C leaves behind."""
+    """Prints errors and warnings of the package as plain messages.
+
+    A `TTSError` ends the command with status 2 and Ctrl-C with status 130; a `RunWarning` does
+    not end it. Other errors keep their traceback.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -28,11 +29,12 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
             if issubclass(category, RunWarning):
                 click.echo(f"Warning: {message}", err=True)
             else:
-                usual(message, category, *place)
+                show_usually(message, category, *place)
 
         try:
+            # Python shows a warning once per place in the code; each of ours is about another file.
             with warnings.catch_warnings():
-                usual = warnings.showwarning
+                show_usually = warnings.showwarning
                 warnings.showwarning = show  # type: ignore[assignment]
                 warnings.simplefilter("always", RunWarning)
                 command(*args, **kwargs)
@@ -41,7 +43,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo(
-                "\nStopped. What was judged is in the run folder; the same command continues it.",
+                "\nStopped. The run folder has the verified candidates; "
+                "the same command continues it.",
                 err=True,
             )
             sys.exit(130)
@@ -50,6 +53,6 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def quiet_libraries() -> None:
-    """Keeps the bars and hints with which libraries load models out of what we print."""
+    """Turns off the progress bars and hints that libraries print while they load models."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

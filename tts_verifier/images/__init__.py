@@ -1,4 +1,4 @@
-"""Whatever holds a picture becomes RGB, and pictures get maps and boxes drawn in."""
+"""Converts anything that holds an image to RGB, and draws heatmaps and boxes over images."""
 
 from tts_verifier.images.convert import MAX_PIXELS, ImageLike, as_image, as_images
 from tts_verifier.images.display import card, overlay

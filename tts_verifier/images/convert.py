@@ -1,13 +1,15 @@
-"""Whatever holds a picture becomes a PIL image in RGB; converted once, at the edge.
+"""Converts anything that holds an image to a PIL image in RGB, once, where a user passes it in.
 
-- PIL image: any mode. EXIF orientation is applied, transparency is laid over white, 16-bit
-  greys are scaled to 8 bits, CMYK is converted without a colour profile.
+- PIL image: any mode. EXIF orientation is applied, transparency is composited over white,
+  16-bit greys are scaled to 8 bits, CMYK is converted without a colour profile.
 - numpy array: (H, W) or (H, W, C), uint8 in [0, 255] or floating in [0, 1]; C is 1, 3 or 4.
 - torch tensor: (H, W) or (C, H, W), the same types and ranges, on any device.
-- path: an image file that Pillow can read, of at most `MAX_PIXELS`; its first frame.
+- path: an image file that Pillow can read, of at most `MAX_PIXELS`; its first frame counts.
 
-Floats may leave [0, 1] by rounding (1e-3) and are clipped; anything further out is refused,
-as are NaN, other types and empty pictures. One pixel is a picture.
+Floats may leave [0, 1] by 1e-3, as rounding does, and are clipped. Values further out, NaN, other
+dtypes and empty images are refused. An image may be as small as one pixel.
+
+The functions keep no state and may be called from several threads.
 """
 
 from __future__ import annotations
@@ -31,17 +33,21 @@ if TYPE_CHECKING:
 ImageLike: TypeAlias = "Image.Image | NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
 
 MAX_PIXELS: Final = 89_000_000
-"""Of a file; a larger one is refused as a decompression bomb."""
+"""Pixels that an image file may have; a larger one is refused as a decompression bomb."""
 
 _SLACK: Final = 1e-3
+# Pillow's decoders leak these on damaged files, besides its own UnidentifiedImageError (OSError).
 _BROKEN_FILE: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 def as_image(image: ImageLike) -> Image.Image:
-    """Returns the picture as a PIL image of mode RGB, loaded and its own copy.
+    """Converts an image to a PIL image of mode RGB. The result is loaded and always a copy.
+
+    Args:
+        image: a PIL image, numpy array, torch tensor or path, as listed at the top.
 
     Raises:
-        InputError: it cannot be read, or its shape, type or range is not one listed above.
+        InputError: the image cannot be read, or its shape, dtype or range is not listed.
     """
     if isinstance(image, (str, os.PathLike)):
         return _from_file(image)
@@ -61,13 +67,15 @@ def as_image(image: ImageLike) -> Image.Image:
 
 
 def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
-    """Returns every picture of a sequence as by `as_image`.
+    """Converts every image of a sequence by `as_image`.
 
-    A batch counts as a sequence: an (N, H, W, C) array or an (N, C, H, W) tensor.
+    Args:
+        images: any iterable of images, or a batch: an (N, H, W, C) array or an (N, C, H, W)
+            tensor.
 
     Raises:
-        InputError: one picture, not a sequence, was given; or one cannot be used (the message
-            has its place).
+        InputError: `images` is one image, or one of the images cannot be used (the message
+            has its index).
     """
     single = isinstance(images, (str, os.PathLike, Image.Image))
     if single or (hasattr(images, "ndim") and images.ndim != 4):
@@ -77,21 +85,21 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
         )
     if not isinstance(images, Iterable):
         raise InputError(f"A sequence of images is needed, got a {type(images).__name__}.")
-    pictures = []
+    converted = []
     for i, image in enumerate(images):
         try:
-            pictures.append(as_image(image))
+            converted.append(as_image(image))
         except InputError as error:
             raise InputError(f"Image {i}: {error}") from error
-    return pictures
+    return converted
 
 
 def _from_file(path: str | os.PathLike[str]) -> Image.Image:
     name = os.fspath(path)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of damaged metadata and large sizes; the first does no harm here
-            # and the second is an error below.
+            # Pillow warns about damaged metadata, which is harmless here, and about large sizes,
+            # which are an error below.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
@@ -111,7 +119,7 @@ def _from_file(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode; always a copy that needs no file any more."""
+    """Converts any mode to RGB; returns a copy that no longer needs the file."""
     if not image.width or not image.height:
         raise InputError(f"An image needs pixels, this one is {image.width}x{image.height}.")
     image = ImageOps.exif_transpose(image)
@@ -135,11 +143,12 @@ def _from_grey16(image: Image.Image) -> Image.Image:
             "A grey image of integers must stay in [0, 65535] (16 bits), this one has "
             f"[{values.min()}, {values.max()}]."
         )
+    # 65535 = 257 * 255, so white stays white.
     return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
 
 
 def _is_tensor(image: object) -> bool:
-    # Who has a tensor has imported torch; asking must not import it.
+    # If torch was never imported, nothing is a tensor, and importing it takes seconds.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(image, torch.Tensor)
 
@@ -176,7 +185,7 @@ def _from_array(array: NDArray[Any], what: str) -> Image.Image:
     if not array.size:
         raise InputError(f"An image needs pixels, this {what} has the shape {array.shape}.")
     if np.issubdtype(array.dtype, np.floating):
-        array = _to_bytes(array)
+        array = _floats_to_bytes(array)
     elif array.dtype != np.uint8:
         raise InputError(
             "An image's numbers must be uint8 in [0, 255] or floating in [0, 1], got "
@@ -187,7 +196,7 @@ def _from_array(array: NDArray[Any], what: str) -> Image.Image:
     return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
 
 
-def _to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _floats_to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise InputError(

@@ -1,5 +1,6 @@
-"""A YAML recipe becomes checked values, then built objects, then a run."""
+"""Turns a YAML recipe into checked values, then into built objects, then into a run."""
 
-from tts_verifier.recipe.recipe import Recipe, load_recipe, run_recipe
+from tts_verifier.recipe.recipe import Recipe, load_recipe, recipe_folder
+from tts_verifier.recipe.run import Outcome, run_recipe
 
-__all__ = ["Recipe", "load_recipe", "run_recipe"]
+__all__ = ["Outcome", "Recipe", "load_recipe", "recipe_folder", "run_recipe"]

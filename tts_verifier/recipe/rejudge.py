@@ -1,7 +1,7 @@
-"""A run's pictures under another verifier or objective: the same candidates, nothing drawn.
+"""Verifies a recorded run's candidates again, with another verifier, judge or objective.
 
-The recorded run takes the generator's and the strategy's place in a search of its own. The
-new run folder refers to the pictures of the old one and copies none.
+The recorded run stands in for the generator and the strategy of a new run. Nothing is generated,
+and the new run folder refers to the image files of the old one instead of copying them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from tts_verifier.types import (
 )
 
 
-class Recorded:
-    """A run folder as a generator: gives for every job the picture that is there.
+class RecordedGenerator:
+    """A run folder as a generator: returns the recorded image for each job.
 
     Args:
-        folder: the recorded run's.
-        into: the new run's folder, from which pictures are referred to.
+        folder: the recorded run's folder.
+        into: the new run's folder; the paths of images are relative to it.
 
     Raises:
-        RunError: the folder is not a run's, or is the new run's own.
+        RunError: `folder` is no run folder, or is the new run's own.
+        InputError: the recorded run has no verified candidate.
     """
 
     supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand})
@@ -46,14 +47,15 @@ class Recorded:
     def __init__(self, folder: Path, into: Path) -> None:
         if folder.resolve() == into.resolve():
             raise RunError(
-                f"A run is judged again into a folder of its own, {into} is that of the run. "
-                "Give another with --output."
+                f"Candidates are verified again into a folder of its own, {into} is the recorded "
+                "run's. Give another with --output."
             )
         about = read_header(folder)["about"]
+        # Trial ids derive from the generator's settings, so equal settings keep the ids.
         self.settings: Mapping[str, Setting] = about["generator"]
         self.trials = read_trials(folder)
         if not self.trials:
-            raise InputError(f"{folder} has no judged candidate yet. Judge it again later.")
+            raise InputError(f"{folder} has no verified candidate yet. Try again later.")
         self.prompts = tuple({t.prompt.id: t.prompt for t in self.trials}.values())
         self._by_id = {trial.id: trial for trial in self.trials}
         self._folder, self._into = folder.resolve(), into.resolve()
@@ -64,24 +66,33 @@ class Recorded:
         return Path(os.path.relpath(self._folder, self._into))
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Returns the pictures, or the reason why there was none."""
+        """Returns each job's recorded image, or the recorded reason why there is none.
+
+        Raises:
+            RunError: an image file is missing or was changed.
+        """
         return [self._sample(job) for job in jobs]
 
     def _sample(self, job: Job) -> Sample:
         trial = self._by_id[trial_id(job.prompt.text, job.proposal, self.settings)]
         if not isinstance(trial.image, InFile):
             return Sample(job, None, trial.progress, error=trial.error)
-        # By way of the file's own place: the recorded run may itself refer to another's.
+        # The recorded run may itself refer to the images of another, so its path is resolved
+        # against its own folder first.
         path = os.path.relpath(self._folder / trial.image.path, self._into)
         image = InFile(self._into, Path(path).as_posix(), trial.image.sha256, trial.image.decoder)
-        # Nothing is carried on from here, so that an empty state is state enough.
+        # The runner wants a state for an unfinished image; nothing will ever continue it.
         state: State | None = {} if trial.progress < 1 else None
         cost = replace(trial.cost, verifier_calls=0, verify_seconds=0.0)
         return Sample(job, image.load(), trial.progress, cost, state, stored=image)
 
 
 class Proposed:
-    """The proposals of a recorded run, round by round, as a strategy."""
+    """A strategy that proposes what a recorded run proposed, round by round.
+
+    The header of the log records this class's name, so a run can no longer be continued if the
+    name changes.
+    """
 
     needs: frozenset[type] = frozenset()
     __slots__ = ("_rounds",)
@@ -93,6 +104,6 @@ class Proposed:
             rounds.setdefault(trial.round, []).append(trial.proposal)
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        """Returns the next round's proposals that were served."""
+        """Returns the recorded proposals of the round after the last one in the history."""
         done = 1 + max((trial.round for trial in history), default=-1)
         return self._rounds[task.prompt.id].get(done, [])

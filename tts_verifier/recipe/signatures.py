@@ -1,4 +1,4 @@
-"""Plain values against a constructor's signature: which keys it knows, which types it takes."""
+"""Checks plain values against a constructor's signature: its parameters and their types."""
 
 from __future__ import annotations
 
@@ -7,75 +7,80 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-ANY: Final = object()
-"""The type of a parameter whose annotation says nothing that can be checked."""
+UNCHECKED: Final = object()
+"""The type of a parameter without an annotation, or with one that cannot be resolved."""
 
 
 def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns name -> (type, default) of what a builder can be given by name.
+    """Returns name -> (type, default) of a builder's parameters.
 
-    The default is `inspect.Parameter.empty` where there is none. Options given as
-    `**options: Unpack[SomeTypedDict]` count one by one, with None as default; the first
-    parameter of a `from_pretrained` is called `model`.
+    The default is `inspect.Parameter.empty` where there is none. Each key of
+    `**options: Unpack[SomeTypedDict]` counts as a parameter whose default is None. The first
+    parameter of a `from_pretrained` is called `model`, whatever its real name.
     """
     try:
         hints = get_type_hints(builder.__init__ if inspect.isclass(builder) else builder)
     except (NameError, TypeError):
+        # A plug-in may annotate with names that exist only while type checking.
         hints = {}
-    found: dict[str, tuple[Any, Any]] = {}
+    accepted: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(builder).parameters.items():
-        hint = hints.get(name, ANY)
+        hint = hints.get(name, UNCHECKED)
         if parameter.kind is parameter.VAR_KEYWORD:
             options = next(iter(get_args(hint)), None)
-            known = get_type_hints(options) if options is not None else {}
-            found |= {option: (kind, None) for option, kind in known.items()}
+            option_hints = get_type_hints(options) if options is not None else {}
+            accepted |= {option: (kind, None) for option, kind in option_hints.items()}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
-            found[name] = (hint, parameter.default)
-    if getattr(builder, "__name__", "") == "from_pretrained" and found:
-        first = next(iter(found))
-        found = {"model": found.pop(first), **found}
-    return found
+            accepted[name] = (hint, parameter.default)
+    # Recipes name a checkpoint `model` in every section, and `from_pretrained` has other names.
+    if getattr(builder, "__name__", "") == "from_pretrained" and accepted:
+        first = next(iter(accepted))
+        accepted = {"model": accepted.pop(first), **accepted}
+    return accepted
 
 
 def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Calls a builder with values by the names of `parameters`."""
+    """Calls a builder with values under the names that `parameters` gives them."""
     values = dict(values)
     if getattr(builder, "__name__", "") == "from_pretrained" and "model" in values:
         return builder(values.pop("model"), **values)
     return builder(**values)
 
 
-def fits(value: object, kind: Any) -> bool:
-    """Says whether a plain value can be given for an annotation; unsure means yes.
+def value_fits(value: object, kind: Any) -> bool:
+    """Says whether a plain value fits an annotation; True where that cannot be decided.
 
-    An int passes for a float, a list for any sequence; true and false are no numbers.
+    An int fits a float, and a list fits any sequence. A bool is not a number.
     """
-    if kind in (ANY, Any):
+    if kind in (UNCHECKED, Any):
         return True
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return any(fits(value, arm) for arm in inner)
+        return any(value_fits(value, arm) for arm in inner)
     if origin is Literal:
         return any(value == arm and type(value) is type(arm) for arm in inner)
     if kind is None or kind is type(None):
         return value is None
+    # bool is a subclass of int, and YAML reads `yes` as True.
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
     holder = origin or kind
+    # A callable or another special form: no plain value can be refused with certainty.
     if not isinstance(holder, type):
         return True
     if issubclass(holder, Mapping):
         return isinstance(value, dict) and all(_entry_fits(item, inner) for item in value.items())
+    # A str is a sequence of str, but a recipe that gives one for a list has a mistake.
     if holder is not str and issubclass(holder, Sequence):
-        items = inner[0] if inner else ANY
-        return isinstance(value, list) and all(fits(item, items) for item in value)
+        items = inner[0] if inner else UNCHECKED
+        return isinstance(value, list) and all(value_fits(item, items) for item in value)
     return isinstance(value, holder)
 
 
 def _entry_fits(item: tuple[Any, Any], inner: tuple[Any, ...]) -> bool:
-    return len(inner) != 2 or (fits(item[0], inner[0]) and fits(item[1], inner[1]))
+    return len(inner) != 2 or (value_fits(item[0], inner[0]) and value_fits(item[1], inner[1]))
 
 
 def describe(kind: Any) -> str:
-    """Returns an annotation as a user reads it."""
+    """Returns an annotation as text for a message."""
     return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

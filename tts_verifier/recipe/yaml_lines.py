@@ -1,4 +1,4 @@
-"""YAML text -> plain values, and the line that each key stands on.
+"""YAML text -> plain values, and the line of each key.
 
 Stricter than YAML: keys are words and appear once, and there are no aliases.
 """
@@ -26,7 +26,7 @@ _Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 
-# What PyYAML lets through on odd scalars, such as `!!int ""` or a 13th month.
+# Besides its own errors PyYAML leaks these on odd scalars, such as `!!int ""` or a 13th month.
 _FAULTS = (
     yaml.YAMLError,
     ValueError,
@@ -40,23 +40,30 @@ _FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A recipe's values, and for every key path of one or two keys where it was said."""
+    """A recipe's values and where each of them is set. `apply_override` changes it in place."""
 
     values: dict[str, Any]
+    """As the YAML text says, nested."""
     places: dict[KeyPath, str] = field(default_factory=dict)
+    """Key path -> "file:line" or "override 'text'"; the empty path is the file itself."""
 
     def place(self, *path: str) -> str:
-        """Returns where a key stands, "file:line", or where the nearest key above it does."""
+        """Returns where a key is set, or else where the nearest key above it is."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places[path]
 
 
-def parse(text: str, name: str) -> Document:
-    """Reads a recipe's text; `name` is the file's, for messages.
+def parse_document(text: str, name: str) -> Document:
+    """Parses a recipe's text.
+
+    Args:
+        text: YAML.
+        name: the file's name, for messages.
 
     Raises:
-        RecipeError: it is not YAML, not a table of words, or says a key twice.
+        RecipeError: the text is not YAML, is not a table whose keys are words, has an alias, or
+            sets a key twice.
     """
     places: dict[KeyPath, str] = {(): name}
     try:
@@ -70,14 +77,18 @@ def parse(text: str, name: str) -> Document:
     except RecipeError:
         raise
     except _FAULTS as error:
-        raise RecipeError(f"{_where(error, name)}: a recipe must be YAML: {_why(error)}") from error
+        raise RecipeError(
+            f"{_error_place(error, name)}: a recipe must be YAML: {_error_text(error)}"
+        ) from error
 
 
-def override(document: Document, text: str) -> None:
-    """Applies `strategy.n=16`: the part after "=" is typed as YAML.
+def apply_override(document: Document, text: str) -> None:
+    """Applies an override such as `strategy.n=16` to a document, in place.
+
+    The part after "=" is YAML. Tables that the key goes through are made where they are missing.
 
     Raises:
-        RecipeError: it is not `key=value`, or its key goes through a value.
+        RecipeError: the text is not `key=value`, or its key goes through a plain value.
     """
     key, equals, raw = text.partition("=")
     path = tuple(key.split("."))
@@ -86,7 +97,9 @@ def override(document: Document, text: str) -> None:
     try:
         value = yaml.load(raw, _Loader)
     except _FAULTS as error:
-        raise RecipeError(f"override {text!r}: the value must be YAML: {_why(error)}") from error
+        raise RecipeError(
+            f"override {text!r}: the value must be YAML: {_error_text(error)}"
+        ) from error
     table: Any = document.values
     for word in path[:-1]:
         if table.get(word) is None:
@@ -99,7 +112,7 @@ def override(document: Document, text: str) -> None:
 
 
 def _refuse_aliases(text: str, name: str) -> None:
-    """Aliases can make a file without end out of three lines."""
+    # A few nested aliases expand to gigabytes ("billion laughs").
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.AliasEvent):
             line = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
@@ -117,14 +130,15 @@ def _note_places(
         if here in places:
             raise RecipeError(f"{line}: {'.'.join(here)} is said twice.")
         places[here] = line
+        # Lists have no keys of their own, so their items are found by the key above them.
         if isinstance(value, yaml.MappingNode):
             _note_places(value, here, name, places=places)
 
 
-def _where(error: BaseException, name: str) -> str:
+def _error_place(error: BaseException, name: str) -> str:
     mark = getattr(error, "problem_mark", None)
     return f"{name}:{mark.line + 1}" if mark is not None else name
 
 
-def _why(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return str(getattr(error, "problem", None) or error or type(error).__name__)

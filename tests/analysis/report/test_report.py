@@ -26,7 +26,7 @@ from tts_verifier.analysis.report import write_report
 from tts_verifier.analysis.report.figures import categories, costs, paired, progress, steps
 from tts_verifier.analysis.report.pictures import Inline, Layer, Linked
 from tts_verifier.choice.summary import summarise, summarise_prompt
-from tts_verifier.cli.report import report as report_command
+from tts_verifier.cli.report import report_command
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import is_running, open_log, read_trials

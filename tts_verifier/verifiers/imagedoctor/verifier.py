@@ -93,7 +93,7 @@ class ImageDoctor(Verifier):
         home: str | None = None,
     ) -> None:
         if fit not in FITS:
-            raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.")
+            raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.", argument="fit")
         if batch_size is None:
             batch_size = rows_that_fit(checkpoint.model, checkpoint.limits)
         _check_positive("batch_size", batch_size)
@@ -320,7 +320,8 @@ def _skeleton(checkpoint: Checkpoint) -> Skeleton:
     if numerals is None:
         raise InputError(
             "skeleton needs a checkpoint whose tokenizer writes scores digit by digit, this one "
-            "does not. Leave skeleton out."
+            "does not. Leave skeleton out.",
+            argument="skeleton",
         )
     return Skeleton.of(checkpoint.words, checkpoint.model.config, numerals)
 
@@ -344,7 +345,7 @@ def _whole(reply: Generated, known: Skeleton) -> Generated:
 
 def _check_positive(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}.")
+        raise InputError(f"{name} must be a positive integer, got {value!r}.", argument=name)
 
 
 def _caption(index: int, prompt: str) -> str:

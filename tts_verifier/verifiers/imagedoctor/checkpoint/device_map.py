@@ -66,7 +66,8 @@ def _auto(layers: int, device_map: str) -> dict[int, torch.device]:
     if device_map != "auto" or not count:
         raise InputError(
             f"device_map must be 'auto', with at least one GPU ({count} found), or a mapping of "
-            f"layers to devices; got {device_map!r}."
+            f"layers to devices; got {device_map!r}.",
+            argument="device_map",
         )
     return {i: torch.device("cuda", i * count // layers) for i in range(layers)}
 
@@ -76,7 +77,8 @@ def _entry(name: str, device: str | int | torch.device, layers: int) -> tuple[in
     if not name.startswith(LAYER) or not number.isdecimal() or int(number) >= layers:
         raise InputError(
             f"device_map places language layers only, {LAYER}0 to {LAYER}{layers - 1}; got "
-            f"{name!r}. Use device= for the rest."
+            f"{name!r}. Use device= for the rest.",
+            argument="device_map",
         )
     return int(number), torch.device(device)
 

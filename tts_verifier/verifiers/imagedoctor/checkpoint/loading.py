@@ -169,5 +169,7 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise InputError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.")
+        raise InputError(
+            f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.", argument="dtype"
+        )
     return found

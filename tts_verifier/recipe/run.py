@@ -1,0 +1,78 @@
+"""Runs a recipe and leaves a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tts_verifier.analysis.contact_sheet import write_chosen
+from tts_verifier.choice.summary import Summary, as_text, as_values, summarise
+from tts_verifier.recipe.recipe import Recipe
+from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
+from tts_verifier.runner import execute
+from tts_verifier.runner.progress import Progress
+from tts_verifier.types import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a recipe's run."""
+
+    summary: Summary
+    """Scores, costs and the choice of each prompt."""
+    folder: Path
+    """The run folder: the log, the chosen images and a sheet of them."""
+
+    def __str__(self) -> str:
+        """Returns the text for a terminal."""
+        sheet = self.folder / "chosen.png"
+        return f"{as_text(self.summary)}\nchosen images: {sheet}\nlog: {self.folder}"
+
+    def as_json(self) -> str:
+        """Returns one line of JSON."""
+        values = {"event": "result", "folder": str(self.folder), **as_values(self.summary)}
+        return json.dumps(values, ensure_ascii=False)
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    rejudge: Path | None = None,
+    say: Callable[[str], object] = print,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Runs a recipe. The run folder gets the log, the chosen images and a sheet of them.
+
+    Args:
+        recipe: from `load_recipe`.
+        output: run folder; None = the recipe's.
+        rejudge: a run folder. Its candidates are verified again with the recipe's verifier, judge
+            and objective; the recipe's generator, strategy, budget and prompts are not used.
+        say: receives the resolved recipe as YAML, for the reader.
+        progress: displays the progress; None = no display.
+
+    Raises:
+        TTSError: a part cannot be built, or the run folder cannot be used.
+    """
+    resolved, folder, prompts = recipe.resolved(), output or recipe.output, recipe.prompts
+    parts: dict[str, Any] = {}
+    if rejudge is not None:
+        recorded = RecordedGenerator(rejudge, folder)
+        strategy = Proposed(recorded.trials)
+        parts = {"generator": recorded, "strategy": strategy, "budget": Budget()}
+        again = ("verifier", "judge", "objective", "detail")
+        resolved = {name: resolved[name] for name in again if name in resolved}
+        resolved["rejudge"] = str(recorded.place)
+        prompts = recorded.prompts
+    say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    search = recipe.build(**parts)
+    result = execute(search, prompts, folder=folder, progress=progress, recipe=resolved)
+    summary = summarise(result.summaries)
+    write_chosen(summary.prompts, folder)
+    return Outcome(summary, folder)
