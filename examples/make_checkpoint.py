@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SPECIAL = (

@@ -24,10 +24,10 @@ import make_checkpoint
 
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 

@@ -35,11 +35,11 @@ from tts_verifier import Verifier
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load as load_checkpoint
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import decode_maps
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SIZES = (

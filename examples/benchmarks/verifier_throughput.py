@@ -30,11 +30,11 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 from tts_verifier.analysis.charts import STYLE
 from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")

@@ -7,7 +7,7 @@ import torch
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from tts_verifier.training.miniature.verifier import tokenizer
 from tts_verifier.training.miniature.verifier.config import CONFIGS
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 BUILT = tokenizer.build()

@@ -18,7 +18,7 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     read_limits,
     resolve,
 )
-from tts_verifier.verifiers.imagedoctor.model.config import HeatmapConfig, ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig, ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 MAKE = example()

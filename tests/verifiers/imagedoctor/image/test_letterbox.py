@@ -15,9 +15,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.types import Heatmap
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.letterbox import BOX_FRAME, place, smart_resize
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 
 SIDES = st.integers(1, 300)
 FITS = st.sampled_from(["squash", "pad"])

@@ -11,7 +11,7 @@ from tiny_imagedoctor import example
 from tokenizers import Tokenizer
 
 from tts_verifier.errors import CheckpointError
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.instruction import (
     ANSWER_ONLY,
     PREFILLED,

@@ -36,7 +36,7 @@ from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.miniature.verifier import replies
 from tts_verifier.training.verifier.sft_loss import IGNORED
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 
 Stage = Literal["look", "text", "judge"]

@@ -45,8 +45,8 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     load_model,
     read_limits,
 )
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 

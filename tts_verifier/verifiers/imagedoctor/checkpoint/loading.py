@@ -20,9 +20,9 @@ import torch
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, Placement
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words

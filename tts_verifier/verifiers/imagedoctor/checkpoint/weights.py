@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tts_verifier.errors import CheckpointError
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 
 SHARD_BYTES = 12 * 2**20
 INDEX = "model.safetensors.index.json"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import CheckpointError
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.letterbox import Fit, Placement, place, smart_resize
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 
 Triple = tuple[float, float, float]
 

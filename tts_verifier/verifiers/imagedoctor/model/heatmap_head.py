@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from tts_verifier.verifiers.imagedoctor.model.config import HeatmapConfig
+from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig
 from tts_verifier.verifiers.imagedoctor.model.sam import PromptEncoder, TwoWayTransformer
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels
 

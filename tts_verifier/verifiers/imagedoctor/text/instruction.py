@@ -20,7 +20,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from tts_verifier.errors import CheckpointError
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 
 _OPENING: Final = (
     "Given a caption and an image generated based on this caption, please analyze the provided "
