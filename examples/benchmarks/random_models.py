@@ -29,7 +29,7 @@ from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, 
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 TEXT_TOKENS = 366
 """Of the released tokenizer's, for instruction and caption; a letter is a token of ours."""
@@ -155,14 +155,14 @@ class Whole(Engine):
             yield number, replace(reply, seen=(True, True))
 
 
-class Short(Words):
+class Short(PromptTokenizer):
     """Prompts of as many tokens as the released tokenizer makes of them."""
 
-    def prompt(self, caption: str, *, cells: int, reasoning: bool) -> list[int]:
+    def encode_conversation(self, prompt: str, *, image_tokens: int, reasoning: bool) -> list[int]:
         """Returns the ids of a conversation, with text that breaks off."""
-        ids = super().prompt(caption, cells=cells, reasoning=reasoning)
+        ids = super().encode_conversation(prompt, image_tokens=image_tokens, reasoning=reasoning)
         behind = ids.index(self.control.vision_end)
-        return [*ids[:behind], *ids[behind : behind + max(TEXT_TOKENS + cells - behind, 1)]]
+        return [*ids[:behind], *ids[behind : behind + max(TEXT_TOKENS + image_tokens - behind, 1)]]
 
 
 def image_doctor_model(device: str, *, tiny: bool = False) -> ImageDoctorModel:

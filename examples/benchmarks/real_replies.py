@@ -37,7 +37,7 @@ def asked(kept: Checkpoint, count: int) -> list[Request]:
         shown = captions[(i + i % 2) % count]
         patches = kept.processor(shapes.render(shown, seed=i))
         cells = len(patches.values) // kept.processor.merge_size**2
-        ids = kept.words.prompt(caption, cells=cells, reasoning=True)
+        ids = kept.tokenizer.encode_conversation(caption, image_tokens=cells, reasoning=True)
         made.append(Request(ids, patches.values, patches.grid))
     return sorted(made, key=lambda request: -len(request.ids))
 

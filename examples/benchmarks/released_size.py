@@ -100,7 +100,9 @@ def batched(folder: Path, device: str) -> dict[str, Any]:
     for i, picture in enumerate(pictures):
         made = kept.processor(picture, fit="squash")
         cells = len(made.values) // kept.processor.merge_size**2
-        prompt = kept.words.prompt(f"{'very ' * i}small things", cells=cells, reasoning=False)
+        prompt = kept.tokenizer.encode_conversation(
+            f"{'very ' * i}small things", image_tokens=cells, reasoning=False
+        )
         asked.append(Request(prompt, made.values, made.grid))
     reply, digits = told(kept)
     together = read(kept, asked, reply, digits)
@@ -120,7 +122,7 @@ def batched(folder: Path, device: str) -> dict[str, Any]:
 
 def told(kept: Checkpoint) -> tuple[list[int], list[int]]:
     """Returns the ids of an official answer, and where its scores' first decimals stand."""
-    config, words = kept.model.config, kept.words
+    config, words = kept.model.config, kept.tokenizer
     parts = [
         "Semantic Alignment score: 0.42; Misalignment Locations: ",
         config.misalignment_token_id,
@@ -156,7 +158,7 @@ def read(
     engine = Engine(kept.model, Limits(len(reply), ()), slots=len(asked))
     with mock.patch.object(Step, "_choose", choose), mock.patch.object(Step, "_capture", called):
         found = dict(engine.replies(asked))
-    ids = torch.tensor([kept.words.encode(str(digit))[0] for digit in range(10)])
+    ids = torch.tensor([kept.tokenizer.encode(str(digit))[0] for digit in range(10)])
     config, maps, scores = kept.model.config, [], []
     with torch.inference_mode():
         for token in (config.misalignment_token_id, config.artifact_token_id):

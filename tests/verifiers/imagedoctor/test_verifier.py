@@ -49,7 +49,7 @@ def script(
     """Makes every reply `text`, with random states for the kinds that are `seen`."""
 
     def fake(_engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
-        ids = doctor.checkpoint.words.encode(text)
+        ids = doctor.checkpoint.tokenizer.encode(text)
         states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
         odds = np.array([[*map(text[i].__eq__, "0123456789"), text[i] == "0", text[i] == "1"]
                          for i in range(len(ids))], np.float32)  # fmt: skip

@@ -228,7 +228,9 @@ class ImageDoctor(Verifier):
             pictures = prepared(self._patches, [picture for picture, _ in pairs], self.device)
             for p, (_, caption) in zip(pictures, pairs, strict=True):
                 cells = len(p.values) // c.processor.merge_size**2
-                ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")
+                ids = c.tokenizer.encode_conversation(
+                    caption, image_tokens=cells, reasoning=detail == "diagnose"
+                )
                 ids += known.before
                 self._check_length(ids, caption)
                 placed.append((p.placement, p.grid))
@@ -266,12 +268,12 @@ class ImageDoctor(Verifier):
         detail: Detail,
         seconds: float,
     ) -> Verdict:
-        words = self.checkpoint.words
-        text = words.decode(reply.ids)
+        tokenizer = self.checkpoint.tokenizer
+        text = tokenizer.decode(reply.ids)
         said = parse(text, reasoning=detail == "diagnose", ended=reply.ended)
         scores = {**said.scores}
         if self.checkpoint.limits.watched:
-            scores |= expected(said, text, [words.decode([i]) for i in reply.ids], reply.odds)
+            scores |= expected(said, text, [tokenizer.decode([i]) for i in reply.ids], reply.odds)
         boxes = (placement.to_image(box) for box in said.boxes)
         raw = {n: Heatmap(grid, placement.size, placement.box) for n, grid in maps.items()}
         return Verdict(
@@ -316,13 +318,13 @@ class _Judged(NamedTuple):
 
 
 def _skeleton(checkpoint: Checkpoint) -> Skeleton:
-    numerals = Numerals.of(checkpoint.words)
+    numerals = Numerals.of(checkpoint.tokenizer)
     if numerals is None:
         raise InputError(
             "skeleton needs a checkpoint whose tokenizer writes scores digit by digit, this one "
             "does not. Leave skeleton out."
         )
-    return Skeleton.of(checkpoint.words, checkpoint.model.config, numerals)
+    return Skeleton.of(checkpoint.tokenizer, checkpoint.model.config, numerals)
 
 
 def _filling(checkpoint: Checkpoint, known: Skeleton | None, slots: int) -> Engine:

@@ -51,12 +51,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("tiny")
     train.begin(folder, TINY, seed=0)
     c = train.read_checkpoint(folder)
-    writer = Writer(c.words, c.model.config, 2, answer_only=0.3)
+    writer = Writer(c.tokenizer, c.model.config, 2, answer_only=0.3)
     return SimpleNamespace(folder=folder, checkpoint=c, writer=writer)
 
 
 def text(tiny: SimpleNamespace, ids: torch.Tensor) -> str:
-    return tiny.checkpoint.words._full.decode(ids.tolist(), skip_special_tokens=False)
+    return tiny.checkpoint.tokenizer.decode(ids.tolist(), special_tokens=True)
 
 
 def test_pictures_become_the_patches_that_the_processor_makes(tiny: SimpleNamespace) -> None:
@@ -221,7 +221,7 @@ def test_objects_count_when_they_are_named_and_placed() -> None:
 
 
 def test_near_numbers_start_with_near_embeddings(tiny: SimpleNamespace) -> None:
-    words = tiny.checkpoint.words
+    words = tiny.checkpoint.tokenizer
     table = tiny.checkpoint.model.model.embed_tokens.weight
     rows = table[[words.encode(f" {n}")[0] for n in (248, 256, 480)]]
     near, far = torch.cosine_similarity(rows[:1], rows[1:])

@@ -9,8 +9,8 @@ from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load, resolve
 from tts_verifier.verifiers.imagedoctor.text.answer_template import ANSWER, Skeleton
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 from tts_verifier.verifiers.imagedoctor.text.reply import parse
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 CAPTIONS = ["three green stars", "two red rings", "a blue cross left of a red circle"]
 
@@ -65,12 +65,12 @@ def test_a_skeleton_is_the_answer_with_its_digits_open(tmp_path):
     example().make(tmp_path)
     for folder in (resolve("shapes"), tmp_path):
         kept = load(folder, device="cpu")
-        numerals = Numerals.of(kept.words)
-        made = Skeleton.of(kept.words, kept.model.config, numerals)
+        numerals = Numerals.of(kept.tokenizer)
+        made = Skeleton.of(kept.tokenizer, kept.model.config, numerals)
         ids = [*made.before]
         for turn in made.turns:
             ids += [turn.among[0], *turn.then]
-        text = kept.words.decode([*ids, *made.after])
+        text = kept.tokenizer.decode([*ids, *made.after])
         assert text == ANSWER.replace("<|misalignment|>", "").replace("<|artifact|>", "")
         assert len(made.turns) == 12
 
@@ -95,7 +95,7 @@ def test_the_bundled_verifier_writes_the_same_numbers_with_and_without():
 
 
 def test_a_tokenizer_that_joins_digits_has_no_skeleton(monkeypatch):
-    monkeypatch.setattr(Words, "encode", lambda self, text: [hash(text) % 100])
+    monkeypatch.setattr(PromptTokenizer, "encode", lambda self, text: [hash(text) % 100])
     checkpoint = load(resolve("shapes"), device="cpu")
     assert checkpoint.limits.watched == ()
     with pytest.raises(InputError, match="skeleton needs a checkpoint whose tokenizer writes"):

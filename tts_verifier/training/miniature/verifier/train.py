@@ -48,7 +48,7 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 LIMITS: Final = {"max_new_tokens": 192, "repetition_penalty": 1.0, "do_sample": False}
 PRINT_SECONDS: Final = 30.0
@@ -154,7 +154,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     model = load_model(folder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("point_embed" not in name and "mask_downscaling" not in name)
-    words = Words.from_folder(folder, config)
+    words = PromptTokenizer.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     return Checkpoint(model, words, processor, read_limits(folder, config))
 
@@ -215,7 +215,7 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.checkpoint = c = read_checkpoint(run.init)
         side = c.processor.input_size // c.model.config.cell
-        writer = Writer(c.words, c.model.config, side, answer_only=training.answer_only)
+        writer = Writer(c.tokenizer, c.model.config, side, answer_only=training.answer_only)
         self.pictures = batches(run, run.stage, writer, training)
         self.texts = batches(run, "text", writer, training) if training.text_batch else None
         self.held = held_out(training.check_pictures, HELD_OUT_SEED)
@@ -259,7 +259,7 @@ class Trainer:
     def check(self) -> None:
         """Prints how the averaged weights fare on held-out pictures."""
         c = self.checkpoint
-        done = check(Checkpoint(self._averaged(), c.words, c.processor, c.limits), self.held)
+        done = check(Checkpoint(self._averaged(), c.tokenizer, c.processor, c.limits), self.held)
         print("  free:", ", ".join(f"{k} {v:.3f}" for k, v in done.items()), flush=True)
 
     def _averaged(self) -> ImageDoctorModel:

@@ -25,7 +25,7 @@ from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 BUNDLED = "shapes"
 MAX_NEW_TOKENS = 2048
@@ -38,7 +38,7 @@ class Checkpoint:
     """Everything that a verifier is made of."""
 
     model: ImageDoctorModel
-    words: Words
+    tokenizer: PromptTokenizer
     processor: Processor
     limits: Limits
 
@@ -65,13 +65,13 @@ def load(
     config = ImageDoctorConfig.from_folder(folder)
     main = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     place = Placement(main, int(config.text["num_hidden_layers"]), device_map)
-    words = Words.from_folder(folder, config)
+    tokenizer = PromptTokenizer.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
-    if (numerals := Numerals.of(words)) is not None:
+    if (numerals := Numerals.of(tokenizer)) is not None:
         limits = replace(limits, watched=(numerals.digits, numerals.units))
     model = load_model(folder, dtype=_dtype(dtype, place.main), place=place)
-    return Checkpoint(model.requires_grad_(False).eval(), words, processor, limits)
+    return Checkpoint(model.requires_grad_(False).eval(), tokenizer, processor, limits)
 
 
 def load_model(

@@ -14,7 +14,7 @@ from typing import Final
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Turn
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 ANSWER: Final = (
     "Semantic Alignment score: 0.00; Misalignment Locations: <|misalignment|>; "
@@ -32,7 +32,9 @@ class Skeleton:
     after: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, words: Words, config: ImageDoctorConfig, numerals: Numerals) -> Skeleton:
+    def of(
+        cls, tokenizer: PromptTokenizer, config: ImageDoctorConfig, numerals: Numerals
+    ) -> Skeleton:
         """Cuts `ANSWER` into what is known and what is chosen."""
         special = {
             "<|misalignment|>": config.misalignment_token_id,
@@ -45,7 +47,7 @@ class Skeleton:
             if part in special:
                 known.append(special[part])
             elif part != "0.00":
-                known += words.encode(part)
+                known += tokenizer.encode(part)
             else:
                 if turns:
                     turns[-1] = Turn(turns[-1].among, tuple(known))

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.types.score_names import EXPECTED
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
 from tts_verifier.verifiers.imagedoctor.text.reply import Reply
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 _BELOW_ONE: Final = 0.99
 
@@ -41,10 +41,10 @@ class Numerals:
     point: tuple[int, ...]
 
     @classmethod
-    def of(cls, words: Words) -> Numerals | None:
+    def of(cls, tokenizer: PromptTokenizer) -> Numerals | None:
         """Finds the ids; None where a score is not written digit by digit."""
-        digits = [words.encode(str(digit)) for digit in range(10)]
-        zero, one = words.encode("0.25"), words.encode("1.25")
+        digits = [tokenizer.encode(str(digit)) for digit in range(10)]
+        zero, one = tokenizer.encode("0.25"), tokenizer.encode("1.25")
         tail = [*digits[2], *digits[5]]
         whole = all(len(ids) == 1 for ids in digits) and zero[1:] == one[1:]
         if not whole or zero[-2:] != tail or len(zero) not in (3, 4):
