@@ -65,5 +65,5 @@ def loss(
     known = (where >= 0) & ~targets.isnan().any(3).any(2)
     each = torch.where(known, errors, 0.0).sum(0) / known.sum(0).clamp(min=1)
     misalignment, artifact = each.unbind()
-    total = text + config.heads.weight * (artifact + misalignment)
+    total = text + config.heatmap.weight * (artifact + misalignment)
     return Losses(total, text, artifact, misalignment)

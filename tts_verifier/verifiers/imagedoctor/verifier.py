@@ -30,7 +30,7 @@ from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
 from tts_verifier.verifiers.imagedoctor.ops.transfer import prepared
 from tts_verifier.verifiers.imagedoctor.text.answer_template import Skeleton
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
-from tts_verifier.verifiers.imagedoctor.text.reply import parse
+from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 
 MAX_CAPTION: Final = 20_000
 """Characters; longer prompts are refused rather than left to fill the memory."""

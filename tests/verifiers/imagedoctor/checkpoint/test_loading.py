@@ -99,7 +99,7 @@ def test_a_random_model_of_other_widths_survives_saving_and_loading(tmp_path: Pa
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path)
     assert equal(outputs(loaded), outputs(model))
-    assert loaded.config.heads == model.config.heads
+    assert loaded.config.heatmap == model.config.heads
     assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
 
 
@@ -207,7 +207,7 @@ def test_the_released_config_is_read_with_the_official_dimensions() -> None:
         if not name.startswith(("visual.", "model.", "lm_head."))
     )
     assert new == 62_026_188
-    assert config.heads == HeatmapConfig()
+    assert config.heatmap == HeatmapConfig()
     assert config.tied
 
 

@@ -9,7 +9,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load, resolve
 from tts_verifier.verifiers.imagedoctor.text.answer_template import ANSWER, Skeleton
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
-from tts_verifier.verifiers.imagedoctor.text.reply import parse
+from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 CAPTIONS = ["three green stars", "two red rings", "a blue cross left of a red circle"]
@@ -21,7 +21,7 @@ def said(pieces, odds):
     for place, row in odds.items():
         for column, value in row.items():
             table[place, column] = value
-    found = expected(parse(text, reasoning=False), text, pieces, table)
+    found = expected(parse_reply(text, reasoning=False), text, pieces, table)
     return found["semantic_alignment_expected"]
 
 
@@ -57,7 +57,7 @@ def test_letters_of_several_tokens_before_the_answer_do_not_shift_it():
     text = "é</think><answer>Semantic alignment score: 0.81"
     odds = np.zeros((7, 12), np.float32)
     odds[4, 10] = odds[5, 8] = odds[6, 1] = 1
-    found = expected(parse(text, reasoning=True), text, pieces, odds)
+    found = expected(parse_reply(text, reasoning=True), text, pieces, odds)
     assert found["semantic_alignment_expected"] == pytest.approx(0.81)
 
 

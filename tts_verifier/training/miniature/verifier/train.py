@@ -214,7 +214,7 @@ class Trainer:
         self.run, self.training = run, training
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.checkpoint = c = read_checkpoint(run.init)
-        side = c.processor.input_size // c.model.config.cell
+        side = c.processor.input_size // c.model.config.merged_patch_size
         writer = Writer(c.tokenizer, c.model.config, side, answer_only=training.answer_only)
         self.pictures = batches(run, run.stage, writer, training)
         self.texts = batches(run, "text", writer, training) if training.text_batch else None
