@@ -36,9 +36,13 @@ from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load as load_checkpoint
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import decode_maps
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
@@ -101,7 +105,7 @@ def batched(folder: Path, device: str) -> dict[str, Any]:
         made = kept.processor(picture, fit="squash")
         cells = len(made.values) // kept.processor.merge_size**2
         prompt = kept.words.prompt(f"{'very ' * i}small things", cells=cells, reasoning=False)
-        asked.append(Request(prompt, made.values, made.grid))
+        asked.append(GenerationRequest(prompt, made.values, made.grid))
     reply, digits = told(kept)
     together = read(kept, asked, reply, digits)
     alone = [read(kept, [request], reply, digits) for request in asked]
@@ -142,18 +146,18 @@ def told(kept: Checkpoint) -> tuple[list[int], list[int]]:
 
 
 def read(
-    kept: Checkpoint, asked: list[Request], reply: list[int], digits: list[int]
+    kept: Checkpoint, asked: list[GenerationRequest], reply: list[int], digits: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Feeds the reply, id by id, through the engine to all rows: maps (rows, 2, H, W), scores
     (rows, scores)."""
     hidden: list[torch.Tensor] = []
 
-    def choose(step: Step, rows: int, _: Turn) -> torch.Tensor:
+    def choose(step: Step, rows: int, _: ForcedStep) -> torch.Tensor:
         at = len(hidden)
         hidden.append(step.slots.hidden[:rows].clone())
         return torch.full((rows,), reply[min(at, len(reply) - 1)], device=hidden[0].device)
 
-    engine = Engine(kept.model, Limits(len(reply), ()), slots=len(asked))
+    engine = Engine(kept.model, GenerationLimits(len(reply), ()), slots=len(asked))
     with mock.patch.object(Step, "_choose", choose), mock.patch.object(Step, "_capture", called):
         found = dict(engine.replies(asked))
     ids = torch.tensor([kept.words.encode(str(digit))[0] for digit in range(10)])
@@ -172,7 +176,7 @@ def read(
     return np.stack(maps, 1), np.stack(scores, 1)
 
 
-def called(step: Step, rows: int, bucket: int, _: Turn) -> Any:
+def called(step: Step, rows: int, bucket: int, _: ForcedStep) -> Any:
     """Does what is captured anew each time, as what is told comes from the host."""
     return SimpleNamespace(replay=lambda: step._step(rows, bucket))
 

@@ -19,8 +19,12 @@ from golden_numbers import EXPECTED, GOLDEN, TOLERANCES, check
 
 from tts_verifier.training.verifier.sft_loss import loss
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Request, generate
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.engine.engine import generate
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
 from tts_verifier.verifiers.imagedoctor.model.mrope import predicting
 
@@ -102,8 +106,10 @@ def test_greedy_ids_hold_in_a_padded_batch(
     """Row 1 continues row 0's prompt after its first three greedy ids, so it is longer."""
     sample = recipes.samples[0]
     ids, greedy = sample["prompt_ids"].tolist(), EXPECTED["s0.greedy_ids"].tolist()
-    asked = [Request(row, sample["pixel_values"], (36, 36)) for row in (ids, ids + greedy[:3])]
-    first, second = generate(official, asked, Limits(12, ()))
+    asked = [
+        GenerationRequest(row, sample["pixel_values"], (36, 36)) for row in (ids, ids + greedy[:3])
+    ]
+    first, second = generate(official, asked, GenerationLimits(12, ()))
     assert first.ids == greedy == EXPECTED["s1.greedy_ids"].tolist()
     assert second.ids[:9] == greedy[3:]
     forced = torch.tensor([ids + greedy])
@@ -124,17 +130,18 @@ def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
     ]
     hidden: list[torch.Tensor] = []
 
-    def told(step: Step, _rows: int, _turn: Turn) -> torch.Tensor:
+    def told(step: Step, _rows: int, _turn: ForcedStep) -> torch.Tensor:
         at = len(hidden)
         hidden.append(step.slots.hidden.clone())
         return torch.stack([row[min(at, len(row) - 1)] for row in forced])
 
     monkeypatch.setattr(Step, "_choose", told)
     asked = [
-        Request(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36)) for s in recipes.samples
+        GenerationRequest(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36))
+        for s in recipes.samples
     ]
     longest = max(map(len, forced))
-    generate(official, asked, Limits(longest + 1, ()))
+    generate(official, asked, GenerationLimits(longest + 1, ()))
     whole = torch.stack(hidden, dim=1)
     for i, row in enumerate(forced):
         first = [row.tolist().index(token) for token in (2010, 2011)]

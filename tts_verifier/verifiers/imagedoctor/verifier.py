@@ -22,9 +22,10 @@ from tts_verifier.memory import fits, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, load, resolve
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import rows_that_fit
+from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
 from tts_verifier.verifiers.imagedoctor.ops.transfer import prepared
@@ -224,7 +225,7 @@ class ImageDoctor(Verifier):
         known = self._skeleton if self._skeleton and detail == "score" else Skeleton()
         engine = self._filling if known.turns else self.engine
 
-        def requests() -> Iterator[Request]:
+        def requests() -> Iterator[GenerationRequest]:
             pictures = prepared(self._patches, [picture for picture, _ in pairs], self.device)
             for p, (_, caption) in zip(pictures, pairs, strict=True):
                 cells = len(p.values) // c.processor.merge_size**2
@@ -232,11 +233,11 @@ class ImageDoctor(Verifier):
                 ids += known.before
                 self._check_length(ids, caption)
                 placed.append((p.placement, p.grid))
-                yield Request(ids, p.values, p.grid)
+                yield GenerationRequest(ids, p.values, p.grid)
 
         wanted = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
         maps = MapQueue(self._maps)
-        found: dict[int, Generated] = {}
+        found: dict[int, GeneratedReply] = {}
         for number, reply in engine.replies(requests()):
             if wanted:
                 maps.add(number, reply, placed[number][1])
@@ -259,7 +260,7 @@ class ImageDoctor(Verifier):
 
     def _verdict(
         self,
-        reply: Generated,
+        reply: GeneratedReply,
         placement: Placement,
         maps: Mapping[str, NDArray[np.float32]],
         *,
@@ -270,8 +271,8 @@ class ImageDoctor(Verifier):
         text = words.decode(reply.ids)
         said = parse(text, reasoning=detail == "diagnose", ended=reply.ended)
         scores = {**said.scores}
-        if self.checkpoint.limits.watched:
-            scores |= expected(said, text, [words.decode([i]) for i in reply.ids], reply.odds)
+        if self.checkpoint.limits.watched_groups:
+            scores |= expected(said, text, [words.decode([i]) for i in reply.ids], reply.probs)
         boxes = (placement.to_image(box) for box in said.boxes)
         raw = {n: Heatmap(grid, placement.size, placement.box) for n, grid in maps.items()}
         return Verdict(
@@ -310,7 +311,7 @@ def _waits_for(folder: Path) -> str | None:
 class _Judged(NamedTuple):
     """What the engine gave for one image."""
 
-    reply: Generated
+    reply: GeneratedReply
     placement: Placement
     maps: Mapping[str, NDArray[np.float32]]
 
@@ -328,18 +329,18 @@ def _skeleton(checkpoint: Checkpoint) -> Skeleton:
 def _filling(checkpoint: Checkpoint, known: Skeleton | None, slots: int) -> Engine:
     """Returns an engine that writes a skeleton's turns; it takes no memory until it is used."""
     known = known or Skeleton()
-    count = sum(1 + len(turn.then) for turn in known.turns)
-    limits = replace(checkpoint.limits, max_new_tokens=count, turns=known.turns)
+    count = sum(1 + len(turn.forced) for turn in known.turns)
+    limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=known.turns)
     return Engine(checkpoint.model, limits, slots=slots)
 
 
-def _whole(reply: Generated, known: Skeleton) -> Generated:
+def _whole(reply: GeneratedReply, known: Skeleton) -> GeneratedReply:
     """Adds to a reply what was known of it beforehand; nothing of that was chosen."""
     if not known.turns:
         return reply
     around = ((len(known.before), len(known.after)), (0, 0))
     ids = [*known.before, *reply.ids, *known.after]
-    return replace(reply, ids=ids, odds=np.pad(reply.odds, around), ended=True)
+    return replace(reply, ids=ids, probs=np.pad(reply.probs, around), ended=True)
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -69,7 +69,7 @@ def test_a_skeleton_is_the_answer_with_its_digits_open(tmp_path):
         made = Skeleton.of(kept.words, kept.model.config, numerals)
         ids = [*made.before]
         for turn in made.turns:
-            ids += [turn.among[0], *turn.then]
+            ids += [turn.choices[0], *turn.forced]
         text = kept.words.decode([*ids, *made.after])
         assert text == ANSWER.replace("<|misalignment|>", "").replace("<|artifact|>", "")
         assert len(made.turns) == 12
@@ -97,6 +97,6 @@ def test_the_bundled_verifier_writes_the_same_numbers_with_and_without():
 def test_a_tokenizer_that_joins_digits_has_no_skeleton(monkeypatch):
     monkeypatch.setattr(Words, "encode", lambda self, text: [hash(text) % 100])
     checkpoint = load(resolve("shapes"), device="cpu")
-    assert checkpoint.limits.watched == ()
+    assert checkpoint.limits.watched_groups == ()
     with pytest.raises(InputError, match="skeleton needs a checkpoint whose tokenizer writes"):
         Verifier.from_pretrained("shapes", device="cpu", skeleton=True)

@@ -20,7 +20,7 @@ import torch
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, Placement
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
@@ -40,7 +40,7 @@ class Checkpoint:
     model: ImageDoctorModel
     words: Words
     processor: Processor
-    limits: Limits
+    limits: GenerationLimits
 
 
 def load(
@@ -69,7 +69,7 @@ def load(
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
     if (numerals := Numerals.of(words)) is not None:
-        limits = replace(limits, watched=(numerals.digits, numerals.units))
+        limits = replace(limits, watched_groups=(numerals.digits, numerals.units))
     model = load_model(folder, dtype=_dtype(dtype, place.main), place=place)
     return Checkpoint(model.requires_grad_(False).eval(), words, processor, limits)
 
@@ -142,7 +142,7 @@ def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
     return Path(found)
 
 
-def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
+def read_limits(folder: Path, config: ImageDoctorConfig) -> GenerationLimits:
     """Reads what matters of generation_config.json; the file may be absent.
 
     Decoding is greedy: Qwen2.5-VL's own file asks for sampling at temperature 1e-6, which is
@@ -157,7 +157,7 @@ def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
             raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
     eos = raw.get("eos_token_id") or ()
     ends = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
-    return Limits(
+    return GenerationLimits(
         int(raw.get("max_new_tokens") or MAX_NEW_TOKENS),
         tuple(sorted(ends)),
         float(raw.get("repetition_penalty") or 1.0),

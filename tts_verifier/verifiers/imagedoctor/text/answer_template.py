@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Turn
+from tts_verifier.verifiers.imagedoctor.generation import ForcedStep
 from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
 from tts_verifier.verifiers.imagedoctor.text.instruction import Words
@@ -25,10 +25,10 @@ ANSWER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """`before`: read with the prompt. `turns`: see `slots.Turn`. `after`: known, never read."""
+    """`before`: read with the prompt. `turns`: see `ForcedStep`. `after`: known, never read."""
 
     before: tuple[int, ...] = ()
-    turns: tuple[Turn, ...] = ()
+    turns: tuple[ForcedStep, ...] = ()
     after: tuple[int, ...] = ()
 
     @classmethod
@@ -38,7 +38,7 @@ class Skeleton:
             "<|misalignment|>": config.misalignment_token_id,
             "<|artifact|>": config.artifact_token_id,
         }
-        turns: list[Turn] = []
+        turns: list[ForcedStep] = []
         known: list[int] = []
         before: tuple[int, ...] = ()
         for part in re.split(r"(0\.00|<\|\w+\|>)", ANSWER):
@@ -48,9 +48,12 @@ class Skeleton:
                 known += words.encode(part)
             else:
                 if turns:
-                    turns[-1] = Turn(turns[-1].among, tuple(known))
+                    turns[-1] = ForcedStep(turns[-1].choices, tuple(known))
                 else:
                     before = tuple(known)
-                turns += [Turn(numerals.units, numerals.point), *[Turn(numerals.digits)] * 2]
+                turns += [
+                    ForcedStep(numerals.units, numerals.point),
+                    *[ForcedStep(numerals.digits)] * 2,
+                ]
                 known = []
         return cls(before, tuple(turns), tuple(known))
