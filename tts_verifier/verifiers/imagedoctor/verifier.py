@@ -28,7 +28,7 @@ from tts_verifier.verifiers.imagedoctor.engine.kv_cache import rows_that_fit
 from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
-from tts_verifier.verifiers.imagedoctor.ops.transfer import prepared
+from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
 from tts_verifier.verifiers.imagedoctor.text.answer_template import Skeleton
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
 from tts_verifier.verifiers.imagedoctor.text.reply import parse
@@ -226,7 +226,7 @@ class ImageDoctor(Verifier):
         engine = self._filling if known.turns else self.engine
 
         def requests() -> Iterator[GenerationRequest]:
-            pictures = prepared(self._patches, [picture for picture, _ in pairs], self.device)
+            pictures = map_ahead(self._patches, [picture for picture, _ in pairs], self.device)
             for p, (_, caption) in zip(pictures, pairs, strict=True):
                 cells = len(p.values) // c.processor.merge_size**2
                 ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")

@@ -37,8 +37,8 @@ from tts_verifier.verifiers.imagedoctor.generation import (
 )
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Block, Grid, blocks_of
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotated
-from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 STRIDE = 8
 """Steps between two looks at which rows have ended."""
@@ -182,7 +182,7 @@ class Engine:
         grids = [request.grid for request in requests]
         pixels = self._sent([request.patches for request in requests], device)
         visual = self.model.visual_features(pixels, grids, self._blocks)
-        at = sent(torch.tensor(rows), device)
+        at = to_device(torch.tensor(rows), device)
         self._fill(slots, at, (ids, real), visual, grids)
         merge = int(self.model.config.vision["spatial_merge_size"])
         features = torch.split(visual, [h * w // merge**2 for h, w in grids])
@@ -217,7 +217,7 @@ class Engine:
 
         def attend(layer: int, qkv: Tensor, turn: Turn) -> Tensor:
             heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
-            qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
+            qkv = rotate_heads(heads, *turn, shape.turned).view(qkv.shape)
             q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
             kv = kv.permute(0, 2, 3, 1, 4)
             past = slots.past[layer]
@@ -297,7 +297,7 @@ class Engine:
         ready = [row for row in self._busy if not live[row]]
         if not ready:
             return []
-        at = sent(torch.tensor(ready), slots.length.device)
+        at = to_device(torch.tensor(ready), slots.length.device)
         most = max(counts[row] for row in ready)
         tokens, seen = slots.tokens[at, :most].tolist(), slots.seen[at].tolist()
         odds = slots.odds[at, :most].cpu().numpy()
@@ -327,7 +327,7 @@ def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     batch = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in ids])
     lengths = torch.tensor([len(row) for row in ids])
     real = torch.arange(longest) < lengths[:, None]
-    return sent(batch, device), sent(real, device)
+    return to_device(batch, device), to_device(real, device)
 
 
 def _until(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 BLOCK = 128
 MOST_ROWS = 32
@@ -66,7 +66,7 @@ class Slots:
         """Copies rows onto others, none of which is a source."""
         index = torch.tensor([source, target])
         for buffer in self.state():
-            there = sent(index, buffer.device)
+            there = to_device(index, buffer.device)
             buffer[there[1]] = buffer[there[0]]
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import conv2d, conv_transpose2d
 
 from tts_verifier.verifiers.imagedoctor.model.config import HeatmapConfig
 from tts_verifier.verifiers.imagedoctor.model.sam import PromptEncoder, TwoWayTransformer
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import use_triton
 
 UPSCALE = 16
 """Heatmap pixels per merged visual token, a side."""
@@ -119,12 +119,14 @@ def _normed(
     conv: nn.Module, norm: nn.Module, x: Tensor, *, add: Tensor | None = None, early: bool = False
 ) -> Tensor:
     """Convolution, norm over channels, sum; a ReLU before the norm if `early`, else at the end."""
-    if in_kernels(x):
+    if use_triton(x):
         from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
         bias, scale = cast(Tensor, conv.bias), cast(Tensor, norm.scale)
         out = _unbiased(conv, x)
-        return pointwise_kernels.channel_norm(out, bias, scale, add=add, early=early, eps=TINY)
+        return pointwise_kernels.triton_channel_norm(
+            out, bias, scale, add=add, early=early, eps=TINY
+        )
     if early:
         return cast(Tensor, norm(torch.relu(conv(x))))
     x = norm(conv(x))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
-from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 
 def rope_positions(
@@ -33,7 +33,7 @@ def rope_positions(
         Positions (3, B, T), 0 at padding, and each row's shift (B, 1): position minus index
         of the tokens after the image, which continuing tokens share.
     """
-    sides = sent(torch.tensor([(h // merge, w // merge) for h, w in grids]), ids.device)
+    sides = to_device(torch.tensor([(h // merge, w // merge) for h, w in grids]), ids.device)
     h, w = sides[:, :1], sides[:, 1:]
     real = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
     index = real.cumsum(1) - real

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.ops.fused_weights import joined
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, rotated
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
@@ -99,7 +99,7 @@ def _aligned(mlp: Any) -> tuple[Product, Product]:
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
     short = -len(gate.weight) % ALIGNED
     bias = torch.cat([gate.bias, gate.bias.new_zeros(short), up.bias, up.bias.new_zeros(short)])
-    gate_up = joined([gate.weight, up.weight], gap=short)
+    gate_up = fuse_rows([gate.weight, up.weight], gap=short)
     return Product(gate_up, bias), Product(_widened(down.weight, short), down.bias)
 
 
@@ -209,7 +209,7 @@ def _run(tower: Any, blocks: Sequence[Block], pixels: Tensor, grids: Sequence[Gr
         whole = len(grids) if i in tower.fullatt_block_indexes else 0
         x = x + _attend(block, rms_norm(x, x.shape[-1:], block.norm, block.eps), layout, whole)
         normed = rms_norm(x, x.shape[-1:], block.second_norm, block.eps)
-        x = x + block.down(gated(block.gate_up(normed)))
+        x = x + block.down(silu_gate(block.gate_up(normed)))
     merged = tower.merger(x)[layout.cells]
     return cast(Tensor, merged.view(len(grids), -1, tower.config.out_hidden_size))
 
@@ -217,7 +217,7 @@ def _run(tower: Any, blocks: Sequence[Block], pixels: Tensor, grids: Sequence[Gr
 def _attend(block: Block, x: Tensor, layout: Plan, whole: int) -> Tensor:
     """(T, width) -> the same; over each of `whole` images, or, if 0, within each window."""
     heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
-    qkv = rotated(heads, layout.cos, layout.sin, 2 * block.heads)
+    qkv = rotate_heads(heads, layout.cos, layout.sin, 2 * block.heads)
     qkv = qkv.unflatten(1, (3, block.heads))
     if whole:
         return block.proj(_within(qkv[layout.place], whole)[layout.order])
