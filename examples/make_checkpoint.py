@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 
-from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import (
+    stored_state,
+    write_config,
+    write_weights,
+)
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
@@ -132,9 +136,9 @@ def make(
     parsed = ImageDoctorConfig.from_dict(raw)
     with torch.device("meta"):
         model = ImageDoctorModel(parsed)
-    state = weights.to_save(model.state_dict(), tied=True)
-    weights.write_config(folder, parsed, dtype)
-    weights.write(
+    state = stored_state(model)
+    write_config(folder, parsed, dtype)
+    write_weights(
         folder,
         state,
         dtype=dtype,

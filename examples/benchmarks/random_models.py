@@ -25,8 +25,12 @@ import make_checkpoint
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
+from tts_verifier.verifiers.imagedoctor.generation import (
+    GeneratedReply,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
@@ -149,10 +153,12 @@ def add_t5(pipe: Any, *, tiny: bool = False) -> None:
 class Whole(Engine):
     """Has both maps of every picture decoded: random weights never ask for them."""
 
-    def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
+    def replies(
+        self, requests: Iterable[GenerationRequest]
+    ) -> Iterator[tuple[int, GeneratedReply]]:
         """Yields replies as they end."""
         for number, reply in super().replies(requests):
-            yield number, replace(reply, seen=(True, True))
+            yield number, replace(reply, has_map=(True, True))
 
 
 class Short(PromptTokenizer):
@@ -182,7 +188,9 @@ def image_doctor(
     raw = make_checkpoint.config("tiny" if tiny else "3b")
     words = Short(make_checkpoint.tokenizer(raw), model.config)
     processor = Processor(input_size=112 if tiny else 512)
-    limits = Limits(tokens, tuple(range(len(model.lm_head.weight))) if ends else (), penalty=1.05)
+    limits = GenerationLimits(
+        tokens, tuple(range(len(model.lm_head.weight))) if ends else (), penalty=1.05
+    )
     verifier = ImageDoctor(Checkpoint(model, words, processor, limits))
     verifier.engine = Whole(model, limits, slots=verifier.batch_size)
     return verifier

@@ -25,11 +25,12 @@ from verifier_throughput import stock, write
 
 from tts_verifier import Verifier, shapes
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
+from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
 
-def asked(kept: Checkpoint, count: int) -> list[Request]:
+def asked(kept: Checkpoint, count: int) -> list[GenerationRequest]:
     """Returns what a diagnosis asks of pictures, longest first."""
     captions = shapes.captions(count, seed=7, split="held_out")
     made = []
@@ -38,11 +39,13 @@ def asked(kept: Checkpoint, count: int) -> list[Request]:
         patches = kept.processor(shapes.render(shown, seed=i))
         cells = len(patches.values) // kept.processor.merge_size**2
         ids = kept.tokenizer.encode_conversation(caption, image_tokens=cells, reasoning=True)
-        made.append(Request(ids, patches.values, patches.grid))
+        made.append(GenerationRequest(ids, patches.values, patches.grid))
     return sorted(made, key=lambda request: -len(request.ids))
 
 
-def engine(kept: Checkpoint, requests: list[Request], rows: int) -> Callable[[], list[list[int]]]:
+def engine(
+    kept: Checkpoint, requests: list[GenerationRequest], rows: int
+) -> Callable[[], list[list[int]]]:
     """Returns what writes all replies with ours."""
     ours = Engine(kept.model, kept.limits, slots=rows)
 
@@ -54,7 +57,7 @@ def engine(kept: Checkpoint, requests: list[Request], rows: int) -> Callable[[],
 
 
 def generate(
-    kept: Checkpoint, requests: list[Request], rows: int, cache: str | None
+    kept: Checkpoint, requests: list[GenerationRequest], rows: int, cache: str | None
 ) -> Callable[[], list[list[int]]]:
     """Returns what writes all replies with transformers."""
     built = stock(SimpleNamespace(model=kept.model))
@@ -68,7 +71,7 @@ def generate(
         cache_implementation=cache,
     )
 
-    def batch(part: list[Request]) -> list[list[int]]:
+    def batch(part: list[GenerationRequest]) -> list[list[int]]:
         longest = max(len(request.ids) for request in part)
         padding = [longest - len(request.ids) for request in part]
         ids = [[0] * n + list(r.ids) for n, r in zip(padding, part, strict=True)]

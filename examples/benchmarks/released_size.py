@@ -32,14 +32,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from make_checkpoint import make
 
 from tts_verifier import Verifier
-from tts_verifier.verifiers.imagedoctor.checkpoint import weights
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load as load_checkpoint
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, load_checkpoint
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import stored_state
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import decode_maps
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SIZES = (
@@ -78,7 +81,7 @@ def keys(folder: Path) -> dict[str, int]:
     """Compares the files' names with the model's, told apart from loading."""
     config = ImageDoctorConfig.from_folder(folder)
     with torch.device("meta"):
-        wanted = set(weights.to_save(ImageDoctorModel(config).state_dict(), tied=config.tied))
+        wanted = set(stored_state(ImageDoctorModel(config)))
     found = set()
     for path in folder.glob("*.safetensors"):
         from safetensors import safe_open
@@ -103,7 +106,7 @@ def batched(folder: Path, device: str) -> dict[str, Any]:
         prompt = kept.tokenizer.encode_conversation(
             f"{'very ' * i}small things", image_tokens=cells, reasoning=False
         )
-        asked.append(Request(prompt, made.values, made.grid))
+        asked.append(GenerationRequest(prompt, made.values, made.grid))
     reply, digits = told(kept)
     together = read(kept, asked, reply, digits)
     alone = [read(kept, [request], reply, digits) for request in asked]
@@ -144,18 +147,18 @@ def told(kept: Checkpoint) -> tuple[list[int], list[int]]:
 
 
 def read(
-    kept: Checkpoint, asked: list[Request], reply: list[int], digits: list[int]
+    kept: Checkpoint, asked: list[GenerationRequest], reply: list[int], digits: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Feeds the reply, id by id, through the engine to all rows: maps (rows, 2, H, W), scores
     (rows, scores)."""
     hidden: list[torch.Tensor] = []
 
-    def choose(step: Step, rows: int, _: Turn) -> torch.Tensor:
+    def choose(step: Step, rows: int, _: ForcedStep) -> torch.Tensor:
         at = len(hidden)
         hidden.append(step.slots.hidden[:rows].clone())
         return torch.full((rows,), reply[min(at, len(reply) - 1)], device=hidden[0].device)
 
-    engine = Engine(kept.model, Limits(len(reply), ()), slots=len(asked))
+    engine = Engine(kept.model, GenerationLimits(len(reply), ()), slots=len(asked))
     with mock.patch.object(Step, "_choose", choose), mock.patch.object(Step, "_capture", called):
         found = dict(engine.replies(asked))
     ids = torch.tensor([kept.tokenizer.encode(str(digit))[0] for digit in range(10)])
@@ -174,7 +177,7 @@ def read(
     return np.stack(maps, 1), np.stack(scores, 1)
 
 
-def called(step: Step, rows: int, bucket: int, _: Turn) -> Any:
+def called(step: Step, rows: int, bucket: int, _: ForcedStep) -> Any:
     """Does what is captured anew each time, as what is told comes from the host."""
     return SimpleNamespace(replay=lambda: step._step(rows, bucket))
 

@@ -83,7 +83,7 @@ def main() -> None:
     print(f"{len(trials)} pictures of {len(some)} prompts, {device}")
     rows = []
     for mode, (detail, skeleton) in MODES.items():
-        verifier = Verifier.from_pretrained(options.model, skeleton=skeleton)
+        verifier = Verifier.from_pretrained(options.model, answer_template=skeleton)
         verifier.verify(pictures[:1], captions[:1], detail=detail)
         began = time.perf_counter()
         verdicts = verifier.verify(pictures, captions, detail=detail)

@@ -31,9 +31,13 @@ from tts_verifier.analysis.charts import STYLE
 from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
@@ -66,7 +70,7 @@ class Bench:
         self.text = args.text
         self.requests = self._requests(args.images)
 
-    def _requests(self, count: int) -> list[Request]:
+    def _requests(self, count: int) -> list[GenerationRequest]:
         config, rng = self.model.config, np.random.default_rng(0)
         h, w = self.grid
         cells = h * w // int(config.vision["spatial_merge_size"]) ** 2
@@ -77,7 +81,7 @@ class Bench:
             words = rng.integers(0, low, self.text).tolist()
             patches = rng.standard_normal((h * w, values)).astype(np.float32)
             ids = [*words[:16], *[config.image_token_id] * cells, *words[16:]]
-            made.append(Request(ids, patches, self.grid))
+            made.append(GenerationRequest(ids, patches, self.grid))
         return made
 
     def timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -178,12 +182,12 @@ def language_flops(model: ImageDoctorModel, tokens: int) -> float:
 
 def ours(bench: Bench) -> list[Row]:
     """Times the engine with both maps and without; also its parts."""
-    engine, rows = decoding(bench, Limits(bench.tokens, ()), "ours")
+    engine, rows = decoding(bench, GenerationLimits(bench.tokens, ()), "ours")
     step = engine.step
     length = len(bench.requests[0].ids) + bench.tokens // 2
     with torch.inference_mode():
         each = bench.rate(lambda: step(min(bench.slots, bench.images), length), 20)
-    short = Engine(bench.model, Limits(1, ()), slots=bench.slots)
+    short = Engine(bench.model, GenerationLimits(1, ()), slots=bench.slots)
     list(short.replies(bench.requests))
     seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
     steps = -(-bench.images // bench.slots)
@@ -202,19 +206,19 @@ def score(bench: Bench) -> list[Row]:
     turns = tuple(
         turn
         for span in SPANS
-        for turn in (Turn(some[:2], (10,)), Turn(some), Turn(some, (11,) * span))
+        for turn in (ForcedStep(some[:2], (10,)), ForcedStep(some), ForcedStep(some, (11,) * span))
     )
-    count = sum(1 + len(turn.then) for turn in turns)
-    return decoding(bench, Limits(count, (), turns=turns), "score")[1]
+    count = sum(1 + len(turn.forced) for turn in turns)
+    return decoding(bench, GenerationLimits(count, (), forced_steps=turns), "score")[1]
 
 
 def queue(bench: Bench) -> list[Row]:
     """Times a queue that is QUEUE times as long: are rate and memory the same?"""
-    return decoding(bench, Limits(bench.tokens, ()), "queue", times=QUEUE)[1]
+    return decoding(bench, GenerationLimits(bench.tokens, ()), "queue", times=QUEUE)[1]
 
 
 def decoding(
-    bench: Bench, limits: Limits, name: str, *, times: int = 1
+    bench: Bench, limits: GenerationLimits, name: str, *, times: int = 1
 ) -> tuple[Engine, list[Row]]:
     """Times replies with both maps and without."""
     engine, decoder = Engine(bench.model, limits, slots=bench.slots), MapDecoder(bench.model)
@@ -225,7 +229,7 @@ def decoding(
         for number, reply in engine.replies(requests):
             found[number] = reply.ids
             if maps:
-                wanted.add(number, replace(reply, seen=(True, True)), bench.grid)
+                wanted.add(number, replace(reply, has_map=(True, True)), bench.grid)
         wanted.finish()
         return [found[i] for i in range(len(requests))]
 
@@ -271,7 +275,7 @@ def generate(bench: Bench, part: str) -> list[Row]:
         cache_implementation="static" if part == "static" else None,
     )
 
-    def run(part_of: list[Request]) -> list[list[int]]:
+    def run(part_of: list[GenerationRequest]) -> list[list[int]]:
         device = bench.model.lm_head.weight.device
         ids = torch.tensor([r.ids for r in part_of], device=device)
         pixels = np.concatenate([r.patches for r in part_of])

@@ -12,9 +12,13 @@ from golden_numbers import EXPECTED, TOLERANCES, check
 from tiny_engine import EOS, requests
 
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request, generate
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -25,8 +29,8 @@ def test_golden_numbers_hold_through_the_engine(
 ) -> None:
     built = official.cuda().requires_grad_(False)
     sample = recipes.samples[0]
-    asked = [Request(sample["prompt_ids"].tolist(), sample["pixel_values"], (36, 36))] * 3
-    for reply in generate(built, asked, Limits(12, ())):
+    asked = [GenerationRequest(sample["prompt_ids"].tolist(), sample["pixel_values"], (36, 36))] * 3
+    for reply in generate(built, asked, GenerationLimits(12, ())):
         assert reply.ids == EXPECTED["s0.greedy_ids"].tolist()
     starts = [len(s["prompt_ids"]) for s in recipes.samples]
     forced = [
@@ -35,7 +39,7 @@ def test_golden_numbers_hold_through_the_engine(
     ]
     hidden: list[torch.Tensor] = []
 
-    def told(step: Step, _rows: int, _turn: Turn) -> torch.Tensor:
+    def told(step: Step, _rows: int, _turn: ForcedStep) -> torch.Tensor:
         at = len(hidden)
         hidden.append(step.slots.hidden.clone())
         return torch.stack([row[min(at, len(row) - 1)] for row in forced])
@@ -46,9 +50,10 @@ def test_golden_numbers_hold_through_the_engine(
     monkeypatch.setattr(Step, "_choose", told)
     monkeypatch.setattr(Step, "_capture", called)
     asked = [
-        Request(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36)) for s in recipes.samples
+        GenerationRequest(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36))
+        for s in recipes.samples
     ]
-    replies = generate(built, asked, Limits(max(map(len, forced)) + 1, ()))
+    replies = generate(built, asked, GenerationLimits(max(map(len, forced)) + 1, ()))
     whole = torch.stack(hidden, dim=1)
     for i, row in enumerate(forced):
         states = whole[i, [row.tolist().index(token) for token in (2010, 2011)]]
@@ -63,19 +68,21 @@ def test_golden_numbers_hold_through_the_engine(
 
 
 def test_a_reply_is_what_a_cpu_writes_whatever_its_companions(model: ImageDoctorModel) -> None:
-    limits = Limits(24, (EOS,), 1.05)
+    limits = GenerationLimits(24, (EOS,), 1.05)
     expected = generate(model, requests(model), limits)
     built = model.cuda()
     for rows in (1, 2, 5):
         found = dict(Engine(built, limits, slots=rows).replies(requests(model)))
         for i, reply in enumerate(expected):
             assert found[i].ids == reply.ids
-            torch.testing.assert_close(found[i].states.cpu(), reply.states, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                found[i].map_states.cpu(), reply.map_states, atol=1e-4, rtol=1e-4
+            )
     model.cpu()
 
 
 def test_memory_that_runs_out_halves_the_rows(model: ImageDoctorModel) -> None:
-    limits = Limits(24, (EOS,), 1.05)
+    limits = GenerationLimits(24, (EOS,), 1.05)
     expected = [reply.ids for reply in generate(model, requests(model), limits)]
     built = model.cuda()
     taken = torch.cuda.mem_get_info()[1]

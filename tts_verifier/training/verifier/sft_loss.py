@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
-from tts_verifier.verifiers.imagedoctor.model.mrope import predicting
+from tts_verifier.verifiers.imagedoctor.model.mrope import predicting_positions
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -55,7 +55,7 @@ def loss(
     config = model.config
     tokens = (config.misalignment_token_id, config.artifact_token_id)
     count, (rows, columns) = len(targets), grid
-    where = predicting(labels[:count], tokens)
+    where = predicting_positions(labels[:count], tokens)
     at = where.clamp(min=0).unsqueeze(-1).expand(-1, -1, outputs.hidden.shape[-1])
     states = outputs.hidden[:count].gather(1, at).flatten(0, 1)
     visual = outputs.visual.view(len(labels), rows * columns, -1)[:count]

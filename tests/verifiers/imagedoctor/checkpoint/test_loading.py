@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from tiny_imagedoctor import example
 
 from tts_verifier.errors import CheckpointError, InputError
-from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import Placement
+from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import LayerDevices
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
-    load,
+    find_checkpoint,
+    load_checkpoint,
     load_model,
     read_limits,
-    resolve,
 )
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
 from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig, ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
@@ -79,13 +80,13 @@ def test_old_names_new_names_and_a_resaved_checkpoint_give_bit_equal_outputs(
     expected = outputs(first)
     rewrite(folder, {newer(name): t for name, t in weights_of(folder).items()})
     assert equal(outputs(load_model(folder)), expected)
-    first.save_pretrained(tmp_path / "again", shard_bytes=200_000)
+    save_model(first, tmp_path / "again", shard_bytes=200_000)
     again = tmp_path / "again"
     assert len(list(again.glob("*.safetensors"))) > 3
     assert all(p.stat().st_size < 230_000 for p in again.glob("*.safetensors"))
     assert equal(outputs(load_model(again)), expected)
     second = load_model(again)
-    second.save_pretrained(tmp_path / "third", shard_bytes=200_000)
+    save_model(second, tmp_path / "third", shard_bytes=200_000)
     for path in again.iterdir():
         assert path.read_bytes() == (tmp_path / "third" / path.name).read_bytes()
 
@@ -96,21 +97,21 @@ def test_a_random_model_of_other_widths_survives_saving_and_loading(tmp_path: Pa
     raw["heatmap_config"] |= {"width": 24, "heads": 3, "depth": 1, "stages": [8, 8, 8, 4]}
     torch.manual_seed(0)
     model = ImageDoctorModel(ImageDoctorConfig.from_dict(raw))
-    model.save_pretrained(tmp_path)
+    save_model(model, tmp_path)
     loaded = load_model(tmp_path)
     assert equal(outputs(loaded), outputs(model))
-    assert loaded.config.heatmap == model.config.heads
+    assert loaded.config.heatmap == model.config.heatmap
     assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
 
 
 def test_weights_may_be_stored_in_half_precision_and_computed_in_single(
     original: Path, tmp_path: Path
 ) -> None:
-    load_model(original).save_pretrained(tmp_path, dtype=torch.float16)
+    save_model(load_model(original), tmp_path, dtype=torch.float16)
     assert {t.dtype for t in weights_of(tmp_path).values()} == {torch.float16}
     model = load_model(tmp_path)
     assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
-    model.save_pretrained(tmp_path / "again", dtype=torch.float16)
+    save_model(model, tmp_path / "again", dtype=torch.float16)
     assert equal(outputs(load_model(tmp_path / "again")), outputs(model))
 
 
@@ -123,7 +124,9 @@ def test_casting_the_model_leaves_rotary_frequencies_in_float32(original: Path) 
 def test_a_loaded_model_can_be_trained(original: Path) -> None:
     model = load_model(original)
     assert all(p.requires_grad for p in model.parameters())
-    assert not any(p.requires_grad for p in load(original, device="cpu").model.parameters())
+    assert not any(
+        p.requires_grad for p in load_checkpoint(original, device="cpu").model.parameters()
+    )
 
 
 def test_missing_unexpected_and_mis_shaped_tensors_are_all_listed(folder: Path) -> None:
@@ -220,7 +223,7 @@ def test_flat_and_nested_configs_are_the_same() -> None:
     nested = {k: v for k, v in flat.items() if k not in MAKE.TINY and k[:4] != "eos_"}
     nested |= {k: flat[k] for k in ("vision_config", "heatmap_config")}
     a, b = (ImageDoctorConfig.from_dict(raw) for raw in (flat, {**nested, "text_config": text}))
-    assert (a.text, a.vision, a.heads) == (b.text, b.vision, b.heads)
+    assert (a.text, a.vision, a.heatmap) == (b.text, b.vision, b.heatmap)
 
 
 @pytest.mark.parametrize(
@@ -258,27 +261,27 @@ def test_generation_settings_keep_penalty_and_end_tokens(folder: Path) -> None:
 
 def test_names_that_are_nothing_are_errors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is none of them"):
-        resolve("no-such-folder")
+        find_checkpoint("no-such-folder")
     with pytest.raises(CheckpointError, match="is none of them"):
-        resolve(str(tmp_path / "nothing"))
+        find_checkpoint(str(tmp_path / "nothing"))
     with pytest.raises(CheckpointError, match=r"nobody/nothing \(revision v1\) is not in the offl"):
-        resolve("nobody/nothing", revision="v1", offline=True)
+        find_checkpoint("nobody/nothing", revision="v1", offline=True)
 
 
 def test_an_unknown_dtype_is_an_error(original: Path) -> None:
     with pytest.raises(InputError, match=r"dtype must be float32, .*, got 'int7'"):
-        load(original, dtype="int7", device="cpu")
+        load_checkpoint(original, dtype="int7", device="cpu")
 
 
 def test_layers_spread_over_devices_compute_the_same(original: Path) -> None:
     cpu = torch.device("cpu")
-    spread = Placement(cpu, 2, {"model.layers.1": "cpu"})
-    assert equal(outputs(load_model(original, place=spread)), outputs(load_model(original)))
+    spread = LayerDevices(cpu, 2, {"model.layers.1": "cpu"})
+    assert equal(outputs(load_model(original, devices=spread)), outputs(load_model(original)))
 
 
 def test_what_enters_a_layer_is_moved_to_its_device(original: Path) -> None:
     model = load_model(
-        original, place=Placement(torch.device("cpu"), 2, {"model.layers.1": "meta"})
+        original, devices=LayerDevices(torch.device("cpu"), 2, {"model.layers.1": "meta"})
     )
     assert model.model.layers[0].mlp.up_proj.weight.device.type == "cpu"
     layer = model.model.layers[1]
@@ -298,4 +301,4 @@ def test_what_enters_a_layer_is_moved_to_its_device(original: Path) -> None:
 )
 def test_a_device_map_that_cannot_be_used_is_an_error(device_map: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Placement(torch.device("cpu"), 2, device_map)
+        LayerDevices(torch.device("cpu"), 2, device_map)

@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, rotated
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -37,14 +37,14 @@ def turn_of(vectors: int, size: int) -> tuple[Tensor, Tensor]:
 
 def test_a_gate_is_the_plain_chain_beyond_one_block_of_columns() -> None:
     both = torch.randn(3, 2 * 1500)
-    close(pointwise_kernels.gated(both), gated(both.double()))
+    close(pointwise_kernels.triton_silu_gate(both), silu_gate(both.double()))
 
 
 @pytest.mark.parametrize("size", [80, 128])
 def test_some_heads_turn_and_the_others_stay(size: int) -> None:
     heads, turn = torch.randn(9, 12, size), turn_of(9, size)
-    expected = rotated(heads.double(), turn[0].double(), turn[1].double(), 8)
-    close(pointwise_kernels.rotated(heads, *turn, 8), expected)
+    expected = rotate_heads(heads.double(), turn[0].double(), turn[1].double(), 8)
+    close(pointwise_kernels.triton_rotate_heads(heads, *turn, 8), expected)
 
 
 @pytest.mark.parametrize("added", [False, True])
@@ -57,17 +57,20 @@ def test_a_norm_over_channels_takes_in_bias_sum_and_relu(early: bool, added: boo
     expected = normed(expected, scale.double(), 1e-8, dim=1)
     expected = expected if add is None else expected + add.double()
     expected = expected if early else expected.relu()
-    close(pointwise_kernels.channel_norm(x, bias, scale, add=add, early=early, eps=1e-8), expected)
+    close(
+        pointwise_kernels.triton_channel_norm(x, bias, scale, add=add, early=early, eps=1e-8),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 20])
 def test_products_of_few_rows(rows: int) -> None:
     x, weight, norm = torch.randn(rows, 512), torch.randn(256, 512) / 16, torch.randn(256)
     whole = x.double() @ weight.double().T
-    close(decode_kernels.gated_product(x, weight), gated(whole))
+    close(decode_kernels.triton_gated_product(x, weight), silu_gate(whole))
     states = torch.randn(rows, 256)
     expected = states.double() + whole
-    got = decode_kernels.add_product(states, x, weight, norm, 1e-6)
+    got = decode_kernels.triton_add_product_and_norm(states, x, weight, norm, 1e-6)
     close(states, expected)
     close(got, normed(expected, norm.double(), 1e-6))
 
@@ -77,7 +80,7 @@ def test_sums_are_whole_whatever_the_default_dtype_is() -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        decode_kernels.add_product(states, x, weight, torch.ones(256), 1e-6)
+        decode_kernels.triton_add_product_and_norm(states, x, weight, torch.ones(256), 1e-6)
     finally:
         torch.set_default_dtype(before)
     close(states, x.double() @ weight.double().T)
@@ -92,11 +95,11 @@ def test_attention_over_pasts_of_all_lengths(heads: int, kv: int, size: int, cou
     qkv, past = torch.randn(rows, count, (heads + 2 * kv) * size), torch.randn(4, 2, kv, room, size)
     turn, length = turn_of(rows * count, size), torch.tensor([*lengths, 7])
     expected = past.double()
-    turned = rotated(
+    turned = rotate_heads(
         qkv.double().view(rows * count, -1, size),
         *(t.double() for t in turn), heads + kv,
     ).view(rows, count, -1, size)  # fmt: skip
-    got = decode_kernels.attended(qkv, turn, past, length, bucket=room)
+    got = decode_kernels.triton_cached_attention(qkv, turn, past, length, bucket=room)
     for row, before in enumerate(lengths):
         after = before + count
         new = turned[row, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)

@@ -45,6 +45,7 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     load_model,
     read_limits,
 )
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
@@ -88,7 +89,7 @@ def begin(folder: Path, sizes: Sizes, *, seed: int) -> None:
     model = ImageDoctorModel(config_of(sizes, words))
     spread(model)
     order_numbers(model.model.embed_tokens.weight, words, seed)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     Processor(input_size=sizes.input_size).save(folder)
     (folder / "generation_config.json").write_text(json.dumps(LIMITS), encoding="utf-8")
 
@@ -167,7 +168,7 @@ def write_checkpoint(
     for name in COPIED:
         if source != folder and (source / name).exists():
             (folder / name).write_bytes((source / name).read_bytes())
-    model.save_pretrained(folder, dtype=dtype)
+    save_model(model, folder, dtype=dtype)
 
 
 def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
@@ -46,7 +46,7 @@ class Checkpoint:
     """Encodes conversations and decodes replies."""
     processor: Processor
     """Turns images into patches."""
-    limits: Limits
+    limits: GenerationLimits
     """When a reply ends, and which probabilities are recorded."""
 
 
@@ -76,7 +76,7 @@ def load_checkpoint(
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
     if (numbers := ScoreTokens.from_tokenizer(tokenizer)) is not None:
-        limits = replace(limits, watched=(numbers.digits, numbers.units))
+        limits = replace(limits, watched_groups=(numbers.digits, numbers.units))
     compute_dtype = _compute_dtype(dtype, devices.main)
     model = load_model(folder, config, dtype=compute_dtype, devices=devices)
     return Checkpoint(model.requires_grad_(False).eval(), tokenizer, processor, limits)
@@ -162,7 +162,7 @@ def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
     return Path(folder)
 
 
-def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
+def read_limits(folder: Path, config: ImageDoctorConfig) -> GenerationLimits:
     """Reads the limits of a reply from generation_config.json, which may be absent.
 
     Decoding is greedy. Qwen2.5-VL's own file asks for sampling at temperature 1e-6, which is the
@@ -180,7 +180,7 @@ def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
             raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
     eos = raw.get("eos_token_id") or ()
     end_tokens = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
-    return Limits(
+    return GenerationLimits(
         int(raw.get("max_new_tokens") or MAX_NEW_TOKENS),
         tuple(sorted(end_tokens)),
         float(raw.get("repetition_penalty") or 1.0),

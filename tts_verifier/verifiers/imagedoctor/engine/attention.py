@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Slots
 from tts_verifier.verifiers.imagedoctor.engine.layers import Shape, Turn
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels, rotated
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, use_triton
 
 MOST_QUERIES = 128
 """Queries of a key head that a kernel holds."""
@@ -30,7 +30,7 @@ class Past:
         queries = x.shape[1] * shape.heads // shape.kv_heads
         small = x.dtype.itemsize == 2 and queries <= MOST_QUERIES and shape.size in (32, 64, 128)
         together = all(past.device == x.device for past in slots.past)
-        self._kernels = small and together and in_kernels(x)
+        self._kernels = small and together and use_triton(x)
         if not self._kernels:
             self._mask(x.shape[1], x.dtype)
 
@@ -53,9 +53,11 @@ class Past:
             from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
 
             length = self.slots.length
-            return decode_kernels.attended(qkv, turn, past, length, bucket=self.bucket)
+            return decode_kernels.triton_cached_attention(
+                qkv, turn, past, length, bucket=self.bucket
+            )
         heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
-        qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
+        qkv = rotate_heads(heads, *turn, shape.turned).view(qkv.shape)
         width = shape.heads * shape.size
         new = qkv[..., width:].unflatten(-1, (-1, shape.size)).transpose(1, 2)
         flat = past.view(-1, shape.size)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.engine.attention import Past
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Slots, Turn
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Slots
 from tts_verifier.verifiers.imagedoctor.engine.layers import Layer, Shape, run, shape_of, turns
+from tts_verifier.verifiers.imagedoctor.generation import ForcedStep, GenerationLimits
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 CPU_BUCKET = 16
 GPU_BUCKET = 128
 """Lengths of past are rounded up to these: a graph each on a GPU, less to attend to on a CPU."""
 
-ANY = Turn()
+ANY = ForcedStep()
 """Chooses among all tokens; nothing is known of what follows."""
 
 
@@ -35,7 +36,7 @@ class Step:
     """
 
     def __init__(
-        self, model: ImageDoctorModel, layers: list[Layer], slots: Slots, limits: Limits
+        self, model: ImageDoctorModel, layers: list[Layer], slots: Slots, limits: GenerationLimits
     ) -> None:
         self.model, self.layers, self.slots, self.limits = model, layers, slots, limits
         self.shape: Shape = shape_of(model)
@@ -44,24 +45,24 @@ class Step:
         self._kinds = (config.misalignment_token_id, config.artifact_token_id)
         self._wanted = torch.tensor(self._kinds, device=device)
         self._eos = torch.tensor(limits.eos, device=device)
-        self._watched = [torch.tensor(group, device=device) for group in limits.watched]
+        self._watched = [torch.tensor(group, device=device) for group in limits.watched_groups]
         # Made once: a captured step may not bring tensors from the host.
         self._known = {
             turn: [torch.tensor(ids, dtype=torch.long, device=device) for ids in parts]
-            for turn in {ANY, *limits.turns}
-            for parts in [(turn.among, turn.then)]
+            for turn in {ANY, *limits.forced_steps}
+            for parts in [(turn.choices, turn.forced)]
         }
         places = {past.device for past in slots.past}
         self._captures = device.type == "cuda" and len(places) == 1
         self._bucket = CPU_BUCKET if device.type == "cpu" else GPU_BUCKET
-        self._graphs: dict[tuple[int, int, Turn], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int, ForcedStep], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
         # One for all graphs, as they share memory; torch's own is of the first device used.
         self._side = torch.cuda.Stream(device) if self._captures else None
 
-    def __call__(self, rows: int, longest: int, turn: Turn = ANY) -> None:
+    def __call__(self, rows: int, longest: int, turn: ForcedStep = ANY) -> None:
         """Takes a turn in `rows` rows, none of whose pasts is longer than `longest` before."""
-        after = longest + 1 + len(turn.then)
+        after = longest + 1 + len(turn.forced)
         bucket = min(-(-after // self._bucket) * self._bucket, self.slots.room)
         if not self._captures:
             self._step(rows, bucket, turn)
@@ -71,7 +72,7 @@ class Step:
             self._graphs[key] = self._capture(*key)
         self._graphs[key].replay()
 
-    def _capture(self, rows: int, bucket: int, turn: Turn) -> torch.cuda.CUDAGraph:
+    def _capture(self, rows: int, bucket: int, turn: ForcedStep) -> torch.cuda.CUDAGraph:
         """Records a step; what the warm-up before it writes is put back."""
         kept = [t.clone() for t in self.slots.state()[len(self.slots.past) :]]
         side = self._side or torch.cuda.current_stream()
@@ -87,7 +88,7 @@ class Step:
             self._step(rows, bucket, turn)
         return graph
 
-    def _step(self, rows: int, bucket: int, turn: Turn = ANY) -> None:
+    def _step(self, rows: int, bucket: int, turn: ForcedStep = ANY) -> None:
         s, then = self.slots, self._known[turn][1]
         chosen = self._choose(rows, turn)
         tokens = torch.cat([chosen[:, None], then.expand(rows, -1)], 1)
@@ -110,7 +111,7 @@ class Step:
         more = s.count[:rows] < self.limits.max_new_tokens
         s.live[:rows] &= ~ended & more
 
-    def _choose(self, rows: int, turn: Turn) -> Tensor:
+    def _choose(self, rows: int, turn: ForcedStep) -> Tensor:
         """Picks the best token of each row, and notes all that is kept of it."""
         s = self.slots
         hidden, live = s.hidden[:rows], s.live[:rows]
@@ -118,7 +119,7 @@ class Step:
         among = self._known[turn][0]
         lowered = self._lowered(logits, rows)
         token = lowered.argmax(-1)
-        if turn.among:
+        if turn.choices:
             token = among[lowered[:, among].argmax(-1)]
         if s.used.shape[1]:
             s.used[:rows].scatter_(1, token[:, None], True)
@@ -133,7 +134,7 @@ class Step:
             s.odds[:rows].scatter_(1, at, kept)
         return token
 
-    def _note(self, tokens: Tensor, hidden: Tensor, turn: Turn) -> None:
+    def _note(self, tokens: Tensor, hidden: Tensor, turn: ForcedStep) -> None:
         """Keeps the tokens (rows, T), and what predicted those heatmap tokens that were known."""
         s, rows = self.slots, len(tokens)
         live = s.live[:rows, None]
@@ -141,13 +142,13 @@ class Step:
         at = at.clamp(max=self.limits.max_new_tokens - 1)
         written = s.tokens[:rows]
         written.scatter_(1, at, torch.where(live, tokens, written.gather(1, at)))
-        for place, token in enumerate(turn.then):
+        for place, token in enumerate(turn.forced):
             if token in self._kinds:
                 k = self._kinds.index(token)
                 new = live & ~s.seen[:rows, k, None]
                 s.states[:rows, k] = torch.where(new, hidden[:, place], s.states[:rows, k])
                 s.seen[:rows, k] |= live[:, 0]
-        if s.used.shape[1] and turn.then:
+        if s.used.shape[1] and turn.forced:
             s.used[:rows].index_fill_(1, self._known[turn][1], True)
 
     def _lowered(self, logits: Tensor, rows: int) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import ANY, Step
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Slots, make_slots
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Slots, make_slots
 from tts_verifier.verifiers.imagedoctor.engine.layers import (
     Layer,
     Turn,
@@ -30,10 +30,15 @@ from tts_verifier.verifiers.imagedoctor.engine.layers import (
     shape_of,
     turns,
 )
+from tts_verifier.verifiers.imagedoctor.generation import (
+    GeneratedReply,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Block, Grid, blocks_of
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotated
-from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 STRIDE = 8
 """Steps between two looks at which rows have ended."""
@@ -43,38 +48,12 @@ REFILL = 4
 """Free rows are refilled when they are at least a REFILL-th of all, or nothing is written."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
-    """One image and its conversation; `patches` and `grid` as the processor gives them."""
-
-    ids: Sequence[int]
-    patches: NDArray[np.float32]
-    grid: Grid
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Generated:
-    """One reply: `ids` without the end token; `ended` False when it was cut off.
-
-    `states`: (2, H), misalignment and artifact; a row counts where `seen` is True.
-    `visual`: (cells, H), the image's merged features. `odds`: (tokens, W), probabilities of
-    the watched tokens where each token was chosen.
-    """
-
-    ids: list[int]
-    ended: bool
-    states: Tensor
-    seen: tuple[bool, bool]
-    visual: Tensor
-    odds: NDArray[np.float32]
-
-
 @dataclass(slots=True, eq=False)
 class _Row:
     """What a row is busy with; `longest`: at most the length of its past."""
 
     number: int
-    request: Request
+    request: GenerationRequest
     visual: Tensor
     longest: int
 
@@ -85,10 +64,10 @@ class _Waiting:
     So pictures can be prepared while the GPU works on those before.
     """
 
-    def __init__(self, source: Iterator[tuple[int, Request]]) -> None:
-        self._source, self._taken = source, deque[tuple[int, Request]]()
+    def __init__(self, source: Iterator[tuple[int, GenerationRequest]]) -> None:
+        self._source, self._taken = source, deque[tuple[int, GenerationRequest]]()
 
-    def first(self, count: int) -> list[tuple[int, Request]]:
+    def first(self, count: int) -> list[tuple[int, GenerationRequest]]:
         """Returns the first ones, at most so many."""
         self._taken.extend(islice(self._source, max(count - len(self._taken), 0)))
         return list(islice(self._taken, count))
@@ -102,7 +81,7 @@ class _Waiting:
         for _ in range(count):
             self._taken.popleft()
 
-    def put_back(self, requests: Sequence[tuple[int, Request]]) -> None:
+    def put_back(self, requests: Sequence[tuple[int, GenerationRequest]]) -> None:
         """Puts requests before all others."""
         self._taken.extendleft(reversed(requests))
 
@@ -116,7 +95,7 @@ class Engine:
         slots: rows, replies written at a time; halved when memory runs out.
     """
 
-    def __init__(self, model: ImageDoctorModel, limits: Limits, *, slots: int) -> None:
+    def __init__(self, model: ImageDoctorModel, limits: GenerationLimits, *, slots: int) -> None:
         self.model, self.limits, self.rows = model, limits, slots
         self._step: Step | None = None
         self._busy: dict[int, _Row] = {}
@@ -135,7 +114,9 @@ class Engine:
         self._step, self._weights, self._layers, self._blocks = None, (), [], []
 
     @torch.inference_mode()
-    def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
+    def replies(
+        self, requests: Iterable[GenerationRequest]
+    ) -> Iterator[tuple[int, GeneratedReply]]:
         """Yields (place in `requests`, reply) as replies end; each equals what it would be alone.
 
         Requests are taken as rows get free; longer prompts first spare a larger buffer later.
@@ -175,7 +156,7 @@ class Engine:
     def _join(self) -> None:
         """Joins weights anew if any has moved; captured steps then no longer hold."""
         self._layers = layers_of(self.model)
-        self._blocks = blocks_of(self.model.visual, join=True)
+        self._blocks = blocks_of(self.model.visual, fuse=True)
         weights = tuple(p.data_ptr() for p in self.model.parameters())
         if weights != self._weights:
             self._weights, self._step = weights, None
@@ -184,14 +165,14 @@ class Engine:
 
     def _refill(self, waiting: _Waiting) -> None:
         free = [row for row in range(self.rows) if row not in self._busy]
-        if self._busy and (self.limits.turns or len(free) * REFILL < self.rows):
+        if self._busy and (self.limits.forced_steps or len(free) * REFILL < self.rows):
             return
         while free and (part := waiting.first(min(CHUNK, len(free)))):
             self._read(free[: len(part)], part)
             waiting.drop(len(part))
             free = free[len(part) :]
 
-    def _read(self, rows: list[int], part: Sequence[tuple[int, Request]]) -> None:
+    def _read(self, rows: list[int], part: Sequence[tuple[int, GenerationRequest]]) -> None:
         """Reads prompts into free rows; on an error the rows stay free."""
         requests = [request for _, request in part]
         longest = max(len(request.ids) for request in requests)
@@ -201,7 +182,7 @@ class Engine:
         grids = [request.grid for request in requests]
         pixels = self._sent([request.patches for request in requests], device)
         visual = self.model.visual_features(pixels, grids, self._blocks)
-        at = sent(torch.tensor(rows), device)
+        at = to_device(torch.tensor(rows), device)
         self._fill(slots, at, (ids, real), visual, grids)
         merge = int(self.model.config.vision["spatial_merge_size"])
         features = torch.split(visual, [h * w // merge**2 for h, w in grids])
@@ -236,7 +217,7 @@ class Engine:
 
         def attend(layer: int, qkv: Tensor, turn: Turn) -> Tensor:
             heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
-            qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
+            qkv = rotate_heads(heads, *turn, shape.turned).view(qkv.shape)
             q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
             kv = kv.permute(0, 2, 3, 1, 4)
             past = slots.past[layer]
@@ -282,10 +263,10 @@ class Engine:
         if idle:
             self._gather(step.slots)
         rows = self._span()
-        for turn in self.limits.turns or [ANY] * min(STRIDE, self.limits.max_new_tokens):
+        for turn in self.limits.forced_steps or [ANY] * min(STRIDE, self.limits.max_new_tokens):
             step(rows, max(row.longest for row in self._busy.values()), turn)
             for row in self._busy.values():
-                row.longest = min(row.longest + 1 + len(turn.then), step.slots.room - 1)
+                row.longest = min(row.longest + 1 + len(turn.forced), step.slots.room - 1)
 
     def _span(self) -> int:
         """Returns how many rows to step: all, or a half, quarter… that holds the busy ones."""
@@ -307,7 +288,7 @@ class Engine:
             slots.live[source] = False
             self._busy[target] = self._busy.pop(source)
 
-    def _ended(self) -> list[tuple[int, Generated]]:
+    def _ended(self) -> list[tuple[int, GeneratedReply]]:
         """Frees the rows whose replies have ended, and returns these."""
         if self._step is None:
             return []
@@ -316,7 +297,7 @@ class Engine:
         ready = [row for row in self._busy if not live[row]]
         if not ready:
             return []
-        at = sent(torch.tensor(ready), slots.length.device)
+        at = to_device(torch.tensor(ready), slots.length.device)
         most = max(counts[row] for row in ready)
         tokens, seen = slots.tokens[at, :most].tolist(), slots.seen[at].tolist()
         odds = slots.odds[at, :most].cpu().numpy()
@@ -326,13 +307,15 @@ class Engine:
             reply, ended = _until(tokens[i][: counts[row]], self.limits.eos)
             kinds = (bool(seen[i][0]), bool(seen[i][1]))
             chances = odds[i, : len(reply)]
-            found.append((busy.number, Generated(reply, ended, state, kinds, busy.visual, chances)))
+            found.append(
+                (busy.number, GeneratedReply(reply, ended, state, kinds, busy.visual, chances))
+            )
         return found
 
 
 def generate(
-    model: ImageDoctorModel, requests: Sequence[Request], limits: Limits
-) -> list[Generated]:
+    model: ImageDoctorModel, requests: Sequence[GenerationRequest], limits: GenerationLimits
+) -> list[GeneratedReply]:
     """Writes the replies of one batch, in its order."""
     found = dict(Engine(model, limits, slots=max(len(requests), 1)).replies(requests))
     return [found[i] for i in range(len(requests))]
@@ -344,7 +327,7 @@ def _padded(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     batch = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in ids])
     lengths = torch.tensor([len(row) for row in ids])
     real = torch.arange(longest) < lengths[:, None]
-    return sent(batch, device), sent(real, device)
+    return to_device(batch, device), to_device(real, device)
 
 
 def _until(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:

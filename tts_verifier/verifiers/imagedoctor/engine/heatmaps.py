@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.engine.engine import Generated
+from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
@@ -84,13 +84,13 @@ class MapQueue:
         self._wanted: dict[Grid, list[tuple[int, str, Tensor, Tensor]]] = {}
         self._done: list[tuple[list[tuple[int, str]], Tensor]] = []
 
-    def add(self, number: int, reply: Generated, grid: Grid) -> None:
+    def add(self, number: int, reply: GeneratedReply, grid: Grid) -> None:
         """Asks for the maps whose token a reply has; `grid` of its image in patches."""
         cells = (grid[0] // self._merge, grid[1] // self._merge)
         wanted = self._wanted.setdefault(cells, [])
         for k, name in enumerate(MAPS):
-            if reply.seen[k]:
-                wanted.append((number, name, reply.states[k], reply.visual))
+            if reply.has_map[k]:
+                wanted.append((number, name, reply.map_states[k], reply.visual))
         while len(wanted) >= CHUNK:
             self._decode(cells, wanted[:CHUNK])
             del wanted[:CHUNK]

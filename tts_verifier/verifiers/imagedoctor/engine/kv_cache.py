@@ -13,38 +13,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 BLOCK = 128
 MOST_ROWS = 32
 """Rows unless memory is short: more gain little, and wait for the longest reply."""
 PROMPT = 1024
 """Tokens of a prompt that room is foreseen for when rows are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A token chosen among some, none = among all, and the known tokens that follow it."""
-
-    among: tuple[int, ...] = ()
-    then: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to stop, and how.
-
-    `penalty`: repetition penalty, 1 = none. `watched`: groups of tokens, such as the digits,
-    whose probabilities among their group are kept wherever a token is chosen. `turns`: what
-    every reply is made of, where that is known beforehand (see `skeleton`); it ends with them.
-    """
-
-    max_new_tokens: int
-    eos: tuple[int, ...]
-    penalty: float = 1.0
-    watched: tuple[tuple[int, ...], ...] = ()
-    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -89,11 +66,11 @@ class Slots:
         """Copies rows onto others, none of which is a source."""
         index = torch.tensor([source, target])
         for buffer in self.state():
-            there = sent(index, buffer.device)
+            there = to_device(index, buffer.device)
             buffer[there[1]] = buffer[there[0]]
 
 
-def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) -> Slots:
+def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: GenerationLimits) -> Slots:
     """Makes free rows; `room`: for a prompt and its reply, rounded up to whole blocks."""
     text = model.config.text
     heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
@@ -116,7 +93,7 @@ def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) ->
         tokens=torch.zeros(rows, most, dtype=torch.long, device=device),
         states=torch.zeros(rows, 2, hidden, dtype=dtype, device=device),
         seen=torch.zeros(rows, 2, dtype=torch.bool, device=device),
-        odds=torch.zeros(rows, most, sum(map(len, limits.watched)), device=device),
+        odds=torch.zeros(rows, most, sum(map(len, limits.watched_groups)), device=device),
         used=torch.zeros(rows, vocabulary, dtype=torch.bool, device=device),
     )
 
@@ -127,7 +104,7 @@ def _devices(model: ImageDoctorModel) -> list[torch.device]:
     return [layer.input_layernorm.weight.device for layer in layers]
 
 
-def rows_that_fit(model: ImageDoctorModel, limits: Limits) -> int:
+def rows_that_fit(model: ImageDoctorModel, limits: GenerationLimits) -> int:
     """Returns how many rows half of the free memory holds, at least 1."""
     device = model.lm_head.weight.device
     if device.type != "cuda":

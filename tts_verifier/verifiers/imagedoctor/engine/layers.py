@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
 
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.ops.fused_weights import joined
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, in_kernels
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
+from tts_verifier.verifiers.imagedoctor.ops.products import add_product_and_norm, gated_product
 
 Turn = tuple[Tensor, Tensor]
 """Cosine and signed sine of M-RoPE's angles, (N * T, size) each."""
@@ -26,8 +26,6 @@ Attend = Callable[[int, Tensor, Turn], Tensor]
 """(layer, joined queries, keys and values (N, T, width), turn) -> attended (N, T, heads * size).
 
 Queries and keys are not rotated yet: that is done by what reads them anyhow."""
-FEW: Final = 64
-"""Rows up to which reading the weights takes longer than multiplying."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,11 +84,11 @@ def _layer(layer: Any, after: Any) -> Layer:
     three = (attention.q_proj, attention.k_proj, attention.v_proj)
     return Layer(
         norm=layer.input_layernorm.weight.detach(),
-        qkv=joined([part.weight for part in three]),
-        bias=joined([part.bias for part in three]),
+        qkv=fuse_rows([part.weight for part in three]),
+        bias=fuse_rows([part.bias for part in three]),
         out=attention.o_proj.weight.detach(),
         second_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        gate_up=fuse_rows([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
         after=after.detach().to(mlp.down_proj.weight.device),
     )
@@ -125,35 +123,7 @@ def run(layers: Sequence[Layer], x: Tensor, turn: Turn, shape: Shape, *, attend:
             turn = turn[0].to(there), turn[1].to(there)
         qkv = linear(normed, layer.qkv, layer.bias).unflatten(0, x.shape[:2])
         attended = attend(i, qkv, turn).flatten(0, 1)
-        normed = add_product(states, attended, layer.out, layer.second_norm, shape.eps)
+        normed = add_product_and_norm(states, attended, layer.out, layer.second_norm, shape.eps)
         gates = gated_product(normed, layer.gate_up)
-        normed = add_product(states, gates, layer.down, layer.after, shape.eps)
+        normed = add_product_and_norm(states, gates, layer.down, layer.after, shape.eps)
     return normed.view(x.shape)
-
-
-def gated_product(x: Tensor, weight: Tensor) -> Tensor:
-    """(M, K) by gates and values (2 N, K) -> (M, N)."""
-    if _few(x, weight):
-        from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
-
-        return decode_kernels.gated_product(x, weight)
-    return gated(linear(x, weight))
-
-
-def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """Adds (M, K) by (H, K) to the states (M, H), in place, and returns their norm."""
-    if _few(x, weight):
-        from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
-
-        return decode_kernels.add_product(states, x, weight, norm, eps)
-    states.addmm_(x, weight.t())
-    return rms_norm(states, norm.shape, norm, eps)
-
-
-def _few(x: Tensor, weight: Tensor) -> bool:
-    """Says whether a product of few rows runs in kernels of our own."""
-    if not in_kernels(x) or len(x) > FEW or x.dtype.itemsize != 2:
-        return False
-    from tts_verifier.verifiers.imagedoctor.ops.decode_kernels import WHOLE
-
-    return all(size % WHOLE == 0 for size in weight.shape)

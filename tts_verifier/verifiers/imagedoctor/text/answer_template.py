@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Turn
+from tts_verifier.verifiers.imagedoctor.generation import ForcedStep
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
@@ -31,21 +32,31 @@ class AnswerTemplate:
 
     before: tuple[int, ...] = ()
     """Fixed tokens before the first digit; they are read with the prompt."""
-    forced_steps: tuple[Turn, ...] = ()
+    forced_steps: tuple[ForcedStep, ...] = ()
     """The steps of decoding: a digit that is chosen, and the fixed tokens that follow it."""
     after: tuple[int, ...] = ()
     """Fixed tokens after the last digit; the model never reads them."""
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: PromptTokenizer, config: ImageDoctorConfig, numbers: ScoreTokens
+        cls, tokenizer: PromptTokenizer, config: ImageDoctorConfig
     ) -> AnswerTemplate:
-        """Cuts `TEMPLATE_TEXT` into fixed tokens and digits to choose."""
+        """Cuts `TEMPLATE_TEXT` into fixed tokens and digits to choose.
+
+        Raises:
+            InputError: the tokenizer does not write scores digit by digit.
+        """
+        numbers = ScoreTokens.from_tokenizer(tokenizer)
+        if numbers is None:
+            raise InputError(
+                "answer_template needs a checkpoint whose tokenizer writes scores digit by digit, "
+                "this one does not. Leave answer_template out."
+            )
         special = {
             "<|misalignment|>": config.misalignment_token_id,
             "<|artifact|>": config.artifact_token_id,
         }
-        steps: list[Turn] = []
+        steps: list[ForcedStep] = []
         fixed: list[int] = []
         before: tuple[int, ...] = ()
         for part in re.split(r"(0\.00|<\|\w+\|>)", TEMPLATE_TEXT):
@@ -56,9 +67,12 @@ class AnswerTemplate:
             else:
                 # The fixed text since the last number follows that number's last digit.
                 if steps:
-                    steps[-1] = Turn(steps[-1].among, tuple(fixed))
+                    steps[-1] = ForcedStep(steps[-1].choices, tuple(fixed))
                 else:
                     before = tuple(fixed)
-                steps += [Turn(numbers.units, numbers.point), *[Turn(numbers.digits)] * 2]
+                steps += [
+                    ForcedStep(numbers.units, numbers.point),
+                    *[ForcedStep(numbers.digits)] * 2,
+                ]
                 fixed = []
         return cls(before, tuple(steps), tuple(fixed))

@@ -14,7 +14,7 @@ with the image, and costs nothing: the model has computed the probabilities anyw
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
