@@ -18,7 +18,6 @@ import torch
 from golden_numbers import EXPECTED, GOLDEN, TOLERANCES, check
 
 from tts_verifier.training.verifier.sft_loss import loss
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
 from tts_verifier.verifiers.imagedoctor.engine.engine import generate
 from tts_verifier.verifiers.imagedoctor.generation import (
     ForcedStep,
@@ -121,33 +120,29 @@ def test_greedy_ids_hold_in_a_padded_batch(
         check(i, "greedy_margin", best[:, 0] - best[:, 1])
 
 
-def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
-    official: ImageDoctorModel, recipes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("i", [0, 1])
+def test_states_and_logits_hold_when_the_engine_writes_the_completion_token_by_token(
+    official: ImageDoctorModel, recipes: SimpleNamespace, i: int
 ) -> None:
-    starts = [len(s["prompt_ids"]) for s in recipes.samples]
-    forced = [
-        torch.tensor(s["input_ids"][n:]) for s, n in zip(recipes.samples, starts, strict=True)
-    ]
-    hidden: list[torch.Tensor] = []
-
-    def told(step: Step, _rows: int, _turn: ForcedStep) -> torch.Tensor:
-        at = len(hidden)
-        hidden.append(step.slots.hidden.clone())
-        return torch.stack([row[min(at, len(row) - 1)] for row in forced])
-
-    monkeypatch.setattr(Step, "_choose", told)
-    asked = [
+    """The other sample is in the batch too; logits are known up to a constant, as log-probs."""
+    completion = [int(token) for token in recipes.samples[i]["completion_ids"]]
+    vocabulary = tuple(range(official.lm_head.out_features))
+    limits = GenerationLimits(
+        len(completion) + 1,
+        (),
+        watched_groups=(vocabulary,),
+        forced_steps=(*(ForcedStep((token,)) for token in completion), ForcedStep()),
+    )
+    requests = [
         GenerationRequest(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36))
         for s in recipes.samples
     ]
-    longest = max(map(len, forced))
-    generate(official, asked, GenerationLimits(longest + 1, ()))
-    whole = torch.stack(hidden, dim=1)
-    for i, row in enumerate(forced):
-        first = [row.tolist().index(token) for token in (2010, 2011)]
-        check(i, "hidden", whole[i, first])
-        last = whole[i, len(row) - 7 : len(row) + 1]
-        check(i, "logits_last8", official.lm_head(last))
+    reply = generate(official, requests, limits)[i]
+    assert reply.ids[:-1] == completion
+    check(i, "hidden", reply.map_states)
+    logits = torch.tensor(EXPECTED[f"s{i}.logits_last8"], dtype=torch.float64)
+    differences = np.log(reply.probs[-8:].astype(np.float64)) - logits.log_softmax(-1).numpy()
+    assert np.abs(differences).max() <= TOLERANCES["logits_last8"]
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:
