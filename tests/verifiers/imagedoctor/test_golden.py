@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 from golden_numbers import EXPECTED, GOLDEN, TOLERANCES, check
+from tiny_engine import ForcedTokens
 
 from tts_verifier.training.verifier.sft_loss import loss
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
 from tts_verifier.verifiers.imagedoctor.engine.engine import generate
 from tts_verifier.verifiers.imagedoctor.generation import (
-    ForcedStep,
     GenerationLimits,
     GenerationRequest,
 )
@@ -122,32 +121,20 @@ def test_greedy_ids_hold_in_a_padded_batch(
 
 
 def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
-    official: ImageDoctorModel, recipes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    official: ImageDoctorModel, recipes: SimpleNamespace
 ) -> None:
-    starts = [len(s["prompt_ids"]) for s in recipes.samples]
-    forced = [
-        torch.tensor(s["input_ids"][n:]) for s, n in zip(recipes.samples, starts, strict=True)
-    ]
-    hidden: list[torch.Tensor] = []
-
-    def told(step: Step, _rows: int, _turn: ForcedStep) -> torch.Tensor:
-        at = len(hidden)
-        hidden.append(step.slots.hidden.clone())
-        return torch.stack([row[min(at, len(row) - 1)] for row in forced])
-
-    monkeypatch.setattr(Step, "_choose", told)
-    asked = [
+    completions = [torch.tensor(s["input_ids"][len(s["prompt_ids"]) :]) for s in recipes.samples]
+    prompts = [
         GenerationRequest(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36))
         for s in recipes.samples
     ]
-    longest = max(map(len, forced))
-    generate(official, asked, GenerationLimits(longest + 1, ()))
-    whole = torch.stack(hidden, dim=1)
-    for i, row in enumerate(forced):
-        first = [row.tolist().index(token) for token in (2010, 2011)]
-        check(i, "hidden", whole[i, first])
-        last = whole[i, len(row) - 7 : len(row) + 1]
-        check(i, "logits_last8", official.lm_head(last))
+    forced = ForcedTokens(completions)
+    limits = GenerationLimits(max(map(len, completions)) + 1, ())
+    replies = generate(official, prompts, limits, choose=forced)
+    logits = forced.logits()
+    for i, ids in enumerate(completions):
+        check(i, "hidden", replies[i].map_states)
+        check(i, "logits_last8", logits[i, len(ids) - 7 : len(ids) + 1])
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:

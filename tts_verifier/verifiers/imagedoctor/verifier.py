@@ -24,7 +24,7 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, load, resolve
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import rows_that_fit
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
 from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FITS, Fit, Placement
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
@@ -96,14 +96,14 @@ class ImageDoctor(Verifier):
         if fit not in FITS:
             raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.")
         if batch_size is None:
-            batch_size = rows_that_fit(checkpoint.model, checkpoint.limits)
+            batch_size = sequences_that_fit(checkpoint.model, checkpoint.limits)
         _check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.home = home
         self.fit: Fit = fit
         self.batch_size = batch_size
         self.heatmaps = heatmaps
-        self.engine = Engine(checkpoint.model, checkpoint.limits, slots=batch_size)
+        self.engine = Engine(checkpoint.model, checkpoint.limits, sequences=batch_size)
         self._skeleton = _skeleton(checkpoint) if skeleton else None
         self._filling = _filling(checkpoint, self._skeleton, batch_size)
         self._maps = MapDecoder(checkpoint.model)
@@ -326,12 +326,12 @@ def _skeleton(checkpoint: Checkpoint) -> Skeleton:
     return Skeleton.of(checkpoint.words, checkpoint.model.config, numerals)
 
 
-def _filling(checkpoint: Checkpoint, known: Skeleton | None, slots: int) -> Engine:
+def _filling(checkpoint: Checkpoint, known: Skeleton | None, sequences: int) -> Engine:
     """Returns an engine that writes a skeleton's turns; it takes no memory until it is used."""
     known = known or Skeleton()
     count = sum(1 + len(turn.forced) for turn in known.turns)
     limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=known.turns)
-    return Engine(checkpoint.model, limits, slots=slots)
+    return Engine(checkpoint.model, limits, sequences=sequences)
 
 
 def _whole(reply: GeneratedReply, known: Skeleton) -> GeneratedReply:
