@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from golden_numbers import EXPECTED, GOLDEN, TOLERANCES, check
+from tiny_engine import ForcedTokens
 
 from tts_verifier.training.verifier.sft_loss import loss
 from tts_verifier.verifiers.imagedoctor.engine.engine import generate
 from tts_verifier.verifiers.imagedoctor.generation import (
-    ForcedStep,
     GenerationLimits,
     GenerationRequest,
 )
@@ -120,29 +120,21 @@ def test_greedy_ids_hold_in_a_padded_batch(
         check(i, "greedy_margin", best[:, 0] - best[:, 1])
 
 
-@pytest.mark.parametrize("i", [0, 1])
-def test_states_and_logits_hold_when_the_engine_writes_the_completion_token_by_token(
-    official: ImageDoctorModel, recipes: SimpleNamespace, i: int
+def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
+    official: ImageDoctorModel, recipes: SimpleNamespace
 ) -> None:
-    """The other sample is in the batch too; logits are known up to a constant, as log-probs."""
-    completion = [int(token) for token in recipes.samples[i]["completion_ids"]]
-    vocabulary = tuple(range(official.lm_head.out_features))
-    limits = GenerationLimits(
-        len(completion) + 1,
-        (),
-        watched_groups=(vocabulary,),
-        forced_steps=(*(ForcedStep((token,)) for token in completion), ForcedStep()),
-    )
-    requests = [
+    completions = [torch.tensor(s["input_ids"][len(s["prompt_ids"]) :]) for s in recipes.samples]
+    prompts = [
         GenerationRequest(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36))
         for s in recipes.samples
     ]
-    reply = generate(official, requests, limits)[i]
-    assert reply.ids[:-1] == completion
-    check(i, "hidden", reply.map_states)
-    logits = torch.tensor(EXPECTED[f"s{i}.logits_last8"], dtype=torch.float64)
-    differences = np.log(reply.probs[-8:].astype(np.float64)) - logits.log_softmax(-1).numpy()
-    assert np.abs(differences).max() <= TOLERANCES["logits_last8"]
+    forced = ForcedTokens(completions)
+    limits = GenerationLimits(max(map(len, completions)) + 1, ())
+    replies = generate(official, prompts, limits, choose=forced)
+    logits = forced.logits()
+    for i, ids in enumerate(completions):
+        check(i, "hidden", replies[i].map_states)
+        check(i, "logits_last8", logits[i, len(ids) - 7 : len(ids) + 1])
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:

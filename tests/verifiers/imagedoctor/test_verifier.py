@@ -236,9 +236,9 @@ def test_segment_anything_itself_stays_unimported(doctor: ImageDoctor) -> None:
 def test_moving_gives_back_all_buffers_and_changes_no_verdict(doctor: ImageDoctor) -> None:
     images = [noise(30, 40, i) for i in range(2)]
     before = doctor.verify(images, ["a", "b"])
-    assert doctor.engine.step is not None
+    assert doctor.engine.decode_step is not None
     assert doctor.to("cpu") is doctor
-    assert doctor.engine.step is None
+    assert doctor.engine.decode_step is None
     assert [v.text for v in doctor.verify(images, ["a", "b"])] == [v.text for v in before]
 
 

@@ -26,7 +26,6 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import rows_that_fit
 from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
@@ -81,14 +80,14 @@ class ImageDoctor(Verifier):
         if fit not in FIT_MODES:
             raise InputError(f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.")
         if batch_size is None:
-            batch_size = rows_that_fit(checkpoint.model, checkpoint.limits)
+            batch_size = sequences_that_fit(checkpoint.model, checkpoint.limits)
         check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.home = home
         self.fit: FitMode = fit
         self.batch_size = batch_size
         self.heatmaps = heatmaps
-        self.engine = Engine(checkpoint.model, checkpoint.limits, slots=batch_size)
+        self.engine = Engine(checkpoint.model, checkpoint.limits, sequences=batch_size)
         self._template = AnswerTemplate()
         if answer_template:
             config = checkpoint.model.config
@@ -329,12 +328,12 @@ def _gpu_that_is_full(folder: Path) -> str | None:
     return gpu
 
 
-def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, slots: int) -> Engine:
+def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, sequences: int) -> Engine:
     """Returns the engine that fills in a template; it takes no memory until it is used."""
     steps = template.forced_steps
     count = sum(1 + len(step.forced) for step in steps)
     limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=steps)
-    return Engine(checkpoint.model, limits, slots=slots)
+    return Engine(checkpoint.model, limits, sequences=sequences)
 
 
 def _check_prompt(index: int, prompt: str) -> str:
