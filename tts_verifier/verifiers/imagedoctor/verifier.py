@@ -26,6 +26,7 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
 from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
