@@ -1,15 +1,17 @@
 """Every exception of the package.
 
-TTSError                what a user can fix; the command line prints it without a traceback
+TTSError                a problem that the user can fix; commands print it without a traceback
 ├── InputError          an image, a prompt or an argument that cannot be used as given
 ├── RecipeError         a recipe that does not say what can be built
 ├── RunError            a run folder that cannot be written, read or continued
 ├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
 └── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
 
-A message states the rule, the value found and the remedy. `RunWarning` says what a run went
-on without.
+A message states the rule, the value found and the remedy. `RunWarning` is the only warning: it
+says what a run continued without.
 """
+
+from __future__ import annotations
 
 
 class TTSError(Exception):
@@ -17,7 +19,17 @@ class TTSError(Exception):
 
 
 class InputError(TTSError, ValueError):
-    """An image, a prompt or an argument that cannot be used as given."""
+    """An image, a prompt or an argument that cannot be used as given.
+
+    Args:
+        message: the rule, the value found and the remedy.
+        argument: the name of the constructor's argument that is at fault. With it a recipe's
+            error can name the line that sets this argument; None = no single argument.
+    """
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 class RecipeError(TTSError, ValueError):
@@ -37,4 +49,4 @@ class CheckpointError(TTSError):
 
 
 class RunWarning(UserWarning):
-    """Something in a run folder was set aside or is gone, and is made again."""
+    """Something in a run folder was set aside or is missing, and is made again."""

@@ -56,12 +56,16 @@ class MaskRule:
 
     def __post_init__(self) -> None:
         if self.threshold not in _THRESHOLDS:
-            raise InputError(f"threshold must be one of {_THRESHOLDS}, got {self.threshold!r}.")
+            raise InputError(
+                f"threshold must be one of {_THRESHOLDS}, got {self.threshold!r}.",
+                argument="threshold",
+            )
         if not 0 < self.level < 1:
-            raise InputError(f"level must be in (0, 1), got {self.level!r}.")
+            raise InputError(f"level must be in (0, 1), got {self.level!r}.", argument="level")
         if len(self.area) != 2 or not 0 <= self.area[0] < self.area[1] <= 1:
             raise InputError(
-                f"area must be two rising shares of the picture in [0, 1], got {self.area!r}."
+                f"area must be two rising shares of the picture in [0, 1], got {self.area!r}.",
+                argument="area",
             )
         if self.dilate < 0 or self.cell < 1:
             raise InputError(

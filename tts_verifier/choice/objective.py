@@ -36,9 +36,15 @@ class Objective:
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         weights = OFFICIAL_WEIGHTS if weights is None else weights
         if not weights or not all(math.isfinite(w) for w in weights.values()):
-            raise InputError(f"An objective needs finite weights by score name, got {weights!r}.")
+            raise InputError(
+                f"An objective needs finite weights by score name, got {weights!r}.",
+                argument="weights",
+            )
         if not any(weights.values()):
-            raise InputError("An objective needs a weight that is not zero, all of these are.")
+            raise InputError(
+                "An objective needs a weight that is not zero, all of these are.",
+                argument="weights",
+            )
         self.weights = dict(weights)
 
     def __call__(self, scores: Mapping[str, float]) -> float:

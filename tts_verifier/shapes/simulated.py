@@ -34,9 +34,11 @@ class SimulatedGenerator:
     ) -> None:
         for name, share in (("misalignment", misalignment), ("artifact", artifact)):
             if not 0 <= share <= 1:
-                raise InputError(f"{name} must be a share in [0, 1], got {share!r}.")
+                raise InputError(f"{name} must be a share in [0, 1], got {share!r}.", argument=name)
         if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size!r}.")
+            raise InputError(
+                f"batch_size must be at least 1, got {batch_size!r}.", argument="batch_size"
+            )
         self._shares = {"misalignment": misalignment, "artifact": artifact}
         self.batch_size = batch_size
         self.settings: Mapping[str, Setting] = {"model": "shapes-simulated", **self._shares}

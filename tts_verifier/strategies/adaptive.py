@@ -100,11 +100,18 @@ def _built(strategy: Strategy | Mapping[str, Any]) -> Strategy:
         values = dict(strategy)
         name = values.pop("name", None)
         if not isinstance(name, str):
-            raise InputError(f"strategy needs a 'name' beside its arguments, got {strategy!r}.")
+            raise InputError(
+                f"strategy needs a 'name' beside its arguments, got {strategy!r}.",
+                argument="strategy",
+            )
         try:
             strategy = builder("strategy", name)(**values)
         except TypeError as error:
-            raise InputError(f"strategy {name!r} cannot be built: {error}.") from error
+            raise InputError(
+                f"strategy {name!r} cannot be built: {error}.", argument="strategy"
+            ) from error
     if not isinstance(strategy, Strategy):
-        raise InputError(f"strategy must be a strategy or a table, got {strategy!r}.")
+        raise InputError(
+            f"strategy must be a strategy or a table, got {strategy!r}.", argument="strategy"
+        )
     return strategy

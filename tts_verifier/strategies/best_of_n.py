@@ -25,7 +25,7 @@ class BestOfN:
 
     def __init__(self, n: int = 8) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise InputError(f"n must be a positive integer, got {n!r}.")
+            raise InputError(f"n must be a positive integer, got {n!r}.", argument="n")
         self.n = n
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:

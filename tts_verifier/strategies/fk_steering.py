@@ -55,7 +55,9 @@ class FKSteering:
         eta: float = 0.5,
     ) -> None:
         if potential not in POTENTIALS:
-            raise InputError(f"potential must be one of {POTENTIALS}, got {potential!r}.")
+            raise InputError(
+                f"potential must be one of {POTENTIALS}, got {potential!r}.", argument="potential"
+            )
         self.n, self.potential = positive("n", n, 2), potential
         self.strength = within(
             "strength", strength, lambda s: 0 < s < math.inf, rule="finite and positive"

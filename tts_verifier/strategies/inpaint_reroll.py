@@ -60,7 +60,9 @@ class InpaintReroll:
     ) -> None:
         self.n, self.rounds = positive("n", n), positive("rounds", rounds)
         if not strengths:
-            raise InputError("strengths must name at least one strength, got none.")
+            raise InputError(
+                "strengths must name at least one strength, got none.", argument="strengths"
+            )
         self.strengths = tuple(
             within("strengths", s, lambda s: 0 < s <= 1, rule="in (0, 1]") for s in strengths
         )
@@ -72,7 +74,9 @@ class InpaintReroll:
         try:
             self.rule = MaskRule(**(masks or {}))
         except TypeError as error:
-            raise InputError(f"masks must be arguments of MaskRule: {error}.") from error
+            raise InputError(
+                f"masks must be arguments of MaskRule: {error}.", argument="masks"
+            ) from error
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the drawings, then a look or repaints, until the rounds are over."""

@@ -43,7 +43,7 @@ class SearchOverPaths:
     ) -> None:
         self.n, self.keep = positive("n", n), positive("keep", keep)
         if keep > n:
-            raise InputError(f"keep must be at most n, got {keep} of {n}.")
+            raise InputError(f"keep must be at most n, got {keep} of {n}.", argument="keep")
         self.start = within("start", start, lambda s: 0 < s < 1, rule="in (0, 1)")
         self.forward = within("forward", forward, lambda f: 0 < f < 1, rule="in (0, 1)")
         self.back = within(

@@ -46,7 +46,7 @@ class SeedBeam:
         self.n, self.keep = positive("n", n), positive("keep", keep)
         self.branches = positive("branches", branches)
         if keep > n:
-            raise InputError(f"keep must be at most n, got {keep} of {n}.")
+            raise InputError(f"keep must be at most n, got {keep} of {n}.", argument="keep")
         self.stops = rising("stops", stops)
         self.renoise = within("renoise", renoise, lambda r: 0 < r < 1, rule="in (0, 1)")
 

@@ -35,14 +35,14 @@ def positive(name: str, value: int, least: int = 1) -> int:
     """Returns a whole number of at least `least`, or raises InputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         rule = "a positive integer" if least == 1 else f"an integer of at least {least}"
-        raise InputError(f"{name} must be {rule}, got {value!r}.")
+        raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name.partition(".")[0])
     return value
 
 
 def within(name: str, value: float, fits: Callable[[float], bool], *, rule: str) -> float:
     """Returns a number that fits, or raises InputError with the rule, such as "in (0, 1]"."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-        raise InputError(f"{name} must be {rule}, got {value!r}.")
+        raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name.partition(".")[0])
     return float(value)
 
 
@@ -57,6 +57,7 @@ def rising(name: str, stops: Sequence[float]) -> tuple[float, ...]:
         or not all(a < b for a, b in pairwise((0.0, *given)))
     ):
         raise InputError(
-            f"{name} must be at least two fractions that rise from above 0 to 1, got {stops!r}."
+            f"{name} must be at least two fractions that rise from above 0 to 1, got {stops!r}.",
+            argument=name,
         )
     return tuple(float(s) for s in given)

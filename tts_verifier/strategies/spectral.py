@@ -53,9 +53,13 @@ class Spectral:
         self.rounds, self.level = positive("rounds", rounds), positive("level", level)
         self.elite = positive("elite", elite, 2)
         if elite >= population:
-            raise InputError(f"elite must be below population, got {elite} of {population}.")
+            raise InputError(
+                f"elite must be below population, got {elite} of {population}.", argument="elite"
+            )
         if len(shape) != 3:
-            raise InputError(f"shape must be (channels, height, width), got {shape!r}.")
+            raise InputError(
+                f"shape must be (channels, height, width), got {shape!r}.", argument="shape"
+            )
         self.size = math.prod(positive("shape", side) for side in shape)
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:

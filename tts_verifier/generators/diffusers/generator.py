@@ -108,7 +108,7 @@ class DiffusersGenerator:
     ) -> None:
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value!r}.")
+                raise InputError(f"{name} must be at least 1, got {value!r}.", argument=name)
         given = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,

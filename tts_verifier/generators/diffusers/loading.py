@@ -80,7 +80,8 @@ def check_left(call: Mapping[str, Any]) -> None:
     if taken := sorted(SET_BY_SEARCH.intersection(call)):
         raise InputError(
             f"call must leave {', '.join(taken)} to the search, which sets it for every "
-            "candidate. Leave it out."
+            "candidate. Leave it out.",
+            argument="call",
         )
 
 

@@ -142,7 +142,7 @@ class ImageDoctorConfig:
                 "use_sliding_window must be false, as in the released model; it is true."
             )
         given = dict(raw.get("vision_config") or {})
-        if "in_chans" in given:
+        if "in_chans" in given:  # the released file's name for it
             given.setdefault("in_channels", given["in_chans"])
         vision = {key: given.get(key, value) for key, value in VISION_DEFAULTS.items()}
         vision["out_hidden_size"] = given.get("out_hidden_size", text["hidden_size"])

@@ -23,7 +23,7 @@ class ImageDoctorOptions(TypedDict, total=False):
     device: torch.device | str | None
     """The main device, None = the GPU if there is one."""
     device_map: DeviceMap | None
-    """"auto" spreads the language model's layers over all GPUs; see `LayerDevices`."""
+    """Spreads the language model's layers; "auto" = over all GPUs. See `LayerDevices`."""
     fit: FitMode
     """How an image is fitted into the model's square: "squash" (official) or "pad"."""
     batch_size: int | None
@@ -39,4 +39,4 @@ class ImageDoctorOptions(TypedDict, total=False):
 def check_positive(name: str, value: int) -> None:
     """Raises InputError unless the value of an option is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}.")
+        raise InputError(f"{name} must be a positive integer, got {value!r}.", argument=name)

@@ -79,7 +79,9 @@ class ImageDoctor(Verifier):
         home: str | None = None,
     ) -> None:
         if fit not in FIT_MODES:
-            raise InputError(f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.")
+            raise InputError(
+                f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.", argument="fit"
+            )
         if batch_size is None:
             batch_size = sequences_that_fit(checkpoint.model, checkpoint.limits)
         check_positive("batch_size", batch_size)
@@ -95,6 +97,7 @@ class ImageDoctor(Verifier):
             self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
         self._template_engine = _template_engine(checkpoint, self._template, batch_size)
         self._map_decoder = MapDecoder(checkpoint.model)
+        # Whatever decides a verdict goes to the log, so that a resumed run refuses another value.
         weight = checkpoint.model.lm_head.weight
         self.settings = {
             **(settings or {}),
@@ -135,6 +138,7 @@ class ImageDoctor(Verifier):
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
         dtype, device, home = options.get("dtype"), options.get("device"), None
+        # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
             home = _gpu_that_is_full(folder)
             device = None if home is None else "cpu"
@@ -222,6 +226,7 @@ class ImageDoctor(Verifier):
         engine = self._template_engine if template.forced_steps else self.engine
         requests = self._requests(images, prompts, template, reasoning=detail == "diagnose")
         with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
+        # Maps are decoded in groups as replies end, so their states and features are freed early.
         map_queue = MapQueue(self._map_decoder)
         replies: dict[int, _ReplyTokens] = {}
         for number, reply in engine.replies(requests):
@@ -324,7 +329,7 @@ def _gpu_that_is_full(folder: Path) -> str | None:
         "waits in host memory; a run moves it there in turns with the generator. Give a device "
         "to place it yourself.",
         RunWarning,
-        stacklevel=4,
+        stacklevel=4,  # the caller of Verifier.from_pretrained
     )
     return gpu
 

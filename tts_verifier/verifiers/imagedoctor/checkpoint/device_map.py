@@ -58,6 +58,7 @@ class LayerDevices:
         """
         if not self.layers:
             return model.to(self.main)
+        # Parameters were read to their places; of the buffers only the rotary frequencies count.
         model.model.rotary_emb.to(self.main)
         for i, layer in enumerate(model.model.layers):
             _move_inputs_to(layer, self.layers.get(i, self.main))
@@ -70,7 +71,8 @@ def _spread_evenly(layers: int, device_map: str) -> dict[int, torch.device]:
     if device_map != "auto" or not count:
         raise InputError(
             f"device_map must be 'auto', with at least one GPU ({count} found), or a mapping of "
-            f"layers to devices; got {device_map!r}."
+            f"layers to devices; got {device_map!r}.",
+            argument="device_map",
         )
     return {i: torch.device("cuda", i * count // layers) for i in range(layers)}
 
@@ -82,7 +84,8 @@ def _parse_entry(
     if not name.startswith(LAYER_PREFIX) or not number.isdecimal() or int(number) >= layers:
         raise InputError(
             f"device_map places language layers only, {LAYER_PREFIX}0 to "
-            f"{LAYER_PREFIX}{layers - 1}; got {name!r}. Use device= for the rest."
+            f"{LAYER_PREFIX}{layers - 1}; got {name!r}. Use device= for the rest.",
+            argument="device_map",
         )
     return int(number), torch.device(device)
 

@@ -104,14 +104,16 @@ def load_model(
 
     config = config or ImageDoctorConfig.from_folder(folder)
     devices = devices or LayerDevices(torch.device("cpu"), config.layers)
+    # Buffers are small, and no file holds them, so they get real memory.
     with init_empty_weights(include_buffers=False):
         model = ImageDoctorModel(config)
     stored = weights.read_headers(weights.weight_files(folder))
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     weights.check_shapes(expected, stored, tied=config.tied)
     for tensors in weights.read_tensors(stored, devices.device_of, dtype):
+        # Not strict, because each call brings only some tensors; `check_shapes` was strict.
         model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie()
+    model.tie()  # assigning has given the output matrix and the embedding separate tensors
     return devices.connect(model)
 
 
@@ -192,5 +194,7 @@ def _compute_dtype(dtype: torch.dtype | str | None, device: torch.device) -> tor
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise InputError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.")
+        raise InputError(
+            f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.", argument="dtype"
+        )
     return chosen

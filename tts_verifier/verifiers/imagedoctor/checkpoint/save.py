@@ -97,6 +97,7 @@ def write_weights(
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": file_of}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    # A folder that was saved before with other shards would hold two sets of weights.
     written = {*file_of.values(), INDEX_FILE} if len(shards) > 1 else {*file_of.values()}
     for path in (*folder.glob("model*.safetensors"), folder / INDEX_FILE):
         if path.name not in written:

@@ -102,6 +102,7 @@ class Processor:
     def from_dict(cls, raw: Mapping[str, Any]) -> Processor:
         """Reads the keys that matter; `size` overrides `min_pixels` and `max_pixels`."""
         size = raw.get("size") or {}
+        # Newer files spell absent values as null, which counts as absent here.
         given: dict[str, Any] = {name: raw[name] for name in cls.__slots__ if raw.get(name)}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if size.get(edge):

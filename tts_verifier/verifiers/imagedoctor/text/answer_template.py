@@ -50,7 +50,8 @@ class AnswerTemplate:
         if numbers is None:
             raise InputError(
                 "answer_template needs a checkpoint whose tokenizer writes scores digit by digit, "
-                "this one does not. Leave answer_template out."
+                "this one does not. Leave answer_template out.",
+                argument="answer_template",
             )
         special = {
             "<|misalignment|>": config.misalignment_token_id,
@@ -70,9 +71,7 @@ class AnswerTemplate:
                     steps[-1] = ForcedStep(steps[-1].choices, tuple(fixed))
                 else:
                     before = tuple(fixed)
-                steps += [
-                    ForcedStep(numbers.units, numbers.point),
-                    *[ForcedStep(numbers.digits)] * 2,
-                ]
+                unit, decimal = ForcedStep(numbers.units, numbers.point), ForcedStep(numbers.digits)
+                steps += [unit, decimal, decimal]
                 fixed = []
         return cls(before, tuple(steps), tuple(fixed))
