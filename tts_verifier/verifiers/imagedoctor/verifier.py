@@ -97,7 +97,7 @@ class ImageDoctor(Verifier):
             self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
         self._template_engine = _template_engine(checkpoint, self._template, batch_size)
         self._map_decoder = MapDecoder(checkpoint.model)
-        # Whatever decides a verdict goes to the log, so that a resumed run refuses another value.
+        # Everything that decides a verdict, for the log.
         weight = checkpoint.model.lm_head.weight
         self.settings = {
             **(settings or {}),

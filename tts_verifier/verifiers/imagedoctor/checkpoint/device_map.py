@@ -58,7 +58,7 @@ class LayerDevices:
         """
         if not self.layers:
             return model.to(self.main)
-        # Parameters were read to their places; of the buffers only the rotary frequencies count.
+        # The state dict was read to its devices; the rotary frequencies are not part of it.
         model.model.rotary_emb.to(self.main)
         for i, layer in enumerate(model.model.layers):
             _move_inputs_to(layer, self.layers.get(i, self.main))

@@ -104,7 +104,7 @@ def load_model(
 
     config = config or ImageDoctorConfig.from_folder(folder)
     devices = devices or LayerDevices(torch.device("cpu"), config.layers)
-    # Buffers are small, and no file holds them, so they get real memory.
+    # Buffers get real memory: they are small, and files do not hold the rotary frequencies.
     with init_empty_weights(include_buffers=False):
         model = ImageDoctorModel(config)
     stored = weights.read_headers(weights.weight_files(folder))

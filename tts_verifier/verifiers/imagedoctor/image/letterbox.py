@@ -95,7 +95,7 @@ def fit_to_square(image: Image.Image, side: int, *, fit: FitMode = "squash") -> 
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if image.size == size:  # resampling would blur an image that fits already
+    if image.size == size:
         return image
     return image.resize(size, Image.Resampling.BICUBIC)
 
