@@ -1,4 +1,4 @@
-"""Our Triton kernels in float32 against plain torch in float64; on a CPU in Triton's interpreter."""
+"""Our Triton kernels in float32 against plain torch in float64; on a CPU interpreted."""
 
 from __future__ import annotations
 
