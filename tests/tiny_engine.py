@@ -17,14 +17,14 @@ EOS = 258
 
 def requests(model: ImageDoctorModel) -> list[GenerationRequest]:
     """Returns five requests with images and prompts of different sizes."""
-    made = []
+    built = []
     for i, (h, w) in enumerate(GRIDS):
         rng = np.random.default_rng(i)
         before, after = rng.integers(0, 256, 5 + i).tolist(), rng.integers(0, 256, 9 * i + 3)
         ids = [*before, *[model.config.image_token_id] * (h * w // 4), *after.tolist()]
         patches = rng.standard_normal((h * w, 1176)).astype(np.float32)
-        made.append(GenerationRequest(ids, patches, (h, w)))
-    return made
+        built.append(GenerationRequest(ids, patches, (h, w)))
+    return built
 
 
 class ForcedTokens:

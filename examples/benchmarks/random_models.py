@@ -187,8 +187,8 @@ def image_doctor(
 
     Args:
         model: the network.
-        tokens: the length that buffers are made for.
-        ends: whether every reply ends with its first token all the same.
+        tokens: the length of every reply.
+        ends: ends every reply with its first token, in buffers for `tokens` tokens.
         tiny: whether the network is the tiny one.
     """
     raw = make_checkpoint.config("tiny" if tiny else "3b")

@@ -75,13 +75,13 @@ def keys(folder: Path) -> dict[str, int]:
     config = ImageDoctorConfig.from_folder(folder)
     with torch.device("meta"):
         wanted = set(stored_state(ImageDoctorModel(config)))
-    found = set()
+    saved = set()
     for path in folder.glob("*.safetensors"):
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
-            found |= set(file.keys())
-    return {"missing": len(wanted - found), "unexpected": len(found - wanted)}
+            saved |= set(file.keys())
+    return {"missing": len(wanted - saved), "unexpected": len(saved - wanted)}
 
 
 def batched(folder: Path, device: str) -> dict[str, Any]:

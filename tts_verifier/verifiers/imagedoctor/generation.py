@@ -1,7 +1,8 @@
-"""What is asked of the decoding engine and what it gives back, as plain data.
+"""The decoding engine's inputs and outputs as plain data: limits, requests and replies.
 
-This module imports neither torch nor the engine, so the texts (prompts, answer templates) can
-describe a generation without loading a deep-learning library.
+This module imports neither torch nor the engine. The text modules (prompts, answer templates) can
+therefore describe a generation without loading a deep-learning library. All values are immutable
+and may be shared between threads.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class ForcedStep:
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """How every reply of an engine is generated and when it stops. Immutable."""
+    """How every reply of an engine is generated and when it stops."""
 
     max_new_tokens: int
     """The most tokens that a reply may have, its end token included."""

@@ -1,4 +1,4 @@
-"""Preparing inputs ahead: in order, no further ahead than asked, errors in their places."""
+"""Preparing inputs ahead: in order, not too far ahead, errors in their places."""
 
 from __future__ import annotations
 
