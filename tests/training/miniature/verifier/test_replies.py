@@ -79,8 +79,8 @@ def test_a_reply_is_read_back_by_the_verifier(values: list[float], kind: str) ->
     found = replies.faults(reading, (8.0, 8.0, 40.0, 40.0) if kind else None, kind)
     scores = dict(zip(replies.NAMES, values, strict=True))
     text = replies.reasons(parse(caption), reading, found) + replies.ANSWER + replies.answer(scores)
-    said = reply.parse(text, reasoning=True)
-    assert said.whole
+    said = reply.parse_reply(text, reasoning=True)
+    assert said.is_complete
     assert all(math.isclose(said.scores[n], scores[n], abs_tol=0.0051) for n in scores)
     assert list(said.boxes) == [tuple(map(float, replies.quantised(box))) for box, _ in found]
 

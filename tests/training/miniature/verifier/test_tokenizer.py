@@ -10,14 +10,14 @@ from tokenizers import Tokenizer
 
 from tts_verifier.training.miniature.verifier import tokenizer
 from tts_verifier.training.miniature.verifier.config import CONFIGS
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 BUILT = tokenizer.build()
 IDS = tokenizer.ids_of(BUILT)
 FULL = Tokenizer.from_str(BUILT)
 CONFIG = ImageDoctorConfig.from_dict(CONFIGS["cpu"].sizes.config(IDS, FULL.get_vocab_size()))
-WORDS = Words(BUILT, CONFIG)
+WORDS = PromptTokenizer(BUILT, CONFIG)
 
 
 def tokens(text: str) -> list[str]:
@@ -36,7 +36,9 @@ def test_a_special_token_typed_by_somebody_is_ordinary_text(name: str, around: s
 
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_a_whole_conversation_is_a_few_tokens_besides_image_and_caption(reasoning: bool) -> None:
-    ids = WORDS.prompt("a red circle to the left of a square", cells=16, reasoning=reasoning)
+    ids = WORDS.encode_conversation(
+        "a red circle to the left of a square", image_tokens=16, reasoning=reasoning
+    )
     assert len(ids) == 16 + 22
     assert ids.count(CONFIG.image_token_id) == 16
 

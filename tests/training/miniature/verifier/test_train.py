@@ -25,7 +25,8 @@ from tts_verifier.training.miniature.verifier.data import (
 )
 from tts_verifier.training.miniature.verifier.step import Eye, Step
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_checkpoint
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
 
 TINY = Sizes(
     input_size=56,
@@ -51,12 +52,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("tiny")
     train.begin(folder, TINY, seed=0)
     c = train.read_checkpoint(folder)
-    writer = Writer(c.words, c.model.config, 2, answer_only=0.3)
+    writer = Writer(c.tokenizer, c.model.config, 2, answer_only=0.3)
     return SimpleNamespace(folder=folder, checkpoint=c, writer=writer)
 
 
 def text(tiny: SimpleNamespace, ids: torch.Tensor) -> str:
-    return tiny.checkpoint.words._full.decode(ids.tolist(), skip_special_tokens=False)
+    return tiny.checkpoint.tokenizer.decode(ids.tolist(), special_tokens=True)
 
 
 def test_pictures_become_the_patches_that_the_processor_makes(tiny: SimpleNamespace) -> None:
@@ -184,7 +185,7 @@ def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
     train.Trainer(run, training).train()
     assert "objects" in capsys.readouterr().out
     train.write_checkpoint(train.load_model(run.out), run.out, tmp_path / "export", torch.float16)
-    loaded = load(tmp_path / "export")
+    loaded = load_checkpoint(tmp_path / "export")
     assert loaded.limits.max_new_tokens == 192
     assert set(check(loaded, held_out(2, seed=0))) >= {"plcc", "objects", "whole"}
 
@@ -206,9 +207,9 @@ def test_workers_share_the_samples() -> None:
 def test_a_folder_written_anew_keeps_no_weights_of_before(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
-    tiny.checkpoint.model.save_pretrained(tmp_path, shard_bytes=50_000)
+    save_model(tiny.checkpoint.model, tmp_path, shard_bytes=50_000)
     assert len(list(tmp_path.glob("*.safetensors*"))) > 2
-    tiny.checkpoint.model.save_pretrained(tmp_path)
+    save_model(tiny.checkpoint.model, tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
     train.load_model(tmp_path)
 
@@ -221,7 +222,7 @@ def test_objects_count_when_they_are_named_and_placed() -> None:
 
 
 def test_near_numbers_start_with_near_embeddings(tiny: SimpleNamespace) -> None:
-    words = tiny.checkpoint.words
+    words = tiny.checkpoint.tokenizer
     table = tiny.checkpoint.model.model.embed_tokens.weight
     rows = table[[words.encode(f" {n}")[0] for n in (248, 256, 480)]]
     near, far = torch.cosine_similarity(rows[:1], rows[1:])

@@ -20,7 +20,7 @@ from tts_verifier.shapes.flaws import Flawed, plant
 from tts_verifier.shapes.grammar import phrase, variants
 from tts_verifier.training.miniature.verifier import replies
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.text.reply import parse
+from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 from tts_verifier.verifiers.imagedoctor.verifier import ImageDoctor
 
 _OBJECT: Final = re.compile(r"#\d+ (\w+) (\w+) (\d+) (\d+) (\d+)")
@@ -69,7 +69,7 @@ def check(checkpoint: Checkpoint, held: HeldOut) -> dict[str, float]:
     true = np.array([r.score for r in readings])
     usable = np.isfinite(said)
     decided = (np.nan_to_num(said) > 0.99) == (true > 0.99)
-    whole = [parse(v.text, reasoning=True).whole for v in verdicts]
+    whole = [parse_reply(v.text, reasoning=True).is_complete for v in verdicts]
     return {
         "objects": named / max(there, 1),
         "places": placed / max(named, 1),

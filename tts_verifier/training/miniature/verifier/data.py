@@ -36,8 +36,8 @@ from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.miniature.verifier import replies
 from tts_verifier.training.verifier.sft_loss import IGNORED
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 Stage = Literal["look", "text", "judge"]
 ROUND: Final = 8
@@ -128,7 +128,7 @@ class Writer:
     """
 
     def __init__(
-        self, words: Words, config: ImageDoctorConfig, side: int, *, answer_only: float
+        self, words: PromptTokenizer, config: ImageDoctorConfig, side: int, *, answer_only: float
     ) -> None:
         self.words = words
         self.side = side
@@ -142,7 +142,7 @@ class Writer:
         """Writes one row; `brief`: in answer-only mode."""
         control = self.words.control
         cells = 0 if stage == "text" else self.side**2
-        ids = self.words.prompt(caption, cells=cells, reasoning=not brief)
+        ids = self.words.encode_conversation(caption, image_tokens=cells, reasoning=not brief)
         if stage == "text":
             ids = [i for i in ids if i not in (control.vision_start, control.vision_end)]
         labels = [IGNORED] * len(ids)

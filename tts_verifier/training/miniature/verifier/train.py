@@ -45,10 +45,11 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     load_model,
     read_limits,
 )
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 LIMITS: Final = {"max_new_tokens": 192, "repetition_penalty": 1.0, "do_sample": False}
 PRINT_SECONDS: Final = 30.0
@@ -88,7 +89,7 @@ def begin(folder: Path, sizes: Sizes, *, seed: int) -> None:
     model = ImageDoctorModel(config_of(sizes, words))
     spread(model)
     order_numbers(model.model.embed_tokens.weight, words, seed)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     Processor(input_size=sizes.input_size).save(folder)
     (folder / "generation_config.json").write_text(json.dumps(LIMITS), encoding="utf-8")
 
@@ -154,7 +155,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     model = load_model(folder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("point_embed" not in name and "mask_downscaling" not in name)
-    words = Words.from_folder(folder, config)
+    words = PromptTokenizer.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     return Checkpoint(model, words, processor, read_limits(folder, config))
 
@@ -167,7 +168,7 @@ def write_checkpoint(
     for name in COPIED:
         if source != folder and (source / name).exists():
             (folder / name).write_bytes((source / name).read_bytes())
-    model.save_pretrained(folder, dtype=dtype)
+    save_model(model, folder, dtype=dtype)
 
 
 def batches(run: Run, stage: Stage, writer: Writer, training: Training) -> Iterator[Batch]:
@@ -214,8 +215,8 @@ class Trainer:
         self.run, self.training = run, training
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.checkpoint = c = read_checkpoint(run.init)
-        side = c.processor.input_size // c.model.config.cell
-        writer = Writer(c.words, c.model.config, side, answer_only=training.answer_only)
+        side = c.processor.input_size // c.model.config.merged_patch_size
+        writer = Writer(c.tokenizer, c.model.config, side, answer_only=training.answer_only)
         self.pictures = batches(run, run.stage, writer, training)
         self.texts = batches(run, "text", writer, training) if training.text_batch else None
         self.held = held_out(training.check_pictures, HELD_OUT_SEED)
@@ -259,7 +260,7 @@ class Trainer:
     def check(self) -> None:
         """Prints how the averaged weights fare on held-out pictures."""
         c = self.checkpoint
-        done = check(Checkpoint(self._averaged(), c.words, c.processor, c.limits), self.held)
+        done = check(Checkpoint(self._averaged(), c.tokenizer, c.processor, c.limits), self.held)
         print("  free:", ", ".join(f"{k} {v:.3f}" for k, v in done.items()), flush=True)
 
     def _averaged(self) -> ImageDoctorModel:
