@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 
 from tts_verifier import shapes
+from tts_verifier.evaluation import auc
 from tts_verifier.shapes.grammar import parse
-from tts_verifier.training.miniature.verifier.figures import auc
 
 DRAWS = 2000
 """Bootstrap draws of prompts."""

@@ -101,16 +101,6 @@ def test_artifacts_planted_into_samples_have_a_map() -> None:
     assert found["cc_artifact"] == pytest.approx(1.0)
 
 
-def test_overlap_is_intersection_over_union() -> None:
-    assert figures.overlap((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert figures.overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0.0
-
-
-def test_auc_counts_ties_half_and_needs_both_kinds() -> None:
-    assert figures.auc([0.9, 0.5, 0.5], [True, True, False]) == 0.75
-    assert math.isnan(figures.auc([0.9], [True]))
-
-
 def test_rows_are_one_parquet_table(tmp_path: Path) -> None:
     from pyarrow import parquet
 

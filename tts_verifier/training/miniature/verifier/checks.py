@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tts_verifier.evaluation import correlation
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import Flawed, plant
 from tts_verifier.shapes.grammar import phrase, variants
@@ -92,13 +93,6 @@ def found(text: str, truth: str) -> tuple[int, int, int]:
             named += 1
             placed += max(abs(near[2] - x), abs(near[3] - y)) <= CLOSE
     return len(there), named, placed
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; NaN where it is not defined."""
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _objects(text: str) -> list[tuple[str, str, int, int, int]]:

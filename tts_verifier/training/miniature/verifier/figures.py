@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
+from tts_verifier.evaluation import auc, box_iou, correlation
 from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.artifacts import plant_artifacts
 from tts_verifier.shapes.flaws import SCORES
 from tts_verifier.shapes.grammar import parse
 from tts_verifier.shapes.readers.constraints import Thing, compare
 from tts_verifier.shapes.readers.judge import read
-from tts_verifier.training.miniature.verifier.checks import correlation, held_out, pictures_of
+from tts_verifier.training.miniature.verifier.checks import held_out, pictures_of
 from tts_verifier.training.miniature.verifier.data import Samples
 from tts_verifier.types import Box, Detail, Verdict
 
@@ -182,7 +183,7 @@ def _row(case: Case, verdict: Verdict, name: str, control: Control) -> Row:
         cc_misalignment=_cc(case, verdict, "misalignment"),
         cc_artifact=_cc(case, verdict, "artifact"),
         regions=len(boxes),
-        pointed_at=sum(any(overlap(b, s) >= OVERLAP for s in verdict.boxes) for b in boxes),
+        pointed_at=sum(any(box_iou(b, s) >= OVERLAP for s in verdict.boxes) for b in boxes),
         whole=all(map(math.isfinite, said.values())),
         text=verdict.text,
         **said,
@@ -216,26 +217,6 @@ def of_another_caption(cases: Sequence[Case]) -> float:
             if (truth := c.maps.get("misalignment")) is not None and truth.any()
         ]
     )
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0.0) * max(height, 0.0)
-    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]
-    return both / (sum(area) - both) if both else 0.0
-
-
-def auc(said: Sequence[float], passed: Sequence[bool]) -> float:
-    """Chance that a passing item is said to be better than a failing one, ties half; NaN
-    without both kinds."""
-    good = [s for s, ok in zip(said, passed, strict=True) if ok]
-    bad = [s for s, ok in zip(said, passed, strict=True) if not ok]
-    if not good or not bad:
-        return math.nan
-    gaps = np.subtract.outer(good, bad)
-    return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
