@@ -37,7 +37,7 @@ from tts_verifier.analysis.expected_best import expected_best
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
 from tts_verifier.runner.loop import run
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.strategies.inpaint_reroll import accepted
 from tts_verifier.types import Prompt, Repaint, Trial
 
@@ -194,7 +194,7 @@ def repaired(trials: Sequence[Trial], pool: ProcessPoolExecutor) -> Iterator[Row
 
 def about(prompt: Prompt) -> Row:
     """Returns what a row says of its caption."""
-    return {"prompt": prompt.text, "category": parse(prompt.text).category}
+    return {"prompt": prompt.text, "category": parse_caption(prompt.text).category}
 
 
 def costs(trials: Sequence[Trial]) -> Row:

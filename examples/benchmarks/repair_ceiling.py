@@ -28,7 +28,7 @@ from tts_verifier import shapes
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_trials
 from tts_verifier.masks import MaskRule, flaw_mask, spots
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.types import Job, Mask, Repaint, Trial
 
 
@@ -57,7 +57,7 @@ def parents(run: Path, each: int) -> Iterator[tuple[Trial, float]]:
         of[trial.prompt.id].append(trial)
     taken: dict[str, int] = defaultdict(int)
     for trials in of.values():
-        category = parse(trials[0].prompt.text).category
+        category = parse_caption(trials[0].prompt.text).category
         failed = [t for t in trials if not t.judge["passed"]]
         if failed and taken[category] < each:
             taken[category] += 1
@@ -77,7 +77,7 @@ def main() -> None:
     generator, rule = DiffusersGenerator("shapes"), MaskRule(dilate=options.dilate)
     asked: list[tuple[Job, dict[str, Any]]] = []
     for trial, fresh in parents(options.run, options.each):
-        category = parse(trial.prompt.text).category
+        category = parse_caption(trial.prompt.text).category
         for name, mask in masks_of(trial, rule).items():
             for k, strength in enumerate(strengths):
                 job = Job(trial.prompt, Repaint(trial.id, mask, 77 + k, strength), (trial,))

@@ -23,7 +23,7 @@ import torch
 
 from tts_verifier import shapes
 from tts_verifier.evaluation import auc
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 
 DRAWS = 2000
 """Bootstrap draws of prompts."""
@@ -77,7 +77,7 @@ def main() -> None:
         columns = zip(*pool.map(read, cases, chunksize=16), strict=True)
     for column in ("judge", "judge_score", "oracle", "oracle_score"):
         table[column] = next(columns)
-    table["category"] = [parse(prompt).category for prompt in table.prompt]
+    table["category"] = [parse_caption(prompt).category for prompt in table.prompt]
     whole = table.semantic_alignment.notna().mean()
     agree = (table.judge == table.oracle).mean()
     print(

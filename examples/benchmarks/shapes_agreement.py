@@ -31,8 +31,8 @@ from scipy import ndimage
 
 from tts_verifier.images import as_image
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.flaws import plant
-from tts_verifier.shapes.grammar import Spec, parse, phrase
+from tts_verifier.shapes.flaws import render_flawed
+from tts_verifier.shapes.grammar import Spec, parse_caption, phrase
 from tts_verifier.shapes.readers import judge as judge_reader
 from tts_verifier.shapes.readers import oracle as oracle_reader
 from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, pixels_of
@@ -91,7 +91,7 @@ def renders(count: int, options: argparse.Namespace) -> list[Case]:
     rng = np.random.default_rng(options.seed)
     cases: list[Case] = []
     for start in range(0, count, 100):
-        made = plant(specs[start : start + 100], generator, artifact=options.artifacts)
+        made = render_flawed(specs[start : start + 100], generator, artifact=options.artifacts)
         pixels = (made.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for one, spec, truth in zip(pixels, made.specs, made.readings, strict=True):
             cases.append(Case(str(len(cases)), spoil(one, options.spoil, rng), spec, truth))
@@ -101,7 +101,11 @@ def renders(count: int, options: argparse.Namespace) -> list[Case]:
 def samples(folder: Path) -> list[Case]:
     rows = pq.read_table(folder / "trials.parquet", columns=["image_path", "prompt"]).to_pylist()
     return [
-        Case(x["image_path"], pixels_of(as_image(folder / x["image_path"])), parse(x["prompt"]))
+        Case(
+            x["image_path"],
+            pixels_of(as_image(folder / x["image_path"])),
+            parse_caption(x["prompt"]),
+        )
         for x in rows
         if x["image_path"]
     ]
@@ -110,9 +114,9 @@ def samples(folder: Path) -> list[Case]:
 def read(case: Case) -> Read:
     torch.set_num_threads(1)
     start = time.process_time()
-    oracle = oracle_reader.read(case.pixels, case.spec)
+    oracle = oracle_reader.read_by_geometry(case.pixels, case.spec)
     middle = time.process_time()
-    judge = judge_reader.read(case.pixels, case.spec)
+    judge = judge_reader.read_by_fitting(case.pixels, case.spec)
     return Read(case, oracle, judge, middle - start, time.process_time() - middle)
 
 

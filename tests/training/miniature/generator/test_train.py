@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tts_verifier.shapes.captions import is_held_out, random_specs
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, SHAPES
 from tts_verifier.training.common.cuda_graph import Captured
 from tts_verifier.training.common.replay_pool import Pool
@@ -36,8 +36,8 @@ def test_any_text_has_tokens(pipe):
 
 
 def test_captions_say_what_the_fields_name():
-    assert said(parse("three red stars")) == [2, SHAPES.index("star"), 0, 6, 8, 2, 4]
-    position = said(parse("a circle above a blue ring"))
+    assert said(parse_caption("three red stars")) == [2, SHAPES.index("star"), 0, 6, 8, 2, 4]
+    position = said(parse_caption("a circle above a blue ring"))
     assert position == [4, 0, 8, SHAPES.index("ring"), list(COLOURS).index("blue"), 0, 2]
     for spec in random_specs(60, random.Random(0)):
         assert all(0 <= value < most for value, most in zip(said(spec), FIELDS, strict=True))
@@ -47,7 +47,7 @@ def test_training_draws_only_captions_of_its_split(pipe):
     ids, *_ = next(stream(pipe.tokenizer, 240, seed=0, workers=0))
     texts = [pipe.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     assert 5 < texts.count("") < 50
-    assert not any(is_held_out(parse(text)) for text in texts if text)
+    assert not any(is_held_out(parse_caption(text)) for text in texts if text)
 
 
 def test_image_tokens_are_named_by_what_covers_them(pipe):
@@ -143,7 +143,7 @@ def test_export_is_half_precision_and_draws(pipe, tmp_path):
     train.sample(load(tmp_path), 6, tmp_path / "samples", seed=0)
     samples = Samples.read(tmp_path / "samples")
     assert samples.images.shape == (6, 128, 128, 3)
-    assert not any(is_held_out(parse(caption)) for caption in samples.captions)
+    assert not any(is_held_out(parse_caption(caption)) for caption in samples.captions)
     pipe.transformer.float()
     pipe.vae.float()
 

@@ -12,7 +12,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike
 from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes import captions, render
-from tts_verifier.shapes.flaws import SCORES
+from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.training.miniature.verifier import figures
 from tts_verifier.training.miniature.verifier.data import Samples
 from tts_verifier.types import Detail, Heatmap, Heatmaps, Verdict
@@ -35,7 +35,7 @@ class Knowing(Verifier):
     def _tell(self, image: ImageLike, prompt: str) -> Verdict:
         case = self.truth.get((image.tobytes(), prompt))  # type: ignore[union-attr]
         if case is None:
-            return Verdict(dict.fromkeys(SCORES, math.nan))
+            return Verdict(dict.fromkeys(SCORE_NAMES, math.nan))
         maps = {name: Heatmap(grid, (128, 128)) for name, grid in case.maps.items()}
         return Verdict(case.scores, Heatmaps(maps), tuple(case.boxes or ()))
 

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.training.miniature.verifier import replies
 from tts_verifier.verifiers.imagedoctor.text import reply
@@ -17,11 +17,11 @@ STAR = Thing("star", "blue", (100.0, 20.0), (90.0, 10.0, 110.0, 30.0))
 
 
 def read(caption: str, *things: Thing) -> Reading:
-    return compare(parse(caption), things)
+    return compare(parse_caption(caption), things)
 
 
 def checks(caption: str, *things: Thing) -> str:
-    return replies.checks(parse(caption), read(caption, *things)).removeprefix("\nChecks:")
+    return replies.checks(parse_caption(caption), read(caption, *things)).removeprefix("\nChecks:")
 
 
 def test_objects_are_listed_from_top_to_bottom_in_the_frame_of_512() -> None:
@@ -78,7 +78,11 @@ def test_a_reply_is_read_back_by_the_verifier(values: list[float], kind: str) ->
     reading = read(caption, CIRCLE, SQUARE)
     found = replies.faults(reading, (8.0, 8.0, 40.0, 40.0) if kind else None, kind)
     scores = dict(zip(replies.NAMES, values, strict=True))
-    text = replies.reasons(parse(caption), reading, found) + replies.ANSWER + replies.answer(scores)
+    text = (
+        replies.reasons(parse_caption(caption), reading, found)
+        + replies.ANSWER
+        + replies.answer(scores)
+    )
     said = reply.parse(text, reasoning=True)
     assert said.whole
     assert all(math.isclose(said.scores[n], scores[n], abs_tol=0.0051) for n in scores)

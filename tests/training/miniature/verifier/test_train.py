@@ -10,7 +10,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.shapes.captions import captions
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.scene import sample_scenes
 from tts_verifier.training.common.loop import Average, rate
 from tts_verifier.training.miniature.verifier import train
@@ -162,7 +162,7 @@ def test_a_batch_on_its_way_keeps_what_there_is() -> None:
 
 
 def test_a_cell_says_what_it_shows_most_of_and_where_that_is() -> None:
-    specs = [parse("a red circle")]
+    specs = [parse_caption("a red circle")]
     scenes = sample_scenes(specs, torch.Generator().manual_seed(0))
     cells = seen_in_cells(scenes, 4)[0]
     there = cells[:, 0] >= 0

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from tts_verifier.shapes import oracle
 from tts_verifier.shapes.captions import Split, random_specs
-from tts_verifier.shapes.grammar import parse, phrase, variants
+from tts_verifier.shapes.grammar import parse_caption, phrase, variants
 from tts_verifier.training.common.cuda_graph import Captured
 from tts_verifier.training.common.loop import Average, rate
 from tts_verifier.training.miniature.generator.build import build, load
@@ -148,7 +148,7 @@ def check(pipe: Any, count: int, guidance: float = GUIDANCE) -> dict[str, float]
     texts = asked(count, HELD_OUT_SEED, "held_out")
     passed: dict[str, list[bool]] = defaultdict(list)
     for text, image in zip(texts, drawn(pipe, texts, guidance).numpy(), strict=True):
-        passed[parse(text).category].append(oracle(image, text).passed)
+        passed[parse_caption(text).category].append(oracle(image, text).passed)
     rates = {name: sum(found) / len(found) for name, found in passed.items()}
     return {**rates, "all": sum(map(sum, passed.values())) / count}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tts_verifier.evaluation import correlation
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.flaws import Flawed, plant
+from tts_verifier.shapes.flaws import FlawedImages, render_flawed
 from tts_verifier.shapes.grammar import phrase, variants
 from tts_verifier.training.miniature.verifier import replies
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
@@ -37,14 +37,14 @@ class HeldOut:
 
     pictures: list[Image.Image]
     captions: list[str]
-    flawed: Flawed
+    flawed: FlawedImages
 
 
 def held_out(count: int, seed: int) -> HeldOut:
     """Makes `count` held-out pictures; the same seed gives the same."""
     rng = random.Random(seed)
     specs = random_specs(count, rng, split="held_out")
-    flawed = plant(specs, torch.Generator().manual_seed(seed))
+    flawed = render_flawed(specs, torch.Generator().manual_seed(seed))
     captions = [phrase(spec, rng.randrange(variants(spec))) for spec in specs]
     return HeldOut(pictures_of(flawed.images), captions, flawed)
 

@@ -25,12 +25,19 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import IterableDataset
 
 from tts_verifier.errors import InputError
-from tts_verifier.shapes.artifacts import KINDS, plant_artifacts
+from tts_verifier.shapes.artifacts import ARTIFACT_KINDS, plant_artifacts
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.flaws import SCORES, Flawed, misaligned_scenes, plant, score, things
-from tts_verifier.shapes.grammar import Spec, parse, phrase, variants
+from tts_verifier.shapes.flaws import (
+    SCORE_NAMES,
+    FlawedImages,
+    misaligned_scenes,
+    render_flawed,
+    scene_things,
+    score_columns,
+)
+from tts_verifier.shapes.grammar import Spec, parse_caption, phrase, variants
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
-from tts_verifier.shapes.readers.oracle import find
+from tts_verifier.shapes.readers.oracle import find_things
 from tts_verifier.shapes.renderer import coverage, visible
 from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
@@ -214,21 +221,21 @@ class Maker:
         if self.easy > 0:
             self.easy -= 1
             lone = [replace(spec, nouns=spec.nouns[:1], count=1, relation=None) for spec in specs]
-            return self._rendered(plant(lone, self.generator, misalignment=0, artifact=0))
-        return self._rendered(plant(specs, self.generator))
+            return self._rendered(render_flawed(lone, self.generator, misalignment=0, artifact=0))
+        return self._rendered(render_flawed(specs, self.generator))
 
     def _texts(self, count: int) -> Batch:
         specs = random_specs(count, self.rng, split="train")
         scenes = misaligned_scenes(specs, self.generator, share=0.5)
         reach = 0.9 * scenes.radius[..., None]
         around = torch.cat([scenes.centre - reach, scenes.centre + reach], -1)
-        seen = things(scenes, around.clamp(0, SIZE))
+        seen = scene_things(scenes, around.clamp(0, SIZE))
         readings = [compare(s, t) for s, t in zip(specs, seen, strict=True)]
-        unknown = dict.fromkeys(SCORES, float("nan"))
+        unknown = dict.fromkeys(SCORE_NAMES, float("nan"))
         truths = [Truth(r, unknown | {"semantic_alignment": r.score}) for r in readings]
         return self._stacked(specs, truths)
 
-    def _rendered(self, flawed: Flawed) -> Batch:
+    def _rendered(self, flawed: FlawedImages) -> Batch:
         planted = flawed.artifacts
         truths = _truths(flawed.readings, flawed.scores, planted.box, planted.kind)
         batch = replace(self._stacked(flawed.specs, truths), pixels=_bytes(flawed.images))
@@ -249,8 +256,10 @@ class Maker:
         images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
         planted = plant_artifacts(images, self.generator, share=0.5)
         alignment = torch.tensor([r.score for r in readings])
-        scores = score(alignment, planted)
-        scores[:, [SCORES.index(n) for n in SCORES if n not in SCORED_BY_ORACLE]] = torch.nan
+        scores = score_columns(alignment, planted)
+        scores[:, [SCORE_NAMES.index(n) for n in SCORE_NAMES if n not in SCORED_BY_ORACLE]] = (
+            torch.nan
+        )
         truths = _truths(readings, scores, planted.box, planted.kind)
         batch = replace(self._stacked(specs, truths), pixels=_bytes(planted.images))
         if self.stage == "look":
@@ -263,14 +272,14 @@ class Maker:
     def _things(self, samples: Samples, index: int) -> list[Thing]:
         """Reads a sample with the oracle, once."""
         if index not in self._found:
-            self._found[index] = find(samples.images[index])
+            self._found[index] = find_things(samples.images[index])
         return self._found[index]
 
     def _asked(self, caption: str) -> Spec:
         """Now and then holds a sample against another caption, lest captions tell scores."""
         if self.rng.random() < 0.2:
             return random_specs(1, self.rng, split="train")[0]
-        return parse(caption)
+        return parse_caption(caption)
 
     def _stacked(self, specs: Sequence[Spec], truths: Sequence[Truth]) -> Batch:
         rows = []
@@ -330,11 +339,11 @@ def _truths(readings: Sequence[Reading], scores: Tensor, box: Tensor, kind: Tens
     found = []
     rows = zip(readings, scores.tolist(), box.tolist(), kind.tolist(), strict=True)
     for reading, values, (x1, y1, x2, y2), number in rows:
-        named = dict(zip(SCORES, values, strict=True))
+        named = dict(zip(SCORE_NAMES, values, strict=True))
         if number < 0:
             found.append(Truth(reading, named))
         else:
-            found.append(Truth(reading, named, (x1, y1, x2, y2), KINDS[number]))
+            found.append(Truth(reading, named, (x1, y1, x2, y2), ARTIFACT_KINDS[number]))
     return found
 
 

@@ -28,10 +28,10 @@ from tts_verifier.errors import InputError
 from tts_verifier.evaluation import auc, box_iou, correlation
 from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.artifacts import plant_artifacts
-from tts_verifier.shapes.flaws import SCORES
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.flaws import SCORE_NAMES
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.readers.constraints import Thing, compare
-from tts_verifier.shapes.readers.judge import read
+from tts_verifier.shapes.readers.judge import read_by_fitting
 from tts_verifier.training.miniature.verifier.checks import held_out, pictures_of
 from tts_verifier.training.miniature.verifier.data import Samples
 from tts_verifier.types import Box, Detail, Verdict
@@ -102,7 +102,7 @@ def renders(count: int, seed: int) -> list[Case]:
             "misalignment": flawed.misalignment[i].numpy(),
             "artifact": flawed.artifacts.map[i].numpy(),
         }
-        scores = dict(zip(SCORES, flawed.scores[i].tolist(), strict=True))
+        scores = dict(zip(SCORE_NAMES, flawed.scores[i].tolist(), strict=True))
         cases.append(Case(picture, caption, scores, maps, boxes, flawed.readings[i].things))
     return cases
 
@@ -118,12 +118,12 @@ def sampled(samples: Samples, *, artifacts: bool, seed: int = 0) -> list[Case]:
     pixels = torch.from_numpy(samples.images).permute(0, 3, 1, 2).float() / 255
     share = 1.0 if artifacts else 0.0
     planted = plant_artifacts(pixels, torch.Generator().manual_seed(seed), share=share)
-    unknown = dict.fromkeys(SCORES, math.nan)
+    unknown = dict.fromkeys(SCORE_NAMES, math.nan)
     cases = []
     for i, (picture, caption) in enumerate(
         zip(pictures_of(planted.images), samples.captions, strict=True)
     ):
-        reading = read(samples.images[i], parse(caption))
+        reading = read_by_fitting(samples.images[i], parse_caption(caption))
         maps = {"misalignment": reading.misalignment}
         if artifacts:
             maps = {"artifact": planted.map[i].numpy()}
@@ -172,8 +172,8 @@ def _another(captions: Sequence[str]) -> list[str]:
 
 
 def _row(case: Case, verdict: Verdict, name: str, control: Control) -> Row:
-    said = {f"said_{n}": verdict.scores.get(n, math.nan) for n in SCORES}
-    true = {f"true_{n}": case.scores[n] for n in SCORES}
+    said = {f"said_{n}": verdict.scores.get(n, math.nan) for n in SCORE_NAMES}
+    true = {f"true_{n}": case.scores[n] for n in SCORE_NAMES}
     boxes = case.boxes or ()
     return Row(
         set=name,
@@ -212,7 +212,7 @@ def of_another_caption(cases: Sequence[Case]) -> float:
     others = _another([case.caption for case in cases])
     return _mean(
         [
-            _correlation(compare(parse(other), c.things).misalignment, truth)
+            _correlation(compare(parse_caption(other), c.things).misalignment, truth)
             for c, other in zip(cases, others, strict=True)
             if (truth := c.maps.get("misalignment")) is not None and truth.any()
         ]
@@ -221,8 +221,8 @@ def of_another_caption(cases: Sequence[Case]) -> float:
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
     """Returns the figures of one set under one control; an unread score counts as the worst."""
-    said = {n: _said(rows, n) for n in SCORES}
-    true = {n: np.array([getattr(r, f"true_{n}") for r in rows]) for n in SCORES}
+    said = {n: _said(rows, n) for n in SCORE_NAMES}
+    true = {n: np.array([getattr(r, f"true_{n}") for r in rows]) for n in SCORE_NAMES}
     regions = sum(r.regions for r in rows)
     groups = defaultdict(list)
     for row, value in zip(rows, said["semantic_alignment"], strict=True):
@@ -234,7 +234,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
         "pictures": len(rows),
         **{
             f"plcc_{n}": correlation(said[n], true[n])
-            for n in SCORES
+            for n in SCORE_NAMES
             if not np.isnan(true[n]).any()
         },
         "decided_right": float(decided.mean()),

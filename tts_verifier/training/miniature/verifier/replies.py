@@ -24,9 +24,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tts_verifier.shapes.artifacts import KINDS
+from tts_verifier.shapes.artifacts import ARTIFACT_KINDS
 from tts_verifier.shapes.grammar import Constraint, Noun, Spec, constraints
-from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, taken_for
+from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, match_nouns
 from tts_verifier.shapes.vocabulary import COUNTS, SIZE
 from tts_verifier.types import Box
 
@@ -65,7 +65,7 @@ PHRASES: Final = (
     *VERDICTS,
     *(f"#{n}" for n in range(1, MOST_OBJECTS + 1)),
     *(f"{start}{n}.[" for n in range(1, MOST_REGIONS + 1) for start in ("", ";")),
-    *(f"] {what}" for what in (MISALIGNED, *KINDS)),
+    *(f"] {what}" for what in (MISALIGNED, *ARTIFACT_KINDS)),
     " left of",
     " right of",
     ANSWER,
@@ -175,7 +175,7 @@ def _counted(spec: Spec, reading: Reading) -> list[str]:
 
 
 def _placed(spec: Spec, reading: Reading) -> list[str]:
-    taken = taken_for(spec, reading.things)
+    taken = match_nouns(spec, reading.things)
     parts = []
     for index, (noun, thing) in enumerate(zip(spec.nouns, taken, strict=True)):
         parts.append(f"{_asked(noun)} -{_seen(index, thing, reading.constraints)}")
