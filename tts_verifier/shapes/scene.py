@@ -150,7 +150,8 @@ def _overlap_penalty(shape: Tensor, radius: Tensor, centre: Tensor, gap: float) 
     both = present[:, :, None] & present[:, None]
     each_pair_once = torch.ones_like(both[0]).triu(1)
     short = (apart[:, None] - between.norm(dim=-1)).clamp(min=0) * (both & each_pair_once)[:, None]
-    return short.sum((2, 3))
+    penalty: Tensor = short.sum((2, 3))
+    return penalty
 
 
 def _relation_penalty(relation: Tensor, centre: Tensor) -> Tensor:
