@@ -74,8 +74,9 @@ class _MeanLosses:
         """Adds the losses of one step, which have the same names at every step."""
         self._count += 1
         if not self._sums:
-            # A captured step overwrites its result at the next replay.
-            self._sums = {name: loss.clone() for name, loss in losses.items()}
+            # Copies, because a captured step overwrites its result at the next replay; float32,
+            # because a sum in bfloat16 would soon stop growing.
+            self._sums = {n: loss.to(torch.float32, copy=True) for n, loss in losses.items()}
             return
         torch._foreach_add_(list(self._sums.values()), list(losses.values()))
 
