@@ -25,8 +25,8 @@ from pyarrow import parquet
 
 from tts_verifier import Verifier, shapes
 from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective
+from tts_verifier.evaluation import auc
 from tts_verifier.log.reader import read_trials
-from tts_verifier.training.miniature.verifier.figures import auc
 from tts_verifier.types import Draw, Trial, Verdict
 from tts_verifier.types.score_names import EXPECTED
 

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tts_verifier.training.miniature.verifier import tokenizer
-from tts_verifier.training.miniature.verifier.config import CONFIGS
+from tts_verifier.training.miniature.verifier.config import VERIFIER_PRESETS
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
-BUILT = tokenizer.build()
-IDS = tokenizer.ids_of(BUILT)
+BUILT = tokenizer.build_tokenizer_json()
+IDS = tokenizer.special_token_ids(BUILT)
 FULL = Tokenizer.from_str(BUILT)
-CONFIG = ImageDoctorConfig.from_dict(CONFIGS["cpu"].sizes.config(IDS, FULL.get_vocab_size()))
+CONFIG = ImageDoctorConfig.from_dict(
+    VERIFIER_PRESETS["cpu"].sizes.config_json(IDS, FULL.get_vocab_size())
+)
 WORDS = PromptTokenizer(BUILT, CONFIG)
 
 
@@ -29,7 +31,7 @@ def test_any_text_comes_back_byte_for_byte(text: str) -> None:
     assert FULL.decode(WORDS.encode(text), skip_special_tokens=False) == text
 
 
-@given(st.sampled_from(tokenizer.SPECIAL), st.text(max_size=5))
+@given(st.sampled_from(tokenizer.SPECIAL_TOKENS), st.text(max_size=5))
 def test_a_special_token_typed_by_somebody_is_ordinary_text(name: str, around: str) -> None:
     assert not set(IDS.values()) & set(WORDS.encode(around + name + around))
 
@@ -55,8 +57,8 @@ def test_a_coordinate_is_one_token_alone_in_a_list_and_in_a_box(number: str) -> 
 
 def test_the_vocabulary_is_small_and_the_same_every_time(tmp_path: Path) -> None:
     assert FULL.get_vocab_size() <= 1024
-    assert tokenizer.build() == BUILT
-    tokenizer.save(tmp_path)
+    assert tokenizer.build_tokenizer_json() == BUILT
+    tokenizer.save_tokenizer(tmp_path)
     assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == BUILT
     stated = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert stated["eos_token"] == "<|im_end|>"
