@@ -28,7 +28,7 @@ def free_bytes(device: str) -> int | None:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def fits(nbytes: int, device: str) -> bool:
+def fits_on_device(nbytes: int, device: str) -> bool:
     """Says whether weights can be brought to a device, with something to spare."""
     free = free_bytes(device)
     return free is None or nbytes + SPARE <= free
