@@ -249,7 +249,7 @@ def test_a_folder_that_holds_no_pipeline_is_refused(tmp_path):
 
 
 def test_missing_bundled_weights_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "BUNDLED", tmp_path)
+    monkeypatch.setattr(loading, "BUNDLED_PIPELINE", tmp_path)
     with pytest.raises(CheckpointError, match="bundled generator's weights"):
         DiffusersGenerator("shapes")
 

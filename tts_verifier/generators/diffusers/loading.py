@@ -10,7 +10,7 @@ from typing import Any, Final
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.registry import suggestion
 
-BUNDLED: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
+BUNDLED_PIPELINE: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
 BUNDLED_CALL: Final = {
     "num_inference_steps": 20,
     "guidance_scale": 4.0,
@@ -48,10 +48,10 @@ def load(model: str | Path, dtype: str | None = None, device: str | None = None)
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = dtype or ("float32" if place == "cpu" else "bfloat16")
-    folder = BUNDLED if model == "shapes" else model
-    if model == "shapes" and not (BUNDLED / "model_index.json").exists():
+    folder = BUNDLED_PIPELINE if model == "shapes" else model
+    if model == "shapes" and not (BUNDLED_PIPELINE / "model_index.json").exists():
         raise CheckpointError(
-            f"The bundled generator's weights belong in {BUNDLED}, and are missing there. "
+            f"The bundled generator's weights belong in {BUNDLED_PIPELINE}, and are missing there. "
             "Install the package from its wheel or a full clone."
         )
     try:
