@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from tts_verifier import BestOfN, wrap
-from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load
+from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load_pipeline
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--output", default="best.png")
     options = parser.parse_args()
-    pipe = load(options.model)
+    pipe = load_pipeline(options.model)
     call = BUNDLED_CALL if options.model == "shapes" else {}
 
     pipe = wrap(pipe, options.verifier, strategy=BestOfN(options.candidates))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tts_verifier import BestOfN, wrap
-from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load
+from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load_pipeline
 from tts_verifier.testing import FakeVerifier
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--model", default="shapes")
     options = parser.parse_args()
-    pipe = load(options.model)
+    pipe = load_pipeline(options.model)
     call: dict[str, Any] = dict(BUNDLED_CALL) if options.model == "shapes" else {}
     verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(1))
     bare, wrapped = [], []

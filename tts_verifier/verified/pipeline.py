@@ -21,7 +21,7 @@ from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.batch import BLANKED
 from tts_verifier.generators.diffusers.batch_size import Room
-from tts_verifier.generators.diffusers.loading import check_pipeline, load
+from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
 from tts_verifier.generators.diffusers.placement import device_of
 from tts_verifier.generators.diffusers.prompt_cache import Texts
 from tts_verifier.registry import suggestion
@@ -101,7 +101,7 @@ class VerifiedPipeline:
         self.batch_size = batch_size
         named = isinstance(inpaint, (str, Path))
         dtype = str(getattr(pipe, "dtype", "")).removeprefix("torch.")
-        self.inpaint = load(inpaint, dtype, device_of(pipe)) if named else inpaint
+        self.inpaint = load_pipeline(inpaint, dtype, device_of(pipe)) if named else inpaint
         self.options = options
         self._rooms: dict[object, Room] = {}
 

@@ -33,9 +33,9 @@ from tts_verifier.generators.diffusers.count_calls import counted
 from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
     check_call,
-    check_left,
+    check_reserved,
     check_pipeline,
-    load,
+    load_pipeline,
 )
 from tts_verifier.generators.diffusers.prompt_cache import Texts
 from tts_verifier.identity import described
@@ -119,12 +119,12 @@ class DiffusersGenerator:
         base = BUNDLED_CALL if model == "shapes" else {}
         chosen = {key: value for key, value in given.items() if value is not None}
         self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
-        self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
+        self.pipe = load_pipeline(model, dtype, device) if isinstance(model, str | Path) else model
         check_pipeline(self.pipe)
         check_call(self.pipe, self._call)
-        check_left(self._call)
+        check_reserved(self._call)
         named = isinstance(inpaint, str | Path)
-        self._inpaint = load(inpaint, dtype, device) if named else inpaint
+        self._inpaint = load_pipeline(inpaint, dtype, device) if named else inpaint
         self.output_kind: Any = None
         # Looked up once: diffusers walks through all modules for it.
         self.device = placement.device_of(self.pipe)

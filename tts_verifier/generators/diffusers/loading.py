@@ -19,7 +19,7 @@ BUNDLED_CALL: Final = {
 """What the bundled generator is called with; its T5 slot is empty, and 16 tokens of nothing
 cost less than the default 256."""
 
-SET_BY_SEARCH: Final = frozenset(
+RESERVED_ARGUMENTS: Final = frozenset(
     {
         "prompt",
         "prompt_embeds",
@@ -34,7 +34,7 @@ SET_BY_SEARCH: Final = frozenset(
 """Arguments that belong to a candidate, or to how its picture is read."""
 
 
-def load(model: str | Path, dtype: str | None = None, device: str | None = None) -> Any:
+def load_pipeline(model: str | Path, dtype: str | None = None, device: str | None = None) -> Any:
     """Loads a pipeline from a folder, a hub id or `"shapes"`.
 
     Components that the folder's `model_index.json` leaves empty (an absent T5, say) are
@@ -75,9 +75,9 @@ def check_pipeline(pipe: Any) -> None:
         )
 
 
-def check_left(call: Mapping[str, Any]) -> None:
+def check_reserved(call: Mapping[str, Any]) -> None:
     """Raises InputError when a generator's `call` sets what is set for every candidate."""
-    if taken := sorted(SET_BY_SEARCH.intersection(call)):
+    if taken := sorted(RESERVED_ARGUMENTS.intersection(call)):
         raise InputError(
             f"call must leave {', '.join(taken)} to the search, which sets it for every "
             "candidate. Leave it out."
