@@ -16,7 +16,7 @@ from typing import Any
 
 from diffusers import HunyuanDiTPipeline
 
-from tts_verifier.verified.pipeline import search_as
+from tts_verifier.verified import search_as
 
 
 class VerifiedHunyuanDiTPipeline(HunyuanDiTPipeline):

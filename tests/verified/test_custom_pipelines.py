@@ -19,11 +19,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 FILES = sorted((Path(__file__).parents[2] / "pipelines").glob("verified_*.py"))
 
 
-def load(folder, name, **told):
+def load(folder, name, **search):
     file = next(path for path in FILES if path.stem == f"verified_{name}")
     empty = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3" else {}
     return DiffusionPipeline.from_pretrained(
-        folder, custom_pipeline=str(file), trust_remote_code=True, **empty, **told
+        folder, custom_pipeline=str(file), trust_remote_code=True, **empty, **search
     )
 
 
@@ -53,8 +53,8 @@ def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     family = tiny_families.FAMILIES[name](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")
     search = {"strategy": BestOfN(2)}
-    told = {"verifier": FakeVerifier(), "options": {"budget": Budget(candidates=2)}, **search}
-    custom = load(tmp_path / "model", name, **told)
+    options = {"budget": Budget(candidates=2)}
+    custom = load(tmp_path / "model", name, verifier=FakeVerifier(), options=options, **search)
     assert type(custom).__name__ == f"Verified{type(family.pipe).__name__}"
     custom.set_progress_bar_config(disable=True)
     out = custom("a red circle", seed=1, **family.call)
@@ -63,7 +63,7 @@ def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     assert np.array_equal(np.asarray(out.images[0]), np.asarray(wanted.images[0]))
 
 
-def test_what_searches_with_it_is_made_once(tmp_path, monkeypatch):
+def test_its_verifier_is_loaded_once(tmp_path, monkeypatch):
     family = tiny_families.FAMILIES["sd3"](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")
     loaded = []

@@ -1,4 +1,4 @@
-"""Where a pipeline computes, how large it is, and whether it may be moved."""
+"""Where a pipeline computes, how large it is, and whether it may be moved: see `traits`."""
 
 import pytest
 import torch
@@ -65,9 +65,9 @@ def quantised(pipe):
     pipe.unet.is_quantized = True
 
 
-@pytest.mark.parametrize("kept", [offloaded, one_by_one, in_groups, spread, quantised])
-def test_what_the_user_placed_is_not_to_be_moved(pipe, kept):
-    kept(pipe)
+@pytest.mark.parametrize("place", [offloaded, one_by_one, in_groups, spread, quantised])
+def test_weights_that_the_user_placed_must_stay(pipe, place):
+    place(pipe)
     assert DiffusersGenerator(pipe).nbytes is None
 
 
