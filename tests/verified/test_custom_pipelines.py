@@ -1,6 +1,7 @@
 """The custom pipelines, through diffusers' own loading."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,14 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 def test_there_is_one_for_every_family():
     assert {path.stem.removeprefix("verified_") for path in FILES} == set(tiny_families.FAMILIES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_as_the_script_writes_it(path):
+    source = runpy.run_path(str(path.with_name("write.py")))["source"]
+    assert path.read_text() == source(path.stem.removeprefix("verified_")), (
+        "run: python pipelines/write.py"
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

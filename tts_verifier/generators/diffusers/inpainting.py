@@ -113,8 +113,9 @@ def _inpainting_class(pipe: Any) -> Any:
     from diffusers.pipelines import auto_pipeline
 
     name = type(pipe).__name__
-    for mapping in auto_pipeline.SUPPORTED_TASKS_MAPPINGS:
-        for family, kind in mapping.items():
+    tasks: Any = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
+    for classes in tasks:
+        for family, kind in classes.items():
             if kind.__name__ == name:
                 return auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING.get(family)
     return None
