@@ -14,7 +14,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Budget
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 FILES = sorted((Path(__file__).parents[2] / "pipelines").glob("verified_*.py"))
@@ -30,7 +30,7 @@ def load(folder, name, **search):
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """diffusers copies the file into a cache of modules; this one is the test's."""
+    """Gives the test its own cache of modules, into which diffusers copies the file."""
     from diffusers.utils import dynamic_modules_utils
 
     monkeypatch.setattr(

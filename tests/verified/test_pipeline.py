@@ -100,8 +100,8 @@ def test_output_types_hold_the_judged_picture(verified, kind, shape):
     out = verified("a", num_images_per_prompt=2, seed=1, output_type=kind, **CALL)
     assert tuple(out.images.shape) == shape
     wanted = np.asarray(pil.images[0], np.float32) / 255
-    found = out.images[0] if kind == "np" else out.images[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(found, wanted)
+    pixels = out.images[0] if kind == "np" else out.images[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, wanted)
 
 
 def test_a_tuple_is_returned_where_it_is_asked_for(verified):
@@ -280,24 +280,27 @@ def test_parts_and_options_that_are_none_are_refused(pipe, arguments, message):
         wrap(pipe, **{"verifier": FakeVerifier(), **arguments})
 
 
-def test_calls_share_one_generator_until_a_part_of_it_is_replaced(tmp_path, monkeypatch):
+def test_a_call_makes_no_inpainting_pipeline_unless_it_repaints(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        AutoPipelineForInpainting, "from_pipe", lambda *_, **__: made.append("sibling")
-    )
-    pipe = sd15(tmp_path)
-    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
-    for batch_size in (None, 1):
-        verified.batch_size = batch_size
-        sizes, own = [], pipe.prepare_latents
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                pipe, "prepare_latents", lambda n, *a, s=sizes, o=own: s.append(n) or o(n, *a)
-            )
-            for _ in range(2):
-                verified("a", num_inference_steps=1)
-        assert sizes == ([2, 2] if batch_size is None else [1] * 4)
+    monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: made.append(1))
+    wrap(sd15(tmp_path), FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
     assert not made
+
+
+def test_the_batch_size_may_be_changed_between_calls(tmp_path, monkeypatch):
+    pipe, sizes = sd15(tmp_path), []
+    prepare = pipe.prepare_latents
+
+    def watched(batch_size, *args):
+        sizes.append(batch_size)
+        return prepare(batch_size, *args)
+
+    monkeypatch.setattr(pipe, "prepare_latents", watched)
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
+    verified("a", num_inference_steps=1)
+    verified.batch_size = 1
+    verified("a", num_inference_steps=1)
+    assert sizes == [2, 1, 1]
 
 
 def test_options_are_given_once(verified):

@@ -77,7 +77,7 @@ def test_images_are_the_same_after_memory_ran_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipe.vae, "decode", crowded)
     with pytest.warns(RunWarning, match="Memory ran out"):
-        found = generator.generate(jobs)
+        samples = generator.generate(jobs)
     assert generator.batch_size == 2
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(samples, wanted, strict=True):
         assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1

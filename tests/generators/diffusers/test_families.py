@@ -23,8 +23,8 @@ from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import check_generator
 from tts_verifier.types import Continue, Draw, Job, Mask, Near, Prompt, Repaint
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
-# And its combined Kandinsky 2.2 this of a call of its own.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes the first of these warnings; its combined
+# Kandinsky 2.2 causes the second by a call of its own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`callback_steps` is deprecated:FutureWarning"),
@@ -170,7 +170,9 @@ def test_a_video_of_many_frames_is_refused(tmp_path):
 
 
 if __name__ == "__main__":
-    text, made = DOCUMENT.read_text(), table(Path(tempfile.mkdtemp()))
-    marked = re.sub(r"(<!-- table -->\n).*?(<!-- end -->)", rf"\1{made}\n\2", text, flags=re.DOTALL)
-    DOCUMENT.write_text(marked)
-    sys.stdout.write(made + "\n")
+    text, rows = DOCUMENT.read_text(), table(Path(tempfile.mkdtemp()))
+    updated = re.sub(
+        r"(<!-- table -->\n).*?(<!-- end -->)", rf"\1{rows}\n\2", text, flags=re.DOTALL
+    )
+    DOCUMENT.write_text(updated)
+    sys.stdout.write(rows + "\n")

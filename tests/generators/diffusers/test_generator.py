@@ -144,8 +144,8 @@ class Unheard(DiffusionPipeline):
 
 
 def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
-    known = sd15(tmp_path)
-    generator = DiffusersGenerator(Unheard(known.unet, known.vae), batch_size=2)
+    parts = sd15(tmp_path)
+    generator = DiffusersGenerator(Unheard(parts.unet, parts.vae), batch_size=2)
     assert generator.supports == {Draw}
     check_generator(generator)
     assert "Unheard has no inpainting sibling" in generator.lacks[Repaint]
@@ -163,8 +163,8 @@ class Guarded(Unheard):
 
 
 def test_a_blanked_image_is_an_error_whatever_the_output_field_is_called(tmp_path):
-    known = sd15(tmp_path)
-    generator = DiffusersGenerator(Guarded(known.unet, known.vae), batch_size=2)
+    parts = sd15(tmp_path)
+    generator = DiffusersGenerator(Guarded(parts.unet, parts.vae), batch_size=2)
     first, second = generator.generate([job(1), job(2)])
     assert (first.error, second.error) == ("", "The pipeline's safety checker blanked it.")
 
@@ -177,8 +177,8 @@ class Channels(Unheard):
 
 
 def test_a_pipeline_whose_output_is_no_image_is_named(tmp_path):
-    known = sd15(tmp_path)
-    generator = DiffusersGenerator(Channels(known.unet, known.vae), batch_size=1)
+    parts = sd15(tmp_path)
+    generator = DiffusersGenerator(Channels(parts.unet, parts.vae), batch_size=1)
     with pytest.raises(UnsupportedError, match=r"ImagePipelineOutput has \(1, 3, 16, 16\)"):
         generator.generate([job(1)])
 
@@ -210,7 +210,7 @@ def test_methods_that_a_user_replaced_stay_replaced(tmp_path):
     jobs = [Job(Prompt("0", "a"), Draw(1, until=0.5)), near]
     assert [s.error for s in DiffusersGenerator(pipe, steps=4).generate(jobs)] == ["", ""]
     assert set(called) == set(own)
-    assert all(vars(pipe)[name] is made for name, made in replacements.items())
+    assert all(vars(pipe)[name] is method for name, method in replacements.items())
 
 
 def test_a_pipeline_without_prompts_is_refused(tmp_path):
@@ -319,9 +319,9 @@ def test_a_run_with_every_kind_is_the_same_with_and_without_states(tmp_path):
                 path.unlink()
             return super().propose(task, history)
 
-    kept = run(prompts, generator, FakeVerifier(), Everything())
-    lost = run(prompts, generator, FakeVerifier(), Forgetful(), folder=tmp_path / "run")
-    assert [t.error for t in kept.trials] == [""] * 16
-    assert [t.id for t in kept.trials] == [t.id for t in lost.trials]
-    for one, other in zip(kept.trials, lost.trials, strict=True):
+    in_memory = run(prompts, generator, FakeVerifier(), Everything())
+    from_files = run(prompts, generator, FakeVerifier(), Forgetful(), folder=tmp_path / "run")
+    assert [t.error for t in in_memory.trials] == [""] * 16
+    assert [t.id for t in in_memory.trials] == [t.id for t in from_files.trials]
+    for one, other in zip(in_memory.trials, from_files.trials, strict=True):
         assert np.array_equal(np.asarray(one.image.load()), np.asarray(other.image.load()))

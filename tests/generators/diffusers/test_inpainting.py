@@ -70,7 +70,7 @@ def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
 
 
 def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
-    """SD 3's sibling in diffusers 0.42 forgets the VAE's shift, seen when all is known."""
+    """Guards against the VAE's shift, which SD 3's inpainting class in diffusers 0.42 forgets."""
     pipe = sd3(tmp_path)
 
     def perfect(hidden_states, timestep, **_):

@@ -18,9 +18,9 @@ from tts_verifier.types import Draw, Job, Prompt
 def test_each_prompt_is_encoded_once_for_all_candidates_and_rounds(name, tmp_path):
     family = tiny_families.FAMILIES[name](tmp_path, steps=1)
     generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=2)
-    seen = []
+    rows = []
     family.pipe.text_encoder.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["input_ids"])),
+        lambda module, args, kwargs: rows.append(len(args[0] if args else kwargs["input_ids"])),
         with_kwargs=True,
     )
     prompts = ["a red circle", "a blue square"]
@@ -28,7 +28,7 @@ def test_each_prompt_is_encoded_once_for_all_candidates_and_rounds(name, tmp_pat
     run(prompts, generator, FakeVerifier(), BestOfN(5))
     guided = name != "flux"
     # The negative prompt goes with every prompt, one at a time.
-    assert sum(seen) == len(prompts) * (2 if guided else 1)
+    assert sum(rows) == len(prompts) * (2 if guided else 1)
 
 
 class NoCache(PromptCache):
@@ -85,8 +85,8 @@ def test_encodings_of_unequal_length_are_left_to_the_pipeline():
         return letters([text.ljust(longest) for text in prompt])
 
     pipe = Encoder(padded)
-    (found,) = encodings(pipe, PromptCache(), ["a", "bcd"])
-    assert found.shape == (2, 3)
+    (batch,) = encodings(pipe, PromptCache(), ["a", "bcd"])
+    assert batch.shape == (2, 3)
     assert pipe.calls[-1] == ["a", "bcd"]
 
 

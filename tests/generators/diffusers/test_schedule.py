@@ -22,7 +22,7 @@ from tts_verifier.generators.diffusers.schedule import (
 )
 from tts_verifier.types import Continue, Draw, Job, Prompt, Trial
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPT = Prompt("0", "a red circle")
