@@ -1,9 +1,9 @@
-"""An adapter of your own: any model, or an HTTP API, that makes a picture of a text and a seed.
+"""A generator of your own: any model, or an HTTP API, that makes an image from prompt and seed.
 
     python examples/own_generator.py
 
-checks it with the conformance suite, then searches with it. `draw` stands for your model: a
-call of an API would post the text and the seed and open the bytes that come back.
+checks it with the conformance suite, then searches with it. `make_image` stands for your model; a
+client of an API would post the prompt and the seed, and open the bytes of the answer.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from tts_verifier.testing import FakeVerifier, check_generator
 from tts_verifier.types import Cost, Draw, Job, Sample, Setting
 
 
-def draw(text: str, seed: int) -> Image.Image:
-    """Returns a picture: here a colour that the text and the seed decide."""
-    colour = np.random.default_rng([seed, *text.encode()]).integers(0, 256, 3)
+def make_image(prompt: str, seed: int) -> Image.Image:
+    """Returns an image: here of one colour, which depends on the prompt and the seed."""
+    colour = np.random.default_rng([seed, *prompt.encode()]).integers(0, 256, 3)
     return Image.new("RGB", (64, 64), tuple(colour.tolist()))
 
 
 class OwnGenerator:
-    """Serves drawings from noise; what it `supports` is checked before anything is drawn."""
+    """Serves `Draw` proposals only; the runner checks `supports` before it generates anything."""
 
     supports: frozenset[type] = frozenset({Draw})
     settings: Mapping[str, Setting] = {"model": "my-model-v1"}
     batch_size = 4
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Returns a sample for each job, in order; a failure is one with an `error`."""
+        """Returns a sample for each job, in order; a failed job has a sample with an `error`."""
         return [self._sample(job) for job in jobs]
 
     def _sample(self, job: Job) -> Sample:
         if not isinstance(job.proposal, Draw):
-            return Sample(job, None, error="only drawings from noise are served")
+            return Sample(job, None, error="only Draw proposals are served")
         try:
-            image = draw(job.prompt.text, job.proposal.seed)
+            image = make_image(job.prompt.text, job.proposal.seed)
         except OSError as error:
             return Sample(job, None, error=str(error))
         return Sample(job, image, cost=Cost(network_evaluations=1))

@@ -1,10 +1,10 @@
-"""Verified generation in two lines: wrap a pipeline, call it as ever.
+"""Verified generation in two lines: wrap a pipeline, then call it as usual.
 
     python examples/wrap.py "a red circle left of a blue square"
     python examples/wrap.py "a red fox" --model stabilityai/stable-diffusion-3.5-medium \\
         --verifier GYX97/ImageDoctor
 
-Without --model and --verifier the small bundled models are used, which know coloured shapes.
+Without --model and --verifier it uses the small bundled models, which know coloured shapes only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from tts_verifier import BestOfN, wrap
-from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load
+from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load_pipeline
 
 
 def main() -> None:
@@ -22,19 +22,19 @@ def main() -> None:
     parser.add_argument("--verifier", default="shapes")
     parser.add_argument("--candidates", type=int, default=8)
     parser.add_argument("--output", default="best.png")
-    options = parser.parse_args()
-    pipe = load(options.model)
-    call = BUNDLED_CALL if options.model == "shapes" else {}
+    args = parser.parse_args()
+    pipe = load_pipeline(args.model)
+    call = BUNDLED_CALL if args.model == "shapes" else {}
 
-    pipe = wrap(pipe, options.verifier, strategy=BestOfN(options.candidates))
-    out = pipe(options.prompt, seed=0, **call)
+    pipe = wrap(pipe, args.verifier, strategy=BestOfN(args.candidates))
+    out = pipe(args.prompt, seed=0, **call)
 
     for item in out.ranking:
         scores = "  ".join(f"{name} {value:.2f}" for name, value in item.verdict.scores.items())
         print(f"candidate {item.index}  {item.objective:.3f}  ({scores})")
     if out.images[0] is None:
-        raise SystemExit("No candidate could be drawn and judged.")
-    out.images[0].save(options.output)
+        raise SystemExit("No candidate could be generated and verified.")
+    out.images[0].save(args.output)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Z-Image, searching: one more argument than diffusers' own pipeline.
+"""Z-Image: diffusers' own pipeline, with a search in every call.
 
     DiffusionPipeline.from_pretrained(
         MODEL, custom_pipeline="pipelines/verified_z_image.py", trust_remote_code=True,
         verifier="GYX97/ImageDoctor",
     )
 
-diffusers asks for `trust_remote_code` even for a local file; the code that it runs is this
-file, no checkpoint's.
+diffusers asks for `trust_remote_code` even for a local file; the code that it runs is this file,
+not a checkpoint's. This file is written by `pipelines/write.py`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from diffusers import ZImagePipeline
 
-from tts_verifier.verified.pipeline import search_as
+from tts_verifier.verified import search_as
 
 
 class VerifiedZImagePipeline(ZImagePipeline):
-    """The same parts; `verifier`, `strategy`, `options`: of a `tts_verifier.VerifiedPipeline`."""
+    """Has the base's components; the last arguments are a `tts_verifier.VerifiedPipeline`'s."""
 
     def __init__(
         self,

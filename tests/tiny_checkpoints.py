@@ -1,14 +1,14 @@
-"""Other checkpoints of the families, which their pipelines draw with another way."""
+"""Other checkpoints of the families, which their pipelines handle in another way."""
 
 import diffusers as d
 import tiny_pipelines
 import transformers as t
 from PIL import Image
-from tiny_families import Family, flow, flux, quiet, sdxl, unet, words
+from tiny_families import Family, family_tokenizer, flow, flux, quiet, sdxl, unet
 
 
 def sd21(folder):
-    """As 1.5, but predicts v, has heads of one size, and draws 768 pixels where it is large."""
+    """Like 1.5, but predicts v and has attention heads of one size; really of 768 pixels."""
     parts = dict(tiny_pipelines.sd15(folder).components)
     parts["unet"] = unet(16, use_linear_projection=True)
     parts["scheduler"] = d.DDIMScheduler(
@@ -19,7 +19,7 @@ def sd21(folder):
 
 
 def sdxl_refiner(folder):
-    """Refines a picture that the call has; it knows the second text encoder only."""
+    """Refines an image given in the call; it has the second text encoder only."""
     parts = dict(sdxl(folder).pipe.components)
     for name in ("image_encoder", "feature_extractor"):
         del parts[name]
@@ -53,7 +53,7 @@ def flux_schnell(folder):
 
 
 def flux_fill(pipe):
-    """FLUX Fill beside a FLUX: weights of its own, which also see the mask and what it covers."""
+    """FLUX Fill for a FLUX: weights of its own, which also get the mask and the masked image."""
     parts = {k: v for k, v in pipe.components.items() if "image" not in k and "feature" not in k}
     config = {k: v for k, v in parts["transformer"].config.items() if not k.startswith("_")}
     config |= {"in_channels": 48, "out_channels": 16}
@@ -64,10 +64,10 @@ def flux_fill(pipe):
 
 
 def kandinsky22(folder):
-    """Prior and decoder in one; its inpainting sibling takes no strength."""
-    tokens, blocks = words(folder, 77), (32, 64)
+    """Prior and decoder in one pipeline; its inpainting class takes no strength."""
+    tokenizer, blocks = family_tokenizer(folder, 77), (32, 64)
     texts = t.CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=77, projection_dim=32, bos_token_id=0,
         eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def kandinsky22(folder):
         prior_prior=prior,
         prior_image_encoder=t.CLIPVisionModelWithProjection(pictures).eval(),
         prior_text_encoder=t.CLIPTextModelWithProjection(texts).eval(),
-        prior_tokenizer=tokens,
+        prior_tokenizer=tokenizer,
         prior_scheduler=d.UnCLIPScheduler(prediction_type="sample", clip_sample_range=5.0),
         prior_image_processor=t.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every family that is tested, at a few thousand random weights, built from configs."""
+"""A pipeline of every tested family, with a few thousand random weights, built from configs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +12,13 @@ from tiny_pipelines import text_config, vae
 
 @dataclass
 class Family:
-    """A pipeline, and what a call of it is told so that it is quick."""
+    """A pipeline, and the arguments of a quick call."""
 
     pipe: Any
     call: dict[str, Any] = field(default_factory=dict)
 
 
-def words(folder, length=16):
+def family_tokenizer(folder, length=16):
     tokenizer = tiny_pipelines.tokenizer(folder)
     tokenizer.model_max_length = length
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -44,18 +44,18 @@ def gemma(size):
     return t.Gemma2Model(config).eval()
 
 
-def unet(cross, **told):
+def unet(cross, **settings):
     return d.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1,
         block_out_channels=(8, 16), norm_num_groups=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=2, cross_attention_dim=cross, **told,
+        attention_head_dim=2, cross_attention_dim=cross, **settings,
     )  # fmt: skip
 
 
-def flow(**told):
-    return d.FlowMatchEulerDiscreteScheduler(**told)
+def flow(**settings):
+    return d.FlowMatchEulerDiscreteScheduler(**settings)
 
 
 def sd15(folder):
@@ -63,14 +63,14 @@ def sd15(folder):
 
 
 def sdxl(folder):
-    tokens = words(folder)
-    config = text_config(len(tokens))
+    tokenizer = family_tokenizer(folder)
+    config = text_config(len(tokenizer))
     pipe = d.StableDiffusionXLPipeline(
         vae=vae(4),
         text_encoder=t.CLIPTextModel(config),
         text_encoder_2=t.CLIPTextModelWithProjection(config),
-        tokenizer=tokens,
-        tokenizer_2=tokens,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
         unet=unet(
             32, addition_embed_type="text_time", addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=64, use_linear_projection=True,
@@ -85,7 +85,7 @@ def sd3(folder):
 
 
 def flux(folder):
-    tokens = words(folder)
+    tokenizer = family_tokenizer(folder)
     pipe = d.FluxPipeline(
         transformer=d.FluxTransformer2DModel(
             patch_size=1, in_channels=16, num_layers=1, num_single_layers=1,
@@ -94,16 +94,16 @@ def flux(folder):
         ),
         scheduler=flow(use_dynamic_shifting=True),
         vae=vae(4, shift=0.5),
-        text_encoder=t.CLIPTextModel(text_config(len(tokens))),
-        tokenizer=tokens,
-        text_encoder_2=t5(len(tokens)),
-        tokenizer_2=tokens,
+        text_encoder=t.CLIPTextModel(text_config(len(tokenizer))),
+        tokenizer=tokenizer,
+        text_encoder_2=t5(len(tokenizer)),
+        tokenizer_2=tokenizer,
     )  # fmt: skip
     return Family(pipe, {"height": 32, "width": 32, "max_sequence_length": 16})
 
 
 def sana(folder):
-    tokens = words(folder, 64)
+    tokenizer = family_tokenizer(folder, 64)
     autoencoder = d.AutoencoderDC(
         in_channels=3, latent_channels=4, attention_head_dim=2,
         encoder_block_types=("ResBlock", "EfficientViTBlock"),
@@ -115,8 +115,8 @@ def sana(folder):
         decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.41407,
     )  # fmt: skip
     pipe = d.SanaPipeline(
-        tokenizer=tokens,
-        text_encoder=gemma(len(tokens)),
+        tokenizer=tokenizer,
+        text_encoder=gemma(len(tokenizer)),
         vae=autoencoder,
         transformer=d.SanaTransformer2DModel(
             patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
@@ -131,10 +131,10 @@ def sana(folder):
 
 
 def pixart_sigma(folder):
-    tokens = words(folder)
+    tokenizer = family_tokenizer(folder)
     pipe = d.PixArtSigmaPipeline(
-        tokenizer=tokens,
-        text_encoder=t5(len(tokens)),
+        tokenizer=tokenizer,
+        text_encoder=t5(len(tokenizer)),
         vae=vae(4),
         transformer=d.PixArtTransformer2DModel(
             sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8,
@@ -148,11 +148,11 @@ def pixart_sigma(folder):
 
 
 def qwen_image(folder):
-    tokens = words(folder, 1024)
+    tokenizer = family_tokenizer(folder, 1024)
     config = t.Qwen2_5_VLConfig(
         text_config={
             "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokens),
+            "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(tokenizer),
             "rope_parameters": {
                 "rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6
             },
@@ -169,7 +169,7 @@ def qwen_image(folder):
             latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
         ),
         text_encoder=t.Qwen2_5_VLForConditionalGeneration(config).eval(),
-        tokenizer=tokens,
+        tokenizer=tokenizer,
         transformer=d.QwenImageTransformer2DModel(
             patch_size=2, in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16,
             num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
@@ -180,16 +180,16 @@ def qwen_image(folder):
 
 
 def z_image(folder):
-    tokens = words(folder, 64)
+    tokenizer = family_tokenizer(folder, 64)
     config = t.Qwen3Config(
-        vocab_size=len(tokens), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
     pipe = d.ZImagePipeline(
         scheduler=flow(shift=3.0),
         vae=vae(16, shift=0.1),
         text_encoder=t.Qwen3Model(config).eval(),
-        tokenizer=tokens,
+        tokenizer=tokenizer,
         transformer=d.ZImageTransformer2DModel(
             all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=32, n_layers=1,
             n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
@@ -201,7 +201,7 @@ def z_image(folder):
 
 
 def lumina2(folder):
-    tokens = words(folder, 64)
+    tokenizer = family_tokenizer(folder, 64)
     pipe = d.Lumina2Pipeline(
         transformer=d.Lumina2Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, hidden_size=16, num_layers=1,
@@ -210,18 +210,18 @@ def lumina2(folder):
         ),
         scheduler=flow(use_dynamic_shifting=True),
         vae=vae(4),
-        text_encoder=gemma(len(tokens)),
-        tokenizer=tokens,
+        text_encoder=gemma(len(tokenizer)),
+        tokenizer=tokenizer,
     )  # fmt: skip
     call = {"height": 32, "width": 32, "max_sequence_length": 32, "system_prompt": "draw"}
     return Family(pipe, {**call, "guidance_scale": 3.0})
 
 
 def auraflow(folder):
-    tokens = words(folder)
+    tokenizer = family_tokenizer(folder)
     pipe = d.AuraFlowPipeline(
-        tokenizer=tokens,
-        text_encoder=umt5(len(tokens)),
+        tokenizer=tokenizer,
+        text_encoder=umt5(len(tokenizer)),
         vae=vae(4),
         transformer=d.AuraFlowTransformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, num_mmdit_layers=1,
@@ -235,10 +235,10 @@ def auraflow(folder):
 
 
 def kandinsky3(folder):
-    tokens = words(folder, 128)
+    tokenizer = family_tokenizer(folder, 128)
     pipe = d.Kandinsky3Pipeline(
-        tokenizer=tokens,
-        text_encoder=t5(len(tokens)),
+        tokenizer=tokenizer,
+        text_encoder=t5(len(tokenizer)),
         unet=d.Kandinsky3UNet(
             in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4,
             layers_per_block=3, block_out_channels=(32, 64), cross_attention_dim=4,
@@ -255,12 +255,12 @@ def kandinsky3(folder):
 
 
 def hunyuan_dit(folder):
-    tokens = words(folder, 256)
+    tokenizer = family_tokenizer(folder, 256)
     bert = t.BertConfig(
-        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, max_position_embeddings=128,
     )  # fmt: skip
-    # The pipeline counts on a VAE that makes cells of 8 pixels.
+    # The pipeline expects a VAE whose latent cells are 8 pixels wide.
     deep = d.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(4,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4,
@@ -268,7 +268,7 @@ def hunyuan_dit(folder):
     pipe = d.HunyuanDiTPipeline(
         vae=deep,
         text_encoder=t.BertModel(bert).eval(),
-        tokenizer=tokens,
+        tokenizer=tokenizer,
         transformer=d.HunyuanDiT2DModel(
             sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8,
             num_attention_heads=2, in_channels=4, cross_attention_dim=16,
@@ -279,18 +279,18 @@ def hunyuan_dit(folder):
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-        text_encoder_2=t5(len(tokens)),
-        tokenizer_2=tokens,
+        text_encoder_2=t5(len(tokenizer)),
+        tokenizer_2=tokenizer,
     )  # fmt: skip
     call = {"height": 32, "width": 32, "use_resolution_binning": False}
     return Family(pipe, {**call, "guidance_scale": 3.0})
 
 
 def wan(folder):
-    tokens = words(folder, 64)
+    tokenizer = family_tokenizer(folder, 64)
     pipe = d.WanPipeline(
-        tokenizer=tokens,
-        text_encoder=umt5(len(tokens)),
+        tokenizer=tokenizer,
+        text_encoder=umt5(len(tokenizer)),
         vae=d.AutoencoderKLWan(
             base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
             temperal_downsample=[False, True, True],
@@ -315,14 +315,14 @@ BUILDERS = {
 
 
 def quiet(build):
-    def built(folder, steps=4):
+    def build_quietly(folder, steps=4):
         torch.manual_seed(0)
         family = build(folder)
         family.pipe.set_progress_bar_config(disable=True)
         family.call["num_inference_steps"] = steps
         return family
 
-    return built
+    return build_quietly
 
 
 FAMILIES = {name: quiet(build) for name, build in BUILDERS.items()}

@@ -24,10 +24,10 @@ from tts_verifier.types import InMemory, Trial
 
 
 def tokenizer(folder):
-    words = [f"{chr(c)}{end}" for c in range(97, 123) for end in ("", "</w>")]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *words]
+    letters = [f"{chr(c)}{end}" for c in range(97, 123) for end in ("", "</w>")]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(vocabulary)}))
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
@@ -61,10 +61,10 @@ def vae(channels, shift=0.0):
 
 
 def sd3(folder, channels=16):
-    """A Stable Diffusion 3 that draws 16 x 16 pixels; its sibling wants 16 channels."""
+    """A Stable Diffusion 3 of 16 x 16 pixels; its inpainting class requires 16 channels."""
     torch.manual_seed(0)
-    words = tokenizer(folder)
-    config = text_config(len(words))
+    clip_tokenizer = tokenizer(folder)
+    config = text_config(len(clip_tokenizer))
     pipe = StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,
@@ -82,9 +82,9 @@ def sd3(folder, channels=16):
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(channels, shift=0.5),
         text_encoder=CLIPTextModelWithProjection(config),
-        tokenizer=words,
+        tokenizer=clip_tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(config),
-        tokenizer_2=words,
+        tokenizer_2=clip_tokenizer,
         text_encoder_3=None,
         tokenizer_3=None,
     )
@@ -93,13 +93,13 @@ def sd3(folder, channels=16):
 
 
 def sd15(folder):
-    """A Stable Diffusion 1.5 that draws 16 x 16 pixels."""
+    """A Stable Diffusion 1.5 of 16 x 16 pixels."""
     torch.manual_seed(0)
-    words = tokenizer(folder)
+    clip_tokenizer = tokenizer(folder)
     pipe = StableDiffusionPipeline(
         vae=vae(4),
-        text_encoder=CLIPTextModel(text_config(len(words))),
-        tokenizer=words,
+        text_encoder=CLIPTextModel(text_config(len(clip_tokenizer))),
+        tokenizer=clip_tokenizer,
         unet=UNet2DConditionModel(
             sample_size=8,
             in_channels=4,
@@ -122,7 +122,7 @@ def sd15(folder):
 
 
 def as_parent(sample, name="parent"):
-    """The trial that a sample becomes."""
+    """Returns the trial that a sample becomes."""
     image, state = sample.image, sample.state
     return Trial(
         id=name,
@@ -130,20 +130,20 @@ def as_parent(sample, name="parent"):
         round=0,
         proposal=sample.job.proposal,
         progress=sample.progress,
-        image=InMemory(image),
-        size=image.size,
+        image=image and InMemory(image),
+        size=image and image.size,
         state=state and InMemory(state),
     )
 
 
 def pixels(sample):
-    """A sample's picture, with room below 0."""
+    """The pixels of a sample as signed integers, which may be subtracted."""
     assert not sample.error
     return np.asarray(sample.image).astype(int)
 
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 4.0, "max_sequence_length": 16}
-"""A short call of the pipeline of `sd3`."""
+"""The arguments of a quick call of `sd3`."""
 
 
 def same(one, other):

@@ -1,4 +1,4 @@
-"""How much memory weights take, and how much a device has left."""
+"""How much memory weights take, and how much of a device is left."""
 
 from __future__ import annotations
 
@@ -6,36 +6,39 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 SPARE: Final = 4 * 2**30
-"""Bytes kept for what is computed beside the weights: about a 1024 x 1024 picture's decoding.
+"""Bytes reserved for activations: about what decoding one image of 1024 x 1024 takes.
 
-Larger batches are halved when memory runs out, so that this need not be exact.
+It need not be exact, because a batch is halved when memory runs out.
 """
 
 
 def weight_bytes(modules: Iterable[Any]) -> int:
     """Returns the bytes of all parameters and buffers; shared ones count once."""
-    held = {id(t): t.nbytes for m in modules for t in (*m.parameters(), *m.buffers())}
-    return sum(held.values())
+    sizes = {id(t): t.nbytes for m in modules for t in (*m.parameters(), *m.buffers())}
+    return sum(sizes.values())
 
 
 def free_bytes(device: str) -> int | None:
-    """Returns the bytes that may still be taken of a GPU; None = another device, not counted."""
+    """Returns the bytes that are free on a GPU, torch's cache included; None for other devices."""
     import torch
 
     if not device.startswith("cuda"):
         return None
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + kept
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + cached
 
 
-def fits(nbytes: int, device: str) -> bool:
-    """Says whether weights can be brought to a device, with something to spare."""
+def fits_on_device(nbytes: int, device: str) -> bool:
+    """Says whether so many bytes of weights fit on a device, with `SPARE` bytes left.
+
+    A device other than a GPU is taken to be large enough.
+    """
     free = free_bytes(device)
     return free is None or nbytes + SPARE <= free
 
 
 def release(device: str) -> None:
-    """Gives memory back that is kept for later on a GPU, for others to take."""
+    """Releases torch's cached GPU memory, for other processes and other allocators."""
     import torch
 
     if device.startswith("cuda"):

@@ -1,16 +1,16 @@
-"""Drawing beside judging at the released sizes: what overlap gains, what fits on one GPU.
+"""Generating beside verifying at the released sizes: the gain of overlap, the memory of one GPU.
 
     python examples/benchmarks/overlap.py --out overlap.parquet       # all parts, two GPUs
     python examples/benchmarks/overlap.py --parts one,fits,wrap       # one GPU
     python examples/benchmarks/overlap.py --dry                       # tiny, on a CPU, seconds
 
 Stable Diffusion 3.5 medium and the 3 B verifier have random weights (see `random_models`).
-`two`, `one`: the verifier diagnoses, with both maps, on another GPU or on the generator's own.
-The number of steps is chosen so that a batch takes about as long to draw as to judge; then
-both are timed alone, in turns, and overlapped by the runner.
-`fits`: peak memory of a best-of-16 at 1024 x 1024 with all three text encoders, by what was
-going on. `turns`: a best-of-16 during which the two change places, as if both did not fit.
-`wrap`: what best-of-1 costs beside the bare pipeline, judging excluded.
+`two`, `one`: the verifier diagnoses, with both heatmaps, on another GPU or on the generator's own.
+The script chooses the number of steps for which a batch takes about as long to generate as to
+verify. Then it times both alone, in turns, and overlapped by the runner.
+`fits`: peak memory of a best-of-16 at 1024 x 1024 with all three text encoders, by phase.
+`turns`: a best-of-16 during which the two change places on the GPU, as if both did not fit.
+`wrap`: best-of-1 of a wrapped pipeline against the bare one, without the verifier's time.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from tts_verifier.types import Draw, Job, Prompt
 
 PARTS = ("two", "one", "wrap", "fits", "turns")
 PROMPTS = tuple(f"{count} red foxes asleep under an umbrella" for count in ("two", "three"))
-ASIDE = 1.1
-"""How much longer a batch is to be drawn than judged: the first and last overlap nothing."""
+GENERATE_OVER_VERIFY = 1.1
+"""How much longer a batch is generated than verified, since the first and last do not overlap."""
 GIB = 2**30
 Row = dict[str, Any]
 
 
 @dataclass(eq=False)
 class Bench:
-    """The models, and what is asked of them."""
+    """The models, and the settings of the benchmark."""
 
     args: argparse.Namespace
     pipe: Any
@@ -59,13 +59,13 @@ class Bench:
     steps: int = 0
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Bench:
-        """Makes both models; the verifier on the second GPU if a part wants it there."""
+    def from_args(cls, args: argparse.Namespace) -> Bench:
+        """Makes both models; the verifier goes to the second GPU if a part needs it there."""
         second = "cuda:1" if "two" in args.parts else "cuda:0"
-        at = ("cpu", "cpu") if args.dry else ("cuda:0", second)
-        model = image_doctor_model(at[1], tiny=args.dry)
+        devices = ("cpu", "cpu") if args.dry else ("cuda:0", second)
+        model = image_doctor_model(devices[1], tiny=args.dry)
         verifier = image_doctor(model, tokens=args.tokens, tiny=args.dry)
-        return cls(args, sd35(at[0], tiny=args.dry), model, verifier)
+        return cls(args, sd35(devices[0], tiny=args.dry), model, verifier)
 
     @property
     def cuda(self) -> bool:
@@ -74,19 +74,19 @@ class Bench:
 
     @property
     def size(self) -> dict[str, int]:
-        """Height and width of what is drawn beside judging."""
+        """Height and width of the images generated beside verifying."""
         side = 16 if self.args.dry else 512
         return {"height": side, "width": side}
 
     def generator(self, steps: int) -> DiffusersGenerator:
-        """Returns one that draws so many steps, with guidance."""
-        told = {"guidance": 4.5, "batch_size": self.args.batch, **self.size}
-        return DiffusersGenerator(self.pipe, steps=steps, **told)
+        """Returns a generator with so many steps, and guidance."""
+        settings = {"guidance": 4.5, "batch_size": self.args.batch, **self.size}
+        return DiffusersGenerator(self.pipe, steps=steps, **settings)
 
-    def alone(self) -> Any:
-        """Returns a verifier on the generator's device with room for replies of 2048 tokens.
+    def verifier_of_long_replies(self) -> Any:
+        """Returns a verifier on the generator's device, with capacity for replies of 2048 tokens.
 
-        Replies end at once. Buffers of the other verifier are given back.
+        Its replies end at once. The buffers of the other verifier are freed.
         """
         if self.verifier is not None:
             self.verifier.to(self.pipe.device)
@@ -94,7 +94,7 @@ class Bench:
         return image_doctor(self.model, tokens=2048, ends=True, tiny=self.args.dry)
 
     def timed(self, work: Callable[[], Any]) -> float:
-        """Returns seconds; what was asked of all GPUs before and meanwhile is done."""
+        """Returns the seconds that work takes, until all GPUs are idle again."""
         self.wait()
         began = time.perf_counter()
         work()
@@ -102,7 +102,7 @@ class Bench:
         return time.perf_counter() - began
 
     def wait(self) -> None:
-        """Returns when all GPUs are idle."""
+        """Waits until all GPUs are idle."""
         for device in range(torch.cuda.device_count() if self.cuda else 0):
             torch.cuda.synchronize(device)
 
@@ -110,22 +110,22 @@ class Bench:
         """Runs a search of so many full batches with a log.
 
         Returns:
-            What its header tells: `seconds` of the loop, and the busy fractions of "draw" and
-            "judge". The header itself and the table at the end are not counted.
+            From its header: `seconds` of the loop, and the busy fractions of "draw" and
+            "judge". The time for the header itself and the final table is not included.
         """
         count = batches * self.args.batch // len(PROMPTS)
         parts = (self.generator(self.steps), verifier or self.verifier, BestOfN(count))
         with tempfile.TemporaryDirectory() as folder:
             work = partial(run, PROMPTS, *parts, folder=folder, overlap=overlap)
-            self.timed(lambda: undrawn(work()))
+            self.timed(lambda: check_images(work()))
             session = read_header(Path(folder))["sessions"][-1]
             return {"seconds": session["seconds"], **session["busy"]}
 
 
-def undrawn(result: Any) -> None:
-    """Raises RuntimeError when a candidate has no picture, and so was not judged."""
-    if lost := [trial.error for trial in result.trials if trial.image is None]:
-        raise RuntimeError(f"{len(lost)} candidates were not drawn: {lost[0]}")
+def check_images(result: Any) -> None:
+    """Raises RuntimeError when a candidate has no image, and so was not verified."""
+    if errors := [trial.error for trial in result.trials if trial.image is None]:
+        raise RuntimeError(f"{len(errors)} candidates have no image: {errors[0]}")
 
 
 # -- overlap ---------------------------------------------------------------------------------
@@ -135,8 +135,8 @@ def jobs(count: int) -> list[Job]:
     return [Job(Prompt("0", PROMPTS[0]), Draw(seed)) for seed in range(count)]
 
 
-def judged_alone(bench: Bench, batches: int) -> float:
-    """Returns seconds of judging so many batches, nothing being drawn."""
+def seconds_to_verify(bench: Bench, batches: int) -> float:
+    """Returns the seconds that the verifier takes for so many batches, with nothing beside it."""
     count = bench.args.batch
     noise = torch.randint(0, 256, (count, 512, 512, 3), dtype=torch.uint8).numpy()
     images = [Image.fromarray(array) for array in noise]
@@ -146,30 +146,34 @@ def judged_alone(bench: Bench, batches: int) -> float:
 
 
 def choose_steps(bench: Bench) -> None:
-    """Chooses how many steps to draw, from what two drawings and one judging took."""
+    """Chooses the number of steps, from the times of two batches generated and one verified."""
     few, many = 3, 9
     bench.generator(few).generate(jobs(bench.args.batch))
-    took = [
+    seconds = [
         bench.timed(lambda n=n: bench.generator(n).generate(jobs(bench.args.batch)))
         for n in (few, many)
     ]
-    judged_alone(bench, 2)
-    each, judging = (took[1] - took[0]) / (many - few), judged_alone(bench, 2) / 2
-    bench.steps = min(max(round((ASIDE * judging - took[0]) / max(each, 1e-9)) + few, 1), 200)
+    seconds_to_verify(bench, 2)
+    per_step, verify = (seconds[1] - seconds[0]) / (many - few), seconds_to_verify(bench, 2) / 2
+    bench.steps = min(
+        max(round((GENERATE_OVER_VERIFY * verify - seconds[0]) / max(per_step, 1e-9)) + few, 1), 200
+    )
     print(
-        f"a batch of {bench.args.batch}: {each * 1e3:.1f} ms a step and "
-        f"{took[0] - few * each:.3f} s beside, judged in {judging:.3f} s; {bench.steps} steps",
+        f"a batch of {bench.args.batch}: {per_step * 1e3:.1f} ms a step and "
+        f"{seconds[0] - few * per_step:.3f} s besides, verified in {verify:.3f} s; "
+        f"{bench.steps} steps",
         flush=True,
     )
 
 
 def overlap(bench: Bench, part: str) -> list[Row]:
-    """Times drawing and judging alone, in turns, and overlapped."""
+    """Times generating and verifying alone, in turns, and overlapped."""
     bench.steps, count = 4, bench.args.batches
-    bench.run(3, overlap=True)  # records what the verifier replays, beside drawing
+    bench.run(3, overlap=True)  # captures the verifier's CUDA graphs while the generator works
     choose_steps(bench)
-    fake = bench.run(count, FakeVerifier())  # its own time is not drawing
-    alone = {"draw": fake["seconds"] * fake["draw"], "judge": judged_alone(bench, count)}
+    # The share of generating, without the time of the fake verifier.
+    fake = bench.run(count, FakeVerifier())
+    alone = {"draw": fake["seconds"] * fake["draw"], "judge": seconds_to_verify(bench, count)}
     turns, both = bench.run(count), bench.run(count, overlap=True)
     return [
         {
@@ -208,26 +212,26 @@ def one(bench: Bench) -> list[Row]:
 
 
 class Peaks:
-    """Peak memory of the first GPU, by what was going on."""
+    """Peak memory of the first GPU, by phase."""
 
     def __init__(self, cuda: bool) -> None:
         self.cuda, self.allocated, self.taken = cuda, dict[str, float](), 0.0
         self.mark("")
 
     def mark(self, phase: str) -> None:
-        """Ends a phase."""
+        """Ends a phase, and notes its peak."""
         if not self.cuda:
             self.allocated[phase] = 0.0
             return
-        most = torch.cuda.max_memory_allocated() / GIB
-        self.allocated[phase] = max(self.allocated.get(phase, 0.0), most)
+        peak = torch.cuda.max_memory_allocated() / GIB
+        self.allocated[phase] = max(self.allocated.get(phase, 0.0), peak)
         free, total = torch.cuda.mem_get_info()
         self.taken = max(self.taken, (total - free) / GIB)
         torch.cuda.reset_peak_memory_stats()
 
     @contextmanager
     def around(self, owner: Any, name: str, phase: str) -> Iterator[None]:
-        """Counts a method as a phase of its own, and what came before it as drawing."""
+        """Counts a method as a phase of its own, and the time before it as drawing."""
         own = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -244,7 +248,7 @@ def fits(bench: Bench) -> list[Row]:
     """Measures a best-of-16 at 1024 x 1024 with everything on one GPU."""
     if bench.pipe.text_encoder_3 is None:
         add_t5(bench.pipe, tiny=bench.args.dry)
-    verifier = bench.alone()
+    verifier = bench.verifier_of_long_replies()
     side = 16 if bench.args.dry else 1024
     rows = []
     for batch, both in ((4, False), (16, False), (4, True)):
@@ -260,7 +264,7 @@ def fits(bench: Bench) -> list[Row]:
             peaks.around(verifier, "verify", "judging"),
         ):
             work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16), overlap=both)
-            seconds = bench.timed(lambda work=work: undrawn(work()))
+            seconds = bench.timed(lambda work=work: check_images(work()))
         peaks.mark("drawing")
         rows.append(
             {
@@ -279,19 +283,19 @@ def turns(bench: Bench) -> list[Row]:
     """Runs a best-of-16 whose parts change places, as if they did not fit together."""
     if bench.pipe.text_encoder_3 is None:
         add_t5(bench.pipe, tiny=bench.args.dry)
-    verifier = bench.alone()
-    told = {"steps": 6, "guidance": 4.5, "batch_size": bench.args.batch, **bench.size}
-    generator = DiffusersGenerator(bench.pipe, **told)
+    verifier = bench.verifier_of_long_replies()
+    settings = {"steps": 6, "guidance": 4.5, "batch_size": bench.args.batch, **bench.size}
+    generator = DiffusersGenerator(bench.pipe, **settings)
     peaks = Peaks(bench.cuda)
     full = mock.patch("tts_verifier.runner.devices.plan", return_value="in turns")
     with tempfile.TemporaryDirectory() as folder, full:
         work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16), folder=folder)
-        seconds = bench.timed(lambda: undrawn(work()))
+        seconds = bench.timed(lambda: check_images(work()))
         session = read_header(Path(folder))["sessions"][-1]
     peaks.mark("in turns")
     row = {"part": "turns", "plan": session["plan"], "moves": session["moves"], "seconds": seconds}
     row |= {"moving_s": seconds - session["seconds"] * sum(session["busy"].values())}
-    return [row | {f"{name}_gib": most for name, most in peaks.allocated.items() if name}]
+    return [row | {f"{name}_gib": peak for name, peak in peaks.allocated.items() if name}]
 
 
 # -- overhead --------------------------------------------------------------------------------
@@ -302,23 +306,24 @@ def overhead(bench: Bench) -> list[Row]:
     call = {"num_inference_steps": 2 if bench.args.dry else 20, "guidance_scale": 4.5, **bench.size}
     verified = wrap(bench.pipe, FakeVerifier(), strategy=BestOfN(1))
     bare, wrapped = [], []
-    for number in range(bench.args.runs + 1):
-        generator = torch.Generator().manual_seed(number)
+    for seed in range(bench.args.runs + 1):
+        generator = torch.Generator().manual_seed(seed)
         bare.append(bench.timed(lambda g=generator: bench.pipe(PROMPTS[0], generator=g, **call)))
         outs: list[Any] = []
-        took = bench.timed(lambda n=number, o=outs: o.append(verified(PROMPTS[0], seed=n, **call)))
-        wrapped.append(took - sum(trial.cost.verify_seconds for trial in outs[0].trials))
-    # The first of each is a warm-up.
-    one, other = (statistics.median(times[1:]) for times in (bare, wrapped))
-    row = {"bare_s": one, "wrapped_s": other, "overhead_ms": 1e3 * (other - one)}
-    return [{"part": "wrap", **row, "overhead_share": other / one - 1, "runs": bench.args.runs}]
+        seconds = bench.timed(lambda s=seed, o=outs: o.append(verified(PROMPTS[0], seed=s, **call)))
+        wrapped.append(seconds - sum(trial.cost.verify_seconds for trial in outs[0].trials))
+    # The first run of each is a warm-up.
+    bare_s, wrapped_s = (statistics.median(times[1:]) for times in (bare, wrapped))
+    row = {"bare_s": bare_s, "wrapped_s": wrapped_s, "overhead_ms": 1e3 * (wrapped_s - bare_s)}
+    share = wrapped_s / bare_s - 1
+    return [{"part": "wrap", **row, "overhead_share": share, "runs": bench.args.runs}]
 
 
 # -- all -------------------------------------------------------------------------------------
 
 
-def shown(rows: list[Row]) -> str:
-    """Returns rows as a table, a figure a line."""
+def as_tables(rows: list[Row]) -> str:
+    """Returns each row as a table, with one figure a line."""
     lines = []
     for row in rows:
         lines += ["", f"| {row['part']} | |", "|---|---|"]
@@ -332,7 +337,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default=",".join(PARTS), help="in order")
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU")
-    parser.add_argument("--batch", type=int, default=8, help="candidates drawn at a time")
+    parser.add_argument("--batch", type=int, default=8, help="candidates generated at a time")
     parser.add_argument("--batches", type=int, default=24, help="of every timed run")
     parser.add_argument("--tokens", type=int, default=256, help="of every reply")
     parser.add_argument("--runs", type=int, default=10, help="of `wrap`")
@@ -341,27 +346,27 @@ def main() -> None:
     args = parser.parse_args()
     args.parts = args.parts.split(",")
     began = time.perf_counter()
-    bench = Bench.of(args)
+    bench = Bench.from_args(args)
     bench.wait()
     passed = time.perf_counter() - began
     print(f"{environment()['device']}; models ready after {passed:.1f} s", flush=True)
-    known = dict(zip(PARTS, (two, one, overhead, fits, turns), strict=True))
+    functions = dict(zip(PARTS, (two, one, overhead, fits, turns), strict=True))
     rows: list[Row] = []
     for part in args.parts:
         if (passed := time.perf_counter() - began) > args.seconds:
-            print(f"{part} is left out: {passed:.0f} s are over", flush=True)
+            print(f"{part} is left out: {passed:.0f} s have passed", flush=True)
             continue
         try:
-            made = known[part](bench)
-        except Exception as error:  # the other parts still count
-            made = [{"part": part, "error": f"{type(error).__name__}: {error}"[:2000]}]
-        for row in made:
+            new_rows = functions[part](bench)
+        except Exception as error:  # the other parts still run
+            new_rows = [{"part": part, "error": f"{type(error).__name__}: {error}"[:2000]}]
+        for row in new_rows:
             print(json.dumps(row), flush=True)
-        rows += made
+        rows += new_rows
         print(f"{part} ended after {time.perf_counter() - began:.1f} s", flush=True)
         if args.out:
             write(rows, args.out)
-    print(shown(rows))
+    print(as_tables(rows))
 
 
 if __name__ == "__main__":

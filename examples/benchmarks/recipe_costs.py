@@ -1,10 +1,10 @@
-"""What the recipes for released models take: bytes of weights, arithmetic of a picture, seconds.
+"""The cost of the recipes for released models: bytes of weights, operations per image, seconds.
 
     python examples/benchmarks/recipe_costs.py
 
-Nothing is loaded: the networks are built without memory, at the sizes of their config files,
-and the operations of one evaluation are counted. Seconds are an estimate, arithmetic over
-`--tflops` that a GPU reaches; by default 400, which is 40 % of an H100's peak in bfloat16.
+It loads no weights: it builds the networks on the meta device, at the sizes of their config files,
+and counts the operations of one evaluation. Seconds are an estimate: operations divided by the
+`--tflops` that a GPU reaches, by default 400, which is 40 % of an H100's peak in bfloat16.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ GIB = 2**30
 
 @dataclass
 class Model:
-    """The networks of a pipeline, and how its denoiser and VAE are called for one picture.
-
-    `guided`: rows of the denoiser that a picture takes at every step.
-    """
+    """The networks of a pipeline, and how its denoiser and VAE are called for one image."""
 
     denoiser: Any
-    texts: list[Any]
+    text_encoders: list[Any]
     vae: Any
     call: dict[str, Any]
+    """The arguments of the denoiser."""
     latents: tuple[int, ...]
-    guided: int = 2
+    """The shape of the latents that the VAE decodes."""
+    rows_per_step: int = 2
+    """Rows of the denoiser that an image takes at every step; 2 with guidance."""
 
 
 def blank(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, device="meta")
 
 
-def kl(channels: int) -> Any:
+def kl_vae(channels: int) -> Any:
     return diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -83,7 +83,7 @@ def flux(side: int) -> Model:
     }
     denoiser = diffusers.FluxTransformer2DModel(guidance_embeds=True)
     texts = [clip(768, 12, 12, "quick_gelu"), t5(tiny=False)]
-    return Model(denoiser, texts, kl(16), call, (1, 16, side // 8, side // 8), guided=1)
+    return Model(denoiser, texts, kl_vae(16), call, (1, 16, side // 8, side // 8), rows_per_step=1)
 
 
 def sdxl(side: int) -> Model:
@@ -108,7 +108,7 @@ def sdxl(side: int) -> Model:
         projection_class_embeddings_input_dim=2816,
     )
     texts = [clip(768, 12, 12, "quick_gelu"), clip(1280, 32, 20, "gelu")]
-    return Model(denoiser, texts, kl(4), call, (1, 4, size, size))
+    return Model(denoiser, texts, kl_vae(4), call, (1, 4, size, size))
 
 
 def sana(side: int) -> Model:
@@ -146,43 +146,47 @@ MODELS: dict[str, Callable[[int], Model]] = {
 }
 
 
-def counted(work: Callable[[], Any]) -> float:
+def count_operations(work: Callable[[], Any]) -> float:
     """Returns the floating-point operations of a call."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
 
-def half(modules: list[Any]) -> float:
+def half_precision_gib(modules: list[Any]) -> float:
     """Returns the GiB of weights in 16 bits."""
     return sum(weight_bytes([m]) / 4 * 2 for m in modules) / GIB
 
 
-def row(name: str, tflops: float) -> str:
+def table_row(name: str, tflops: float) -> str:
     """Returns a recipe's line of the table."""
-    told = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
-    drawn, count = told["generator"], told["strategy"]["n"]
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    settings, candidates = recipe["generator"], recipe["strategy"]["n"]
     with torch.device("meta"):
-        model = MODELS[name](drawn["height"])
-        step = counted(lambda: model.denoiser(**model.call)) * model.guided
-        decoding = counted(lambda: model.vae.decode(blank(*model.latents)))
-    total = drawn["steps"] * step + decoding
-    sizes = [half([model.denoiser]), half(model.texts), half([model.vae])]
-    verifier = half([image_doctor_model("meta")])
+        model = MODELS[name](settings["height"])
+        step = count_operations(lambda: model.denoiser(**model.call)) * model.rows_per_step
+        decoding = count_operations(lambda: model.vae.decode(blank(*model.latents)))
+    total = settings["steps"] * step + decoding
+    sizes = [
+        half_precision_gib([model.denoiser]),
+        half_precision_gib(model.text_encoders),
+        half_precision_gib([model.vae]),
+    ]
+    verifier = half_precision_gib([image_doctor_model("meta")])
     cells = [name, *(f"{size:.1f}" for size in sizes), f"{verifier:.1f}"]
     cells += [f"{sum(sizes) + verifier:.1f}", f"{total / 1e12:.0f}"]
-    cells += [f"{total / 1e12 / tflops:.1f}", f"{count * total / 1e12 / tflops:.0f}"]
+    cells += [f"{total / 1e12 / tflops:.1f}", f"{candidates * total / 1e12 / tflops:.0f}"]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tflops", type=float, default=400)
-    options = parser.parse_args()
+    args = parser.parse_args()
     print("| recipe | denoiser GiB | text | VAE | verifier | all | TFLOP a picture | s | s of n |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in MODELS:
-        print(row(name, options.tflops), flush=True)
+        print(table_row(name, args.tflops), flush=True)
 
 
 if __name__ == "__main__":

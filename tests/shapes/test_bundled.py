@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tts_verifier import Verifier, shapes
-from tts_verifier.generators.diffusers.loading import BUNDLED
+from tts_verifier.generators.diffusers.loading import BUNDLED_PIPELINE
 from tts_verifier.recipe import load_recipe, run_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "bestofn.yaml"
@@ -22,7 +22,11 @@ def verifier():
 
 @pytest.mark.parametrize("name", ["generator", "verifier"])
 def test_weights_are_small_enough_to_travel(name):
-    sizes = [path.stat().st_size for path in (BUNDLED.parent / name).rglob("*") if path.is_file()]
+    sizes = [
+        path.stat().st_size
+        for path in (BUNDLED_PIPELINE.parent / name).rglob("*")
+        if path.is_file()
+    ]
     assert max(sizes) <= 12 * MIB
     assert sum(sizes) <= 24 * MIB
 
@@ -45,7 +49,7 @@ def test_stock_diffusers_loads_the_generator_alone():
     from diffusers import StableDiffusion3Pipeline
 
     pipe = StableDiffusion3Pipeline.from_pretrained(
-        BUNDLED, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+        BUNDLED_PIPELINE, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipe.set_progress_bar_config(disable=True)
     seed = torch.Generator().manual_seed(0)

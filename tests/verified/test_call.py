@@ -1,4 +1,4 @@
-"""What the call of a wrapped pipeline may say: names, lists, pictures, callbacks, mistakes."""
+"""The call of a wrapped pipeline: names, lists, images, callbacks, mistakes."""
 
 import inspect
 
@@ -31,15 +31,28 @@ def test_callbacks_are_called_at_every_step(verified):
     assert seen == [0, 1]
 
 
-def test_what_a_callback_raises_ends_the_call(verified):
-    steps = []
+def test_an_error_of_a_callback_ends_the_call(verified):
+    steps, error = [], KeyError("cancelled")
 
     def cancel(pipe, step, timestep, values):
         steps.append(step)
-        raise KeyError("cancelled")
+        raise error
 
-    with pytest.raises(KeyError, match="cancelled"):
+    with pytest.raises(KeyError, match="cancelled") as raised:
         verified("a", seed=1, callback_on_step_end=cancel, **CALL)
+    assert raised.value is error
+    assert steps == [0]
+
+
+def test_even_an_error_that_looks_like_full_memory_ends_the_call(verified):
+    steps = []
+
+    def fail(pipe, step, timestep, values):
+        steps.append(step)
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        verified("a", seed=1, callback_on_step_end=fail, **CALL)
     assert steps == [0]
 
 
@@ -86,13 +99,13 @@ class Controlled(References):
     ],
 )
 def test_lists_of_pictures_that_prompts_share_stay_whole(pipe, value, split):
-    call = Call.of(pipe, (), {"prompt": ["a", "b"], "image": value, "seed": 1})
-    assert ("image" in call.asked[0].own) is split
-    assert ("image" in call.rest) is not split
+    call = Call.from_arguments(pipe, (), {"prompt": ["a", "b"], "image": value, "seed": 1})
+    assert ("image" in call.requests[0].arguments) is split
+    assert ("image" in call.shared_arguments) is not split
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("arguments", "message"),
     [
         ({"prompt": "a", "guidence_scale": 3}, "does not take guidence_scale. Did you mean"),
         ({"prompt": None}, "prompt must be a text"),
@@ -108,12 +121,12 @@ def test_lists_of_pictures_that_prompts_share_stay_whole(pipe, value, split):
         ),
     ],
 )
-def test_mistakes_are_told(verified, told, message):
+def test_mistakes_are_refused(verified, arguments, message):
     with pytest.raises((InputError, TypeError), match=message):
-        verified(**told)
+        verified(**arguments)
 
 
-def test_too_many_arguments_and_doubled_ones_are_told(verified):
+def test_too_many_arguments_and_doubled_ones_are_refused(verified):
     with pytest.raises(InputError, match="takes at most"):
         verified(*["a"] * 99)
     with pytest.raises(InputError, match="prompt must be given once"):

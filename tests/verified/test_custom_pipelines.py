@@ -1,6 +1,7 @@
 """The custom pipelines, through diffusers' own loading."""
 
 import ast
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,23 @@ from tts_verifier.errors import InputError
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Budget
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 FILES = sorted((Path(__file__).parents[2] / "pipelines").glob("verified_*.py"))
 
 
-def load(folder, name, **told):
+def load(folder, name, **search):
     file = next(path for path in FILES if path.stem == f"verified_{name}")
     empty = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3" else {}
     return DiffusionPipeline.from_pretrained(
-        folder, custom_pipeline=str(file), trust_remote_code=True, **empty, **told
+        folder, custom_pipeline=str(file), trust_remote_code=True, **empty, **search
     )
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """diffusers copies the file into a cache of modules; this one is the test's."""
+    """Gives the test its own cache of modules, into which diffusers copies the file."""
     from diffusers.utils import dynamic_modules_utils
 
     monkeypatch.setattr(
@@ -39,6 +40,14 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 def test_there_is_one_for_every_family():
     assert {path.stem.removeprefix("verified_") for path in FILES} == set(tiny_families.FAMILIES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_as_the_script_writes_it(path):
+    source = runpy.run_path(str(path.with_name("write.py")))["source"]
+    assert path.read_text() == source(path.stem.removeprefix("verified_")), (
+        "run: python pipelines/write.py"
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -53,8 +62,8 @@ def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     family = tiny_families.FAMILIES[name](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")
     search = {"strategy": BestOfN(2)}
-    told = {"verifier": FakeVerifier(), "options": {"budget": Budget(candidates=2)}, **search}
-    custom = load(tmp_path / "model", name, **told)
+    options = {"budget": Budget(candidates=2)}
+    custom = load(tmp_path / "model", name, verifier=FakeVerifier(), options=options, **search)
     assert type(custom).__name__ == f"Verified{type(family.pipe).__name__}"
     custom.set_progress_bar_config(disable=True)
     out = custom("a red circle", seed=1, **family.call)
@@ -63,7 +72,7 @@ def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     assert np.array_equal(np.asarray(out.images[0]), np.asarray(wanted.images[0]))
 
 
-def test_what_searches_with_it_is_made_once(tmp_path, monkeypatch):
+def test_its_verifier_is_loaded_once(tmp_path, monkeypatch):
     family = tiny_families.FAMILIES["sd3"](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")
     loaded = []

@@ -78,8 +78,8 @@ def test_the_same_prompt_twice_is_two_searches(verified):
 
 def test_every_prompt_may_have_its_own_negative_prompt_and_generator(verified):
     seeds = [torch.Generator().manual_seed(s) for s in (1, 2)]
-    told = {"generator": seeds, "negative_prompt": ["red", "blue"], "prompt_2": "x"}
-    out = verified(["a", "b"], **told, **CALL)
+    lists = {"generator": seeds, "negative_prompt": ["red", "blue"], "prompt_2": "x"}
+    out = verified(["a", "b"], **lists, **CALL)
     assert len(out.images) == 2
     assert out.seed is None
     alone = verified(
@@ -100,8 +100,8 @@ def test_output_types_hold_the_judged_picture(verified, kind, shape):
     out = verified("a", num_images_per_prompt=2, seed=1, output_type=kind, **CALL)
     assert tuple(out.images.shape) == shape
     wanted = np.asarray(pil.images[0], np.float32) / 255
-    found = out.images[0] if kind == "np" else out.images[0].permute(1, 2, 0).numpy()
-    assert np.array_equal(found, wanted)
+    pixels = out.images[0] if kind == "np" else out.images[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, wanted)
 
 
 def test_a_tuple_is_returned_where_it_is_asked_for(verified):
@@ -110,11 +110,11 @@ def test_a_tuple_is_returned_where_it_is_asked_for(verified):
 
 
 def test_parts_of_a_run_can_be_given(pipe):
-    told = {"objective": Objective({"aesthetics": 1.0}), "budget": Budget(candidates=2)}
-    out = VerifiedPipeline(pipe, FakeVerifier(), detail="score", **told)("a", seed=1, **CALL)
+    options = {"objective": Objective({"aesthetics": 1.0}), "budget": Budget(candidates=2)}
+    out = VerifiedPipeline(pipe, FakeVerifier(), detail="score", **options)("a", seed=1, **CALL)
     assert len(out.trials) == 2
     assert out.trials[0].objective == out.trials[0].scores["aesthetics"]
-    assert not out.trials[0].heatmaps
+    assert not out.trials[0].verdict.heatmaps
 
 
 def test_other_strategies_work_and_what_a_pipeline_cannot_do_is_refused(pipe):
@@ -134,7 +134,7 @@ def test_other_strategies_work_and_what_a_pipeline_cannot_do_is_refused(pipe):
         pipe.scheduler = scheduler
 
 
-def test_all_else_is_the_pipelines(pipe, verified):
+def test_all_other_attributes_are_the_pipelines(pipe, verified):
     assert verified.vae is pipe.vae
     assert verified.to("cpu") is verified
     assert repr(verified) == "VerifiedPipeline(StableDiffusion3Pipeline, FakeVerifier, BestOfN)"
@@ -148,19 +148,19 @@ def test_missing_pictures_are_none_with_a_warning(tmp_path, monkeypatch):
         pipe, "run_safety_checker", lambda image, *_: (image, [True] + [False] * (len(image) - 1))
     )
     verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
-    told = {"num_inference_steps": 1, "seed": 1, "num_images_per_prompt": 2}
+    call = {"num_inference_steps": 1, "seed": 1, "num_images_per_prompt": 2}
     with pytest.warns(RunWarning, match="1 usable candidates of the 2"):
-        out = verified("a", **told)
+        out = verified("a", **call)
     assert out.images[1] is None
     assert "safety checker" in out.trials[0].error
     assert not out.trials[0].scores
     with pytest.warns(RunWarning, match="1 usable"):
-        array = verified("a", output_type="np", **told).images
+        array = verified("a", output_type="np", **call).images
     assert np.isnan(array[1]).all()
     assert np.isfinite(array[0]).all()
 
 
-def test_where_nothing_could_be_drawn_for_one_reason_it_is_told(tmp_path, monkeypatch):
+def test_where_every_candidate_failed_alike_the_reason_is_raised(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
 
     def broken(*_, **__):
@@ -245,11 +245,11 @@ def test_memory_that_ran_out_once_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(pipe, "prepare_latents", crowded)
     verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
     negative = {"negative_prompt": ["red", "blue"]}
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for _ in range(2):
             verified(["a", "b"], num_inference_steps=1, **negative)
-    limits = [str(one.message).split()[6] for one in told if one.category is RunWarning]
+    limits = [str(one.message).split()[6] for one in warned if one.category is RunWarning]
     assert limits == ["4", "2", "1"]
 
 
@@ -257,8 +257,8 @@ def test_another_pipeline_repaints(pipe, tmp_path):
     fill = AutoPipelineForInpainting.from_pipe(sd15(tmp_path))
     fill.set_progress_bar_config(disable=True)
     strategy = InpaintReroll(2, 2)
-    told = {"strategy": strategy, "inpaint": fill}
-    kinds = {type(t.proposal) for t in wrap(pipe, FakeVerifier(), **told)("a", **CALL).trials}
+    out = wrap(pipe, FakeVerifier(), strategy=strategy, inpaint=fill)("a", **CALL)
+    kinds = {type(t.proposal) for t in out.trials}
     assert Repaint in kinds
     fill.save_pretrained(tmp_path / "fill", safe_serialization=True)
     named = wrap(pipe, FakeVerifier(), strategy=strategy, inpaint=str(tmp_path / "fill"))
@@ -266,7 +266,7 @@ def test_another_pipeline_repaints(pipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("arguments", "message"),
     [
         ({"verifier": None}, "verifier must be an object with verify, got None"),
         ({"verifier": FakeVerifier}, "verifier must be an object with verify, got <class"),
@@ -275,9 +275,32 @@ def test_another_pipeline_repaints(pipe, tmp_path):
         ({"seed": 1}, "wrap does not take seed"),
     ],
 )
-def test_parts_and_options_that_are_none_are_told(pipe, told, message):
+def test_parts_and_options_that_are_none_are_refused(pipe, arguments, message):
     with pytest.raises(InputError, match=message):
-        wrap(pipe, **{"verifier": FakeVerifier(), **told})
+        wrap(pipe, **{"verifier": FakeVerifier(), **arguments})
+
+
+def test_a_call_makes_no_inpainting_pipeline_unless_it_repaints(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: made.append(1))
+    wrap(sd15(tmp_path), FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
+    assert not made
+
+
+def test_the_batch_size_may_be_changed_between_calls(tmp_path, monkeypatch):
+    pipe, sizes = sd15(tmp_path), []
+    prepare = pipe.prepare_latents
+
+    def watched(batch_size, *args):
+        sizes.append(batch_size)
+        return prepare(batch_size, *args)
+
+    monkeypatch.setattr(pipe, "prepare_latents", watched)
+    verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))
+    verified("a", num_inference_steps=1)
+    verified.batch_size = 1
+    verified("a", num_inference_steps=1)
+    assert sizes == [2, 1, 1]
 
 
 def test_options_are_given_once(verified):
@@ -285,7 +308,7 @@ def test_options_are_given_once(verified):
         verified.objective = Objective()
 
 
-def test_what_is_no_text_to_image_pipeline_is_refused():
+def test_a_pipeline_that_is_not_text_to_image_is_refused():
     from diffusers import KandinskyV22PriorPipeline, StableVideoDiffusionPipeline
 
     for kind in (KandinskyV22PriorPipeline, StableVideoDiffusionPipeline):

@@ -1,4 +1,4 @@
-"""What people do to pipelines keeps working with a wrapped one."""
+"""Everything that users do to pipelines works with a wrapped one."""
 
 import accelerate
 import numpy as np
@@ -26,7 +26,7 @@ from tts_verifier.types import Continue, Draw, Job, Mask, Prompt, Repaint
 
 PROMPT = Prompt("0", "a red circle")
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -35,21 +35,21 @@ def family(tmp_path):
     return tiny_families.FAMILIES["sd15"](tmp_path, steps=2)
 
 
-def best(family, pipe=None, **told):
-    """The best of two, which must be as two separate draws of the pipeline would be."""
-    verified = wrap(pipe or family.pipe, FakeVerifier(), strategy=BestOfN(2))
-    out = verified("a red circle", seed=1, **{**family.call, **told})
+def best(family, pipe=None, **arguments):
+    """Returns the best of two images, and checks that both are the bare pipeline's."""
+    pipe, call = pipe or family.pipe, {**family.call, **arguments}
+    out = wrap(pipe, FakeVerifier(), strategy=BestOfN(2))("a red circle", seed=1, **call)
     assert [t.error for t in out.trials] == ["", ""]
     for trial in out.trials:
         generator = torch.Generator().manual_seed(trial.proposal.seed)
-        bare = (pipe or family.pipe)("a red circle", generator=generator, **{**family.call, **told})
+        bare = pipe("a red circle", generator=generator, **call)
         near = np.asarray(trial.image.load(), int) - np.asarray(bare.images[0], int)
         assert np.abs(near).max() <= 1
     return np.asarray(out.images[0], int)
 
 
-def continued(family):
-    """A drawing that was stopped and carried on."""
+def resumed(family):
+    """Returns an image that was stopped halfway and resumed."""
     generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=1)
     half = generator.generate([Job(PROMPT, Draw(1, until=0.5))])[0]
     rest = Job(PROMPT, Continue("parent", 1.0, 2), (as_parent(half),))
@@ -97,8 +97,8 @@ def test_offloading_hooks_stay(family, offload):
     before = best(family)
     offload(wrap(family.pipe, FakeVerifier()))
     assert np.abs(best(family) - before).max() <= 1
-    # Drawn in two parts as well, after a rehearsal that is broken off.
-    assert np.abs(continued(family) - continued(family)).max() == 0
+    # It also resumes, after a rehearsal that stops inside the pipeline.
+    assert np.abs(resumed(family) - resumed(family)).max() == 0
     first = next(iter(family.pipe.unet.children()))
     assert any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in (
         family.pipe.unet, first))  # fmt: skip
@@ -164,7 +164,7 @@ def test_what_is_compiled_is_compiled_once(family, way):
     assert len(compiled) == 1
     assert out[1].trials[-1].cost.network_evaluations == 4
     assert np.abs(np.asarray(out[1].images[0], int) - before).max() <= 1
-    assert np.abs(continued(family) - continued(family)).max() == 0
+    assert np.abs(resumed(family) - resumed(family)).max() == 0
 
 
 def test_progress_bars_are_as_configured(family, capsys):
@@ -177,22 +177,24 @@ def test_progress_bars_are_as_configured(family, capsys):
 
 
 def with_controlnet(pipe):
-    """The pipeline with a ControlNet that does something: its ends start at zero."""
+    """Adds a ControlNet that has an effect; a new one has none, for its last layers are zero."""
     parts = dict(pipe.components)
     net = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(4, 8))
     for end in (*net.controlnet_down_blocks, net.controlnet_cond_embedding.conv_out):
         torch.nn.init.normal_(end.weight, std=1.0)
-    made = StableDiffusionControlNetPipeline(**parts, controlnet=net, requires_safety_checker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
+    controlled = StableDiffusionControlNetPipeline(
+        **parts, controlnet=net, requires_safety_checker=False
+    )
+    controlled.set_progress_bar_config(disable=True)
+    return controlled
 
 
 def test_a_controlnets_arguments_pass_through(family):
     pipe = with_controlnet(family.pipe)
     grey = Image.new("RGB", (16, 16), (90, 90, 90))
-    told = {"image": grey, "height": 16, "width": 16}
-    on = best(family, pipe, controlnet_conditioning_scale=1.0, **told)
-    off = best(family, pipe, controlnet_conditioning_scale=0.0, **told)
+    arguments = {"image": grey, "height": 16, "width": 16}
+    on = best(family, pipe, controlnet_conditioning_scale=1.0, **arguments)
+    off = best(family, pipe, controlnet_conditioning_scale=0.0, **arguments)
     assert not np.array_equal(on, off)
 
 
@@ -202,8 +204,8 @@ def test_a_controlnet_sees_its_picture_while_another_is_repainted(family):
     left = Mask.of(np.broadcast_to(np.arange(16) < 8, (16, 16)))
     job = Job(PROMPT, Repaint("parent", left, 2, 1.0), (as_parent(whole),))
     for grey in (0, 255):
-        seen = {"image": Image.new("RGB", (16, 16), (grey,) * 3), "height": 16, "width": 16}
-        generator = DiffusersGenerator(pipe, call=family.call | seen, batch_size=1)
+        control = {"image": Image.new("RGB", (16, 16), (grey,) * 3), "height": 16, "width": 16}
+        generator = DiffusersGenerator(pipe, call=family.call | control, batch_size=1)
         after.append(pixels(generator.generate([job])[0]))
     assert np.array_equal(after[0][:, 8:], after[1][:, 8:])
     assert not np.array_equal(after[0][:, :8], after[1][:, :8])
@@ -222,11 +224,12 @@ def test_a_refiner_searches_over_refinements_of_a_picture(tmp_path):
 
 
 def lora(module, names):
-    """Weights of a LoRA of rank 2 that does something."""
-    module.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False), "made")
-    made = {k: v.clone() for k, v in get_peft_model_state_dict(module, adapter_name="made").items()}
-    module.delete_adapters("made")
-    return made
+    """Returns the weights of a LoRA of rank 2 that has an effect."""
+    module.add_adapter(LoraConfig(r=2, target_modules=names, init_lora_weights=False), "new")
+    weights = get_peft_model_state_dict(module, adapter_name="new")
+    copies = {name: weight.clone() for name, weight in weights.items()}
+    module.delete_adapters("new")
+    return copies
 
 
 def test_a_lora_is_loaded_scaled_and_unloaded(family, tmp_path):
@@ -248,15 +251,17 @@ def test_a_lora_is_loaded_scaled_and_unloaded(family, tmp_path):
 
 
 def adapter(unet, width):
-    """Random weights of an IP-Adapter, as its file has them: layers have odd numbers."""
+    """Returns random weights of an IP-Adapter, named as in its file: layers have odd numbers."""
     inner, layers = unet.config.cross_attention_dim, {}
     across = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
     for i, name in enumerate(across):
         size = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
         for part in ("to_k_ip", "to_v_ip"):
             layers[f"{2 * i + 1}.{part}.weight"] = torch.randn(size, inner)
-    made = ImageProjection(width, inner, num_image_text_embeds=4).state_dict()
-    projection = {name.replace("image_embeds", "proj"): value for name, value in made.items()}
+    image_projection = ImageProjection(width, inner, num_image_text_embeds=4).state_dict()
+    projection = {
+        name.replace("image_embeds", "proj"): value for name, value in image_projection.items()
+    }
     return {"image_proj": projection, "ip_adapter": layers}
 
 
@@ -281,7 +286,7 @@ def test_an_ip_adapters_picture_passes_through(family):
 
 
 def test_weights_kept_in_eight_bits_draw(family):
-    """Layers that are cast as they run, in float8."""
+    """The weights are float8, and cast when a layer runs."""
     before = best(family)
     family.pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     after = best(family)
@@ -290,7 +295,7 @@ def test_weights_kept_in_eight_bits_draw(family):
 
 
 class Int8Linear(torch.nn.Module):
-    """A layer as quantisers leave it: int8 weights and their scale, no parameters."""
+    """A layer after quantisation: int8 weights and their scale, no parameters."""
 
     def __init__(self, layer):
         super().__init__()

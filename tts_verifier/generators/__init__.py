@@ -1,1 +1,1 @@
-"""What turns proposals into images."""
+"""Generators: they turn proposals into images."""

@@ -1,4 +1,4 @@
-"""What the call of a wrapped pipeline asks for: a search for every prompt."""
+"""The call of a wrapped pipeline, taken apart into a search for every prompt."""
 
 from __future__ import annotations
 
@@ -10,82 +10,100 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, TTSError
 from tts_verifier.generators.diffusers.loading import check_call
 from tts_verifier.identity import seed_for
 
-_OUTPUTS: Final = ("pil", "np", "pt")
-_COUNTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")
-_SEARCHED: Final = ("latents", "prompt_embeds", "negative_prompt_embeds")
-_PICTURES: Final = ("image", "mask_image", "control_image")
-"""Arguments that may have a picture for each of several prompts."""
-_CALLBACKS: Final = ("callback_on_step_end", "callback")
+_OUTPUT_TYPES: Final = ("pil", "np", "pt")
+_COUNT_ARGUMENTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")
+_SEARCH_ARGUMENTS: Final = ("latents", "prompt_embeds", "negative_prompt_embeds")
+"""Arguments that the search sets itself."""
+_IMAGE_ARGUMENTS: Final = ("image", "mask_image", "control_image")
+"""Arguments that may have an image for each of several prompts."""
+_CALLBACK_ARGUMENTS: Final = ("callback_on_step_end", "callback")
 
 
-class CallbackFailed(BaseException):
-    """Carries what a user's callback raised past all that goes on without a candidate."""
+class CallbackError(TTSError):
+    """A user's callback raised an error, which ends the whole call.
+
+    The runner retries a candidate whose generation failed, but passes on a `TTSError` at once.
+    The wrapped pipeline then raises `original` in its place.
+
+    Attributes:
+        original: what the callback raised.
+    """
+
+    def __init__(self, original: Exception) -> None:
+        super().__init__(f"A callback raised {type(original).__name__}: {original}")
+        self.original = original
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt of a call; `own`: its share of the arguments that are lists."""
+class PromptRequest:
+    """What a call asks for one of its prompts."""
 
-    text: str
+    prompt: str
+    """The prompt."""
     seed: int
-    own: Mapping[str, Any]
+    """The seed of its search."""
+    arguments: Mapping[str, Any]
+    """Its share of the arguments that are lists, such as its own negative prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call taken apart.
+    """The arguments of a call, sorted by what they are for."""
 
-    `asked`: a request for every prompt, `one` if it was no list. `seeds`: as they were given or
-    made, one for each. `rest`: arguments that all of them share. `kind`: of the pictures
-    returned, `count` of them for each prompt. `as_dict`: False asks for a tuple.
-    """
-
-    asked: Sequence[Request]
+    requests: Sequence[PromptRequest]
+    """One for every prompt."""
     seeds: Sequence[int]
-    one: bool
-    rest: Mapping[str, Any]
-    kind: str
-    count: int
-    as_dict: bool
+    """For every prompt, the seed as it was given or chosen."""
+    single_prompt: bool
+    """Whether `prompt` was a text rather than a list of texts."""
+    shared_arguments: Mapping[str, Any]
+    """The arguments that all prompts share."""
+    output_type: str
+    """"pil", "np" or "pt"."""
+    images_per_prompt: int
+    """How many images to return for each prompt, the best first."""
+    return_dict: bool
+    """Whether to return an output object rather than a tuple."""
 
     @classmethod
-    def of(cls, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    def from_arguments(cls, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """Takes the arguments of a call of `pipe` apart.
 
         Raises:
             InputError: an argument that the pipeline does not know, or that the search sets.
         """
-        call = _bound(pipe, args, kwargs)
-        prompt, kind = call.pop("prompt", None), call.pop("output_type", "pil") or "pil"
-        counts = [call.pop(name, None) for name in _COUNTS]
+        call = _named_arguments(pipe, args, kwargs)
+        prompt, output_type = call.pop("prompt", None), call.pop("output_type", "pil") or "pil"
+        counts = [call.pop(name, None) for name in _COUNT_ARGUMENTS]
         count = next((number for number in counts if number is not None), 1)
-        _check(prompt, call, kind=kind, count=count)
+        _check_values(prompt, call, output_type=output_type, count=count)
         seeds = _seeds(call.pop("seed", None), call.pop("generator", None), prompt)
-        call = {k: v for k, v in call.items() if k not in _SEARCHED}
-        for name in _CALLBACKS:
-            # diffusers tells its own ones by their class.
+        call = {k: v for k, v in call.items() if k not in _SEARCH_ARGUMENTS}
+        for name in _CALLBACK_ARGUMENTS:
+            # diffusers recognises its own callback objects by their class, so these stay.
             if callable(own := call.get(name)) and not hasattr(own, "tensor_inputs"):
-                call[name] = _passing(own)
-        as_dict = call.pop("return_dict", True)
-        asked = _requests(pipe, prompt, seeds, call)
-        return cls(asked, seeds, isinstance(prompt, str), call, kind, count, as_dict)
+                call[name] = _ending_the_call(own)
+        return_dict = call.pop("return_dict", True)
+        requests, shared = _split_by_prompt(pipe, prompt, seeds, call)
+        single = isinstance(prompt, str)
+        return cls(requests, seeds, single, shared, output_type, count, return_dict)
 
     def groups(self) -> list[list[int]]:
-        """Returns the places of requests that one search can serve, for fuller batches."""
-        alike: dict[Any, list[int]] = {}
-        for place, request in enumerate(self.asked):
-            # Pictures are told apart by what they are, not by what they show.
-            own = [(k, v if isinstance(v, str) else id(v)) for k, v in request.own.items()]
-            alike.setdefault((request.seed, *own), []).append(place)
-        return list(alike.values())
+        """Returns the indices of requests that one search can serve, which fills its batches."""
+        groups: dict[Any, list[int]] = {}
+        for index, request in enumerate(self.requests):
+            # Images are compared by identity: comparing their pixels could take long.
+            own = [(k, v if isinstance(v, str) else id(v)) for k, v in request.arguments.items()]
+            groups.setdefault((request.seed, *own), []).append(index)
+        return list(groups.values())
 
 
-def _bound(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a call by their names, as the pipeline names them."""
+def _named_arguments(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all arguments of a call by name."""
     signature = inspect.signature(type(pipe).__call__)
     if len(args) >= len(signature.parameters):
         raise InputError(
@@ -100,46 +118,49 @@ def _bound(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[st
     return {**call, **kwargs}
 
 
-def _check(prompt: Any, call: Mapping[str, Any], *, kind: str, count: int) -> None:
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) for t in texts):
+def _check_values(prompt: Any, call: Mapping[str, Any], *, output_type: str, count: int) -> None:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    is_list = isinstance(prompts, Sequence) and len(prompts) > 0
+    if not is_list or not all(isinstance(p, str) for p in prompts):
         raise InputError(
             f"prompt must be a text or a list of texts, which the verifier reads, got {prompt!r}."
         )
-    if taken := [name for name in _SEARCHED if call.get(name) is not None]:
+    if taken := [name for name in _SEARCH_ARGUMENTS if call.get(name) is not None]:
         raise InputError(
             f"The search makes {', '.join(taken)} itself. Leave it out, or call the pipeline "
             "without the wrapper."
         )
-    if kind not in _OUTPUTS:
+    if output_type not in _OUTPUT_TYPES:
         raise InputError(
-            f"output_type must be one of {', '.join(_OUTPUTS)}, the pictures as they were judged, "
-            f"got {kind!r}."
+            f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, the pictures as they were "
+            f"judged, got {output_type!r}."
         )
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"num_images_per_prompt must be a positive integer, got {count!r}.")
 
 
 def _seeds(seed: Any, generator: Any, prompt: str | Sequence[str]) -> list[int]:
-    """Returns a seed for every prompt; a torch generator gives one and moves on."""
+    """Returns a seed for every prompt. A torch generator gives one, and advances."""
     import torch
 
     count = 1 if isinstance(prompt, str) else len(prompt)
     if seed is not None and generator is not None:
         raise InputError("seed and generator say the same thing; give one of them, got both.")
     if generator is None:
-        return [secrets.randbits(32) if seed is None else _whole(seed)] * count
-    given = list(generator) if isinstance(generator, (list, tuple)) else [generator]
-    if len(given) not in (1, count) or not all(isinstance(g, torch.Generator) for g in given):
+        return [secrets.randbits(32) if seed is None else _integer_seed(seed)] * count
+    generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
+    if len(generators) not in (1, count) or not all(
+        isinstance(g, torch.Generator) for g in generators
+    ):
         raise InputError(
             f"generator must be a torch.Generator, or a list of one for each of {count} prompts, "
             f"got {generator!r}."
         )
-    drawn = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in given]
-    return drawn if len(drawn) == count else drawn * count
+    seeds = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
+    return seeds if len(seeds) == count else seeds * count
 
 
-def _whole(seed: Any) -> int:
+def _integer_seed(seed: Any) -> int:
     try:
         if not isinstance(seed, bool):
             return operator.index(seed)
@@ -148,60 +169,72 @@ def _whole(seed: Any) -> int:
     raise InputError(f"seed must be an integer, got {seed!r}.")
 
 
-def _passing(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a callback that ends the call, not a candidate, by what it raises."""
+def _ending_the_call(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a callback whose errors end the call rather than one candidate."""
 
+    # diffusers inspects the signature of a callback, which `wraps` passes on.
     @functools.wraps(callback)
     def called(*args: Any, **kwargs: Any) -> Any:
         try:
             return callback(*args, **kwargs)
         except Exception as error:
-            raise CallbackFailed from error
+            raise CallbackError(error) from error
 
     return called
 
 
-def _requests(
-    pipe: Any, prompt: str | Sequence[str], seeds: Sequence[int], call: dict[str, Any]
-) -> list[Request]:
-    """Returns what each prompt asks for, and takes its shares of lists out of the call."""
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+def _split_by_prompt(
+    pipe: Any, prompt: str | Sequence[str], seeds: Sequence[int], call: Mapping[str, Any]
+) -> tuple[list[PromptRequest], dict[str, Any]]:
+    """Returns a request for every prompt, and the arguments that all prompts share."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    lists = _lists_by_prompt(pipe, len(prompts), call)
+    requests: list[PromptRequest] = []
+    for index, (text, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        own = {name: values[index] for name, values in lists.items()}
+        repeats = sum(request.prompt == text for request in requests)
+        # The same prompt given twice would otherwise have the same candidates twice.
+        seed = seed_for(seed, text, repeats, "again") if repeats else seed
+        requests.append(PromptRequest(text, seed, own))
+    return requests, {k: v for k, v in call.items() if k not in lists}
+
+
+def _lists_by_prompt(pipe: Any, count: int, call: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Returns the arguments that are lists with an item for each of `count` prompts."""
     lists = {k: list(v) for k, v in call.items() if "prompt" in k and _is_list_of_texts(v)}
-    pictures = {k: found for k in _PICTURES if len(found := _pictures(pipe, k, call.get(k))) > 1}
-    if len(texts) > 1:
-        lists |= pictures
-    elif pictures:
-        name, found = next(iter(pictures.items()))
-        raise InputError(f"{name} must be one picture for one prompt, got {len(found)}.")
+    images = {k: items for k in _IMAGE_ARGUMENTS if len(items := _images(pipe, k, call.get(k))) > 1}
+    if count > 1:
+        lists |= images
+    elif images:
+        name, items = next(iter(images.items()))
+        raise InputError(f"{name} must be one picture for one prompt, got {len(items)}.")
     for name, values in lists.items():
-        if len(values) != len(texts):
+        if len(values) != count:
             raise InputError(
-                f"{name} must have one item for each of {len(texts)} prompts, got {len(values)}."
+                f"{name} must have one item for each of {count} prompts, got {len(values)}."
             )
-        del call[name]
-    asked: list[Request] = []
-    for place, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
-        own = {name: values[place] for name, values in lists.items()}
-        before = sum(request.text == text for request in asked)
-        seed = seed_for(seed, text, before, "again") if before else seed
-        asked.append(Request(text, seed, own))
-    return asked
+    return lists
 
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
 
 
-def _pictures(pipe: Any, name: str, value: Any) -> list[Any]:
-    """Returns the pictures of which every prompt has one; none of what all prompts share."""
-    parts = [getattr(pipe, part, None) for part in ("controlnet", "adapter")]
-    takes_one = "strength" in inspect.signature(type(pipe).__call__).parameters or any(parts)
-    # Several ControlNets have a list of a picture each, some pipelines one of references.
-    several = any(word in type(part).__name__ for part in parts for word in ("Multi", "Union"))
-    if isinstance(value, (list, tuple)) and takes_one:
-        if several:
+def _images(pipe: Any, name: str, value: Any) -> list[Any]:
+    """Returns the images of an argument with one for every prompt, nothing if prompts share it."""
+    conditioners = [getattr(pipe, part, None) for part in ("controlnet", "adapter")]
+    takes_strength = "strength" in inspect.signature(type(pipe).__call__).parameters
+    # Pipelines without either take a list of reference images, which belong together.
+    if not takes_strength and not any(conditioners):
+        return []
+    # Several ControlNets take a list with an image for each of them.
+    names = [type(part).__name__ for part in conditioners]
+    takes_list = any(word in name for name in names for word in ("Multi", "Union"))
+    if isinstance(value, (list, tuple)):
+        if takes_list:
             return list(value) if all(isinstance(item, (list, tuple)) for item in value) else []
         return [item[None] if getattr(item, "ndim", 0) == 3 else item for item in value]
-    if getattr(value, "ndim", 0) == (3 if name == "mask_image" else 4) and takes_one:
-        return [value[place : place + 1] for place in range(len(value))]
+    batch_dimensions = 3 if name == "mask_image" else 4
+    if getattr(value, "ndim", 0) == batch_dimensions:
+        return [value[index : index + 1] for index in range(len(value))]
     return []

@@ -1,4 +1,4 @@
-"""As many pictures at a time as fit."""
+"""As many images at a time as fit."""
 
 import numpy as np
 import pytest
@@ -7,61 +7,63 @@ from tiny_pipelines import sd15
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.diffusers.batch_size import Room, out_of_memory
+from tts_verifier.generators.diffusers.batch_size import BatchSize, MemoryUse, is_out_of_memory
 from tts_verifier.types import Draw, Job, Prompt
 
 
-def card(most, sizes):
-    """Draws doubles of numbers on a card that holds `most` at a time."""
+def doubling(most, sizes):
+    """Returns a batch function that doubles numbers, on a GPU with memory for `most` at a time."""
 
-    def draw(items):
+    def generate(items):
         sizes.append(len(items))
         if len(items) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return [2 * item for item in items]
 
-    return draw
+    return generate
 
 
-def test_a_full_memory_halves_the_batch_once_and_for_all():
-    sizes, room = [], Room(8)
-    with pytest.warns(RunWarning, match="from now on 4 pictures") as told:
-        assert room.work(card(4, sizes), range(10)) == list(range(0, 20, 2))
-    assert len(told) == 1
+def test_running_out_of_memory_halves_the_batch_size_for_good():
+    sizes, batch_size = [], BatchSize(8)
+    with pytest.warns(RunWarning, match="from now on 4 images") as warned:
+        assert batch_size.run(doubling(4, sizes), range(10)) == list(range(0, 20, 2))
+    assert len(warned) == 1
     assert sizes == [8, 4, 4, 2]
-    room.work(card(4, sizes), range(4))
-    assert room.limit == 4
+    batch_size.run(doubling(4, sizes), range(4))
+    assert batch_size.limit == 4
 
 
-def test_what_does_not_fit_alone_is_an_error():
+def test_an_item_that_does_not_fit_alone_is_an_error():
     with (
-        pytest.warns(RunWarning, match="1 pictures"),
+        pytest.warns(RunWarning, match="1 images"),
         pytest.raises(RuntimeError, match="out of memory"),
     ):
-        Room(2).work(card(0, []), range(2))
+        BatchSize(2).run(doubling(0, []), range(2))
 
 
 def test_other_errors_are_raised_at_once():
-    def draw(items):
+    def generate(items):
         raise RuntimeError("shapes differ")
 
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Room(2).work(draw, range(2))
-    assert not out_of_memory(RuntimeError("shapes differ"))
-    assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+        BatchSize(2).run(generate, range(2))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
 
 
-def test_a_gpus_batch_grows_to_what_is_free():
-    use = iter([(0, 100, 0), (500, 100, 1000), (0, 100, 0), (900, 100, 1000)])
-    sizes, room = [], Room(None, "cuda", memory=lambda: next(use))
-    room.work(card(99, sizes), range(12))
+def test_on_a_gpu_the_batch_grows_to_the_free_memory():
+    before = MemoryUse(peak=0, allocated=100, free=0)
+    after = [MemoryUse(peak, allocated=100, free=1000) for peak in (500, 900)]
+    use = iter([before, after[0], before, after[1]])
+    sizes, batch_size = [], BatchSize(None, "cuda", memory=lambda: next(use))
+    batch_size.run(doubling(99, sizes), range(12))
     assert sizes == [4, 8]
-    assert room.limit == 8
-    assert Room(3).limit == 3
-    assert Room(None).limit == 8
+    assert batch_size.limit == 8
+    assert BatchSize(3).limit == 3
+    assert BatchSize(None).limit == 8
 
 
-def test_a_run_out_of_memory_draws_the_same_pictures(tmp_path, monkeypatch):
+def test_images_are_the_same_after_memory_ran_out(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
     jobs = [Job(Prompt("0", "a"), Draw(seed)) for seed in range(5)]
     wanted = DiffusersGenerator(pipe, steps=1, batch_size=2).generate(jobs)
@@ -75,7 +77,7 @@ def test_a_run_out_of_memory_draws_the_same_pictures(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipe.vae, "decode", crowded)
     with pytest.warns(RunWarning, match="Memory ran out"):
-        found = generator.generate(jobs)
+        samples = generator.generate(jobs)
     assert generator.batch_size == 2
-    for one, other in zip(found, wanted, strict=True):
+    for one, other in zip(samples, wanted, strict=True):
         assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1

@@ -1,10 +1,11 @@
-"""What every family of pipelines can do, and that the document says so.
+"""What every family of pipelines can do, and whether FAMILIES.md says so.
 
     python tests/generators/diffusers/test_families.py
 
 writes the table into the document.
 """
 
+import functools
 import re
 import sys
 import tempfile
@@ -22,8 +23,8 @@ from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import check_generator
 from tts_verifier.types import Continue, Draw, Job, Mask, Near, Prompt, Repaint
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
-# And its combined Kandinsky 2.2 this of a call of its own.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes the first of these warnings; its combined
+# Kandinsky 2.2 causes the second by a call of its own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`callback_steps` is deprecated:FutureWarning"),
@@ -35,7 +36,7 @@ UNFIT = r"cannot be resumed|starts from a picture|has no `prepare_latents`"
 BUILDERS = {**tiny_families.FAMILIES, **tiny_checkpoints.CHECKPOINTS}
 
 
-def of(name, folder, batch_size=None):
+def generator_of(name, folder, batch_size=None):
     family = BUILDERS[name](folder)
     return DiffusersGenerator(family.pipe, call=family.call, batch_size=batch_size)
 
@@ -45,17 +46,23 @@ def draw(generator, proposal, parent=None):
     return generator.generate([Job(PROMPT, proposal, ancestors)])[0]
 
 
-def noted(generator):
-    """The pixels in [0, 1] of what is drawn from now on, as the pipeline gave them."""
-    made, called = [], generator._called
+@pytest.fixture
+def recorded(monkeypatch):
+    """Records what a pipeline returns from now on: float pixels in [0, 1]."""
 
-    def noting(*args):
-        drawn = called(*args)
-        made.append(drawn.pixels.copy())
-        return drawn
+    def record(pipe):
+        images, call = [], type(pipe).__call__
 
-    generator._called = noting
-    return made
+        @functools.wraps(call)
+        def recording(self, *args, **kwargs):
+            output = call(self, *args, **kwargs)
+            images.append(output[0].copy())
+            return output
+
+        monkeypatch.setattr(type(pipe), "__call__", recording)
+        return images
+
+    return record
 
 
 def table(folder):
@@ -65,7 +72,7 @@ def table(folder):
     ]
     lines.append("|---|---|---|---|---|---|")
     for name in BUILDERS:
-        generator = of(name, folder / name)
+        generator = generator_of(name, folder / name)
         able = ["yes" if k in generator.supports else "no" for k in (Draw, Continue, Repaint)]
         settings = generator.settings
         cells = [name, settings["pipeline"], settings["scheduler"], *able]
@@ -81,7 +88,7 @@ def test_the_document_has_the_table(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_seeds_picture_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path):
-    generator, bound = of(name, tmp_path), 1
+    generator, bound = generator_of(name, tmp_path), 1
     if dtype is torch.bfloat16:
         bound = 12 if name == "kandinsky22" else 2
     generator.pipe.to(dtype)
@@ -94,12 +101,11 @@ def test_a_seeds_picture_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_pa
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_seeds_picture_is_the_one_that_the_pipeline_draws(name, tmp_path):
-    generator = of(name, tmp_path, batch_size=1)
-    pipe, call = generator.pipe, generator._call
-    kind = "np" if name == "wan" else "pil"
-    bare = pipe(
-        PROMPT.text, generator=torch.Generator().manual_seed(5), output_type=kind, **call
-    )  # fmt: skip
+    family = BUILDERS[name](tmp_path)
+    generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=1)
+    seeded = {"generator": torch.Generator().manual_seed(5)}
+    output_type = "np" if name == "wan" else "pil"
+    bare = family.pipe(PROMPT.text, output_type=output_type, **seeded, **family.call)
     expected = np.asarray(bare[0][0])
     if name == "wan":
         expected = np.rint(255 * expected[0])
@@ -107,17 +113,17 @@ def test_a_seeds_picture_is_the_one_that_the_pipeline_draws(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_it_passes_the_conformance_checks_and_resumes(name, tmp_path):
-    generator = of(name, tmp_path, batch_size=2)
+def test_it_passes_the_conformance_checks_and_resumes(name, tmp_path, recorded):
+    generator = generator_of(name, tmp_path, batch_size=2)
     check_generator(generator)
     if Continue not in generator.supports:
         with pytest.raises(UnsupportedError, match=UNFIT):
             draw(generator, Draw(1, until=0.5))
         return
-    made = noted(generator)
+    images = recorded(generator.pipe)
     whole, half = draw(generator, Draw(1)), draw(generator, Draw(1, until=0.5))
     rest = draw(generator, Continue("parent", 1.0, 2), half)
-    assert np.abs(made[2] - made[0]).max() <= 1e-4
+    assert np.abs(images[2] - images[0]).max() <= 1e-4
     near = draw(generator, Draw(2, noise=Near("parent", 1e-7)), whole)
     assert np.abs(pixels(near) - pixels(whole)).max() <= 1
     spent = half.cost.network_evaluations + rest.cost.network_evaluations
@@ -127,7 +133,7 @@ def test_it_passes_the_conformance_checks_and_resumes(name, tmp_path):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_it_repaints_or_says_by_name_why_not(name, tmp_path):
-    generator = of(name, tmp_path, batch_size=1)
+    generator = generator_of(name, tmp_path, batch_size=1)
     whole = draw(generator, Draw(1))
     left = np.zeros(pixels(whole).shape[:2], np.bool_)
     left[:, :6] = True
@@ -164,7 +170,9 @@ def test_a_video_of_many_frames_is_refused(tmp_path):
 
 
 if __name__ == "__main__":
-    text, made = DOCUMENT.read_text(), table(Path(tempfile.mkdtemp()))
-    marked = re.sub(r"(<!-- table -->\n).*?(<!-- end -->)", rf"\1{made}\n\2", text, flags=re.DOTALL)
-    DOCUMENT.write_text(marked)
-    sys.stdout.write(made + "\n")
+    text, rows = DOCUMENT.read_text(), table(Path(tempfile.mkdtemp()))
+    updated = re.sub(
+        r"(<!-- table -->\n).*?(<!-- end -->)", rf"\1{rows}\n\2", text, flags=re.DOTALL
+    )
+    DOCUMENT.write_text(updated)
+    sys.stdout.write(rows + "\n")

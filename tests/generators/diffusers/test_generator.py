@@ -7,6 +7,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     ImagePipelineOutput,
+    PNDMScheduler,
 )
 from PIL import Image
 from tiny_pipelines import as_parent, sd3, sd15
@@ -50,7 +51,7 @@ def test_a_proposal_gives_the_same_picture_in_any_batch(generator):
     assert not np.array_equal(together[3], together[4])
 
 
-def test_cost_counts_what_ran(generator):
+def test_cost_counts_evaluations_and_vae_passes(generator):
     sample = generator.generate([job(0)])[0]
     assert sample.cost.network_evaluations == 6
     assert sample.cost.vae_passes == 1
@@ -58,7 +59,7 @@ def test_cost_counts_what_ran(generator):
     assert free.generate([job(0)])[0].cost.network_evaluations == 3
 
 
-def test_settings_say_what_decides_a_picture(generator):
+def test_settings_hold_all_that_decides_an_image(generator):
     assert dict(generator.settings) == {
         "model": "",
         "pipeline": "StableDiffusion3Pipeline",
@@ -70,7 +71,7 @@ def test_settings_say_what_decides_a_picture(generator):
     }
 
 
-def test_settings_have_pictures_by_content_and_functions_by_name(pipe):
+def test_settings_hold_images_by_content_and_functions_by_name(pipe):
     def settings(grey, callback=as_parent):
         picture, tensor = Image.new("RGB", (4, 4), (grey,) * 3), torch.full((2,), grey)
         call = {"ip_adapter_image": picture, "joint_attention_kwargs": {"mask": tensor}}
@@ -143,8 +144,8 @@ class Unheard(DiffusionPipeline):
 
 
 def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
-    known = sd15(tmp_path)
-    generator = DiffusersGenerator(Unheard(known.unet, known.vae), batch_size=2)
+    parts = sd15(tmp_path)
+    generator = DiffusersGenerator(Unheard(parts.unet, parts.vae), batch_size=2)
     assert generator.supports == {Draw}
     check_generator(generator)
     assert "Unheard has no inpainting sibling" in generator.lacks[Repaint]
@@ -161,9 +162,9 @@ class Guarded(Unheard):
         return out
 
 
-def test_what_a_safety_checker_blanked_is_marked_however_that_is_named(tmp_path):
-    known = sd15(tmp_path)
-    generator = DiffusersGenerator(Guarded(known.unet, known.vae), batch_size=2)
+def test_a_blanked_image_is_an_error_whatever_the_output_field_is_called(tmp_path):
+    parts = sd15(tmp_path)
+    generator = DiffusersGenerator(Guarded(parts.unet, parts.vae), batch_size=2)
     first, second = generator.generate([job(1), job(2)])
     assert (first.error, second.error) == ("", "The pipeline's safety checker blanked it.")
 
@@ -175,9 +176,9 @@ class Channels(Unheard):
         return ImagePipelineOutput(torch.zeros(len(prompt), 3, 16, 16))
 
 
-def test_a_pipeline_whose_pictures_are_none_is_named(tmp_path):
-    known = sd15(tmp_path)
-    generator = DiffusersGenerator(Channels(known.unet, known.vae), batch_size=1)
+def test_a_pipeline_whose_output_is_no_image_is_named(tmp_path):
+    parts = sd15(tmp_path)
+    generator = DiffusersGenerator(Channels(parts.unet, parts.vae), batch_size=1)
     with pytest.raises(UnsupportedError, match=r"ImagePipelineOutput has \(1, 3, 16, 16\)"):
         generator.generate([job(1)])
 
@@ -209,10 +210,10 @@ def test_methods_that_a_user_replaced_stay_replaced(tmp_path):
     jobs = [Job(Prompt("0", "a"), Draw(1, until=0.5)), near]
     assert [s.error for s in DiffusersGenerator(pipe, steps=4).generate(jobs)] == ["", ""]
     assert set(called) == set(own)
-    assert all(vars(pipe)[name] is made for name, made in replacements.items())
+    assert all(vars(pipe)[name] is method for name, method in replacements.items())
 
 
-def test_what_draws_for_no_text_is_refused(tmp_path):
+def test_a_pipeline_without_prompts_is_refused(tmp_path):
     unconditional = DDPMPipeline(sd15(tmp_path).unet, DDPMScheduler())
     with pytest.raises(InputError, match="that of DDPMPipeline takes no prompt"):
         DiffusersGenerator(unconditional)
@@ -231,9 +232,34 @@ def test_a_pipeline_that_repaints_may_be_named(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["latents", "output_type", "generator"])
-def test_what_belongs_to_a_candidate_is_refused(pipe, name):
+def test_an_argument_that_belongs_to_a_candidate_is_refused(pipe, name):
     with pytest.raises(InputError, match=f"call must leave {name} to the search"):
         DiffusersGenerator(pipe, call={name: None})
+
+
+def test_another_call_shares_what_is_known_of_the_pipeline(pipe):
+    generator = DiffusersGenerator(pipe, steps=3, guidance=4.0, batch_size=2)
+    other = generator.with_call({"num_inference_steps": 2})
+    assert other.settings == {
+        **{k: v for k, v in generator.settings.items() if k != "guidance_scale"},
+        "num_inference_steps": 2,
+    }
+    assert generator.settings["num_inference_steps"] == 3
+    assert other.traits is generator.traits
+    assert other.prompt_cache is generator.prompt_cache
+    half = Job(Prompt("0", "a"), Draw(1, until=0.5))
+    # The number of steps of a part is found for each call.
+    assert [g.generate([half])[0].progress for g in (generator, other)] == [2 / 3, 1 / 2]
+
+
+def test_another_call_sees_a_scheduler_that_was_swapped(tmp_path):
+    pipe = sd15(tmp_path)
+    generator = DiffusersGenerator(pipe, steps=2)
+    assert Continue in generator.supports
+    pipe.scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1)
+    other = generator.with_call({})
+    assert Continue not in other.supports
+    assert other.settings["scheduler"] == "PNDMScheduler"
 
 
 @pytest.mark.parametrize("name", ["steps", "batch_size"])
@@ -248,7 +274,7 @@ def test_a_folder_that_holds_no_pipeline_is_refused(tmp_path):
 
 
 def test_missing_bundled_weights_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(loading, "BUNDLED", tmp_path)
+    monkeypatch.setattr(loading, "BUNDLED_PIPELINE", tmp_path)
     with pytest.raises(CheckpointError, match="bundled generator's weights"):
         DiffusersGenerator("shapes")
 
@@ -256,11 +282,11 @@ def test_missing_bundled_weights_are_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize("family", [sd3, sd15])
 def test_a_negative_prompt_is_every_candidates(tmp_path, family):
     pipe = family(tmp_path)
-    told = DiffusersGenerator(pipe, steps=2, guidance=5.0, batch_size=2, negative_prompt="blue")
+    blue = DiffusersGenerator(pipe, steps=2, guidance=5.0, batch_size=2, negative_prompt="blue")
     plain = DiffusersGenerator(pipe, steps=2, guidance=5.0, batch_size=2)
-    assert not np.array_equal(*pixels([*told.generate([job(1)]), *plain.generate([job(1)])]))
-    assert told.settings["negative_prompt"] == "blue"
-    assert told.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])[0].progress == 0.5
+    assert not np.array_equal(*pixels([*blue.generate([job(1)]), *plain.generate([job(1)])]))
+    assert blue.settings["negative_prompt"] == "blue"
+    assert blue.generate([Job(Prompt("0", "a"), Draw(1, until=0.5))])[0].progress == 0.5
 
 
 class Everything:
@@ -293,9 +319,9 @@ def test_a_run_with_every_kind_is_the_same_with_and_without_states(tmp_path):
                 path.unlink()
             return super().propose(task, history)
 
-    kept = run(prompts, generator, FakeVerifier(), Everything())
-    lost = run(prompts, generator, FakeVerifier(), Forgetful(), folder=tmp_path / "run")
-    assert [t.error for t in kept.trials] == [""] * 16
-    assert [t.id for t in kept.trials] == [t.id for t in lost.trials]
-    for one, other in zip(kept.trials, lost.trials, strict=True):
+    in_memory = run(prompts, generator, FakeVerifier(), Everything())
+    from_files = run(prompts, generator, FakeVerifier(), Forgetful(), folder=tmp_path / "run")
+    assert [t.error for t in in_memory.trials] == [""] * 16
+    assert [t.id for t in in_memory.trials] == [t.id for t in from_files.trials]
+    for one, other in zip(in_memory.trials, from_files.trials, strict=True):
         assert np.array_equal(np.asarray(one.image.load()), np.asarray(other.image.load()))

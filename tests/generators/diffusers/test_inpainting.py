@@ -1,11 +1,13 @@
-"""The masked part of a picture drawn anew, the rest kept exactly."""
+"""The masked part of an image is generated anew, the rest stays exactly."""
 
 import logging
 
 import numpy as np
 import pytest
+import tiny_checkpoints
 import torch
 from diffusers import (
+    AutoPipelineForInpainting,
     FlowMatchHeunDiscreteScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -13,7 +15,7 @@ from diffusers import (
 from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.diffusers import DiffusersGenerator, blend, inpainting
+from tts_verifier.generators.diffusers import DiffusersGenerator, inpainting
 from tts_verifier.testing import check_generator
 from tts_verifier.types import Continue, Draw, Job, Mask, Prompt, Repaint
 
@@ -62,13 +64,13 @@ def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
     )
     assert (half.cost.network_evaluations, whole.cost.network_evaluations) == (4, 8)
     # A sibling encodes the masked picture as well, whether or not its weights look at it.
-    assert half.cost.vae_passes == 3 - blend.serves(generator.pipe)
+    assert half.cost.vae_passes == 3 - inpainting.repaints_by_blending(generator.pipe)
     assert half.progress == 1
     assert half.state is None
 
 
 def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
-    """SD 3's sibling in diffusers 0.42 forgets the VAE's shift, seen when all is known."""
+    """Guards against the VAE's shift, which SD 3's inpainting class in diffusers 0.42 forgets."""
     pipe = sd3(tmp_path)
 
     def perfect(hidden_states, timestep, **_):
@@ -84,7 +86,7 @@ def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
 
 def test_the_sibling_shares_weights_and_keeps_the_dtype(tmp_path):
     pipe = sd3(tmp_path).to(torch.bfloat16)
-    other = inpainting.sibling(pipe)
+    other = inpainting.inpainting_pipeline(pipe)
     assert type(other).__name__ == "StableDiffusion3InpaintPipeline"
     assert other.transformer is pipe.transformer
     assert other.vae is pipe.vae
@@ -97,17 +99,33 @@ def test_making_the_sibling_logs_nothing_again(tmp_path, caplog, monkeypatch):
     pipe = StableDiffusionPipeline(**sd15(tmp_path).components)
     assert "disabled the safety checker" in caplog.text
     caplog.clear()
-    DiffusersGenerator(pipe)
+    inpainting.inpainting_pipeline(pipe)
     assert caplog.text == ""
+
+
+def test_the_sibling_is_made_only_to_repaint(tmp_path, monkeypatch):
+    made, from_pipe = [], AutoPipelineForInpainting.from_pipe
+
+    def watched(pipe, **kwargs):
+        made.append(pipe)
+        return from_pipe(pipe, **kwargs)
+
+    monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", watched)
+    generator = DiffusersGenerator(sd15(tmp_path), steps=2, batch_size=1)
+    assert Repaint in generator.supports
+    parent = generator.generate([Job(PROMPT, Draw(1))])[0]
+    assert made == []
+    repainted(generator, parent, Repaint("parent", MASK, 5))
+    assert made == [generator.pipe]
 
 
 def test_thin_masks_grow_to_whole_latent_cells():
     thin = np.zeros((8, 8), np.bool_)
     thin[3, 5:7] = True
-    assert inpainting.cells(Mask.of(thin), 4).tolist() == [[False, True], [False, False]]
+    assert inpainting.latent_cells(Mask.of(thin), 4).tolist() == [[False, True], [False, False]]
     uneven = np.zeros((5, 7), np.bool_)
     uneven[4, 6] = True
-    assert inpainting.cells(Mask.of(uneven), 4).tolist() == [[False, False], [False, True]]
+    assert inpainting.latent_cells(Mask.of(uneven), 4).tolist() == [[False, False], [False, True]]
 
 
 def test_a_thin_mask_changes_what_it_covers(generator, parent):
@@ -168,9 +186,10 @@ def test_blending_is_what_the_sibling_does(tmp_path, strength, monkeypatch):
 
     monkeypatch.setattr(pipe.vae, "decode", watched)
     generator.generate([job])
-    other = inpainting.sibling(pipe)
-    told = inpainting.arguments(other, [inpainting.source(job)])
-    wanted = other(output_type="latent", **{**generator._asked([job]), **told}).images
+    other = inpainting.inpainting_pipeline(pipe)
+    arguments = inpainting.inpainting_arguments(other, [inpainting.repaint_source(job)])
+    call = {**generator.pipeline_arguments([job]), **arguments}
+    wanted = other(output_type="latent", **call).images
     config = pipe.vae.config
     assert torch.allclose(
         (ends[0] - config.shift_factor) * config.scaling_factor, wanted, atol=1e-4
@@ -208,7 +227,15 @@ def test_a_pipeline_without_a_sibling_is_refused_by_name(tmp_path):
         pass
 
     pipe = Lonely(**sd15(tmp_path).components, requires_safety_checker=False)
-    assert "Lonely has no inpainting sibling" in inpainting.problem(pipe)
+    assert "Lonely has no inpainting sibling" in inpainting.inpainting_problem(pipe)
+    with pytest.raises(UnsupportedError, match="Lonely has no inpainting sibling"):
+        inpainting.inpainting_pipeline(pipe)
+
+
+def test_a_pipeline_that_lacks_a_component_of_the_sibling_is_refused_by_name():
+    bare = type("StableDiffusionXLPipeline", (), {})()
+    why = inpainting.inpainting_problem(bare)
+    assert "(StableDiffusionXLInpaintPipeline needs vae, unet, scheduler)" in why
 
 
 def test_what_repaints_must_take_picture_mask_and_strength(tmp_path):
@@ -217,30 +244,32 @@ def test_what_repaints_must_take_picture_mask_and_strength(tmp_path):
     assert why == "StableDiffusionPipeline takes no image, mask_image, strength"
 
 
-def test_a_sibling_that_takes_no_strength_is_refused(tmp_path, monkeypatch):
-    from diffusers import AutoPipelineForInpainting
-
-    class Crude:
-        def __call__(self, prompt, image, mask_image):
-            pass
-
-    monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: Crude())
-    assert "serves no strategy: Crude takes no strength" in inpainting.problem(sd15(tmp_path))
+def test_a_sibling_that_takes_no_strength_is_refused(tmp_path):
+    pipe = tiny_checkpoints.CHECKPOINTS["kandinsky22"](tmp_path).pipe
+    why = inpainting.inpainting_problem(pipe)
+    assert "serves no strategy: KandinskyV22InpaintCombinedPipeline takes no strength" in why
 
 
-def test_a_pipeline_that_the_user_gives_repaints(tmp_path, monkeypatch):
+def test_a_pipeline_that_the_user_gives_repaints(tmp_path):
     pipe = sd15(tmp_path)
     parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-    given = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
-    given.set_progress_bar_config(disable=True)
+    fill = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    fill.set_progress_bar_config(disable=True)
     own = DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2)
-    told = DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2, inpaint=given)
-    assert told.settings["inpaint"] == "StableDiffusionInpaintPipeline"
+    other = DiffusersGenerator(pipe, steps=4, guidance=3.0, batch_size=2, inpaint=fill)
+    assert other.settings["inpaint"] == "StableDiffusionInpaintPipeline"
     parent = own.generate([Job(PROMPT, Draw(1))])[0]
-    one, other = (repainted(g, parent, Repaint("parent", MASK, 5, 0.6))[0] for g in (own, told))
-    assert np.array_equal(pixels(one), pixels(other))
-    assert one.cost.network_evaluations == other.cost.network_evaluations > 0
-    # What has no sibling can repaint with it as well.
-    monkeypatch.setattr(inpainting, "problem", lambda pipe: "it has no sibling")
-    assert Repaint in DiffusersGenerator(pipe, inpaint=given).supports
+    proposal = Repaint("parent", MASK, 5, 0.6)
+    first, second = (repainted(g, parent, proposal)[0] for g in (own, other))
+    assert np.array_equal(pixels(first), pixels(second))
+    assert first.cost.network_evaluations == second.cost.network_evaluations > 0
+
+
+def test_a_pipeline_without_a_sibling_repaints_with_a_given_one(tmp_path):
+    class Lonely(type(sd15(tmp_path))):
+        pass
+
+    fill = AutoPipelineForInpainting.from_pipe(sd15(tmp_path))
+    pipe = Lonely(**sd15(tmp_path).components, requires_safety_checker=False)
+    assert Repaint in DiffusersGenerator(pipe, inpaint=fill).supports
     assert Repaint not in DiffusersGenerator(pipe).supports

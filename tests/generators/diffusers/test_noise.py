@@ -10,6 +10,7 @@ from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator, noise
+from tts_verifier.generators.diffusers.hooks import denoiser_of
 from tts_verifier.types import Continue, Draw, Job, LowBand, Near, Prompt, Sample
 
 PROMPT = Prompt("0", "a red circle")
@@ -23,7 +24,7 @@ def pipe(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ready(pipe):
+def rehearsal(pipe):
     return noise.rehearse(pipe, CALL)
 
 
@@ -31,39 +32,44 @@ def trial(draw):
     return as_parent(Sample(Job(PROMPT, draw), None))
 
 
-def test_rehearsed_noise_is_the_pipelines_own_bit_for_bit(pipe, ready):
-    rows = [ready.noise(Draw(seed), ()) for seed in (1, 2)]
+def test_rehearsed_noise_is_the_pipelines_own_bit_for_bit(pipe, rehearsal):
+    rows = [rehearsal.initial_noise(Draw(seed), ()) for seed in (1, 2)]
     call = {**CALL, "prompt": ["a", "b"], "output_type": "latent"}
-    given = pipe(latents=torch.cat(rows), **call).images
+    from_latents = pipe(latents=torch.cat(rows), **call).images
     seeds = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    assert torch.equal(given, pipe(generator=seeds, **call).images)
+    assert torch.equal(from_latents, pipe(generator=seeds, **call).images)
 
 
-def test_a_rehearsal_evaluates_nothing_and_leaves_nothing(pipe, ready):
-    assert ready.steps == 3
+def test_a_rehearsal_evaluates_nothing_and_leaves_nothing(pipe, rehearsal):
+    assert rehearsal.steps == 3
     assert "prepare_latents" not in vars(pipe)
-    assert not noise.denoiser(pipe)._forward_pre_hooks
+    assert not denoiser_of(pipe)._forward_pre_hooks
 
 
-def test_near_noise_is_the_parents_turned_by_the_radius(ready):
-    old, fresh = ready.noise(Draw(1), ()), ready.noise(Draw(2), ())
-    near = ready.noise(Draw(2, noise=Near("parent", 0.6)), (trial(Draw(1)),))
+def test_near_noise_mixes_the_parents_with_fresh_noise(rehearsal):
+    old, fresh = rehearsal.initial_noise(Draw(1), ()), rehearsal.initial_noise(Draw(2), ())
+    near = rehearsal.initial_noise(Draw(2, noise=Near("parent", 0.6)), (trial(Draw(1)),))
     torch.testing.assert_close(near, 0.8 * old + 0.6 * fresh)
-    forgotten = ready.noise(Draw(2, noise=Near("parent", 1.0)), (trial(Draw(1)),))
+    forgotten = rehearsal.initial_noise(Draw(2, noise=Near("parent", 1.0)), (trial(Draw(1)),))
     torch.testing.assert_close(forgotten, fresh)
 
 
-def test_a_parents_noise_is_rebuilt_from_its_own_ancestors(ready):
+def test_a_parents_noise_is_rebuilt_from_its_own_ancestors(rehearsal):
     child = Draw(2, noise=Near("root", 0.5))
     line = (trial(child), trial(Draw(1)))
-    grandchild = ready.noise(Draw(3, noise=Near("child", 0.6)), line)
-    expected = 0.8 * ready.noise(child, line[1:]) + 0.6 * ready.noise(Draw(3), ())
+    grandchild = rehearsal.initial_noise(Draw(3, noise=Near("child", 0.6)), line)
+    expected = 0.8 * rehearsal.initial_noise(child, line[1:]) + 0.6 * rehearsal.initial_noise(
+        Draw(3), ()
+    )
     torch.testing.assert_close(grandchild, expected)
 
 
 def test_a_low_band_is_what_orthonormal_haar_steps_find(tmp_path):
-    ready = noise.rehearse(sd15(tmp_path), CALL)
-    plain, banded = ready.noise(Draw(1), ()), ready.noise(Draw(1, noise=BAND), ())
+    rehearsal = noise.rehearse(sd15(tmp_path), CALL)
+    plain, banded = (
+        rehearsal.initial_noise(Draw(1), ()),
+        rehearsal.initial_noise(Draw(1, noise=BAND), ()),
+    )
 
     def haar(x):
         a, b, c, d = (x[..., i::2, j::2] for i in (0, 1) for j in (0, 1))
@@ -71,13 +77,13 @@ def test_a_low_band_is_what_orthonormal_haar_steps_find(tmp_path):
 
     low, *high = haar(banded)
     torch.testing.assert_close(low.flatten(), torch.tensor(BAND.coefficients))
-    for found, kept in zip(high, haar(plain)[1:], strict=True):
-        torch.testing.assert_close(found, kept)
+    for band, own in zip(high, haar(plain)[1:], strict=True):
+        torch.testing.assert_close(band, own)
 
 
 def test_two_haar_steps_keep_a_band_of_half_the_size(tmp_path):
-    ready = noise.rehearse(sd15(tmp_path), CALL)
-    banded = ready.noise(Draw(1, noise=LowBand((8.0,) * 16, 2)), ())
+    rehearsal = noise.rehearse(sd15(tmp_path), CALL)
+    banded = rehearsal.initial_noise(Draw(1, noise=LowBand((8.0,) * 16, 2)), ())
     assert banded.shape == (1, 4, 8, 8)
     assert float(banded.mean()) == pytest.approx(2.0, abs=1e-5)
 
@@ -86,17 +92,17 @@ def test_two_haar_steps_keep_a_band_of_half_the_size(tmp_path):
     "band", [LowBand((1.0,) * 3, 1), LowBand((1.0,) * 64, 0), LowBand((), 4)], ids=str
 )
 def test_a_band_that_does_not_fit_is_refused(tmp_path, band):
-    ready = noise.rehearse(sd15(tmp_path), CALL)
+    rehearsal = noise.rehearse(sd15(tmp_path), CALL)
     with pytest.raises(InputError, match=r"A low band of level . has .* coefficients"):
-        ready.noise(Draw(1, noise=band), ())
+        rehearsal.initial_noise(Draw(1, noise=band), ())
 
 
 @pytest.mark.parametrize(
     ("parent", "radius"), [(Continue("x", 1.0, 2), 0.5), (Draw(1), 0.0), (Draw(1), math.nan)]
 )
-def test_near_what_has_no_noise_is_refused(ready, parent, radius):
+def test_near_a_parent_without_noise_is_refused(rehearsal, parent, radius):
     with pytest.raises(InputError, match="Near needs a parent that was drawn from noise"):
-        ready.noise(Draw(2, noise=Near("p", radius)), (trial(parent),))
+        rehearsal.initial_noise(Draw(2, noise=Near("p", radius)), (trial(parent),))
 
 
 @pytest.mark.parametrize("kind", [Near("parent", 0.3), BAND])
@@ -137,7 +143,9 @@ def test_a_pipeline_that_takes_no_latents_is_refused_by_name(tmp_path, monkeypat
         noise.rehearse(pipe, {})
 
 
-def test_packed_latents_have_no_low_band(ready, monkeypatch):
-    monkeypatch.setattr(ready.pipe, "prepare_latents", lambda **_: (torch.zeros(1, 16, 16), None))
+def test_packed_latents_have_no_low_band(rehearsal, monkeypatch):
+    monkeypatch.setattr(
+        rehearsal.pipe, "prepare_latents", lambda **_: (torch.zeros(1, 16, 16), None)
+    )
     with pytest.raises(UnsupportedError, match="packs its latents"):
-        ready.noise(Draw(1, noise=BAND), ())
+        rehearsal.initial_noise(Draw(1, noise=BAND), ())

@@ -1,10 +1,11 @@
-"""Where a pipeline computes, how large it is, and whether it may be moved."""
+"""Where a pipeline computes, how large it is, and whether it may be moved: see `traits`."""
 
 import pytest
 import torch
 from tiny_pipelines import sd3, sd15
 
 from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.interfaces import is_movable
 from tts_verifier.types import Draw, Job, Prompt
 
 
@@ -15,6 +16,10 @@ def pipe(tmp_path):
 
 def bytes_of(*modules):
     return sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()))
+
+
+def test_a_run_may_move_it(pipe):
+    assert is_movable(DiffusersGenerator(pipe))
 
 
 def test_its_size_is_that_of_all_weights_and_buffers(pipe):
@@ -65,9 +70,9 @@ def quantised(pipe):
     pipe.unet.is_quantized = True
 
 
-@pytest.mark.parametrize("kept", [offloaded, one_by_one, in_groups, spread, quantised])
-def test_what_the_user_placed_is_not_to_be_moved(pipe, kept):
-    kept(pipe)
+@pytest.mark.parametrize("place", [offloaded, one_by_one, in_groups, spread, quantised])
+def test_weights_that_the_user_placed_must_stay(pipe, place):
+    place(pipe)
     assert DiffusersGenerator(pipe).nbytes is None
 
 

@@ -1,4 +1,4 @@
-"""Drawings stopped on the way, previewed, carried on, taken back and shaken."""
+"""Candidates that stop early, are previewed, resumed, taken back and given fresh noise."""
 
 from contextlib import nullcontext
 
@@ -15,10 +15,14 @@ from tiny_pipelines import as_parent, pixels, sd3, sd15
 
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.diffusers.schedule import levels, problem, renoised
+from tts_verifier.generators.diffusers.schedule import (
+    noise_levels,
+    resume_problem,
+    sample_forward_kernel,
+)
 from tts_verifier.types import Continue, Draw, Job, Prompt, Trial
 
-# diffusers' EulerDiscreteScheduler says this of itself with numpy 2.
+# With numpy 2, diffusers' EulerDiscreteScheduler causes this warning.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPT = Prompt("0", "a red circle")
@@ -52,13 +56,13 @@ def draw(generator, *proposals, parent=None):
 
 
 def latents(generator, seed):
-    """What an uninterrupted run of the pipeline ends with."""
-    call = {**generator._asked([Job(PROMPT, Draw(seed))] * 2), "output_type": "latent"}
+    """The final latents of an uninterrupted call of the pipeline."""
+    call = {**generator.pipeline_arguments([Job(PROMPT, Draw(seed))] * 2), "output_type": "latent"}
     return generator.pipe(**call).images[0].numpy()
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_drawing_in_three_parts_is_the_uninterrupted_one(pipes, name):
+def test_an_image_made_in_three_parts_is_the_uninterrupted_one(pipes, name):
     generator = make(pipes, name)
     whole = draw(generator, Draw(5))[0]
     part = draw(generator, Draw(5, until=1 / 3))[0]
@@ -81,9 +85,9 @@ def test_resumed_latents_are_within_a_ten_thousandth(pipes, name, monkeypatch):
     scaling = generator.pipe.vae.config.scaling_factor
     shift = generator.pipe.vae.config.shift_factor if name.startswith("flow") else 0
 
-    def watched(given, **kwargs):
-        ends.append(((given - shift) * scaling).numpy())
-        return decode(given, **kwargs)
+    def watched(latents, **kwargs):
+        ends.append(((latents - shift) * scaling).numpy())
+        return decode(latents, **kwargs)
 
     monkeypatch.setattr(generator.pipe.vae, "decode", watched)
     draw(generator, Continue("parent", 1.0, 9), parent=part)
@@ -141,15 +145,15 @@ def test_fresh_noise_is_the_seeds_and_grows_with_its_share(pipes, kind):
     generator = make(pipes)
     parent = draw(generator, Draw(1, until=0.5))[0]
 
-    def carried(seed, share):
+    def resumed(seed, share):
         (sample,) = draw(generator, Continue("parent", 2 / 3, seed, **{kind: share}), parent=parent)
         return sample.state["latents"]
 
-    plain, little, much = carried(2, 0.0), carried(2, 0.2), carried(2, 0.5)
-    assert np.array_equal(much, carried(2, 0.5))
-    assert np.abs(much - carried(3, 0.5)).max() > 0.1
+    plain, little, much = resumed(2, 0.0), resumed(2, 0.2), resumed(2, 0.5)
+    assert np.array_equal(much, resumed(2, 0.5))
+    assert np.abs(much - resumed(3, 0.5)).max() > 0.1
     assert 0 < np.abs(little - plain).mean() < np.abs(much - plain).mean()
-    assert np.array_equal(plain, carried(7, 0.0))
+    assert np.array_equal(plain, resumed(7, 0.0))
 
 
 @pytest.mark.parametrize("name", ["flow", "DDIM", "Euler"])
@@ -157,14 +161,14 @@ def test_going_back_keeps_the_forward_process(pipes, name):
     """Noised to one level and then to a higher one has the mean and spread of that level."""
     scheduler = SCHEDULERS[name]
     scheduler.set_timesteps(10)
-    table = levels(scheduler)
-    assert len(table) == 11
-    (a, s), (a_then, s_then) = table[6], table[2]
+    levels = noise_levels(scheduler)
+    assert len(levels) == 11
+    level, target = levels[6], levels[2]
     make_noise = torch.Generator().manual_seed(0)
     noise, fresh = (torch.randn(40_000, generator=make_noise) for _ in range(2))
-    back = renoised(a * 5 + s * noise, (a, s), then=(a_then, s_then), noise=fresh)
-    assert float(back.mean()) == pytest.approx(5 * a_then, abs=0.03 * s_then)
-    assert float(back.std()) == pytest.approx(s_then, rel=0.02)
+    back = sample_forward_kernel(level.a * 5 + level.s * noise, level, target=target, noise=fresh)
+    assert float(back.mean()) == pytest.approx(5 * target.a, abs=0.03 * target.s)
+    assert float(back.std()) == pytest.approx(target.s, rel=0.02)
 
 
 def test_going_back_to_the_start_forgets_the_parent(pipes):
@@ -204,18 +208,18 @@ def test_a_parent_without_a_state_is_refused(pipes):
     [
         (PNDMScheduler(skip_prk_steps=True, steps_offset=1), "PNDMScheduler cannot be resumed"),
         (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "ignores the seeds"),
-        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas is not known"),
+        (FlowMatchEulerDiscreteScheduler(invert_sigmas=True), "invert_sigmas is not supported"),
     ],
 )
 def test_other_schedulers_are_refused_by_name(pipes, scheduler, reason):
     pipe = pipes["sd15"]
     pipe.scheduler = scheduler
-    told = pytest.warns(RunWarning, match="never the same again")
-    with told if scheduler.config.get("stochastic_sampling") else nullcontext():
+    warned = pytest.warns(RunWarning, match="never the same again")
+    with warned if scheduler.config.get("stochastic_sampling") else nullcontext():
         generator = DiffusersGenerator(pipe, steps=4, batch_size=2)
     assert Continue not in generator.supports
-    named = f"StableDiffusionPipeline with {type(scheduler).__name__} cannot serve.*{reason}"
-    with pytest.raises(UnsupportedError, match=named):
+    message = f"StableDiffusionPipeline with {type(scheduler).__name__} cannot serve.*{reason}"
+    with pytest.raises(UnsupportedError, match=message):
         draw(generator, Draw(1, until=0.5))
 
 
@@ -240,8 +244,8 @@ def test_a_call_that_counts_steps_or_adds_noise_is_refused(pipes, name, call):
 def test_a_controlnet_that_ends_early_counts_steps(pipes, end, refused):
     pipe = pipes["sd15"]
     pipe.scheduler = SCHEDULERS["DDIM"]
-    assert refused in problem(pipe, {"control_guidance_end": end})
-    assert bool(problem(pipe, {"control_guidance_end": end})) is bool(refused)
+    assert refused in resume_problem(pipe, {"control_guidance_end": end})
+    assert bool(resume_problem(pipe, {"control_guidance_end": end})) is bool(refused)
 
 
 @pytest.mark.parametrize(

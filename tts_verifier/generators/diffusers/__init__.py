@@ -1,4 +1,4 @@
-"""Any diffusers pipeline as a `Generator`."""
+"""Any diffusers text-to-image pipeline as a `Generator`; FAMILIES.md says what each can do."""
 
 from tts_verifier.generators.diffusers.generator import DiffusersGenerator
 

@@ -1,4 +1,4 @@
-"""What a batch has in common before it is drawn, and what a pipeline gave for it."""
+"""One batch: what its jobs have in common, what the pipeline is asked, and what it returned."""
 
 from __future__ import annotations
 
@@ -16,101 +16,110 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-PICTURES: Final = ("images", "image", "frames")
-"""What pipelines name the field of their output that pictures are in."""
-UNSAFE: Final = ("nsfw_content_detected", "nsfw_detected")
-"""What they name the one that says of every picture whether a safety checker blanked it."""
-BLANKED: Final = "The pipeline's safety checker blanked it."
+IMAGE_FIELDS: Final = ("images", "image", "frames")
+"""The names that pipelines give to the field of their output with the images."""
+SAFETY_FIELDS: Final = ("nsfw_content_detected", "nsfw_detected")
+"""Their names for the field that says, for every image, whether a safety checker blanked it."""
+BLANKED_ERROR: Final = "The pipeline's safety checker blanked it."
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What the jobs of one batch have in common.
-
-    Steps `start` to `stop` (None = the last), from `given` latents or the seed's own noise;
-    or a repaint of `strength` of pictures of one `size`.
-    """
+class BatchPlan:
+    """What the jobs of one batch have in common; jobs with equal plans may share a batch."""
 
     start: int = 0
+    """The first step."""
     stop: int | None = None
-    given: bool = False
+    """The step after the last one; None = take all steps."""
+    given_latents: bool = False
+    """Whether the pipeline is given latents, rather than the seeds alone."""
     strength: float = 0.0
+    """The strength of a repaint; 0 = no repaint."""
     size: tuple[int, int] = (0, 0)
+    """Width and height of the images to repaint."""
 
 
 @dataclass(slots=True, eq=False)
-class Drawn:
-    """A batch as the pipeline gave it: pixels float32 (B, H, W, 3) in [0, 1]."""
+class BatchOutput:
+    """A batch as the pipeline returned it."""
 
     pixels: NDArray[np.float32]
+    """The images, (B, H, W, 3) in [0, 1]."""
     blanked: Sequence[bool] | None = None
+    """For each image, whether a safety checker blanked it; None = no checker."""
     latents: torch.Tensor | None = None
+    """The latents of unfinished images, (B, ...)."""
     progress: float = 1.0
+    """The fraction of the steps that were taken, in (0, 1]."""
 
     @classmethod
-    def of(cls, out: Any) -> Drawn:
+    def from_pipeline(cls, output: Any) -> BatchOutput:
         """Reads what a pipeline returns for `output_type="np"`; a video must be one frame.
 
-        Not "pt", for which some families return pixels in [-1, 1] and no verdict on safety.
+        "pt" would not do: some families then return pixels in [-1, 1] and no safety check.
 
         Raises:
             UnsupportedError: there are no such pixels.
         """
-        found = next((getattr(out, name) for name in PICTURES if hasattr(out, name)), None)
-        pixels: Any = found
+        pixels: Any = _first_field(output, IMAGE_FIELDS)
         if getattr(pixels, "ndim", 0) == 5 and pixels.shape[1] == 1:
             pixels = pixels[:, 0]
         if getattr(pixels, "ndim", 0) != 4 or pixels.shape[3] != 3:
             shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
             raise UnsupportedError(
                 f"A pipeline must return RGB pictures (B, H, W, 3) for output_type='np', "
-                f"{type(out).__name__} has {shape}. A video pipeline needs num_frames=1."
+                f"{type(output).__name__} has {shape}. A video pipeline needs num_frames=1."
             )
-        return cls(
-            pixels, next((getattr(out, name) for name in UNSAFE if hasattr(out, name)), None)
-        )
+        return cls(pixels, _first_field(output, SAFETY_FIELDS))
 
     def sample(self, row: int, job: Job, cost: Cost) -> Sample:
-        """Returns a row as a job's sample, with an error if it is no picture."""
-        array = self.pixels[row]
+        """Returns a row as the sample of a job, with an `error` if it is no usable image."""
+        pixels = self.pixels[row]
         error = ""
-        if not np.isfinite(array).all():
+        if not np.isfinite(pixels).all():
             error = (
                 f"The drawing of seed {getattr(job.proposal, 'seed', None)} has NaN or infinite "
                 "pixels. A VAE in float16 may overflow; bfloat16 or float32 does not."
             )
         if not error and self.blanked and self.blanked[row]:
-            error = BLANKED
+            error = BLANKED_ERROR
         if error:
             return Sample(job, None, self.progress, cost, error=error)
-        image = Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8))
+        image = Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
         state: State | None = None
         if self.latents is not None:
             state = {"latents": self.latents[row].detach().float().cpu().numpy()}
         return Sample(job, image, self.progress, cost, state)
 
 
-def generators(jobs: Sequence[Job]) -> list[torch.Generator]:
-    """Returns a generator on the CPU for every job, at the start of its own seed."""
+def _first_field(output: Any, names: Sequence[str]) -> Any:
+    return next((getattr(output, name) for name in names if hasattr(output, name)), None)
+
+
+def seeded_generators(jobs: Sequence[Job]) -> list[torch.Generator]:
+    """Returns a random generator on the CPU for every job, at the start of its own seed."""
     import torch
 
     seeds = [getattr(job.proposal, "seed", 0) for job in jobs]
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
 
-def asked(prompts: list[str], call: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a call for several prompts, with every other text of it for each of them."""
-    each = {k: [v] * len(prompts) for k, v in call.items() if _is_text(k, v)}
-    return {"prompt": prompts, **call, **each}
+def prompt_arguments(prompts: Sequence[str], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a call for several prompts.
+
+    Every other text of the call, such as the negative prompt, is repeated for each prompt.
+    """
+    repeated = {k: [v] * len(prompts) for k, v in call.items() if _is_text_per_prompt(k, v)}
+    return {"prompt": list(prompts), **call, **repeated}
 
 
-def _is_text(name: str, value: Any) -> bool:
-    # `prompt_2` and the like, `negative_prompt` and its likes; not `system_prompt`.
+def _is_text_per_prompt(name: str, value: Any) -> bool:
+    # This includes `prompt_2` and `negative_prompt_2`, but not `system_prompt`.
     return name.startswith(("prompt_", "negative_prompt")) and isinstance(value, str)
 
 
-def check_shares(proposal: Proposal) -> None:
-    """Raises InputError when a share of a proposal is not in [0, 1]."""
+def check_fractions(proposal: Proposal) -> None:
+    """Raises InputError when a fraction of a proposal is not in [0, 1]."""
     for name in ("until", "renoise", "eta"):
         value = getattr(proposal, name, 0.0)
         if not 0 <= value <= 1:

@@ -1,8 +1,8 @@
-"""How many pictures are drawn at a time: as many as memory holds.
+"""How many images are generated at a time: as many as memory holds.
 
-A given number is kept, and every batch filled up to it, so that pictures do not depend on
-the batch at all. Without one the number is found: on a GPU from the memory that the last
-batch took, elsewhere it is 8. When memory runs out either is halved, once and for all.
+A given number is kept, and every batch is filled up to it, so that an image does not depend on
+its batch at all. Without a given number the size is found: on a GPU from the memory that the last
+batch took, elsewhere it is 8. When memory runs out, the size is halved and stays halved.
 """
 
 from __future__ import annotations
@@ -11,31 +11,46 @@ import gc
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.memory import free_bytes
 
-T = TypeVar("T")
-U = TypeVar("U")
+Item = TypeVar("Item")
+Output = TypeVar("Output")
 
-_FIRST: Final = {"cuda": 4}
-_ELSEWHERE: Final = 8
-_MOST: Final = 64
-_SHARE: Final = 0.8
-"""Of the free memory: what the next batch may take by measure."""
+_FIRST_ON_GPU: Final = 4
+_FIRST_ELSEWHERE: Final = 8
+_LARGEST: Final = 64
+_SHARE_OF_FREE: Final = 0.8
+"""The share of the free memory that the next batch is allowed to take."""
 
 
-class Room:
-    """Draws work in pieces that fit.
+class MemoryUse(NamedTuple):
+    """The memory of a device, in bytes."""
 
-    `limit`: how many at a time, now. `fixed`: whether the number was given.
+    peak: int
+    """The most that was in use since the last measurement."""
+    allocated: int
+    """What is in use now."""
+    free: int
+    """What may still be taken."""
+
+
+class BatchSize:
+    """Splits work into batches that fit, and learns what fits.
+
+    Do not share it between threads.
 
     Args:
-        given: how many at a time; None = find out.
+        given: items at a time; None = find out.
         device: a torch device, such as "cuda:0".
-        memory: returns the most bytes in use since it was last asked, those in use now, and
-            those still free.
+        memory: measures the device; None = torch's counters on a GPU if nothing is given, and no
+            measurement elsewhere.
+
+    Attributes:
+        limit: the number of items at a time, at present.
+        fixed: whether the number was given.
     """
 
     def __init__(
@@ -43,77 +58,85 @@ class Room:
         given: int | None,
         device: str = "cpu",
         *,
-        memory: Callable[[], tuple[int, int, int]] | None = None,
+        memory: Callable[[], MemoryUse] | None = None,
     ) -> None:
         self.fixed = given is not None
-        kind = device.split(":")[0]
-        self.limit = given or _FIRST.get(kind, _ELSEWHERE)
-        watch = kind == "cuda" and not self.fixed
-        self._memory = memory or (partial(_cuda, device) if watch else None)
+        on_gpu = device.split(":")[0] == "cuda"
+        self.limit = given or (_FIRST_ON_GPU if on_gpu else _FIRST_ELSEWHERE)
+        measured = on_gpu and not self.fixed
+        self._memory = memory or (partial(_gpu_memory, device) if measured else None)
 
-    def work(self, draw: Callable[[Sequence[T]], list[U]], items: Sequence[T]) -> list[U]:
-        """Draws all items, in order, as many at a time as fit.
+    def run(
+        self, generate: Callable[[Sequence[Item]], list[Output]], items: Sequence[Item]
+    ) -> list[Output]:
+        """Calls `generate` for all items, in order, with as many at a time as fit.
 
         Raises:
-            RuntimeError: not even one fits.
+            RuntimeError: not even one item fits.
         """
-        done: list[U] = []
-        while len(done) < len(items):
-            piece = items[len(done) : len(done) + self.limit]
-            made = self._tried(draw, piece)
-            if made is None:
+        outputs: list[Output] = []
+        while len(outputs) < len(items):
+            batch = items[len(outputs) : len(outputs) + self.limit]
+            output = self._try_batch(generate, batch)
+            if output is None:
                 self._halve()
             else:
-                done += made
-        return done
+                outputs += output
+        return outputs
 
-    def _tried(self, draw: Callable[[Sequence[T]], list[U]], piece: Sequence[T]) -> list[U] | None:
-        before = 0 if self._memory is None else self._memory()[1]
+    def _try_batch(
+        self, generate: Callable[[Sequence[Item]], list[Output]], batch: Sequence[Item]
+    ) -> list[Output] | None:
+        """Returns the outputs of a batch, None if memory ran out."""
+        before = 0 if self._memory is None else self._memory().allocated
         try:
-            made = draw(piece)
+            outputs = generate(batch)
         except RuntimeError as error:
-            if self.limit == 1 or not out_of_memory(error):
+            if self.limit == 1 or not is_out_of_memory(error):
                 raise
             return None
         if self._memory is not None:
-            most, _, free = self._memory()
-            each = max((most - before) / len(piece), 1)
-            self.limit = int(min(max(free * _SHARE / each, 1), _MOST))
-        return made
+            use = self._memory()
+            per_item = max((use.peak - before) / len(batch), 1)
+            self.limit = int(min(max(use.free * _SHARE_OF_FREE / per_item, 1), _LARGEST))
+        return outputs
 
     def _halve(self) -> None:
-        # Outside of the handler: a traceback would keep the tensors of the failed batch.
+        # Not in the exception handler: the traceback would keep the failed batch's tensors alive.
         self.limit //= 2
         self._memory = None
         gc.collect()
-        _empty_cache()
+        _empty_gpu_cache()
         warnings.warn(
-            f"Memory ran out; from now on {self.limit} pictures are drawn at a time.",
+            f"Memory ran out; from now on {self.limit} images are generated at a time.",
             RunWarning,
             stacklevel=5,
         )
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Says whether an error is that of a full memory, of whatever device."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Says whether an error means that the memory of some device is full."""
     import torch
 
-    full = isinstance(error, torch.OutOfMemoryError)
-    return full or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    # The texts are those of GPUs other than CUDA's, and of the CPU's allocator.
+    known = isinstance(error, torch.OutOfMemoryError)
+    return known or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _empty_cache() -> None:
+def _empty_gpu_cache() -> None:
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _cuda(device: str) -> tuple[int, int, int]:
+def _gpu_memory(device: str) -> MemoryUse:
+    """Measures a GPU, and starts a new measurement of the peak."""
     import torch
 
     gpu: Any = torch.cuda
-    most, now = gpu.max_memory_allocated(device), gpu.memory_allocated(device)
-    free = free_bytes(device) or 0
+    use = MemoryUse(
+        gpu.max_memory_allocated(device), gpu.memory_allocated(device), free_bytes(device) or 0
+    )
     gpu.reset_peak_memory_stats(device)
-    return most, now, free
+    return use

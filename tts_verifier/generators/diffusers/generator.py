@@ -1,42 +1,41 @@
 """Any diffusers text-to-image pipeline as a generator.
 
-Every candidate has a random generator of its own, seeded on the CPU, and every batch is
-filled up to one fixed size, so that a proposal gives the same picture whatever batch it lands
-in: bit for bit in float32 on one machine. Pipelines are called through their public
-arguments; part of a drawing is made by `schedule`, noise by `noise`, repairs by `repaint`.
+Every candidate has a random generator of its own, seeded on the CPU, and every batch is filled up
+to one fixed size. A proposal therefore gives the same image whatever batch it is in, bit for bit
+in float32 on one machine. Pipelines are called through their public arguments; `schedule` runs a
+part of the steps, `noise` makes the initial noise, `inpainting` repaints.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tts_verifier.errors import InputError, RunWarning, UnsupportedError
-from tts_verifier.generators.diffusers import blend, inpainting, noise, placement, schedule
+from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.generators.diffusers import inpainting, noise
 from tts_verifier.generators.diffusers.batch import (
-    PICTURES,
-    Drawn,
-    Plan,
-    asked,
-    check_shares,
-    generators,
+    BatchOutput,
+    BatchPlan,
+    check_fractions,
+    prompt_arguments,
+    seeded_generators,
 )
-from tts_verifier.generators.diffusers.batch_size import Room
-from tts_verifier.generators.diffusers.count_calls import counted
+from tts_verifier.generators.diffusers.hooks import counted_rows
 from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
     check_call,
-    check_left,
-    check_pipeline,
-    load,
+    check_reserved,
+    load_pipeline,
 )
-from tts_verifier.generators.diffusers.prompt_cache import Texts
+from tts_verifier.generators.diffusers.prompt_cache import PromptCache
+from tts_verifier.generators.diffusers.schedule import ScheduleSlice
+from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
 from tts_verifier.identity import described
 from tts_verifier.masks import paste
 from tts_verifier.types import (
@@ -59,28 +58,34 @@ if TYPE_CHECKING:
 
 
 class DiffusersGenerator:
-    """Draws with a diffusers pipeline.
+    """Generates images with a diffusers pipeline.
 
-    The class says what it can do with some pipeline; `supports` of an instance is what it
-    can do with its own, by the pipeline's class and scheduler, and `lacks` says why not. `room`
-    and `texts` are what it found out, how many fit and what texts are encoded as; generators of
-    one pipeline may share them. `output_kind`: of what the pipeline returned, None before it drew.
+    The class's `supports` is what some pipeline can do; an instance's is what its own can do, by
+    the pipeline's class, scheduler and call. Do not share an instance between threads.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
             `DiffusionPipeline.from_pretrained`; or `"shapes"`, the bundled one.
         steps, guidance, height, width, negative_prompt: of the call; None = the pipeline's
             own default.
-        batch_size: candidates drawn at a time, every batch filled up to it, so that pictures
-            are the same bit for bit in float32. None = as many as fit, no batch filled;
-            pictures are then the same within the rounding of the dtype.
+        batch_size: candidates at a time, every batch filled up to it, so that images are the
+            same bit for bit in float32. None = as many as fit, no batch filled; images are then
+            the same within the rounding of the dtype.
         dtype: "float32", "bfloat16" or "float16" for loading; None = bfloat16 on a GPU,
             float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
         inpaint: a pipeline that repaints, such as FLUX Fill with weights of its own, loaded,
-            or a folder or hub id; None = diffusers' inpainting sibling over the same weights,
+            or a folder or hub id; None = diffusers' inpainting class over the same weights,
             where there is one.
+
+    Attributes:
+        pipe: the pipeline.
+        device: where it computes.
+        settings: all that decides an image besides prompt and seed, for the log.
+        supports: the kinds of proposal and of noise that it serves.
+        lacks: for each other kind, why it does not.
+        prompt_cache: the encodings of the prompts so far.
 
     Raises:
         InputError: it is no text-to-image pipeline; a setting is out of range or not an
@@ -89,6 +94,8 @@ class DiffusersGenerator:
     """
 
     supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Near, LowBand})
+    home: str | None = None
+    """For `interfaces.Movable`: a pipeline is loaded where it computes, it waits nowhere else."""
 
     def __init__(
         self,
@@ -115,62 +122,72 @@ class DiffusersGenerator:
             "width": width,
             "negative_prompt": negative_prompt,
         }
-        base = BUNDLED_CALL if model == "shapes" else {}
+        bundled = BUNDLED_CALL if model == "shapes" else {}
         chosen = {key: value for key, value in given.items() if value is not None}
-        self._call: dict[str, Any] = {**base, **chosen, **(call or {})}
-        self.pipe = load(model, dtype, device) if isinstance(model, str | Path) else model
-        check_pipeline(self.pipe)
-        check_call(self.pipe, self._call)
-        check_left(self._call)
-        named = isinstance(inpaint, str | Path)
-        self._inpaint = load(inpaint, dtype, device) if named else inpaint
-        self.output_kind: Any = None
-        # Looked up once: diffusers walks through all modules for it.
-        self.device = placement.device_of(self.pipe)
-        self.room = Room(batch_size, self.device)
-        self.texts = Texts()
-        self.settings: Mapping[str, Setting] = self._settings(model, batch_size)
-        unheard = noise.problem(self.pipe)
-        self.lacks: Mapping[type, str] = {
-            Near: unheard,
-            LowBand: unheard,
-            Continue: unheard or schedule.problem(self.pipe, self._call),
-            Repaint: inpainting.problem(self.pipe)
-            if inpaint is None
-            else inpainting.lacking(self._inpaint),
-        }
-        if getattr(self.pipe, "scheduler", None) and schedule.unseeded(self.pipe.scheduler):
-            warnings.warn(
-                f"{self.settings['scheduler']} with stochastic_sampling ignores the seeds of the "
-                "candidates: a seed's picture is never the same again.",
-                RunWarning,
-                stacklevel=2,
-            )
+        self._model_name = str(model) if isinstance(model, str | Path) else None
+        if isinstance(model, str | Path):
+            model = load_pipeline(model, dtype, device)
+        if isinstance(inpaint, str | Path):
+            inpaint = load_pipeline(inpaint, dtype, device)
+        self.traits = PipelineTraits(model, inpaint=inpaint, batch_size=batch_size)
+        self._use_call({**bundled, **chosen, **(call or {})}, PromptCache(), stacklevel=3)
+
+    def with_call(
+        self, call: Mapping[str, Any], *, prompt_cache: PromptCache | None = None
+    ) -> DiffusersGenerator:
+        """Returns a generator that calls the same pipeline with other arguments.
+
+        Both share what was found out about the pipeline, such as how many images fit. What the
+        user changed on the pipeline meanwhile is taken into account.
+
+        Args:
+            call: the arguments of the pipeline's call, instead of this generator's.
+            prompt_cache: another one; None = shared with this generator. Give a new one when the
+                pipeline's text encoders may have changed.
+
+        Raises:
+            InputError: an argument is not the pipeline's, or belongs to a candidate.
+        """
+        other = copy.copy(self)
+        other._use_call(call, prompt_cache or self.prompt_cache, stacklevel=3)
+        return other
+
+    def _use_call(
+        self, call: Mapping[str, Any], prompt_cache: PromptCache, *, stacklevel: int
+    ) -> None:
+        """Sets all that depends on the arguments of the call."""
+        self.pipe = self.traits.pipe
+        check_call(self.pipe, call)
+        check_reserved(call)
+        self.traits.warn_of_ignored_seeds(stacklevel + 1)
+        self._call = dict(call)
+        self.prompt_cache = prompt_cache
+        self.device = computing_device(self.pipe)
+        self._batch_size = self.traits.batch_size(self.device, call)
+        self.settings: Mapping[str, Setting] = self._settings()
+        self.lacks: Mapping[type, str] = self.traits.problems(call)
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
+        self._rehearsed: noise.Rehearsal | None = None
 
     @property
     def batch_size(self) -> int:
-        """Candidates drawn at a time, as far as is known by now."""
-        return self.room.limit
+        """Candidates at a time, as far as is known by now."""
+        return self._batch_size.limit
 
     @property
     def nbytes(self) -> int | None:
         """Bytes of its weights; None where they must not be moved, such as offloaded ones."""
-        return placement.size(*self._pipes)
-
-    @property
-    def _pipes(self) -> list[Any]:
-        return [self.pipe] if self._inpaint is None else [self.pipe, self._inpaint]
+        return self.traits.nbytes
 
     def to(self, device: str) -> None:
         """Moves the weights."""
-        placement.move(device, *self._pipes)
-        self.device = placement.device_of(self.pipe)
+        self.traits.to(device)
+        self.device = computing_device(self.pipe)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws every job in batches of `batch_size`, which is halved when memory runs out.
+        """Serves every job, in batches of `batch_size`, which is halved when memory runs out.
 
-        `until` and `renoise` are rounded to whole steps; a job takes at least one. A picture
+        `until` and `renoise` are rounded to whole steps; a job takes at least one. An image
         with NaN in it, or one that the pipeline's safety checker blanked, becomes a sample
         with an `error`.
 
@@ -178,159 +195,167 @@ class DiffusersGenerator:
             UnsupportedError: the pipeline or its scheduler cannot do what a job asks.
             InputError: a job's mask, noise, parent or numbers do not fit.
         """
-        alike: dict[Any, list[int]] = {}
+        places_by_plan: dict[BatchPlan, list[int]] = {}
         for place, job in enumerate(jobs):
-            alike.setdefault(self._plan(job), []).append(place)
+            places_by_plan.setdefault(self._plan(job), []).append(place)
         samples: dict[int, Sample] = {}
-        for plan, places in alike.items():
-            drawn = self.room.work(partial(self._draw, plan), [jobs[place] for place in places])
-            samples |= zip(places, drawn, strict=True)
+        for plan, places in places_by_plan.items():
+            planned = [jobs[place] for place in places]
+            batches = self._batch_size.run(partial(self._generate_batch, plan), planned)
+            samples |= zip(places, batches, strict=True)
         return [samples[place] for place in range(len(jobs))]
 
-    def _plan(self, job: Job) -> Plan:
-        p = job.proposal
-        check_shares(p)
-        if isinstance(p, Draw) and p.until >= 1:
-            return Plan(given=p.noise is not None)
-        if why := self.lacks.get(Repaint if isinstance(p, Repaint) else Continue):
+    def pipeline_arguments(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """Returns the arguments with which the pipeline is called for jobs of whole drawings."""
+        prompts = [job.prompt.text for job in jobs]
+        return {"generator": seeded_generators(jobs), **prompt_arguments(prompts, self._call)}
+
+    # -- planning ----------------------------------------------------------------------------
+
+    def _plan(self, job: Job) -> BatchPlan:
+        proposal = job.proposal
+        check_fractions(proposal)
+        if isinstance(proposal, Draw) and proposal.until >= 1:
+            return BatchPlan(given_latents=proposal.noise is not None)
+        if why := self.lacks.get(Repaint if isinstance(proposal, Repaint) else Continue):
             raise UnsupportedError(
                 f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
-                f"{kind_of(p)!r} proposal {str(p)[:160]}: {why}."
+                f"{kind_of(proposal)!r} proposal {str(proposal)[:160]}: {why}."
             )
-        if isinstance(p, Look):
+        if isinstance(proposal, Look):
             raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")
-        if isinstance(p, Repaint):
-            return Plan(strength=p.strength, size=inpainting.source(job)[1].size)
-        whole = self._rehearsal.steps
-        if isinstance(p, Draw):
-            return Plan(0, min(max(round(p.until * whole), 1), whole), given=p.noise is not None)
-        back = round(job.ancestors[0].progress * whole) - round(p.renoise * whole)
-        start = min(max(back, 0), whole - 1)
-        return Plan(start, min(max(round(p.until * whole), start + 1), whole), given=True)
+        if isinstance(proposal, Repaint):
+            size = inpainting.repaint_source(job)[1].size
+            return BatchPlan(strength=proposal.strength, size=size)
+        return self._partial_plan(proposal, job)
 
-    @cached_property
+    def _partial_plan(self, proposal: Draw | Continue, job: Job) -> BatchPlan:
+        total = self._rehearsal.steps
+        start, given_latents = 0, True
+        if isinstance(proposal, Continue):
+            reached = round(job.ancestors[0].progress * total)
+            start = min(max(reached - round(proposal.renoise * total), 0), total - 1)
+        else:
+            given_latents = proposal.noise is not None
+        stop = min(max(round(proposal.until * total), start + 1), total)
+        return BatchPlan(start, stop, given_latents)
+
+    @property
     def _rehearsal(self) -> noise.Rehearsal:
         import torch
 
-        # Without one of its own it would advance the global random state.
-        own = {"generator": torch.Generator("cpu").manual_seed(0)}
-        return noise.rehearse(self.pipe, own | asked([""], self._call))
+        if self._rehearsed is None:
+            # Without a generator of its own, a rehearsal would advance the global random state.
+            seeded = {"generator": torch.Generator("cpu").manual_seed(0)}
+            self._rehearsed = noise.rehearse(self.pipe, seeded | prompt_arguments([""], self._call))
+        return self._rehearsed
 
-    def _draw(self, plan: Plan, jobs: Sequence[Job]) -> list[Sample]:
-        filled = [*jobs, *[jobs[-1]] * (self.room.limit - len(jobs) if self.room.fixed else 0)]
-        with counted((plan.strength and self._inpaint) or self.pipe) as rows:
-            drawn = self._repaint(filled) if plan.strength else self._denoise(filled, plan)
+    # -- one batch ---------------------------------------------------------------------------
+
+    def _generate_batch(self, plan: BatchPlan, jobs: Sequence[Job]) -> list[Sample]:
+        missing = self._batch_size.limit - len(jobs) if self._batch_size.fixed else 0
+        batch = [*jobs, *[jobs[-1]] * missing]
+        with counted_rows((plan.strength and self.traits.inpaint) or self.pipe) as rows:
+            output = self._repaint(batch) if plan.strength else self._denoise(batch, plan)
         cost = Cost(
-            network_evaluations=rows["denoiser"] // len(filled),
-            vae_passes=rows["vae"] // len(filled),
+            network_evaluations=rows.denoiser // len(batch), vae_passes=rows.vae // len(batch)
         )
-        samples = [drawn.sample(row, job, cost) for row, job in enumerate(jobs)]
-        return [_pasted(sample) for sample in samples] if plan.strength else samples
+        samples = [output.sample(row, job, cost) for row, job in enumerate(jobs)]
+        return [_with_parents_pixels(s) for s in samples] if plan.strength else samples
 
-    def _denoise(self, jobs: Sequence[Job], plan: Plan) -> Drawn:
-        """Takes the steps of the plan from noise or from the parents' latents."""
+    def _denoise(self, jobs: Sequence[Job], plan: BatchPlan) -> BatchOutput:
+        """Takes the steps of the plan, from noise or from the parents' latents."""
         import torch
 
-        call = self._asked(jobs)
-        if plan.stop is None and not plan.given:
-            return self._called(self.pipe, call)
-        ready, seeds, latents = self._rehearsal, generators(jobs), None
-        if plan.given:
-            rows = [ready.latents(j, plan.start, g) for j, g in zip(jobs, seeds, strict=True)]
+        call = self.pipeline_arguments(jobs)
+        if plan.stop is None and not plan.given_latents:
+            return self._run_pipeline(self.pipe, call)
+        rehearsal, generators, latents = self._rehearsal, seeded_generators(jobs), None
+        if plan.given_latents:
+            pairs = zip(jobs, generators, strict=True)
+            rows = [rehearsal.starting_latents(job, plan.start, g) for job, g in pairs]
             latents = torch.cat(rows)
         if latents is not None and plan.stop is None:
-            call["latents"] = ready.handed_over(latents, 0, ready.steps)
-            return self._called(self.pipe, call)
+            call["latents"] = rehearsal.latents_argument(latents, 0, rehearsal.steps)
+            return self._run_pipeline(self.pipe, call)
         etas = [getattr(job.proposal, "eta", 0.0) for job in jobs]
-        span = schedule.Span(plan.start, plan.stop or ready.steps, ready.levels(), etas, seeds)
-        return self._in_span(call, span, latents)
+        stop = plan.stop or rehearsal.steps
+        steps = ScheduleSlice(plan.start, stop, rehearsal.levels(), etas, generators)
+        return self._run_slice(call, steps, latents)
 
-    def _repaint(self, jobs: Sequence[Job]) -> Drawn:
-        sources = [inpainting.source(job) for job in jobs]
-        if self._inpaint is None and blend.serves(self.pipe):
+    def _repaint(self, jobs: Sequence[Job]) -> BatchOutput:
+        sources = [inpainting.repaint_source(job) for job in jobs]
+        if self.traits.inpaint is None and inpainting.repaints_by_blending(self.pipe):
             return self._blend(jobs, sources)
-        pipe = self._inpaint or inpainting.sibling(self.pipe)
-        known = inspect.signature(type(pipe).__call__).parameters
-        asked = self._asked(jobs)
-        # What a ControlNet sees has another name where there is a picture besides.
-        control = {"control_image": asked["image"]} if "image" in asked else {}
-        told = {**asked, **control, **inpainting.arguments(pipe, sources)}
-        return self._called(pipe, {k: v for k, v in told.items() if k in known})
+        # Made for every batch, which is quick: the user may have changed a component meanwhile.
+        pipe = self.traits.inpaint or inpainting.inpainting_pipeline(self.pipe)
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        call = self.pipeline_arguments(jobs)
+        # A ControlNet's image is `image` in a text-to-image call, `control_image` beside another.
+        control = {"control_image": call["image"]} if "image" in call else {}
+        arguments = {**call, **control, **inpainting.inpainting_arguments(pipe, sources)}
+        return self._run_pipeline(pipe, {k: v for k, v in arguments.items() if k in parameters})
 
-    def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> Drawn:
+    def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> BatchOutput:
         import torch
 
-        ready, strength = self._rehearsal, sources[0][0].strength
-        start = blend.first_step(ready.steps, strength)
+        rehearsal, strength = self._rehearsal, sources[0][0].strength
+        start = inpainting.first_repainting_step(rehearsal.steps, strength)
         cell = self.pipe.image_processor.config.vae_scale_factor
-        kept = blend.kept(
+        parents = inpainting.encode_parents(
             self.pipe,
             [image for _, image in sources],
-            cells=[inpainting.cells(proposal.mask, cell) for proposal, _ in sources],
-            noise=torch.cat([ready.noise(Draw(p.seed), ()) for p, _ in sources]),
+            cells=[inpainting.latent_cells(proposal.mask, cell) for proposal, _ in sources],
+            noise=torch.cat([rehearsal.initial_noise(Draw(p.seed), ()) for p, _ in sources]),
+            device=computing_device(self.pipe),
         )
-        table = ready.levels()
-        rows = kept.noise * ready.scale if strength == 1 else kept.at(table[start])
-        span = schedule.Span(start, ready.steps, table, kept=kept.put_back)
-        return self._in_span(self._asked(jobs), span, rows)
+        levels = rehearsal.levels()
+        # At strength 1 nothing of the parent is left, and noise is scaled as the pipeline does.
+        latents = parents.noise * rehearsal.scale if strength == 1 else parents.at(levels[start])
+        steps = ScheduleSlice(start, rehearsal.steps, levels, restore=parents.restore)
+        return self._run_slice(self.pipeline_arguments(jobs), steps, latents)
 
-    def _in_span(
-        self, call: dict[str, Any], span: schedule.Span, latents: torch.Tensor | None
-    ) -> Drawn:
+    def _run_slice(
+        self, call: dict[str, Any], steps: ScheduleSlice, latents: torch.Tensor | None
+    ) -> BatchOutput:
         if latents is not None:
-            call["latents"] = self._rehearsal.handed_over(latents, span.start, span.stop)
-        with span.shown_to(self.pipe):
-            drawn = self._called(self.pipe, call)
-        drawn.latents, drawn.progress = span.latents, span.stop / span.whole
-        return drawn
+            call["latents"] = self._rehearsal.latents_argument(latents, steps.start, steps.stop)
+        with steps.applied_to(self.pipe):
+            output = self._run_pipeline(self.pipe, call)
+        output.latents, output.progress = steps.final_latents, steps.stop / steps.total_steps
+        return output
 
-    def _called(self, pipe: Any, call: Mapping[str, Any]) -> Drawn:
-        with self.texts.encoded_once(pipe):
-            out = pipe(output_type="np", **call)
+    def _run_pipeline(self, pipe: Any, call: Mapping[str, Any]) -> BatchOutput:
+        with self.prompt_cache.applied_to(pipe):
+            output = pipe(output_type="np", **call)
         if pipe is self.pipe:
-            self.output_kind = type(out)
-        return Drawn.of(out)
+            self.traits.output_class = type(output)
+        return BatchOutput.from_pipeline(output)
 
-    def output(self, images: Any) -> Any:
-        """Returns pictures as the pipeline's own output, or diffusers' usual one before it drew.
+    # -- the log -----------------------------------------------------------------------------
 
-        The field that pictures are in has another name in some families; `images` is always
-        there.
-        """
-        from diffusers import ImagePipelineOutput
-
-        kind: Any = self.output_kind or ImagePipelineOutput
-        # A video is a list of frames, or has an axis of them.
-        videos = [[image] for image in images] if isinstance(images, list) else images[:, None]
-        shown = dict.fromkeys(PICTURES, images) | {"frames": videos}
-        out = kind(**{field.name: shown.get(field.name) for field in fields(kind)})
-        out.images = images
-        return out
-
-    def _asked(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        prompts = [job.prompt.text for job in jobs]
-        return {"generator": generators(jobs), **asked(prompts, self._call)}
-
-    def _settings(self, model: Any, batch_size: int | None) -> dict[str, Setting]:
-        pipe, named = self.pipe, isinstance(model, str | Path)
-        scheduler = getattr(pipe, "scheduler", None)
+    def _settings(self) -> dict[str, Setting]:
+        pipe, inpaint = self.pipe, self.traits.inpaint
         flat = {k: v for k, v in self._call.items() if isinstance(v, str | int | float | None)}
         rest = {k: v for k, v in self._call.items() if k not in flat}
-        return {
-            "model": str(model) if named else str(getattr(pipe.config, "_name_or_path", "")),
+        settings: dict[str, Setting] = {
+            "model": self._model_name or str(getattr(pipe.config, "_name_or_path", "")),
             "pipeline": type(pipe).__name__,
-            "scheduler": type(scheduler).__name__,
+            "scheduler": type(getattr(pipe, "scheduler", None)).__name__,
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "batch_size": batch_size,
+            "batch_size": self.traits.given_batch_size,
             **flat,
-            **({} if self._inpaint is None else {"inpaint": type(self._inpaint).__name__}),
-            **({"call": json.dumps(rest, sort_keys=True, default=described)} if rest else {}),
         }
+        if inpaint is not None:
+            settings["inpaint"] = type(inpaint).__name__
+        if rest:
+            settings["call"] = json.dumps(rest, sort_keys=True, default=described)
+        return settings
 
 
-def _pasted(sample: Sample) -> Sample:
-    """Puts the parent's pixels back outside the mask, exactly."""
+def _with_parents_pixels(sample: Sample) -> Sample:
+    """Returns a repainted sample with exactly the parent's pixels outside the mask."""
     if sample.image is None:
         return sample
-    proposal, old = inpainting.source(sample.job)
-    return replace(sample, image=paste(old, sample.image, proposal.mask))
+    proposal, parent = inpainting.repaint_source(sample.job)
+    return replace(sample, image=paste(parent, sample.image, proposal.mask))

@@ -1,8 +1,13 @@
-"""Draws the masked part of a picture anew, mostly with the pipeline's inpainting sibling.
+"""Repaints the masked part of an image, with an inpainting pipeline or by blending latents.
 
-The sibling is another class over the same components: no weights are copied and no dtype
-changes. Only the scheduler, which has a state, is a copy. Pipelines that no sibling serves
-well are left to `blending`.
+diffusers has an inpainting class for many families, over the same components: no weights are
+copied and no dtype changes. Only the scheduler, which has a state, is a copy.
+
+Blending repaints with the text-to-image pipeline itself: after each step the latents outside the
+mask are replaced by the parent's, noised to the same level (Blended Latent Diffusion, Avrahami et
+al., 2023). diffusers' inpainting classes do the same for weights that were not trained for
+inpainting. Blending serves families without such a class, and Stable Diffusion 3, whose class
+(diffusers 0.42) accepts only latents of 16 channels and decodes without the VAE's shift.
 """
 
 from __future__ import annotations
@@ -11,71 +16,128 @@ import copy
 import inspect
 import logging
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.diffusers import blend, schedule
 from tts_verifier.types import Job, Mask, Repaint
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def problem(pipe: Any) -> str:
-    """Says why a pipeline cannot repaint, empty if it can."""
-    if blend.serves(pipe):
-        return schedule.problem(pipe, {})
-    try:
-        sibling(pipe)
-    except UnsupportedError as error:
-        return str(error)
+    import torch
+    from numpy.typing import NDArray
+
+    from tts_verifier.generators.diffusers.schedule import NoiseLevel
+
+BLENDING_PIPELINES: Final = (
+    "StableDiffusion3Pipeline",
+    "PixArtSigmaPipeline",
+    "PixArtAlphaPipeline",
+)
+"""Pipelines that repaint by blending: their latents are the VAE's own, shifted and scaled."""
+
+
+# -- what can repaint ------------------------------------------------------------------------
+
+
+def repaints_by_blending(pipe: Any) -> bool:
+    """Says whether a pipeline repaints by blending, rather than with an inpainting class."""
+    return type(pipe).__name__ in BLENDING_PIPELINES
+
+
+def inpainting_problem(pipe: Any) -> str:
+    """Says why diffusers has no inpainting pipeline over these components, empty if it has.
+
+    It builds no pipeline.
+    """
+    name, kind = type(pipe).__name__, _inpainting_class(pipe)
+    if kind is None:
+        return (
+            f"{name} has no inpainting sibling (diffusers knows none for this class), and no "
+            "pipeline was given as inpaint"
+        )
+    if missing := _missing_components(kind, pipe):
+        return (
+            f"{name} has no inpainting sibling ({kind.__name__} needs {', '.join(missing)}), and "
+            "no pipeline was given as inpaint"
+        )
+    if why := missing_arguments(kind):
+        return f"{name} has an inpainting sibling that serves no strategy: {why}"
     return ""
 
 
-def sibling(pipe: Any) -> Any:
-    """Returns the inpainting pipeline over the same weights.
+def missing_arguments(kind: type) -> str:
+    """Says what the call of a pipeline class lacks for repainting, empty if it lacks nothing."""
+    parameters = inspect.signature(kind.__call__).parameters
+    names = [name for name in ("image", "mask_image", "strength") if name not in parameters]
+    return f"{kind.__name__} takes no {', '.join(names)}" if names else ""
+
+
+def inpainting_pipeline(pipe: Any) -> Any:
+    """Returns diffusers' inpainting pipeline over the same components.
 
     Raises:
-        UnsupportedError: diffusers has none for this class, or none for these weights.
+        UnsupportedError: diffusers has none for this class, or none for these components.
     """
     from diffusers import AutoPipelineForInpainting
 
-    name, log = type(pipe).__name__, logging.getLogger("diffusers")
+    if why := inpainting_problem(pipe):
+        raise UnsupportedError(why)
+    log = logging.getLogger("diffusers")
     level = log.level
     try:
         with warnings.catch_warnings():
-            # About the scheduler's config and an absent safety checker, which the pipeline
-            # itself has said already.
+            # diffusers warns of the scheduler's config and of an absent safety checker. It did
+            # so when the pipeline itself was made.
             warnings.simplefilter("ignore", FutureWarning)
             log.setLevel(logging.ERROR)
-            own = copy.deepcopy(getattr(pipe, "scheduler", None))
-            other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=own)
+            scheduler = copy.deepcopy(getattr(pipe, "scheduler", None))
+            other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
     except (AttributeError, ValueError) as error:
         raise UnsupportedError(
-            f"{name} has no inpainting sibling ({error}), and no pipeline was given as inpaint"
+            f"{type(pipe).__name__} has no inpainting sibling ({error}), and no pipeline was given "
+            "as inpaint"
         ) from error
     finally:
         log.setLevel(level)
-    if why := lacking(other):
-        raise UnsupportedError(f"{name} has an inpainting sibling that serves no strategy: {why}")
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return other
 
 
-def lacking(pipe: Any) -> str:
-    """Says what a pipeline's call would have to take to repaint, empty if it takes all."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    names = [name for name in ("image", "mask_image", "strength") if name not in known]
-    return f"{type(pipe).__name__} takes no {', '.join(names)}" if names else ""
+def _inpainting_class(pipe: Any) -> Any:
+    """Returns the class that `AutoPipelineForInpainting.from_pipe` would use, None if none."""
+    from diffusers.pipelines import auto_pipeline
+
+    name = type(pipe).__name__
+    tasks: Any = auto_pipeline.SUPPORTED_TASKS_MAPPINGS
+    for classes in tasks:
+        for family, kind in classes.items():
+            if kind.__name__ == name:
+                return auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING.get(family)
+    return None
 
 
-def source(job: Job) -> tuple[Repaint, Image.Image]:
-    """Returns the proposal and its parent's picture.
+def _missing_components(kind: Any, pipe: Any) -> list[str]:
+    """Returns the components that an inpainting class requires and a pipeline does not have."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.name != "self"]
+    optional = getattr(kind, "_optional_components", [])
+    return [name for name in required if name not in optional and not hasattr(pipe, name)]
+
+
+# -- what is repainted -----------------------------------------------------------------------
+
+
+def repaint_source(job: Job) -> tuple[Repaint, Image.Image]:
+    """Returns the proposal of a job and its parent's image, RGB.
 
     Raises:
-        InputError: there is no picture, the mask has another size or is empty, or the
-            strength is not in (0, 1].
+        InputError: there is no image, the mask is empty or of another size, or the strength is
+            not in (0, 1].
     """
     proposal = job.proposal
     stored = job.ancestors[0].image if job.ancestors else None
@@ -95,11 +157,18 @@ def source(job: Job) -> tuple[Repaint, Image.Image]:
     return proposal, image
 
 
-def arguments(pipe: Any, sources: list[tuple[Repaint, Image.Image]]) -> dict[str, Any]:
-    """Returns what a sibling is told about pictures of one size to be repainted alike."""
+def inpainting_arguments(
+    pipe: Any, sources: Sequence[tuple[Repaint, Image.Image]]
+) -> dict[str, Any]:
+    """Returns the arguments of an inpainting pipeline for a batch.
+
+    Args:
+        pipe: the inpainting pipeline.
+        sources: proposals of one strength, with their parents' images, of one size.
+    """
     cell = pipe.image_processor.config.vae_scale_factor
     square = np.ones((cell, cell), np.bool_)
-    grown = [np.kron(cells(proposal.mask, cell), square) for proposal, _ in sources]
+    grown = [np.kron(latent_cells(proposal.mask, cell), square) for proposal, _ in sources]
     masks = [m[: image.height, : image.width] for m, (_, image) in zip(grown, sources, strict=True)]
     return {
         "image": [image for _, image in sources],
@@ -110,11 +179,87 @@ def arguments(pipe: Any, sources: list[tuple[Repaint, Image.Image]]) -> dict[str
     }
 
 
-def cells(mask: Mask, cell: int) -> NDArray[np.bool_]:
-    """Grows a mask to latent cells of `cell` pixels: siblings sample masks, and lose thin ones."""
+def latent_cells(mask: Mask, cell: int) -> NDArray[np.bool_]:
+    """Returns which latent cells a mask touches, (h, w) bool.
+
+    Inpainting pipelines sample a mask at one pixel of every cell, and so lose thin ones.
+
+    Args:
+        mask: of the image.
+        cell: pixels of a cell's side.
+    """
     array = mask.array()
     height, width = array.shape
     padded = np.pad(array, ((0, -height % cell), (0, -width % cell)))
     blocks = padded.reshape(padded.shape[0] // cell, cell, -1, cell)
-    found: NDArray[np.bool_] = np.any(blocks, axis=(1, 3))
-    return found
+    touched: NDArray[np.bool_] = np.any(blocks, axis=(1, 3))
+    return touched
+
+
+# -- blending --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParentLatents:
+    """The latents of the parents' images, which stay outside the masks."""
+
+    clean: torch.Tensor
+    """The parents' latents, (B, C, h, w)."""
+    noise: torch.Tensor
+    """N(0, 1) noise of each row's own seed, (B, C, h, w)."""
+    mask: torch.Tensor
+    """1 where the latents are generated anew, (B, 1, h, w)."""
+
+    def at(self, level: NoiseLevel) -> torch.Tensor:
+        """Returns the parents' latents at a noise level."""
+        noisy: torch.Tensor = level.a * self.clean + level.s * self.noise
+        return noisy
+
+    def restore(self, latents: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        """Returns the given latents where the mask is 1, the parents' elsewhere."""
+        mixed = self.mask * latents.float() + (1 - self.mask) * self.at(level)
+        return mixed.to(latents.dtype)
+
+
+def encode_parents(
+    pipe: Any,
+    images: Sequence[Image.Image],
+    *,
+    cells: Sequence[NDArray[np.bool_]],
+    noise: torch.Tensor,
+    device: str,
+) -> ParentLatents:
+    """Encodes the parents' images for blending.
+
+    Args:
+        pipe: the pipeline that generated them.
+        images: RGB, of the size that the pipeline generates.
+        cells: for each image, which latent cells to repaint, (h, w).
+        noise: N(0, 1), (B, C, h, w).
+        device: where the pipeline computes. Ask the pipeline, not its VAE: the weights of an
+            offloaded VAE are there only while it runs.
+
+    Raises:
+        InputError: the images have another size.
+    """
+    import torch
+
+    vae, config = pipe.vae, pipe.vae.config
+    pixels = pipe.image_processor.preprocess(list(images))
+    with torch.no_grad():
+        encoded = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mode().float()
+    shift = getattr(config, "shift_factor", None) or 0.0
+    clean = (encoded - shift) * config.scaling_factor
+    if clean.shape != noise.shape:
+        raise InputError(
+            f"{type(pipe).__name__} draws latents of shape {tuple(noise.shape[1:])}, a picture of "
+            f"{images[0].width}x{images[0].height} has {tuple(clean.shape[1:])}. Repaint pictures "
+            "of the size that it draws."
+        )
+    mask = torch.from_numpy(np.stack(cells)[:, None]).to(clean)
+    return ParentLatents(clean, noise.float().to(clean.device), mask)
+
+
+def first_repainting_step(steps: int, strength: float) -> int:
+    """Returns the step that a repaint of some strength starts from, as diffusers counts."""
+    return int(max(steps - steps * strength, 0))

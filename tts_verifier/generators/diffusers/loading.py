@@ -1,4 +1,4 @@
-"""From a name to a loaded diffusers pipeline, and what its call takes."""
+"""Loads a diffusers pipeline by name, and checks the arguments of its call."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, Final
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.registry import suggestion
 
-BUNDLED: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
+BUNDLED_PIPELINE: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
 BUNDLED_CALL: Final = {
     "num_inference_steps": 20,
     "guidance_scale": 4.0,
     "max_sequence_length": 16,
 }
-"""What the bundled generator is called with; its T5 slot is empty, and 16 tokens of nothing
-cost less than the default 256."""
+"""The call of the bundled generator. It has no T5 encoder, and 16 empty T5 tokens cost less than
+the default 256."""
 
-SET_BY_SEARCH: Final = frozenset(
+RESERVED_ARGUMENTS: Final = frozenset(
     {
         "prompt",
         "prompt_embeds",
@@ -31,14 +31,16 @@ SET_BY_SEARCH: Final = frozenset(
         "num_videos_per_prompt",
     }
 )
-"""Arguments that belong to a candidate, or to how its picture is read."""
+"""Arguments that a generator sets for each candidate, or to read its image."""
 
 
-def load(model: str | Path, dtype: str | None = None, device: str | None = None) -> Any:
+def load_pipeline(model: str | Path, dtype: str | None = None, device: str | None = None) -> Any:
     """Loads a pipeline from a folder, a hub id or `"shapes"`.
 
-    Components that the folder's `model_index.json` leaves empty (an absent T5, say) are
-    passed as None, as diffusers wants it.
+    Args:
+        model: the folder, the hub id or `"shapes"`, the bundled pipeline.
+        dtype: "float32", "bfloat16" or "float16"; None = float32 on a CPU, bfloat16 elsewhere.
+        device: where to load it; None = the first GPU, else the CPU.
 
     Raises:
         CheckpointError: it cannot be found or loaded.
@@ -46,38 +48,40 @@ def load(model: str | Path, dtype: str | None = None, device: str | None = None)
     import torch
     from diffusers import DiffusionPipeline
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = dtype or ("float32" if place == "cpu" else "bfloat16")
-    folder = BUNDLED if model == "shapes" else model
-    if model == "shapes" and not (BUNDLED / "model_index.json").exists():
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    folder = BUNDLED_PIPELINE if model == "shapes" else model
+    if model == "shapes" and not (BUNDLED_PIPELINE / "model_index.json").exists():
         raise CheckpointError(
-            f"The bundled generator's weights belong in {BUNDLED}, and are missing there. "
+            f"The bundled generator's weights belong in {BUNDLED_PIPELINE}, and are missing there. "
             "Install the package from its wheel or a full clone."
         )
     try:
+        # diffusers needs a None for every component that the folder leaves out, such as T5.
         index = DiffusionPipeline.load_config(folder)
         empty = {k: None for k, v in index.items() if isinstance(v, list) and v == [None, None]}
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, kind), **empty)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), **empty)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"No pipeline could be loaded from {model}: {error}") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(place)
+    return pipe.to(device)
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Raises InputError when this is no pipeline that draws pictures for texts."""
-    known = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
-    if lacking := [name for name in ("prompt", "generator", "output_type") if name not in known]:
+    """Raises InputError when `pipe` is no text-to-image pipeline."""
+    parameters = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
+    names = ("prompt", "generator", "output_type")
+    if missing := [name for name in names if name not in parameters]:
         raise InputError(
             "Pictures are drawn by a diffusers text-to-image pipeline, whose call takes prompt, "
             f"generator and output_type; that of {type(pipe).__name__} takes no "
-            f"{', '.join(lacking)}."
+            f"{', '.join(missing)}."
         )
 
 
-def check_left(call: Mapping[str, Any]) -> None:
-    """Raises InputError when a generator's `call` sets what is set for every candidate."""
-    if taken := sorted(SET_BY_SEARCH.intersection(call)):
+def check_reserved(call: Mapping[str, Any]) -> None:
+    """Raises InputError when `call` sets an argument that a generator sets for each candidate."""
+    if taken := sorted(RESERVED_ARGUMENTS.intersection(call)):
         raise InputError(
             f"call must leave {', '.join(taken)} to the search, which sets it for every "
             "candidate. Leave it out.",
@@ -86,10 +90,10 @@ def check_left(call: Mapping[str, Any]) -> None:
 
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Raises InputError when `call` names what the pipeline does not take."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    if unknown := sorted(set(call) - set(known)):
-        names = [name for name in known if name not in ("self", "kwargs")]
+    """Raises InputError when `call` has an argument that the pipeline does not take."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if unknown := sorted(set(call) - set(parameters)):
+        names = [name for name in parameters if name not in ("self", "kwargs")]
         raise InputError(
             f"{type(pipe).__name__} does not take {', '.join(unknown)}. "
             f"{suggestion(unknown[0], names)}"

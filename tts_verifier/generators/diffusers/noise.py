@@ -1,7 +1,7 @@
 """Initial noise as a function of a proposal and its ancestors, in the pipeline's own layout.
 
-A rehearsal calls the pipeline as a drawing would and stops it at the first evaluation of the
-denoiser; what it prepared by then says how its noise is made and what its schedule is.
+A rehearsal calls the pipeline as usual and stops it before the first evaluation of the denoiser.
+What the pipeline prepared by then tells how it makes its noise and what its schedule is.
 """
 
 from __future__ import annotations
@@ -15,155 +15,178 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.diffusers.count_calls import denoiser
-from tts_verifier.generators.diffusers.patched import replaced
-from tts_verifier.generators.diffusers.schedule import first_scale, levels, renoised
+from tts_verifier.generators.diffusers.hooks import denoiser_of, replaced_attribute
+from tts_verifier.generators.diffusers.schedule import (
+    NoiseLevel,
+    initial_scale,
+    noise_levels,
+    sample_forward_kernel,
+)
 from tts_verifier.types import Draw, Job, LowBand, Near, Trial
 
 if TYPE_CHECKING:
     import torch
 
 
-class _Prepared(Exception):
-    """Ends a rehearsal."""
+class _StopRehearsal(Exception):
+    """Ends a rehearsal from inside the pipeline."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """What a pipeline prepares before its first step.
-
-    `pipe`: itself. `arguments`: of its `prepare_latents`, for one picture. `scheduler`: a
-    prepared copy.
-    """
+    """What a pipeline prepares before its first step."""
 
     pipe: Any
+    """The pipeline itself."""
     arguments: Mapping[str, Any]
+    """The arguments of its `prepare_latents`, for one image."""
     scheduler: Any
+    """A copy of its scheduler, with timesteps set."""
 
-    def levels(self) -> list[tuple[float, float]]:
-        """Returns the noise levels of the whole schedule; see `schedule`."""
-        return levels(self.scheduler)
+    def levels(self) -> list[NoiseLevel]:
+        """Returns the noise levels of the whole schedule; see `schedule.noise_levels`."""
+        return noise_levels(self.scheduler)
 
     @property
     def steps(self) -> int:
-        """The number of steps of a whole drawing."""
+        """The number of steps of the whole schedule."""
         return len(self.scheduler.timesteps)
 
     @property
     def scale(self) -> float:
-        """What the pipeline multiplies noise by; 1 for most schedulers."""
-        return first_scale(self.scheduler, 0, self.steps)
+        """The factor by which the pipeline multiplies noise; 1 for most schedulers."""
+        return initial_scale(self.scheduler, 0, self.steps)
 
-    def latents(self, job: Job, start: int, seed: torch.Generator) -> torch.Tensor:
+    def starting_latents(self, job: Job, start: int, generator: torch.Generator) -> torch.Tensor:
         """Returns the latents of a job before step `start`, (1, ...).
+
+        Args:
+            job: a `Draw` or a `Continue`; the latter goes back to `start` if need be.
+            start: a step of the whole schedule.
+            generator: of the fresh noise for going back.
 
         Raises:
             InputError: the parent has no state, or the noise cannot be made.
         """
         import torch
 
-        p = job.proposal
-        if isinstance(p, Draw):
-            return self.noise(p, job.ancestors) * self.scale
+        proposal = job.proposal
+        if isinstance(proposal, Draw):
+            return self.initial_noise(proposal, job.ancestors) * self.scale
         parent = job.ancestors[0]
         if parent.state is None:
             raise InputError(f"Continue needs the state of trial {parent.id}, it has none.")
         latents = torch.from_numpy(parent.state.load()["latents"].copy())[None]
         reached = round(parent.progress * self.steps)
         if start < reached:
-            table = self.levels()
-            noise = torch.randn(latents.shape, generator=seed)
-            latents = renoised(latents, table[reached], then=table[start], noise=noise)
+            levels = self.levels()
+            fresh = torch.randn(latents.shape, generator=generator)
+            latents = sample_forward_kernel(
+                latents, levels[reached], target=levels[start], noise=fresh
+            )
         return latents
 
-    def handed_over(self, latents: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Returns the latents of a batch as the pipeline's argument for steps of its schedule."""
-        place = {key: self.arguments[key] for key in ("device", "dtype") if key in self.arguments}
-        return latents.to(**place) / first_scale(self.scheduler, start, stop)
+    def latents_argument(self, latents: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Returns the `latents` argument with which the pipeline starts from these latents.
 
-    def noise(self, draw: Draw, ancestors: Sequence[Trial]) -> torch.Tensor:
-        """Returns the N(0, 1) noise of a drawing, (1, ...) in the pipeline's own layout.
+        The pipeline multiplies its argument by the initial scale, which is divided out here.
+        """
+        place = {key: self.arguments[key] for key in ("device", "dtype") if key in self.arguments}
+        return latents.to(**place) / initial_scale(self.scheduler, start, stop)
+
+    def initial_noise(self, draw: Draw, ancestors: Sequence[Trial]) -> torch.Tensor:
+        """Returns the N(0, 1) noise that a `Draw` starts from, (1, ...), in the pipeline's layout.
 
         Raises:
             InputError: the noise cannot be made as the proposal says.
-            UnsupportedError: a low band is asked of latents that are not (C, h, w).
+            UnsupportedError: the proposal sets a low band, and the latents are not (C, h, w).
         """
-        fresh = self._fresh(draw.seed)
+        fresh = self._seed_noise(draw.seed)
         if isinstance(draw.noise, Near):
-            parent, r = ancestors[0].proposal, draw.noise.radius
-            if not isinstance(parent, Draw) or not 0 < r <= 1:
-                raise InputError(
-                    "Near needs a parent that was drawn from noise and a radius in (0, 1], got "
-                    f"{parent} and {r}."
-                )
-            old = self.noise(parent, ancestors[1:])
-            near: torch.Tensor = (1 - r**2) ** 0.5 * old.float() + r * fresh.float()
-            return near.to(fresh.dtype)
+            return self._near_noise(fresh, draw.noise, ancestors)
         if isinstance(draw.noise, LowBand):
-            return self._low_band(fresh, draw.noise)
+            return self._low_band_noise(fresh, draw.noise)
         return fresh
 
-    def _fresh(self, seed: int) -> torch.Tensor:
+    def _seed_noise(self, seed: int) -> torch.Tensor:
         import torch
 
-        changed = {"generator": torch.Generator("cpu").manual_seed(seed), "latents": None}
-        made = self.pipe.prepare_latents(**{**self.arguments, **changed})
-        latents: torch.Tensor = made[0] if isinstance(made, tuple) else made
+        changes = {"generator": torch.Generator("cpu").manual_seed(seed), "latents": None}
+        result = self.pipe.prepare_latents(**{**self.arguments, **changes})
+        # Some families also return the ids of the latents' positions.
+        latents: torch.Tensor = result[0] if isinstance(result, tuple) else result
         return latents / self.scale
 
-    def _low_band(self, noise: torch.Tensor, band: LowBand) -> torch.Tensor:
+    def _near_noise(
+        self, fresh: torch.Tensor, near: Near, ancestors: Sequence[Trial]
+    ) -> torch.Tensor:
+        parent, r = ancestors[0].proposal, near.radius
+        if not isinstance(parent, Draw) or not 0 < r <= 1:
+            raise InputError(
+                "Near needs a parent that was drawn from noise and a radius in (0, 1], got "
+                f"{parent} and {r}."
+            )
+        parent_noise = self.initial_noise(parent, ancestors[1:])
+        mixed: torch.Tensor = (1 - r**2) ** 0.5 * parent_noise.float() + r * fresh.float()
+        return mixed.to(fresh.dtype)
+
+    def _low_band_noise(self, fresh: torch.Tensor, band: LowBand) -> torch.Tensor:
         """Replaces the low band of orthonormal Haar steps: 2^level times the blocks' means."""
         import torch
         from torch.nn.functional import avg_pool2d, interpolate
 
-        if noise.ndim != 4:
+        if fresh.ndim != 4:
             raise UnsupportedError(
                 f"{type(self.pipe).__name__} packs its latents, so their low band cannot be set."
             )
         block = 2**band.level
-        _, channels, height, width = noise.shape
+        _, channels, height, width = fresh.shape
         needed = channels * (height // block) * (width // block)
         if band.level < 1 or height % block or width % block or len(band.coefficients) != needed:
             raise InputError(
                 f"A low band of level {band.level} has {needed} coefficients for noise of shape "
-                f"{tuple(noise.shape[1:])}, whose sides 2^level must divide; got "
+                f"{tuple(fresh.shape[1:])}, whose sides 2^level must divide; got "
                 f"{len(band.coefficients)}."
             )
-        means = avg_pool2d(noise.float(), block)
-        wanted = torch.tensor(band.coefficients, device=noise.device).reshape(means.shape) / block
-        return (noise.float() + interpolate(wanted - means, scale_factor=block)).to(noise.dtype)
+        means = avg_pool2d(fresh.float(), block)
+        wanted = torch.tensor(band.coefficients, device=fresh.device).reshape(means.shape) / block
+        return (fresh.float() + interpolate(wanted - means, scale_factor=block)).to(fresh.dtype)
 
 
-def problem(pipe: Any) -> str:
-    """Says why a pipeline cannot be given latents, empty if it can."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    if "latents" not in known:
+def latents_problem(pipe: Any) -> str:
+    """Says why a pipeline cannot start from given latents, empty if it can."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "latents" not in parameters:
         return "its call takes no `latents`"
-    if "strength" in known:
+    if "strength" in parameters:
         return "it starts from a picture, of which its call takes the `strength` of change"
-    if not hasattr(pipe, "prepare_latents") or denoiser(pipe) is None:
+    if not hasattr(pipe, "prepare_latents") or denoiser_of(pipe) is None:
         return "it has no `prepare_latents`, or no `transformer` or `unet`"
     return ""
 
 
 def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
-    """Lets a pipeline prepare one picture; `call` has one prompt.
+    """Lets a pipeline prepare one image, and evaluates nothing.
+
+    Args:
+        pipe: the pipeline.
+        call: the arguments of its call, with one prompt.
 
     Raises:
-        UnsupportedError: it cannot be given latents.
+        UnsupportedError: the pipeline cannot start from given latents.
     """
-    if why := problem(pipe):
+    if why := latents_problem(pipe):
         raise UnsupportedError(f"{type(pipe).__name__} draws from its own noise only: {why}.")
 
     def stop(*_: Any) -> None:
-        raise _Prepared
+        raise _StopRehearsal
 
-    # Ahead of the hook that counts evaluations: there is none.
-    hook = denoiser(pipe).register_forward_pre_hook(stop, prepend=True)
+    # The hook comes before the one that counts evaluations, because nothing is evaluated.
+    hook = denoiser_of(pipe).register_forward_pre_hook(stop, prepend=True)
     try:
-        with _noted(pipe) as arguments:
+        with _recorded_arguments(pipe) as arguments:
             pipe(**call)
-    except _Prepared:
+    except _StopRehearsal:
         pass
     finally:
         hook.remove()
@@ -171,16 +194,17 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
 
 
 @contextmanager
-def _noted(pipe: Any) -> Iterator[dict[str, Any]]:
-    make = pipe.prepare_latents
-    # Of the class: a user's own method may take whatever it is given.
+def _recorded_arguments(pipe: Any) -> Iterator[dict[str, Any]]:
+    """Records the arguments of `prepare_latents` by name."""
+    prepare = pipe.prepare_latents
+    # The class has the names: a method that a user put in its place may take `*args`.
     own = getattr(type(pipe), "prepare_latents", None)
-    signature = inspect.signature(make if own is None else functools.partial(own, pipe))
+    signature = inspect.signature(prepare if own is None else functools.partial(own, pipe))
     arguments: dict[str, Any] = {}
 
-    def noting(*args: Any, **kwargs: Any) -> Any:
+    def record(*args: Any, **kwargs: Any) -> Any:
         arguments.update(signature.bind(*args, **kwargs).arguments)
-        return make(*args, **kwargs)
+        return prepare(*args, **kwargs)
 
-    with replaced(pipe, "prepare_latents", noting):
+    with replaced_attribute(pipe, "prepare_latents", record):
         yield arguments

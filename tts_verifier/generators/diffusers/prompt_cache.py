@@ -1,10 +1,10 @@
-"""Every text is encoded once, and alone, however many candidates are drawn for it.
+"""Encodes every prompt once, and alone, however many candidates are generated for it.
 
-While a pipeline is called its `encode_prompt` is answered from what was encoded before, a
-prompt (with its negative prompt) at a time; the rows of a batch are put together from these.
-So a prompt's encoding does not depend on its neighbours in the batch either. Families whose
-encodings cannot be put together, because their length is that of the longest, encode a mixed
-batch themselves.
+While a pipeline is called, the cache answers its `encode_prompt`. Each prompt is encoded alone,
+together with its negative prompt, and the rows of a batch are concatenated from these results.
+A prompt's encoding therefore does not depend on its neighbours in the batch either. Some families
+pad encodings to the longest prompt of the batch; these cannot be concatenated, and the pipeline
+then encodes a mixed batch itself.
 """
 
 from __future__ import annotations
@@ -15,103 +15,121 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from tts_verifier.generators.diffusers.patched import replaced
+from tts_verifier.generators.diffusers.hooks import replaced_attribute
 
-_MOST: Final = 2**29
-"""Bytes that are kept: some hundred texts of the largest encoders, all of small ones."""
-
-
-class _Ragged(Exception):
-    """Rows that do not fit together."""
+CACHE_BYTES: Final = 2**29
+"""Default size of a cache: some hundred prompts of the largest encoders, all prompts of small
+ones."""
 
 
-class Texts:
-    """What was encoded so far, for one generator; a pipeline's weights must not change."""
+class _CannotConcatenate(Exception):
+    """Encodings of single prompts do not form a batch."""
 
-    def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, Any] = OrderedDict()
+
+class PromptCache:
+    """The encodings of the prompts so far, the least recently used ones dropped when it is full.
+
+    It is valid as long as the weights of the pipeline do not change. Do not share it between
+    threads.
+
+    Args:
+        max_bytes: how much memory the encodings may take, on the device where they are.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._encodings: OrderedDict[Hashable, Any] = OrderedDict()
         self._bytes = 0
 
     @contextmanager
-    def encoded_once(self, pipe: Any) -> Iterator[None]:
-        """Answers the pipeline's own encoding of prompts, for one call."""
+    def applied_to(self, pipe: Any) -> Iterator[None]:
+        """Answers the `encode_prompt` of a pipeline inside the `with` block."""
         own = getattr(pipe, "encode_prompt", None)
         signature = inspect.signature(own) if own else inspect.Signature()
-        kinds = {parameter.kind: name for name, parameter in signature.parameters.items()}
-        # Arguments of a user's own method that have no names cannot be told apart.
-        if own is None or inspect.Parameter.VAR_POSITIONAL in kinds:
+        names = {parameter.kind: name for name, parameter in signature.parameters.items()}
+        # The arguments of a user's own `*args` method have no names, so prompts cannot be found.
+        if own is None or inspect.Parameter.VAR_POSITIONAL in names:
             yield
             return
-        more = kinds.get(inspect.Parameter.VAR_KEYWORD, "")
+        var_keyword = names.get(inspect.Parameter.VAR_KEYWORD, "")
 
         def encode(*args: Any, **kwargs: Any) -> Any:
-            told = signature.bind(*args, **kwargs).arguments
-            told = {**told.pop(more, {}), **told}
-            return self._answer(own, told, type(pipe).__name__)
+            bound = signature.bind(*args, **kwargs).arguments
+            arguments = {**bound.pop(var_keyword, {}), **bound}
+            return self._encode_batch(own, arguments, type(pipe).__name__)
 
-        with replaced(pipe, "encode_prompt", encode):
+        with replaced_attribute(pipe, "encode_prompt", encode):
             yield
 
-    def _answer(self, own: Callable[..., Any], told: Mapping[str, Any], family: str) -> Any:
-        texts = {name: value for name, value in told.items() if _is_texts(name, value)}
-        rest = {name: value for name, value in told.items() if name not in texts}
-        count = len(texts.get("prompt", ()))
-        alike = all(len(value) == count for value in texts.values())
-        if not count or not alike or not all(map(_is_plain, rest.values())):
-            return own(**told)
-        fixed = (family, *((name, repr(value)) for name, value in rest.items()))
-        rows = []
+    def _encode_batch(
+        self, own: Callable[..., Any], arguments: Mapping[str, Any], family: str
+    ) -> Any:
+        """Returns what `own` returns for these arguments, from single encodings if possible."""
+        prompts = {k: v for k, v in arguments.items() if _is_prompt_list(k, v)}
+        others = {k: v for k, v in arguments.items() if k not in prompts}
+        count = len(prompts.get("prompt", ()))
+        same_length = all(len(value) == count for value in prompts.values())
+        if not count or not same_length or not all(map(_has_unique_repr, others.values())):
+            return own(**arguments)
+        fixed = (family, *((name, repr(value)) for name, value in others.items()))
+        encodings = []
         for row in range(count):
-            one = {name: [value[row]] for name, value in texts.items()}
-            key = (fixed, *((name, *value) for name, value in one.items()))
-            if key not in self._known:
-                self._known[key] = own(**{**told, **one})
-                self._bytes += _bytes(self._known[key])
-            self._known.move_to_end(key)
-            rows.append(self._known[key])
-            while self._bytes > _MOST:
-                self._bytes -= _bytes(self._known.popitem(last=False)[1])
+            single = {name: [value[row]] for name, value in prompts.items()}
+            key = (fixed, *((name, *value) for name, value in single.items()))
+            encodings.append(self._encode_single(own, {**arguments, **single}, key))
         try:
-            return _joined(rows)
-        except _Ragged:
-            return own(**told)
+            return _concatenated(encodings)
+        except _CannotConcatenate:
+            return own(**arguments)
+
+    def _encode_single(
+        self, own: Callable[..., Any], arguments: Mapping[str, Any], key: Hashable
+    ) -> Any:
+        if key not in self._encodings:
+            self._encodings[key] = own(**arguments)
+            self._bytes += _encoding_bytes(self._encodings[key])
+        self._encodings.move_to_end(key)
+        encoding = self._encodings[key]
+        while self._bytes > self._max_bytes:
+            self._bytes -= _encoding_bytes(self._encodings.popitem(last=False)[1])
+        return encoding
 
 
-def _is_texts(name: str, value: Any) -> bool:
+def _is_prompt_list(name: str, value: Any) -> bool:
     return "prompt" in name and isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
-def _is_plain(value: Any) -> bool:
-    """Says whether a value is told from others by its repr."""
+def _has_unique_repr(value: Any) -> bool:
+    """Says whether two different values of this type never have the same repr."""
     import torch
 
     if isinstance(value, list):
-        return all(map(_is_plain, value))
+        return all(map(_has_unique_repr, value))
     return value is None or isinstance(value, (str, int, float, torch.device, torch.dtype))
 
 
-def _bytes(encoded: Any) -> int:
-    if isinstance(encoded, (tuple, list)):
-        return sum(map(_bytes, encoded))
-    return int(getattr(encoded, "nbytes", 0))
+def _encoding_bytes(encoding: Any) -> int:
+    if isinstance(encoding, (tuple, list)):
+        return sum(map(_encoding_bytes, encoding))
+    return int(getattr(encoding, "nbytes", 0))
 
 
-def _joined(rows: Sequence[Any]) -> Any:
-    """Puts together what single prompts were encoded as, as a batch would have been."""
+def _concatenated(encodings: Sequence[Any]) -> Any:
+    """Returns the encodings of single prompts as one batch, as the pipeline would return it."""
     import torch
 
-    first = rows[0]
+    first = encodings[0]
     if first is None:
         return None
     if isinstance(first, tuple):
-        return tuple(_joined(column) for column in zip(*rows, strict=True))
+        return tuple(_concatenated(column) for column in zip(*encodings, strict=True))
     if isinstance(first, list) and len(first) == 1:
-        return [item for row in rows for item in row]
-    if not isinstance(first, torch.Tensor) or any(row.shape != first.shape for row in rows):
-        raise _Ragged
+        return [item for encoding in encodings for item in encoding]
+    if not isinstance(first, torch.Tensor) or any(e.shape != first.shape for e in encodings):
+        raise _CannotConcatenate
     if first.ndim and first.shape[0] == 1:
-        return torch.cat(list(rows))
+        return torch.cat(list(encodings))
     if first.ndim < 2:
-        raise _Ragged
-    # The same for every prompt, such as the positions of the tokens.
+        raise _CannotConcatenate
+    # The tensor has no batch axis and is the same for every prompt: the positions of the tokens.
     return first.clone()

@@ -1,14 +1,15 @@
-"""Part of a drawing: a stand-in that gives a pipeline a cut of its scheduler's own schedule.
+"""Runs a part of a denoising schedule: from step `start` to step `stop` of all steps.
 
-The pipeline makes its whole schedule as ever, shift and all, and is then shown the steps from
-`start` to `stop` only. So a drawing carried on takes exactly the steps of an uninterrupted
-one, whatever the shift, and neither `sigmas` nor a callback is asked of the pipeline. At the
-last step the stand-in keeps the latents aside and hands out the estimate of x0, which the
-pipeline then decodes by its own means: the preview.
+A stand-in replaces the pipeline's scheduler for one call. The pipeline sets up its whole schedule
+as usual, timestep shift included, and then sees only the steps from `start` to `stop`. A resumed
+candidate therefore takes exactly the steps of an uninterrupted one, whatever the shift is, and the
+pipeline needs neither a `sigmas` argument nor a callback. At its last step the stand-in sets the
+latents aside and returns the estimate of x0 instead, which the pipeline decodes by its own means:
+the preview.
 
-All formulas are of a noisy x = a x0 + s e with e ~ N(0, 1): (a, s) = (1 - sigma, sigma) for
-flow matching (Lipman et al., 2023), (sqrt(abar), sqrt(1 - abar)) for DDIM (Song et al., 2021)
-and (1, sigma) for Euler steps of Karras et al. (2022).
+All formulas are for a noisy x = a x0 + s e with e ~ N(0, 1). (a, s) is (1 - sigma, sigma) for flow
+matching (Lipman et al., 2023), (sqrt(abar), sqrt(1 - abar)) for DDIM (Song et al., 2021) and
+(1, sigma) for Euler steps (Karras et al., 2022).
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
 
-RESUMABLE: Final = (
+RESUMABLE_SCHEDULERS: Final = (
     "FlowMatchEulerDiscreteScheduler",
     "DDIMScheduler",
     "EulerDiscreteScheduler",
 )
-"""Schedulers whose step depends on nothing but the latents; others carry a history."""
+"""Schedulers whose step depends on the latents alone; others keep a history of earlier steps."""
 
-BY_STEP: Final = (
+STEP_DEPENDENT_ARGUMENTS: Final = (
     "eta",
     "skip_guidance_layers",
     "cfg_trunc_ratio",
@@ -42,88 +43,106 @@ BY_STEP: Final = (
     "callback_on_step_end",
     "callback",
 )
-"""Arguments by which pipelines add noise of their own, or count the steps of the call."""
+"""Arguments with which a pipeline adds noise of its own, or counts the steps of the call."""
 
 
-def problem(pipe: Any, call: Mapping[str, Any]) -> str:
-    """Says why a pipeline so called cannot stop and carry on a drawing, empty if it can."""
+class NoiseLevel(NamedTuple):
+    """How noisy x = a x0 + s e is."""
+
+    a: float
+    """The factor of the clean x0."""
+    s: float
+    """The factor of the noise e."""
+
+
+def resume_problem(pipe: Any, call: Mapping[str, Any]) -> str:
+    """Says why a pipeline, called this way, cannot stop early and resume; empty if it can."""
     scheduler: Any = getattr(pipe, "scheduler", None)
     name = type(scheduler).__name__
-    if name not in RESUMABLE:
-        return f"{name} cannot be resumed; {', '.join(RESUMABLE)} can"
-    if unseeded(scheduler):
+    if name not in RESUMABLE_SCHEDULERS:
+        return f"{name} cannot be resumed; {', '.join(RESUMABLE_SCHEDULERS)} can"
+    if ignores_seeds(scheduler):
         return f"{name} with stochastic_sampling ignores the seeds of the candidates"
     if scheduler.config.get("invert_sigmas"):
-        return f"{name} with invert_sigmas is not known"
-    ends = np.atleast_1d(call.get("control_guidance_end") or 1.0)
-    early = ["control_guidance_end"] if (ends != 1).any() else []
-    if found := [name for name in BY_STEP if call.get(name)] + early:
-        return f"{', '.join(found)} in its call would not be the same in a drawing carried on"
+        return f"{name} with invert_sigmas is not supported"
+    guidance_ends = np.atleast_1d(call.get("control_guidance_end") or 1.0)
+    ends_early = ["control_guidance_end"] if (guidance_ends != 1).any() else []
+    if names := [name for name in STEP_DEPENDENT_ARGUMENTS if call.get(name)] + ends_early:
+        return f"{', '.join(names)} in its call changes the steps, so a resumed image would differ"
     return ""
 
 
-def unseeded(scheduler: Any) -> bool:
-    """Says whether a scheduler adds noise that no candidate's seed decides."""
+def ignores_seeds(scheduler: Any) -> bool:
+    """Says whether a scheduler adds noise that does not come from the candidates' seeds."""
     return bool(scheduler.config.get("stochastic_sampling"))
 
 
-def levels(scheduler: Any) -> list[tuple[float, float]]:
-    """Returns (a, s) before every step of a prepared scheduler and after the last."""
+def noise_levels(scheduler: Any) -> list[NoiseLevel]:
+    """Returns the noise levels of a scheduler with timesteps set: before each step, and at the end.
+
+    The list is one longer than the number of steps.
+    """
     if type(scheduler).__name__ == "DDIMScheduler":
-        kept = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
-        kept.append(float(scheduler.final_alpha_cumprod))
-        return [(k**0.5, (1 - k) ** 0.5) for k in kept]
+        abars = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
+        abars.append(float(scheduler.final_alpha_cumprod))
+        return [NoiseLevel(abar**0.5, (1 - abar) ** 0.5) for abar in abars]
     sigmas = [float(sigma) for sigma in scheduler.sigmas]
     flow = type(scheduler).__name__.startswith("FlowMatch")
-    return [(1 - sigma if flow else 1.0, sigma) for sigma in sigmas]
+    return [NoiseLevel(1 - sigma if flow else 1.0, sigma) for sigma in sigmas]
 
 
-def renoised(
-    latents: torch.Tensor,
-    now: tuple[float, float],
-    *,
-    then: tuple[float, float],
-    noise: torch.Tensor,
+def sample_forward_kernel(
+    latents: torch.Tensor, level: NoiseLevel, *, target: NoiseLevel, noise: torch.Tensor
 ) -> torch.Tensor:
-    """Goes back from the level `now` to the noisier `then` by the exact forward kernel.
+    """Samples the forward kernel q(x_t | x_s): noises latents to a higher level, exactly.
 
-    x_then = k x_now + sqrt(s_then^2 - k^2 s_now^2) noise, with k = a_then / a_now: the same
-    marginal as if x0 had been noised to `then` at once.
+    x_t = k x_s + sqrt(s_t^2 - k^2 s_s^2) noise, with k = a_t / a_s. The result has the marginal
+    distribution of x0 noised to the target level at once.
+
+    Args:
+        latents: x_s.
+        level: (a_s, s_s), the present level.
+        target: (a_t, s_t), the noisier one.
+        noise: N(0, 1), of the latents' shape.
     """
-    k = then[0] / now[0]
-    spread = max(then[1] ** 2 - (k * now[1]) ** 2, 0.0) ** 0.5
-    earlier: torch.Tensor = latents * k + noise * spread
-    return earlier
+    k = target.a / level.a
+    # Rounding may make the difference slightly negative where both levels are the same.
+    added_noise = max(target.s**2 - (k * level.s) ** 2, 0.0) ** 0.5
+    noisier: torch.Tensor = latents * k + noise * added_noise
+    return noisier
 
 
 @dataclass(eq=False)
-class Span:
-    """Steps `start` to `stop` of a drawing, for the rows of one batch.
-
-    `levels`: of the whole schedule. `etas`: of every row; the share of fresh noise in the
-    noise that is left after a step: with e the noise that the network sees in x,
-    x' = a' x0 + s' (sqrt(1 - eta^2) e + eta fresh). 0 is the scheduler's own step, 1 draws
-    all the noise anew. `seeds`: every row's own generator. `kept`: what puts a part of the
-    latents back after every step, given them and their level. `latents`: those after the
-    last step, for a state.
-    """
+class ScheduleSlice:
+    """Steps `start` to `stop` of a schedule, for the candidates of one batch."""
 
     start: int
+    """The first step."""
     stop: int
-    levels: Sequence[tuple[float, float]]
+    """The step after the last one."""
+    levels: Sequence[NoiseLevel]
+    """The noise levels of the whole schedule."""
     etas: Sequence[float] = ()
-    seeds: Sequence[torch.Generator] = ()
-    kept: Callable[[torch.Tensor, tuple[float, float]], torch.Tensor] | None = None
-    latents: torch.Tensor | None = field(default=None, init=False)
+    """For each row, the share of fresh noise in the noise that is left after a step.
+
+    With e the noise that the network finds in x, x' = a' x0 + s' (sqrt(1 - eta^2) e + eta fresh).
+    0 is the scheduler's own step, 1 replaces all the noise.
+    """
+    generators: Sequence[torch.Generator] = ()
+    """For each row, the random generator of its fresh noise."""
+    restore: Callable[[torch.Tensor, NoiseLevel], torch.Tensor] | None = None
+    """Puts a part of the latents back after every step, given the latents and their level."""
+    final_latents: torch.Tensor | None = field(default=None, init=False)
+    """The latents after the last step, if the slice ends before the schedule does."""
 
     @property
-    def whole(self) -> int:
-        """The number of steps of a whole drawing."""
+    def total_steps(self) -> int:
+        """The number of steps of the whole schedule."""
         return len(self.levels) - 1
 
     @contextmanager
-    def shown_to(self, pipe: Any) -> Iterator[None]:
-        """Gives a pipeline the stand-in, for one call."""
+    def applied_to(self, pipe: Any) -> Iterator[None]:
+        """Replaces the scheduler of a pipeline inside the `with` block."""
         own = pipe.scheduler
         pipe.scheduler = self._stand_in(own)
         try:
@@ -134,59 +153,69 @@ class Span:
     def _stand_in(self, scheduler: Any) -> Any:
         stand_in = copy.deepcopy(scheduler)
         set_timesteps, step = stand_in.set_timesteps, stand_in.step
-        places = iter(range(self.start, self.stop))
+        steps = iter(range(self.start, self.stop))
 
+        # Pipelines inspect the signatures of both methods, which `wraps` passes on.
         @functools.wraps(set_timesteps)
-        def cut_timesteps(*args: Any, **kwargs: Any) -> None:
+        def set_cut_timesteps(*args: Any, **kwargs: Any) -> None:
             set_timesteps(*args, **kwargs)
-            cut(stand_in, self.start, self.stop)
+            cut_schedule(stand_in, self.start, self.stop)
 
         @functools.wraps(step)
-        def watched_step(output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        def sliced_step(output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
             result = step(output, timestep, sample, *args, **kwargs)
             values = result if isinstance(result, tuple) else result.to_tuple()
-            s = self.levels[place := next(places)][1]
+            s = self.levels[i := next(steps)].s
+            # Only flow matching returns no x0; there x = (1 - s) x0 + s e and output = e - x0.
             x0 = values[1] if len(values) > 1 else sample.float() - s * output.float()
-            after = self._after(place, sample, x0, values[0])
+            after = self._after_step(i, sample, x0, values[0])
             if isinstance(result, tuple):
                 return (after, *result[1:])
             result.prev_sample = after
             return result
 
-        stand_in.set_timesteps, stand_in.step = cut_timesteps, watched_step
+        stand_in.set_timesteps, stand_in.step = set_cut_timesteps, sliced_step
         return stand_in
 
-    def _after(self, i: int, before: Any, x0: Any, after: Any) -> Any:
+    def _after_step(self, i: int, before: Any, x0: Any, after: Any) -> Any:
         """Returns what the pipeline gets after step i: latents, or x0 for a preview."""
+        if self.levels[i + 1].s > 0:
+            after = self._with_fresh_noise(i, before, x0, after)
+        if self.restore is not None:
+            after = self.restore(after, self.levels[i + 1])
+        if i + 1 < self.stop or self.stop == self.total_steps:
+            return after
+        self.final_latents = after
+        return x0.to(after.dtype)
+
+    def _with_fresh_noise(self, i: int, before: Any, x0: Any, after: Any) -> Any:
+        """Returns the latents after step i, with a share `eta` of fresh noise in each row."""
         import torch
 
-        (a, s), (a_next, s_next) = self.levels[i], self.levels[i + 1]
-        rows = [row for row, eta in enumerate(self.etas) if eta > 0 and s_next > 0]
+        level, next_level = self.levels[i], self.levels[i + 1]
+        rows = [row for row, eta in enumerate(self.etas) if eta > 0]
         if rows:
             after = after.clone()
         for row in rows:
-            eta, seed = self.etas[row], self.seeds[row]
-            fresh = torch.randn(after[row].shape, generator=seed).to(after.device)
-            seen = (before[row].float() - a * x0[row].float()) / s
-            mixed = (1 - eta**2) ** 0.5 * seen + eta * fresh
-            after[row] = a_next * x0[row].float() + s_next * mixed
-        if self.kept is not None:
-            after = self.kept(after, (a_next, s_next))
-        if i + 1 < self.stop or self.stop == self.whole:
-            return after
-        self.latents = after
-        return x0.to(after.dtype)
+            eta = self.etas[row]
+            # On the CPU, where a seed gives the same numbers on every machine.
+            fresh = torch.randn(after[row].shape, generator=self.generators[row]).to(after.device)
+            predicted = (before[row].float() - level.a * x0[row].float()) / level.s
+            mixed = (1 - eta**2) ** 0.5 * predicted + eta * fresh
+            after[row] = next_level.a * x0[row].float() + next_level.s * mixed
+        return after
 
 
-def cut(scheduler: Any, start: int, stop: int) -> None:
-    """Leaves a prepared scheduler the steps from `start` to `stop` only."""
+def cut_schedule(scheduler: Any, start: int, stop: int) -> None:
+    """Removes all steps but those from `start` to `stop` from a scheduler with timesteps set."""
     scheduler.timesteps = scheduler.timesteps[start:stop]
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas[start : stop + 1]
 
 
-def first_scale(scheduler: Any, start: int, stop: int) -> float:
-    """Returns the factor by which a pipeline multiplies the latents it is given."""
+def initial_scale(scheduler: Any, start: int, stop: int) -> float:
+    """Returns the factor by which a pipeline multiplies the latents that it is given."""
     part = copy.deepcopy(scheduler)
-    cut(part, start, stop)
+    # Euler's factor depends on the largest sigma that is left.
+    cut_schedule(part, start, stop)
     return float(getattr(part, "init_noise_sigma", 1.0))

@@ -17,7 +17,7 @@ from PIL import Image
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
-from tts_verifier.memory import fits, release, weight_bytes
+from tts_verifier.memory import fits_on_device, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
@@ -322,7 +322,7 @@ def _gpu_that_is_full(folder: Path) -> str | None:
         return None
     gpu = str(torch.device("cuda", torch.cuda.current_device()))
     nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if fits(nbytes, gpu):
+    if fits_on_device(nbytes, gpu):
         return None
     warnings.warn(
         f"The verifier's {nbytes / 2**30:.1f} GiB do not fit on {gpu} beside what is there. It "

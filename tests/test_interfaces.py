@@ -1,0 +1,41 @@
+"""What a part may say besides its interface: where it computes, and what may grow or is lacking."""
+
+from tts_verifier.interfaces import ExplainsLimits, Extendable, Placed, is_movable
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Repaint
+
+
+class Large(FakeVerifier):
+    """Has weights that take long to count."""
+
+    device = "cuda:0"
+    home = None
+
+    @property
+    def nbytes(self) -> int:
+        raise AssertionError("to ask whether a part is movable must not count its weights")
+
+    def to(self, device: str) -> None:
+        self.device = device
+
+
+def test_a_movable_part_is_known_without_counting_its_weights() -> None:
+    assert is_movable(Large())
+    assert isinstance(Large(), Placed)
+
+
+def test_a_part_without_weights_is_neither_placed_nor_movable() -> None:
+    for part in (FakeVerifier(), FakeGenerator(), None):
+        assert not is_movable(part)
+        assert not isinstance(part, Placed)
+
+
+def test_a_strategy_may_say_what_grows_and_a_generator_what_it_lacks() -> None:
+    class DrawsOnly(FakeGenerator):
+        lacks = {Repaint: "it has no mask"}  # noqa: RUF012
+
+    assert isinstance(BestOfN(2), Extendable)
+    assert list(BestOfN(2).grows) == ["n"]
+    assert isinstance(DrawsOnly(), ExplainsLimits)
+    assert not isinstance(FakeGenerator(), ExplainsLimits)

@@ -1,0 +1,161 @@
+"""What is true of a pipeline however it is called: abilities, place, size, batch sizes, output."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cached_property
+from typing import Any
+
+from tts_verifier.errors import RunWarning
+from tts_verifier.generators.diffusers import inpainting, schedule
+from tts_verifier.generators.diffusers.batch import IMAGE_FIELDS
+from tts_verifier.generators.diffusers.batch_size import BatchSize
+from tts_verifier.generators.diffusers.loading import check_pipeline
+from tts_verifier.generators.diffusers.noise import latents_problem
+from tts_verifier.memory import release, weight_bytes
+from tts_verifier.types import Continue, LowBand, Near, Repaint
+
+
+class PipelineTraits:
+    """What is known of a pipeline, found once and shared by all generators that call it.
+
+    What a user may change on the pipeline between calls, such as its scheduler or its device, is
+    looked up at every question. Do not share it between threads.
+
+    Args:
+        pipe: the text-to-image pipeline.
+        inpaint: a pipeline that repaints, or None.
+        batch_size: candidates at a time; None = find out.
+
+    Attributes:
+        output_class: the class of what the pipeline returned; None before it was called.
+
+    Raises:
+        InputError: `pipe` is no text-to-image pipeline.
+    """
+
+    def __init__(self, pipe: Any, *, inpaint: Any = None, batch_size: int | None = None) -> None:
+        check_pipeline(pipe)
+        self.pipe = pipe
+        self.inpaint = inpaint
+        self.given_batch_size = batch_size
+        self.output_class: Any = None
+        self._batch_sizes: dict[tuple[object, ...], BatchSize] = {}
+        self._warned_of: Any = None
+
+    def problems(self, call: Mapping[str, Any]) -> Mapping[type, str]:
+        """Returns why the pipeline cannot serve a kind of proposal; empty texts where it can.
+
+        Args:
+            call: the arguments of the pipeline's call.
+        """
+        return {
+            Near: self._latents_problem,
+            LowBand: self._latents_problem,
+            Continue: self._latents_problem or schedule.resume_problem(self.pipe, call),
+            Repaint: self._repaint_problem(),
+        }
+
+    @cached_property
+    def _latents_problem(self) -> str:
+        return latents_problem(self.pipe)
+
+    @cached_property
+    def _inpainting_problem(self) -> str:
+        return inpainting.inpainting_problem(self.pipe)
+
+    def _repaint_problem(self) -> str:
+        if self.inpaint is not None:
+            return inpainting.missing_arguments(type(self.inpaint))
+        if inpainting.repaints_by_blending(self.pipe):
+            # The scheduler decides, which the user may swap; so this is not found once.
+            return schedule.resume_problem(self.pipe, {})
+        return self._inpainting_problem
+
+    def warn_of_ignored_seeds(self, stacklevel: int) -> None:
+        """Warns, once for each scheduler, that it ignores the seeds of the candidates."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if not scheduler or scheduler is self._warned_of or not schedule.ignores_seeds(scheduler):
+            return
+        self._warned_of = scheduler
+        warnings.warn(
+            f"{type(scheduler).__name__} with stochastic_sampling ignores the seeds of the "
+            "candidates: a seed's picture is never the same again.",
+            RunWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+    def batch_size(self, device: str, call: Mapping[str, Any]) -> BatchSize:
+        """Returns how many images of a call's height and width fit on a device at a time."""
+        key = (device, call.get("height"), call.get("width"))
+        if key not in self._batch_sizes:
+            self._batch_sizes[key] = BatchSize(self.given_batch_size, device)
+        return self._batch_sizes[key]
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of the weights; None where the user offloaded, spread or quantised them.
+
+        Such weights must stay where they are.
+        """
+        import torch
+
+        pipes = self._pipes
+        parts = [part for pipe in pipes for part in getattr(pipe, "components", {}).values()]
+        modules = [part for part in parts if isinstance(part, torch.nn.Module)]
+        spread = any(getattr(pipe, "hf_device_map", None) for pipe in pipes)
+        return None if spread or any(map(_must_stay, modules)) else weight_bytes(modules)
+
+    def to(self, device: str) -> None:
+        """Moves the weights, and releases the memory that they took."""
+        before = {str(pipe.device) for pipe in self._pipes}
+        for pipe in self._pipes:
+            # diffusers warns that 16-bit weights cannot run on a CPU; here they only wait there.
+            pipe.to(device, silence_dtype_warnings=True)
+        for place in before - {device}:
+            release(place)
+
+    @property
+    def _pipes(self) -> list[Any]:
+        return [self.pipe] if self.inpaint is None else [self.pipe, self.inpaint]
+
+    def output(self, images: Any) -> Any:
+        """Returns images as an output of the pipeline's own class, or as diffusers' usual one.
+
+        Some families give the field with the images another name; `images` is always set.
+
+        Args:
+            images: a list of PIL images or arrays, or an array or tensor with a batch axis.
+        """
+        from diffusers import ImagePipelineOutput
+
+        kind: Any = self.output_class or ImagePipelineOutput
+        # A video is a list of frames, or an array with an axis of them.
+        videos = [[image] for image in images] if isinstance(images, list) else images[:, None]
+        values = dict.fromkeys(IMAGE_FIELDS, images) | {"frames": videos}
+        output = kind(**{field.name: values.get(field.name) for field in fields(kind)})
+        output.images = images
+        return output
+
+
+def computing_device(pipe: Any) -> str:
+    """Returns where a pipeline computes, also when its weights are offloaded.
+
+    diffusers walks through all modules to find it, so do not ask for every batch.
+    """
+    return str(getattr(pipe, "_execution_device", None) or getattr(pipe, "device", "cpu"))
+
+
+def _must_stay(module: Any) -> bool:
+    if getattr(module, "is_quantized", False) or getattr(module, "hf_quantizer", None) is not None:
+        return True
+    return any(map(_has_offloading_hook, module.modules()))
+
+
+def _has_offloading_hook(module: Any) -> bool:
+    """Says whether accelerate or diffusers loads and unloads the weights of a module."""
+    registry = getattr(module, "_diffusers_hook", None)
+    grouped = registry is not None and registry.get_hook("group_offloading") is not None
+    return grouped or hasattr(module, "_hf_hook")
