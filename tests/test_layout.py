@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
-    ["errors", "memory"],
+    ["environment", "errors", "memory"],
     ["images", "registry"],
     ["types"],
     ["choice", "identity", "masks"],

@@ -25,8 +25,8 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from tts_verifier.environment import environment
 from tts_verifier.log import RunLog
-from tts_verifier.log.environment import environment
 from tts_verifier.recipe import load_recipe
 from tts_verifier.runner import loop
 from tts_verifier.runner.setup import Search

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tts_verifier.environment import environment
 from tts_verifier.errors import RunError
-from tts_verifier.log.environment import environment
 from tts_verifier.log.storage.files import Folder
 from tts_verifier.log.storage.tables import TABLE, parts_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_verifier.log.environment import environment, git_revision
+from tts_verifier.environment import environment, git_revision
 
 
 def test_an_environment_is_json_and_names_versions() -> None:
@@ -17,7 +17,7 @@ def test_an_environment_is_json_and_names_versions() -> None:
 
 
 def test_what_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tts_verifier.log.environment.PACKAGES", ("no-such-package",))
+    monkeypatch.setattr("tts_verifier.environment.PACKAGES", ("no-such-package",))
     assert environment()["versions"] == {"no-such-package": None}
 
 
