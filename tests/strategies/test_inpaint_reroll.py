@@ -14,9 +14,9 @@ from tts_verifier.types import Draw, Heatmap, Heatmaps, Look, Mask, Repaint
 
 SPOT = np.zeros((64, 64), np.float32)
 SPOT[24:32, 24:32] = 0.2
-CORNER = np.zeros((64, 64), np.bool_)
-CORNER[16:48, 16:48] = True
-MASK = Mask.of(CORNER)
+SQUARE = np.zeros((64, 64), np.bool_)
+SQUARE[24:32, 24:32] = True
+MASK = Mask.of(SQUARE)
 RULE = {"dilate": 0}
 SEARCH = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, masks=RULE)
 DRAWN = [
@@ -86,7 +86,7 @@ def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
     two = SPOT.copy()
     two[48:64, 48:64] = 0.1
     history = [seen_as(t, heatmaps=maps(artifact=two)) for t in DRAWN]
-    rule = RULE | {"level": 0.99, "cell": 1}
+    rule = RULE | {"level": 0.99}
     search = InpaintReroll(2, 2, strengths=(1.0, 0.8, 0.6), fresh=0, masks=rule)
     first, second, third = (p.mask.array() for p in search.propose(TASK, history))
     assert (first == third).all()
@@ -95,7 +95,7 @@ def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
 
 
 def test_boxes_serve_without_maps() -> None:
-    history = [seen_as(t, heatmaps=maps(), boxes=((16.0, 16.0, 48.0, 48.0),)) for t in DRAWN]
+    history = [seen_as(t, heatmaps=maps(), boxes=((24.0, 24.0, 32.0, 32.0),)) for t in DRAWN]
     assert SEARCH.propose(TASK, history) == FIRST
 
 
@@ -125,7 +125,7 @@ def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -
 
 
 def test_it_conforms() -> None:
-    check_strategy(InpaintReroll(2, 2, masks={"cell": 1, "area": (0.0, 1.0)}))
+    check_strategy(InpaintReroll(2, 2, masks={"area": (0.0, 1.0)}))
 
 
 class Spotted(FakeVerifier):
