@@ -11,11 +11,11 @@ from tts_verifier.analysis.contact_sheet import sheet, write_chosen
 from tts_verifier.choice.summary import (
     PromptSummary,
     Summary,
-    as_text,
     summarise,
     summarise_prompt,
     wilson,
 )
+from tts_verifier.choice.summary_output import summary_text
 from tts_verifier.errors import RunError
 from tts_verifier.types import Draw, InMemory, Prompt, Trial, Verdict
 
@@ -44,17 +44,17 @@ def test_the_judge_says_first_chosen_and_best_possible() -> None:
     result = summary(
         *judged("a", 0, 1, 0), *judged("b", 0, 0, 1), *judged("c", 1, 1, 0), *judged("d", 0, 0, 0)
     )
-    assert result.judged is not None
-    assert (result.judged.first, result.judged.chosen, result.judged.best) == (0.25, 0.5, 0.75)
-    assert result.judged.closed == 0.5
-    low, high = result.judged.closed_interval
+    assert result.judge is not None
+    assert (result.judge.first, result.judge.chosen, result.judge.best) == (0.25, 0.5, 0.75)
+    assert result.judge.closed == 0.5
+    low, high = result.judge.closed_interval
     assert low <= 0.5 <= high
     assert result.objective_first == pytest.approx(0.4)
     assert result.objective_chosen == pytest.approx(0.9)
 
 
 def test_the_text_says_it_all() -> None:
-    text = as_text(summary(*judged("a", 0, 1, 0), *judged("b", 0, 0, 1)))
+    text = summary_text(summary(*judged("a", 0, 1, 0), *judged("b", 0, 0, 1)))
     assert text.splitlines() == [
         "prompt    objective       overall         judge_passed",
         "a text a  0.400 -> 0.900  0.400 -> 0.900  0.000 -> 1.000",
@@ -69,12 +69,12 @@ def test_the_text_says_it_all() -> None:
 
 
 def test_without_a_judge_the_text_says_so() -> None:
-    assert "No held-out judge was named" in as_text(summary(trial("a", 0, 0.5)))
+    assert "No held-out judge was named" in summary_text(summary(trial("a", 0, 0.5)))
 
 
 def test_a_judge_without_pass_or_fail_gives_means() -> None:
     trials = [trial("a", i, o, judge={"score": s}) for i, o, s in [(0, 0.1, 0.2), (1, 0.3, 0.6)]]
-    text = as_text(summary(*trials))
+    text = summary_text(summary(*trials))
     assert "mean score: first draw 0.200 -> chosen 0.600 -> best possible 0.600" in text
 
 
@@ -82,30 +82,30 @@ def test_ties_and_failures_are_counted() -> None:
     failed = trial("b", 0, math.nan, error="told to fail", image=None, verdict=None)
     result = summary(trial("a", 0, 0.5), trial("a", 1, 0.5), trial("a", 2, 0.4), failed)
     assert (result.ties, result.failed, result.candidates) == (1, 1, 4)
-    assert "4 candidates, 1 failed, 1 prompts with a tie" in as_text(result)
-    assert "b text b  none -> none" in as_text(result)
+    assert "4 candidates, 1 failed, 1 prompts with a tie" in summary_text(result)
+    assert "b text b  none -> none" in summary_text(result)
 
 
 def test_a_prompt_without_a_picture_counts_as_not_passed() -> None:
     unusable = trial("b", 0, math.nan, error="no score", judge={"passed": 1.0})
     result = summary(*judged("a", 0, 1, 0), unusable)
-    assert result.judged is not None
-    assert (result.judged.first, result.judged.chosen, result.judged.best) == (0.5, 0.5, 1.0)
+    assert result.judge is not None
+    assert (result.judge.first, result.judge.chosen, result.judge.best) == (0.5, 0.5, 1.0)
 
 
 def test_a_run_without_any_picture_has_a_summary() -> None:
     failed = trial("a", 0, math.nan, error="x", image=None, verdict=None)
-    text = as_text(summary(failed))
-    assert text.startswith("No prompt has a usable picture.")
+    text = summary_text(summary(failed))
+    assert text.startswith("No prompt has a usable image.")
     assert "first draw nan -> chosen nan" in text
 
 
 def test_no_distance_has_no_share() -> None:
     result = summary(*judged("a", 1, 1, 1))
-    assert result.judged is not None
-    assert math.isnan(result.judged.closed)
-    assert as_text(result).endswith("share of that distance closed: none to close")
-    assert math.isnan(result.judged.closed_interval[0])
+    assert result.judge is not None
+    assert math.isnan(result.judge.closed)
+    assert summary_text(result).endswith("share of that distance closed: none to close")
+    assert math.isnan(result.judge.closed_interval[0])
 
 
 def test_wilson_agrees_with_the_textbook() -> None:

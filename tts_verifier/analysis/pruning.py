@@ -15,7 +15,7 @@ import numpy as np
 
 from tts_verifier.analysis.expected_best import Array, Estimate, estimate, expected_best
 from tts_verifier.choice.objective import order
-from tts_verifier.strategies.successive_halving import spearman
+from tts_verifier.choice.rank_correlation import spearman
 from tts_verifier.types import Continue, Draw, Trial
 
 
