@@ -5,7 +5,7 @@
     python examples/benchmarks/frontier.py runs/frontier --tables     # no model: what is there
 
 A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws many
-for every caption, from which the best of every n follows exactly (`expectations.expected_best`);
+for every caption, from which the best of every n follows exactly (`analysis.expected_best`);
 `best_of_n@` draws from other seeds, and should gain nothing over it; a drawing's seconds are
 those of the largest of these where there is one, else the pool's.
 The judge and the oracle of the miniature world, which no strategy sees, read what was chosen.
@@ -32,8 +32,8 @@ import torch
 from pyarrow import parquet
 
 from tts_verifier import Verifier, shapes
-from tts_verifier.analysis.charts import Chart, Series, alone, lines
 from tts_verifier.analysis.expected_best import expected_best
+from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
 from tts_verifier.runner import run
@@ -344,14 +344,14 @@ def picture(told: Sequence[Row], curve: Mapping[int, Sequence[float]]) -> str:
         for name in names
     ]
     charts = [
-        lines(
+        line_chart(
             Chart(
                 "Judge's pass rate", "network evaluations, in drawings", [every, *shown[k : k + 3]]
             )
         )
         for k in range(0, max(len(shown), 1), 3)
     ]
-    return alone(charts, "Strategies at equal cost")
+    return standalone_svg(charts, "Strategies at equal cost")
 
 
 def main() -> None:

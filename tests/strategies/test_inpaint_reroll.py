@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from histories import TASK, maps, seed, with_verdict, trial
+from histories import TASK, maps, seed, trial, with_verdict
 
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run

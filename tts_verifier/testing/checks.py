@@ -199,7 +199,7 @@ def check_verifier(
         verifier.verify(images, prompts[1:])
     except InputError:
         return
-    raise AssertionError("different numbers of prompts and images are an InputError")
+    raise AssertionError("a number of prompts other than that of images is an InputError")
 
 
 def _nearly_equal(one: float, other: float) -> bool:
