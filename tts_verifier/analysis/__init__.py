@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tts_verifier.analysis.replay_output import replay_text, write_plot
     from tts_verifier.analysis.report import write_report
 
-_MODULE_OF = {
+_SUBMODULE_OF = {
     "Replay": "replay",
     "replay_log": "replay",
     "replay_text": "replay_output",
@@ -36,6 +36,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name not in _SUBMODULE_OF:
         raise AttributeError(f"module 'tts_verifier.analysis' has no attribute {name!r}")
-    return getattr(import_module(f"tts_verifier.analysis.{_MODULE_OF[name]}"), name)
+    return getattr(import_module(f"tts_verifier.analysis.{_SUBMODULE_OF[name]}"), name)
