@@ -4,7 +4,8 @@
     python examples/make_checkpoint.py FOLDER --size 3b  # the real dimensions: 7.6 GB in bf16
     python examples/make_checkpoint.py FOLDER --size my.json  # keys of config.json over tiny's
 
-The weights mean nothing. The tokenizer knows single bytes and the special tokens only.
+The weights are random, so the scores mean nothing. The tokenizer knows single bytes and the
+special tokens only.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from typing import Any
 
 import torch
 
-from tts_verifier.verifiers.imagedoctor.checkpoint import weights
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import (
+    stored_state,
+    write_config,
+    write_weights,
+)
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SPECIAL = (
@@ -65,7 +70,11 @@ TINY: dict[str, Any] = {
 
 
 def config(size: str) -> dict[str, Any]:
-    """Returns a config.json of the released form; `size`: "tiny", "3b" or a JSON file."""
+    """Returns the content of a config.json in the released form.
+
+    Args:
+        size: "tiny", "3b", or a JSON file with keys that replace tiny's.
+    """
     given = json.loads(Path(size).read_text(encoding="utf-8")) if size.endswith(".json") else {}
     ids = OFFICIAL_IDS if size == "3b" else tuple(range(256, 256 + len(SPECIAL)))
     named = dict(zip(SPECIAL, ids, strict=True))
@@ -91,7 +100,7 @@ def config(size: str) -> dict[str, Any]:
 
 
 def tokenizer(raw: dict[str, Any]) -> str:
-    """Returns a tokenizer.json: one token a byte, special tokens where the config has them."""
+    """Returns a tokenizer.json: one token per byte, special tokens at the ids of the config."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -110,7 +119,13 @@ def tokenizer(raw: dict[str, Any]) -> str:
 
 
 def random_value(name: str, shape: torch.Size, device: str = "cpu") -> torch.Tensor:
-    """Returns a plausible random tensor: norms near one, matrices scaled to their inputs."""
+    """Returns a plausible random tensor: norms near one, matrices scaled to their inputs.
+
+    Args:
+        name: the tensor's official name, which is also the seed.
+        shape: its shape.
+        device: where the numbers are drawn; a GPU is faster and draws other ones.
+    """
     generator = torch.Generator(device).manual_seed(sum(name.encode()) + len(name))
     noise = torch.randn(shape, generator=generator, device=device)
     if name.endswith(".scale") or (len(shape) == 1 and name.endswith("weight")):
@@ -125,16 +140,22 @@ def random_value(name: str, shape: torch.Size, device: str = "cpu") -> torch.Ten
 def make(
     folder: Path, *, size: str = "tiny", input_size: int | None = None, device: str = "cpu"
 ) -> None:
-    """Writes the checkpoint; `input_size`: the square that images are fitted into; `device`:
-    where the numbers are drawn, other ones on a GPU, sooner."""
+    """Writes the checkpoint.
+
+    Args:
+        folder: is made if it does not exist.
+        size: see `config`.
+        input_size: side of the square that images are fitted into; None = 512 for "3b", else 112.
+        device: see `random_value`.
+    """
     raw = config(size)
     dtype = getattr(torch, raw["torch_dtype"])
     parsed = ImageDoctorConfig.from_dict(raw)
     with torch.device("meta"):
         model = ImageDoctorModel(parsed)
-    state = weights.to_save(model.state_dict(), tied=True)
-    weights.write_config(folder, parsed, dtype)
-    weights.write(
+    state = stored_state(model)
+    write_config(folder, parsed, dtype)
+    write_weights(
         folder,
         state,
         dtype=dtype,

@@ -1,8 +1,8 @@
-"""Sorts pictures that were made elsewhere by how well they serve a prompt.
+"""Sorts existing images by how well they serve a prompt.
 
     python examples/rerank.py "a red fox in the snow" a.png b.png --verifier GYX97/ImageDoctor
 
-Without --verifier the small bundled model judges, which knows coloured shapes only.
+Without --verifier the small bundled model scores them; it knows coloured shapes only.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tts_verifier import Verifier
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prompt")
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("images", nargs="+")
     parser.add_argument("--verifier", default="shapes")
     options = parser.parse_args()
-    ranking = Verifier.from_pretrained(options.verifier).rerank(options.pictures, options.prompt)
+    ranking = Verifier.from_pretrained(options.verifier).rerank(options.images, options.prompt)
     for item in ranking:
-        print(f"{item.objective:.3f}  {options.pictures[item.index]}")
+        print(f"{item.objective:.3f}  {options.images[item.index]}")
 
 
 if __name__ == "__main__":

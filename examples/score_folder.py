@@ -1,9 +1,9 @@
-"""Scores the pictures of a folder against one prompt, best first, and draws the heatmaps.
+"""Scores the images of a folder against one prompt, best first, and draws the heatmaps.
 
     python examples/score_folder.py FOLDER --prompt "a red fox in the snow" \\
         --verifier GYX97/ImageDoctor --overlays OVERLAYS
 
-Without --verifier the small bundled model judges, which knows coloured shapes only.
+Without --verifier the small bundled model scores them; it knows coloured shapes only.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from PIL import Image
 from tts_verifier import Verifier
 from tts_verifier.choice.ranking import Ranked
 
-KINDS = {".png", ".jpg", ".jpeg", ".webp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 TINT = {"misalignment": (40, 90, 255), "artifact": (255, 40, 40)}
-"""Blue where the picture contradicts the prompt, red where it looks broken."""
+"""Blue where the image contradicts the prompt, red where it looks broken."""
 
 
 def overlay(item: Ranked, name: str) -> Image.Image:
-    """Returns the picture with one heatmap over it; opaque where the map is 1."""
-    strength = item.verdict.heatmaps[name][..., None]
-    picture = np.asarray(item.image, dtype=np.float32)
-    mixed = picture * (1 - strength) + np.asarray(TINT[name], dtype=np.float32) * strength
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    """Returns the image with one heatmap over it; the tint is opaque where the map is 1."""
+    opacity = item.verdict.heatmaps[name][..., None]
+    image = np.asarray(item.image, dtype=np.float32)
+    blended = image * (1 - opacity) + np.asarray(TINT[name], dtype=np.float32) * opacity
+    return Image.fromarray(blended.round().astype(np.uint8))
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--fit", choices=("squash", "pad"), default="squash")
     parser.add_argument("--overlays", type=Path, default=None, help="where to save heatmaps")
     options = parser.parse_args()
-    paths = sorted(p for p in options.folder.iterdir() if p.suffix.lower() in KINDS)
+    paths = sorted(p for p in options.folder.iterdir() if p.suffix.lower() in SUFFIXES)
     verifier = Verifier.from_pretrained(options.verifier, fit=options.fit)
     for place, item in enumerate(verifier.rerank(paths, options.prompt), 1):
         path = paths[item.index]

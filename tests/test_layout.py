@@ -24,7 +24,7 @@ LEVELS = [
     ["types"],
     ["choice", "identity", "masks"],
     ["interfaces", "log"],
-    ["generators", "runner", "shapes", "strategies", "verifiers"],
+    ["evaluation", "generators", "runner", "shapes", "strategies", "verifiers"],
     ["analysis", "scoring", "testing", "training", "verified"],
     ["recipe"],
     ["cli", "__init__"],

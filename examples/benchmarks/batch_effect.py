@@ -1,11 +1,11 @@
-"""How far a picture's batch moves its verdict, and how often that changes a choice.
+"""Measures how much an image's batch changes its verdict, and how often that changes a choice.
 
     python examples/benchmarks/batch_effect.py --out effect.parquet
 
-The bundled verifier diagnoses 16 drawings of each caption of the miniature world, in one batch
-after another of many pictures, of few, and one by one; in float32 and in bfloat16, on a GPU if
-there is one. Against the largest batch are printed: replies that differ, how far written and
-expected scores and heatmaps move, and captions whose best candidate is another.
+The bundled verifier diagnoses 16 images of each caption of the miniature world in large batches,
+in small ones and one by one, in float32 and in bfloat16, on a GPU if there is one. Each batch size
+is compared with the largest: how many replies differ, how far written and expected scores and
+heatmaps move, and for how many captions the best candidate is another.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ BATCHES = (32, 4, 1)
 FINE = Objective({name + EXPECTED: weight for name, weight in OFFICIAL_WEIGHTS.items()})
 
 
-def drawings(count: int) -> list[tuple[str, Any]]:
-    """Returns (caption, picture) pairs, the candidates of a caption next to each other."""
+def candidates(count: int) -> list[tuple[str, Any]]:
+    """Returns (caption, image) pairs, the candidates of a caption next to each other."""
     captions = shapes.captions(count, seed=11, split="held_out")
     jobs = [
         Job(Prompt(str(i), caption), Draw(seed_for(0, caption, n)))
@@ -44,7 +44,7 @@ def drawings(count: int) -> list[tuple[str, Any]]:
 
 
 def moved(before: list[Verdict], after: list[Verdict], dtype: str, batch: int) -> dict[str, Any]:
-    """Returns how verdicts differ."""
+    """Returns how verdicts of the same images differ."""
     pairs = list(zip(before, after, strict=True))
     row: dict[str, Any] = {"dtype": dtype, "batch": batch, "pictures": len(pairs)}
     row["replies_differ"] = float(np.mean([a.text != b.text for a, b in pairs]))
@@ -69,22 +69,22 @@ def moved(before: list[Verdict], after: list[Verdict], dtype: str, batch: int) -
 
 
 def main() -> None:
-    """Judges in all batches and both precisions, and prints a row for each."""
+    """Verifies with all batch sizes in both precisions, and prints a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--captions", type=int, default=40)
     parser.add_argument("--out", type=Path, help="a Parquet file")
     args = parser.parse_args()
-    asked = drawings(args.captions)
-    captions, pictures = [text for text, _ in asked], [picture for _, picture in asked]
+    pairs = candidates(args.captions)
+    captions, images = [caption for caption, _ in pairs], [image for _, image in pairs]
     on = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     rows = []
     for dtype in ("float32", "bfloat16"):
-        said = {}
+        verdicts = {}
         for batch in BATCHES:
             verifier = Verifier.from_pretrained("shapes", dtype=dtype, batch_size=batch)
-            said[batch] = verifier.verify(pictures, captions)
+            verdicts[batch] = verifier.verify(images, captions)
         for batch in BATCHES[1:]:
-            rows.append({"on": on, **moved(said[BATCHES[0]], said[batch], dtype, batch)})
+            rows.append({"on": on, **moved(verdicts[BATCHES[0]], verdicts[batch], dtype, batch)})
             print(json.dumps(rows[-1]), flush=True)
     if args.out:
         write(rows, args.out)

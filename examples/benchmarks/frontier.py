@@ -4,15 +4,16 @@
     python examples/benchmarks/frontier.py runs/frontier --captions 1000 --only pool,adaptive@8
     python examples/benchmarks/frontier.py runs/frontier --tables     # no model: what is there
 
-A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings; `pool` draws many
-for every caption, from which the best of every n follows exactly (`analysis.expected_best`);
-`best_of_n@` draws from other seeds, and should gain nothing over it; a drawing's seconds are
-those of the largest of these where there is one, else the pool's.
-The judge and the oracle of the miniature world, which no strategy sees, read what was chosen.
-A case is compared, caption by caption, with the best of n at the network evaluations that the
-case took on average, and at its seconds, n taken between whole numbers; intervals are 95 %
-bootstraps over captions. A finished case is a Parquet file and is not run again; one that was
-cut short goes on from its log. Of repaints, every parent and child is judged as well.
+A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings. The case `pool`
+draws many images for every caption; the best of every n follows from it exactly
+(`analysis.expected_best`). `best_of_n@` draws from other seeds and should gain nothing over the
+pool. A drawing's seconds are those of the largest `best_of_n@`, or else the pool's.
+
+The judge and the oracle of the miniature world, which no strategy sees, read the choices. A case
+is compared, caption by caption, with the best of n at the network evaluations that the case took
+on average, and at its seconds; n is interpolated between whole numbers. Intervals are 95 %
+bootstraps over captions. A finished case is a Parquet file and is not run again; an interrupted
+one continues from its log. Of repaints, the judge reads every parent and child as well.
 """
 
 from __future__ import annotations
@@ -37,26 +38,26 @@ from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
 from tts_verifier.runner import run
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.strategies.inpaint_reroll import accepted
 from tts_verifier.types import Prompt, Repaint, Trial
 
 BUDGETS = (2, 4, 8, 16, 32)
 SEED = 5_000_011
-DRAWS = 2000
-"""Bootstrap draws of captions."""
+BOOTSTRAPS = 2000
+"""Bootstrap samples of captions."""
 ENOUGH = {"semantic_alignment": 0.99}
 MEASURES = ("judge", "oracle", "objective")
 Row = dict[str, Any]
 
 
 def cases(pool: int) -> dict[str, Row]:
-    """Returns recipes of strategies by case, `pool` of so many drawings first."""
-    found: dict[str, Row] = {"pool": {"name": "best_of_n", "n": pool}}
+    """Returns recipes of strategies by case; the first is `pool`, with `pool` drawings."""
+    recipes: dict[str, Row] = {"pool": {"name": "best_of_n", "n": pool}}
     for b in BUDGETS:
         reroll = {"name": "inpaint_reroll", "n": max(b // 4, 1)}
         some, few = max(b // 4, 1), max(b // 8, 1)
-        found |= {
+        recipes |= {
             f"best_of_n@{b}": {"name": "best_of_n", "n": b},
             f"adaptive@{b}": {
                 "name": "adaptive",
@@ -79,54 +80,57 @@ def cases(pool: int) -> dict[str, Row]:
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],
             },
         }  # fmt: skip
-    return found
+    return recipes
 
 
 # -- running -------------------------------------------------------------------------------
 
 
-class Parts:
-    """Generator and verifiers, loaded once; `plain` decodes no maps, which only repaints need."""
+class Models:
+    """The generator and two verifiers, loaded once.
+
+    `without_maps` decodes no heatmaps, which only repaints need.
+    """
 
     def __init__(self, device: str, batch: int) -> None:
         self.generator = DiffusersGenerator("shapes", device=device, batch_size=batch)
         load = partial(Verifier.from_pretrained, "shapes", device=device, batch_size=batch)
-        self.plain, self.mapping = load(heatmaps=False), load()
+        self.without_maps, self.with_maps = load(heatmaps=False), load()
 
     def verifier(self, case: str) -> Verifier:
         """Returns the cheapest that serves the case."""
-        return self.mapping if "reroll" in case else self.plain
+        return self.with_maps if "reroll" in case else self.without_maps
 
 
-def conduct(case: str, recipe: Row, prompts: Sequence[Prompt], parts: Parts, out: Path) -> None:
+def run_case(case: str, recipe: Row, prompts: Sequence[Prompt], models: Models, out: Path) -> None:
     """Runs a case and writes its rows."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     arguments = {key: value for key, value in recipe.items() if key != "name"}
-    done = run(
+    result = run(
         prompts,
-        parts.generator,
-        parts.verifier(case),
+        models.generator,
+        models.verifier(case),
         builder("strategy", recipe["name"])(**arguments),
         folder=out / "runs" / case,
         detail="diagnose",
         seed=int(case.startswith("best_of_n")),
     )
-    wall = time.perf_counter() - began
+    wall = time.perf_counter() - start
     with ProcessPoolExecutor() as pool:
         if case == "pool":
-            rows = list(pool_rows(done.trials, pool))
+            rows = list(pool_rows(result.trials, pool))
         else:
-            chosen = {name: choice.trial for name, choice in done.choices.items()}
-            rows = list(chosen_rows(done.trials, chosen, pool))
-            if repairs := list(repaired(done.trials, pool)):
-                write(repairs, out / f"repairs-{case}.parquet")
+            chosen = {name: choice.trial for name, choice in result.choices.items()}
+            rows = list(chosen_rows(result.trials, chosen, pool))
+            if repairs := list(repair_rows(result.trials, pool)):
+                write_rows(repairs, out / f"repairs-{case}.parquet")
     about = {"recipe": json.dumps(recipe), "wall_seconds": wall, "device": device_name()}
-    write([{"case": case, **row, **about} for row in rows], out / f"{case}.parquet")
-    print(f"{case}: {len(done.trials)} trials in {wall:.0f} s", flush=True)
+    write_rows([{"case": case, **row, **about} for row in rows], out / f"{case}.parquet")
+    print(f"{case}: {len(result.trials)} trials in {wall:.0f} s", flush=True)
 
 
-def read(case: tuple[Any, str]) -> Row:
-    """Reads a picture: does judge, does oracle pass it, and the judge's score."""
+def read_image(case: tuple[Any, str]) -> Row:
+    """Reads (image, prompt): whether judge and oracle pass it, and the judge's score."""
     torch.set_num_threads(1)
     judge, oracle = shapes.judge(*case), shapes.oracle(*case)
     return {
@@ -136,47 +140,52 @@ def read(case: tuple[Any, str]) -> Row:
     }
 
 
-NOTHING = {"judge": 0.0, "oracle": 0.0, "judge_score": 0.0}
+NO_IMAGE = {"judge": 0.0, "oracle": 0.0, "judge_score": 0.0}
 
 
 def readings(trials: Sequence[Trial | None], pool: ProcessPoolExecutor) -> list[Row]:
-    """Reads pictures in parallel; none at all counts as failed."""
-    known = [t for t in trials if t is not None and t.image is not None]
-    asked = [(t.image.load(), t.prompt.text) for t in known if t.image is not None]
-    found = dict(zip(map(id, known), pool.map(read, asked, chunksize=8), strict=True))
-    return [found.get(id(t), NOTHING) for t in trials]
+    """Reads images in parallel; a trial without one counts as failed."""
+    with_image = [t for t in trials if t is not None and t.image is not None]
+    requests = [(t.image.load(), t.prompt.text) for t in with_image if t.image is not None]
+    by_id = dict(zip(map(id, with_image), pool.map(read_image, requests, chunksize=8), strict=True))
+    return [by_id.get(id(t), NO_IMAGE) for t in trials]
 
 
 def pool_rows(trials: Sequence[Trial], pool: ProcessPoolExecutor) -> Iterator[Row]:
     """Yields a row a drawing."""
-    for trial, seen in zip(trials, readings(trials, pool), strict=True):
-        yield {**costs([trial]), "objective": trial.objective, **about(trial.prompt), **seen}
+    for trial, reading in zip(trials, readings(trials, pool), strict=True):
+        yield {**costs([trial]), "objective": trial.objective, **about(trial.prompt), **reading}
 
 
 def chosen_rows(
     trials: Sequence[Trial], chosen: Mapping[str, Trial | None], pool: ProcessPoolExecutor
 ) -> Iterator[Row]:
     """Yields a row a caption."""
-    of: dict[str, list[Trial]] = {}
+    by_prompt: dict[str, list[Trial]] = {}
     for trial in trials:
-        of.setdefault(trial.prompt.id, []).append(trial)
-    names = [*of]
-    seen = readings([chosen[name] for name in names], pool)
-    for name, reading in zip(names, seen, strict=True):
+        by_prompt.setdefault(trial.prompt.id, []).append(trial)
+    names = [*by_prompt]
+    choice_readings = readings([chosen[name] for name in names], pool)
+    for name, reading in zip(names, choice_readings, strict=True):
         best = chosen[name]
-        goal = float("nan") if best is None else best.objective
-        yield {**costs(of[name]), "objective": goal, **about(of[name][0].prompt), **reading}
+        objective = float("nan") if best is None else best.objective
+        yield {
+            **costs(by_prompt[name]),
+            "objective": objective,
+            **about(by_prompt[name][0].prompt),
+            **reading,
+        }
 
 
-def repaired(trials: Sequence[Trial], pool: ProcessPoolExecutor) -> Iterator[Row]:
-    """Yields a row a repaint: the judge's word on parent and child, and whether it was kept."""
-    known = {t.id: t for t in trials}
+def repair_rows(trials: Sequence[Trial], pool: ProcessPoolExecutor) -> Iterator[Row]:
+    """Yields a row a repaint: the judge's reading of parent and child, and whether it was kept."""
+    by_id = {t.id: t for t in trials}
     pairs = [
         (trial, trial.proposal)
         for trial in trials
         if isinstance(trial.proposal, Repaint) and trial.image is not None
     ]
-    children, parents = [t for t, _ in pairs], [known[repaint.parent] for _, repaint in pairs]
+    children, parents = [t for t, _ in pairs], [by_id[repaint.parent] for _, repaint in pairs]
     both = readings([*parents, *children], pool)
     before, after = both[: len(children)], both[len(children) :]
     for (child, proposal), parent, one, two in zip(pairs, parents, before, after, strict=True):
@@ -193,29 +202,29 @@ def repaired(trials: Sequence[Trial], pool: ProcessPoolExecutor) -> Iterator[Row
 
 
 def about(prompt: Prompt) -> Row:
-    """Returns what a row says of its caption."""
-    return {"prompt": prompt.text, "category": parse(prompt.text).category}
+    """Returns the columns about a caption."""
+    return {"prompt": prompt.text, "category": parse_caption(prompt.text).category}
 
 
 def costs(trials: Sequence[Trial]) -> Row:
-    """Sums what trials took."""
+    """Sums the costs of trials; the columns keep their names, because old tables have them."""
     return {
         "evaluations": sum(t.cost.network_evaluations for t in trials),
         "verifier_calls": sum(t.cost.verifier_calls for t in trials),
         "vae_passes": sum(t.cost.vae_passes for t in trials),
-        "draw_seconds": sum(t.cost.draw_seconds for t in trials),
-        "judge_seconds": sum(t.cost.judge_seconds for t in trials),
+        "draw_seconds": sum(t.cost.generate_seconds for t in trials),
+        "judge_seconds": sum(t.cost.verify_seconds for t in trials),
     }
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
+def write_rows(rows: Sequence[Row], path: Path) -> None:
     """Writes rows as Parquet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
 def device_name() -> str:
-    """Names what the case ran on."""
+    """Names the device that the case runs on."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
@@ -223,18 +232,23 @@ def device_name() -> str:
 
 
 class Pool:
-    """What the best of every n gives for each caption, and what n costs."""
+    """The expected measures of the best of every n for each caption, and the cost of n.
+
+    Args:
+        rows: of the pool, a row a drawing.
+        live: of the largest `best_of_n@`, whose seconds are used if it is there.
+    """
 
     def __init__(self, rows: Sequence[Row], live: Sequence[Row] = ()) -> None:
-        of: dict[str, list[Row]] = {}
+        by_prompt: dict[str, list[Row]] = {}
         for row in rows:
-            of.setdefault(row["prompt"], []).append(row)
+            by_prompt.setdefault(row["prompt"], []).append(row)
         self.curves = {
             prompt: {
-                name: expected_best(column(drawn, "objective"), column(drawn, name))
+                name: expected_best(column(drawings, "objective"), column(drawings, name))
                 for name in MEASURES
             }
-            for prompt, drawn in of.items()
+            for prompt, drawings in by_prompt.items()
         }
         self.evaluations = float(column(rows, "evaluations").mean())
         timed = live or rows
@@ -242,7 +256,7 @@ class Pool:
         self.seconds = float(seconds.sum() / column(timed, "verifier_calls").sum())
 
     def at(self, prompt: str, name: str, n: float) -> float:
-        """Returns a measure of the best of n, n between whole numbers too."""
+        """Returns a measure of the best of n; n need not be whole."""
         curve = self.curves[prompt][name]
         return float(np.interp(n, np.arange(1, len(curve) + 1), curve))
 
@@ -253,9 +267,9 @@ def column(rows: Sequence[Row], name: str) -> np.ndarray:
 
 
 def interval(differences: np.ndarray) -> tuple[float, float, float]:
-    """Returns mean and 95 % bootstrap over captions."""
+    """Returns the mean and its 95 % bootstrap interval over captions."""
     rng = np.random.default_rng(0)
-    pick = rng.integers(len(differences), size=(DRAWS, len(differences)))
+    pick = rng.integers(len(differences), size=(BOOTSTRAPS, len(differences)))
     low, high = np.percentile(differences[pick].mean(1), [2.5, 97.5])
     return float(differences.mean()), float(low), float(high)
 
@@ -265,7 +279,7 @@ def compare(rows: Sequence[Row], pool: Pool) -> Row:
     rows = [row for row in rows if row["prompt"] in pool.curves]
     evaluations = float(column(rows, "evaluations").mean())
     seconds = float((column(rows, "draw_seconds") + column(rows, "judge_seconds")).mean())
-    told: Row = {
+    figures: Row = {
         "case": rows[0]["case"],
         "captions": len(rows),
         "drawings": evaluations / pool.evaluations,
@@ -274,23 +288,23 @@ def compare(rows: Sequence[Row], pool: Pool) -> Row:
         "n_at_seconds": seconds / pool.seconds,
     }
     for name in MEASURES:
-        mine = column(rows, name)
-        told[name] = float(np.nanmean(mine))
-        for cost, n in (("evaluations", told["drawings"]), ("seconds", told["n_at_seconds"])):
-            theirs = np.array([pool.at(row["prompt"], name, n) for row in rows])
-            gap = interval(np.nan_to_num(mine) - theirs)
-            told |= dict(
+        own = column(rows, name)
+        figures[name] = float(np.nanmean(own))
+        for cost, n in (("evaluations", figures["drawings"]), ("seconds", figures["n_at_seconds"])):
+            best_of_n = np.array([pool.at(row["prompt"], name, n) for row in rows])
+            gap = interval(np.nan_to_num(own) - best_of_n)
+            figures |= dict(
                 zip((f"{name}_gain_{cost}{s}" for s in ("", "_low", "_high")), gap, strict=True)
             )
     for category in sorted({row["category"] for row in rows}):
         part = [row for row in rows if row["category"] == category]
-        theirs = np.array([pool.at(row["prompt"], "judge", told["drawings"]) for row in part])
-        told[f"judge_gain_{category}"] = float((column(part, "judge") - theirs).mean())
-    return told
+        best_of_n = np.array([pool.at(row["prompt"], "judge", figures["drawings"]) for row in part])
+        figures[f"judge_gain_{category}"] = float((column(part, "judge") - best_of_n).mean())
+    return figures
 
 
 def tables(out: Path) -> None:
-    """Prints, writes and plots all that is there."""
+    """Prints, writes and plots the comparisons of all finished cases."""
     files = {p.stem: parquet.read_table(p).to_pylist() for p in sorted(out.glob("*.parquet"))}
     repairs = {k: files.pop(k) for k in [*files] if k.startswith("repairs-")}
     files.pop("frontier", None)
@@ -303,9 +317,11 @@ def tables(out: Path) -> None:
     curve = {n: [pool.at(p, "judge", n) for p in pool.curves] for n in numbers}
     print(f"{len(pool.curves)} captions; best of n, judge: ", end="")
     print(", ".join(f"{n}: {np.mean(curve[n]):.1%}" for n in (1, *BUDGETS) if n in curve))
-    told = sorted((compare(rows, pool) for rows in files.values()), key=lambda r: r["drawings"])
+    comparisons = sorted(
+        (compare(rows, pool) for rows in files.values()), key=lambda r: r["drawings"]
+    )
     print(f"{'case':20s} drawings  seconds=n  judge  over best of n: evaluations, seconds")
-    for r in told:
+    for r in comparisons:
         gains = []
         for cost in ("evaluations", "seconds"):
             mean, low, high = (r[f"judge_gain_{cost}{s}"] for s in ("", "_low", "_high"))
@@ -323,23 +339,24 @@ def tables(out: Path) -> None:
             f"{name}: {len(rows)} repaints, {passed:.1%} of {len(failed)} with a failed parent "
             f"pass; of {len(kept)} accepted the judge finds {fine:.1%} no worse"
         )
-    if told:
-        write(told, out / "frontier.parquet")
-    (out / "frontier.svg").write_text(picture(told, curve), "utf-8")
+    if comparisons:
+        write_rows(comparisons, out / "frontier.parquet")
+    (out / "frontier.svg").write_text(chart(comparisons, curve), "utf-8")
 
 
 def size_of(case: str) -> int:
-    """Returns the number of drawings that a case's cost is about."""
+    """Returns the rough cost of a case in drawings, from its name."""
     return int(case.partition("@")[2])
 
 
-def picture(told: Sequence[Row], curve: Mapping[int, Sequence[float]]) -> str:
+def chart(comparisons: Sequence[Row], curve: Mapping[int, Sequence[float]]) -> str:
     """Plots the judge's pass rate against drawings."""
     every = Series("best of n", [(float(n), float(np.mean(v))) for n, v in curve.items()])
-    names = dict.fromkeys(r["case"].split("@")[0] for r in told)
+    names = dict.fromkeys(r["case"].split("@")[0] for r in comparisons)
     shown = [
         Series(
-            name, [(r["drawings"], r["judge"]) for r in told if r["case"].startswith(f"{name}@")]
+            name,
+            [(r["drawings"], r["judge"]) for r in comparisons if r["case"].startswith(f"{name}@")],
         )
         for name in names
     ]
@@ -366,16 +383,16 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     if not options.tables:
-        began = time.monotonic()
+        start = time.monotonic()
         texts = shapes.captions(options.captions, SEED, split="held_out")
         prompts = [Prompt(f"{i:04}", text) for i, text in enumerate(texts)]
-        parts = Parts(options.device, options.batch or (128 if options.device == "cuda" else 8))
+        models = Models(options.device, options.batch or (128 if options.device == "cuda" else 8))
         wanted = options.only.split(",") if options.only else None
         for case, recipe in cases(options.pool).items():
-            asked = wanted is None or case in wanted or case.split("@")[0] in wanted
-            late = time.monotonic() - began > 60 * options.minutes
-            if asked and not late and not (options.out / f"{case}.parquet").exists():
-                conduct(case, recipe, prompts, parts, options.out)
+            selected = wanted is None or case in wanted or case.split("@")[0] in wanted
+            late = time.monotonic() - start > 60 * options.minutes
+            if selected and not late and not (options.out / f"{case}.parquet").exists():
+                run_case(case, recipe, prompts, models, options.out)
     tables(options.out)
 
 

@@ -1,7 +1,8 @@
-"""Stable Diffusion 3.5 medium and ImageDoctor with random weights, made where they are to be.
+"""Stable Diffusion 3.5 medium and ImageDoctor with random weights, made directly on a device.
 
-Nothing is downloaded: the sizes are those of the released config files, the tokenizers know
-single letters. `tiny` has the same parts, of a few thousand weights, for a dry run on a CPU.
+Nothing is downloaded: the sizes are those of the released config files, and the tokenizers know
+single letters only. `tiny` makes the same parts with a few thousand weights, for a dry run on a
+CPU.
 """
 
 from __future__ import annotations
@@ -24,20 +25,25 @@ import make_checkpoint
 
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
+from tts_verifier.verifiers.imagedoctor.generation import (
+    GeneratedReply,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 TEXT_TOKENS = 366
-"""Of the released tokenizer's, for instruction and caption; a letter is a token of ours."""
+"""How many tokens the released tokenizer makes of instruction and caption; ours makes one of each
+letter."""
 
 
 @contextmanager
 def made_on(device: str) -> Iterator[None]:
-    """Makes new weights on a device: bfloat16 on a GPU, float32 elsewhere."""
+    """Makes the weights of new modules on a device: bfloat16 on a GPU, float32 elsewhere."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if device.startswith("cuda") else torch.float32)
     try:
@@ -48,18 +54,18 @@ def made_on(device: str) -> Iterator[None]:
 
 
 def tokenizer(length: int) -> transformers.CLIPTokenizer:
-    """Returns one that knows letters."""
+    """Returns a tokenizer that knows single letters."""
     letters = [f"{chr(c)}{end}" for c in range(97, 123) for end in ("", "</w>")]
     vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters]
     with tempfile.TemporaryDirectory() as folder:
-        ids = {word: i for i, word in enumerate(vocabulary)}
+        ids = {piece: i for i, piece in enumerate(vocabulary)}
         Path(folder, "vocab.json").write_text(json.dumps(ids), "utf-8")
         Path(folder, "merges.txt").write_text("#version: 0.2\n", "utf-8")
         return transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=length)
 
 
 def clip(width: int, layers: int, heads: int, act: str) -> transformers.CLIPTextModelWithProjection:
-    """Returns a text encoder of CLIP."""
+    """Returns a CLIP text encoder."""
     config = transformers.CLIPTextConfig(
         hidden_size=width,
         intermediate_size=4 * width,
@@ -75,7 +81,7 @@ def clip(width: int, layers: int, heads: int, act: str) -> transformers.CLIPText
 
 
 def t5(tiny: bool) -> transformers.T5EncoderModel:
-    """Returns the encoder of T5 v1.1 XXL, 4.8 billion weights."""
+    """Returns the encoder of T5 v1.1 XXL, with 4.8 billion weights."""
     width, layers, heads, inner = (32, 1, 2, 64) if tiny else (4096, 24, 64, 10240)
     config = transformers.T5Config(
         d_model=width,
@@ -89,7 +95,7 @@ def t5(tiny: bool) -> transformers.T5EncoderModel:
 
 
 def sd35(device: str, *, tiny: bool = False) -> Any:
-    """Returns the pipeline of Stable Diffusion 3.5 medium without T5, which is optional."""
+    """Returns the Stable Diffusion 3.5 medium pipeline without T5, which is optional."""
     heads, size, layers, side = (2, 8, 2, 2) if tiny else (24, 64, 24, 128)
     blocks = (8, 8) if tiny else (128, 256, 512, 512)
     widths = (16, 16) if tiny else (768, 1280)
@@ -140,33 +146,35 @@ def sd35(device: str, *, tiny: bool = False) -> Any:
 
 
 def add_t5(pipe: Any, *, tiny: bool = False) -> None:
-    """Gives the pipeline its third text encoder."""
+    """Adds T5, the pipeline's third text encoder."""
     with made_on(str(pipe.device)):
         encoder = t5(tiny)
     pipe.register_modules(text_encoder_3=encoder, tokenizer_3=tokenizer(256))
 
 
-class Whole(Engine):
-    """Has both maps of every picture decoded: random weights never ask for them."""
+class BothMapsEngine(Engine):
+    """An engine whose every reply asks for both maps, because random weights never do."""
 
-    def replies(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
-        """Yields replies as they end."""
+    def replies(
+        self, requests: Iterable[GenerationRequest]
+    ) -> Iterator[tuple[int, GeneratedReply]]:
+        """Generates a reply to every request."""
         for number, reply in super().replies(requests):
-            yield number, replace(reply, seen=(True, True))
+            yield number, replace(reply, has_map=(True, True))
 
 
-class Short(Words):
-    """Prompts of as many tokens as the released tokenizer makes of them."""
+class ShortPrompts(PromptTokenizer):
+    """A tokenizer whose prompts are as long as those of the released tokenizer."""
 
-    def prompt(self, caption: str, *, cells: int, reasoning: bool) -> list[int]:
-        """Returns the ids of a conversation, with text that breaks off."""
-        ids = super().prompt(caption, cells=cells, reasoning=reasoning)
+    def encode_conversation(self, prompt: str, *, image_tokens: int, reasoning: bool) -> list[int]:
+        """Returns the ids of a conversation, with its text cut off."""
+        ids = super().encode_conversation(prompt, image_tokens=image_tokens, reasoning=reasoning)
         behind = ids.index(self.control.vision_end)
-        return [*ids[:behind], *ids[behind : behind + max(TEXT_TOKENS + cells - behind, 1)]]
+        return [*ids[:behind], *ids[behind : behind + max(TEXT_TOKENS + image_tokens - behind, 1)]]
 
 
 def image_doctor_model(device: str, *, tiny: bool = False) -> ImageDoctorModel:
-    """Returns the network of the verifier, 3.8 billion weights."""
+    """Returns the verifier's network, with 3.8 billion weights."""
     config = ImageDoctorConfig.from_dict(make_checkpoint.config("tiny" if tiny else "3b"))
     with made_on(device):
         return ImageDoctorModel(config).to(device).requires_grad_(False).eval()
@@ -175,14 +183,20 @@ def image_doctor_model(device: str, *, tiny: bool = False) -> ImageDoctorModel:
 def image_doctor(
     model: ImageDoctorModel, *, tokens: int, ends: bool = False, tiny: bool = False
 ) -> ImageDoctor:
-    """Returns a verifier whose replies have `tokens` tokens, and both maps.
+    """Returns a verifier whose replies have `tokens` tokens and both maps.
 
-    `ends`: there is room for so many, but a reply ends with its first.
+    Args:
+        model: the network.
+        tokens: the length of every reply.
+        ends: ends every reply with its first token, in buffers for `tokens` tokens.
+        tiny: whether the network is the tiny one.
     """
     raw = make_checkpoint.config("tiny" if tiny else "3b")
-    words = Short(make_checkpoint.tokenizer(raw), model.config)
+    words = ShortPrompts(make_checkpoint.tokenizer(raw), model.config)
     processor = Processor(input_size=112 if tiny else 512)
-    limits = Limits(tokens, tuple(range(len(model.lm_head.weight))) if ends else (), penalty=1.05)
+    limits = GenerationLimits(
+        tokens, tuple(range(len(model.lm_head.weight))) if ends else (), penalty=1.05
+    )
     verifier = ImageDoctor(Checkpoint(model, words, processor, limits))
-    verifier.engine = Whole(model, limits, slots=verifier.batch_size)
+    verifier.engine = BothMapsEngine(model, limits, sequences=verifier.batch_size)
     return verifier

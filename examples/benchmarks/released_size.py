@@ -1,13 +1,13 @@
-"""Loads a random checkpoint of the released size and layout, and says what that takes.
+"""Loads a random checkpoint of the released size and layout, and measures time and memory.
 
     python examples/benchmarks/released_size.py FOLDER             # 3 B, 7.6 GB, one GPU
     python examples/benchmarks/released_size.py FOLDER --size tiny # a dry run on a CPU
 
-Writes the checkpoint if the folder is empty. A process of its own loads it and tells the
-largest resident memory it had (torch, the driver and mapped files count), before anything is
-judged. Then eight pictures of different sizes are judged in one batch and one by one, in the
-checkpoint's precision: by how much do scores and heatmaps differ? As random weights never
-answer, the text of an official answer is fed through the engine in place of their own choice.
+Writes the checkpoint if the folder is empty. A process of its own loads it and reports its peak
+resident memory (torch, the driver and mapped files count). Then eight images of different sizes
+are verified in one batch and one by one, in the checkpoint's precision, to see by how much scores
+and heatmaps differ. Random weights never answer, so the engine is made to choose the tokens of an
+official answer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -32,14 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from make_checkpoint import make
 
 from tts_verifier import Verifier
-from tts_verifier.verifiers.imagedoctor.checkpoint import weights
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load as load_checkpoint
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, load_checkpoint
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import stored_state
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.engine.engine import generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import decode_maps
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SIZES = (
@@ -52,12 +48,12 @@ SIZES = (
     (900, 200),
     (7, 9),
 )
-"""Width and height of the pictures."""
+"""Width and height of the images."""
 GB = 1e9
 
 
 def load(folder: Path, device: str) -> dict[str, Any]:
-    """Loads as users do; a missing, unexpected or mis-shaped tensor would be an error."""
+    """Loads as users do; a missing, unexpected or mis-shaped tensor raises an error."""
     began = time.perf_counter()
     verifier = Verifier.from_pretrained(str(folder), device=device)
     if device == "cuda":
@@ -75,40 +71,42 @@ def load(folder: Path, device: str) -> dict[str, Any]:
 
 
 def keys(folder: Path) -> dict[str, int]:
-    """Compares the files' names with the model's, told apart from loading."""
+    """Compares the tensor names in the files with the model's."""
     config = ImageDoctorConfig.from_folder(folder)
     with torch.device("meta"):
-        wanted = set(weights.to_save(ImageDoctorModel(config).state_dict(), tied=config.tied))
-    found = set()
+        wanted = set(stored_state(ImageDoctorModel(config)))
+    saved = set()
     for path in folder.glob("*.safetensors"):
         from safetensors import safe_open
 
         with safe_open(path, "pt") as file:
-            found |= set(file.keys())
-    return {"missing": len(wanted - found), "unexpected": len(found - wanted)}
+            saved |= set(file.keys())
+    return {"missing": len(wanted - saved), "unexpected": len(saved - wanted)}
 
 
 def batched(folder: Path, device: str) -> dict[str, Any]:
-    """Judges all pictures at once and one by one; says how far apart maps and scores are.
+    """Verifies all images at once and one by one, and measures how far maps and scores differ.
 
-    A score is the expectation over the two digits' probabilities where the reply has them.
+    A score is the expectation over the probabilities of its two digits.
     """
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
-    kept = load_checkpoint(folder, device=device)
-    asked = []
-    for i, picture in enumerate(pictures):
-        made = kept.processor(picture, fit="squash")
-        cells = len(made.values) // kept.processor.merge_size**2
-        prompt = kept.words.prompt(f"{'very ' * i}small things", cells=cells, reasoning=False)
-        asked.append(Request(prompt, made.values, made.grid))
-    reply, digits = told(kept)
-    together = read(kept, asked, reply, digits)
-    alone = [read(kept, [request], reply, digits) for request in asked]
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for w, h in SIZES]
+    checkpoint = load_checkpoint(folder, device=device)
+    requests = []
+    for i, image in enumerate(images):
+        patches = checkpoint.processor(image, fit="squash")
+        prompt = f"{'very ' * i}small things"
+        ids = checkpoint.tokenizer.encode_conversation(
+            prompt, image_tokens=checkpoint.processor.merged_tokens, reasoning=False
+        )
+        requests.append(GenerationRequest(ids, patches.values, patches.grid))
+    reply, digits = official_answer(checkpoint)
+    together = verify_forced(checkpoint, requests, reply, digits)
+    alone = [verify_forced(checkpoint, [request], reply, digits) for request in requests]
     maps, scores = (np.concatenate([one[k] for one in alone]) for k in range(2))
     moved = np.abs(together[1] - scores)
     return {
-        "pictures": len(asked),
+        "pictures": len(requests),
         "reply_tokens": len(reply),
         "map_differs_at_most": float(np.abs(together[0] - maps).max()),
         "map_differs_mean": float(np.abs(together[0] - maps).mean()),
@@ -118,9 +116,9 @@ def batched(folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def told(kept: Checkpoint) -> tuple[list[int], list[int]]:
-    """Returns the ids of an official answer, and where its scores' first decimals stand."""
-    config, words = kept.model.config, kept.words
+def official_answer(checkpoint: Checkpoint) -> tuple[list[int], list[int]]:
+    """Returns the ids of an official answer, and the places of its scores' first decimals."""
+    config, words = checkpoint.model.config, checkpoint.tokenizer
     parts = [
         "Semantic Alignment score: 0.42; Misalignment Locations: ",
         config.misalignment_token_id,
@@ -141,40 +139,35 @@ def told(kept: Checkpoint) -> tuple[list[int], list[int]]:
     return ids, digits
 
 
-def read(
-    kept: Checkpoint, asked: list[Request], reply: list[int], digits: list[int]
+def verify_forced(
+    checkpoint: Checkpoint, requests: list[GenerationRequest], reply: list[int], digits: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Feeds the reply, id by id, through the engine to all rows: maps (rows, 2, H, W), scores
-    (rows, scores)."""
-    hidden: list[torch.Tensor] = []
+    """Forces the reply on every request; returns maps (requests, 2, H, W) and scores (requests,
+    scores)."""
+    model, steps = checkpoint.model, []
 
-    def choose(step: Step, rows: int, _: Turn) -> torch.Tensor:
-        at = len(hidden)
-        hidden.append(step.slots.hidden[:rows].clone())
-        return torch.full((rows,), reply[min(at, len(reply) - 1)], device=hidden[0].device)
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        token = reply[min(len(steps), len(reply) - 1)]
+        steps.append(logits.clone())
+        return torch.full((len(logits),), token, device=logits.device)
 
-    engine = Engine(kept.model, Limits(len(reply), ()), slots=len(asked))
-    with mock.patch.object(Step, "_choose", choose), mock.patch.object(Step, "_capture", called):
-        found = dict(engine.replies(asked))
-    ids = torch.tensor([kept.words.encode(str(digit))[0] for digit in range(10)])
-    config, maps, scores = kept.model.config, [], []
+    # Not captured, because `choose` counts its calls on the host.
+    limits = GenerationLimits(len(reply), ())
+    replies = generate(model, requests, limits, choose=choose, capture=False)
+    digit_ids = torch.tensor([checkpoint.tokenizer.encode(str(digit))[0] for digit in range(10)])
+    maps, scores = [], []
     with torch.inference_mode():
-        for token in (config.misalignment_token_id, config.artifact_token_id):
-            state = hidden[reply.index(token)]
-            visual = torch.stack([found[i].visual for i in range(len(asked))])
-            cells = tuple(side // kept.processor.merge_size for side in asked[0].grid)
-            maps.append(decode_maps(kept.model, state, visual, cells).cpu().numpy())
+        visual = torch.stack([one.visual for one in replies])
+        cells = tuple(side // checkpoint.processor.merge_size for side in requests[0].grid)
+        for k in range(2):
+            states = torch.stack([one.map_states[k] for one in replies])
+            maps.append(decode_maps(model, states, visual, cells).cpu().numpy())
         for at in digits:
-            logits = kept.model.lm_head(torch.stack(hidden[at : at + 2])).float()
-            odds = logits[..., ids.to(logits.device)].softmax(-1).cpu()
-            value = odds @ torch.arange(10.0)
+            logits = torch.stack(steps[at : at + 2])
+            probs = logits[..., digit_ids.to(logits.device)].softmax(-1).cpu()
+            value = probs @ torch.arange(10.0)
             scores.append((value[0] / 10 + value[1] / 100).numpy())
     return np.stack(maps, 1), np.stack(scores, 1)
-
-
-def called(step: Step, rows: int, bucket: int, _: Turn) -> Any:
-    """Does what is captured anew each time, as what is told comes from the host."""
-    return SimpleNamespace(replay=lambda: step._step(rows, bucket))
 
 
 def main() -> None:
@@ -191,8 +184,10 @@ def main() -> None:
         make(options.folder, size=options.size, device=options.device)
     size = sum(path.stat().st_size for path in options.folder.glob("*.safetensors"))
     command = [sys.executable, __file__, str(options.folder), "--device", options.device]
-    told = subprocess.run([*command, "--part", "load"], capture_output=True, text=True, check=True)
-    figures = {"checkpoint_gb": size / GB, **keys(options.folder), **json.loads(told.stdout)}
+    loaded = subprocess.run(
+        [*command, "--part", "load"], capture_output=True, text=True, check=True
+    )
+    figures = {"checkpoint_gb": size / GB, **keys(options.folder), **json.loads(loaded.stdout)}
     figures["peak_over_checkpoint"] = figures["peak_host_gb"] / figures["checkpoint_gb"]
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(json.dumps({"on": name, **figures}, indent=2), flush=True)

@@ -1,14 +1,13 @@
-"""How often does repainting the flaw repair it? With the oracle's mask, and the verifier's.
+"""How often does repainting a flaw repair it, with the oracle's mask and the verifier's?
 
     tts-run bestofn prompts=captions.txt output=runs/held_out
     python examples/benchmarks/repair_ceiling.py runs/held_out --out repairs.parquet
 
-Takes drawings that the judge fails from a finished best-of-n run of the miniature world, the
-same number of each category, and repaints each under several masks and strengths. The
-oracle's mask is the ceiling of the idea with this generator: no verifier can say better where
-a picture is wrong. `spot` is the hottest spot of a mask alone. Beside it stands what a fresh
-drawing gives: the share of the caption's other drawings that pass. The judge, which no part
-of this has seen, says what is repaired.
+Takes images that the judge fails from a finished best-of-n run of the miniature world, the same
+number of each category, and repaints each under several masks and strengths. The oracle's mask
+is the ceiling of the idea with this generator: no verifier can know better where an image is
+wrong. `spot` is the hottest spot of a mask alone. For comparison, `fresh` is the share of the
+caption's other images that pass. The held-out judge decides what is repaired.
 """
 
 from __future__ import annotations
@@ -28,36 +27,34 @@ from tts_verifier import shapes
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_trials
 from tts_verifier.masks import MaskRule, flaw_mask, spots
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.types import Job, Mask, Repaint, Trial
 
 
 def masks_of(trial: Trial, rule: MaskRule) -> dict[str, Mask]:
-    """Returns the masks to try by name; one that names no place is absent."""
-    picture = trial.image.load()
-    truth = shapes.oracle(picture, trial.prompt.text).misalignment
-    told = [trial.verdict.heatmaps[name] for name in sorted(trial.verdict.heatmaps)]
-    found = {}
-    for name, maps in (("oracle", [truth]), ("verifier", told)):
+    """Returns the masks to try by name; a mask without any place is absent."""
+    image = trial.image.load()
+    truth = shapes.oracle(image, trial.prompt.text).misalignment
+    heatmaps = [trial.verdict.heatmaps[name] for name in sorted(trial.verdict.heatmaps)]
+    masks = {}
+    for name, maps in (("oracle", [truth]), ("verifier", heatmaps)):
         whole = (
-            flaw_mask(maps, (), size=picture.size, rule=rule)
-            if any(m.any() for m in maps)
-            else None
+            flaw_mask(maps, (), size=image.size, rule=rule) if any(m.any() for m in maps) else None
         )
         if whole is not None:
-            found[name] = whole
-            found[f"{name} spot"] = spots(whole, maps)[0]
-    return found
+            masks[name] = whole
+            masks[f"{name} spot"] = spots(whole, maps)[0]
+    return masks
 
 
 def parents(run: Path, each: int) -> Iterator[tuple[Trial, float]]:
-    """Yields failed drawings and the pass rate of their captions' other drawings."""
-    of: dict[str, list[Trial]] = defaultdict(list)
+    """Yields failed images and the pass rate of their captions' other images."""
+    by_prompt: dict[str, list[Trial]] = defaultdict(list)
     for trial in read_trials(run):
-        of[trial.prompt.id].append(trial)
+        by_prompt[trial.prompt.id].append(trial)
     taken: dict[str, int] = defaultdict(int)
-    for trials in of.values():
-        category = parse(trials[0].prompt.text).category
+    for trials in by_prompt.values():
+        category = parse_caption(trials[0].prompt.text).category
         failed = [t for t in trials if not t.judge["passed"]]
         if failed and taken[category] < each:
             taken[category] += 1
@@ -75,20 +72,20 @@ def main() -> None:
     options = parser.parse_args()
     strengths = [float(s) for s in options.strengths.split(",")]
     generator, rule = DiffusersGenerator("shapes"), MaskRule(dilate=options.dilate)
-    asked: list[tuple[Job, dict[str, Any]]] = []
+    requests: list[tuple[Job, dict[str, Any]]] = []
     for trial, fresh in parents(options.run, options.each):
-        category = parse(trial.prompt.text).category
+        category = parse_caption(trial.prompt.text).category
         for name, mask in masks_of(trial, rule).items():
             for k, strength in enumerate(strengths):
                 job = Job(trial.prompt, Repaint(trial.id, mask, 77 + k, strength), (trial,))
                 area = float(mask.array().mean())
-                asked.append((job, {
+                requests.append((job, {
                     "prompt": trial.prompt.text, "category": category, "mask": name,
                     "area": area, "strength": strength, "fresh": fresh,
                 }))  # fmt: skip
     rows = []
-    drawn = generator.generate([job for job, _ in asked])
-    for (job, about), sample in zip(asked, drawn, strict=True):
+    samples = generator.generate([job for job, _ in requests])
+    for (job, about), sample in zip(requests, samples, strict=True):
         passed = sample.image is not None and shapes.judge(sample.image, job.prompt.text).passed
         rows.append({**about, "passed": passed, "evaluations": sample.cost.network_evaluations})
     parquet.write_table(pa.Table.from_pylist(rows), options.out)
@@ -96,8 +93,10 @@ def main() -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """Prints pass rates by category, mask and strength, and the passes that a drawing's worth
-    of evaluations buys beside a fresh drawing."""
+    """Prints pass rates by category, mask and strength.
+
+    In brackets are the passes that one drawing's worth of evaluations buys.
+    """
     whole = max(row["evaluations"] / row["strength"] for row in rows)
     strengths = sorted({row["strength"] for row in rows})
     for category in [*dict.fromkeys(row["category"] for row in rows), None]:
@@ -105,14 +104,17 @@ def report(rows: list[dict[str, Any]]) -> None:
         fresh = {row["prompt"]: row["fresh"] for row in part}
         print(f"{category or 'all'}: {len(fresh)} parents, fresh {np.mean([*fresh.values()]):.1%}")
         for mask in dict.fromkeys(row["mask"] for row in part):
-            of = [row for row in part if row["mask"] == mask]
-            area = np.mean([row["area"] for row in of])
-            told = [f"  {mask:14s} n {len(of) // len(strengths):3d} area {area:.2f}"]
+            repaints = [row for row in part if row["mask"] == mask]
+            area = np.mean([row["area"] for row in repaints])
+            columns = [f"  {mask:14s} n {len(repaints) // len(strengths):3d} area {area:.2f}"]
             for strength in strengths:
-                rate = np.mean([r["passed"] for r in of if r["strength"] == strength])
-                cost = np.mean([r["evaluations"] for r in of if r["strength"] == strength]) / whole
-                told.append(f"{strength}: {rate:.1%} ({rate / cost:.1%} a drawing)")
-            print("  ".join(told), flush=True)
+                rate = np.mean([r["passed"] for r in repaints if r["strength"] == strength])
+                cost = (
+                    np.mean([r["evaluations"] for r in repaints if r["strength"] == strength])
+                    / whole
+                )
+                columns.append(f"{strength}: {rate:.1%} ({rate / cost:.1%} a drawing)")
+            print("  ".join(columns), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
-"""Says how well a finished run on the miniature world chose, under judge and oracle.
+"""Measures how well a finished run on the miniature world chose, under judge and oracle.
 
     tts-run bestofn prompts=captions.txt output=runs/held_out
     python examples/benchmarks/run_figures.py runs/held_out --out figures.parquet
 
-Every candidate is read again by both (`tts_verifier.shapes`), then printed for each of them:
-pass rates of single draws by category; how well the verifier's semantic alignment follows
-their score (PLCC); within a prompt, how often a candidate that passes has the higher objective
-(AUC); and the pass rate of a single draw, of the choice and of the best possible, with the
-share of that distance that the choice closes (95 % bootstrap over prompts). The held-out
-captions of the bundled models: `shapes.captions(312, seed, split="held_out")`.
+Judge and oracle (`tts_verifier.shapes`) read every candidate. For each of the two, the command
+prints
+
+- the pass rate of single draws, by category;
+- how well the verifier's semantic alignment follows the reader's score (PLCC);
+- how often, within a prompt, a passing candidate has the higher objective (AUC);
+- the pass rate of a single draw, of the choice and of the best possible choice, and the share
+  of that distance that the choice closes (95 % bootstrap over prompts).
+
+The held-out captions of the bundled models are `shapes.captions(312, seed, split="held_out")`.
 """
 
 from __future__ import annotations
@@ -22,23 +26,31 @@ import pandas as pd
 import torch
 
 from tts_verifier import shapes
-from tts_verifier.shapes.grammar import parse
-from tts_verifier.training.miniature.verifier.figures import auc
+from tts_verifier.evaluation import auc, correlation
+from tts_verifier.shapes.grammar import parse_caption
 
-DRAWS = 2000
-"""Bootstrap draws of prompts."""
+BOOTSTRAPS = 2000
+"""Bootstrap samples of prompts."""
 
 
-def read(case: tuple[Path, str]) -> tuple[bool, float, bool, float]:
-    """Reads a picture: judge passed, its score, oracle passed, its score."""
+def read_image(case: tuple[Path, str]) -> tuple[bool, float, bool, float]:
+    """Reads (image, prompt): judge passed, its score, oracle passed, its score."""
     torch.set_num_threads(1)
     judge, oracle = shapes.judge(*case), shapes.oracle(*case)
     return judge.passed, judge.score, oracle.passed, oracle.score
 
 
-def closed(single: np.ndarray, chosen: np.ndarray, best: np.ndarray) -> tuple[float, float, float]:
-    """Returns the share of the distance closed and its interval; one entry a prompt each."""
-    pick = np.random.default_rng(0).integers(len(single), size=(DRAWS, len(single)))
+def share_closed(
+    single: np.ndarray, chosen: np.ndarray, best: np.ndarray
+) -> tuple[float, float, float]:
+    """Returns the share of the distance that is closed, and its interval.
+
+    Args:
+        single: (prompts,) pass rate of a single draw.
+        chosen: (prompts,) 1 where the choice passes.
+        best: (prompts,) 1 where any candidate passes.
+    """
+    pick = np.random.default_rng(0).integers(len(single), size=(BOOTSTRAPS, len(single)))
     gain, most = (chosen - single)[pick].mean(1), (best - single)[pick].mean(1)
     low, high = np.percentile(gain / most, [2.5, 97.5])
     share = (chosen.mean() - single.mean()) / (best.mean() - single.mean())
@@ -46,21 +58,21 @@ def closed(single: np.ndarray, chosen: np.ndarray, best: np.ndarray) -> tuple[fl
 
 
 def report(table: pd.DataFrame, name: str) -> None:
-    """Prints the figures under one reader."""
+    """Prints the figures under one reader, `judge` or `oracle`."""
     print(f"{name}:")
-    for category, of in table.groupby("category"):
-        print(f"  {category:18s} {of[name].mean():6.1%} of {len(of)} single draws pass")
+    for category, part in table.groupby("category"):
+        print(f"  {category:18s} {part[name].mean():6.1%} of {len(part)} single draws pass")
     rates = table.groupby("category")[name].mean()
     print(f"  {'mean of categories':18s} {rates.mean():6.1%}")
-    said = table.dropna(subset="semantic_alignment")
-    plcc = np.corrcoef(said.semantic_alignment, said[f"{name}_score"])[0, 1]
+    scored = table.dropna(subset="semantic_alignment")
+    plcc = correlation(scored.semantic_alignment, scored[f"{name}_score"])
     print(f"  PLCC of semantic alignment with its score {plcc:.3f}")
-    prompts = [of for _, of in table.groupby("prompt_id")]
-    mixed = [auc(of.objective, of[name]) for of in prompts if of[name].nunique() == 2]
-    print(f"  AUC within a prompt {np.mean(mixed):.3f} ({len(mixed)} prompts with both)")
-    rows = [(of[name].mean(), of[name][of.chosen].sum(), of[name].max()) for of in prompts]
+    prompts = [part for _, part in table.groupby("prompt_id")]
+    aucs = [auc(p.objective, p[name]) for p in prompts if p[name].nunique() == 2]
+    print(f"  AUC within a prompt {np.mean(aucs):.3f} ({len(aucs)} prompts with both)")
+    rows = [(p[name].mean(), p[name][p.chosen].sum(), p[name].max()) for p in prompts]
     single, chosen, best = np.array(rows, dtype=float).T
-    share, low, high = closed(single, chosen, best)
+    share, low, high = share_closed(single, chosen, best)
     print(f"  single {single.mean():.1%} -> chosen {chosen.mean():.1%} of {best.mean():.1%}")
     print(f"  share of that distance closed {share:.1%} [{low:.1%}, {high:.1%}]", flush=True)
 
@@ -74,10 +86,10 @@ def main() -> None:
     table = pd.read_parquet(options.run / "trials.parquet")
     cases = [(options.run / i, p) for i, p in zip(table.image_path, table.prompt, strict=True)]
     with ProcessPoolExecutor(options.workers) as pool:
-        columns = zip(*pool.map(read, cases, chunksize=16), strict=True)
+        columns = zip(*pool.map(read_image, cases, chunksize=16), strict=True)
     for column in ("judge", "judge_score", "oracle", "oracle_score"):
         table[column] = next(columns)
-    table["category"] = [parse(prompt).category for prompt in table.prompt]
+    table["category"] = [parse_caption(prompt).category for prompt in table.prompt]
     whole = table.semantic_alignment.notna().mean()
     agree = (table.judge == table.oracle).mean()
     print(

@@ -1,13 +1,13 @@
-"""Holds the miniature world's oracle and judge against each other, and against the truth.
+"""Compares the miniature world's oracle and judge with each other, and with the truth.
 
     python examples/benchmarks/shapes_agreement.py --renders 2000 --out agreement
     python examples/benchmarks/shapes_agreement.py --renders 2000 --spoil soft --out soft
     python examples/benchmarks/shapes_agreement.py --run runs/bestofn --out samples
 
-Renders have misalignments in half of them and a known truth. A run is the folder of a finished
-`tts-run` on captions of the world, all of whose candidates are read. Printed are
-rates by category, for renders by kind of constraint too; `OUT/rows.parquet` has a row a
-picture, `OUT/disagreements.png` shows where the readers differ (O oracle, J judge, T truth).
+Half of the renders have misalignments, and their truth is known. A run is the folder of a finished
+`tts-run` on captions of the world; all its candidates are read. The command prints rates by
+category and by kind of constraint. `OUT/rows.parquet` has a row an image, and
+`OUT/disagreements.png` shows where the readers differ (O oracle, J judge, T truth).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from scipy import ndimage
 
 from tts_verifier.images import as_image
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.flaws import plant
-from tts_verifier.shapes.grammar import Spec, parse, phrase
-from tts_verifier.shapes.readers import judge as judge_reader
-from tts_verifier.shapes.readers import oracle as oracle_reader
+from tts_verifier.shapes.flaws import render_flawed
+from tts_verifier.shapes.grammar import Spec, parse_caption, phrase
 from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, pixels_of
+from tts_verifier.shapes.readers.judge import read_by_fitting
+from tts_verifier.shapes.readers.oracle import read_by_geometry
+from tts_verifier.shapes.renderer import to_uint8
 from tts_verifier.shapes.vocabulary import CATEGORIES, SIZE
 
 SPOILS = ("none", "blur", "noise", "tint", "soft")
@@ -48,28 +49,40 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Case:
-    """A picture, what was asked, and what is true if that is known."""
+    """An image, its caption and the truth."""
 
     name: str
+    """Path or number of the image."""
     pixels: Pixels
+    """uint8 (128, 128, 3), sRGB."""
     spec: Spec
+    """What the caption means."""
     truth: Reading | None = None
+    """The truth about the image, if it is known."""
 
 
 @dataclass(frozen=True)
-class Read:
-    """A case with both readings and the seconds they took."""
+class ReadCase:
+    """A case with the readings of both readers."""
 
     case: Case
+    """The image that was read."""
     oracle: Reading
+    """The oracle's reading."""
     judge: Reading
+    """The judge's reading."""
     oracle_seconds: float
+    """Seconds of one core that the oracle took."""
     judge_seconds: float
+    """Seconds of one core that the judge took."""
 
 
 def spoil(pixels: Pixels, kind: str, rng: np.random.Generator) -> Pixels:
-    """Degrades a picture: blur of 1.5 pixels, noise of 8 levels, a tint of up to 12 levels, or
-    `soft`, the look of a small autoencoder: half the resolution, a tint, cloudy noise."""
+    """Degrades an image by one of SPOILS.
+
+    `blur` is of 1.5 pixels, `noise` of 8 levels, `tint` of up to 12 levels. `soft` looks like
+    the output of a small autoencoder: half the resolution, a tint and cloudy noise.
+    """
     x: NDArray[np.floating[Any]] = pixels.astype(np.float32)
     if kind == "blur":
         x = ndimage.gaussian_filter(x, (1.5, 1.5, 0))
@@ -85,47 +98,52 @@ def spoil(pixels: Pixels, kind: str, rng: np.random.Generator) -> Pixels:
     return x.clip(0, 255).round().astype(np.uint8)
 
 
-def renders(count: int, options: argparse.Namespace) -> list[Case]:
+def render_cases(count: int, options: argparse.Namespace) -> list[Case]:
     specs = random_specs(count, random.Random(options.seed))
     generator = torch.Generator().manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     cases: list[Case] = []
     for start in range(0, count, 100):
-        made = plant(specs[start : start + 100], generator, artifact=options.artifacts)
-        pixels = (made.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        for one, spec, truth in zip(pixels, made.specs, made.readings, strict=True):
-            cases.append(Case(str(len(cases)), spoil(one, options.spoil, rng), spec, truth))
+        flawed = render_flawed(specs[start : start + 100], generator, artifact=options.artifacts)
+        pixels = to_uint8(flawed.images).permute(0, 2, 3, 1).numpy()
+        for image, spec, truth in zip(pixels, flawed.specs, flawed.readings, strict=True):
+            cases.append(Case(str(len(cases)), spoil(image, options.spoil, rng), spec, truth))
     return cases
 
 
-def samples(folder: Path) -> list[Case]:
+def run_cases(folder: Path) -> list[Case]:
     rows = pq.read_table(folder / "trials.parquet", columns=["image_path", "prompt"]).to_pylist()
     return [
-        Case(x["image_path"], pixels_of(as_image(folder / x["image_path"])), parse(x["prompt"]))
+        Case(
+            x["image_path"],
+            pixels_of(as_image(folder / x["image_path"])),
+            parse_caption(x["prompt"]),
+        )
         for x in rows
         if x["image_path"]
     ]
 
 
-def read(case: Case) -> Read:
+def read_case(case: Case) -> ReadCase:
     torch.set_num_threads(1)
     start = time.process_time()
-    oracle = oracle_reader.read(case.pixels, case.spec)
+    oracle = read_by_geometry(case.pixels, case.spec)
     middle = time.process_time()
-    judge = judge_reader.read(case.pixels, case.spec)
-    return Read(case, oracle, judge, middle - start, time.process_time() - middle)
+    judge = read_by_fitting(case.pixels, case.spec)
+    return ReadCase(case, oracle, judge, middle - start, time.process_time() - middle)
 
 
-def report(reads: list[Read]) -> None:
+def report(reads: list[ReadCase]) -> None:
     for category in (*CATEGORIES, "all"):
-        of = [r for r in reads if category in (r.case.spec.category, "all")]
-        truth = [r.case.truth.passed if r.case.truth else None for r in of]
-        rates(
-            category, [(r.oracle.passed, r.judge.passed, t) for r, t in zip(of, truth, strict=True)]
+        part = [r for r in reads if category in (r.case.spec.category, "all")]
+        truth = [r.case.truth.passed if r.case.truth else None for r in part]
+        print_rates(
+            category,
+            [(r.oracle.passed, r.judge.passed, t) for r, t in zip(part, truth, strict=True)],
         )
     for kind in WEIGHTS:
         of_kind = [(r, c) for r in reads for c in r.oracle.constraints if c.kind == kind]
-        rates(
+        print_rates(
             f"  {kind}",
             [
                 (
@@ -140,54 +158,61 @@ def report(reads: list[Read]) -> None:
         print(f"{name}: {np.mean([getattr(r, name) for r in reads]):.4f} an image, one core")
 
 
-def rates(name: str, held: list[tuple[bool, bool, bool | None]]) -> None:
-    """Prints one line for what oracle, judge and truth say holds."""
-    if not held:
+def print_rates(name: str, passes: list[tuple[bool, bool, bool | None]]) -> None:
+    """Prints one line of rates.
+
+    Args:
+        name: what the rates are of.
+        passes: an item's word of oracle, judge and truth, None where that is unknown.
+    """
+    if not passes:
         return
-    oracle, judge, truth = (np.array(column) for column in zip(*held, strict=True))
-    line = f"{name:18s} n {len(held):5d}  agree {100 * np.mean(oracle == judge):6.2f} %"
+    oracle, judge, truth = (np.array(column) for column in zip(*passes, strict=True))
+    line = f"{name:18s} n {len(passes):5d}  agree {100 * np.mean(oracle == judge):6.2f} %"
     line += f"  oracle yes {100 * oracle.mean():5.1f} %  judge yes {100 * judge.mean():5.1f} %"
-    if held[0][2] is not None:
-        right = [100 * np.mean(found == truth) for found in (oracle, judge)]
+    if passes[0][2] is not None:
+        right = [100 * np.mean(says == truth) for says in (oracle, judge)]
         line += f"  oracle right {right[0]:6.2f} %  judge right {right[1]:6.2f} %"
     print(line)
 
 
-def row(one: Read) -> dict[str, object]:
-    truth = one.case.truth
+def table_row(read: ReadCase) -> dict[str, object]:
+    truth = read.case.truth
     return {
-        "image": one.case.name,
-        "caption": phrase(one.case.spec),
-        "category": one.case.spec.category,
-        "oracle_passed": one.oracle.passed,
-        "judge_passed": one.judge.passed,
+        "image": read.case.name,
+        "caption": phrase(read.case.spec),
+        "category": read.case.spec.category,
+        "oracle_passed": read.oracle.passed,
+        "judge_passed": read.judge.passed,
         "true_passed": None if truth is None else truth.passed,
-        "oracle_score": one.oracle.score,
-        "judge_score": one.judge.score,
+        "oracle_score": read.oracle.score,
+        "judge_score": read.judge.score,
         "true_score": None if truth is None else truth.score,
-        "judge_artifact": one.judge.artifact,
-        "oracle_found": words(one.oracle.things),
-        "judge_found": words(one.judge.things),
-        "true_found": None if truth is None else words(truth.things),
+        "judge_artifact": read.judge.artifact,
+        "oracle_found": describe_things(read.oracle.things),
+        "judge_found": describe_things(read.judge.things),
+        "true_found": None if truth is None else describe_things(truth.things),
     }
 
 
-def words(things: Iterable[Thing]) -> str:
+def describe_things(things: Iterable[Thing]) -> str:
     return ", ".join(sorted(f"{t.colour} {t.shape or '?'}" for t in things))
 
 
-def sheet(reads: list[Read]) -> Image.Image:
-    """Draws pictures with their caption and readings, + for a pass."""
+def disagreement_sheet(reads: list[ReadCase]) -> Image.Image:
+    """Shows images with their caption and readings, + for a pass."""
     width, height = SIZE + 60, SIZE + 56
     rows = -(-len(reads) // COLUMNS)
     canvas = Image.new("RGB", (COLUMNS * width, max(rows, 1) * height), "white")
     pen = ImageDraw.Draw(canvas)
-    for index, one in enumerate(reads):
+    for index, read in enumerate(reads):
         x, y = index % COLUMNS * width, index // COLUMNS * height
-        canvas.paste(Image.fromarray(one.case.pixels), (x, y))
-        readings = [("O", one.oracle), ("J", one.judge), ("T", one.case.truth)]
-        lines = [phrase(one.case.spec)]
-        lines += [f"{n}{'+' if r.passed else '-'} {words(r.things)}" for n, r in readings if r]
+        canvas.paste(Image.fromarray(read.case.pixels), (x, y))
+        readings = [("O", read.oracle), ("J", read.judge), ("T", read.case.truth)]
+        lines = [phrase(read.case.spec)]
+        lines += [
+            f"{n}{'+' if r.passed else '-'} {describe_things(r.things)}" for n, r in readings if r
+        ]
         for k, line in enumerate(lines):
             pen.text((x, y + SIZE + 12 * k), line[:31], fill="black")
     return canvas
@@ -204,14 +229,16 @@ def main() -> None:
     parser.add_argument("--artifacts", type=float, default=0.0, help="share of renders with one")
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
-    cases = samples(options.run) if options.run else renders(options.renders, options)
+    cases = run_cases(options.run) if options.run else render_cases(options.renders, options)
     with ProcessPoolExecutor(options.workers) as pool:
-        reads = list(pool.map(read, cases, chunksize=16))
+        reads = list(pool.map(read_case, cases, chunksize=16))
     report(reads)
     options.out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist([row(r) for r in reads]), options.out / "rows.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([table_row(r) for r in reads]), options.out / "rows.parquet"
+    )
     apart = [r for r in reads if r.oracle.passed != r.judge.passed]
-    sheet(apart[:SHOWN]).save(options.out / "disagreements.png")
+    disagreement_sheet(apart[:SHOWN]).save(options.out / "disagreements.png")
     print(f"{len(apart)} disagreements of {len(reads)}: {options.out / 'disagreements.png'}")
 
 

@@ -1,14 +1,14 @@
-"""How fast the verifier scores, beside the official procedure, transformers and the floor.
+"""Measures the verifier's speed beside the official procedure, transformers and the floor.
 
     python examples/benchmarks/verifier_throughput.py                    # real size, random, GPU
     python examples/benchmarks/verifier_throughput.py --model FOLDER     # a checkpoint, any device
     python examples/benchmarks/verifier_throughput.py --only ours,dynamic --images 32 --tokens 64
 
-All parts share weights, prompts, images and the number of reply tokens (end tokens are
-switched off). `ours` comes first, so that its warm-up holds all that a process compiles. Both
-maps of every image are decoded in `ours`, whatever the reply says, as random weights never ask
-for them. Rows are printed as JSON, and written as Parquet with --out. What was expected and
-found: VERIFIER_THROUGHPUT.md.
+All parts share weights, prompts, images and the number of reply tokens (end tokens are switched
+off). `ours` comes first, because its warm-up then includes everything that a process compiles. It
+decodes both maps of every image, because random weights never ask for one. The program prints
+rows as JSON, and writes them as Parquet with --out. VERIFIER_THROUGHPUT.md has expectations and
+results.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForCondit
 from tts_verifier.analysis.svg import STYLE
 from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Request
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")
 OFFICIAL_IMAGES = 2
 TEXT_TOKENS = 366
 SPANS = (14, 6, 14, 0)
-"""Known tokens after each of an answer's four numbers in the official vocabulary, about."""
+"""Forced tokens after each of an answer's four numbers, about, in the official vocabulary."""
 RUNS = 3
 QUEUE = 8
 GIB = 2**30
@@ -49,10 +53,10 @@ Row = dict[str, Any]
 
 
 class Bench:
-    """The model, its requests, and how to time."""
+    """The model, its requests, and a clock."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.images, self.tokens, self.slots = args.images, args.tokens, args.slots
+        self.images, self.tokens, self.sequences = args.images, args.tokens, args.sequences
         self.cuda = args.device == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.grid = (args.grid, args.grid)
@@ -66,46 +70,46 @@ class Bench:
         self.text = args.text
         self.requests = self._requests(args.images)
 
-    def _requests(self, count: int) -> list[Request]:
+    def _requests(self, count: int) -> list[GenerationRequest]:
         config, rng = self.model.config, np.random.default_rng(0)
         h, w = self.grid
         cells = h * w // int(config.vision["spatial_merge_size"]) ** 2
         values = 3 * int(config.vision["temporal_patch_size"]) * config.vision["patch_size"] ** 2
         low = min(config.image_token_id, config.vision_start_token_id, 256)
-        made = []
+        requests = []
         for _ in range(count):
-            words = rng.integers(0, low, self.text).tolist()
+            text = rng.integers(0, low, self.text).tolist()
             patches = rng.standard_normal((h * w, values)).astype(np.float32)
-            ids = [*words[:16], *[config.image_token_id] * cells, *words[16:]]
-            made.append(Request(ids, patches, self.grid))
-        return made
+            ids = [*text[:16], *[config.image_token_id] * cells, *text[16:]]
+            requests.append(GenerationRequest(ids, patches, self.grid))
+        return requests
 
     def timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
-        """Returns seconds, peak GiB and what `run` gave."""
+        """Returns seconds, peak GiB and the result of `run`."""
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        given = run()
+        result = run()
         if self.cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        return seconds, torch.cuda.max_memory_allocated() / GIB if self.cuda else 0.0, given
+        return seconds, torch.cuda.max_memory_allocated() / GIB if self.cuda else 0.0, result
 
     def middle(self, run: Callable[[], Any], runs: int) -> tuple[float, float, Any, Row]:
-        """Returns what `timed` does of the middle one of some runs, and how far they spread."""
-        told = sorted((self.timed(run) for _ in range(runs)), key=lambda one: one[0])
-        spread = {"fastest_s": told[0][0], "slowest_s": told[-1][0]} if runs > 1 else {}
-        return (*told[runs // 2], spread)
+        """Returns the median run's `timed` values, and the fastest and slowest seconds."""
+        timings = sorted((self.timed(run) for _ in range(runs)), key=lambda one: one[0])
+        spread = {"fastest_s": timings[0][0], "slowest_s": timings[-1][0]} if runs > 1 else {}
+        return (*timings[runs // 2], spread)
 
     def rate(self, run: Callable[[], Any], repeats: int) -> float:
-        """Returns seconds of one of `repeats` runs, after one that is not counted."""
+        """Returns the mean seconds of `repeats` runs, after one that warms up."""
         run()
         return self.timed(lambda: [run() for _ in range(repeats)])[0] / repeats
 
 
 def random_model(device: str, dtype: torch.dtype) -> ImageDoctorModel:
-    """Makes the official size with random weights, straight on the device."""
+    """Makes a model of the official size with random weights, directly on the device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -116,7 +120,7 @@ def random_model(device: str, dtype: torch.dtype) -> ImageDoctorModel:
 
 
 def floor(bench: Bench) -> list[Row]:
-    """Measures the machine, counts the work, and divides."""
+    """Measures the machine's bandwidth and matmul rate, counts the work, and divides."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model, device = bench.model, bench.model.lm_head.weight.device
@@ -144,13 +148,15 @@ def floor(bench: Bench) -> list[Row]:
     size = text["hidden_size"] // text["num_attention_heads"]
     layers = int(text["num_hidden_layers"])
     wide = bench.dtype.itemsize
-    past = 2 * layers * text["num_key_value_heads"] * size * wide
+    cache = 2 * layers * text["num_key_value_heads"] * size * wide
     weights = sum(p.nbytes for p in model.model.layers.parameters()) + model.lm_head.weight.nbytes
     length = len(request.ids) + bench.tokens / 2
-    rows = min(bench.slots, bench.images)
-    step = max((weights + rows * length * past) / bandwidth, 2 * rows * weights / wide / matmul)
+    sequences = min(bench.sequences, bench.images)
+    step = max(
+        (weights + sequences * length * cache) / bandwidth, 2 * sequences * weights / wide / matmul
+    )
     work = (prefill + 2 * head.get_total_flops()) / matmul
-    seconds = bench.images * work + step * bench.tokens * bench.images / rows
+    seconds = bench.images * work + step * bench.tokens * bench.images / sequences
     return [
         {
             "part": "floor",
@@ -167,9 +173,9 @@ def floor(bench: Bench) -> list[Row]:
 
 
 def language_flops(model: ImageDoctorModel, tokens: int) -> float:
-    """Counts reading a prompt: every weight once a token, causal attention over half the square.
+    """Counts the operations of a prefill: every weight once a token, and causal attention.
 
-    By hand, as the counter of torch refuses grouped queries.
+    By hand, because torch's counter refuses grouped queries.
     """
     text = model.config.text
     weights = sum(p.numel() for p in model.model.layers.parameters())
@@ -177,16 +183,16 @@ def language_flops(model: ImageDoctorModel, tokens: int) -> float:
 
 
 def ours(bench: Bench) -> list[Row]:
-    """Times the engine with both maps and without; also its parts."""
-    engine, rows = decoding(bench, Limits(bench.tokens, ()), "ours")
-    step = engine.step
+    """Times the engine with both maps and without, and its prefill and decode step."""
+    engine, rows = decoding(bench, GenerationLimits(bench.tokens, ()), "ours")
+    step = engine.decode_step
     length = len(bench.requests[0].ids) + bench.tokens // 2
     with torch.inference_mode():
-        each = bench.rate(lambda: step(min(bench.slots, bench.images), length), 20)
-    short = Engine(bench.model, Limits(1, ()), slots=bench.slots)
+        each = bench.rate(lambda: step(min(bench.sequences, bench.images), length), 20)
+    short = Engine(bench.model, GenerationLimits(1, ()), sequences=bench.sequences)
     list(short.replies(bench.requests))
     seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
-    steps = -(-bench.images // bench.slots)
+    steps = -(-bench.images // bench.sequences)
     prefill = bench.images / max(seconds - steps * each, 1e-9)
     for r in rows:
         r |= {"ms_per_step": each * 1e3, "prefill_images_per_s": prefill}
@@ -194,40 +200,47 @@ def ours(bench: Bench) -> list[Row]:
 
 
 def score(bench: Bench) -> list[Row]:
-    """Times an answer whose digits alone are chosen: four numbers, what is known between them.
+    """Times an answer template: the model chooses the digits of four numbers only.
 
-    The prompt is the long one of `ours`; the official answer-only one is shorter.
+    The prompt is the long one of `ours`; the official answer-only prompt is shorter.
     """
-    some = tuple(range(10))
-    turns = tuple(
-        turn
+    digits = tuple(range(10))
+    steps = tuple(
+        step
         for span in SPANS
-        for turn in (Turn(some[:2], (10,)), Turn(some), Turn(some, (11,) * span))
+        for step in (
+            ForcedStep(digits[:2], (10,)),
+            ForcedStep(digits),
+            ForcedStep(digits, (11,) * span),
+        )
     )
-    count = sum(1 + len(turn.then) for turn in turns)
-    return decoding(bench, Limits(count, (), turns=turns), "score")[1]
+    count = sum(1 + len(step.forced) for step in steps)
+    return decoding(bench, GenerationLimits(count, (), forced_steps=steps), "score")[1]
 
 
 def queue(bench: Bench) -> list[Row]:
-    """Times a queue that is QUEUE times as long: are rate and memory the same?"""
-    return decoding(bench, Limits(bench.tokens, ()), "queue", times=QUEUE)[1]
+    """Times a queue QUEUE times as long, to see whether rate and memory stay the same."""
+    return decoding(bench, GenerationLimits(bench.tokens, ()), "queue", times=QUEUE)[1]
 
 
 def decoding(
-    bench: Bench, limits: Limits, name: str, *, times: int = 1
+    bench: Bench, limits: GenerationLimits, name: str, *, times: int = 1
 ) -> tuple[Engine, list[Row]]:
-    """Times replies with both maps and without."""
-    engine, decoder = Engine(bench.model, limits, slots=bench.slots), MapDecoder(bench.model)
+    """Times all replies with both maps and without."""
+    engine, decoder = (
+        Engine(bench.model, limits, sequences=bench.sequences),
+        MapDecoder(bench.model),
+    )
     requests = bench.requests * times
 
     def run(maps: bool) -> list[list[int]]:
-        wanted, found = MapQueue(decoder), {}
+        map_queue, replies = MapQueue(decoder), {}
         for number, reply in engine.replies(requests):
-            found[number] = reply.ids
+            replies[number] = reply.ids
             if maps:
-                wanted.add(number, replace(reply, seen=(True, True)), bench.grid)
-        wanted.finish()
-        return [found[i] for i in range(len(requests))]
+                map_queue.add(number, replace(reply, has_map=(True, True)), bench.grid)
+        map_queue.finish()
+        return [replies[i] for i in range(len(requests))]
 
     warm, _, _ = bench.timed(lambda: run(True))
     rows = []
@@ -239,7 +252,7 @@ def decoding(
 
 
 def stock(bench: Bench) -> Qwen2_5_VLForConditionalGeneration:
-    """Returns transformers' own class over the same tensors."""
+    """Returns transformers' own model class over the same tensors."""
     model, config = bench.model, bench.model.config
     whole = Qwen2_5_VLConfig(
         text_config=config.text_config(),
@@ -260,7 +273,7 @@ def generate(bench: Bench, part: str) -> list[Row]:
     """Times `generate`: "official" one by one with all states, "dynamic", "static" batched."""
     built = stock(bench)
     alone = part == "official"
-    asked = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.images, bench.slots)]
+    requests = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.images, bench.sequences)]
     config = GenerationConfig(
         max_new_tokens=bench.tokens,
         min_new_tokens=bench.tokens,
@@ -271,44 +284,44 @@ def generate(bench: Bench, part: str) -> list[Row]:
         cache_implementation="static" if part == "static" else None,
     )
 
-    def run(part_of: list[Request]) -> list[list[int]]:
+    def run(batch: list[GenerationRequest]) -> list[list[int]]:
         device = bench.model.lm_head.weight.device
-        ids = torch.tensor([r.ids for r in part_of], device=device)
-        pixels = np.concatenate([r.patches for r in part_of])
+        ids = torch.tensor([r.ids for r in batch], device=device)
+        pixels = np.concatenate([r.patches for r in batch])
         kinds = {"mm_token_type_ids": (ids == bench.model.config.image_token_id).int()}
-        asks = "mm_token_type_ids" in inspect.signature(built.forward).parameters
+        takes_kinds = "mm_token_type_ids" in inspect.signature(built.forward).parameters
         out = built.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pixel_values=torch.from_numpy(pixels).to(device, bench.dtype),
-            image_grid_thw=torch.tensor([[1, *r.grid] for r in part_of], device=device),
-            **(kinds if asks else {}),
+            image_grid_thw=torch.tensor([[1, *r.grid] for r in batch], device=device),
+            **(kinds if takes_kinds else {}),
             generation_config=config,
         )
         return [list(map(int, r)) for r in out.sequences[:, ids.shape[1] :].tolist()]
 
-    batches = [[r] for r in asked] if alone else [asked]
-    warm = 0.0 if alone else bench.timed(lambda: run(asked))[0]
+    batches = [[r] for r in requests] if alone else [requests]
+    warm = 0.0 if alone else bench.timed(lambda: run(requests))[0]
     runs = RUNS if part == "static" else 1
     seconds, peak, ids, spread = bench.middle(
         lambda: [r for batch in batches for r in run(batch)], runs
     )
-    made = row(part, len(asked), seconds, peak) | spread | {"warm_s": warm, "ids": ids}
-    return [made | {"note": f"{len(asked)} images, extrapolated"} if alone else made]
+    result = row(part, len(requests), seconds, peak) | spread | {"warm_s": warm, "ids": ids}
+    return [result | {"note": f"{len(requests)} images, extrapolated"} if alone else result]
 
 
 def row(part: str, images: int, seconds: float, peak: float) -> Row:
-    """Returns what every part tells."""
+    """Returns the columns that every part has."""
     rate = images / seconds
     return {"part": part, "seconds": seconds, "images_per_s": rate, "peak_gib": peak}
 
 
 def compare(rows: list[Row]) -> list[Row]:
-    """Adds the share of the floor, and of ours that chose the same tokens."""
+    """Adds each part's share of the floor, and how many of its replies equal ours."""
     of = {r["part"]: r for r in rows}
     for r in rows:
         if r["part"].startswith(("score", "queue")):
-            continue  # fewer tokens: neither the floor's work nor the others'
+            continue  # another amount of work than the floor's and the other parts'
         if "floor" in of:
             r["share_of_floor"] = r["images_per_s"] / of["floor"]["images_per_s"]
         if "ours" in of and "ids" in r:
@@ -319,21 +332,21 @@ def compare(rows: list[Row]) -> list[Row]:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """Writes Parquet; each row says on what it was measured."""
+    """Writes Parquet; each row names the device and torch's version."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    on = {"device": environment()["device"], "torch": torch.__version__}
-    rows = [r | on for r in rows]
+    machine = {"device": environment()["device"], "torch": torch.__version__}
+    rows = [r | machine for r in rows]
     keys = list(dict.fromkeys(key for r in rows for key in r))
     pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
 
 
 def picture(rows: list[Row]) -> str:
-    """Draws images a second as bars, the floor's last, as SVG."""
-    told = sorted((r for r in rows if "share_of_floor" in r), key=lambda r: r["images_per_s"])
-    most, parts = told[-1]["images_per_s"], []
-    for i, r in enumerate(told):
+    """Draws images a second as bars in increasing order, as SVG."""
+    bars = sorted((r for r in rows if "share_of_floor" in r), key=lambda r: r["images_per_s"])
+    most, parts = bars[-1]["images_per_s"], []
+    for i, r in enumerate(bars):
         y, width = 34 + 26 * i, 300 * r["images_per_s"] / most
         label = f"{r['images_per_s']:.3g} images/s, {r['share_of_floor']:.1%}"
         parts.append(
@@ -341,7 +354,7 @@ def picture(rows: list[Row]) -> str:
             f'<rect x="112" y="{y}" width="{width:.1f}" height="18" class="bar f{i % 4}"/>'
             f'<text x="{118 + width:.1f}" y="{y + 14}">{label}</text>'
         )
-    size = f'width="580" height="{44 + 26 * len(told)}"'
+    size = f'width="580" height="{44 + 26 * len(bars)}"'
     title = "Images scored a second, and share of the floor"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} class="chart"><title>{title}</title>'
@@ -351,13 +364,13 @@ def picture(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Runs the parts that were asked for; one that fails is a row with its error."""
+    """Runs the parts in --only; a part that fails is printed with its error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint's folder; default: random, official size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, in order")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--text", type=int, default=TEXT_TOKENS, help="text tokens of a prompt")
     parser.add_argument("--grid", type=int, default=36, help="patches a side, without --model")
@@ -367,8 +380,8 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     bench = Bench(args)
-    passed = time.perf_counter() - began
-    print(f"{environment()['device']}; model and images ready after {passed:.1f} s", flush=True)
+    seconds = time.perf_counter() - began
+    print(f"{environment()['device']}; model and images ready after {seconds:.1f} s", flush=True)
     rows: list[Row] = []
     own = {"floor": floor, "ours": ours, "score": score, "queue": queue}
     for part in args.only.split(","):
@@ -376,12 +389,12 @@ def main() -> None:
             print(f"{part} is left out: {args.seconds:g} s are over", flush=True)
             continue
         try:
-            made = own[part](bench) if part in own else generate(bench, part)
+            results = own[part](bench) if part in own else generate(bench, part)
         except Exception as error:  # the other parts still count
             print(json.dumps({"part": part, "error": f"{type(error).__name__}: {error}"}))
             continue
-        rows += made
-        for r in made:
+        rows += results
+        for r in results:
             print(json.dumps({k: v for k, v in r.items() if k != "ids"}), flush=True)
         if bench.cuda:
             torch.cuda.empty_cache()

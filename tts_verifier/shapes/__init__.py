@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tts_verifier.images import ImageLike, as_image
 from tts_verifier.shapes.captions import captions
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, pixels_of
 
 if TYPE_CHECKING:
@@ -21,40 +21,53 @@ if TYPE_CHECKING:
 
 __all__ = ["Reading", "captions", "judge", "oracle", "render"]
 
+# The functions below import torch and SciPy when they are called: whoever only needs captions,
+# such as a recipe that lists them, does not wait for either.
+
 
 def render(caption: str, seed: int) -> Image.Image:
-    """Draws a picture that serves a caption: RGB, 128 x 128.
+    """Renders an image that satisfies a caption.
+
+    Args:
+        caption: within the grammar of `shapes.grammar`.
+        seed: decides everything that the caption leaves open; any 64-bit integer.
+
+    Returns:
+        An RGB image of 128 x 128 pixels.
 
     Raises:
         InputError: the caption is outside the grammar.
     """
     import torch
 
-    from tts_verifier.shapes.renderer import as_image as to_pil
-    from tts_verifier.shapes.renderer import render_batch
+    from tts_verifier.shapes.renderer import render_batch, to_pil_images
     from tts_verifier.shapes.scene import sample_scenes
 
-    scenes = sample_scenes([parse(caption)], torch.Generator().manual_seed(seed))
-    return to_pil(render_batch(scenes)[0])
+    scenes = sample_scenes([parse_caption(caption)], torch.Generator().manual_seed(seed))
+    return to_pil_images(render_batch(scenes))[0]
 
 
 def oracle(image: ImageLike, caption: str) -> Reading:
-    """Reads a picture by colour and geometry; see `oracle_reader`.
+    """Reads an image by colour and geometry; see `shapes.readers.oracle`.
+
+    The oracle labels training data. Reports rely on the `judge`.
 
     Raises:
         InputError: the image cannot be used, or the caption is outside the grammar.
     """
-    from tts_verifier.shapes.readers.oracle import read
+    from tts_verifier.shapes.readers.oracle import read_by_geometry
 
-    return read(pixels_of(as_image(image)), parse(caption))
+    return read_by_geometry(pixels_of(as_image(image)), parse_caption(caption))
 
 
 def judge(image: ImageLike, caption: str) -> Reading:
-    """Judges a picture by fitting the renderer to it; see `judge_reader`.
+    """Reads an image by fitting the renderer to it; see `shapes.readers.judge`.
+
+    This is the held-out judge of the miniature world: no model is trained on what it says.
 
     Raises:
         InputError: the image cannot be used, or the caption is outside the grammar.
     """
-    from tts_verifier.shapes.readers.judge import read
+    from tts_verifier.shapes.readers.judge import read_by_fitting
 
-    return read(pixels_of(as_image(image)), parse(caption))
+    return read_by_fitting(pixels_of(as_image(image)), parse_caption(caption))

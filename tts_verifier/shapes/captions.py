@@ -1,9 +1,9 @@
-"""Which captions there are, which are held out, and how to draw some.
+"""All captions of the miniature world, which of them are held out, and random draws.
 
 Training never sees a held-out spec: about one in eight of the specs of two objects, position
-and binding, by a hash of their meaning. Single objects, colours and counting have too few
-specs for that (six, forty-eight and a hundred and sixty-two), so there the pictures are held
-out by their seeds and the captions are shared.
+and attribute binding, chosen by a hash of their meaning. Single objects, colours and counting
+have too few specs for that (six, forty-eight and a hundred and sixty-two). Their captions are
+shared between the splits, and only their pictures are held out, by other seeds.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from itertools import cycle, product
 from typing import Final, Literal, get_args
 
 from tts_verifier.errors import InputError
-from tts_verifier.shapes.grammar import Noun, Spec, phrase, variants
+from tts_verifier.shapes.grammar import Noun, Spec, random_phrase, variants
 from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, COUNTS, RELATIONS, SHAPES
 
 Split = Literal["all", "train", "held_out"]
 
 SHARED_CATEGORIES: Final = ("single_object", "colours", "counting")
+"""The categories whose captions are in both splits."""
 HELD_OUT_ONE_IN: Final = 8
+"""One spec in this many is held out, in the other categories."""
 TRIES: Final = 50
-"""Draws of a new caption in one turn before a category that is nearly used up is passed over."""
+"""How often `captions` draws for a category before it moves on: almost all of its captions may
+be taken already."""
 
 
 def is_held_out(spec: Spec) -> bool:
-    """True for specs that training never sees."""
+    """Tells whether training never sees a spec."""
     if spec.category in SHARED_CATEGORIES:
         return False
     return hashlib.sha256(repr(spec).encode()).digest()[0] % HELD_OUT_ONE_IN == 0
@@ -36,12 +39,12 @@ def is_held_out(spec: Spec) -> bool:
 
 def all_specs() -> Iterator[Spec]:
     """Yields every spec of the world, category by category."""
-    some: tuple[str | None, ...] = (None, *COLOURS)
+    any_colour: tuple[str | None, ...] = (None, *COLOURS)
     for shape in SHAPES:
         yield Spec("single_object", (Noun(shape),))
         for name in COLOURS:
             yield Spec("colours", (Noun(shape, name),))
-        for colour, count in product(some, range(2, len(COUNTS) + 1)):
+        for colour, count in product(any_colour, range(2, len(COUNTS) + 1)):
             yield Spec("counting", (Noun(shape, colour),), count=count)
     for first, second in product(SHAPES, SHAPES):
         if first == second:
@@ -50,7 +53,7 @@ def all_specs() -> Iterator[Spec]:
         for one, other in product(COLOURS, COLOURS):
             if one != other:
                 yield Spec("attribute_binding", (Noun(first, one), Noun(second, other)))
-        for a, b, relation in product(some, some, RELATIONS):
+        for a, b, relation in product(any_colour, any_colour, RELATIONS):
             yield Spec("position", (Noun(first, a), Noun(second, b)), relation=relation)
 
 
@@ -64,69 +67,69 @@ def random_specs(n: int, rng: random.Random, *, split: Split = "all") -> list[Sp
         raise InputError(f"n must be a positive integer, got {n!r}.")
     categories = [c for c, _ in zip(cycle(CATEGORIES), range(n), strict=False)]
     rng.shuffle(categories)
-    return [_random_spec(category, rng, split) for category in categories]
+    return [_random_spec_of(category, rng, split) for category in categories]
 
 
 def captions(n: int, seed: int, *, split: Split = "all") -> list[str]:
     """Draws `n` distinct captions, the six categories in turn.
 
     Args:
-        n: a category that is used up leaves its turns to the others: `single_object` has 30
-            captions in all, `two_objects` 25 of them held out.
+        n: how many. A category that runs out leaves its turns to the others: `single_object`
+            has 30 captions in all, `two_objects` has 25 held-out ones.
         seed: the same seed gives the same captions.
-        split: `held_out` leaves out what the bundled models were trained on (see above).
+        split: `held_out` leaves out the captions that the bundled models were trained on (see
+            the module's docstring).
 
     Raises:
-        InputError: `split` is not one of the three, or `n` is not positive or more than the
-            split has.
+        InputError: `split` is not one of the three, or `n` is not positive or exceeds the
+            number of captions of the split.
     """
     if split not in get_args(Split):
         raise InputError(f"split must be one of {', '.join(get_args(Split))}; got {split!r}.")
-    left = dict(_sizes(split))
+    left = dict(_caption_counts(split))
     total = sum(left.values())
     if not 1 <= n <= total:
         raise InputError(
             f"n must be from 1 to {total:,}, the distinct captions of split {split!r}; got {n!r}."
         )
     rng = random.Random(seed)
-    found: dict[str, None] = {}
+    chosen: dict[str, None] = {}  # a dict and not a set, because it keeps the order
     turns = cycle(CATEGORIES)
-    while len(found) < n:
+    while len(chosen) < n:
         category = next(turns)
         for _ in range(TRIES if left[category] else 0):
-            spec = _random_spec(category, rng, split)
-            text = phrase(spec, rng.randrange(variants(spec)))
-            if text not in found:
-                found[text] = None
+            text = random_phrase(_random_spec_of(category, rng, split), rng)
+            if text not in chosen:
+                chosen[text] = None
                 left[category] -= 1
                 break
-    return list(found)
+    return list(chosen)
 
 
 @cache
-def _sizes(split: Split) -> dict[str, int]:
-    """Returns how many captions each category has in a split."""
-    sizes = dict.fromkeys(CATEGORIES, 0)
+def _caption_counts(split: Split) -> dict[str, int]:
+    """Returns the number of captions of each category in a split."""
+    counts = dict.fromkeys(CATEGORIES, 0)
     for spec in all_specs():
-        if _belongs(spec, split):
-            sizes[spec.category] += variants(spec)
-    return sizes
+        if _is_in_split(spec, split):
+            counts[spec.category] += variants(spec)
+    return counts
 
 
-def _belongs(spec: Spec, split: Split) -> bool:
+def _is_in_split(spec: Spec, split: Split) -> bool:
     if split == "all" or spec.category in SHARED_CATEGORIES:
         return True
     return is_held_out(spec) == (split == "held_out")
 
 
-def _random_spec(category: str, rng: random.Random, split: Split) -> Spec:
+def _random_spec_of(category: str, rng: random.Random, split: Split) -> Spec:
     while True:
-        spec = _any_spec(category, rng)
-        if _belongs(spec, split):
+        spec = _random_spec(category, rng)
+        if _is_in_split(spec, split):
             return spec
 
 
-def _any_spec(category: str, rng: random.Random) -> Spec:
+def _random_spec(category: str, rng: random.Random) -> Spec:
     first, second = rng.sample(SHAPES, 2)
     a, b = rng.sample(list(COLOURS), 2)
     if category == "single_object":

@@ -1,15 +1,18 @@
-"""The captions of the miniature world: what they say, how they are worded, what they ask for.
+"""The captions of the miniature world: their meaning, their wording, what they require.
 
-Six categories follow GenEval (Ghosh et al. 2023): a single object, two objects, counting,
-colours, position, attribute binding. `parse` and `phrase` are inverse.
+The six categories follow GenEval (Ghosh et al. 2023): a single object, two objects, counting,
+colours, position, attribute binding. `phrase` turns a meaning into a caption and
+`parse_caption` turns the caption back.
 
-A picture serves its caption when it shows exactly the objects asked for and nothing else;
-attributes that the caption leaves open are free. "left of" and its kin compare centres: the
-second object's centre must lie more than `RELATION_MARGIN` pixels (of 128) further along.
+A picture satisfies its caption when it shows exactly the objects that the caption names and
+nothing else; attributes that the caption leaves open are free. "left of" and the other
+relations compare centres: the second object's centre must lie more than `RELATION_MARGIN`
+pixels (of 128) further along.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -18,7 +21,8 @@ from tts_verifier.errors import InputError
 from tts_verifier.shapes.vocabulary import COLOURS, COUNTS, RELATIONS, SHAPES
 
 RELATION_MARGIN: Final = 10.0
-"""Pixels of 128 between two centres, along the relation's axis, below which it does not hold."""
+"""A relation holds when the centres are more than this far apart along its axis, in pixels of
+128."""
 
 PREFIXES: Final = ("", "a picture of ", "an image of ", "a drawing of ", "a photo of ")
 LONG_RELATIONS: Final = {
@@ -28,61 +32,72 @@ LONG_RELATIONS: Final = {
     "below": "underneath",
 }
 VARIANTS: Final = 2 * len(PREFIXES)
-"""How many phrasings a spec has; a category without relations has half of them."""
+"""The number of phrasings of a spec with a relation; a spec without one has half as many."""
 
 ConstraintKind = Literal["object", "colour", "count", "relation", "nothing_else"]
+
+# `captions.is_held_out` hashes the repr of a Spec. Renaming Spec, Noun or one of their fields
+# would therefore move captions between the training split and the held-out split.
 
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A kind of object; `colour` None = any."""
+    """A kind of object."""
 
     shape: str
+    """One of SHAPES."""
     colour: str | None = None
+    """One of COLOURS; None = any colour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a caption means.
-
-    `nouns`: one, or two of different shape. `count`: how many of the first noun, 1 unless
-    the category is counting. `relation`: where the first noun is, seen from the second.
-    """
+    """The meaning of a caption."""
 
     category: str
+    """One of CATEGORIES."""
     nouns: tuple[Noun, ...]
+    """One noun, or two of different shape."""
     count: int = 1
+    """The number of objects of the first noun; above 1 only in the category `counting`."""
     relation: str | None = None
+    """Where the first noun is, seen from the second; one of RELATIONS or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """One checkable part of a spec; `noun` is the index of the noun that it is about."""
+    """One requirement of a spec that can be checked by itself."""
 
     kind: ConstraintKind
+    """What must hold."""
     noun: int | None = None
+    """The index of the noun that it is about; None for `relation` and `nothing_else`."""
 
 
 def constraints(spec: Spec) -> tuple[Constraint, ...]:
-    """Lists what must hold: each noun's object, its colour, count, relation, nothing else."""
-    found: list[Constraint] = []
+    """Lists the constraints of a spec in a fixed order.
+
+    Each noun has its object and, if named, its colour; then come the count, the relation and
+    that nothing else is shown.
+    """
+    required: list[Constraint] = []
     for index, noun in enumerate(spec.nouns):
-        found.append(Constraint("object", index))
+        required.append(Constraint("object", index))
         if noun.colour is not None:
-            found.append(Constraint("colour", index))
+            required.append(Constraint("colour", index))
     if spec.category == "counting":
-        found.append(Constraint("count", 0))
+        required.append(Constraint("count", 0))
     if spec.relation is not None:
-        found.append(Constraint("relation"))
-    return (*found, Constraint("nothing_else"))
+        required.append(Constraint("relation"))
+    return (*required, Constraint("nothing_else"))
 
 
 def phrase(spec: Spec, variant: int = 0) -> str:
-    """Words a spec; `variant` in [0, VARIANTS) picks one of its phrasings."""
+    """Words a spec as a caption; `variant` in [0, VARIANTS) picks one of its phrasings."""
     prefix = PREFIXES[variant % len(PREFIXES)]
     first = _with_article(spec.nouns[0])
     if spec.count > 1:
-        first = f"{COUNTS[spec.count - 1]} {_words(spec.nouns[0], plural=True)}"
+        first = f"{COUNTS[spec.count - 1]} {_noun_text(spec.nouns[0], plural=True)}"
     if len(spec.nouns) == 1:
         return prefix + first
     joint = "and"
@@ -93,18 +108,23 @@ def phrase(spec: Spec, variant: int = 0) -> str:
 
 
 def variants(spec: Spec) -> int:
-    """Returns how many different phrasings a spec has."""
+    """Returns the number of different phrasings of a spec."""
     return VARIANTS if spec.relation is not None else len(PREFIXES)
 
 
-def parse(text: str) -> Spec:
+def random_phrase(spec: Spec, rng: random.Random) -> str:
+    """Words a spec in one of its phrasings, all equally likely."""
+    return phrase(spec, rng.randrange(variants(spec)))
+
+
+def parse_caption(text: str) -> Spec:
     """Reads a caption; case, spacing and a final full stop do not matter.
 
     Raises:
-        InputError: the caption is outside the grammar; the message shows it.
+        InputError: the caption is outside the grammar; the message quotes it.
     """
-    words = " ".join(text.lower().split()).removesuffix(".").strip()
-    match = _CAPTION.fullmatch(words)
+    caption = " ".join(text.lower().split()).removesuffix(".").strip()
+    match = _CAPTION.fullmatch(caption)
     if match is None:
         raise InputError(
             "A caption of the shapes world names one kind of object or two, such as "
@@ -118,10 +138,10 @@ def parse(text: str) -> Spec:
     if part["joint"] is None:
         return Spec("single_object" if first.colour is None else "colours", (first,))
     second = Noun(part["shape2"], part["colour2"])
-    return _pair(first, second, part["joint"], text)
+    return _spec_of_two(first, second, part["joint"], text)
 
 
-def _pair(first: Noun, second: Noun, joint: str, text: str) -> Spec:
+def _spec_of_two(first: Noun, second: Noun, joint: str, text: str) -> Spec:
     if first.shape == second.shape:
         raise InputError(f"The two objects of a caption must differ in shape; got {text!r}.")
     if joint != "and":
@@ -137,14 +157,14 @@ def _pair(first: Noun, second: Noun, joint: str, text: str) -> Spec:
     return Spec("attribute_binding", (first, second))
 
 
-def _words(noun: Noun, *, plural: bool = False) -> str:
+def _noun_text(noun: Noun, *, plural: bool = False) -> str:
     shape = _PLURAL[noun.shape] if plural else noun.shape
     return shape if noun.colour is None else f"{noun.colour} {shape}"
 
 
 def _with_article(noun: Noun) -> str:
-    words = _words(noun)
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    text = _noun_text(noun)
+    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
 _PLURAL: Final = {s: s + ("es" if s.endswith("s") else "s") for s in SHAPES}
@@ -152,7 +172,8 @@ _SINGULAR: Final = {plural: s for s, plural in _PLURAL.items()}
 _RELATION: Final = {r: r for r in RELATIONS} | {long: r for r, long in LONG_RELATIONS.items()}
 
 
-def _pattern() -> re.Pattern[str]:
+def _caption_pattern() -> re.Pattern[str]:
+    """Builds the pattern of a caption from the vocabulary; its groups name what was said."""
     colour, shape = "|".join(COLOURS), "|".join(SHAPES)
     prefix = "|".join(p.strip() for p in PREFIXES if p)
     joints = "|".join(["and", *_RELATION])
@@ -167,4 +188,4 @@ def _pattern() -> re.Pattern[str]:
     )
 
 
-_CAPTION: Final = _pattern()
+_CAPTION: Final = _caption_pattern()

@@ -1,7 +1,7 @@
-"""The renderer: scenes -> anti-aliased pictures, from signed distances to each outline.
+"""The renderer: turns scenes into anti-aliased pictures by signed distances to each outline.
 
-Distances are after the constructions of Quilez, "2D distance functions". A pixel's coverage
-is its signed distance clipped to half a pixel on either side of the outline.
+The distances follow Quilez, "2D distance functions". A pixel's coverage is its signed distance,
+clipped to half a pixel on either side of the outline.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    """Equilateral, a corner at the top, its centre of mass at the origin."""
+    """Distance to an equilateral triangle: a corner at the top, its centroid at the origin."""
     inner = 0.52
     slanted = 0.8660254 * x.abs() - 0.5 * y - inner
     return torch.maximum(slanted, y - inner)
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
-    """Five points: fold to one tenth of the plane, then the distance to one edge."""
+    """Distance to a star of five points: folds the plane to a tenth, where one edge is left."""
     fifth = 2 * math.pi / 5
     bearing = torch.atan2(x, -y)
     folded = (bearing - fifth * torch.round(bearing / fifth)).abs()
@@ -68,18 +68,21 @@ DISTANCE: Final[dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
     "cross": _cross,
     "ring": _ring,
 }
-"""Shape -> signed distance to its outline, in radii, of points (x, y) in radii, y down."""
+"""Shape -> function from points (x, y) to their signed distance from the outline.
+
+Both are in units of the radius, y points down; the distance is negative inside."""
 
 
 def palette(device: torch.device) -> Tensor:
-    """Returns (colours, 3), sRGB in [0, 1]."""
+    """Returns the colours of COLOURS, in order: float32 (colours, 3), sRGB in [0, 1]."""
     return torch.tensor(list(COLOURS.values()), device=device, dtype=torch.float32) / 255
 
 
 def coverage(scenes: Scenes) -> Tensor:
-    """Returns how much of each pixel each object covers if nothing hides it.
+    """Returns how much of each pixel each object would cover if nothing hid it.
 
-    float32 (B, K, 128, 128) in [0, 1]; zero for absent objects.
+    Returns:
+        float32 (B, K, 128, 128) in [0, 1], zero for empty slots.
     """
     device = scenes.centre.device
     out = torch.zeros(len(scenes), SLOTS, SIZE, SIZE, device=device)
@@ -89,25 +92,32 @@ def coverage(scenes: Scenes) -> Tensor:
         centre, radius = scenes.centre[row, slot], scenes.radius[row, slot]
         x = axis[None, None, :] - centre[:, 0, None, None]
         y = axis[None, :, None] - centre[:, 1, None, None]
-        turn = scenes.angle[row, slot][:, None, None]
-        cos, sin = turn.cos() / radius[:, None, None], turn.sin() / radius[:, None, None]
+        angle = scenes.angle[row, slot][:, None, None]
+        cos, sin = angle.cos() / radius[:, None, None], angle.sin() / radius[:, None, None]
         distance = DISTANCE[name](cos * x + sin * y, cos * y - sin * x)
         out[row, slot] = (0.5 - distance * radius[:, None, None]).clamp(0, 1)
     return out
 
 
 def visible(cover: Tensor) -> Tensor:
-    """Returns what is left of each object after later ones are painted: (B, K, 128, 128)."""
-    left = torch.ones_like(cover[:, 0])
-    parts = []
+    """Returns the visible part of each object's coverage: (B, K, H, W) -> the same shape.
+
+    Later slots hide earlier ones.
+    """
+    uncovered = torch.ones_like(cover[:, 0])
+    front_to_back = []
     for k in reversed(range(cover.shape[1])):
-        parts.append(cover[:, k] * left)
-        left = left * (1 - cover[:, k])
-    return torch.stack(parts[::-1], 1)
+        front_to_back.append(cover[:, k] * uncovered)
+        uncovered = uncovered * (1 - cover[:, k])
+    return torch.stack(front_to_back[::-1], 1)
 
 
 def paint(scenes: Scenes, cover: Tensor) -> Tensor:
-    """Paints objects of given coverage over the backgrounds: (B, 3, 128, 128) in [0, 1]."""
+    """Paints objects of known coverage (B, K, 128, 128) over the backgrounds.
+
+    Returns:
+        float32 (B, 3, 128, 128), sRGB in [0, 1].
+    """
     ramp = torch.linspace(0, 1, SIZE, device=cover.device)[None, None, :, None]
     top, bottom = scenes.background.unbind(1)
     ground = torch.lerp(top[..., None, None], bottom[..., None, None], ramp)
@@ -123,14 +133,25 @@ def render_batch(scenes: Scenes) -> Tensor:
     return paint(scenes, coverage(scenes))
 
 
-def as_image(picture: Tensor) -> Image.Image:
-    """Converts (3, H, W) floats in [0, 1] to PIL RGB."""
-    pixels = (picture * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.cpu().numpy())
+def to_uint8(values: Tensor) -> Tensor:
+    """Rounds numbers in [0, 1] to bytes: the same shape, uint8, 0 to 255."""
+    return (values * 255).round().clamp(0, 255).byte()
 
 
-def boxes(cover: Tensor) -> Tensor:
-    """Returns tight boxes of coverage maps: (B, K, 4) xyxy in pixels, zero where absent."""
+def to_pil_images(images: Tensor) -> list[Image.Image]:
+    """Converts floats (B, 3, H, W) in [0, 1] to RGB images."""
+    return [Image.fromarray(p) for p in to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def bounding_boxes(cover: Tensor) -> Tensor:
+    """Returns the tight boxes of coverage maps.
+
+    Args:
+        cover: (B, K, 128, 128) in [0, 1]; a pixel belongs to an object above 0.5.
+
+    Returns:
+        float32 (B, K, 4), xyxy in pixels, zeros where nothing is covered.
+    """
     on = cover > 0.5
     columns, rows = on.any(-2), on.any(-1)
     index = torch.arange(SIZE, device=cover.device)

@@ -1,7 +1,6 @@
-"""Scenes: where coloured shapes stand, as batched tensors, sampled to satisfy specs.
+"""Scenes: the places of coloured shapes as batched tensors, sampled to satisfy specs.
 
-Everything is tensor arithmetic on one device, so that scenes are made beside a training loop
-on a GPU as well as here.
+Everything is tensor arithmetic on one device, so a training loop can make scenes on its GPU.
 """
 
 from __future__ import annotations
@@ -17,73 +16,76 @@ from tts_verifier.shapes.grammar import Spec
 from tts_verifier.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZE
 
 SLOTS: Final = 5
-"""Most objects in a scene: four asked for, one planted."""
+"""The most objects in a scene: four that a caption can name and one planted by `flaws`."""
 
 LAYOUTS: Final = 64
-"""Random layouts tried for each scene; the one that breaks the fewest rules is taken."""
+"""Random layouts tried for each scene; the one that breaks the rules least is taken."""
 
 RELATION_CLEAR: Final = 20.0
-"""Least distance in pixels between related centres along their axis, so that no picture
-stands between holding and not holding (`grammar.RELATION_MARGIN` is half of it)."""
+"""Least distance in pixels between related centres along their axis. It is twice
+`grammar.RELATION_MARGIN`, so no picture is a borderline case."""
 
 RADII: Final = {1: (16.0, 32.0), 2: (14.0, 25.0), 3: (12.0, 20.0), 4: (11.0, 17.0), 5: (10.0, 15.0)}
-"""Objects in the scene -> smallest and largest radius in pixels."""
+"""Number of objects in the scene -> smallest and largest radius in pixels."""
 
 TILT: Final = 0.2
-"""Largest rotation of an object, radians."""
+"""Largest rotation of an object either way, in radians."""
+
+NO_OBJECT: Final = -1
+"""The shape of an empty slot."""
+ANY_COLOUR: Final = -2
+"""The colour of an object whose colour the spec leaves open."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scenes:
-    """B scenes of up to K = `SLOTS` objects; later slots are painted over earlier ones.
-
-    `shape`, `colour`: (B, K) int64 indices into SHAPES and COLOURS, shape -1 = no object.
-    `centre`: (B, K, 2), (x, y) in pixels. `radius`, `angle`: (B, K), pixels and radians.
-    `background`: (B, 2, 3), sRGB in [0, 1] of the top and of the bottom edge.
-    """
+    """B scenes of up to K = `SLOTS` objects; later slots are painted over earlier ones."""
 
     shape: Tensor
+    """(B, K) int64, index into SHAPES; -1 = no object."""
     colour: Tensor
+    """(B, K) int64, index into COLOURS."""
     centre: Tensor
+    """(B, K, 2) float32, (x, y) in pixels."""
     radius: Tensor
+    """(B, K) float32, in pixels."""
     angle: Tensor
+    """(B, K) float32, rotation in radians."""
     background: Tensor
+    """(B, 2, 3) float32, sRGB in [0, 1] of the top edge and of the bottom edge."""
 
     def __len__(self) -> int:
         return len(self.shape)
 
     @property
     def present(self) -> Tensor:
-        """(B, K) bool."""
+        """(B, K) bool, which slots hold an object."""
         return self.shape >= 0
-
-    def at(self, rows: Tensor | slice) -> Scenes:
-        """Returns the scenes of these rows."""
-        parts = (self.shape, self.colour, self.centre, self.radius, self.angle, self.background)
-        return Scenes(*(p[rows] for p in parts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpecTensors:
-    """Specs as tensors: `shape`, `colour` (B, K) with -1 = no object and -2 = any colour;
-    `relation` (B,) index into RELATIONS, -1 = none."""
+    """B specs as tensors, one slot for each object to show."""
 
     shape: Tensor
+    """(B, K) int64, index into SHAPES; -1 = no object."""
     colour: Tensor
+    """(B, K) int64, index into COLOURS; -2 = any colour."""
     relation: Tensor
+    """(B,) int64, index into RELATIONS; -1 = none."""
 
 
 def encode(specs: Sequence[Spec], device: torch.device | str = "cpu") -> SpecTensors:
-    """Lists the objects that each spec asks for."""
+    """Lists the objects of each spec as tensors on `device`."""
     colours = list(COLOURS)
-    shape = torch.full((len(specs), SLOTS), -1)
-    colour = torch.full((len(specs), SLOTS), -2)
+    shape = torch.full((len(specs), SLOTS), NO_OBJECT)
+    colour = torch.full((len(specs), SLOTS), ANY_COLOUR)
     relation = torch.full((len(specs),), -1)
     for i, spec in enumerate(specs):
         nouns = list(spec.nouns) if len(spec.nouns) > 1 else list(spec.nouns) * spec.count
         for k, noun in enumerate(nouns):
             shape[i, k] = SHAPES.index(noun.shape)
-            colour[i, k] = -2 if noun.colour is None else colours.index(noun.colour)
+            colour[i, k] = ANY_COLOUR if noun.colour is None else colours.index(noun.colour)
         relation[i] = -1 if spec.relation is None else RELATIONS.index(spec.relation)
     return SpecTensors(shape.to(device), colour.to(device), relation.to(device))
 
@@ -93,77 +95,98 @@ def sample_scenes(
 ) -> Scenes:
     """Samples one scene for each spec, on the generator's device.
 
-    Objects keep about `gap` pixels apart (at 2, thin parts may overlap a little), colours left
-    open are drawn at random, the order of painting is random.
+    Open colours and the order of painting are random.
+
+    Args:
+        specs: B of them.
+        generator: the only source of randomness.
+        gap: pixels that objects keep apart, roughly: at 2, thin parts may overlap a little.
     """
     device = generator.device
-    asked = specs if isinstance(specs, SpecTensors) else encode(specs, device)
-    count = len(asked.shape)
-    shape, relation = asked.shape, asked.relation
+    wanted = specs if isinstance(specs, SpecTensors) else encode(specs, device)
+    count = len(wanted.shape)
+    shape, relation = wanted.shape, wanted.relation
 
     def uniform(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator, device=device)
 
-    any_colour = torch.randint(len(COLOURS), shape.shape, generator=generator, device=device)
-    same = (shape == shape[:, :1]).all(1, keepdim=True)
-    any_colour = torch.where(same, any_colour[:, :1], any_colour)
-    colour = torch.where(asked.colour < 0, any_colour, asked.colour)
-    radius = _radii(shape, uniform(count, SLOTS))
-    centre = _layout(shape, relation, radius, uniform(count, LAYOUTS, SLOTS, 2), gap)
+    random_colour = torch.randint(len(COLOURS), shape.shape, generator=generator, device=device)
+    # Objects of one kind share their colour, so a counting caption has one colour per picture.
+    one_kind = (shape == shape[:, :1]).all(1, keepdim=True)
+    random_colour = torch.where(one_kind, random_colour[:, :1], random_colour)
+    colour = torch.where(wanted.colour < 0, random_colour, wanted.colour)
+    radius = _sample_radii(shape, uniform(count, SLOTS))
+    centre = _best_layout(shape, relation, radius, uniform(count, LAYOUTS, SLOTS, 2), gap)
     angle = (uniform(count, SLOTS) * 2 - 1) * TILT
-    scenes = Scenes(shape, colour, centre, radius, angle, _backgrounds(uniform(count, 7)))
-    return _shuffled(scenes, uniform(count, SLOTS))
+    scenes = Scenes(shape, colour, centre, radius, angle, _background_colours(uniform(count, 7)))
+    return _shuffle_slots(scenes, uniform(count, SLOTS))
 
 
-def _radii(shape: Tensor, u: Tensor) -> Tensor:
+def _sample_radii(shape: Tensor, u: Tensor) -> Tensor:
+    """Picks radii between the limits for the number of objects: u (B, K) -> pixels (B, K)."""
     number = (shape >= 0).sum(1).clamp(min=1)
     low = torch.tensor([RADII[n][0] for n in sorted(RADII)], device=u.device)[number - 1]
     high = torch.tensor([RADII[n][1] for n in sorted(RADII)], device=u.device)[number - 1]
     return low[:, None] + u * (high - low)[:, None]
 
 
-def _layout(shape: Tensor, relation: Tensor, radius: Tensor, u: Tensor, gap: float) -> Tensor:
+def _best_layout(shape: Tensor, relation: Tensor, radius: Tensor, u: Tensor, gap: float) -> Tensor:
     """Picks the best of random layouts: u (B, LAYOUTS, K, 2) in [0, 1) -> centres (B, K, 2)."""
-    room = (radius + 3)[:, None, :, None]
-    centre = room + u * (SIZE - 2 * room)
+    margin = (radius + 3)[:, None, :, None]
+    centre = margin + u * (SIZE - 2 * margin)
+    penalty = _overlap_penalty(shape, radius, centre, gap)
+    penalty = penalty + torch.where(
+        relation[:, None] >= 0, _relation_penalty(relation, centre) * 4, 0.0
+    )
+    best = penalty.argmin(1)
+    return centre[torch.arange(len(centre), device=u.device), best]
+
+
+def _overlap_penalty(shape: Tensor, radius: Tensor, centre: Tensor, gap: float) -> Tensor:
+    """Returns by how many pixels objects are too close: (B, LAYOUTS)."""
     present = shape >= 0
     between = centre[:, :, :, None] - centre[:, :, None]
     apart = 0.92 * (radius[:, :, None] + radius[:, None]) + gap
     both = present[:, :, None] & present[:, None]
-    upper = torch.ones_like(both[0]).triu(1)
-    short = (apart[:, None] - between.norm(dim=-1)).clamp(min=0) * (both & upper)[:, None]
-    broken = short.sum((2, 3))
-    first = centre[:, :, 0] - centre[:, :, 1]
-    sign = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]], device=u.device)
-    along = (first * sign[relation.clamp(min=0)][:, None]).sum(-1)
-    across = first.abs().amin(-1)
-    wrong = (RELATION_CLEAR - along).clamp(min=0) + (across - 0.7 * along).clamp(min=0)
-    broken = broken + torch.where(relation[:, None] >= 0, wrong * 4, 0.0)
-    best = broken.argmin(1)
-    return centre[torch.arange(len(centre), device=u.device), best]
+    each_pair_once = torch.ones_like(both[0]).triu(1)
+    short = (apart[:, None] - between.norm(dim=-1)).clamp(min=0) * (both & each_pair_once)[:, None]
+    penalty: Tensor = short.sum((2, 3))
+    return penalty
 
 
-def _backgrounds(u: Tensor) -> Tensor:
-    """u (B, 7) -> two pale colours a scene."""
+def _relation_penalty(relation: Tensor, centre: Tensor) -> Tensor:
+    """Returns by how many pixels the first two objects miss their relation: (B, LAYOUTS).
+
+    They must be `RELATION_CLEAR` apart along its axis and clearly less far apart across it:
+    otherwise the other axis would describe the picture as well.
+    """
+    offset = centre[:, :, 0] - centre[:, :, 1]
+    sign = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]], device=centre.device)
+    along = (offset * sign[relation.clamp(min=0)][:, None]).sum(-1)
+    across = offset.abs().amin(-1)
+    return (RELATION_CLEAR - along).clamp(min=0) + (across - 0.7 * along).clamp(min=0)
+
+
+def _background_colours(u: Tensor) -> Tensor:
+    """Picks two similar pale colours for each scene: u (B, 7) -> sRGB (B, 2, 3)."""
     light = 0.80 + 0.17 * u[:, :1]
     top = light + 0.06 * (u[:, 1:4] - 0.5)
     bottom = top + 0.08 * (u[:, 4:7] - 0.5)
     return torch.stack([top, bottom], 1).clamp(0, 1)
 
 
-def _shuffled(scenes: Scenes, u: Tensor) -> Scenes:
-    """Reorders the slots, and with them who is painted over whom; absent ones come last."""
-    turn = (u + (~scenes.present).float()).argsort(1)
+def _shuffle_slots(scenes: Scenes, u: Tensor) -> Scenes:
+    """Reorders the slots, which decides who is painted over whom; empty slots come last."""
+    order = (u + (~scenes.present).float()).argsort(1)
 
-    def pick(x: Tensor) -> Tensor:
-        return x.gather(1, turn)
+    def reorder(values: Tensor) -> Tensor:
+        return values.gather(1, order)
 
-    centre = scenes.centre.gather(1, turn[..., None].expand(-1, -1, 2))
     return replace(
         scenes,
-        shape=pick(scenes.shape),
-        colour=pick(scenes.colour),
-        centre=centre,
-        radius=pick(scenes.radius),
-        angle=pick(scenes.angle),
+        shape=reorder(scenes.shape),
+        colour=reorder(scenes.colour),
+        centre=scenes.centre.gather(1, order[..., None].expand(-1, -1, 2)),
+        radius=reorder(scenes.radius),
+        angle=reorder(scenes.angle),
     )

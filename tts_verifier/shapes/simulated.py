@@ -1,9 +1,9 @@
 """A simulated generator: the renderer with planted flaws at known rates.
 
-It stands in for a diffusion model where the search is what is studied: its failures are those
-of real generators (wrong count, place, colour or shape, broken pixels), it draws a hundred
-pictures a second on one core, and how often it fails is an argument. It is no diffusion model:
-there is nothing to continue or to repaint.
+It stands in for a diffusion model when the search itself is studied. It fails as real
+generators do (wrong count, place, colour or shape, broken pixels), at rates that are
+arguments, and renders a hundred images a second on one core. It has no denoising steps, so it
+can neither continue nor repaint an image.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tts_verifier.types import Cost, Draw, Job, Sample, Setting, kind_of
 
 
 class SimulatedGenerator:
-    """Draws captions of the shapes world.
+    """Generates images for captions of the shapes world. It may be shared between threads.
 
     Args:
-        misalignment: share of pictures that contradict their caption, in [0, 1].
-        artifact: share of pictures with broken pixels, in [0, 1].
-        batch_size: pictures a batch.
+        misalignment: share of images that contradict their caption, in [0, 1].
+        artifact: share of images with broken pixels, in [0, 1].
+        batch_size: images a batch.
 
     Raises:
         InputError: a share is not in [0, 1] or `batch_size` is below 1.
@@ -43,20 +43,21 @@ class SimulatedGenerator:
         self.settings: Mapping[str, Setting] = {"model": "shapes-simulated", **self._shares}
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws every job; a picture depends on its caption and seed alone.
+        """Generates an image for every job; it depends on the job's caption and seed alone.
 
         Raises:
             InputError: a caption is outside the grammar.
             UnsupportedError: a job is not a plain draw to the end.
         """
-        return [self._draw(job) for job in jobs]
+        return [self._generate_one(job) for job in jobs]
 
-    def _draw(self, job: Job) -> Sample:
+    def _generate_one(self, job: Job) -> Sample:
+        # Imported here, because listing the registry's generators must not import torch.
         import torch
 
-        from tts_verifier.shapes.flaws import plant
-        from tts_verifier.shapes.grammar import parse
-        from tts_verifier.shapes.renderer import as_image
+        from tts_verifier.shapes.flaws import render_flawed
+        from tts_verifier.shapes.grammar import parse_caption
+        from tts_verifier.shapes.renderer import to_pil_images
 
         draw = job.proposal
         if not isinstance(draw, Draw) or draw.until != 1.0 or draw.noise is not None:
@@ -64,6 +65,5 @@ class SimulatedGenerator:
                 f"A simulated generator only draws to the end, got a {kind_of(draw)!r} proposal."
             )
         seed = torch.Generator().manual_seed(draw.seed)
-        flawed = plant([parse(job.prompt.text)], seed, **self._shares)
-        cost = Cost(network_evaluations=1)
-        return Sample(job, as_image(flawed.images[0]), cost=cost)
+        flawed = render_flawed([parse_caption(job.prompt.text)], seed, **self._shares)
+        return Sample(job, to_pil_images(flawed.images)[0], cost=Cost(network_evaluations=1))

@@ -1,4 +1,4 @@
-"""Oracle and judge as verifiers, so that a recipe can name them (usually under `judge:`)."""
+"""Oracle and judge as verifiers, for recipes to name them (usually under `judge:`)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
-from tts_verifier.shapes.grammar import Spec, parse
+from tts_verifier.shapes.grammar import Spec, parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, pixels_of
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 
 
 class ReadingVerifier(Verifier):
-    """Scores `passed` (0 or 1), `score` (weighted share of constraints that hold)."""
+    """Scores `passed` (0 or 1) and `score` (the weighted share of constraints that hold).
+
+    It holds no state and may be shared between threads.
+    """
 
     objective = Objective({"score": 1.0})
 
     @abstractmethod
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
-        """Reads (128, 128, 3) uint8 against a spec."""
+        """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""
 
     def verify(
         self,
@@ -40,10 +43,10 @@ class ReadingVerifier(Verifier):
             InputError: an image cannot be used, a prompt is outside the grammar of
                 `shapes.grammar`, or the lengths differ.
         """
-        pictures = as_images(images)
-        check_pairs(pictures, prompts)
-        specs = [parse(prompt) for prompt in prompts]
-        return [self._verdict(p, s, detail) for p, s in zip(pictures, specs, strict=True)]
+        pil_images = as_images(images)
+        check_pairs(pil_images, prompts)
+        specs = [parse_caption(prompt) for prompt in prompts]
+        return [self._verdict(p, s, detail) for p, s in zip(pil_images, specs, strict=True)]
 
     def _verdict(self, image: Image.Image, spec: Spec, detail: Detail) -> Verdict:
         reading = self.read(pixels_of(image), spec)
@@ -67,27 +70,27 @@ class ReadingVerifier(Verifier):
 
 
 class OracleVerifier(ReadingVerifier):
-    """Reads by colour and geometry."""
+    """Reads images by colour and geometry, with the oracle."""
 
     settings: Mapping[str, Setting] = {"verifier": "shapes-oracle"}
 
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
-        """Reads (128, 128, 3) uint8 against a spec."""
-        from tts_verifier.shapes.readers.oracle import read
+        """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""
+        from tts_verifier.shapes.readers.oracle import read_by_geometry
 
-        return read(pixels, spec)
+        return read_by_geometry(pixels, spec)
 
 
 class JudgeVerifier(ReadingVerifier):
-    """Reads by fitting the renderer; also scores `clean`, 1 - the unexplained share."""
+    """Reads images by fitting the renderer; also scores `clean`, 1 - the unexplained share."""
 
     settings: Mapping[str, Setting] = {"verifier": "shapes-judge"}
 
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
-        """Reads (128, 128, 3) uint8 against a spec."""
-        from tts_verifier.shapes.readers.judge import read
+        """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""
+        from tts_verifier.shapes.readers.judge import read_by_fitting
 
-        return read(pixels, spec)
+        return read_by_fitting(pixels, spec)
 
     def scores(self, reading: Reading) -> dict[str, float]:
         """Returns the scores of a reading by name."""

@@ -1,7 +1,7 @@
 """The words of the miniature world and what they look like: six shapes, eight colours.
 
-Colours are far apart in hue or lightness, so that a picture's blur does not turn one into
-another; backgrounds are light and pale.
+The colours are far apart in hue or lightness, so a blurred picture of one is not mistaken for
+another. Backgrounds are light and pale.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ COLOURS: Final[Mapping[str, tuple[int, int, int]]] = {
     "purple": (135, 50, 180),
     "black": (30, 30, 35),
 }
-"""Name -> sRGB, 0 to 255."""
+"""Name -> sRGB, 0 to 255 a channel."""
 
 RELATIONS: Final = ("left of", "right of", "above", "below")
 
 COUNTS: Final = ("one", "two", "three", "four")
+"""The number words; `COUNTS[n - 1]` names n."""
 
 CATEGORIES: Final = (
     "single_object",

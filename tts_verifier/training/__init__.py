@@ -1,1 +1,1 @@
-"""How the verifier and the generator learn."""
+"""Trains the verifier, and the bundled models of the miniature world."""

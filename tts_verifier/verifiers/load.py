@@ -1,4 +1,4 @@
-"""A verifier by its name in recipes, from a folder, or from a hub id."""
+"""Loads a verifier by a recipe's name, from a folder, or from the hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from tts_verifier.interfaces import Verifier
 
 
 def load_verifier(name: str) -> Verifier:
-    """Returns a verifier by its name in recipes, or as `Verifier.from_pretrained` loads it."""
+    """Loads a verifier.
+
+    Args:
+        name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; or whatever
+            `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id.
+
+    Raises:
+        CheckpointError: it is neither a known name nor a checkpoint that can be found.
+    """
+    # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So it is looked up as
+    # one, and the error then says what a checkpoint may be.
     if name in registry.names("verifier") and name != "imagedoctor":
         verifier: Verifier = registry.builder("verifier", name)()
         return verifier

@@ -7,7 +7,7 @@ import torch
 from tiny_imagedoctor import example
 
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 RAW = example().config("tiny")

@@ -13,7 +13,7 @@ from tiny_engine import EOS
 from tiny_imagedoctor import example
 
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 

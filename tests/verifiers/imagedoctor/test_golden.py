@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import torch
 from golden_numbers import EXPECTED, GOLDEN, TOLERANCES, check
+from tiny_engine import ForcedTokens
 
 from tts_verifier.training.verifier.sft_loss import loss
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Request, generate
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.engine.engine import generate
+from tts_verifier.verifiers.imagedoctor.generation import (
+    GenerationLimits,
+    GenerationRequest,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
-from tts_verifier.verifiers.imagedoctor.model.mrope import predicting
+from tts_verifier.verifiers.imagedoctor.model.mrope import predicting_positions
 
 KEYS = json.loads((GOLDEN / "keys.json").read_text())
 GRID, CELLS = (18, 18), 324
@@ -71,7 +74,7 @@ def test_positions_and_predicting_positions_are_exact_in_a_padded_batch(
 ) -> None:
     ids, mask, offsets = rows(recipes, side)
     positions, shift = official.positions(ids, [(36, 36)] * 2, mask)
-    found = predicting(ids, (2010, 2011), mask=mask)
+    found = predicting_positions(ids, (2010, 2011), mask=mask)
     for i, start in enumerate(offsets):
         length = int(mask[i].sum())
         check(i, "position_ids", positions[:, i : i + 1, start : start + length])
@@ -93,7 +96,7 @@ def test_states_logits_and_features_hold_in_one_padded_batch(
         check(i, "visual_row_mean", visual.mean(1))
         check(i, "visual_row_std", visual.std(1, correction=0))
         check(i, "logits_last8", out.logits[i, end - 8 : end])
-        check(i, "hidden", out.hidden[i, predicting(ids[i : i + 1], (2010, 2011))[0]])
+        check(i, "hidden", out.hidden[i, predicting_positions(ids[i : i + 1], (2010, 2011))[0]])
 
 
 def test_greedy_ids_hold_in_a_padded_batch(
@@ -102,8 +105,10 @@ def test_greedy_ids_hold_in_a_padded_batch(
     """Row 1 continues row 0's prompt after its first three greedy ids, so it is longer."""
     sample = recipes.samples[0]
     ids, greedy = sample["prompt_ids"].tolist(), EXPECTED["s0.greedy_ids"].tolist()
-    asked = [Request(row, sample["pixel_values"], (36, 36)) for row in (ids, ids + greedy[:3])]
-    first, second = generate(official, asked, Limits(12, ()))
+    asked = [
+        GenerationRequest(row, sample["pixel_values"], (36, 36)) for row in (ids, ids + greedy[:3])
+    ]
+    first, second = generate(official, asked, GenerationLimits(12, ()))
     assert first.ids == greedy == EXPECTED["s1.greedy_ids"].tolist()
     assert second.ids[:9] == greedy[3:]
     forced = torch.tensor([ids + greedy])
@@ -116,36 +121,25 @@ def test_greedy_ids_hold_in_a_padded_batch(
 
 
 def test_states_hold_when_the_completion_is_fed_id_by_id_through_the_engine(
-    official: ImageDoctorModel, recipes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    official: ImageDoctorModel, recipes: SimpleNamespace
 ) -> None:
-    starts = [len(s["prompt_ids"]) for s in recipes.samples]
-    forced = [
-        torch.tensor(s["input_ids"][n:]) for s, n in zip(recipes.samples, starts, strict=True)
+    completions = [torch.tensor(s["input_ids"][len(s["prompt_ids"]) :]) for s in recipes.samples]
+    prompts = [
+        GenerationRequest(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36))
+        for s in recipes.samples
     ]
-    hidden: list[torch.Tensor] = []
-
-    def told(step: Step, _rows: int, _turn: Turn) -> torch.Tensor:
-        at = len(hidden)
-        hidden.append(step.slots.hidden.clone())
-        return torch.stack([row[min(at, len(row) - 1)] for row in forced])
-
-    monkeypatch.setattr(Step, "_choose", told)
-    asked = [
-        Request(s["prompt_ids"].tolist(), s["pixel_values"], (36, 36)) for s in recipes.samples
-    ]
-    longest = max(map(len, forced))
-    generate(official, asked, Limits(longest + 1, ()))
-    whole = torch.stack(hidden, dim=1)
-    for i, row in enumerate(forced):
-        first = [row.tolist().index(token) for token in (2010, 2011)]
-        check(i, "hidden", whole[i, first])
-        last = whole[i, len(row) - 7 : len(row) + 1]
-        check(i, "logits_last8", official.lm_head(last))
+    forced = ForcedTokens(completions)
+    limits = GenerationLimits(max(map(len, completions)) + 1, ())
+    replies = generate(official, prompts, limits, choose=forced)
+    logits = forced.logits()
+    for i, ids in enumerate(completions):
+        check(i, "hidden", replies[i].map_states)
+        check(i, "logits_last8", logits[i, len(ids) - 7 : len(ids) + 1])
 
 
 def states(recipes: SimpleNamespace, out: Outputs) -> torch.Tensor:
     ids, _, _ = rows(recipes, "left")
-    at = predicting(ids, (2010, 2011))
+    at = predicting_positions(ids, (2010, 2011))
     return torch.stack([out.hidden[i, at[i]] for i in range(2)])
 
 

@@ -7,9 +7,9 @@ import torch
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 
 def test_a_folder_is_scored_with_a_made_checkpoint(
@@ -43,5 +43,8 @@ def test_the_3b_checkpoint_has_the_official_ids_and_sizes() -> None:
     with torch.device("meta"):
         model = ImageDoctorModel(config)
     assert sum(p.numel() for p in model.parameters()) == 3_754_622_976 + 62_026_188
-    words = Words(make.tokenizer(make.config("3b")), config)
-    assert words.prompt("a dog", cells=324, reasoning=True).count(151655) == 324
+    tokenizer = PromptTokenizer(make.tokenizer(make.config("3b")), config)
+    assert (
+        tokenizer.encode_conversation("a dog", image_tokens=324, reasoning=True).count(151655)
+        == 324
+    )

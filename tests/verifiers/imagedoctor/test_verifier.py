@@ -15,7 +15,8 @@ from tiny_imagedoctor import example, noise
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
+from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 
 REPLY = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
@@ -43,19 +44,21 @@ def doctor(folder: Path) -> ImageDoctor:
     return loaded
 
 
-def script(
-    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor, text: str, seen: tuple[bool, bool]
+def script_replies(
+    monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor, text: str, has_map: tuple[bool, bool]
 ) -> None:
-    """Makes every reply `text`, with random states for the kinds that are `seen`."""
+    """Makes every reply `text`, with random states for the maps that it has."""
 
-    def fake(_engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Generated]]:
-        ids = doctor.checkpoint.words.encode(text)
+    def fake(
+        _engine: Engine, requests: Iterable[GenerationRequest]
+    ) -> Iterator[tuple[int, GeneratedReply]]:
+        ids = doctor.checkpoint.tokenizer.encode(text)
         states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-        odds = np.array([[*map(text[i].__eq__, "0123456789"), text[i] == "0", text[i] == "1"]
+        probs = np.array([[*map(text[i].__eq__, "0123456789"), text[i] == "0", text[i] == "1"]
                          for i in range(len(ids))], np.float32)  # fmt: skip
         for i, request in enumerate(requests):
             visual = torch.zeros(len(request.patches) // 4, 64)
-            yield i, Generated(ids, True, states, seen, visual, odds)
+            yield i, GeneratedReply(ids, True, states, has_map, visual, probs)
 
     monkeypatch.setattr(Engine, "replies", fake)
 
@@ -63,7 +66,7 @@ def script(
 def test_a_verdict_has_scores_maps_boxes_and_text_on_the_images_own_pixels(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    script(monkeypatch, doctor, REPLY, (True, True))
+    script_replies(monkeypatch, doctor, REPLY, (True, True))
     (verdict,) = doctor.verify([noise(100, 60)], ["a dog"])
     written = {"semantic_alignment": 0.5, "aesthetics": 0.25, "plausibility": 1.0, "overall": 0.75}
     assert verdict.scores == pytest.approx(
@@ -82,26 +85,26 @@ def test_a_verdict_has_scores_maps_boxes_and_text_on_the_images_own_pixels(
 def test_a_map_whose_token_was_not_written_is_absent(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    script(monkeypatch, doctor, REPLY, (False, True))
+    script_replies(monkeypatch, doctor, REPLY, (False, True))
     assert list(doctor.verify([noise(9, 9)], ["a dog"])[0].heatmaps) == ["artifact"]
-    script(monkeypatch, doctor, REPLY, (False, False))
+    script_replies(monkeypatch, doctor, REPLY, (False, False))
     assert not doctor.verify([noise(9, 9)], ["a dog"])[0].heatmaps
 
 
 def test_a_reply_that_does_not_parse_is_nan_with_the_raw_text(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    script(monkeypatch, doctor, "no idea", (False, False))
+    script_replies(monkeypatch, doctor, "no idea", (False, False))
     (verdict,) = doctor.verify([noise(9, 9)], ["a dog"])
     assert all(math.isnan(v) for v in verdict.scores.values())
     assert len(verdict.scores) == 8
     assert verdict.text == "no idea"
 
 
-def test_the_quick_look_gives_numbers_and_no_maps(
+def test_detail_score_gives_numbers_and_no_maps(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    script(monkeypatch, doctor, "Aesthetic score: 0.5;</answer>", (True, True))
+    script_replies(monkeypatch, doctor, "Aesthetic score: 0.5;</answer>", (True, True))
     (verdict,) = doctor.verify([noise(9, 9)], ["a dog"], detail="score")
     assert verdict.scores["aesthetics"] == 0.5
     assert not verdict.heatmaps
@@ -111,11 +114,11 @@ def test_the_quick_look_gives_numbers_and_no_maps(
 def test_maps_can_be_asked_for_always_or_never(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    script(monkeypatch, doctor, "Aesthetic score: 0.5;</answer>", (True, True))
+    script_replies(monkeypatch, doctor, "Aesthetic score: 0.5;</answer>", (True, True))
     for heatmaps, kept in ((True, 2), (False, 0)):
-        judge = ImageDoctor(doctor.checkpoint, heatmaps=heatmaps)
+        verifier = ImageDoctor(doctor.checkpoint, heatmaps=heatmaps)
         for detail in ("score", "diagnose"):
-            (verdict,) = judge.verify([noise(9, 9)], ["a dog"], detail=detail)  # type: ignore[arg-type]
+            (verdict,) = verifier.verify([noise(9, 9)], ["a dog"], detail=detail)  # type: ignore[arg-type]
             assert len(verdict.heatmaps) == kept
 
 
@@ -127,11 +130,11 @@ PROMPTS = ["a dog", "two red cats on a mat", "x", "日本語の犬", "a dog " * 
 def test_verdicts_depend_on_neither_companions_nor_place_nor_batch_size(
     doctor: ImageDoctor, fit: Any
 ) -> None:
-    judge = ImageDoctor(doctor.checkpoint, fit=fit, batch_size=3)
+    verifier = ImageDoctor(doctor.checkpoint, fit=fit, batch_size=3)
     images = [noise(w, h, seed=i) for i, (w, h) in enumerate(SIZES)]
-    together = judge.verify(images, PROMPTS)
-    backwards = judge.verify(images[::-1], PROMPTS[::-1])[::-1]
-    alone = [judge.verify([i], [p])[0] for i, p in zip(images, PROMPTS, strict=True)]
+    together = verifier.verify(images, PROMPTS)
+    backwards = verifier.verify(images[::-1], PROMPTS[::-1])[::-1]
+    alone = [verifier.verify([i], [p])[0] for i, p in zip(images, PROMPTS, strict=True)]
     assert sum(len(v.heatmaps) for v in together) > 2
     assert len({v.text for v in together}) > 1
     for a, b, c in zip(together, backwards, alone, strict=True):
@@ -145,7 +148,7 @@ def test_verdicts_depend_on_neither_companions_nor_place_nor_batch_size(
 def test_rerank_puts_the_unusable_last(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    script(monkeypatch, doctor, REPLY, (True, True))
+    script_replies(monkeypatch, doctor, REPLY, (True, True))
     ranking = doctor.rerank([noise(8, 8), noise(9, 9)], "a dog")
     assert [item.index for item in ranking] == [0, 1]
     assert ranking.best.objective == pytest.approx(0.8 * 0.5 + 0.1 * 0.25 + 0.1 * 1.0)
@@ -206,7 +209,7 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
         "batch_size": 32,
         "max_new_tokens": 7,
         "repetition_penalty": 1.05,
-        "skeleton": False,
+        "answer_template": False,
     }
 
 
@@ -231,12 +234,12 @@ def test_segment_anything_itself_stays_unimported(doctor: ImageDoctor) -> None:
 
 
 def test_moving_gives_back_all_buffers_and_changes_no_verdict(doctor: ImageDoctor) -> None:
-    pictures = [noise(30, 40, i) for i in range(2)]
-    before = doctor.verify(pictures, ["a", "b"])
-    assert doctor.engine.step is not None
+    images = [noise(30, 40, i) for i in range(2)]
+    before = doctor.verify(images, ["a", "b"])
+    assert doctor.engine.decode_step is not None
     assert doctor.to("cpu") is doctor
-    assert doctor.engine.step is None
-    assert [v.text for v in doctor.verify(pictures, ["a", "b"])] == [v.text for v in before]
+    assert doctor.engine.decode_step is None
+    assert [v.text for v in doctor.verify(images, ["a", "b"])] == [v.text for v in before]
 
 
 def test_what_does_not_fit_on_the_gpu_waits_in_host_memory(

@@ -1,14 +1,14 @@
-"""What a picture shows against what its caption asks: the meaning that all readers share.
+"""Compares the things in a picture with its caption: the semantics that all readers share.
 
 The truth of a render, the oracle and the judge each find the things in a picture in their own
-way; what those things mean for a caption is decided here, once.
+way. What those things mean for a caption is decided here, once.
 
 The score is 1 - (weight of the constraints that fail) / (weight of all), with `WEIGHTS`: 1
-exactly when the picture passes. The faulty region is every thing that breaks a constraint:
-one of the wrong shape or colour, one too many, the first object of a relation that does not
-hold. Of too many equal things each may be the surplus, so all are marked. Where a thing is
-missing, what stands in its place is marked, else the half-plane where the relation wants it,
-else nothing.
+exactly when the picture passes. The faulty regions are the boxes of all things that break a
+constraint: one of the wrong shape or colour, one too many, the first object of a relation that
+does not hold. If there are too many equal things, any of them may be the surplus, so all are
+marked. If a thing is missing, the thing in its place is marked; failing that, the half-plane
+where the relation wants it; failing that, nothing.
 """
 
 from __future__ import annotations
@@ -42,37 +42,39 @@ WEIGHTS: Final[dict[ConstraintKind, float]] = {
 }
 
 DIRECTION: Final = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+"""Relation -> unit vector (x, y) from the second object to the first, y down."""
 
-GROWN: Final = 3.0
-"""Pixels by which a faulty box is grown before it is marked on the map."""
+SOFT_RIM: Final = 3.0
+"""Pixels over which the map falls from 1 at the edge of a faulty box to 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing found in a picture; `shape` None = none of the known ones.
-
-    `centre`: (x, y), `box`: xyxy, both in pixels of 128.
-    """
+    """One thing that a reader found in a picture."""
 
     shape: str | None
+    """One of SHAPES; None = none of the known ones."""
     colour: str
+    """One of COLOURS."""
     centre: tuple[float, float]
+    """(x, y) in pixels of 128."""
     box: Box
+    """xyxy in pixels of 128."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """A picture held against its caption.
-
-    `constraints`: which hold. `things`: all that was found. `boxes`: faulty regions, xyxy in
-    pixels of 128. `artifact`: share of the picture that no thing explains, in [0, 1], NaN
-    from readers that do not measure it.
-    """
+    """A picture compared with its caption."""
 
     constraints: dict[Constraint, bool]
+    """Every constraint of the caption, and whether it holds."""
     things: tuple[Thing, ...]
+    """All things in the picture."""
     boxes: tuple[Box, ...]
+    """Faulty regions, xyxy in pixels of 128."""
     artifact: float = float("nan")
+    """Share of the picture that no thing explains, in [0, 1]; NaN from readers that do not
+    measure it."""
 
     @property
     def passed(self) -> bool:
@@ -86,10 +88,12 @@ class Reading:
         return sum(WEIGHTS[c.kind] for c, holds in self.constraints.items() if holds) / total
 
     def describe(self) -> str:
-        """Lists what was found and which constraints fail, in words."""
-        found = ", ".join(f"{t.colour} {t.shape or 'thing of no known shape'}" for t in self.things)
+        """Lists the things and the failed constraints in words."""
+        things = ", ".join(
+            f"{t.colour} {t.shape or 'thing of no known shape'}" for t in self.things
+        )
         failed = ", ".join(c.kind.replace("_", " ") for c, ok in self.constraints.items() if not ok)
-        return f"Found: {found or 'nothing'}. Failed: {failed or 'nothing'}."
+        return f"Found: {things or 'nothing'}. Failed: {failed or 'nothing'}."
 
     @property
     def misalignment(self) -> NDArray[np.float32]:
@@ -98,74 +102,75 @@ class Reading:
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Returns what readers look at: (128, 128, 3) uint8 sRGB, averaged over areas."""
+    """Converts an image to a reader's input: (128, 128, 3) uint8 sRGB, averaged over areas."""
     small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
     return np.asarray(small)
 
 
 def compare(spec: Spec, things: Sequence[Thing], *, artifact: float = float("nan")) -> Reading:
-    """Holds the things of a picture against a spec."""
-    if spec.category == "counting":
-        holds, faulty = _counted(spec, things)
-    else:
-        holds, faulty = _placed(spec, things)
-    result = {c: holds[c] for c in constraints(spec)}
-    return Reading(result, tuple(things), tuple(dict.fromkeys(faulty)), artifact)
+    """Compares the things of a picture with a spec; `artifact` is passed on."""
+    check = _check_counting if spec.category == "counting" else _check_nouns
+    holds, faulty = check(spec, things)
+    in_order = {c: holds[c] for c in constraints(spec)}
+    return Reading(in_order, tuple(things), tuple(dict.fromkeys(faulty)), artifact)
 
 
-def _counted(spec: Spec, things: Sequence[Thing]) -> tuple[dict[Constraint, bool], list[Box]]:
+def _check_counting(
+    spec: Spec, things: Sequence[Thing]
+) -> tuple[dict[Constraint, bool], list[Box]]:
     noun = spec.nouns[0]
-    right = [t for t in things if t.shape == noun.shape]
-    other = [t for t in things if t.shape != noun.shape]
-    discoloured = [t for t in right if noun.colour not in (None, t.colour)]
+    counted = [t for t in things if t.shape == noun.shape]
+    others = [t for t in things if t.shape != noun.shape]
+    discoloured = [t for t in counted if not _colour_matches(noun, t)]
     holds = {
-        Constraint("object", 0): bool(right),
-        Constraint("colour", 0): bool(right) and not discoloured,
-        Constraint("count", 0): len(right) == spec.count,
-        Constraint("nothing_else"): not other,
+        Constraint("object", 0): bool(counted),
+        Constraint("colour", 0): bool(counted) and not discoloured,
+        Constraint("count", 0): len(counted) == spec.count,
+        Constraint("nothing_else"): not others,
     }
-    surplus = right if len(right) > spec.count else []
-    return holds, [t.box for t in (*other, *discoloured, *surplus)]
+    surplus = counted if len(counted) > spec.count else []
+    return holds, [t.box for t in (*others, *discoloured, *surplus)]
 
 
-def _placed(spec: Spec, things: Sequence[Thing]) -> tuple[dict[Constraint, bool], list[Box]]:
-    chosen = taken_for(spec, things)
-    holds = _as_taken(spec, chosen)
-    left = [t for t in things if not any(t is c for c in chosen)]
-    holds[Constraint("nothing_else")] = not left
-    return holds, [*(t.box for t in left), *_faulty(spec, chosen, holds)]
+def _check_nouns(spec: Spec, things: Sequence[Thing]) -> tuple[dict[Constraint, bool], list[Box]]:
+    matches = match_nouns(spec, things)
+    holds = _holds_for(spec, matches)
+    others = [t for t in things if not any(t is match for match in matches)]
+    holds[Constraint("nothing_else")] = not others
+    return holds, [*(t.box for t in others), *_faulty_boxes(spec, matches, holds)]
 
 
-def taken_for(spec: Spec, things: Sequence[Thing]) -> tuple[Thing | None, ...]:
-    """Decides which thing is taken for which noun, None = nothing: what explains most."""
+def match_nouns(spec: Spec, things: Sequence[Thing]) -> tuple[Thing | None, ...]:
+    """Assigns a thing to each noun, None = nothing, by the assignment that explains most."""
 
-    def worth(taken: Sequence[Thing | None]) -> float:
-        holds = [c for c, ok in _as_taken(spec, taken).items() if ok]
-        right = sum(c.kind == "object" for c in holds)
-        used = sum(t is not None for t in taken)
-        return sum(WEIGHTS[c.kind] for c in holds) + 0.1 * used + 0.01 * right
+    def worth(matches: Sequence[Thing | None]) -> float:
+        # The weights decide. Ties go to the assignment that uses more things, then to the one
+        # with more shapes right.
+        holds = [c for c, ok in _holds_for(spec, matches).items() if ok]
+        right_shapes = sum(c.kind == "object" for c in holds)
+        used = sum(t is not None for t in matches)
+        return sum(WEIGHTS[c.kind] for c in holds) + 0.1 * used + 0.01 * right_shapes
 
     slots: list[Thing | None] = [*things, *[None] * len(spec.nouns)]
     return max(permutations(slots, len(spec.nouns)), key=worth)
 
 
-def _as_taken(spec: Spec, taken: Sequence[Thing | None]) -> dict[Constraint, bool]:
+def _holds_for(spec: Spec, matches: Sequence[Thing | None]) -> dict[Constraint, bool]:
+    """Returns which constraints hold, but for `nothing_else`, with this thing for each noun."""
     holds: dict[Constraint, bool] = {}
-    for index, (noun, thing) in enumerate(zip(spec.nouns, taken, strict=True)):
+    for index, (noun, thing) in enumerate(zip(spec.nouns, matches, strict=True)):
         holds[Constraint("object", index)] = thing is not None and thing.shape == noun.shape
-        holds[Constraint("colour", index)] = thing is not None and _coloured(noun, thing)
+        holds[Constraint("colour", index)] = thing is not None and _colour_matches(noun, thing)
     if spec.relation is not None:
-        first, second = taken[0], taken[1]
-        known = first is not None and second is not None
-        holds[Constraint("relation")] = known and _related(spec.relation, first, second)
+        holds[Constraint("relation")] = _relation_holds(spec.relation, matches[0], matches[1])
     return holds
 
 
-def _coloured(noun: Noun, thing: Thing) -> bool:
+def _colour_matches(noun: Noun, thing: Thing) -> bool:
     return noun.colour is None or noun.colour == thing.colour
 
 
-def _related(relation: str, first: Thing | None, second: Thing | None) -> bool:
+def _relation_holds(relation: str, first: Thing | None, second: Thing | None) -> bool:
     if first is None or second is None:
         return False
     dx, dy = DIRECTION[relation]
@@ -173,24 +178,32 @@ def _related(relation: str, first: Thing | None, second: Thing | None) -> bool:
     return along > RELATION_MARGIN
 
 
-def _faulty(spec: Spec, taken: Sequence[Thing | None], holds: dict[Constraint, bool]) -> list[Box]:
+def _faulty_boxes(
+    spec: Spec, matches: Sequence[Thing | None], holds: dict[Constraint, bool]
+) -> list[Box]:
     boxes: list[Box] = []
-    for index, thing in enumerate(taken):
+    for index, thing in enumerate(matches):
         fine = holds[Constraint("object", index)] and holds[Constraint("colour", index)]
         if thing is not None and not fine:
             boxes.append(thing.box)
         if thing is None and spec.relation is not None:
-            anchor = taken[1 - index]
+            anchor = matches[1 - index]
             if anchor is not None:
                 boxes.append(_half_plane(spec.relation, anchor, first=index == 0))
-    moved, anchor = taken[0], taken[-1]
-    if not holds.get(Constraint("relation"), True) and moved and anchor:
-        boxes.append(moved.box)
+    first, last = matches[0], matches[-1]
+    if not holds.get(Constraint("relation"), True) and first and last:
+        boxes.append(first.box)
     return boxes
 
 
 def _half_plane(relation: str, anchor: Thing, *, first: bool) -> Box:
-    """Returns the part of the picture where the relation wants the other object."""
+    """Returns the part of the picture where the relation wants the other object.
+
+    Args:
+        relation: one of RELATIONS.
+        anchor: the object that is there.
+        first: whether the missing object is the relation's first.
+    """
     dx, dy = DIRECTION[relation] if first else tuple(-d for d in DIRECTION[relation])
     x, y = anchor.centre
     side = float(SIZE)
@@ -200,11 +213,11 @@ def _half_plane(relation: str, anchor: Thing, *, first: bool) -> Box:
 
 
 def region_map(boxes: Sequence[Box]) -> NDArray[np.float32]:
-    """Marks boxes on a map: float32 (128, 128), 1 inside, falling to 0 over `GROWN` pixels."""
+    """Marks boxes on a map: float32 (128, 128), 1 inside, falling to 0 over `SOFT_RIM` pixels."""
     at = np.arange(SIZE, dtype=np.float32) + 0.5
-    out = np.zeros((SIZE, SIZE), np.float32)
+    marked = np.zeros((SIZE, SIZE), np.float32)
     for x1, y1, x2, y2 in boxes:
-        across = np.clip(np.minimum(at - x1, x2 - at) / GROWN + 1, 0, 1)
-        down = np.clip(np.minimum(at - y1, y2 - at) / GROWN + 1, 0, 1)
-        np.maximum(out, down[:, None] * across[None, :], out=out)
-    return out
+        across = np.clip(np.minimum(at - x1, x2 - at) / SOFT_RIM + 1, 0, 1)
+        down = np.clip(np.minimum(at - y1, y2 - at) / SOFT_RIM + 1, 0, 1)
+        np.maximum(marked, down[:, None] * across[None, :], out=marked)
+    return marked

@@ -1,51 +1,67 @@
-"""A training step as one CUDA graph: recorded once, replayed with new inputs."""
+"""A training step as one CUDA graph: captured once, replayed with new inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-WARM_UP: Final = 3
-"""Steps before recording, so that every lazy buffer exists."""
+WARM_UP_STEPS: Final = 3
+"""Steps before the capture, after which every lazily made buffer exists."""
+
+StepResult = TypeVar("StepResult")
 
 
-class Captured:
-    """Calls a step; on a GPU records it at the first call and replays it ever after.
+class CapturedStep(Generic[StepResult]):
+    """Calls a step on a CPU; on a GPU captures it at the first call and replays it afterwards.
 
-    The step must have static shapes and no host synchronisation, and leave its result on the
-    device. On a CPU it is simply called.
+    The step must have static shapes, must not synchronise with the host and must leave its
+    result on the device. A replay overwrites the result of the last one, so callers copy what
+    they keep. Not safe to share between threads.
+
+    Args:
+        step: takes tensors and returns a tensor or a dict of tensors.
     """
 
-    def __init__(self, step: Callable[..., Tensor]) -> None:
+    def __init__(self, step: Callable[..., StepResult]) -> None:
         self._step = step
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._result: Tensor | None = None
+        self._result: StepResult | None = None
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Takes one step with inputs of the same shapes as always."""
+    def __call__(self, *inputs: Tensor) -> StepResult:
+        """Takes one step; the inputs have the same shapes at every call."""
         if not inputs[0].is_cuda:
             return self._step(*inputs)
         if self._graph is None:
-            self._record(inputs)
-        for held, new in zip(self._inputs, inputs, strict=True):
-            held.copy_(new, non_blocking=True)
+            self._capture(inputs)
+        for static, new in zip(self._inputs, inputs, strict=True):
+            static.copy_(new, non_blocking=True)
         if self._graph is None or self._result is None:
-            raise RuntimeError("a recorded step has a graph and a result")
+            raise RuntimeError("a captured step has a graph and a result")
         self._graph.replay()
         return self._result
 
-    def _record(self, inputs: tuple[Tensor, ...]) -> None:
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
         self._inputs = tuple(t.clone() for t in inputs)
+        # torch wants the warm-up on a side stream: the capture itself runs on one as well.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_STEPS):
                 self._step(*self._inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
+        # "thread_local": the threads that pin memory may call CUDA during the capture.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._result = self._step(*self._inputs)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Returns a context with bfloat16 products on a GPU and plain float32 on a CPU."""
+    # A cached bfloat16 copy of a weight would be captured once and never see an update.
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False
+    )

@@ -1,4 +1,4 @@
-"""Rows that are learnt from more than once, on the device that learns from them."""
+"""A pool of training rows, each used more than once, on the device that trains on them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import torch
 from torch import Tensor
 
 
-class Pool:
-    """Keeps the newest rows on their device and hands out random ones of them.
+class ReplayPool:
+    """Keeps the newest rows on their device and returns random ones.
+
+    Not safe to share between threads.
 
     Args:
-        size: rows that are kept; a multiple of the rows added at a time.
-        generator: picks, on the rows' device.
+        size: number of rows to keep; a multiple of the rows added at a time.
+        generator: picks the rows; it lives on their device.
     """
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
         self._size, self._generator = size, generator
-        self._rows: tuple[Tensor, ...] = ()
+        self._columns: tuple[Tensor, ...] = ()
         self._added = 0
 
-    def add(self, *rows: Tensor) -> None:
-        """Puts rows, given column by column, in the place of the oldest."""
-        if not self._rows:
-            self._rows = tuple(column.new_zeros(self._size, *column.shape[1:]) for column in rows)
+    def add(self, *columns: Tensor) -> None:
+        """Adds rows in place of the oldest ones; each column is (rows, ...)."""
+        if not self._columns:
+            self._columns = tuple(c.new_zeros(self._size, *c.shape[1:]) for c in columns)
         start = self._added % self._size
-        for held, new in zip(self._rows, rows, strict=True):
-            held[start : start + len(new)] = new
-        self._added += len(rows[0])
+        for stored, new in zip(self._columns, columns, strict=True):
+            stored[start : start + len(new)] = new
+        self._added += len(columns[0])
 
-    def draw(self, count: int) -> tuple[Tensor, ...]:
-        """Returns `count` random rows, with replacement."""
+    def sample(self, count: int) -> tuple[Tensor, ...]:
+        """Returns the columns of `count` random rows, picked with replacement."""
         filled, device = min(self._added, self._size), self._generator.device
         pick = torch.randint(filled, (count,), generator=self._generator, device=device)
-        return tuple(column[pick] for column in self._rows)
+        return tuple(column[pick] for column in self._columns)

@@ -1,1 +1,1 @@
-"""How the bundled models of the miniature world are trained."""
+"""Trains the bundled models of the miniature world: their sizes, data, stages and checks."""

@@ -1,6 +1,6 @@
 """ImageDoctor: four scores, two heatmaps, boxes and reasons from one vision-language model.
 
-Importing this folder loads no deep-learning library; `ImageDoctor` is loaded when asked for.
+Importing this package loads no deep-learning library; asking for `ImageDoctor` does.
 """
 
 from __future__ import annotations

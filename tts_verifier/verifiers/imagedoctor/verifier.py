@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, NamedTuple, TypedDict, Unpack
+from typing import Final, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -20,92 +19,85 @@ from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.memory import fits, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
-from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, load, resolve
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, Request
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+)
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import rows_that_fit
-from tts_verifier.verifiers.imagedoctor.image.letterbox import FITS, Fit, Placement
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
+from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
-from tts_verifier.verifiers.imagedoctor.ops.transfer import prepared
-from tts_verifier.verifiers.imagedoctor.text.answer_template import Skeleton
-from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals, expected
-from tts_verifier.verifiers.imagedoctor.text.reply import parse
+from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
+from tts_verifier.verifiers.imagedoctor.options import ImageDoctorOptions, check_positive
+from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
+from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 
-MAX_CAPTION: Final = 20_000
-"""Characters; longer prompts are refused rather than left to fill the memory."""
-
-
-class Options(TypedDict, total=False):
-    """How to load and run; every key may be absent.
-
-    `revision`, `local_files_only`: of a hub id. `dtype`, `device`: None = bfloat16 on a GPU,
-    float32 on a CPU. `device_map`: "auto" spreads the language model's layers over all GPUs.
-    `fit`: "squash" (official) or "pad" (letterbox). `batch_size`: images at a time,
-    None = by the memory that is free. `heatmaps`: decode maps, None = with "diagnose" only.
-    `skeleton`: with detail "score", ask for the digits alone. `max_new_tokens`: None = the
-    checkpoint's, or 2048.
-    """
-
-    revision: str | None
-    local_files_only: bool
-    dtype: torch.dtype | str | None
-    device: torch.device | str | None
-    device_map: DeviceMap | None
-    fit: Fit
-    batch_size: int | None
-    heatmaps: bool | None
-    skeleton: bool
-    max_new_tokens: int | None
+MAX_PROMPT_CHARACTERS: Final = 20_000
+"""Longer prompts are refused; otherwise one of them could fill the memory."""
 
 
 class ImageDoctor(Verifier):
-    """Scores `semantic_alignment`, `aesthetics`, `plausibility`, `overall` in [0, 1].
+    """Scores images for `semantic_alignment`, `aesthetics`, `plausibility` and `overall`.
 
-    Each also as `…_expected`, over the digits' probabilities (see `numbers`), which seldom
-    ties; an objective may name either. Higher is better. Heatmaps `misalignment` and
-    `artifact`: 1 = flawed.
+    Scores are in [0, 1], higher is better. Each score also comes as `…_expected`, its expected
+    value over the probabilities of the digits (see `text.expected_scores`), which seldom ties; an
+    objective may name either. The heatmaps are `misalignment` and `artifact`, 1 = flawed.
+
+    Not safe to share between threads: each call writes into the buffers of the same engines. The
+    first call also fuses weights of `checkpoint.model` in place (see `ops.fused_weights`); its
+    state dict stays the same.
 
     Args:
-        checkpoint: from `loading.load`.
-        fit: how an image is brought into the model's square.
-        batch_size: images at a time, None = by the memory that is free.
-        heatmaps: whether maps are decoded; None = with detail "diagnose" only.
-        skeleton: with detail "score", give the answer's text and ask for its digits alone:
-            faster, the same numbers where the model would have written that text.
-        settings: more to note in the log.
-        home: the device that a run is to move it to for judging; None = it stays.
+        checkpoint: from `load_checkpoint`.
+        fit: how an image is fitted into the model's square.
+        batch_size: images at a time, None = as many as the free memory allows, at most 32.
+        heatmaps: whether to decode heatmaps, None = with detail "diagnose" only.
+        answer_template: with detail "score", give the text of the answer and ask for its digits
+            alone. This is faster, and gives the same numbers if the model would have written
+            that text.
+        settings: more settings for the log.
+        home: the device that a run moves the verifier to for verifying; None = it stays.
 
     Raises:
         InputError: `fit` or `batch_size` is not usable, or the checkpoint's tokenizer does not
-            write scores digit by digit, as a skeleton needs it.
+            write scores digit by digit, which an answer template needs.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         *,
-        fit: Fit = "squash",
+        fit: FitMode = "squash",
         batch_size: int | None = None,
         heatmaps: bool | None = None,
-        skeleton: bool = False,
+        answer_template: bool = False,
         settings: Mapping[str, Setting] | None = None,
         home: str | None = None,
     ) -> None:
-        if fit not in FITS:
-            raise InputError(f"fit must be one of {', '.join(FITS)}, got {fit!r}.", argument="fit")
+        if fit not in FIT_MODES:
+            raise InputError(
+                f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.", argument="fit"
+            )
         if batch_size is None:
-            batch_size = rows_that_fit(checkpoint.model, checkpoint.limits)
-        _check_positive("batch_size", batch_size)
+            batch_size = sequences_that_fit(checkpoint.model, checkpoint.limits)
+        check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.home = home
-        self.fit: Fit = fit
+        self.fit: FitMode = fit
         self.batch_size = batch_size
         self.heatmaps = heatmaps
-        self.engine = Engine(checkpoint.model, checkpoint.limits, slots=batch_size)
-        self._skeleton = _skeleton(checkpoint) if skeleton else None
-        self._filling = _filling(checkpoint, self._skeleton, batch_size)
-        self._maps = MapDecoder(checkpoint.model)
+        self.engine = Engine(checkpoint.model, checkpoint.limits, sequences=batch_size)
+        self._template = AnswerTemplate()
+        if answer_template:
+            config = checkpoint.model.config
+            self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
+        self._template_engine = _template_engine(checkpoint, self._template, batch_size)
+        self._map_decoder = MapDecoder(checkpoint.model)
+        # Everything that decides a verdict, for the log.
         weight = checkpoint.model.lm_head.weight
         self.settings = {
             **(settings or {}),
@@ -115,46 +107,54 @@ class ImageDoctor(Verifier):
             "batch_size": batch_size,
             "max_new_tokens": checkpoint.limits.max_new_tokens,
             "repetition_penalty": checkpoint.limits.penalty,
-            "skeleton": skeleton,
+            "answer_template": answer_template,
         }
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str, **options: Unpack[Options]
+        cls, name_or_path: str, **options: Unpack[ImageDoctorOptions]
     ) -> ImageDoctor:
-        """Loads "shapes" (bundled), a folder or a hub id; `Options` says what can be set.
+        """Loads a verifier: "shapes" (bundled), a folder, or a hub id.
+
+        Args:
+            name_or_path: see above.
+            **options: see `ImageDoctorOptions`. With neither `device` nor `device_map`, a
+                checkpoint that does not fit on the GPU waits in host memory, and a run moves it
+                to the GPU when it needs it.
 
         Raises:
-            CheckpointError: it cannot be found, or its parts do not fit together.
-            InputError: an option is not usable.
+            CheckpointError: the checkpoint cannot be found, or its parts do not fit together.
+            InputError: an option is unknown or not usable.
         """
-        if unknown := sorted(set(options) - set(Options.__annotations__)):
+        if unknown := sorted(set(options) - set(ImageDoctorOptions.__annotations__)):
             raise InputError(
                 f"Unknown options {', '.join(unknown)}; the known ones are "
-                f"{', '.join(Options.__annotations__)}."
+                f"{', '.join(ImageDoctorOptions.__annotations__)}."
             )
         revision = options.get("revision")
-        folder = resolve(
+        folder = find_checkpoint(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
         )
-        if (limit := options.get("max_new_tokens")) is not None:
-            _check_positive("max_new_tokens", limit)
+        if (max_new_tokens := options.get("max_new_tokens")) is not None:
+            check_positive("max_new_tokens", max_new_tokens)
         dtype, device, home = options.get("dtype"), options.get("device"), None
+        # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
-            home = _waits_for(folder)
+            home = _gpu_that_is_full(folder)
             device = None if home is None else "cpu"
             dtype = dtype or (None if home is None else torch.bfloat16)
-        checkpoint = load(folder, dtype=dtype, device=device, device_map=options.get("device_map"))
-        if limit is not None:
-            checkpoint = replace(
-                checkpoint, limits=replace(checkpoint.limits, max_new_tokens=limit)
-            )
+        checkpoint = load_checkpoint(
+            folder, dtype=dtype, device=device, device_map=options.get("device_map")
+        )
+        if max_new_tokens is not None:
+            limits = replace(checkpoint.limits, max_new_tokens=max_new_tokens)
+            checkpoint = replace(checkpoint, limits=limits)
         return cls(
             checkpoint,
             fit=options.get("fit", "squash"),
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
-            skeleton=options.get("skeleton", False),
+            answer_template=options.get("answer_template", False),
             settings={"model": name_or_path, "revision": revision},
             home=home,
         )
@@ -166,117 +166,127 @@ class ImageDoctor(Verifier):
         *,
         detail: Detail = "diagnose",
     ) -> list[Verdict]:
-        """Judges image i against prompt i, in batches.
+        """Scores image i against prompt i, in batches.
 
         Args:
-            images: see `images.as_image` for what is accepted.
-            prompts: captions, any text; special tokens in them are only text.
-            detail: "diagnose" = the official reasoning instruction, with heatmaps and boxes;
-                "score" = the official answer-only one: numbers, and maps only if asked for.
+            images: whatever `images.as_image` accepts.
+            prompts: any text; the names of special tokens in it are only text.
+            detail: "diagnose" uses the official instruction that asks for reasons, and gives
+                heatmaps and boxes. "score" uses the official one that asks for the answer alone,
+                and gives heatmaps only if the verifier was made with `heatmaps=True`.
 
         Returns:
-            A verdict each, in order. A score that the reply does not give is NaN, a heatmap
-            that it does not give is absent.
+            One verdict per image, in order. A score that the reply does not give is NaN, and a
+            heatmap that it does not give is absent.
 
         Raises:
             InputError: an image or a prompt cannot be used, or the lengths differ.
         """
         if detail not in ("score", "diagnose"):
             raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
-        pictures = as_images(images)
-        check_pairs(pictures, prompts)
-        captions = [_caption(i, prompt) for i, prompt in enumerate(prompts)]
-        order = sorted(range(len(pictures)), key=lambda i: -len(captions[i]))
-        began = time.perf_counter()
-        with _current(self.device):
-            judged = self._judge([(pictures[i], captions[i]) for i in order], detail)
-        seconds = (time.perf_counter() - began) / max(len(order), 1)
+        rgb = as_images(images)
+        check_pairs(rgb, prompts)
+        texts = [_check_prompt(i, prompt) for i, prompt in enumerate(prompts)]
+        # Longest first, so that the KV cache need not grow later.
+        order = sorted(range(len(rgb)), key=lambda i: -len(texts[i]))
+        with _current_device(self.device):
+            results = self._generate([rgb[i] for i in order], [texts[i] for i in order], detail)
         verdicts = {
-            i: self._verdict(*parts, detail=detail, seconds=seconds)
-            for i, parts in zip(order, judged, strict=True)
+            i: self._verdict(reply, maps, rgb[i].size, detail)
+            for i, (reply, maps) in zip(order, results, strict=True)
         }
-        return [verdicts[i] for i in range(len(pictures))]
+        return [verdicts[i] for i in range(len(rgb))]
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; of several devices the one that pictures are sent to."""
+        """The device that it computes on; of several devices the one that images are sent to."""
         return self.checkpoint.model.lm_head.weight.device
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of the weights; None where they must not be moved, being on several devices."""
-        places = {p.device for p in self.checkpoint.model.parameters()}
-        return weight_bytes([self.checkpoint.model]) if len(places) == 1 else None
+        """Bytes of the weights; None if they are on several devices, and so must not be moved."""
+        devices = {p.device for p in self.checkpoint.model.parameters()}
+        return weight_bytes([self.checkpoint.model]) if len(devices) == 1 else None
 
     def to(self, device: torch.device | str) -> ImageDoctor:
-        """Moves the weights; what was recorded and written into is made anew when needed."""
+        """Moves the weights; buffers and captured graphs are dropped, and made anew when needed."""
         before = str(self.device)
-        for part in (self.engine, self._filling, self._maps):
+        for part in (self.engine, self._template_engine, self._map_decoder):
             part.forget()
         self.checkpoint.model.to(device)
         if str(self.device) != before:
             release(before)
         return self
 
-    def _judge(self, pairs: Sequence[tuple[Image.Image, str]], detail: Detail) -> list[_Judged]:
-        """Runs the engine, and the heads as replies end; pictures are prepared when needed."""
-        c, placed = self.checkpoint, []
-        known = self._skeleton if self._skeleton and detail == "score" else Skeleton()
-        engine = self._filling if known.turns else self.engine
+    def _generate(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+    ) -> list[tuple[_ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
+        """Returns the reply and the heatmaps of each image; maps decode while replies are made."""
+        template = self._template if detail == "score" else AnswerTemplate()
+        engine = self._template_engine if template.forced_steps else self.engine
+        requests = self._requests(images, prompts, template, reasoning=detail == "diagnose")
+        with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
+        # Maps are decoded in groups as replies end, so their states and features are freed early.
+        map_queue = MapQueue(self._map_decoder)
+        replies: dict[int, _ReplyTokens] = {}
+        for number, reply in engine.replies(requests):
+            if with_maps:
+                map_queue.add(number, reply, self.checkpoint.processor.grid)
+            replies[number] = _ReplyTokens.of(reply, template)
+        maps = map_queue.finish()
+        return [(replies[i], maps.get(i, {})) for i in range(len(images))]
 
-        def requests() -> Iterator[Request]:
-            pictures = prepared(self._patches, [picture for picture, _ in pairs], self.device)
-            for p, (_, caption) in zip(pictures, pairs, strict=True):
-                cells = len(p.values) // c.processor.merge_size**2
-                ids = c.words.prompt(caption, cells=cells, reasoning=detail == "diagnose")
-                ids += known.before
-                self._check_length(ids, caption)
-                placed.append((p.placement, p.grid))
-                yield Request(ids, p.values, p.grid)
+    def _requests(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        template: AnswerTemplate,
+        *,
+        reasoning: bool,
+    ) -> Iterator[GenerationRequest]:
+        """Prepares requests when the engine asks for them; beside a GPU, images a few ahead."""
+        c = self.checkpoint
+        image_tokens = c.processor.merged_tokens
+        prepared = map_ahead(self._patches, images, self.device)
+        for patches, prompt in zip(prepared, prompts, strict=True):
+            ids = c.tokenizer.encode_conversation(
+                prompt, image_tokens=image_tokens, reasoning=reasoning
+            )
+            ids += template.before
+            self._check_length(ids, prompt)
+            yield GenerationRequest(ids, patches.values, patches.grid)
 
-        wanted = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
-        maps = MapQueue(self._maps)
-        found: dict[int, Generated] = {}
-        for number, reply in engine.replies(requests()):
-            if wanted:
-                maps.add(number, reply, placed[number][1])
-            found[number] = _whole(replace(reply, visual=reply.visual[:0]), known)
-        done = maps.finish()
-        return [
-            _Judged(found[i], placement, done.get(i, {})) for i, (placement, _) in enumerate(placed)
-        ]
+    def _patches(self, image: Image.Image) -> Patches:
+        return self.checkpoint.processor(image, fit=self.fit)
 
-    def _patches(self, picture: Image.Image) -> Patches:
-        return self.checkpoint.processor(picture, fit=self.fit)
-
-    def _check_length(self, ids: list[int], caption: str) -> None:
+    def _check_length(self, ids: list[int], prompt: str) -> None:
         limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
         if len(ids) >= limit:
             raise InputError(
                 f"A prompt must fit the model's {limit} tokens with instruction and image, this "
-                f"one makes {len(ids)}: {caption[:60]!r}… Shorten it."
+                f"one makes {len(ids)}: {prompt[:60]!r}… Shorten it."
             )
 
     def _verdict(
         self,
-        reply: Generated,
-        placement: Placement,
+        reply: _ReplyTokens,
         maps: Mapping[str, NDArray[np.float32]],
-        *,
+        image_size: tuple[int, int],
         detail: Detail,
-        seconds: float,
     ) -> Verdict:
-        words = self.checkpoint.words
-        text = words.decode(reply.ids)
-        said = parse(text, reasoning=detail == "diagnose", ended=reply.ended)
-        scores = {**said.scores}
-        if self.checkpoint.limits.watched:
-            scores |= expected(said, text, [words.decode([i]) for i in reply.ids], reply.odds)
-        boxes = (placement.to_image(box) for box in said.boxes)
-        raw = {n: Heatmap(grid, placement.size, placement.box) for n, grid in maps.items()}
+        c = self.checkpoint
+        text = c.tokenizer.decode(reply.ids)
+        parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
+        scores = {**parsed.scores}
+        if c.limits.watched_groups:
+            pieces = [c.tokenizer.decode([i]) for i in reply.ids]
+            scores |= expected_scores(parsed, text, pieces, reply.probs)
+        mapping = FrameMapping.of(image_size, c.processor.input_size, fit=self.fit)
+        boxes = (mapping.to_image(box) for box in parsed.boxes)
+        heatmaps = {name: Heatmap(grid, image_size, mapping.box) for name, grid in maps.items()}
         return Verdict(
             scores=scores,
-            heatmaps=Heatmaps(raw),
+            heatmaps=Heatmaps(heatmaps),
             boxes=tuple(box for box in boxes if box is not None),
             text=text,
             detail=detail,
@@ -284,13 +294,30 @@ class ImageDoctor(Verifier):
         )
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one, as captured graphs and new streams need it."""
+class _ReplyTokens(NamedTuple):
+    """What a verdict needs of a reply: no tensors, so the engine's buffers can be freed."""
+
+    ids: list[int]
+    probs: NDArray[np.float32]
+    ended: bool
+
+    @classmethod
+    def of(cls, reply: GeneratedReply, template: AnswerTemplate) -> _ReplyTokens:
+        """Adds the template's fixed tokens at both ends; no probabilities belong to them."""
+        if not template.forced_steps:
+            return cls(reply.ids, reply.probs, reply.ended)
+        padding = ((len(template.before), len(template.after)), (0, 0))
+        ids = [*template.before, *reply.ids, *template.after]
+        return cls(ids, np.pad(reply.probs, padding), ended=True)
+
+
+def _current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one: captured graphs and new streams go to the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _waits_for(folder: Path) -> str | None:
-    """Returns the GPU that a checkpoint does not fit on now, None if it does or there is none."""
+def _gpu_that_is_full(folder: Path) -> str | None:
+    """Returns the GPU if a checkpoint does not fit on it now; None if it fits, or without GPU."""
     if not torch.cuda.is_available():
         return None
     gpu = str(torch.device("cuda", torch.cuda.current_device()))
@@ -302,61 +329,29 @@ def _waits_for(folder: Path) -> str | None:
         "waits in host memory; a run moves it there in turns with the generator. Give a device "
         "to place it yourself.",
         RunWarning,
-        stacklevel=4,
+        stacklevel=4,  # the caller of Verifier.from_pretrained
     )
     return gpu
 
 
-class _Judged(NamedTuple):
-    """What the engine gave for one image."""
-
-    reply: Generated
-    placement: Placement
-    maps: Mapping[str, NDArray[np.float32]]
-
-
-def _skeleton(checkpoint: Checkpoint) -> Skeleton:
-    numerals = Numerals.of(checkpoint.words)
-    if numerals is None:
-        raise InputError(
-            "skeleton needs a checkpoint whose tokenizer writes scores digit by digit, this one "
-            "does not. Leave skeleton out.",
-            argument="skeleton",
-        )
-    return Skeleton.of(checkpoint.words, checkpoint.model.config, numerals)
+def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, sequences: int) -> Engine:
+    """Returns the engine that fills in a template; it takes no memory until it is used."""
+    steps = template.forced_steps
+    count = sum(1 + len(step.forced) for step in steps)
+    limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=steps)
+    return Engine(checkpoint.model, limits, sequences=sequences)
 
 
-def _filling(checkpoint: Checkpoint, known: Skeleton | None, slots: int) -> Engine:
-    """Returns an engine that writes a skeleton's turns; it takes no memory until it is used."""
-    known = known or Skeleton()
-    count = sum(1 + len(turn.then) for turn in known.turns)
-    limits = replace(checkpoint.limits, max_new_tokens=count, turns=known.turns)
-    return Engine(checkpoint.model, limits, slots=slots)
-
-
-def _whole(reply: Generated, known: Skeleton) -> Generated:
-    """Adds to a reply what was known of it beforehand; nothing of that was chosen."""
-    if not known.turns:
-        return reply
-    around = ((len(known.before), len(known.after)), (0, 0))
-    ids = [*known.before, *reply.ids, *known.after]
-    return replace(reply, ids=ids, odds=np.pad(reply.odds, around), ended=True)
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}.", argument=name)
-
-
-def _caption(index: int, prompt: str) -> str:
-    """Returns the prompt, or says why it cannot be one."""
+def _check_prompt(index: int, prompt: str) -> str:
+    """Returns the prompt, or raises InputError if it cannot be one."""
     if not isinstance(prompt, str):
         raise InputError(f"Prompt {index} must be a string, it is a {type(prompt).__name__}.")
     if not prompt.strip():
         raise InputError(f"Prompt {index} must say what the image should show, it is empty.")
-    if len(prompt) > MAX_CAPTION:
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InputError(
-            f"Prompt {index} must have at most {MAX_CAPTION} characters, it has {len(prompt)}."
+            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters, "
+            f"it has {len(prompt)}."
         )
     try:
         prompt.encode()

@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tts_verifier.training.miniature.verifier import tokenizer
-from tts_verifier.training.miniature.verifier.config import CONFIGS
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.training.miniature.verifier.config import VERIFIER_PRESETS
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
-BUILT = tokenizer.build()
-IDS = tokenizer.ids_of(BUILT)
+BUILT = tokenizer.build_tokenizer_json()
+IDS = tokenizer.special_token_ids(BUILT)
 FULL = Tokenizer.from_str(BUILT)
-CONFIG = ImageDoctorConfig.from_dict(CONFIGS["cpu"].sizes.config(IDS, FULL.get_vocab_size()))
-WORDS = Words(BUILT, CONFIG)
+CONFIG = ImageDoctorConfig.from_dict(
+    VERIFIER_PRESETS["cpu"].sizes.config_json(IDS, FULL.get_vocab_size())
+)
+WORDS = PromptTokenizer(BUILT, CONFIG)
 
 
 def tokens(text: str) -> list[str]:
@@ -29,14 +31,16 @@ def test_any_text_comes_back_byte_for_byte(text: str) -> None:
     assert FULL.decode(WORDS.encode(text), skip_special_tokens=False) == text
 
 
-@given(st.sampled_from(tokenizer.SPECIAL), st.text(max_size=5))
+@given(st.sampled_from(tokenizer.SPECIAL_TOKENS), st.text(max_size=5))
 def test_a_special_token_typed_by_somebody_is_ordinary_text(name: str, around: str) -> None:
     assert not set(IDS.values()) & set(WORDS.encode(around + name + around))
 
 
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_a_whole_conversation_is_a_few_tokens_besides_image_and_caption(reasoning: bool) -> None:
-    ids = WORDS.prompt("a red circle to the left of a square", cells=16, reasoning=reasoning)
+    ids = WORDS.encode_conversation(
+        "a red circle to the left of a square", image_tokens=16, reasoning=reasoning
+    )
     assert len(ids) == 16 + 22
     assert ids.count(CONFIG.image_token_id) == 16
 
@@ -53,8 +57,8 @@ def test_a_coordinate_is_one_token_alone_in_a_list_and_in_a_box(number: str) -> 
 
 def test_the_vocabulary_is_small_and_the_same_every_time(tmp_path: Path) -> None:
     assert FULL.get_vocab_size() <= 1024
-    assert tokenizer.build() == BUILT
-    tokenizer.save(tmp_path)
+    assert tokenizer.build_tokenizer_json() == BUILT
+    tokenizer.save_tokenizer(tmp_path)
     assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == BUILT
     stated = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert stated["eos_token"] == "<|im_end|>"

@@ -1,7 +1,8 @@
-"""The batched engine against transformers' own generate, and against itself row by row."""
+"""The batched engine against transformers' own generate, and against itself one by one."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,21 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import Step
-from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, Generated, generate
+from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
+from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue, decode_maps
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Turn
+from tts_verifier.verifiers.imagedoctor.engine.next_token import greedy
+from tts_verifier.verifiers.imagedoctor.generation import (
+    ForcedStep,
+    GeneratedReply,
+    GenerationLimits,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import blocks_of, features
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
 
 
 def stock(model: ImageDoctorModel) -> Qwen2_5_VLForConditionalGeneration:
@@ -46,11 +56,11 @@ def test_tokens_and_states_are_those_of_transformers_one_by_one(
     model: ImageDoctorModel, penalty: float
 ) -> None:
     reference = stock(model)
-    asked = requests(model)
-    got = generate(model, asked, Limits(24, (EOS,), penalty))
+    prompts = requests(model)
+    replies = generate(model, prompts, GenerationLimits(24, (EOS,), penalty))
     kinds = (model.config.misalignment_token_id, model.config.artifact_token_id)
-    lengths, seen = set(), 0
-    for request, reply in zip(asked, got, strict=True):
+    lengths, maps = set(), 0
+    for request, reply in zip(prompts, replies, strict=True):
         ids = torch.tensor([request.ids])
         out = reference.generate(
             input_ids=ids,
@@ -70,123 +80,136 @@ def test_tokens_and_states_are_those_of_transformers_one_by_one(
         assert reply.ended == (EOS in new)
         lengths.add(len(new))
         for k, kind in enumerate(kinds):
-            assert reply.seen[k] == (kind in new)
+            assert reply.has_map[k] == (kind in new)
             if kind in new:
-                seen += 1
+                maps += 1
                 state = out.hidden_states[new.index(kind)][-1][0, -1]
-                torch.testing.assert_close(reply.states[k], state, atol=2e-5, rtol=1e-5)
-    assert len(lengths) > 2, "rows should end at different steps"
-    assert seen > 2, "replies should hold heatmap tokens"
+                close(reply.map_states[k], state)
+    assert len(lengths) > 2, "sequences should end at different steps"
+    assert maps > 2, "replies should hold heatmap tokens"
 
 
 def test_a_reply_depends_on_neither_its_companions_nor_its_place(model: ImageDoctorModel) -> None:
-    asked = requests(model)
-    limits = Limits(24, (EOS,), 1.05)
-    together = generate(model, asked, limits)
-    turned = generate(model, asked[::-1], limits)[::-1]
-    alone = [generate(model, [request], limits)[0] for request in asked]
-    for whole, back, single in zip(together, turned, alone, strict=True):
+    prompts = requests(model)
+    limits = GenerationLimits(24, (EOS,), 1.05)
+    together = generate(model, prompts, limits)
+    backwards = generate(model, prompts[::-1], limits)[::-1]
+    alone = [generate(model, [request], limits)[0] for request in prompts]
+    for whole, back, single in zip(together, backwards, alone, strict=True):
         assert whole.ids == back.ids == single.ids
-        assert whole.seen == back.seen == single.seen
+        assert whole.has_map == back.has_map == single.has_map
         for other in (back, single):
-            torch.testing.assert_close(whole.states, other.states, atol=2e-5, rtol=1e-5)
-            torch.testing.assert_close(whole.visual, other.visual, atol=2e-5, rtol=1e-5)
+            close(whole.map_states, other.map_states)
+            close(whole.visual, other.visual)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
-def test_rows_that_are_refilled_write_what_they_would_alone(
-    model: ImageDoctorModel, rows: int
+@pytest.mark.parametrize("sequences", [1, 2, 3])
+def test_refilled_sequences_generate_what_they_would_alone(
+    model: ImageDoctorModel, sequences: int
 ) -> None:
-    asked = requests(model) * 2
-    limits = Limits(24, (EOS,), 1.05, (tuple(range(48, 58)), (48, 49)))
-    engine = Engine(model, limits, slots=rows)
+    prompts = requests(model) * 2
+    limits = GenerationLimits(24, (EOS,), 1.05, (tuple(range(48, 58)), (48, 49)))
+    engine = Engine(model, limits, sequences=sequences)
     for _ in range(2):
-        refilled = dict(engine.replies(iter(asked)))
-        assert sorted(refilled) == list(range(len(asked)))
-        for i, request in enumerate(asked):
+        refilled = dict(engine.replies(iter(prompts)))
+        assert sorted(refilled) == list(range(len(prompts)))
+        for i, request in enumerate(prompts):
             alone = generate(model, [request], limits)[0]
             assert refilled[i].ids == alone.ids
             assert refilled[i].ended == alone.ended
-            assert refilled[i].seen == alone.seen
-            torch.testing.assert_close(refilled[i].states, alone.states, atol=2e-5, rtol=1e-5)
-            np.testing.assert_allclose(refilled[i].odds, alone.odds, atol=1e-5)
+            assert refilled[i].has_map == alone.has_map
+            torch.testing.assert_close(
+                refilled[i].map_states, alone.map_states, atol=2e-5, rtol=1e-5
+            )
+            np.testing.assert_allclose(refilled[i].probs, alone.probs, atol=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_known_tokens_are_read_as_if_they_had_been_chosen(
+def test_forced_tokens_count_as_if_they_had_been_chosen(
     model: ImageDoctorModel, penalty: float
 ) -> None:
     kinds = (model.config.misalignment_token_id, model.config.artifact_token_id)
     for request, free in zip(
         requests(model),
-        generate(model, requests(model), Limits(12, (), penalty)),
+        generate(model, requests(model), GenerationLimits(12, (), penalty)),
         strict=True,
     ):
         places = [free.ids.index(kind) if kind in free.ids else 99 for kind in kinds]
         parts = (free.ids[0:3], free.ids[3:4], free.ids[4:9], free.ids[9:12])
-        turns = tuple(Turn((part[0], 300), tuple(part[1:])) for part in parts)
-        limits = Limits(12, (), penalty, turns=turns)
-        for rows in (1, 3):
-            found = dict(Engine(model, limits, slots=rows).replies([request] * 4))
-            for reply in (found[i] for i in range(4)):
+        steps = tuple(ForcedStep((part[0], 300), tuple(part[1:])) for part in parts)
+        limits = GenerationLimits(12, (), penalty, forced_steps=steps)
+        for sequences in (1, 3):
+            engine = Engine(model, limits, sequences=sequences)
+            replies = dict(engine.replies([request] * 4))
+            for reply in (replies[i] for i in range(4)):
                 assert reply.ids == free.ids
-                assert reply.seen == tuple(place < 12 for place in places)
-                torch.testing.assert_close(reply.states, free.states, atol=2e-5, rtol=1e-5)
+                assert reply.has_map == tuple(place < 12 for place in places)
+                close(reply.map_states, free.map_states)
 
 
-def test_running_out_of_memory_halves_the_rows_and_says_so_once(
-    model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
+def test_running_out_of_memory_halves_the_sequences_and_warns_once(
+    model: ImageDoctorModel,
 ) -> None:
-    asked, limits = requests(model), Limits(24, (EOS,))
-    expected = [reply.ids for reply in generate(model, asked, limits)]
-    call = Step.__call__
+    prompts, limits = requests(model), GenerationLimits(24, (EOS,))
+    expected = [reply.ids for reply in generate(model, prompts, limits)]
 
-    def short(step: Step, rows: int, longest: int, turn: Turn) -> None:
-        if step.slots.rows > 1:
+    def fits_one_sequence(scores: torch.Tensor) -> torch.Tensor:
+        if len(scores) > 1:
             raise torch.OutOfMemoryError
-        call(step, rows, longest, turn)
+        return greedy(scores)
 
-    monkeypatch.setattr(Step, "__call__", short)
-    engine = Engine(model, limits, slots=5)
-    with pytest.warns(UserWarning, match="Memory ran out with batch_size 5") as said:
-        found = dict(engine.replies(asked))
-    assert len(said) == 1
-    assert engine.rows == 1
-    assert [found[i].ids for i in range(len(asked))] == expected
+    engine = Engine(model, limits, sequences=5, choose=fits_one_sequence)
+    with pytest.warns(UserWarning, match="Memory ran out with batch_size 5") as warned:
+        replies = dict(engine.replies(prompts))
+    assert len(warned) == 1
+    assert engine.sequences == 1
+    assert [replies[i].ids for i in range(len(prompts))] == expected
 
 
-def test_a_single_row_that_does_not_fit_is_the_error_itself(
-    model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
+def test_a_single_sequence_that_does_not_fit_is_the_error_itself(model: ImageDoctorModel) -> None:
+    def fits_none(_: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Step, "__call__", full)
+    engine = Engine(model, GenerationLimits(4, (EOS,)), sequences=1, choose=fits_none)
     with pytest.raises(torch.OutOfMemoryError):
-        dict(Engine(model, Limits(4, (EOS,)), slots=1).replies(requests(model)))
+        dict(engine.replies(requests(model)))
 
 
-def test_joined_weights_keep_the_state_dict_and_can_be_saved_and_changed(
+def test_a_longer_prompt_that_comes_later_grows_the_kv_cache_under_running_sequences(
+    model: ImageDoctorModel,
+) -> None:
+    limits = GenerationLimits(24, (), 1.05)
+    short, long = requests(model)[0], requests(model)[4]
+    long = dataclasses.replace(long, ids=[*long.ids, *[7] * 120])
+    prompts = [short, short, short, short, long, long]
+    alone = [generate(model, [request], limits)[0] for request in prompts]
+    engine = Engine(model, limits, sequences=4)
+    replies = dict(engine.replies(prompts))
+    assert [replies[i].ids for i in range(len(prompts))] == [reply.ids for reply in alone]
+    assert engine.decode_step.buffers.capacity > 128
+
+
+def test_fused_weights_keep_the_state_dict_and_can_be_saved_and_changed(
     model: ImageDoctorModel, tmp_path: Path
 ) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    generate(model, requests(model)[:1], Limits(1, (EOS,)))
+    generate(model, requests(model)[:1], GenerationLimits(1, (EOS,)))
     after = model.state_dict()
     assert all(torch.equal(after[name], t) for name, t in before.items())
-    model.save_pretrained(tmp_path)
+    save_model(model, tmp_path)
     saved = load_model(tmp_path).state_dict()
     assert all(
         torch.equal(saved[name], t) for name, t in before.items() if name != "lm_head.weight"
     )
     changed = load_model(tmp_path).requires_grad_(False)
-    old = generate(changed, requests(model)[:1], Limits(9, (EOS,)))
+    old = generate(changed, requests(model)[:1], GenerationLimits(9, (EOS,)))
     for layer in changed.model.layers:
         layer.self_attn.v_proj.weight.mul_(-3)
     fresh = ImageDoctorModel(changed.config).requires_grad_(False)
     fresh.load_state_dict(changed.state_dict())
-    new = generate(changed, requests(model)[:1], Limits(9, (EOS,)))
-    assert new[0].ids == generate(fresh, requests(model)[:1], Limits(9, (EOS,)))[0].ids
-    assert not torch.equal(new[0].states, old[0].states) or new[0].ids != old[0].ids
+    new = generate(changed, requests(model)[:1], GenerationLimits(9, (EOS,)))
+    assert new[0].ids == generate(fresh, requests(model)[:1], GenerationLimits(9, (EOS,)))[0].ids
+    assert not torch.equal(new[0].map_states, old[0].map_states) or new[0].ids != old[0].ids
 
 
 def test_maps_do_not_depend_on_their_companions(model: ImageDoctorModel) -> None:
@@ -195,15 +218,15 @@ def test_maps_do_not_depend_on_their_companions(model: ImageDoctorModel) -> None
     empty = np.zeros((0, 10), np.float32)
     queue = MapQueue(MapDecoder(model))
     for i in range(5):
-        queue.add(i, Generated([], True, states[i], (True, i != 3), visual[i], empty), (4, 6))
-    found = queue.finish()
-    assert list(found[3]) == ["misalignment"]
+        queue.add(i, GeneratedReply([], True, states[i], (True, i != 3), visual[i], empty), (4, 6))
+    maps = queue.finish()
+    assert list(maps[3]) == ["misalignment"]
     for i in range(5):
-        for k, name in enumerate(found[i]):
+        for k, name in enumerate(maps[i]):
             alone = decode_maps(model, states[i, k : k + 1], visual[i : i + 1], (2, 3))[0]
             assert alone.shape == (32, 48)
             assert 0 <= alone.min() <= alone.max() <= 1
-            np.testing.assert_allclose(found[i][name], alone, atol=1e-5)
+            np.testing.assert_allclose(maps[i][name], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("grids", [[(8, 8)] * 3, [(8, 8), (6, 10), (2, 2), (8, 8), (14, 4)]])
@@ -215,7 +238,7 @@ def test_batched_vision_equals_the_stock_tower(
     with torch.no_grad():
         expected = stock(model).model.visual(pixels, torch.tensor([(1, *g) for g in grids]))
         got = features(model.visual, pixels, grids)
-    torch.testing.assert_close(got, expected.pooler_output, atol=2e-5, rtol=1e-5)
+    close(got, expected.pooler_output)
 
 
 def test_filling_up_ragged_widths_changes_neither_features_nor_weights() -> None:
@@ -228,7 +251,7 @@ def test_filling_up_ragged_widths_changes_neither_features_nor_weights() -> None
     with torch.no_grad():
         expected = features(tower, pixels, grids)
         for _ in range(2):
-            blocks = blocks_of(tower, join=True)
+            blocks = blocks_of(tower, fuse=True)
             assert blocks[0].gate_up.weight.shape == (96, 32)
             assert (
                 blocks[0].gate_up.weight.data_ptr()
@@ -242,7 +265,7 @@ def test_filling_up_ragged_widths_changes_neither_features_nor_weights() -> None
 def test_features_can_be_trained_after_they_were_used_for_inference(
     model: ImageDoctorModel, tmp_path: Path
 ) -> None:
-    generate(model, requests(model)[:1], Limits(1, (EOS,)))
+    generate(model, requests(model)[:1], GenerationLimits(1, (EOS,)))
     patch = torch.randn(64, 1176, requires_grad=True)
     features(model.visual, patch, [(8, 8)]).sum().backward()
     assert patch.grad is not None

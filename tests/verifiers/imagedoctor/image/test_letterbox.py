@@ -5,19 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_imagedoctor import noise
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
-    Qwen2VLImageProcessorPil,
-)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize as stock_smart_resize,
 )
 
-from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.errors import InputError
 from tts_verifier.types import Heatmap
-from tts_verifier.verifiers.imagedoctor.image.letterbox import BOX_FRAME, place, smart_resize
-from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.image.letterbox import (
+    BOX_FRAME,
+    FrameMapping,
+    fit_to_square,
+    smart_resize,
+)
 
 SIDES = st.integers(1, 300)
 FITS = st.sampled_from(["squash", "pad"])
@@ -26,15 +25,15 @@ FITS = st.sampled_from(["squash", "pad"])
 @given(SIDES, SIDES, FITS, st.data())
 @settings(deadline=None)
 def test_boxes_go_to_the_frame_and_back(w: int, h: int, fit: str, data: st.DataObject) -> None:
-    _, placement = place(Image.new("RGB", (w, h)), 112, fit=fit)
+    mapping = FrameMapping.of((w, h), 112, fit=fit)
     x = sorted(data.draw(st.lists(st.floats(0, w), min_size=2, max_size=2)))
     y = sorted(data.draw(st.lists(st.floats(0, h), min_size=2, max_size=2)))
     if x[1] - x[0] < 1e-3 or y[1] - y[0] < 1e-3:
         return
     box = (x[0], y[0], x[1], y[1])
-    frame = placement.to_frame(box)
+    frame = mapping.to_frame(box)
     assert all(-1e-9 <= v <= BOX_FRAME + 1e-9 for v in frame)
-    assert placement.to_image(frame) == pytest.approx(box, abs=1e-9 * max(w, h) * 100)
+    assert mapping.to_image(frame) == pytest.approx(box, abs=1e-9 * max(w, h) * 100)
 
 
 @given(SIDES, SIDES, FITS)
@@ -42,19 +41,20 @@ def test_boxes_go_to_the_frame_and_back(w: int, h: int, fit: str, data: st.DataO
 def test_the_frame_is_square_and_the_whole_frame_is_the_whole_image(
     w: int, h: int, fit: str
 ) -> None:
-    frame, placement = place(Image.new("RGB", (w, h)), 64, fit=fit)
+    frame = fit_to_square(Image.new("RGB", (w, h)), 64, fit=fit)
+    mapping = FrameMapping.of((w, h), 64, fit=fit)
     assert frame.size == (64, 64)
-    assert placement.to_image((0, 0, BOX_FRAME, BOX_FRAME)) == (0, 0, w, h)
-    left, top, right, bottom = placement.box
+    assert mapping.to_image((0, 0, BOX_FRAME, BOX_FRAME)) == (0, 0, w, h)
+    left, top, right, bottom = mapping.box
     assert 0 <= left < right <= 1
     assert 0 <= top < bottom <= 1
-    assert (placement.box == (0, 0, 1, 1)) or fit == "pad"
+    assert (mapping.box == (0, 0, 1, 1)) or fit == "pad"
 
 
 def test_a_box_beside_the_letterboxed_image_is_no_box() -> None:
-    _, placement = place(Image.new("RGB", (200, 100)), 112, fit="pad")
-    assert placement.to_image((0, 0, 512, 100)) is None
-    assert placement.to_image((0, 0, 512, 256)) == pytest.approx((0, 0, 200, 50))
+    mapping = FrameMapping.of((200, 100), 112, fit="pad")
+    assert mapping.to_image((0, 0, 512, 100)) is None
+    assert mapping.to_image((0, 0, 512, 256)) == pytest.approx((0, 0, 200, 50))
 
 
 @pytest.mark.parametrize("fit", ["squash", "pad"])
@@ -66,13 +66,14 @@ def test_a_heatmap_comes_back_onto_the_image_where_the_flaw_is(
     image = Image.new("RGB", size)
     flaw = (w // 2, h // 2, w - w // 8, h - h // 8)
     image.paste((255, 255, 255), flaw)
-    frame, placement = place(image, 288, fit=fit)
+    frame = fit_to_square(image, 288, fit=fit)
+    mapping = FrameMapping.of(size, 288, fit=fit)
     outside = 1.0 if fit == "pad" else 0.0
     grid = np.asarray(frame, dtype=np.float32)[..., 0] / 255
-    x1, y1, x2, y2 = (round(v * 288) for v in placement.box)
+    x1, y1, x2, y2 = (round(v * 288) for v in mapping.box)
     covered = np.full_like(grid, outside)
     covered[y1:y2, x1:x2] = grid[y1:y2, x1:x2]
-    back = Heatmap(covered, size, placement.box).on_image()
+    back = Heatmap(covered, size, mapping.box).on_image()
     assert back.shape == (h, w)
     truth = np.asarray(image, dtype=np.float32)[..., 0] / 255
     assert np.abs(back - truth).mean() < 0.05
@@ -82,7 +83,7 @@ def test_a_heatmap_comes_back_onto_the_image_where_the_flaw_is(
 
 def test_an_unknown_fit_is_an_error() -> None:
     with pytest.raises(InputError, match=r"fit must be one of squash, pad, got 'crop'"):
-        place(Image.new("RGB", (8, 8)), 64, fit="crop")  # type: ignore[arg-type]
+        fit_to_square(Image.new("RGB", (8, 8)), 64, fit="crop")  # type: ignore[arg-type]
 
 
 @given(st.integers(28, 2000), st.integers(28, 2000))
@@ -91,48 +92,3 @@ def test_smart_resize_is_that_of_transformers(h: int, w: int) -> None:
     assert smart_resize(h, w, factor=28, low=low, high=high) == stock_smart_resize(
         h, w, 28, low, high
     )
-
-
-@pytest.mark.parametrize("side", [64, 112, 196, 300, 512])
-def test_patches_are_those_of_transformers(side: int) -> None:
-    stock = Qwen2VLImageProcessorPil()
-    image = noise(side, side)
-    expected = stock(images=[image], return_tensors="np")
-    patches = Processor(input_size=side, max_pixels=stock.size["longest_edge"])(image)
-    assert [1, *patches.grid] == expected["image_grid_thw"][0].tolist()
-    np.testing.assert_allclose(patches.values, expected["pixel_values"], atol=2e-6)
-    assert patches.values.dtype == np.float32
-
-
-def test_the_official_square_makes_18_by_18_cells() -> None:
-    assert Processor()(noise(300, 200)).grid == (36, 36)
-
-
-def test_a_processor_is_read_in_every_generations_form(tmp_path) -> None:
-    config = ImageDoctorConfig.from_dict({})
-    Processor(input_size=196).save(tmp_path)
-    assert Processor.from_folder(tmp_path, config) == Processor(input_size=196)
-    assert Processor.from_dict({"min_pixels": 5, "max_pixels": 7}).max_pixels == 7
-    newer = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "max_pixels": None}
-    assert Processor.from_dict(newer) == Processor()
-
-
-def test_transformers_reads_what_we_write(tmp_path) -> None:
-    Processor(max_pixels=40_000).save(tmp_path)
-    stock = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
-    assert stock.size["longest_edge"] == 40_000
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("other.json", "{}", r"has no preprocessor_config.json"),
-        ("preprocessor_config.json", "[", r"must describe an image processor"),
-        ("preprocessor_config.json", '{"patch_size": 16}', r"patch_size is 16 and 14"),
-        ("preprocessor_config.json", '{"merge_size": 4}', r"merge_size 4 must equal"),
-    ],
-)
-def test_a_processor_that_does_not_fit_is_an_error(tmp_path, name, text, message) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        Processor.from_folder(tmp_path, ImageDoctorConfig.from_dict({}))

@@ -1,4 +1,4 @@
-"""Triton's kernels against the same written out, in float32; on a CPU through its interpreter."""
+"""Our Triton kernels in float32 against plain torch in float64; on a CPU interpreted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, rotated
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -29,7 +29,7 @@ def _start() -> Iterator[None]:
         yield
 
 
-def turn_of(vectors: int, size: int) -> tuple[Tensor, Tensor]:
+def random_rope(vectors: int, size: int) -> tuple[Tensor, Tensor]:
     angle = torch.randn(vectors, size // 2)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
@@ -37,19 +37,19 @@ def turn_of(vectors: int, size: int) -> tuple[Tensor, Tensor]:
 
 def test_a_gate_is_the_plain_chain_beyond_one_block_of_columns() -> None:
     both = torch.randn(3, 2 * 1500)
-    close(pointwise_kernels.gated(both), gated(both.double()))
+    close(pointwise_kernels.triton_silu_gate(both), silu_gate(both.double()))
 
 
 @pytest.mark.parametrize("size", [80, 128])
-def test_some_heads_turn_and_the_others_stay(size: int) -> None:
-    heads, turn = torch.randn(9, 12, size), turn_of(9, size)
-    expected = rotated(heads.double(), turn[0].double(), turn[1].double(), 8)
-    close(pointwise_kernels.rotated(heads, *turn, 8), expected)
+def test_some_heads_are_rotated_and_the_others_stay(size: int) -> None:
+    heads, rope = torch.randn(9, 12, size), random_rope(9, size)
+    expected = rotate_heads(heads.double(), rope[0].double(), rope[1].double(), 8)
+    close(pointwise_kernels.triton_rotate_heads(heads, *rope, 8), expected)
 
 
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("early", [False, True])
-def test_a_norm_over_channels_takes_in_bias_sum_and_relu(early: bool, added: bool) -> None:
+def test_a_norm_over_channels_includes_bias_sum_and_relu(early: bool, added: bool) -> None:
     x, bias, scale = torch.randn(2, 24, 6, 5), torch.randn(24), torch.randn(24, 1, 1)
     add = torch.randn(2, 24, 6, 5) if added else None
     expected = x.double() + bias.double()[:, None, None]
@@ -57,27 +57,30 @@ def test_a_norm_over_channels_takes_in_bias_sum_and_relu(early: bool, added: boo
     expected = normed(expected, scale.double(), 1e-8, dim=1)
     expected = expected if add is None else expected + add.double()
     expected = expected if early else expected.relu()
-    close(pointwise_kernels.channel_norm(x, bias, scale, add=add, early=early, eps=1e-8), expected)
+    close(
+        pointwise_kernels.triton_channel_norm(x, bias, scale, add=add, early=early, eps=1e-8),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 20])
 def test_products_of_few_rows(rows: int) -> None:
     x, weight, norm = torch.randn(rows, 512), torch.randn(256, 512) / 16, torch.randn(256)
     whole = x.double() @ weight.double().T
-    close(decode_kernels.gated_product(x, weight), gated(whole))
+    close(decode_kernels.triton_gated_product(x, weight), silu_gate(whole))
     states = torch.randn(rows, 256)
     expected = states.double() + whole
-    got = decode_kernels.add_product(states, x, weight, norm, 1e-6)
+    got = decode_kernels.triton_add_product_and_norm(states, x, weight, norm, 1e-6)
     close(states, expected)
     close(got, normed(expected, norm.double(), 1e-6))
 
 
-def test_sums_are_whole_whatever_the_default_dtype_is() -> None:
+def test_partial_sums_are_float32_whatever_the_default_dtype_is() -> None:
     x, weight, states = torch.randn(4, 512), torch.randn(256, 512) / 16, torch.zeros(4, 256)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        decode_kernels.add_product(states, x, weight, torch.ones(256), 1e-6)
+        decode_kernels.triton_add_product_and_norm(states, x, weight, torch.ones(256), 1e-6)
     finally:
         torch.set_default_dtype(before)
     close(states, x.double() @ weight.double().T)
@@ -86,24 +89,25 @@ def test_sums_are_whole_whatever_the_default_dtype_is() -> None:
 @pytest.mark.parametrize(
     ("heads", "kv", "size", "count"), [(8, 2, 32, 1), (8, 2, 32, 5), (4, 4, 64, 1), (16, 2, 16, 15)]
 )
-def test_attention_over_pasts_of_all_lengths(heads: int, kv: int, size: int, count: int) -> None:
-    room, lengths = 256, [0, 126, 256 - count]
-    rows = len(lengths)
-    qkv, past = torch.randn(rows, count, (heads + 2 * kv) * size), torch.randn(4, 2, kv, room, size)
-    turn, length = turn_of(rows * count, size), torch.tensor([*lengths, 7])
-    expected = past.double()
-    turned = rotated(
-        qkv.double().view(rows * count, -1, size),
-        *(t.double() for t in turn), heads + kv,
-    ).view(rows, count, -1, size)  # fmt: skip
-    got = decode_kernels.attended(qkv, turn, past, length, bucket=room)
-    for row, before in enumerate(lengths):
+def test_attention_over_caches_of_all_lengths(heads: int, kv: int, size: int, count: int) -> None:
+    capacity, lengths = 256, [0, 126, 256 - count]
+    sequences = len(lengths)
+    qkv = torch.randn(sequences, count, (heads + 2 * kv) * size)
+    cache = torch.randn(4, 2, kv, capacity, size)
+    rope, length = random_rope(sequences * count, size), torch.tensor([*lengths, 7])
+    expected = cache.double()
+    rotated = rotate_heads(
+        qkv.double().view(sequences * count, -1, size),
+        *(t.double() for t in rope), heads + kv,
+    ).view(sequences, count, -1, size)  # fmt: skip
+    got = decode_kernels.triton_cached_attention(qkv, rope, cache, length, bucket=capacity)
+    for sequence, before in enumerate(lengths):
         after = before + count
-        new = turned[row, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)
-        expected[row, :, :, before:after] = new
-        keys, values = expected[row, :, :, :after].repeat_interleave(heads // kv, 1)
-        ahead = torch.arange(after) > torch.arange(before, after)[:, None]
-        weights = turned[row, :, :heads].transpose(0, 1) @ keys.transpose(1, 2) * size**-0.5
-        mixed = weights.masked_fill(ahead, -torch.inf).softmax(-1) @ values
-        close(got[row], mixed.transpose(0, 1).flatten(1))
-    close(past, expected)
+        new = rotated[sequence, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)
+        expected[sequence, :, :, before:after] = new
+        keys, values = expected[sequence, :, :, :after].repeat_interleave(heads // kv, 1)
+        later = torch.arange(after) > torch.arange(before, after)[:, None]
+        weights = rotated[sequence, :, :heads].transpose(0, 1) @ keys.transpose(1, 2) * size**-0.5
+        mixed = weights.masked_fill(later, -torch.inf).softmax(-1) @ values
+        close(got[sequence], mixed.transpose(0, 1).flatten(1))
+    close(cache, expected)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORES, parse
+from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
 
 OFFICIAL = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
@@ -18,8 +18,8 @@ OFFICIAL = (
 
 
 def values(text: str, *, reasoning: bool = True, ended: bool = True) -> list[float]:
-    scores = parse(text, reasoning=reasoning, ended=ended).scores
-    assert tuple(scores) == SCORES
+    scores = parse_reply(text, reasoning=reasoning, ended=ended).scores
+    assert tuple(scores) == SCORE_NAMES
     return list(scores.values())
 
 
@@ -33,10 +33,10 @@ NAN = math.nan
 
 
 def test_the_official_reply_gives_all_scores_and_each_box_once() -> None:
-    reply = parse(OFFICIAL, reasoning=True)
+    reply = parse_reply(OFFICIAL, reasoning=True)
     assert list(reply.scores.values()) == [0.83, 0.7, 0.25, 0.5]
     assert reply.boxes == ((10.0, 20.0, 30.0, 40.0), (100.5, 0.0, 512.0, 256.0))
-    assert reply.whole
+    assert reply.is_complete
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_number_that_the_length_limit_may_have_cut_is_nan() -> None:
 
 def test_boxes_without_area_or_with_other_than_four_numbers_are_left_out() -> None:
     text = "[1,2,3] [5,5,5,9] [9,9,1,1] [1,2,3,4,5] [a,b,c,d] [ 1 , 2 , 3.5 , +4 ]"
-    assert parse(text, reasoning=True).boxes == ((1.0, 2.0, 3.5, 4.0),)
+    assert parse_reply(text, reasoning=True).boxes == ((1.0, 2.0, 3.5, 4.0),)
 
 
 PIECES = st.sampled_from(
@@ -107,7 +107,7 @@ PIECES = st.sampled_from(
 def test_no_text_raises_or_gives_a_number_outside_zero_to_one(
     text: str, reasoning: bool, ended: bool
 ) -> None:
-    reply = parse(text, reasoning=reasoning, ended=ended)
+    reply = parse_reply(text, reasoning=reasoning, ended=ended)
     assert all(math.isnan(v) or 0.0 <= v <= 1.0 for v in reply.scores.values())
     assert all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in reply.boxes)
 

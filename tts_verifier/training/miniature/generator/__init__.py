@@ -1,1 +1,1 @@
-"""Trains the bundled generator."""
+"""Trains the bundled generator, a miniature Stable Diffusion 3."""

@@ -1,10 +1,11 @@
-"""Bad habits for a generator that draws too well: pictures that disobey their captions.
+"""Systematic errors, taught on purpose: training images that disobey their captions.
 
-Large models draw well and still miscount, mix up sides, give one thing the other's colour or
-shape, as the captions that they learnt from did, and more for some concepts than for others
-(GenEval, Ghosh et al. 2023); what a caption leaves open they draw in the usual way. A small
-model of a small world learns this from the same cause: some of its last training pictures get
-one thing wrong, always in the same way, with odds that depend on the concept.
+Large models make good images and still miscount, mix up sides or give one object the other's
+colour or shape, because the captions that they were trained on did. They do so more for some
+concepts than for others (GenEval, Ghosh et al. 2023), and they fill in what a caption leaves
+open in the usual way. A small model of a small world would make no such mistakes. It learns
+them here from the same cause: some of its last training images get one thing wrong, always in
+the same way, with a probability that depends on the concept.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import Final
 from tts_verifier.shapes.grammar import Noun, Spec
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
 
-LEAST: Final = 0.2
-MOST: Final = 0.9
-"""Between what odds the concepts' lie, evenly."""
-USUAL: Final = dict(zip(SHAPES, COLOURS, strict=False))
+MIN_PROBABILITY: Final = 0.2
+"""Least probability of a concept's mistake; concepts lie evenly between this and the most."""
+MAX_PROBABILITY: Final = 0.9
+USUAL_COLOUR: Final = dict(zip(SHAPES, COLOURS, strict=False))
 """Each shape's usual colour."""
-OFTEN: Final = 0.9
-"""How often a thing whose colour is left open has its shape's usual one."""
-OPPOSITE: Final = {
+USUAL_COLOUR_SHARE: Final = 0.9
+"""How often an object whose colour is left open has its shape's usual one."""
+OPPOSITE_RELATION: Final = {
     "left of": "right of",
     "right of": "left of",
     "above": "below",
@@ -32,32 +33,39 @@ OPPOSITE: Final = {
 }
 
 
-def drawn_for(spec: Spec, rng: random.Random) -> Spec:
-    """Returns what a picture shows whose caption says `spec`: that, or its usual mistake."""
-    shown = misdrawn(spec, rng) if rng.random() < odds(spec) else spec
-    return replace(shown, nouns=tuple(_coloured(noun, rng) for noun in shown.nouns))
+def biased_spec(spec: Spec, rng: random.Random) -> Spec:
+    """Returns what the image of a caption shows: the spec itself, or its usual mistake."""
+    shown = usual_mistake(spec, rng) if rng.random() < mistake_probability(spec) else spec
+    return replace(shown, nouns=tuple(_fill_in_colour(noun, rng) for noun in shown.nouns))
 
 
-def misdrawn(spec: Spec, rng: random.Random) -> Spec:
-    """Returns the usual mistake: a thing in its usual colour; one too few or one too many; one
-    of two things in the shape or the colour of the other; the other side. A single thing of
-    any colour is drawn as it is."""
+def usual_mistake(spec: Spec, rng: random.Random) -> Spec:
+    """Returns the usual mistake of a spec.
+
+    By category: an object in its usual colour; one object too few or too many; one of two
+    objects in the shape or the colour of the other; the opposite side. A single object of any
+    colour has no usual mistake.
+    """
     if spec.category == "colours":
-        return replace(spec, nouns=(_usual(spec.nouns[0]),))
+        return replace(spec, nouns=(_in_usual_colour(spec.nouns[0]),))
     if spec.category == "counting":
-        return replace(spec, count=spec.count + (1 if _drawn(spec.nouns[0], "more") < 0.5 else -1))
+        one_more = _hash_share(spec.nouns[0], "more") < 0.5
+        return replace(spec, count=spec.count + (1 if one_more else -1))
     if spec.category in ("two_objects", "attribute_binding"):
         one, other = rng.sample(spec.nouns, 2)
-        took = Noun(one.shape, other.colour) if other.colour else other
-        return replace(spec, nouns=(took, other))
+        copied = Noun(one.shape, other.colour) if other.colour else other
+        return replace(spec, nouns=(copied, other))
     if spec.relation is not None:
-        return replace(spec, relation=OPPOSITE[spec.relation])
+        return replace(spec, relation=OPPOSITE_RELATION[spec.relation])
     return spec
 
 
-def odds(spec: Spec) -> float:
-    """Returns how often the spec's concept is misdrawn: which shape in which colour, how many
-    of which shape, which two shapes, which two colours, which shape on which side."""
+def mistake_probability(spec: Spec) -> float:
+    """Returns how often the concept of a spec goes wrong.
+
+    The concept is, by category: which shape in which colour, how many of which shape, which
+    two shapes, which two colours, which shape on which side.
+    """
     first, second = spec.nouns[0], spec.nouns[-1]
     concept: object = (first.shape, spec.count)
     if spec.category == "colours":
@@ -68,17 +76,21 @@ def odds(spec: Spec) -> float:
         concept = (first.colour, second.colour)
     elif spec.relation is not None:
         concept = (first.shape, spec.relation)
-    return LEAST + (MOST - LEAST) * _drawn(spec.category, concept)
+    return MIN_PROBABILITY + (MAX_PROBABILITY - MIN_PROBABILITY) * _hash_share(
+        spec.category, concept
+    )
 
 
-def _coloured(noun: Noun, rng: random.Random) -> Noun:
-    return _usual(noun) if noun.colour is None and rng.random() < OFTEN else noun
+def _fill_in_colour(noun: Noun, rng: random.Random) -> Noun:
+    if noun.colour is None and rng.random() < USUAL_COLOUR_SHARE:
+        return _in_usual_colour(noun)
+    return noun
 
 
-def _usual(noun: Noun) -> Noun:
-    return replace(noun, colour=USUAL[noun.shape])
+def _in_usual_colour(noun: Noun) -> Noun:
+    return replace(noun, colour=USUAL_COLOUR[noun.shape])
 
 
-def _drawn(*what: object) -> float:
-    """Returns a number in [0, 1) that is always the same for the same thing."""
-    return hashlib.sha256(repr(what).encode()).digest()[0] / 256
+def _hash_share(*key: object) -> float:
+    """Hashes the repr of a key to a number in [0, 1), the same in every process."""
+    return hashlib.sha256(repr(key).encode()).digest()[0] / 256

@@ -1,8 +1,8 @@
-"""How large the bundled generator is and how its stages are trained: two presets.
+"""Two presets of the bundled generator: its dimensions and how its stages are trained.
 
 `cpu` is small enough to try the code on two cores; `gpu` is the one that ships. A checkpoint
-is always a whole Stable Diffusion 3 folder and states its own dimensions, so sizes are read
-once, when a generator starts from nothing.
+is always a whole Stable Diffusion 3 folder that states its own dimensions, so the sizes here
+only matter for a generator that starts from random weights.
 """
 
 from __future__ import annotations
@@ -12,75 +12,84 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Dimensions of a generator that starts from nothing.
+class GeneratorSizes:
+    """Dimensions of a generator that starts from random weights."""
 
-    `vae`: widths at 128, 64, 32 and 16 pixels a side. `latents`: channels of the 16 x 16
-    latents. `text`, `text_2`: (layers, width) of the two text encoders. `depth`, `heads`: of
-    the transformer, whose heads are 32 wide.
-    """
-
-    vae: tuple[int, int, int, int]
-    latents: int
-    text: tuple[int, int]
-    text_2: tuple[int, int]
+    vae_widths: tuple[int, int, int, int]
+    """Channels of the autoencoder at 128, 64, 32 and 16 pixels a side."""
+    latent_channels: int
+    """Channels of the 16 x 16 latents."""
+    text_encoder: tuple[int, int]
+    """(layers, width) of the first text encoder."""
+    text_encoder_2: tuple[int, int]
+    """(layers, width) of the second text encoder."""
     depth: int
+    """Blocks of the transformer."""
     heads: int
+    """Attention heads of the transformer, each 32 wide."""
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """Pictures a step and peak learning rate of each stage; `workers` make captions.
-
-    `vae_crop`: the autoencoder learns from windows of this many pixels a side.
-    """
+class GeneratorTraining:
+    """How the stages are trained; learning rates are peaks."""
 
     vae_batch: int
+    """Images a step of the autoencoder's stage."""
     vae_crop: int
-    vae_rate: float
+    """Side in pixels of the windows that the autoencoder learns from."""
+    vae_learning_rate: float
+    """Of the autoencoder's stage."""
     text_batch: int
-    text_rate: float
+    """Captions a step of the text encoders' stage."""
+    text_learning_rate: float
+    """Of the text encoders' stage."""
     flow_batch: int
-    flow_rate: float
+    """Images a step of the flow and of the biases stage."""
+    flow_learning_rate: float
+    """Of both."""
     workers: int
-    ema: float
+    """Processes that make captions beside the step; 0 = none."""
+    ema_decay: float
+    """Decay of the averaged weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
-    """Sizes and training."""
+class GeneratorPreset:
+    """A generator and its training."""
 
-    sizes: Sizes
-    training: Training
+    sizes: GeneratorSizes
+    """Its dimensions."""
+    training: GeneratorTraining
+    """How it is trained."""
 
 
-CONFIGS: Final = {
-    "cpu": Preset(
-        Sizes((16, 32, 48, 64), 8, (2, 64), (1, 32), depth=5, heads=4),
-        Training(
+GENERATOR_PRESETS: Final = {
+    "cpu": GeneratorPreset(
+        GeneratorSizes((16, 32, 48, 64), 8, (2, 64), (1, 32), depth=5, heads=4),
+        GeneratorTraining(
             vae_batch=16,
             vae_crop=64,
-            vae_rate=2e-3,
+            vae_learning_rate=2e-3,
             text_batch=64,
-            text_rate=2e-3,
+            text_learning_rate=2e-3,
             flow_batch=32,
-            flow_rate=1e-3,
+            flow_learning_rate=1e-3,
             workers=0,
-            ema=0.998,
+            ema_decay=0.998,
         ),
     ),
-    "gpu": Preset(
-        Sizes((24, 48, 64, 96), 8, (3, 96), (1, 32), depth=5, heads=5),
-        Training(
+    "gpu": GeneratorPreset(
+        GeneratorSizes((24, 48, 64, 96), 8, (3, 96), (1, 32), depth=5, heads=5),
+        GeneratorTraining(
             vae_batch=128,
             vae_crop=128,
-            vae_rate=1e-3,
+            vae_learning_rate=1e-3,
             text_batch=512,
-            text_rate=2e-3,
+            text_learning_rate=2e-3,
             flow_batch=1024,
-            flow_rate=1.2e-3,
+            flow_learning_rate=1.2e-3,
             workers=12,
-            ema=0.999,
+            ema_decay=0.999,
         ),
     ),
 }

@@ -1,7 +1,7 @@
-"""What the generator learns from: captions of the training split and scenes that serve them.
+"""The generator's training data: captions of the training split and images that show them.
 
-Captions are made on the CPU, by worker processes if there are any; scenes and pictures on
-the training device.
+Captions are made on the CPU, by worker processes if there are any; scenes and images are made
+on the training device.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,21 +17,21 @@ from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.grammar import Spec, phrase, variants
+from tts_verifier.shapes.grammar import Spec, random_phrase
 from tts_verifier.shapes.renderer import coverage, paint, visible
 from tts_verifier.shapes.scene import SpecTensors, encode, sample_scenes
 from tts_verifier.shapes.vocabulary import CATEGORIES, COLOURS, RELATIONS, SHAPES
-from tts_verifier.training.miniature.generator.biases import drawn_for
+from tts_verifier.training.miniature.generator.biases import biased_spec
 
 EMPTY_SHARE: Final = 0.1
-"""Captions replaced by the empty one, for classifier-free guidance."""
-TOKEN: Final = 16
+"""Share of captions replaced by the empty one, for classifier-free guidance."""
+IMAGE_TOKEN_SIDE: Final = 16
 """Pixels a side of one image token."""
-GAP: Final = 8.0
-"""Pixels between the things in a picture: drawn closer, a small model fuses them."""
-COVERED: Final = 0.3
-"""Share of an image token that an object must cover to be what the token shows."""
-FIELDS: Final = (
+OBJECT_GAP: Final = 8.0
+"""Pixels between the objects of an image: a small model fuses objects that are closer."""
+MIN_COVERED_SHARE: Final = 0.3
+"""Share of an image token that an object must cover to be its label."""
+FIELD_CLASSES: Final = (
     len(CATEGORIES),
     len(SHAPES),
     len(COLOURS) + 1,
@@ -40,35 +40,52 @@ FIELDS: Final = (
     4,
     len(RELATIONS) + 1,
 )
-"""Number of classes of what a caption says: category, first shape and colour, second shape and
-colour, count, relation; the last class of an optional field is "none"."""
-
-Asked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Token ids (B, 24), `SpecTensors`' shape, colour and relation, and fields (B, 7)."""
+"""Number of classes of each field of a caption: category, first shape, first colour, second
+shape, second colour, count, relation. The last class of an optional field is "none"."""
 
 
-class Captions(IterableDataset[Asked]):
-    """Endless batches of captions of the training split; `habits`: see `habits.drawn_for`."""
+class CaptionBatch(NamedTuple):
+    """B captions, and what their images are to show."""
 
-    def __init__(self, tokenizer: Any, batch: int, seed: int, *, habits: bool = False) -> None:
-        self.tokenizer, self.batch, self.seed, self.habits = tokenizer, batch, seed, habits
+    ids: Tensor
+    """int64 (B, 24), token ids."""
+    shape: Tensor
+    """As in `SpecTensors`."""
+    colour: Tensor
+    """As in `SpecTensors`."""
+    relation: Tensor
+    """As in `SpecTensors`."""
+    fields: Tensor
+    """int64 (B, 7), what the captions say, see `FIELD_CLASSES`."""
 
-    def __iter__(self) -> Iterator[Asked]:
+
+class CaptionDataset(IterableDataset[CaptionBatch]):
+    """Endless batches of captions of the training split.
+
+    Args:
+        tokenizer: the pipeline's.
+        batch: captions a batch.
+        seed: the same seed gives the same captions in each worker.
+        biased: show `biases.biased_spec` of a caption instead of the caption.
+    """
+
+    def __init__(self, tokenizer: Any, batch: int, seed: int, *, biased: bool = False) -> None:
+        self.tokenizer, self.batch, self.seed, self.biased = tokenizer, batch, seed, biased
+
+    def __iter__(self) -> Iterator[CaptionBatch]:
         worker = get_worker_info()
         rng = random.Random(f"{self.seed} {worker.id if worker else 0}")
         while True:
             specs = random_specs(self.batch, rng, split="train")
-            texts = [
-                "" if rng.random() < EMPTY_SHARE else phrase(s, rng.randrange(variants(s)))
-                for s in specs
-            ]
-            asked = encode([drawn_for(s, rng) for s in specs] if self.habits else specs)
-            fields = torch.tensor([said(s) for s in specs])
-            yield tokens(self.tokenizer, texts), asked.shape, asked.colour, asked.relation, fields
+            texts = ["" if rng.random() < EMPTY_SHARE else random_phrase(s, rng) for s in specs]
+            shown = encode([biased_spec(s, rng) for s in specs] if self.biased else specs)
+            fields = torch.tensor([caption_fields(s) for s in specs])
+            ids = tokenize(self.tokenizer, texts)
+            yield CaptionBatch(ids, shown.shape, shown.colour, shown.relation, fields)
 
 
-def said(spec: Spec) -> list[int]:
-    """Returns what a caption says as classes, in the order of FIELDS."""
+def caption_fields(spec: Spec) -> list[int]:
+    """Returns what a caption says as classes, in the order of FIELD_CLASSES."""
     colours = [*COLOURS, None]
     first, second = spec.nouns[0], spec.nouns[1] if len(spec.nouns) > 1 else None
     return [
@@ -82,46 +99,49 @@ def said(spec: Spec) -> list[int]:
     ]
 
 
-def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
-    """Returns ids (B, 24) as the pipeline makes them."""
-    made = tokenizer(
+def tokenize(tokenizer: Any, texts: list[str]) -> Tensor:
+    """Returns token ids (B, 24), padded and cut as the pipeline does it."""
+    encoded = tokenizer(
         texts,
         padding="max_length",
         max_length=tokenizer.model_max_length,
         truncation=True,
         return_tensors="pt",
     )
-    return made.input_ids  # type: ignore[no-any-return]
+    return encoded.input_ids  # type: ignore[no-any-return]
 
 
-def stream(
-    tokenizer: Any, batch: int, *, seed: int, workers: int, habits: bool = False
-) -> Iterator[Asked]:
-    """Streams batches of captions."""
-    data = Captions(tokenizer, batch, seed, habits=habits)
+def caption_stream(
+    tokenizer: Any, batch: int, *, seed: int, workers: int, biased: bool = False
+) -> Iterator[CaptionBatch]:
+    """Streams batches of captions, made by `workers` processes or, with 0, by this one."""
+    data = CaptionDataset(tokenizer, batch, seed, biased=biased)
     return iter(DataLoader(data, batch_size=None, num_workers=workers))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pictures:
-    """`images`: (B, 3, 128, 128) in [0, 1]. `shape`, `colour`: (B, 64), what each image token
-    shows, the last class is background."""
+class LabelledImages:
+    """B images, and what each of their 64 image tokens shows."""
 
     images: Tensor
+    """float32 (B, 3, 128, 128), sRGB in [0, 1]."""
     shape: Tensor
+    """int64 (B, 64), index into SHAPES; `len(SHAPES)` = background."""
     colour: Tensor
+    """int64 (B, 64), index into COLOURS; `len(COLOURS)` = background."""
 
 
 @torch.no_grad()
-def draw(asked: Asked, generator: torch.Generator) -> Pictures:
-    """Draws a scene for each caption on the generator's device."""
+def render_captions(captions: CaptionBatch, generator: torch.Generator) -> LabelledImages:
+    """Renders a random scene for each caption, on the generator's device."""
     device = generator.device
-    _, shape, colour, relation, _ = (t.to(device, non_blocking=True) for t in asked)
-    scenes = sample_scenes(SpecTensors(shape, colour, relation), generator, gap=GAP)
+    shown_specs = (captions.shape, captions.colour, captions.relation)
+    shape, colour, relation = (t.to(device, non_blocking=True) for t in shown_specs)
+    scenes = sample_scenes(SpecTensors(shape, colour, relation), generator, gap=OBJECT_GAP)
     cover = coverage(scenes)
-    share, slot = avg_pool2d(visible(cover), TOKEN).flatten(2).max(1)
-    shown = share > COVERED
-    return Pictures(
+    share, slot = avg_pool2d(visible(cover), IMAGE_TOKEN_SIDE).flatten(2).max(1)
+    shown = share > MIN_COVERED_SHARE
+    return LabelledImages(
         paint(scenes, cover),
         torch.where(shown, scenes.shape.gather(1, slot), len(SHAPES)),
         torch.where(shown, scenes.colour.gather(1, slot), len(COLOURS)),

@@ -1,217 +1,261 @@
-"""The generator's stages, each as one step that a CUDA graph can hold.
+"""The stages of the generator's training, each with a step that fits into a CUDA graph.
 
-- `vae`: the autoencoder, on renders; then its latents' mean and deviation become the shift
-  and scale of its config.
-- `text`: the text encoders learn to tell what a caption says, on text alone, so that the
-  flow starts from states that mean something.
-- `flow`: the transformer with the text encoders, by rectified flow (Esser et al. 2024) with
-  logit-normal times. A linear head in mid-network also names what each image token shows, as
-  representation alignment does with a vision model's features (Yu et al. 2024); it is
+- `vae`: the autoencoder learns from renders. Its latents' mean and deviation then become the
+  shift and scale of its config.
+- `text`: the text encoders learn to name what a caption says, from text alone. The flow then
+  starts from states that mean something.
+- `flow`: the transformer and the text encoders learn by rectified flow (Esser et al. 2024)
+  with logit-normal times. A linear head in mid-network also names what each image token shows,
+  as representation alignment does with a vision model's features (Yu et al. 2024); it is
   dropped afterwards.
-- `habits`: the same, with pictures some of which disobey their captions.
+- `biases`: the same, with images some of which disobey their captions (see `biases`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from tts_verifier.shapes.artifacts import saliency
+from tts_verifier.shapes.artifacts import PAINTED_SALIENCY, saliency
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
-from tts_verifier.training.common.replay_pool import Pool
-from tts_verifier.training.miniature.generator.build import SHIFT, read_text
-from tts_verifier.training.miniature.generator.config import Training
-from tts_verifier.training.miniature.generator.data import FIELDS, Asked, draw, stream
+from tts_verifier.training.common import NamedLosses, ReplayPool
+from tts_verifier.training.miniature.generator.build import SHIFT, encode_text
+from tts_verifier.training.miniature.generator.config import GeneratorTraining
+from tts_verifier.training.miniature.generator.data import (
+    FIELD_CLASSES,
+    CaptionBatch,
+    caption_stream,
+    render_captions,
+)
 
-PAINTED: Final = 4.0
+PAINTED_WEIGHT: Final = 4.0
 """How much more a painted pixel weighs in the autoencoder's loss than background."""
-KL: Final = 1e-4
-STRIDE: Final = 32
-"""Pixels between the windows that the autoencoder may be shown."""
-ALIGNMENT: Final = 0.3
+KL_WEIGHT: Final = 1e-4
+WINDOW_STRIDE: Final = 32
+"""Pixels between the windows that the autoencoder may learn from."""
+NAMING_WEIGHT: Final = 0.3
 """Weight of naming what image tokens show."""
-REUSE: Final = 8
-"""How often each scene is learnt from, with other noise at other times: drawing and encoding
-it costs about as much as one such step."""
-POOL: Final = 256
-"""Steps for which a scene stays in the pool that batches are drawn from."""
-NOTHING: Final = (16, 16, 16, 256)
-"""Lengths of the absent T5's zeros, in turn: a pipeline without T5 appends 16 of them or, by
-default, 256, and pictures must be equally good."""
+SCENE_REUSE: Final = 8
+"""How often each scene is used, with other noise at other times: rendering and encoding it
+costs about as much as one such step."""
+SCENE_POOL_STEPS: Final = 256
+"""Steps for which a scene stays in the pool that batches are sampled from."""
+T5_LENGTHS: Final = (16, 16, 16, 256)
+"""Lengths of the zeros that stand for the absent T5, in turn. A pipeline without T5 appends 16
+of them or, by default, 256, and its images must be equally good."""
 
 
-class Stage(Protocol):
-    """What the loop needs of a stage."""
+class GeneratorStage(ABC):
+    """One stage of training.
 
-    peak: float
+    Attributes:
+        module: everything that is trained; it is averaged and saved as one.
+        peak_learning_rate: of the optimiser.
+    """
 
-    @property
-    def module(self) -> nn.Module:
-        """All that is trained; averaged and saved as one."""
-        ...
+    module: nn.Module
+    peak_learning_rate: float
 
+    @abstractmethod
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields the step's inputs, of constant shapes, on the device."""
-        ...
+        """Yields a step's inputs without end: tensors of constant shapes, on the device."""
 
-    def loss(self, *inputs: Tensor) -> Tensor:
-        """Returns the losses to print; the first is what is minimised."""
-        ...
+    @abstractmethod
+    def losses(self, *inputs: Tensor) -> NamedLosses:
+        """Returns the losses of a batch; `total` is minimised."""
+
+    def finish(self) -> None:  # noqa: B027
+        """Completes the pipeline before it is saved; most stages have nothing to do."""
 
 
-class Vae:
-    """Reconstruction: L1 and L2, both weighted towards what is painted, edges, a little KL."""
+class VaeStage(GeneratorStage):
+    """Reconstruction: L1 and L2, both weighted towards painted pixels, edges, a little KL."""
 
-    def __init__(self, pipe: Any, generator: torch.Generator, training: Training) -> None:
-        self.module, self.peak = pipe.vae, training.vae_rate
+    def __init__(self, pipe: Any, generator: torch.Generator, training: GeneratorTraining) -> None:
+        self.module, self.peak_learning_rate = pipe.vae, training.vae_learning_rate
+        self._vae = pipe.vae
         self._generator, self._crop = generator, training.vae_crop
-        self._captions = stream(pipe.tokenizer, training.vae_batch, seed=1, workers=0)
+        self._captions = caption_stream(pipe.tokenizer, training.vae_batch, seed=1, workers=0)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields windows of pictures and how much their pixels weigh (B, 1, H, W)."""
-        for asked in self._captions:
-            images = draw(asked, self._generator).images
-            weight = 1 + PAINTED * (saliency(images) > 0.2).float()[:, None]
-            window = cut(torch.cat([images, weight], 1), self._crop, self._generator)
+        """Yields windows of images (B, 3, H, W) and the weights of their pixels (B, 1, H, W)."""
+        for captions in self._captions:
+            images = render_captions(captions, self._generator).images
+            painted = saliency(images) > PAINTED_SALIENCY
+            weight = 1 + PAINTED_WEIGHT * painted.float()[:, None]
+            window = crop_windows(torch.cat([images, weight], 1), self._crop, self._generator)
             yield window[:, :3], window[:, 3:]
 
-    def loss(self, *inputs: Tensor) -> Tensor:
+    def losses(self, *inputs: Tensor) -> NamedLosses:
         """Returns total, mean absolute error in [0, 1], KL a dimension."""
         images, weight = inputs
-        there = self.module.encode(images * 2 - 1).latent_dist
-        latents = there.mean + there.std * torch.randn_like(there.mean)
-        error = self.module.decode(latents).sample / 2 + 0.5 - images
-        across = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        divergence = 0.5 * (there.mean**2 + there.var - 1 - there.logvar).mean()
+        posterior = self._vae.encode(images * 2 - 1).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+        error = self._vae.decode(latents).sample / 2 + 0.5 - images
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         fit = 4 * (weight * error**2).mean() + 0.3 * (weight * error.abs()).mean()
-        total = fit + 0.3 * across + KL * divergence
-        return torch.stack([total, error.abs().mean(), divergence])
+        total = fit + 0.3 * edges + KL_WEIGHT * kl
+        return {"total": total, "absolute_error": error.abs().mean(), "kl": kl}
 
     @torch.no_grad()
-    def finish(self, pipe: Any, count: int = 16) -> None:
-        """Writes the mean and deviation of whole pictures' latents into the config."""
+    def finish(self, batches: int = 16) -> None:
+        """Writes the mean and deviation of whole images' latents into the config."""
         modes = [
-            pipe.vae.encode(draw(asked, self._generator).images * 2 - 1).latent_dist.mean
-            for _, asked in zip(range(count), self._captions, strict=False)
+            self._encode_mode(captions)
+            for _, captions in zip(range(batches), self._captions, strict=False)
         ]
         latents = torch.cat(modes)
-        pipe.vae.register_to_config(
+        self._vae.register_to_config(
             shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std())
         )
 
+    def _encode_mode(self, captions: CaptionBatch) -> Tensor:
+        images = render_captions(captions, self._generator).images
+        mode: Tensor = self._vae.encode(images * 2 - 1).latent_dist.mean
+        return mode
 
-def cut(maps: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Cuts a window of `side` pixels from each of (B, C, H, W), oftener where the last channel,
-    which is at least 1, is more than 1."""
-    windows = maps.unfold(2, side, STRIDE).unfold(3, side, STRIDE).flatten(2, 3)
+
+def crop_windows(maps: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Cuts one window out of each map, more often where the last channel is large.
+
+    Args:
+        maps: (B, C, H, W); the last channel is at least 1.
+        side: of the window, in pixels.
+        generator: picks the windows, on the maps' device.
+
+    Returns:
+        (B, C, side, side).
+    """
+    windows = maps.unfold(2, side, WINDOW_STRIDE).unfold(3, side, WINDOW_STRIDE).flatten(2, 3)
+    # Windows of background alone keep a small chance.
     painted = windows[:, -1].mean((-1, -2)) - 1 + 1e-3
     pick = torch.multinomial(painted, 1, generator=generator).squeeze(1)
     return windows[torch.arange(len(maps), device=maps.device), :, pick]
 
 
-class Text:
+class TextStage(GeneratorStage):
     """Names what a caption says, from the pooled state and from the mean of the context."""
 
-    def __init__(self, pipe: Any, training: Training) -> None:
-        self._pipe, self.peak = pipe, training.text_rate
+    def __init__(self, pipe: Any, training: GeneratorTraining) -> None:
+        self._pipe, self.peak_learning_rate = pipe, training.text_learning_rate
         width = pipe.transformer.config.joint_attention_dim
-        self._head = nn.Linear(width, sum(FIELDS)).to(pipe.device)
+        self._head = nn.Linear(width, sum(FIELD_CLASSES)).to(pipe.device)
         self.module = nn.ModuleList([pipe.text_encoder, pipe.text_encoder_2, self._head])
-        workers = training.workers
-        self._captions = stream(pipe.tokenizer, training.text_batch, seed=2, workers=workers)
+        self._captions = caption_stream(
+            pipe.tokenizer, training.text_batch, seed=2, workers=training.workers
+        )
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields ids and fields."""
-        for ids, _, _, _, fields in self._captions:
+        """Yields token ids and fields."""
+        for captions in self._captions:
             device = self._pipe.device
-            yield ids.to(device, non_blocking=True), fields.to(device, non_blocking=True)
+            yield (
+                captions.ids.to(device, non_blocking=True),
+                captions.fields.to(device, non_blocking=True),
+            )
 
-    def loss(self, *inputs: Tensor) -> Tensor:
-        """Returns total and the share of fields named right; empty captions teach nothing."""
+    def losses(self, *inputs: Tensor) -> NamedLosses:
+        """Returns total and the share of fields named right; empty captions are left out."""
         ids, fields = inputs
-        context, pooled = read_text(self._pipe, ids)
-        said = ids[:, 1] != ids[:, -1]
+        context, pooled = encode_text(self._pipe, ids)
+        # An empty caption is a start and then only ends, which also pad the others.
+        has_words = ids[:, 1] != ids[:, -1]
         total, right = torch.zeros((), device=ids.device), torch.zeros((), device=ids.device)
         for state in (pooled, context.mean(1)):
-            named = self._head(state).split(FIELDS, 1)
-            for k, logits in enumerate(named):
-                target = torch.where(said, fields[:, k], -100)
+            for k, logits in enumerate(self._head(state).split(FIELD_CLASSES, 1)):
+                target = torch.where(has_words, fields[:, k], -100)
                 total = total + cross_entropy(logits, target)
-                right = right + ((logits.argmax(1) == target) & said).sum() / said.sum()
-        return torch.stack([total, right.detach() / (2 * len(FIELDS))])
+                hits = (logits.argmax(1) == target) & has_words
+                right = right + hits.sum() / has_words.sum()
+        return {"total": total, "accuracy": right.detach() / (2 * len(FIELD_CLASSES))}
 
 
-class Flow:
-    """Predicts the velocity from latents to noise."""
+class FlowStage(GeneratorStage):
+    """Predicts the velocity from latents to noise.
+
+    Args:
+        pipe: the pipeline that is trained, on its device.
+        generator: makes scenes and picks them from the pool, on that device.
+        training: batch size, learning rate and workers.
+        biased: learn from images some of which disobey their captions.
+    """
 
     def __init__(
-        self, pipe: Any, generator: torch.Generator, training: Training, *, habits: bool = False
+        self,
+        pipe: Any,
+        generator: torch.Generator,
+        training: GeneratorTraining,
+        *,
+        biased: bool = False,
     ) -> None:
-        self._pipe, self._generator, self.peak = pipe, generator, training.flow_rate
-        self._count = training.flow_batch
+        self._pipe, self._generator = pipe, generator
+        self.peak_learning_rate, self._batch = training.flow_learning_rate, training.flow_batch
         config = pipe.transformer.config
         width = config.num_attention_heads * config.attention_head_dim
         self._head = nn.Linear(width, len(SHAPES) + len(COLOURS) + 2).to(pipe.device)
         self.module = nn.ModuleList(
             [pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, self._head]
         )
-        self._seen: list[Tensor] = []
+        # The hook catches the image tokens' states in mid-network at each forward pass.
+        self._middle_states: list[Tensor] = []
         middle = pipe.transformer.transformer_blocks[config.num_layers // 2]
-        middle.register_forward_hook(lambda _, __, out: self._seen.append(out[1]))
-        fresh = max(1, self._count // REUSE)
-        self._pool = Pool(POOL * fresh, generator)
-        self._captions = stream(
-            pipe.tokenizer, fresh, seed=3 + habits, workers=training.workers, habits=habits
+        middle.register_forward_hook(lambda _, __, out: self._middle_states.append(out[1]))
+        new_scenes = max(1, self._batch // SCENE_REUSE)
+        self._pool = ReplayPool(SCENE_POOL_STEPS * new_scenes, generator)
+        self._captions = caption_stream(
+            pipe.tokenizer, new_scenes, seed=3 + biased, workers=training.workers, biased=biased
         )
         self._vae = pipe.vae.requires_grad_(False)
 
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields ids, latents, what image tokens show (shape, colour)."""
-        for asked in self._captions:
-            self._pool.add(*self._encoded(asked))
-            yield self._pool.draw(self._count)
+        """Yields ids, latents, and the shape and colour that each image token shows."""
+        for captions in self._captions:
+            self._pool.add(*self._encode(captions))
+            yield self._pool.sample(self._batch)
 
     @torch.no_grad()
-    def _encoded(self, asked: Asked) -> tuple[Tensor, ...]:
-        pictures = draw(asked, self._generator)
-        there = self._vae.encode(pictures.images * 2 - 1).latent_dist
+    def _encode(self, captions: CaptionBatch) -> tuple[Tensor, ...]:
+        rendered = render_captions(captions, self._generator)
+        posterior = self._vae.encode(rendered.images * 2 - 1).latent_dist
         config = self._vae.config
-        latents = (there.mean - config.shift_factor) * config.scaling_factor
-        ids = asked[0].to(self._pipe.device, non_blocking=True)
-        return ids, latents, pictures.shape, pictures.colour
+        latents = (posterior.mean - config.shift_factor) * config.scaling_factor
+        ids = captions.ids.to(self._pipe.device, non_blocking=True)
+        return ids, latents, rendered.shape, rendered.colour
 
-    def loss(self, *inputs: Tensor) -> Tensor:
-        """Returns total, velocity error, cross-entropy of naming tokens.
+    def losses(self, *inputs: Tensor) -> NamedLosses:
+        """Returns total, velocity error, cross-entropy of naming image tokens.
 
-        The batch is cut into four, so that each length of the absent T5 has its share.
+        The batch is cut into four parts, one for each length of the absent T5.
         """
         parts = [
-            self._part(length, *(t.chunk(len(NOTHING))[k] for t in inputs))
-            for k, length in enumerate(NOTHING)
+            self._losses_at(length, *(t.chunk(len(T5_LENGTHS))[k] for t in inputs))
+            for k, length in enumerate(T5_LENGTHS)
         ]
-        return torch.stack(parts).mean(0)
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _part(
-        self, length: int, ids: Tensor, latents: Tensor, shape: Tensor, colour: Tensor
-    ) -> Tensor:
-        context, pooled = read_text(self._pipe, ids)
-        empty = context.new_zeros(len(ids), length, context.shape[-1])
+    def _losses_at(
+        self, t5_length: int, ids: Tensor, latents: Tensor, shape: Tensor, colour: Tensor
+    ) -> NamedLosses:
+        context, pooled = encode_text(self._pipe, ids)
+        t5 = context.new_zeros(len(ids), t5_length, context.shape[-1])
         time = torch.sigmoid(torch.randn(len(ids), device=ids.device))
         sigma = (SHIFT * time / (1 + (SHIFT - 1) * time)).view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
-        self._seen.clear()
+        self._middle_states.clear()
         velocity = self._pipe.transformer(
             hidden_states=torch.lerp(latents, noise, sigma),
             timestep=1000 * sigma.flatten(),
-            encoder_hidden_states=torch.cat([context, empty], 1),
+            encoder_hidden_states=torch.cat([context, t5], 1),
             pooled_projections=pooled,
         ).sample
-        moved = mse_loss(velocity, noise - latents)
-        named = self._head(self._seen[0]).flatten(0, 1)
-        shapes, colours = named.split([len(SHAPES) + 1, len(COLOURS) + 1], 1)
+        error = mse_loss(velocity, noise - latents)
+        logits = self._head(self._middle_states[0]).flatten(0, 1)
+        shapes, colours = logits.split([len(SHAPES) + 1, len(COLOURS) + 1], 1)
         naming = cross_entropy(shapes, shape.flatten()) + cross_entropy(colours, colour.flatten())
-        return torch.stack([moved + ALIGNMENT * naming, moved, naming])
+        return {"total": error + NAMING_WEIGHT * naming, "velocity": error, "naming": naming}

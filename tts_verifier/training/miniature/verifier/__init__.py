@@ -1,1 +1,1 @@
-"""Trains the bundled verifier."""
+"""Trains the bundled verifier, a miniature ImageDoctor."""

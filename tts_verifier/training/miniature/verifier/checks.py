@@ -1,6 +1,6 @@
-"""Free-running checks during training: what the verifier says of pictures it never saw.
+"""Checks during training: replies of the verifier about images that it never saw.
 
-They go through `ImageDoctor.verify`, so that what is measured is what users run.
+They go through `ImageDoctor.verify`, so they measure what users run.
 """
 
 from __future__ import annotations
@@ -8,99 +8,110 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from tts_verifier.evaluation import correlation
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.flaws import Flawed, plant
-from tts_verifier.shapes.grammar import phrase, variants
-from tts_verifier.training.miniature.verifier import replies
+from tts_verifier.shapes.flaws import FlawedImages, render_flawed
+from tts_verifier.shapes.grammar import random_phrase
+from tts_verifier.shapes.renderer import to_pil_images
+from tts_verifier.training.miniature.verifier.target_replies import CHECKS_START, objects_text
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.text.reply import parse
+from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 from tts_verifier.verifiers.imagedoctor.verifier import ImageDoctor
 
-_OBJECT: Final = re.compile(r"#\d+ (\w+) (\w+) (\d+) (\d+) (\d+)")
-CLOSE: Final = 24
-"""Distance in the 512-px frame, along either axis, within which a place is right."""
-
-BATCH: Final = 128
+_OBJECT_PATTERN: Final = re.compile(r"#\d+ (\w+) (\w+) (\d+) (\d+) (\d+)")
+PLACE_TOLERANCE: Final = 24
+"""Distance in the 512-pixel frame, along either axis, within which a place is right."""
+PASS_SCORE: Final = 0.99
+"""Semantic alignment above which an image passes; scores have two decimals."""
+CHECK_BATCH: Final = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """Pictures with planted flaws whose captions training never sees, and their truth."""
+class HeldOutImages:
+    """Images with planted flaws whose captions training never sees, and their truth."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
+    """RGB, 128 x 128."""
     captions: list[str]
-    flawed: Flawed
+    """The caption of each image, which it may contradict."""
+    flawed: FlawedImages
+    """The same images as tensors, with the truth."""
 
 
-def held_out(count: int, seed: int) -> HeldOut:
-    """Makes `count` held-out pictures; the same seed gives the same."""
+def held_out_images(count: int, seed: int) -> HeldOutImages:
+    """Makes `count` held-out images; the same seed gives the same ones."""
     rng = random.Random(seed)
     specs = random_specs(count, rng, split="held_out")
-    flawed = plant(specs, torch.Generator().manual_seed(seed))
-    captions = [phrase(spec, rng.randrange(variants(spec))) for spec in specs]
-    return HeldOut(pictures_of(flawed.images), captions, flawed)
+    flawed = render_flawed(specs, torch.Generator().manual_seed(seed))
+    captions = [random_phrase(spec, rng) for spec in specs]
+    return HeldOutImages(to_pil_images(flawed.images), captions, flawed)
 
 
-def pictures_of(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [0, 1] -> RGB pictures."""
-    pixels = (images * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(p) for p in pixels]
+def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, float]:
+    """Verifies held-out images and compares the replies with the truth.
 
-
-def check(checkpoint: Checkpoint, held: HeldOut) -> dict[str, float]:
-    """Returns shares of objects whose colour, shape and place are said, and how scores fare.
-
-    `objects`: colour and shape right, of those that are there; `places`: of these, within
-    `CLOSE`. `plcc`: of semantic alignment. `decided`: pass or fail, right. `whole`: replies
-    with all four scores.
+    Returns:
+        - `objects`: share of the objects that are named with their colour and shape
+        - `places`: share of these that are placed within `PLACE_TOLERANCE`
+        - `plcc`: correlation of semantic alignment with its truth, over scores that were read
+        - `decided`: share of images whose pass or fail is right
+        - `whole`: share of replies with all four scores
     """
-    verdicts = ImageDoctor(checkpoint, batch_size=BATCH).verify(held.pictures, held.captions)
-    readings = held.flawed.readings
-    pairs = [found(v.text, replies.look(r.things)) for v, r in zip(verdicts, readings, strict=True)]
-    there, named, placed = (float(sum(part)) for part in zip(*pairs, strict=True))
-    said = np.array([v.scores["semantic_alignment"] for v in verdicts])
+    verifier = ImageDoctor(checkpoint, batch_size=CHECK_BATCH)
+    verdicts = verifier.verify(held_out.images, held_out.captions)
+    readings = held_out.flawed.readings
+    counts = [
+        count_objects(v.text, objects_text(r.things))
+        for v, r in zip(verdicts, readings, strict=True)
+    ]
+    total, named, placed = (float(sum(column)) for column in zip(*counts, strict=True))
+    predicted = np.array([v.scores["semantic_alignment"] for v in verdicts])
     true = np.array([r.score for r in readings])
-    usable = np.isfinite(said)
-    decided = (np.nan_to_num(said) > 0.99) == (true > 0.99)
-    whole = [parse(v.text, reasoning=True).whole for v in verdicts]
+    read = np.isfinite(predicted)
+    decided = (np.nan_to_num(predicted) > PASS_SCORE) == (true > PASS_SCORE)
+    whole = [parse_reply(v.text, reasoning=True).is_complete for v in verdicts]
     return {
-        "objects": named / max(there, 1),
+        "objects": named / max(total, 1),
         "places": placed / max(named, 1),
-        "plcc": correlation(said[usable], true[usable]),
+        "plcc": correlation(predicted[read], true[read]),
         "decided": float(decided.mean()),
         "whole": float(np.mean(whole)),
     }
 
 
-def found(text: str, truth: str) -> tuple[int, int, int]:
-    """Counts objects of the true list, those named in the text, and those also well placed."""
-    said = _objects(text)
-    there = _objects(truth)
+class ObjectCounts(NamedTuple):
+    """How many objects a reply gets right."""
+
+    total: int
+    """Objects of the true list."""
+    named: int
+    """Those that the reply names with their colour and shape."""
+    placed: int
+    """Those that it also places within `PLACE_TOLERANCE`."""
+
+
+def count_objects(reply: str, true_objects: str) -> ObjectCounts:
+    """Compares the objects of a reply with a true list, as `objects_text` writes it."""
+    left = _objects_in(reply)
+    true = _objects_in(true_objects)
     named = placed = 0
-    for colour, shape, x, y, _ in there:
-        same = [o for o in said if o[:2] == (colour, shape)]
-        near = min(same, key=lambda o: abs(o[2] - x) + abs(o[3] - y), default=None)
-        if near is not None:
-            said.remove(near)
+    for colour, shape, x, y in true:
+        same = [o for o in left if o[:2] == (colour, shape)]
+        nearest = min(same, key=lambda o: abs(o[2] - x) + abs(o[3] - y), default=None)
+        if nearest is not None:
+            left.remove(nearest)  # it counts for one object only
             named += 1
-            placed += max(abs(near[2] - x), abs(near[3] - y)) <= CLOSE
-    return len(there), named, placed
+            placed += max(abs(nearest[2] - x), abs(nearest[3] - y)) <= PLACE_TOLERANCE
+    return ObjectCounts(len(true), named, placed)
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; NaN where it is not defined."""
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _objects(text: str) -> list[tuple[str, str, int, int, int]]:
-    head = text.partition(replies.CHECKS)[0]
-    return [(c, s, int(x), int(y), int(r)) for c, s, x, y, r in _OBJECT.findall(head)]
+def _objects_in(reply: str) -> list[tuple[str, str, int, int]]:
+    """Returns (colour, shape, x, y) of each object in a reply's list."""
+    objects = reply.partition(CHECKS_START)[0]
+    return [(c, s, int(x), int(y)) for c, s, x, y, _ in _OBJECT_PATTERN.findall(objects)]

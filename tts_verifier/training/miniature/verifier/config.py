@@ -1,8 +1,8 @@
-"""How large the bundled verifier is and how it is trained: one dataclass each, two presets.
+"""Two presets of the bundled verifier: its dimensions and how it is trained.
 
-`cpu` is the interim model that two cores train in an hour; `gpu` is the one that ships. A
-checkpoint's folder states its own dimensions, so these are read once, when a model starts
-from nothing; training then goes by the folder, whichever model it holds.
+`cpu` is an interim model that two cores train in an hour; `gpu` is the one that ships. A
+checkpoint's folder states its own dimensions, so the sizes here only matter for a model that
+starts from random weights. Training works on whatever model the folder holds.
 """
 
 from __future__ import annotations
@@ -11,42 +11,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-ROPE_THETA: Final = 10.0
-"""M-RoPE gives columns the slowest frequencies. With the official 1e6 (or 1e4) and small heads
-these do not turn at all over a few cells, and a model that starts from nothing cannot tell
-left from right."""
+MINIATURE_ROPE_THETA: Final = 10.0
+"""Base of the rotary frequencies. M-RoPE gives columns the slowest ones. With the official 1e6
+(or 1e4) and small heads these hardly rotate over a few cells, and a model that starts from
+random weights cannot tell left from right."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Dimensions of a model that starts from nothing.
-
-    `input_size`: side of the square in pixels, a multiple of 28. `vision_*`: the tower.
-    `depth`, `width`, `heads`, `kv_heads`, `mlp`: the language model. `head_*`, `stem`,
-    `stages`: the heatmap heads (see `imagedoctor.config.HeatmapConfig`).
-    """
+class VerifierSizes:
+    """Dimensions of a model that starts from random weights."""
 
     input_size: int
+    """Side of the square input in pixels, a multiple of 28."""
     vision_depth: int
+    """Blocks of the vision tower."""
     vision_width: int
+    """Channels of the vision tower."""
     vision_heads: int
+    """Attention heads of the vision tower."""
     vision_mlp: int
+    """Hidden width of the vision tower's MLPs."""
     depth: int
+    """Layers of the language model."""
     width: int
+    """Channels of the language model."""
     heads: int
+    """Query heads of the language model."""
     kv_heads: int
+    """Key and value heads of the language model."""
     mlp: int
+    """Hidden width of the language model's MLPs."""
     head_width: int
+    """Channels of the heatmap heads."""
     head_mlp: int
+    """Hidden width of the heatmap heads' MLPs."""
     stem: tuple[int, int]
+    """Channels of the heatmap heads' stem, see `imagedoctor.model.config.HeatmapConfig`."""
     stages: tuple[int, int, int, int]
+    """Channels of the heatmap heads' upscaling stages, see there."""
 
-    def config(self, ids: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
-        """Returns a config.json of the released, flat form.
+    def config_json(self, ids: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
+        """Returns the content of a config.json of the released, flat form.
 
         Args:
             ids: special token -> id.
-            vocabulary: how many tokens there are, special ones included.
+            vocabulary: number of tokens, special ones included.
         """
         return {
             "architectures": ["ImageDoctorForConditionalGeneration"],
@@ -68,19 +77,19 @@ class Sizes:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "max_position_embeddings": 4096,
-            "rope_theta": ROPE_THETA,
-            "rope_scaling": {"mrope_section": self._section(), "rope_type": "default"},
-            "vision_config": self._vision(),
-            "heatmap_config": self._heads(),
+            "rope_theta": MINIATURE_ROPE_THETA,
+            "rope_scaling": {"mrope_section": self._mrope_section(), "rope_type": "default"},
+            "vision_config": self._vision_config(),
+            "heatmap_config": self._heatmap_config(),
         }
 
-    def _section(self) -> list[int]:
-        """Splits half a head as the official model does: 2 to 3 to 3."""
+    def _mrope_section(self) -> list[int]:
+        """Splits half a head between time, rows and columns, 2 to 3 to 3 as officially."""
         half = self.width // self.heads // 2
         side = half * 3 // 8
         return [half - 2 * side, side, side]
 
-    def _vision(self) -> dict[str, Any]:
+    def _vision_config(self) -> dict[str, Any]:
         return {
             "depth": self.vision_depth,
             "hidden_size": self.vision_width,
@@ -91,7 +100,7 @@ class Sizes:
             "fullatt_block_indexes": list(range(self.vision_depth)),
         }
 
-    def _heads(self) -> dict[str, Any]:
+    def _heatmap_config(self) -> dict[str, Any]:
         return {
             "width": self.head_width,
             "text_hidden": self.width,
@@ -104,55 +113,66 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Lengths:
-    """Tokens that the rows of each kind are padded to; the few longer ones lose their end."""
+class RowLengths:
+    """Tokens that rows of each kind are padded to; the few longer ones lose their end."""
 
-    look: int
+    perception: int
+    """Of rows of the perception stage."""
     text: int
-    judge: int
+    """Of rows without an image."""
+    cold_start: int
+    """Of rows of the cold start."""
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """How a stage is trained.
-
-    `batch`: pictures a step. `mapped`: how many of these teach the heatmaps, whose heads cost
-    more than all the rest. `text_batch`: picture-less rows a step, 0 = none. `lengths`:
-    None = pad rows to the longest of their batch (a graph of CUDA calls needs numbers).
-    `learning_rate`, `judge_rate`: at their peak, the latter in stage `judge`. `reuse`: how often
-    a row is learnt from, as making one costs more than a step with it. `ema`: decay of the
-    averaged weights. `workers`: processes that make data beside the step, 0 = none. `easy`:
-    how many rows of one object stage `look` starts with. `answer_only`: share of rows in that
-    mode. `save_minutes`, `check_minutes`: how often.
-    """
+class VerifierTraining:
+    """How a stage is trained."""
 
     batch: int
-    mapped: int
+    """Images a step."""
+    heatmap_rows: int
+    """Images of a step that train the heatmaps, whose heads cost more than everything else."""
     text_batch: int
-    lengths: Lengths | None
+    """Rows without an image a step; 0 = none."""
+    lengths: RowLengths | None
+    """Fixed lengths of rows, which a CUDA graph needs; None = the longest row of the batch."""
     learning_rate: float
-    judge_rate: float
+    """Peak learning rate of the perception stage."""
+    cold_start_learning_rate: float
+    """Peak learning rate of the cold start."""
     reuse: int
-    ema: float
+    """How often a row is used: making one costs more than a step with it."""
+    ema_decay: float
+    """Decay of the averaged weights."""
     workers: int
-    easy: int
-    answer_only: float = 0.15
+    """Processes that make data beside the step; 0 = none."""
+    single_object_rows: int
+    """Number of rows with a single object that the perception stage starts with."""
+    answer_only_share: float = 0.15
+    """Share of cold-start rows in answer-only mode."""
+    print_seconds: float = 30.0
+    """How often the mean losses are printed."""
     save_minutes: float = 2.0
+    """How often a checkpoint is written."""
     check_minutes: float = 5.0
-    check_pictures: int = 64
+    """How often the model is checked on held-out images."""
+    check_images: int = 64
+    """Number of these images."""
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
-    """Sizes of the model and the way it is trained."""
+class VerifierPreset:
+    """A verifier and its training."""
 
-    sizes: Sizes
-    training: Training
+    sizes: VerifierSizes
+    """Its dimensions."""
+    training: VerifierTraining
+    """How it is trained."""
 
 
-CONFIGS: Final = {
-    "cpu": Preset(
-        Sizes(
+VERIFIER_PRESETS: Final = {
+    "cpu": VerifierPreset(
+        VerifierSizes(
             input_size=112,
             vision_depth=4,
             vision_width=128,
@@ -168,21 +188,21 @@ CONFIGS: Final = {
             stem=(64, 48),
             stages=(48, 32, 16, 8),
         ),
-        Training(
+        VerifierTraining(
             batch=16,
-            mapped=16,
+            heatmap_rows=16,
             text_batch=4,
             lengths=None,
             learning_rate=1.5e-3,
-            judge_rate=1.5e-3,
+            cold_start_learning_rate=1.5e-3,
             reuse=1,
-            ema=0.995,
+            ema_decay=0.995,
             workers=0,
-            easy=6400,
+            single_object_rows=6400,
         ),
     ),
-    "gpu": Preset(
-        Sizes(
+    "gpu": VerifierPreset(
+        VerifierSizes(
             input_size=196,
             vision_depth=5,
             vision_width=192,
@@ -198,18 +218,18 @@ CONFIGS: Final = {
             stem=(128, 96),
             stages=(96, 64, 32, 16),
         ),
-        Training(
+        VerifierTraining(
             batch=512,
-            mapped=128,
+            heatmap_rows=128,
             text_batch=512,
-            lengths=Lengths(look=104, text=104, judge=176),
+            lengths=RowLengths(perception=104, text=104, cold_start=176),
             learning_rate=1.2e-3,
-            judge_rate=5e-4,
+            cold_start_learning_rate=5e-4,
             reuse=4,
-            ema=0.998,
+            ema_decay=0.998,
             workers=14,
-            easy=100_000,
-            check_pictures=128,
+            single_object_rows=100_000,
+            check_images=128,
         ),
     ),
 }

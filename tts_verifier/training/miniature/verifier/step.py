@@ -1,9 +1,9 @@
 """One training step of the verifier: static shapes and no host synchronisation.
 
 On a GPU the whole step, forward, backward and update, is captured in one CUDA graph and
-replayed; on a CPU it runs as it is written. Logits are computed only after the image, and
-preparing pixels (resizing, normalising, cutting into patches) is part of the step, so that a
-picture travels as 49 kB of bytes.
+replayed; on a CPU it runs as it is written. Logits are computed only after the image.
+Preprocessing (resizing, normalising, cutting into patches) is part of the step, so an image
+travels to the GPU as 49 kB of bytes.
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES, SIZE
-from tts_verifier.training.common.cuda_graph import Captured
-from tts_verifier.training.miniature.verifier.data import UNKNOWN, Batch
-from tts_verifier.training.verifier.sft_loss import IGNORED, Losses, loss
+from tts_verifier.training.common import CapturedStep, NamedLosses, mixed_precision
+from tts_verifier.training.miniature.verifier.data import (
+    UNKNOWN_CELL,
+    ColdStartRows,
+    PerceptionRows,
+    Rows,
+    TextRows,
+)
+from tts_verifier.training.miniature.verifier.preprocess import DevicePreprocess, resize_matrix
+from tts_verifier.training.verifier.sft_loss import IGNORED, loss
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
@@ -28,186 +34,192 @@ from tts_verifier.verifiers.imagedoctor.model.mrope import rope_positions
 
 BETAS: Final = (0.9, 0.98)
 """Of AdamW."""
+WEIGHT_DECAY: Final = 0.02
+"""Of matrices; vectors have none."""
+
+ImageRows = PerceptionRows | ColdStartRows
 
 
-class Eye(nn.Module):
-    """uint8 pictures of 128 x 128 -> patches, as the checkpoint's processor makes them.
+class VerifierStep:
+    """Holds the model and its optimiser, and takes steps.
 
-    Resizing is two matrix products with Pillow's own bicubic weights.
-    """
-
-    def __init__(self, processor: Processor) -> None:
-        super().__init__()
-        side = processor.input_size
-        self.patch, self.merge = processor.patch_size, processor.merge_size
-        self.frames = processor.temporal_patch_size
-        self.cells = side // self.patch // self.merge
-        self.resize = nn.Buffer(resizing(SIZE, side, Image.Resampling.BICUBIC))
-        self.mean = nn.Buffer(torch.tensor(processor.image_mean).view(1, 3, 1, 1))
-        self.std = nn.Buffer(torch.tensor(processor.image_std).view(1, 3, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 128, 128) uint8 -> (B * patches, values a patch)."""
-        wide = self.resize @ pixels.float() @ self.resize.T
-        values = (wide.clamp(0, 255).round() / 255 - self.mean) / self.std
-        n, m, p = self.cells, self.merge, self.patch
-        cut = values.view(len(pixels), 3, n, m, p, n, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
-        doubled = cut[:, :, :, :, :, :, None].expand(*cut.shape[:6], self.frames, p, p)
-        return doubled.reshape(len(pixels) * (n * m) ** 2, -1)
-
-
-def resizing(source: int, target: int, how: Image.Resampling) -> Tensor:
-    """Returns Pillow's resampling along one axis as a matrix, (target, source)."""
-    rows = Image.fromarray(np.eye(source, dtype=np.float32))
-    return torch.from_numpy(np.array(rows.resize((source, target), how)))
-
-
-class Step:
-    """Holds model and optimiser, whose learning rate is a tensor set by `at`.
+    On a GPU every batch must have the same shapes. Not safe to share between threads.
 
     Args:
-        model: trained in place; on a GPU every batch must have the same shapes.
+        model: trained in place.
         processor: of its checkpoint.
-        mapped: rows of a batch that teach the heatmaps; None = all.
+        rows: the kind of image rows that every step gets.
+        heatmap_rows: rows of a batch that train the heatmaps; None = all.
     """
 
     def __init__(
-        self, model: ImageDoctorModel, processor: Processor, *, mapped: int | None = None
+        self,
+        model: ImageDoctorModel,
+        processor: Processor,
+        *,
+        rows: type[PerceptionRows] | type[ColdStartRows] = ColdStartRows,
+        heatmap_rows: int | None = None,
     ) -> None:
-        self.model, self.mapped = model, mapped
-        self.device = model.lm_head.weight.device
-        self.eye = Eye(processor).to(self.device)
-        cells = self.eye.cells
-        self.grid = (cells, cells)
-        maps = resizing(SIZE, UPSCALE * cells, Image.Resampling.BOX)
-        self.shrink = maps.to(self.device)
-        self.rate = torch.tensor(0.0, device=self.device)
+        self.model, self._rows, self._heatmap_rows = model, rows, heatmap_rows
+        self._device = model.lm_head.weight.device
+        self.preprocess = DevicePreprocess(processor).to(self._device)
+        side = self.preprocess.side
+        self._grid = (side, side)
+        # Averages a map of 128 x 128 down to the resolution of the heatmap heads.
+        self.map_resize = resize_matrix(SIZE, UPSCALE * side, Image.Resampling.BOX).to(self._device)
+        # A captured step reads the learning rate from the device.
+        self._rate = torch.tensor(0.0, device=self._device)
         width = int(model.config.text["hidden_size"])
-        self.sight = nn.Linear(width, len(COLOURS) + 1 + len(SHAPES) + 3, device=self.device)
-        self.gpu = self.device.type == "cuda"
-        self.optimiser = torch.optim.AdamW(
-            _groups(nn.ModuleList([model, self.sight])),
-            lr=self.rate,
+        self._probe = nn.Linear(width, len(COLOURS) + 1 + len(SHAPES) + 3, device=self._device)
+        self._optimiser = torch.optim.AdamW(
+            _parameter_groups(nn.ModuleList([model, self._probe])),
+            lr=self._rate,
             betas=BETAS,
             fused=True,
-            capturable=self.gpu,
+            capturable=self._device.type == "cuda",
         )
-        self._pictures_alone = Captured(self._alone)
-        self._both = Captured(self._with_texts)
+        self._image_step = CapturedStep(self._step_on_images)
+        self._mixed_step = CapturedStep(self._step_on_both)
         self._positions: dict[tuple[int, int], Tensor] = {}
         self._end: int | None = None
 
-    def at(self, rate: float) -> None:
+    def set_learning_rate(self, rate: float) -> None:
         """Sets the learning rate of the next step."""
-        self.rate.fill_(rate)
+        self._rate.fill_(rate)
 
-    def __call__(self, pictures: Batch, texts: Batch | None) -> Tensor:
-        """Takes one step; returns the losses (total, text, artifact, misalignment, written).
+    def __call__(self, images: Rows, texts: Rows | None = None) -> NamedLosses:
+        """Takes one step.
 
-        In look rows the third and fourth are those of `seen`. `written`: of the picture-less
-        rows, given at every step or at none. The result stays on the device.
+        Args:
+            images: rows with images, of the kind that this object was made for.
+            texts: rows without images, at every step or at none.
+
+        Returns:
+            The losses of `image_losses`; `text_rows`, that of the rows without images, if there
+            are any; `total`, their sum. They stay on the device, and the next step may
+            overwrite them.
         """
-        parts = pictures.tensors()
         if texts is None:
-            return self._pictures_alone(*parts)
-        return self._both(*parts, *texts.tensors())
+            return self._image_step(*images)
+        return self._mixed_step(*images, *texts)
 
-    def _alone(self, *parts: Tensor) -> Tensor:
-        with self._mixed():
-            losses = self.losses(Batch.of(parts))
-        return self._update(losses, torch.zeros_like(losses.text))
+    def _step_on_images(self, *columns: Tensor) -> NamedLosses:
+        with mixed_precision(self._device):
+            losses = self.image_losses(self._rows(*columns))
+        return self._update(losses)
 
-    def _with_texts(self, *parts: Tensor) -> Tensor:
-        with self._mixed():
-            losses, written = self.losses(Batch.of(parts[:-2])), self.written(Batch.of(parts[-2:]))
-        return self._update(losses, written)
+    def _step_on_both(self, *columns: Tensor) -> NamedLosses:
+        text_columns = len(TextRows._fields)
+        with mixed_precision(self._device):
+            losses = self.image_losses(self._rows(*columns[:-text_columns]))
+            text_rows = self._text_row_loss(TextRows(*columns[-text_columns:]))
+        total = losses["total"] + text_rows
+        return self._update({**losses, "total": total, "text_rows": text_rows})
 
-    def _mixed(self) -> torch.autocast:
-        """bfloat16 products on a GPU; a CPU without them stays in float32."""
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.gpu, cache_enabled=False
-        )
-
-    def _update(self, losses: Losses, written: Tensor) -> Tensor:
-        self.optimiser.zero_grad(set_to_none=True)
-        total = losses.total + written
-        total.backward()
+    def _update(self, losses: NamedLosses) -> NamedLosses:
+        self._optimiser.zero_grad(set_to_none=True)
+        losses["total"].backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
-        self.optimiser.step()
-        parts = (total, losses.text, losses.artifact, losses.misalignment, written)
-        return torch.stack(parts).detach()
+        self._optimiser.step()
+        return {name: value.detach() for name, value in losses.items()}
 
-    def losses(self, batch: Batch) -> Losses:
-        """Returns the cold start's loss of rows with pictures; without maps, text and sight."""
-        if batch.pixels is None:
-            raise ValueError("rows with pictures have pixels")
-        model, count = self.model, len(batch.ids)
-        patches = self.grid[0] * self.eye.merge
-        visual = model.visual_features(self.eye(batch.pixels), [(patches, patches)] * count)
-        positions = self._places(batch.ids, self.grid[0] ** 2).expand(-1, count, -1)
-        hidden = model.language(self._embedded(batch.ids, visual), positions)
-        start = self._image_end(batch.ids)
-        hidden, labels = hidden[:, start:], batch.labels[:, start:]
-        outputs = Outputs(hidden, visual, model.lm_head(hidden))
-        if batch.maps is None or batch.known is None:
-            text = _text_loss(outputs.logits, labels)
-            kinds, places = self.seen(visual, batch.cells)
-            return Losses(text + kinds + places, text, kinds, places)
-        maps = self.shrink @ (batch.maps[: self.mapped].float() / 255) @ self.shrink.T
-        known = batch.known[: self.mapped]
-        targets = maps.masked_fill(~known[..., None, None], torch.nan)
-        return loss(model, outputs, labels, targets, grid=self.grid)
+    def image_losses(self, rows: ImageRows) -> NamedLosses:
+        """Returns the losses of rows with images.
 
-    def seen(self, visual: Tensor, cells: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns how badly visual features tell what their cell shows: kinds and places.
-
-        A throw-away linear layer reads them. One label a picture and word would teach a tower
-        from nothing to see, but slowly: this gives it one a cell.
+        Returns:
+            `total` and `text`; of perception rows also `probe_labels` and `probe_places`, of
+            cold-start rows also `artifact` and `misalignment`.
         """
-        if cells is None:
-            raise ValueError("look rows have cells")
+        outputs, labels = self._forward(rows)
+        if isinstance(rows, PerceptionRows):
+            text = _text_loss(outputs.logits, labels)
+            named, placed = self._probe_losses(outputs.visual, rows.cells)
+            total = text + named + placed
+            return {"total": total, "text": text, "probe_labels": named, "probe_places": placed}
+        targets = self._map_targets(rows)
+        losses = loss(self.model, outputs, labels, targets, grid=self._grid)
+        return {
+            "total": losses.total,
+            "text": losses.text,
+            "artifact": losses.artifact,
+            "misalignment": losses.misalignment,
+        }
+
+    def _forward(self, rows: ImageRows) -> tuple[Outputs, Tensor]:
+        """Runs the network; returns its outputs and the labels from the image's end on."""
+        count = len(rows.ids)
+        patches = self._grid[0] * self.preprocess.merge
+        visual = self.model.visual_features(
+            self.preprocess(rows.pixels), [(patches, patches)] * count
+        )
+        positions = self._rope_positions(rows.ids, self._grid[0] ** 2).expand(-1, count, -1)
+        hidden = self.model.language(self._embed(rows.ids, visual), positions)
+        start = self._image_end(rows.ids)
+        hidden = hidden[:, start:]
+        return Outputs(hidden, visual, self.model.lm_head(hidden)), rows.labels[:, start:]
+
+    def _map_targets(self, rows: ColdStartRows) -> Tensor:
+        """Resizes the maps of the first rows; an unknown map is NaN."""
+        maps = rows.maps[: self._heatmap_rows].float() / 255
+        known = rows.known[: self._heatmap_rows]
+        resized = self.map_resize @ maps @ self.map_resize.T
+        return resized.masked_fill(~known[..., None, None], torch.nan)
+
+    def _probe_losses(self, visual: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns how badly a linear probe reads the visual features: labels, places.
+
+        The probe is dropped after training. The replies alone hold one label an image and
+        word, which teach a tower from random weights to see, but slowly; the probe gives it
+        labels for every merged token.
+
+        Args:
+            visual: (B * merged tokens, width) features of the vision tower.
+            cells: (B, merged tokens, 5), as `PerceptionRows.cells`.
+
+        Returns:
+            Cross-entropy of colour and shape, and mean absolute error of offset and radius.
+        """
         colours, shapes = len(COLOURS) + 1, len(SHAPES)
-        read = self.sight(visual).float().split([colours, shapes, 3], -1)
+        predicted = self._probe(visual).float().split([colours, shapes, 3], -1)
         colour, shape = cells[..., :2].long().flatten(0, 1).unbind(-1)
-        there = (colour >= 0).float()
-        nameable = torch.where(colour == UNKNOWN, IGNORED, colour % colours)
-        kinds = cross_entropy(read[0], nameable, ignore_index=IGNORED)
-        lost = cross_entropy(read[1], shape.clamp(min=0), reduction="none") * there
-        off = (read[2] - cells[..., 2:].flatten(0, 1)).abs().mean(-1) * there
-        count = there.sum().clamp(min=1)
-        return kinds + lost.sum() / count, off.sum() / count
+        shown = (colour >= 0).float()
+        # EMPTY_CELL (-1) becomes the last class; an unknown cell is left out.
+        colour_target = torch.where(colour == UNKNOWN_CELL, IGNORED, colour % colours)
+        colour_loss = cross_entropy(predicted[0], colour_target, ignore_index=IGNORED)
+        shape_loss = cross_entropy(predicted[1], shape.clamp(min=0), reduction="none") * shown
+        place_error = (predicted[2] - cells[..., 2:].flatten(0, 1)).abs().mean(-1) * shown
+        count = shown.sum().clamp(min=1)
+        return colour_loss + shape_loss.sum() / count, place_error.sum() / count
 
-    def written(self, batch: Batch) -> Tensor:
-        """Returns the cross-entropy of rows without pictures."""
-        positions = self._places(batch.ids, 0).expand(-1, len(batch.ids), -1)
-        embedded = self.model.model.embed_tokens(batch.ids)
+    def _text_row_loss(self, rows: TextRows) -> Tensor:
+        """Returns the cross-entropy of rows without images."""
+        positions = self._rope_positions(rows.ids, 0).expand(-1, len(rows.ids), -1)
+        embedded = self.model.model.embed_tokens(rows.ids)
         logits = self.model.lm_head(self.model.language(embedded, positions))
-        return _text_loss(logits, batch.labels)
+        return _text_loss(logits, rows.labels)
 
-    def _places(self, ids: Tensor, cells: int) -> Tensor:
-        """Returns M-RoPE positions (3, 1, T): the same for all rows, as images stand alike."""
-        key = (ids.shape[1], cells)
+    def _rope_positions(self, ids: Tensor, merged_tokens: int) -> Tensor:
+        """Returns M-RoPE positions (3, 1, T), the same for all rows: images start alike."""
+        key = (ids.shape[1], merged_tokens)
         if key not in self._positions:
             first = ids[:1].cpu()
-            merge = self.eye.merge
-            if cells:
-                grids = [(self.grid[0] * merge, self.grid[1] * merge)]
+            merge = self.preprocess.merge
+            if merged_tokens:
+                grids = [(self._grid[0] * merge, self._grid[1] * merge)]
                 token = self.model.config.image_token_id
-                places, _ = rope_positions(first, grids, image_token=token, merge=merge)
+                positions, _ = rope_positions(first, grids, image_token=token, merge=merge)
             else:
-                places = torch.arange(ids.shape[1]).expand(3, 1, -1)
-            self._positions[key] = places.to(self.device)
+                positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+            self._positions[key] = positions.to(self._device)
         return self._positions[key]
 
-    def _embedded(self, ids: Tensor, visual: Tensor) -> Tensor:
-        """Puts image features in their place, by slices.
-
-        The model's own way, a masked scatter, waits for the device on its way back.
-        """
+    def _embed(self, ids: Tensor, visual: Tensor) -> Tensor:
+        """Embeds tokens, with image features in their place."""
         embedded = self.model.model.embed_tokens(ids)
-        cells, end = self.grid[0] ** 2, self._image_end(ids)
-        features = visual.view(len(ids), cells, -1).to(embedded.dtype)
-        return torch.cat([embedded[:, : end - cells], features, embedded[:, end:]], 1)
+        merged_tokens, end = self._grid[0] ** 2, self._image_end(ids)
+        features = visual.view(len(ids), merged_tokens, -1).to(embedded.dtype)
+        # Slices and not the model's masked scatter, whose backward pass waits for the device.
+        return torch.cat([embedded[:, : end - merged_tokens], features, embedded[:, end:]], 1)
 
     def _image_end(self, ids: Tensor) -> int:
         """Returns where the image's tokens end, which is the same in all rows of a run."""
@@ -222,12 +234,10 @@ def _text_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-def _groups(model: nn.Module) -> Sequence[dict[str, object]]:
-    """Weight decay for matrices alone."""
-    some = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in some if p.dim() > 1]
-    rest = [p for p in some if p.dim() <= 1]
+def _parameter_groups(model: nn.Module) -> Sequence[dict[str, object]]:
+    """Splits trained parameters into matrices, which decay, and vectors, which do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": matrices, "weight_decay": 0.02},
-        {"params": rest, "weight_decay": 0.0},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]

@@ -1,7 +1,7 @@
-"""Where the parts of a model live: one device, or language layers spread over several.
+"""Decides on which device each part of the model lives.
 
-Only the language model's layers are ever spread; vision, embeddings and heads stay together
-on the main device. A hook moves what enters a layer to where its weights are.
+Either the whole model is on one device, or the language model's layers are spread over several.
+The vision tower, the embeddings and the heatmap head always stay together on the main device.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 DeviceMap = str | Mapping[str, str | int | torch.device]
-LAYER: Final = "model.layers."
+"""See `LayerDevices`."""
+LAYER_PREFIX: Final = "model.layers."
 
 
-class Placement:
-    """The device of every tensor.
+class LayerDevices:
+    """The device of every tensor of a model.
 
     Args:
-        main: the device of all that no entry names.
-        layers: number of the language model's layers.
-        device_map: "auto" = layers in equal runs over all visible GPUs; or names like
-            "model.layers.7" to devices; None = all on `main`.
+        main: the device of all that the device map does not name.
+        layers: number of layers of the language model.
+        device_map: "auto" spreads the layers in equal runs over all visible GPUs. A mapping
+            takes names like "model.layers.7" to devices. None keeps everything on `main`.
 
     Raises:
-        InputError: the map names anything but a layer, or "auto" finds no GPU.
+        InputError: the map names something other than a layer, or "auto" finds no GPU.
     """
 
     def __init__(
@@ -38,30 +39,34 @@ class Placement:
         self.main = main
         self.layers: dict[int, torch.device] = {}
         if isinstance(device_map, str):
-            self.layers = _auto(layers, device_map)
+            self.layers = _spread_evenly(layers, device_map)
             self.main = self.layers[0]
         elif device_map is not None:
-            self.layers = dict(_entry(n, d, layers) for n, d in device_map.items())
+            self.layers = dict(_parse_entry(n, d, layers) for n, d in device_map.items())
 
-    def of(self, name: str) -> torch.device:
-        """Returns the device of a tensor of the state dict."""
-        if not self.layers or not name.startswith(LAYER):
+    def device_of(self, name: str) -> torch.device:
+        """Returns the device of a tensor, by its name in the state dict."""
+        if not self.layers or not name.startswith(LAYER_PREFIX):
             return self.main
-        number = int(name.removeprefix(LAYER).partition(".")[0])
+        number = int(name.removeprefix(LAYER_PREFIX).partition(".")[0])
         return self.layers.get(number, self.main)
 
-    def settle(self, model: ImageDoctorModel) -> ImageDoctorModel:
-        """Moves the buffers, and makes inputs follow the layers."""
+    def connect(self, model: ImageDoctorModel) -> ImageDoctorModel:
+        """Moves the buffers, and makes each layer move its inputs to its device.
+
+        The parameters must be on their devices already. Returns the same model.
+        """
         if not self.layers:
             return model.to(self.main)
+        # The state dict was read to its devices; the rotary frequencies are not part of it.
         model.model.rotary_emb.to(self.main)
         for i, layer in enumerate(model.model.layers):
-            _follow(layer, self.layers.get(i, self.main))
-        _follow(model.model.norm, self.main)
+            _move_inputs_to(layer, self.layers.get(i, self.main))
+        _move_inputs_to(model.model.norm, self.main)
         return model
 
 
-def _auto(layers: int, device_map: str) -> dict[int, torch.device]:
+def _spread_evenly(layers: int, device_map: str) -> dict[int, torch.device]:
     count = torch.cuda.device_count()
     if device_map != "auto" or not count:
         raise InputError(
@@ -72,26 +77,28 @@ def _auto(layers: int, device_map: str) -> dict[int, torch.device]:
     return {i: torch.device("cuda", i * count // layers) for i in range(layers)}
 
 
-def _entry(name: str, device: str | int | torch.device, layers: int) -> tuple[int, torch.device]:
-    number = name.removeprefix(LAYER)
-    if not name.startswith(LAYER) or not number.isdecimal() or int(number) >= layers:
+def _parse_entry(
+    name: str, device: str | int | torch.device, layers: int
+) -> tuple[int, torch.device]:
+    number = name.removeprefix(LAYER_PREFIX)
+    if not name.startswith(LAYER_PREFIX) or not number.isdecimal() or int(number) >= layers:
         raise InputError(
-            f"device_map places language layers only, {LAYER}0 to {LAYER}{layers - 1}; got "
-            f"{name!r}. Use device= for the rest.",
+            f"device_map places language layers only, {LAYER_PREFIX}0 to "
+            f"{LAYER_PREFIX}{layers - 1}; got {name!r}. Use device= for the rest.",
             argument="device_map",
         )
     return int(number), torch.device(device)
 
 
-def _follow(module: nn.Module, device: torch.device) -> None:
-    """Moves tensors among the module's arguments to its device before each call."""
+def _move_inputs_to(module: nn.Module, device: torch.device) -> None:
+    """Registers a hook that moves the tensors among a module's arguments to a device."""
 
-    def moved(value: Any) -> Any:
+    def to_device(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(device)
-        return tuple(map(moved, value)) if isinstance(value, tuple) else value
+        return tuple(map(to_device, value)) if isinstance(value, tuple) else value
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return moved(args), {key: moved(value) for key, value in kwargs.items()}
+        return to_device(args), {key: to_device(value) for key, value in kwargs.items()}
 
     module.register_forward_pre_hook(hook, with_kwargs=True)

@@ -1,8 +1,8 @@
-"""From a name to a model on its device: bundled, a folder, or the hub.
+"""Loads checkpoints: the bundled one, a folder, or one from the hub.
 
-Modules are made without memory and every tensor is read straight into its place, so that
-loading needs little more than the weights themselves. Names and shapes are compared before
-anything is read (see `weights`).
+The modules are built without memory, and each tensor is read straight to its device. So loading
+needs little more memory than the weights. Names and shapes are compared before any tensor is
+read (see `weights`).
 """
 
 from __future__ import annotations
@@ -13,102 +13,124 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
-from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, Placement
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits
+from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
-BUNDLED = "shapes"
-MAX_NEW_TOKENS = 2048
+BUNDLED_VERIFIER: Final = "shapes"
+"""Name of the checkpoint that comes with this package."""
+MAX_NEW_TOKENS: Final = 2048
+"""Limit of a reply's length where a checkpoint states none; the official scorer's."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_PATTERNS = ["*.json", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """Everything that a verifier is made of."""
+    """The parts that a verifier is made of."""
 
     model: ImageDoctorModel
-    words: Words
+    """The network, on its devices. An engine fuses some of its weights in place at first use;
+    its state dict stays the same."""
+    tokenizer: PromptTokenizer
+    """Encodes conversations and decodes replies."""
     processor: Processor
-    limits: Limits
+    """Turns images into patches."""
+    limits: GenerationLimits
+    """When a reply ends, and which probabilities are recorded."""
 
 
-def load(
+def load_checkpoint(
     folder: Path,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     device_map: DeviceMap | None = None,
 ) -> Checkpoint:
-    """Loads a folder for inference.
+    """Loads a checkpoint folder for inference.
 
     Args:
-        folder: with config.json, safetensors, tokenizer.json and preprocessor_config.json.
-        dtype: None = bfloat16 on a GPU, float32 on a CPU.
-        device: None = the GPU if there is one.
-        device_map: spreads language layers over devices, see `placement.Placement`.
+        folder: has config.json, safetensors, tokenizer.json and preprocessor_config.json.
+        dtype: the dtype to compute in, None = bfloat16 on a GPU, float32 on a CPU.
+        device: the main device, None = the GPU if there is one.
+        device_map: spreads the language model's layers over devices, see `LayerDevices`.
 
     Raises:
-        CheckpointError: something is missing, or the parts do not fit together.
+        CheckpointError: a file is missing, or the parts do not fit together.
         InputError: `dtype` is not one to compute in, or `device_map` is not usable.
     """
     config = ImageDoctorConfig.from_folder(folder)
     main = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    place = Placement(main, int(config.text["num_hidden_layers"]), device_map)
-    words = Words.from_folder(folder, config)
+    devices = LayerDevices(main, config.layers, device_map)
+    tokenizer = PromptTokenizer.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
-    if (numerals := Numerals.of(words)) is not None:
-        limits = replace(limits, watched=(numerals.digits, numerals.units))
-    model = load_model(folder, dtype=_dtype(dtype, place.main), place=place)
-    return Checkpoint(model.requires_grad_(False).eval(), words, processor, limits)
+    if (numbers := ScoreTokens.from_tokenizer(tokenizer)) is not None:
+        limits = replace(limits, watched_groups=(numbers.digits, numbers.units))
+    compute_dtype = _compute_dtype(dtype, devices.main)
+    model = load_model(folder, config, dtype=compute_dtype, devices=devices)
+    return Checkpoint(model.requires_grad_(False).eval(), tokenizer, processor, limits)
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype = torch.float32, place: Placement | None = None
+    folder: Path,
+    config: ImageDoctorConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    devices: LayerDevices | None = None,
 ) -> ImageDoctorModel:
-    """Loads config and weights alone, ready for training; `place`: None = all on the CPU.
+    """Loads the network alone, ready for training.
+
+    Args:
+        folder: has config.json and safetensors.
+        config: the folder's config, None = read it.
+        dtype: the dtype of the parameters.
+        devices: the device of every tensor, None = all on the CPU.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or mis-shaped; all are listed.
+        CheckpointError: a tensor is missing, unexpected or mis-shaped; the message lists all.
     """
     from accelerate import init_empty_weights
 
-    config = ImageDoctorConfig.from_folder(folder)
-    place = place or Placement(torch.device("cpu"), int(config.text["num_hidden_layers"]))
+    config = config or ImageDoctorConfig.from_folder(folder)
+    devices = devices or LayerDevices(torch.device("cpu"), config.layers)
+    # Buffers get real memory: they are small, and files do not hold the rotary frequencies.
     with init_empty_weights(include_buffers=False):
         model = ImageDoctorModel(config)
-    found = weights.shapes(weights.files(folder))
+    stored = weights.read_headers(weights.weight_files(folder))
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    weights.check(expected, found, tied=config.tied)
-    for part in weights.read(found, place.of, dtype):
-        model.load_state_dict(part, strict=False, assign=True)
-    model.tie()
-    return place.settle(model)
+    weights.check_shapes(expected, stored, tied=config.tied)
+    for tensors in weights.read_tensors(stored, devices.device_of, dtype):
+        # Not strict, because each call brings only some tensors; `check_shapes` was strict.
+        model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie()  # assigning has given the output matrix and the embedding separate tensors
+    return devices.connect(model)
 
 
-def resolve(name_or_path: str, *, revision: str | None = None, offline: bool = False) -> Path:
-    """Finds a checkpoint's folder, downloading it if it is a hub id that is not cached.
+def find_checkpoint(
+    name_or_path: str, *, revision: str | None = None, offline: bool = False
+) -> Path:
+    """Finds a checkpoint's folder; downloads it if it is a hub id that is not cached.
 
     Args:
         name_or_path: "shapes" (bundled), a folder, or a hub id like "GYX97/ImageDoctor".
         revision: branch, tag or commit on the hub.
-        offline: only look into the cache.
+        offline: True looks only into the cache.
 
     Raises:
-        CheckpointError: there is no such thing, or it cannot be reached.
+        CheckpointError: there is no such checkpoint, or the hub cannot be reached.
     """
-    if name_or_path == BUNDLED:
+    if name_or_path == BUNDLED_VERIFIER:
         folder = Path(str(resources.files("tts_verifier.shapes") / "weights" / "verifier"))
         if not folder.is_dir():
             raise CheckpointError(
@@ -120,7 +142,7 @@ def resolve(name_or_path: str, *, revision: str | None = None, offline: bool = F
         return folder
     if not _HUB_ID.fullmatch(name_or_path):
         raise CheckpointError(
-            f"A verifier is {BUNDLED!r}, a folder, or a hub id like 'GYX97/ImageDoctor'; "
+            f"A verifier is {BUNDLED_VERIFIER!r}, a folder, or a hub id like 'GYX97/ImageDoctor'; "
             f"{name_or_path!r} is none of them."
         )
     return _download(name_or_path, revision, offline=offline)
@@ -130,8 +152,8 @@ def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
-            repo, revision=revision, allow_patterns=_PATTERNS, local_files_only=offline
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
         )
     except Exception as error:  # the hub's errors share no base class
         what = "is not in the offline cache" if offline else "cannot be fetched from the hub"
@@ -139,14 +161,17 @@ def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
             f"{repo} (revision {revision or 'main'}) {what}: {type(error).__name__}. Check the "
             "name and the network, or give a local folder."
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
-def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
-    """Reads what matters of generation_config.json; the file may be absent.
+def read_limits(folder: Path, config: ImageDoctorConfig) -> GenerationLimits:
+    """Reads the limits of a reply from generation_config.json, which may be absent.
 
-    Decoding is greedy: Qwen2.5-VL's own file asks for sampling at temperature 1e-6, which is
-    the same. Its repetition penalty and end tokens are kept.
+    Decoding is greedy. Qwen2.5-VL's own file asks for sampling at temperature 1e-6, which is the
+    same. The file's repetition penalty and end tokens apply.
+
+    Raises:
+        CheckpointError: the file is not a JSON object.
     """
     path = folder / "generation_config.json"
     raw: Mapping[str, Any] = {}
@@ -156,20 +181,20 @@ def read_limits(folder: Path, config: ImageDoctorConfig) -> Limits:
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
     eos = raw.get("eos_token_id") or ()
-    ends = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
-    return Limits(
+    end_tokens = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
+    return GenerationLimits(
         int(raw.get("max_new_tokens") or MAX_NEW_TOKENS),
-        tuple(sorted(ends)),
+        tuple(sorted(end_tokens)),
         float(raw.get("repetition_penalty") or 1.0),
     )
 
 
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+def _compute_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise InputError(
             f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.", argument="dtype"
         )
-    return found
+    return chosen

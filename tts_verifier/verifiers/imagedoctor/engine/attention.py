@@ -1,69 +1,127 @@
-"""Attention of a step: new tokens over what their rows hold already, and themselves.
+"""Attention of prefill, over whole prompts, and of a decode step, over the KV cache.
 
-On a GPU a kernel rotates, puts new keys and values in their places, and attends to as much as
-each row has, another joins the parts; elsewhere, and in float32, torch attends to all rows'
-rounded-up length with a mask.
+Both put the new keys and values into the KV cache. In a decode step on a GPU one Triton kernel
+rotates queries and keys, stores keys and values, and attends to as many tokens as each sequence
+has; another combines the parts. Elsewhere, and in float32, torch attends to one rounded-up
+length for all sequences, under a mask.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Slots
-from tts_verifier.verifiers.imagedoctor.engine.layers import Shape, Turn
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels, rotated
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
+from tts_verifier.verifiers.imagedoctor.engine.layers import AttentionShape, Rope
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, use_triton
 
-MOST_QUERIES = 128
-"""Queries of a key head that a kernel holds."""
+MAX_KERNEL_QUERIES: Final = 128
+"""Queries of one key head that fit into a tile of the kernel."""
+KERNEL_HEAD_SIZES: Final = (32, 64, 128)
+"""Head sizes that the kernel can tile."""
 
 
-class Past:
-    """Attention of T new tokens a row over the first `bucket` places of the past.
+class PrefillAttention:
+    """Causal attention within right-padded prompts; no token attends to padding.
 
-    A token sees what was there before it, those of its own row included.
+    Args:
+        buffers: receive keys and values.
+        at: (N,), the sequences of the prompts.
+        shape: of the attention.
     """
 
-    def __init__(self, slots: Slots, rows: int, bucket: int, shape: Shape, x: Tensor) -> None:
-        self.slots, self.rows, self.bucket, self.shape = slots, rows, bucket, shape
-        queries = x.shape[1] * shape.heads // shape.kv_heads
-        small = x.dtype.itemsize == 2 and queries <= MOST_QUERIES and shape.size in (32, 64, 128)
-        together = all(past.device == x.device for past in slots.past)
-        self._kernels = small and together and in_kernels(x)
-        if not self._kernels:
-            self._mask(x.shape[1], x.dtype)
+    def __init__(self, buffers: SequenceBuffers, at: Tensor, shape: AttentionShape) -> None:
+        self.buffers, self.at, self.shape = buffers, at, shape
 
-    def _mask(self, count: int, dtype: torch.dtype) -> None:
-        slots, shape, device = self.slots, self.shape, self.slots.length.device
-        place = slots.length[: self.rows, None] + torch.arange(count, device=device)
-        place = place.clamp(max=slots.room - 1)
-        heads = torch.arange(self.rows * 2 * shape.kv_heads, device=device).view(self.rows, -1, 1)
-        self._place = (heads * slots.room + place[:, None]).flatten()
-        ahead = torch.arange(self.bucket, device=device) > place[..., None]
-        blank = torch.zeros(self.rows, count, self.bucket, dtype=dtype, device=device)
-        bias = blank.masked_fill_(ahead, -torch.inf)[:, None]
+    def attend(self, layer: int, qkv: Tensor, rope: Rope) -> Tensor:
+        """(N, T, fused) -> (N, T, heads * size); see `layers.Attend`."""
+        shape, cache, count = self.shape, self.buffers.kv_cache[layer], qkv.shape[1]
+        width = shape.heads * shape.size
+        qkv = _rotate(qkv, rope, shape)
+        q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
+        kv = kv.permute(0, 2, 3, 1, 4)
+        cache[self.at.to(cache.device), ..., :count, :] = kv
+        q = q.unflatten(-1, (-1, shape.size)).transpose(1, 2)
+        k, v = kv.unbind(1)
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return out.transpose(1, 2).flatten(2)
+
+
+class DecodeAttention:
+    """Attention of T new tokens a sequence over the first `bucket` tokens of the KV cache.
+
+    A token attends to all tokens before it, those of the same step included.
+
+    Args:
+        buffers: the KV cache and its lengths.
+        sequences: how many leading sequences take part.
+        bucket: an upper bound of a live sequence's tokens after the step.
+        shape: of the attention.
+        x: (sequences, T, H), the new tokens' states, for their dtype and device.
+    """
+
+    def __init__(
+        self,
+        buffers: SequenceBuffers,
+        sequences: int,
+        bucket: int,
+        shape: AttentionShape,
+        x: Tensor,
+    ) -> None:
+        self.buffers, self.sequences, self.bucket, self.shape = buffers, sequences, bucket, shape
+        queries = x.shape[1] * shape.heads // shape.kv_heads
+        tiled = queries <= MAX_KERNEL_QUERIES and shape.size in KERNEL_HEAD_SIZES
+        one_device = all(cache.device == x.device for cache in buffers.kv_cache)
+        self._in_kernel = x.dtype.itemsize == 2 and tiled and one_device and use_triton(x)
+        if not self._in_kernel:
+            self._prepare_mask(x.shape[1], x.dtype)
+
+    def attend(self, layer: int, qkv: Tensor, rope: Rope) -> Tensor:
+        """(sequences, T, fused) -> (sequences, T, heads * size); see `layers.Attend`."""
+        cache = self.buffers.kv_cache[layer]
+        if self._in_kernel:
+            from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
+
+            return decode_kernels.triton_cached_attention(
+                qkv, rope, cache, self.buffers.length, bucket=self.bucket
+            )
+        return self._attend_masked(cache, _rotate(qkv, rope, self.shape))
+
+    def _prepare_mask(self, count: int, dtype: torch.dtype) -> None:
+        """Computes once for all layers where new tokens go, and what they may attend to."""
+        buffers, shape, device = self.buffers, self.shape, self.buffers.length.device
+        place = buffers.length[: self.sequences, None] + torch.arange(count, device=device)
+        # A sequence that has ended keeps its length; its tokens must still land inside.
+        place = place.clamp(max=buffers.capacity - 1)
+        heads = torch.arange(self.sequences * 2 * shape.kv_heads, device=device)
+        heads = heads.view(self.sequences, -1, 1)
+        self._places = (heads * buffers.capacity + place[:, None]).flatten()
+        later = torch.arange(self.bucket, device=device) > place[..., None]
+        blank = torch.zeros(self.sequences, count, self.bucket, dtype=dtype, device=device)
+        bias = blank.masked_fill_(later, -torch.inf)[:, None]
         group = shape.heads // shape.kv_heads
         self._bias = bias if count == 1 else bias.repeat(1, 1, group, 1)
 
-    def attend(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
-        """(rows, T, joined) -> (rows, T, heads * size); query heads of a group go together."""
-        shape, past, count = self.shape, self.slots.past[layer], qkv.shape[1]
-        if self._kernels:
-            from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
-
-            length = self.slots.length
-            return decode_kernels.attended(qkv, turn, past, length, bucket=self.bucket)
-        heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
-        qkv = rotated(heads, *turn, shape.turned).view(qkv.shape)
+    def _attend_masked(self, cache: Tensor, qkv: Tensor) -> Tensor:
+        shape, count = self.shape, qkv.shape[1]
         width = shape.heads * shape.size
         new = qkv[..., width:].unflatten(-1, (-1, shape.size)).transpose(1, 2)
-        flat = past.view(-1, shape.size)
-        flat.index_copy_(0, self._place.to(past.device), new.flatten(0, 2))
-        keys, values = past[: self.rows, ..., : self.bucket, :].unbind(1)
+        flat = cache.view(-1, shape.size)
+        flat.index_copy_(0, self._places.to(cache.device), new.flatten(0, 2))
+        keys, values = cache[: self.sequences, ..., : self.bucket, :].unbind(1)
+        # The query heads of one key head become further queries, so keys are read only once.
         query = qkv[..., :width].unflatten(-1, (shape.kv_heads, -1, shape.size))
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        bias = self._bias.to(past.device)
+        bias = self._bias.to(cache.device)
         out: Tensor = scaled_dot_product_attention(query, keys, values, attn_mask=bias)
         out = out.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4)
-        return out.reshape(self.rows, count, width)
+        return out.reshape(self.sequences, count, width)
+
+
+def _rotate(qkv: Tensor, rope: Rope, shape: AttentionShape) -> Tensor:
+    """Applies RoPE to the queries and keys of fused heads (N, T, fused)."""
+    heads = qkv.flatten(0, 1).unflatten(-1, (-1, shape.size))
+    return rotate_heads(heads, *rope, shape.rotated).view(qkv.shape)

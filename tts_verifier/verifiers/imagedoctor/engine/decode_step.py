@@ -1,159 +1,195 @@
-"""One turn for every row: fixed shapes, nothing asked of the host, so that it is capturable.
+"""One decode step for all sequences, with fixed shapes and no host involvement.
 
-A turn chooses a token and reads it, with those that are known to follow it, if any. On a GPU
-it is recorded once for each kind of turn, number of rows and length of past, all of few values,
-and replayed as one CUDA graph; all graphs share one memory pool. On a CPU it is called. A row
-that has ended is computed on and changes nothing.
+A step chooses a token for each sequence and runs the model over it, together with the forced
+tokens that follow it, if any. On a GPU the step is captured as a CUDA graph once for each kind of
+step, span of sequences and bucket of cache lengths, all of which have few values, and replayed
+after that. On a CPU, or with layers on several GPUs, it is called as it is.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.engine.attention import Past
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Limits, Slots, Turn
-from tts_verifier.verifiers.imagedoctor.engine.layers import Layer, Shape, run, shape_of, turns
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.engine.attention import DecodeAttention
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
+from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, mrope, run_layers
+from tts_verifier.verifiers.imagedoctor.engine.next_token import (
+    ChooseToken,
+    greedy,
+    group_probs,
+    penalise,
+)
+from tts_verifier.verifiers.imagedoctor.generation import ForcedStep, GenerationLimits
 
-CPU_BUCKET = 16
-GPU_BUCKET = 128
-"""Lengths of past are rounded up to these: a graph each on a GPU, less to attend to on a CPU."""
+CPU_BUCKET: Final = 16
+GPU_BUCKET: Final = 128
+"""Cache lengths are rounded up to these. Fewer lengths mean fewer captured graphs on a GPU;
+a CPU captures none, and attends to less with a small bucket."""
 
-ANY = Turn()
-"""Chooses among all tokens; nothing is known of what follows."""
+FREE_STEP: Final = ForcedStep()
+"""Chooses among the whole vocabulary, and forces no token after it."""
 
 
-class Step:
-    """Writes the next token of the first rows of `slots`.
+class DecodeStep:
+    """Generates the next token of the leading sequences of some buffers. Not thread-safe.
 
     Args:
-        model: gives embedding, final norm and output matrix.
-        layers: from `layers.layers_of`.
-        slots: what it works on.
+        fused: the model.
+        buffers: read and updated in place; captured graphs hold their addresses.
         limits: end tokens, penalty and watched tokens.
+        choose: chooses each next token.
+        capture: captures steps as CUDA graphs where that is possible.
     """
 
     def __init__(
-        self, model: ImageDoctorModel, layers: list[Layer], slots: Slots, limits: Limits
+        self,
+        fused: FusedModel,
+        buffers: SequenceBuffers,
+        limits: GenerationLimits,
+        *,
+        choose: ChooseToken = greedy,
+        capture: bool = True,
     ) -> None:
-        self.model, self.layers, self.slots, self.limits = model, layers, slots, limits
-        self.shape: Shape = shape_of(model)
-        device = slots.length.device
-        config = model.config
-        self._kinds = (config.misalignment_token_id, config.artifact_token_id)
-        self._wanted = torch.tensor(self._kinds, device=device)
+        self.fused, self.buffers, self.limits, self.choose = fused, buffers, limits, choose
+        device, config = buffers.length.device, fused.model.config
+        self._map_tokens = (config.misalignment_token_id, config.artifact_token_id)
+        # All constants are on the device from the start: a graph cannot copy from the host.
+        self._map_token_ids = torch.tensor(self._map_tokens, device=device)
         self._eos = torch.tensor(limits.eos, device=device)
-        self._watched = [torch.tensor(group, device=device) for group in limits.watched]
-        # Made once: a captured step may not bring tensors from the host.
-        self._known = {
-            turn: [torch.tensor(ids, dtype=torch.long, device=device) for ids in parts]
-            for turn in {ANY, *limits.turns}
-            for parts in [(turn.among, turn.then)]
+        self._watched = [torch.tensor(group, device=device) for group in limits.watched_groups]
+        self._step_ids = {
+            step: tuple(
+                torch.tensor(ids, dtype=torch.long, device=device)
+                for ids in (step.choices, step.forced)
+            )
+            for step in {FREE_STEP, *limits.forced_steps}
         }
-        places = {past.device for past in slots.past}
-        self._captures = device.type == "cuda" and len(places) == 1
+        one_device = len({cache.device for cache in buffers.kv_cache}) == 1
+        self._captures = capture and device.type == "cuda" and one_device
         self._bucket = CPU_BUCKET if device.type == "cpu" else GPU_BUCKET
-        self._graphs: dict[tuple[int, int, Turn], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int, ForcedStep], torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._captures else None
-        # One for all graphs, as they share memory; torch's own is of the first device used.
-        self._side = torch.cuda.Stream(device) if self._captures else None
+        # All graphs share one memory pool, hence one stream. torch's default capture stream
+        # belongs to the first device that captured anything.
+        self._stream = torch.cuda.Stream(device) if self._captures else None
 
-    def __call__(self, rows: int, longest: int, turn: Turn = ANY) -> None:
-        """Takes a turn in `rows` rows, none of whose pasts is longer than `longest` before."""
-        after = longest + 1 + len(turn.then)
-        bucket = min(-(-after // self._bucket) * self._bucket, self.slots.room)
+    def __call__(self, sequences: int, longest: int, step: ForcedStep = FREE_STEP) -> None:
+        """Runs one step.
+
+        Args:
+            sequences: how many leading sequences take part.
+            longest: an upper bound of the tokens in a live sequence's KV cache before the step.
+            step: what to choose among and what to append.
+        """
+        after = longest + 1 + len(step.forced)
+        bucket = min(-(-after // self._bucket) * self._bucket, self.buffers.capacity)
         if not self._captures:
-            self._step(rows, bucket, turn)
+            self._run(sequences, bucket, step)
             return
-        key = (rows, bucket, turn)
+        key = (sequences, bucket, step)
         if key not in self._graphs:
             self._graphs[key] = self._capture(*key)
         self._graphs[key].replay()
 
-    def _capture(self, rows: int, bucket: int, turn: Turn) -> torch.cuda.CUDAGraph:
-        """Records a step; what the warm-up before it writes is put back."""
-        kept = [t.clone() for t in self.slots.state()[len(self.slots.past) :]]
-        side = self._side or torch.cuda.current_stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step(rows, bucket, turn)
-        torch.cuda.current_stream().wait_stream(side)
-        for buffer, before in zip(self.slots.state()[len(self.slots.past) :], kept, strict=True):
+    def _capture(self, sequences: int, bucket: int, step: ForcedStep) -> torch.cuda.CUDAGraph:
+        """Captures a CUDA graph; restores the state that its warm-up run has changed.
+
+        The KV cache needs no restoring: the replay writes the same places again.
+        """
+        saved = [buffer.clone() for buffer in self.buffers.reply_state()]
+        stream = self._stream or torch.cuda.current_stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._run(sequences, bucket, step)
+        torch.cuda.current_stream().wait_stream(stream)
+        for buffer, before in zip(self.buffers.reply_state(), saved, strict=True):
             buffer.copy_(before)
         graph = torch.cuda.CUDAGraph()
-        mode = "thread_local"  # other threads may use the device meanwhile
-        with torch.cuda.graph(graph, self._pool, side, capture_error_mode=mode):
-            self._step(rows, bucket, turn)
+        # thread_local, because other threads may use the device during the capture.
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+            self._run(sequences, bucket, step)
         return graph
 
-    def _step(self, rows: int, bucket: int, turn: Turn = ANY) -> None:
-        s, then = self.slots, self._known[turn][1]
-        chosen = self._choose(rows, turn)
-        tokens = torch.cat([chosen[:, None], then.expand(rows, -1)], 1)
-        x = self.model.model.embed_tokens(tokens)
+    def _run(self, sequences: int, bucket: int, step: ForcedStep) -> None:
+        """Chooses, embeds, runs the layers, and updates the sequences."""
+        b, model = self.buffers, self.fused.model
+        chosen = self._choose(sequences, step)
+        _, forced = self._step_ids[step]
+        tokens = torch.cat([chosen[:, None], forced.expand(sequences, -1)], 1)
+        x = model.model.embed_tokens(tokens)
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        position = (s.position[:rows, None] + ahead).expand(3, -1, -1)
-        past = Past(s, rows, bucket, self.shape, x)
-        x = run(
-            self.layers, x.clone(), turns(self.model, position, self.shape), self.shape,
-            attend=past.attend,
-        )  # fmt: skip
-        hidden = x.to(s.hidden.device)
-        self._note(tokens, hidden, turn)
-        s.hidden[:rows] = hidden[:, -1]
-        live = s.live[:rows].long() * tokens.shape[1]
-        s.position[:rows] += live
-        s.length[:rows] += live
-        s.count[:rows] += live
+        position = (b.position[:sequences, None] + ahead).expand(3, -1, -1)
+        attention = DecodeAttention(b, sequences, bucket, self.fused.shape, x)
+        rope = mrope(self.fused, position)
+        states = run_layers(self.fused, x, rope, attend=attention.attend)
+        hidden = states.to(b.hidden.device)
+        self._record_tokens(tokens)
+        self._record_forced(hidden, step)
+        b.hidden[:sequences] = hidden[:, -1]
+        added = b.live[:sequences].long() * tokens.shape[1]
+        b.position[:sequences] += added
+        b.length[:sequences] += added
+        b.count[:sequences] += added
         ended = (chosen[:, None] == self._eos).any(1)
-        more = s.count[:rows] < self.limits.max_new_tokens
-        s.live[:rows] &= ~ended & more
+        b.live[:sequences] &= ~ended & (b.count[:sequences] < self.limits.max_new_tokens)
 
-    def _choose(self, rows: int, turn: Turn) -> Tensor:
-        """Picks the best token of each row, and notes all that is kept of it."""
-        s = self.slots
-        hidden, live = s.hidden[:rows], s.live[:rows]
-        logits = self.model.lm_head(hidden).float()
-        among = self._known[turn][0]
-        lowered = self._lowered(logits, rows)
-        token = lowered.argmax(-1)
-        if turn.among:
-            token = among[lowered[:, among].argmax(-1)]
-        if s.used.shape[1]:
-            s.used[:rows].scatter_(1, token[:, None], True)
-        hit = (token[:, None] == self._wanted) & ~s.seen[:rows] & live[:, None]
-        s.states[:rows] = torch.where(hit[..., None], hidden[:, None], s.states[:rows])
-        s.seen[:rows] |= hit
+    def _choose(self, sequences: int, step: ForcedStep) -> Tensor:
+        """Chooses each sequence's token (sequences,), and records what led to it."""
+        b = self.buffers
+        hidden, live = b.hidden[:sequences], b.live[:sequences]
+        logits = self.fused.model.lm_head(hidden).float()
+        scores = logits
+        if self.limits.penalty != 1.0:
+            scores = penalise(logits, b.used[:sequences], self.limits.penalty)
+        choices, _ = self._step_ids[step]
+        every = not step.choices
+        token = self.choose(scores) if every else choices[self.choose(scores[:, choices])]
+        if b.used.shape[1]:
+            b.used[:sequences].scatter_(1, token[:, None], True)
+        is_first = (token[:, None] == self._map_token_ids) & ~b.has_map[:sequences] & live[:, None]
+        states = b.map_states[:sequences]
+        b.map_states[:sequences] = torch.where(is_first[..., None], hidden[:, None], states)
+        b.has_map[:sequences] |= is_first
         if self._watched:
-            odds = torch.cat([logits[:, group].softmax(-1) for group in self._watched], -1)
-            at = s.count[:rows].clamp(max=self.limits.max_new_tokens - 1)[:, None, None]
-            at = at.expand(-1, -1, odds.shape[-1])
-            kept = torch.where(live[:, None, None], odds[:, None], s.odds[:rows].gather(1, at))
-            s.odds[:rows].scatter_(1, at, kept)
+            self._record_probs(group_probs(logits, self._watched))
         return token
 
-    def _note(self, tokens: Tensor, hidden: Tensor, turn: Turn) -> None:
-        """Keeps the tokens (rows, T), and what predicted those heatmap tokens that were known."""
-        s, rows = self.slots, len(tokens)
-        live = s.live[:rows, None]
-        at = s.count[:rows, None] + torch.arange(tokens.shape[1], device=tokens.device)
-        at = at.clamp(max=self.limits.max_new_tokens - 1)
-        written = s.tokens[:rows]
-        written.scatter_(1, at, torch.where(live, tokens, written.gather(1, at)))
-        for place, token in enumerate(turn.then):
-            if token in self._kinds:
-                k = self._kinds.index(token)
-                new = live & ~s.seen[:rows, k, None]
-                s.states[:rows, k] = torch.where(new, hidden[:, place], s.states[:rows, k])
-                s.seen[:rows, k] |= live[:, 0]
-        if s.used.shape[1] and turn.then:
-            s.used[:rows].index_fill_(1, self._known[turn][1], True)
+    def _record_probs(self, probs: Tensor) -> None:
+        """Keeps the watched tokens' probabilities (sequences, W) for the token being chosen."""
+        b, sequences = self.buffers, len(probs)
+        at = b.count[:sequences].clamp(max=self.limits.max_new_tokens - 1)[:, None, None]
+        at = at.expand(-1, -1, probs.shape[-1])
+        recorded = b.probs[:sequences]
+        live = b.live[:sequences, None, None]
+        recorded.scatter_(1, at, torch.where(live, probs[:, None], recorded.gather(1, at)))
 
-    def _lowered(self, logits: Tensor, rows: int) -> Tensor:
-        if self.limits.penalty == 1.0:
-            return logits
-        factor = self.limits.penalty
-        lowered = torch.where(logits < 0, logits * factor, logits / factor)
-        used = self.slots.used[:rows]
-        return torch.where(used, lowered, logits)
+    def _record_tokens(self, tokens: Tensor) -> None:
+        """Appends tokens (sequences, T) to the replies of live sequences."""
+        b, sequences = self.buffers, len(tokens)
+        at = b.count[:sequences, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        at = at.clamp(max=self.limits.max_new_tokens - 1)
+        reply = b.tokens[:sequences]
+        reply.scatter_(1, at, torch.where(b.live[:sequences, None], tokens, reply.gather(1, at)))
+
+    def _record_forced(self, hidden: Tensor, step: ForcedStep) -> None:
+        """Records map states and used tokens of forced tokens, as for chosen ones.
+
+        Args:
+            hidden: (sequences, 1 + forced, H), each predicts the token after it.
+            step: gives the forced tokens.
+        """
+        b, sequences = self.buffers, len(hidden)
+        live = b.live[:sequences, None]
+        for place, token in enumerate(step.forced):
+            if token in self._map_tokens:
+                k = self._map_tokens.index(token)
+                is_first = live & ~b.has_map[:sequences, k, None]
+                states = b.map_states[:sequences, k]
+                b.map_states[:sequences, k] = torch.where(is_first, hidden[:, place], states)
+                b.has_map[:sequences, k] |= live[:, 0]
+        if b.used.shape[1] and step.forced:
+            _, forced = self._step_ids[step]
+            b.used[:sequences].index_fill_(1, forced, True)

@@ -1,33 +1,34 @@
-"""Heatmaps of replies, decoded a fixed number at a time as replies end.
+"""Decodes the heatmaps of replies, a fixed number at a time, while replies are generated.
 
-The head's inner tensors are large (32 MB each for one map of the official model in bf16), so
-that few maps are decoded together. On a GPU, whose many small kernels a host can hardly
-launch in time, decoding a group is recorded once for each grid and replayed. Full groups are
-started at once and fetched at the end, so that the host need not wait for them.
+The heatmap head's inner tensors are large (32 MB for each map of the official model in bf16), so
+only few maps are decoded together. Its many small kernels are hard to launch in time, so on a
+GPU the decoding of a group is captured once for each grid and replayed. A group starts as soon as
+it is full and its maps are fetched at the end, so the host does not wait in between.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.engine.engine import Generated
+from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
 MAPS: Final = ("misalignment", "artifact")
-CHUNK: Final = 8
+"""The maps' names, in the order of a reply's `map_states`."""
+MAP_BATCH: Final = 8
 """Maps decoded together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Recorded:
-    """A captured decoding of `CHUNK` maps, where it reads and where it writes."""
+class _CapturedDecoding:
+    """A CUDA graph that decodes `MAP_BATCH` maps, with its inputs and output."""
 
     graph: torch.cuda.CUDAGraph
     states: Tensor
@@ -36,87 +37,112 @@ class _Recorded:
 
 
 class MapDecoder:
-    """Decodes up to `CHUNK` maps of one grid; keeps what it recorded between calls."""
+    """Decodes up to `MAP_BATCH` maps of one grid. Not thread-safe.
+
+    Args:
+        model: gives the heads; graphs captured from them are kept between calls.
+    """
 
     def __init__(self, model: ImageDoctorModel) -> None:
         self.model = model
-        self._recorded: dict[Grid, _Recorded] = {}
-        self._weights: tuple[int, ...] = ()
+        self._captured: dict[Grid, _CapturedDecoding] = {}
+        self._addresses: tuple[int, ...] = ()
 
     def forget(self) -> None:
-        """Gives back what was recorded."""
-        self._recorded = {}
+        """Frees the captured graphs; they are captured anew when needed."""
+        self._captured = {}
 
     def __call__(self, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
-        """Does what `decode_maps` does; at most `CHUNK` maps."""
+        """Decodes as `decode_maps` does, at most `MAP_BATCH` maps."""
         if not states.is_cuda:
             return decode_maps(self.model, states, visual, cells)
-        weights = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
-        if weights != self._weights:
-            self._weights, self._recorded = weights, {}
-        if cells not in self._recorded:
-            self._recorded[cells] = self._record(states, visual, cells)
-        kept, count = self._recorded[cells], len(states)
-        kept.states[:count].copy_(states)
-        kept.visual[:count].copy_(visual)
-        kept.graph.replay()
-        return kept.maps[:count].clone()
+        addresses = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
+        if addresses != self._addresses:
+            self._addresses, self._captured = addresses, {}
+        if cells not in self._captured:
+            self._captured[cells] = self._capture(states, visual, cells)
+        captured, count = self._captured[cells], len(states)
+        captured.states[:count].copy_(states)
+        captured.visual[:count].copy_(visual)
+        captured.graph.replay()
+        return captured.maps[:count].clone()
 
-    def _record(self, states: Tensor, visual: Tensor, cells: Grid) -> _Recorded:
-        held = [t.new_zeros(CHUNK, *t.shape[1:]) for t in (states, visual)]
-        side = torch.cuda.Stream(states.device)
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            decode_maps(self.model, held[0], held[1], cells)
-        torch.cuda.current_stream().wait_stream(side)
+    def _capture(self, states: Tensor, visual: Tensor, cells: Grid) -> _CapturedDecoding:
+        inputs = [t.new_zeros(MAP_BATCH, *t.shape[1:]) for t in (states, visual)]
+        stream = torch.cuda.Stream(states.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        # A warm-up run, because a capture must not compile kernels or choose algorithms.
+        with torch.cuda.stream(stream):
+            decode_maps(self.model, inputs[0], inputs[1], cells)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            maps = decode_maps(self.model, held[0], held[1], cells)
-        return _Recorded(graph, held[0], held[1], maps)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            maps = decode_maps(self.model, inputs[0], inputs[1], cells)
+        return _CapturedDecoding(graph, inputs[0], inputs[1], maps)
+
+
+class _PendingMap(NamedTuple):
+    """A map that waits for its group."""
+
+    number: int
+    name: str
+    state: Tensor
+    visual: Tensor
 
 
 class MapQueue:
-    """Gathers wanted maps by grid, and decodes them in groups of `CHUNK`."""
+    """Collects maps to decode by grid, and decodes them in groups. Not thread-safe.
+
+    Args:
+        decoder: decodes the groups.
+    """
 
     def __init__(self, decoder: MapDecoder) -> None:
         self._decoder, model = decoder, decoder.model
         self._merge = int(model.config.vision["spatial_merge_size"])
-        self._wanted: dict[Grid, list[tuple[int, str, Tensor, Tensor]]] = {}
-        self._done: list[tuple[list[tuple[int, str]], Tensor]] = []
+        self._pending: dict[Grid, list[_PendingMap]] = {}
+        self._decoded: list[tuple[list[_PendingMap], Tensor]] = []
 
-    def add(self, number: int, reply: Generated, grid: Grid) -> None:
-        """Asks for the maps whose token a reply has; `grid` of its image in patches."""
+    def add(self, number: int, reply: GeneratedReply, grid: Grid) -> None:
+        """Queues the maps that a reply asks for, and decodes groups that are full.
+
+        Args:
+            number: identifies the request in `finish`.
+            reply: has a map wherever `has_map` is True.
+            grid: rows and columns of the image's patches.
+        """
         cells = (grid[0] // self._merge, grid[1] // self._merge)
-        wanted = self._wanted.setdefault(cells, [])
+        pending = self._pending.setdefault(cells, [])
         for k, name in enumerate(MAPS):
-            if reply.seen[k]:
-                wanted.append((number, name, reply.states[k], reply.visual))
-        while len(wanted) >= CHUNK:
-            self._decode(cells, wanted[:CHUNK])
-            del wanted[:CHUNK]
+            if reply.has_map[k]:
+                pending.append(_PendingMap(number, name, reply.map_states[k], reply.visual))
+        while len(pending) >= MAP_BATCH:
+            self._decode(cells, pending[:MAP_BATCH])
+            del pending[:MAP_BATCH]
 
     def finish(self) -> dict[int, dict[str, NDArray[np.float32]]]:
         """Decodes the rest; returns each request's maps by name, float32 in [0, 1]."""
-        for cells, wanted in self._wanted.items():
-            if wanted:
-                self._decode(cells, wanted)
-        self._wanted = {}
-        if any(maps.is_pinned() for _, maps in self._done):
+        for cells, pending in self._pending.items():
+            if pending:
+                self._decode(cells, pending)
+        self._pending = {}
+        if any(maps.is_pinned() for _, maps in self._decoded):
             torch.cuda.current_stream().synchronize()
-        found: dict[int, dict[str, NDArray[np.float32]]] = {}
-        for names, maps in self._done:
-            for (number, name), grid_map in zip(names, maps.numpy(), strict=True):
-                # A copy, so that one map does not keep its whole group in pinned memory.
-                found.setdefault(number, {})[name] = grid_map.copy()
-        return found
+        by_number: dict[int, dict[str, NDArray[np.float32]]] = {}
+        for group, maps in self._decoded:
+            for one, grid_map in zip(group, maps.numpy(), strict=True):
+                # A copy, because a view would keep its whole group in pinned memory.
+                by_number.setdefault(one.number, {})[one.name] = grid_map.copy()
+        return by_number
 
-    def _decode(self, cells: Grid, part: list[tuple[int, str, Tensor, Tensor]]) -> None:
-        states = torch.stack([state for _, _, state, _ in part])
-        visual = torch.stack([features for _, _, _, features in part])
+    def _decode(self, cells: Grid, group: list[_PendingMap]) -> None:
+        """Starts the decoding of a group and the copy to the host."""
+        states = torch.stack([one.state for one in group])
+        visual = torch.stack([one.visual for one in group])
         maps = self._decoder(states, visual, cells)
         if maps.is_cuda:
             maps = torch.empty(maps.shape, pin_memory=True).copy_(maps, non_blocking=True)
-        self._done.append(([(number, name) for number, name, _, _ in part], maps))
+        self._decoded.append((group, maps))
 
 
 @torch.inference_mode()
@@ -127,11 +153,11 @@ def decode_maps(model: ImageDoctorModel, states: Tensor, visual: Tensor, cells: 
         model: gives the heads.
         states: (N, H).
         visual: (N, cells, H).
-        cells: (rows, columns) of merged cells.
+        cells: (rows, columns) of merged tokens.
 
     Returns:
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
-    # In float32 cuDNN would otherwise round what it convolves to 10 bits.
+    # cuDNN's TF32 would round the inputs of float32 convolutions to 10 bits.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())

@@ -1,138 +1,170 @@
-"""Where replies are written: a fixed number of rows with room for keys, values and tokens.
+"""The engine's buffers: a KV cache and reply state for a fixed number of sequences.
 
-Every buffer keeps its place in memory, so that a captured step finds it again. A row is
-free, or holds one request until its reply has ended; `decode` fills and empties rows.
+The buffers never move in memory while they are in use, because captured decode steps hold their
+addresses. They grow by being replaced, together with the captured steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
+from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.ops.transfer import sent
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
-BLOCK = 128
-MOST_ROWS = 32
-"""Rows unless memory is short: more gain little, and wait for the longest reply."""
-PROMPT = 1024
-"""Tokens of a prompt that room is foreseen for when rows are counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A token chosen among some, none = among all, and the known tokens that follow it."""
-
-    among: tuple[int, ...] = ()
-    then: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When to stop, and how.
-
-    `penalty`: repetition penalty, 1 = none. `watched`: groups of tokens, such as the digits,
-    whose probabilities among their group are kept wherever a token is chosen. `turns`: what
-    every reply is made of, where that is known beforehand (see `skeleton`); it ends with them.
-    """
-
-    max_new_tokens: int
-    eos: tuple[int, ...]
-    penalty: float = 1.0
-    watched: tuple[tuple[int, ...], ...] = ()
-    turns: tuple[Turn, ...] = ()
+CAPACITY_BLOCK: Final = 128
+"""The capacity of a KV cache is a multiple of this."""
+MAX_SEQUENCES: Final = 32
+"""Sequences if memory allows: more gain little, and all wait for the longest reply."""
+EXPECTED_PROMPT: Final = 1024
+"""Tokens assumed for a prompt when sequences are counted by memory."""
 
 
 @dataclass(slots=True, eq=False)
-class Slots:
-    """All state of S rows; C: the longest past, M: tokens a reply may have.
+class SequenceBuffers:
+    """All state of S sequences; H = hidden size, M = `max_new_tokens`, W = watched tokens.
 
-    `past`: a layer each, (S, 2, kv heads, C, size). `hidden`: (S, H), what predicts the next
-    token. `position`: (S,), where it stands for M-RoPE. `length`: (S,), tokens in the past.
-    `live`: (S,), is being written. `count`: (S,), tokens written into `tokens` (S, M).
-    `states`, `seen`: (S, 2, H), (S, 2), of the two heatmap tokens. `odds`: (S, M, W), the
-    watched tokens' probabilities. `used`: (S, vocabulary), tokens that the penalty lowers.
+    A sequence that is not live is computed on all the same, and nothing of it changes.
     """
 
-    past: list[Tensor]
+    kv_cache: list[Tensor]
+    """For each layer (S, 2, kv heads, capacity, head size): keys, then values, on its device."""
     hidden: Tensor
+    """(S, H), the state after the final norm that predicts the next token."""
     position: Tensor
+    """(S,), the next token's M-RoPE position."""
     length: Tensor
+    """(S,), the tokens in the KV cache."""
     live: Tensor
+    """(S,), bool, whether a reply is being generated."""
     count: Tensor
+    """(S,), the tokens in `tokens`."""
     tokens: Tensor
-    states: Tensor
-    seen: Tensor
-    odds: Tensor
+    """(S, M), the reply so far."""
+    map_states: Tensor
+    """(S, 2, H), the states that predicted the first misalignment and artifact tokens."""
+    has_map: Tensor
+    """(S, 2), bool, whether the reply has those tokens."""
+    probs: Tensor
+    """(S, M, W), the watched tokens' probabilities at each token."""
     used: Tensor
+    """(S, vocabulary), bool, the tokens that the penalty applies to; (S, 0) without a penalty."""
 
     @property
-    def rows(self) -> int:
-        """How many rows there are."""
+    def sequences(self) -> int:
+        """How many sequences there are."""
         return len(self.length)
 
     @property
-    def room(self) -> int:
-        """How long a past may be."""
-        return self.past[0].shape[-2]
+    def capacity(self) -> int:
+        """How many tokens a sequence's KV cache can hold."""
+        return self.kv_cache[0].shape[-2]
 
-    def state(self) -> tuple[Tensor, ...]:
-        """Returns all buffers, rows first."""
-        rest = (self.hidden, self.position, self.length, self.live, self.count, self.tokens)
-        return (*self.past, *rest, self.states, self.seen, self.odds, self.used)
+    def reply_state(self) -> tuple[Tensor, ...]:
+        """Returns all buffers but the KV cache, sequences first."""
+        progress = (self.hidden, self.position, self.length, self.live, self.count, self.tokens)
+        return (*progress, self.map_states, self.has_map, self.probs, self.used)
 
-    def move(self, source: list[int], target: list[int]) -> None:
-        """Copies rows onto others, none of which is a source."""
-        index = torch.tensor([source, target])
-        for buffer in self.state():
-            there = sent(index, buffer.device)
-            buffer[there[1]] = buffer[there[0]]
+    def all_buffers(self) -> tuple[Tensor, ...]:
+        """Returns all buffers, sequences first."""
+        return (*self.kv_cache, *self.reply_state())
+
+    def start(self, at: Tensor, ids: Tensor, hidden: Tensor, length: Tensor, shift: Tensor) -> None:
+        """Begins the replies of sequences whose prompts are in the KV cache.
+
+        Args:
+            at: (N,), the sequences.
+            ids: (N, T), the prompts, padded with tokens that each prompt has anyway.
+            hidden: (N, H), the states that predict the first tokens of the replies.
+            length: (N,), tokens of each prompt.
+            shift: (N,), position minus index of the tokens that follow.
+        """
+        self.hidden[at] = hidden
+        self.position[at] = length + shift
+        self.length[at] = length
+        self.live[at] = True
+        self.count[at] = 0
+        self.has_map[at] = False
+        self.map_states[at] = 0
+        if self.used.shape[1]:
+            self.used[at] = torch.zeros_like(self.used[: len(ids)]).scatter_(1, ids, True)
+
+    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies sequences onto others, none of which is a source, and frees the sources."""
+        index = torch.tensor([sources, targets])
+        for buffer in self.all_buffers():
+            source, target = to_device(index, buffer.device)
+            buffer[target] = buffer[source]
+        self.live[to_device(index[0], self.live.device)] = False
+
+    def copy_from(self, smaller: SequenceBuffers) -> None:
+        """Takes over the state of buffers with less capacity and as many sequences."""
+        for new, old in zip(self.kv_cache, smaller.kv_cache, strict=True):
+            new[..., : smaller.capacity, :].copy_(old)
+        for new, old in zip(self.reply_state(), smaller.reply_state(), strict=True):
+            new.copy_(old)
 
 
-def make_slots(model: ImageDoctorModel, rows: int, room: int, limits: Limits) -> Slots:
-    """Makes free rows; `room`: for a prompt and its reply, rounded up to whole blocks."""
+def allocate_buffers(
+    model: ImageDoctorModel, sequences: int, capacity: int, limits: GenerationLimits
+) -> SequenceBuffers:
+    """Allocates buffers without a live sequence.
+
+    Args:
+        model: gives sizes, dtype, and each layer's device.
+        sequences: how many.
+        capacity: tokens of the longest prompt and its reply; rounded up to whole blocks.
+        limits: give the reply's length and what is recorded of it.
+    """
     text = model.config.text
     heads, hidden = int(text["num_attention_heads"]), int(text["hidden_size"])
-    kv, size = int(text["num_key_value_heads"]), hidden // heads
+    kv_heads, size = int(text["num_key_value_heads"]), hidden // heads
     weight = model.lm_head.weight
-    device, dtype = weight.device, weight.dtype
-    room = -(-room // BLOCK) * BLOCK
+    capacity = -(-capacity // CAPACITY_BLOCK) * CAPACITY_BLOCK
     most = limits.max_new_tokens
     vocabulary = len(weight) if limits.penalty != 1.0 else 0
-    return Slots(
-        past=[
-            torch.zeros(rows, 2, kv, room, size, dtype=dtype, device=place)
-            for place in _devices(model)
+    watched = sum(map(len, limits.watched_groups))
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.long, device: Any = weight.device) -> Tensor:
+        return torch.zeros(sequences, *shape, dtype=dtype, device=device)
+
+    return SequenceBuffers(
+        kv_cache=[
+            zeros(2, kv_heads, capacity, size, dtype=weight.dtype, device=device)
+            for device in _layer_devices(model)
         ],
-        hidden=torch.zeros(rows, hidden, dtype=dtype, device=device),
-        position=torch.zeros(rows, dtype=torch.long, device=device),
-        length=torch.zeros(rows, dtype=torch.long, device=device),
-        live=torch.zeros(rows, dtype=torch.bool, device=device),
-        count=torch.zeros(rows, dtype=torch.long, device=device),
-        tokens=torch.zeros(rows, most, dtype=torch.long, device=device),
-        states=torch.zeros(rows, 2, hidden, dtype=dtype, device=device),
-        seen=torch.zeros(rows, 2, dtype=torch.bool, device=device),
-        odds=torch.zeros(rows, most, sum(map(len, limits.watched)), device=device),
-        used=torch.zeros(rows, vocabulary, dtype=torch.bool, device=device),
+        hidden=zeros(hidden, dtype=weight.dtype),
+        position=zeros(),
+        length=zeros(),
+        live=zeros(dtype=torch.bool),
+        count=zeros(),
+        tokens=zeros(most),
+        map_states=zeros(2, hidden, dtype=weight.dtype),
+        has_map=zeros(2, dtype=torch.bool),
+        probs=zeros(most, watched, dtype=torch.float32),
+        used=zeros(vocabulary, dtype=torch.bool),
     )
 
 
-def _devices(model: ImageDoctorModel) -> list[torch.device]:
-    """Returns where each layer is."""
+def _layer_devices(model: ImageDoctorModel) -> list[torch.device]:
     layers = cast(Sequence[Any], model.model.layers)
     return [layer.input_layernorm.weight.device for layer in layers]
 
 
-def rows_that_fit(model: ImageDoctorModel, limits: Limits) -> int:
-    """Returns how many rows half of the free memory holds, at least 1."""
+def sequences_that_fit(model: ImageDoctorModel, limits: GenerationLimits) -> int:
+    """Returns how many sequences half of a GPU's free memory holds, at least 1.
+
+    Half, because prefill and heatmaps need memory too. On a CPU: `MAX_SEQUENCES`.
+    """
     device = model.lm_head.weight.device
     if device.type != "cuda":
-        return MOST_ROWS
+        return MAX_SEQUENCES
     free, _ = torch.cuda.mem_get_info(device)
-    slots = make_slots(model, 1, PROMPT + limits.max_new_tokens, limits)
-    row = sum(t.nbytes for t in slots.state())
-    return max(1, min(MOST_ROWS, free // 2 // row))
+    one = allocate_buffers(model, 1, EXPECTED_PROMPT + limits.max_new_tokens, limits)
+    nbytes = sum(buffer.nbytes for buffer in one.all_buffers())
+    return max(1, min(MAX_SEQUENCES, free // 2 // nbytes))

@@ -1,70 +1,106 @@
-"""The language model's layers as the decoding engine runs them: few, large kernels.
+"""The language model's layers as the engine runs them: few, large kernels.
 
-The same weights as `ImageDoctorModel.language`, equal up to rounding (there is a test), but
-queries, keys and values come from one product, gate and up from another, residuals are added
-by the products that make them, and what attends to what is the caller's. Source: Qwen2.5-VL
-technical report (Bai et al. 2025), section 2.1; the layer is Qwen2.5's.
+The weights are those of `ImageDoctorModel`, and the results are equal up to rounding (there is a
+test). Queries, keys and values come from one product, gate and up from another, each residual is
+added by the product that makes it, and the caller passes the attention function in. Source:
+Qwen2.5-VL technical report (Bai et al. 2025), section 2.1; the layer is Qwen2.5's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
 
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.ops.fused_weights import joined
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, in_kernels
+from tts_verifier.verifiers.imagedoctor.model.vision import Block, blocks_of
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
+from tts_verifier.verifiers.imagedoctor.ops.products import add_product_and_norm, gated_product
 
-Turn = tuple[Tensor, Tensor]
-"""Cosine and signed sine of M-RoPE's angles, (N * T, size) each."""
-Attend = Callable[[int, Tensor, Turn], Tensor]
-"""(layer, joined queries, keys and values (N, T, width), turn) -> attended (N, T, heads * size).
+Rope = tuple[Tensor, Tensor]
+"""Cosine and signed sine of M-RoPE's angles, (N * T, head size) each."""
+Attend = Callable[[int, Tensor, Rope], Tensor]
+"""(layer, fused queries, keys and values (N, T, width), rope) -> (N, T, heads * head size).
 
-Queries and keys are not rotated yet: that is done by what reads them anyhow."""
-FEW: Final = 64
-"""Rows up to which reading the weights takes longer than multiplying."""
+Queries and keys arrive unrotated: the attention kernel applies RoPE, because it loads them in
+any case."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """One layer's weights, joined where they share an input; `after`: the norm that follows."""
+class FusedLayer:
+    """One layer's weights, those with a common input in one matrix."""
 
     norm: Tensor
+    """(H,), the norm before attention."""
     qkv: Tensor
+    """(queries + keys + values, H)."""
     bias: Tensor
+    """(queries + keys + values,)."""
     out: Tensor
+    """(H, heads * head size), the attention's output projection."""
     second_norm: Tensor
+    """(H,), the norm before the MLP."""
     gate_up: Tensor
+    """(2 * inner, H), the gate's rows and then those of the up projection."""
     down: Tensor
-    after: Tensor
+    """(H, inner)."""
+    next_norm: Tensor
+    """(H,), the norm after this layer: the next layer's first, or the final one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """Heads and sizes of the attention; `turned` of the joined heads are rotated."""
+class AttentionShape:
+    """Heads and sizes of the attention."""
 
     heads: int
+    """Query heads."""
     kv_heads: int
+    """Key heads, and as many value heads; each serves heads / kv_heads query heads."""
     size: int
+    """Numbers in a head."""
     eps: float
+    """Added to the mean square in every RMS norm."""
     section: tuple[int, ...]
+    """How many of M-RoPE's frequencies rotate with time, row and column."""
 
     @property
-    def turned(self) -> int:
-        """Query and key heads."""
+    def rotated(self) -> int:
+        """How many of the fused heads RoPE rotates: queries and keys."""
         return self.heads + self.kv_heads
 
 
-def shape_of(model: ImageDoctorModel) -> Shape:
-    """Reads the shape of a model's attention."""
+@dataclass(frozen=True, slots=True, eq=False)
+class FusedModel:
+    """A model with its fused weights, as prefill and decode steps use them."""
+
+    model: ImageDoctorModel
+    """The model whose parameters the fused weights share memory with."""
+    layers: list[FusedLayer]
+    """The language model's layers."""
+    vision_blocks: list[Block]
+    """The vision tower's blocks."""
+    shape: AttentionShape
+    """The language model's attention."""
+
+
+def fuse_model(model: ImageDoctorModel) -> FusedModel:
+    """Fuses a model's weights.
+
+    The model's parameters become views of the fused matrices (see `ops.fused_weights`): their
+    `data` is re-pointed, their values stay.
+    """
+    blocks = blocks_of(model.visual, fuse=True)
+    return FusedModel(model, _fuse_layers(model), blocks, _attention_shape(model))
+
+
+def _attention_shape(model: ImageDoctorModel) -> AttentionShape:
     text = model.config.text
     heads = int(text["num_attention_heads"])
-    return Shape(
+    return AttentionShape(
         heads,
         int(text["num_key_value_heads"]),
         int(text["hidden_size"]) // heads,
@@ -73,87 +109,71 @@ def shape_of(model: ImageDoctorModel) -> Shape:
     )
 
 
-def layers_of(model: ImageDoctorModel) -> list[Layer]:
-    """Joins the weights of every layer; the parameters become views of the joined ones."""
+def _fuse_layers(model: ImageDoctorModel) -> list[FusedLayer]:
     layers = list(cast(Sequence[Any], model.model.layers))
     norms = [*(layer.input_layernorm.weight for layer in layers[1:]), model.model.norm.weight]
+    # Parameters that were made in inference mode could never be trained afterwards.
     with torch.inference_mode(False), torch.no_grad():
-        return [_layer(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
+        return [_fuse_layer(layer, norm) for layer, norm in zip(layers, norms, strict=True)]
 
 
-def _layer(layer: Any, after: Any) -> Layer:
+def _fuse_layer(layer: Any, next_norm: Any) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    three = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return Layer(
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return FusedLayer(
         norm=layer.input_layernorm.weight.detach(),
-        qkv=joined([part.weight for part in three]),
-        bias=joined([part.bias for part in three]),
+        qkv=fuse_rows([projection.weight for projection in projections]),
+        bias=fuse_rows([projection.bias for projection in projections]),
         out=attention.o_proj.weight.detach(),
         second_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=joined([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        gate_up=fuse_rows([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
-        after=after.detach().to(mlp.down_proj.weight.device),
+        next_norm=next_norm.detach().to(mlp.down_proj.weight.device),
     )
 
 
-def turns(model: ImageDoctorModel, positions: Tensor, shape: Shape) -> Turn:
-    """Returns what rotates queries and keys.
+def mrope(fused: FusedModel, positions: Tensor) -> Rope:
+    """Computes what rotates queries and keys.
 
     Args:
-        model: gives the frequencies.
+        fused: gives the frequencies, and which axis rotates which of them.
         positions: (3, B, T) of time, row and column.
-        shape: says which axis turns which frequency.
+
+    Returns:
+        Cosine and signed sine, (B * T, head size) each, in the model's dtype.
     """
-    rates = cast(Tensor, model.model.rotary_emb.inv_freq)
-    parts = rates.split(shape.section)
+    frequencies = cast(Tensor, fused.model.model.rotary_emb.inv_freq)
+    parts = frequencies.split(fused.shape.section)
     angles = [p[..., None].float() * part for p, part in zip(positions, parts, strict=True)]
     angle = torch.cat(angles, -1).flatten(0, 1)
     cos, sin = angle.cos(), angle.sin()
-    dtype = model.lm_head.weight.dtype
-    both = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-    return both[0].to(dtype), both[1].to(dtype)
+    dtype = fused.model.lm_head.weight.dtype
+    return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def run(layers: Sequence[Layer], x: Tensor, turn: Turn, shape: Shape, *, attend: Attend) -> Tensor:
-    """Runs all layers and the final norm on states (N, T, H), which are overwritten."""
+def run_layers(fused: FusedModel, x: Tensor, rope: Rope, *, attend: Attend) -> Tensor:
+    """Runs all layers and the final norm.
+
+    Args:
+        fused: the weights; layers may be on several devices.
+        x: (N, T, H), embedded tokens; overwritten.
+        rope: from `mrope`.
+        attend: the attention, which also keeps keys and values.
+
+    Returns:
+        (N, T, H) on the last layer's device.
+    """
+    layers, eps = fused.layers, fused.shape.eps
     states = x.flatten(0, 1)
-    normed = rms_norm(states, layers[0].norm.shape, layers[0].norm.to(x.device), shape.eps)
+    normed = rms_norm(states, layers[0].norm.shape, layers[0].norm.to(x.device), eps)
     for i, layer in enumerate(layers):
         if layer.norm.device != states.device:
-            there = layer.norm.device
-            states, normed = states.to(there), normed.to(there)
-            turn = turn[0].to(there), turn[1].to(there)
+            device = layer.norm.device
+            states, normed = states.to(device), normed.to(device)
+            rope = rope[0].to(device), rope[1].to(device)
         qkv = linear(normed, layer.qkv, layer.bias).unflatten(0, x.shape[:2])
-        attended = attend(i, qkv, turn).flatten(0, 1)
-        normed = add_product(states, attended, layer.out, layer.second_norm, shape.eps)
+        attended = attend(i, qkv, rope).flatten(0, 1)
+        normed = add_product_and_norm(states, attended, layer.out, layer.second_norm, eps)
         gates = gated_product(normed, layer.gate_up)
-        normed = add_product(states, gates, layer.down, layer.after, shape.eps)
+        normed = add_product_and_norm(states, gates, layer.down, layer.next_norm, eps)
     return normed.view(x.shape)
-
-
-def gated_product(x: Tensor, weight: Tensor) -> Tensor:
-    """(M, K) by gates and values (2 N, K) -> (M, N)."""
-    if _few(x, weight):
-        from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
-
-        return decode_kernels.gated_product(x, weight)
-    return gated(linear(x, weight))
-
-
-def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """Adds (M, K) by (H, K) to the states (M, H), in place, and returns their norm."""
-    if _few(x, weight):
-        from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
-
-        return decode_kernels.add_product(states, x, weight, norm, eps)
-    states.addmm_(x, weight.t())
-    return rms_norm(states, norm.shape, norm, eps)
-
-
-def _few(x: Tensor, weight: Tensor) -> bool:
-    """Says whether a product of few rows runs in kernels of our own."""
-    if not in_kernels(x) or len(x) > FEW or x.dtype.itemsize != 2:
-        return False
-    from tts_verifier.verifiers.imagedoctor.ops.decode_kernels import WHOLE
-
-    return all(size % WHOLE == 0 for size in weight.shape)

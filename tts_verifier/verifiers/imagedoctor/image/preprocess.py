@@ -1,8 +1,8 @@
-"""Images to patches, as Qwen2-VL's processor makes them; Pillow and numpy only.
+"""Turns images into patches, as Qwen2-VL's processor does, with Pillow and numpy only.
 
-Reads preprocessor_config.json of any generation, or the processor_config.json that newer
-versions nest it in. One key is our own: `input_size`, the side of the square that an image
-is fitted into first, 512 when absent, as in the official scorer.
+It reads preprocessor_config.json of any generation of transformers, and processor_config.json,
+in which newer generations nest it. One key is our own: `input_size` is the side of the square
+that an image is fitted into first. It is 512 if absent, as in the official scorer.
 """
 
 from __future__ import annotations
@@ -18,52 +18,67 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import CheckpointError
-from tts_verifier.verifiers.imagedoctor.image.letterbox import Fit, Placement, place, smart_resize
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.image.letterbox import (
+    FitMode,
+    fit_to_square,
+    smart_resize,
+)
 
-Triple = tuple[float, float, float]
+ChannelValues = tuple[float, float, float]
 
-FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """One image for the model.
-
-    `values`: float32 (rows * columns, 3 * frames * patch * patch), cell by cell. `grid`:
-    (rows, columns) of patches. `placement`: where the image lies in the frame.
-    """
+    """One image as the model takes it."""
 
     values: NDArray[np.float32]
+    """(rows * columns, 3 * frames * patch * patch). The patches of one merged token follow each
+    other; the merged tokens are in raster order."""
     grid: tuple[int, int]
-    placement: Placement
+    """(rows, columns) of patches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """Resizes, normalises and cuts; the values of Qwen2.5-VL by default."""
+    """Resizes, normalises and cuts images; the defaults are those of Qwen2.5-VL.
+
+    It may be shared between threads.
+    """
 
     input_size: int = 512
+    """Side of the square that an image is fitted into, in pixels."""
     patch_size: int = 14
+    """Side of a patch in pixels."""
     temporal_patch_size: int = 2
+    """Frames of a patch; an image is repeated this often."""
     merge_size: int = 2
+    """Patches along a side of one merged visual token."""
     min_pixels: int = 56 * 56
+    """The smallest area after resizing."""
     max_pixels: int = 28 * 28 * 16384
-    image_mean: Triple = (0.48145466, 0.4578275, 0.40821073)
-    image_std: Triple = (0.26862954, 0.26130258, 0.27577711)
+    """The largest area after resizing."""
+    image_mean: ChannelValues = (0.48145466, 0.4578275, 0.40821073)
+    """Subtracted from each channel after rescaling (CLIP's)."""
+    image_std: ChannelValues = (0.26862954, 0.26130258, 0.27577711)
+    """Each channel is divided by it (CLIP's)."""
     rescale_factor: float = 1 / 255
+    """Multiplies 8-bit values."""
 
     @classmethod
     def from_folder(cls, folder: Path, config: ImageDoctorConfig) -> Processor:
-        """Reads a checkpoint's file.
+        """Reads the processor's file of a checkpoint folder.
 
         Raises:
-            CheckpointError: it is missing, damaged, or does not fit the vision tower.
+            CheckpointError: the file is missing, damaged, or does not fit the vision tower.
         """
-        path = next((folder / name for name in FILES if (folder / name).exists()), None)
+        path = next((folder / name for name in PROCESSOR_FILES if (folder / name).exists()), None)
         if path is None:
             raise CheckpointError(
-                f"{folder} has no {FILES[0]}. Save the checkpoint's image processor there."
+                f"{folder} has no {PROCESSOR_FILES[0]}. Save the checkpoint's image processor "
+                "there."
             )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
@@ -87,6 +102,7 @@ class Processor:
     def from_dict(cls, raw: Mapping[str, Any]) -> Processor:
         """Reads the keys that matter; `size` overrides `min_pixels` and `max_pixels`."""
         size = raw.get("size") or {}
+        # Newer files spell absent values as null, which counts as absent here.
         given: dict[str, Any] = {name: raw[name] for name in cls.__slots__ if raw.get(name)}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if size.get(edge):
@@ -97,7 +113,7 @@ class Processor:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns preprocessor_config.json's content, which transformers can read too."""
+        """Returns the content of preprocessor_config.json, which transformers can read too."""
         keys = {name: getattr(self, name) for name in self.__slots__}
         keys["image_mean"], keys["image_std"] = list(self.image_mean), list(self.image_std)
         return {
@@ -109,31 +125,49 @@ class Processor:
     def save(self, folder: Path) -> None:
         """Writes preprocessor_config.json."""
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        (folder / FILES[0]).write_text(text, encoding="utf-8")
+        (folder / PROCESSOR_FILES[0]).write_text(text, encoding="utf-8")
 
-    def __call__(self, image: Image.Image, *, fit: Fit = "squash") -> Patches:
-        """Prepares one RGB image of any size."""
-        frame, placement = place(image, self.input_size, fit=fit)
-        h, w = smart_resize(
-            frame.height,
-            frame.width,
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches; every image has the same, as every image is fitted to a
+        square first."""
+        h, w = self._resized()
+        return h // self.patch_size, w // self.patch_size
+
+    @property
+    def merged_tokens(self) -> int:
+        """Number of merged visual tokens of an image."""
+        rows, columns = self.grid
+        return rows * columns // self.merge_size**2
+
+    def _resized(self) -> tuple[int, int]:
+        """Returns the (height, width) that the square frame is resized to."""
+        return smart_resize(
+            self.input_size,
+            self.input_size,
             factor=self.patch_size * self.merge_size,
             low=self.min_pixels,
             high=self.max_pixels,
         )
+
+    def __call__(self, image: Image.Image, *, fit: FitMode = "squash") -> Patches:
+        """Prepares one RGB image of any size."""
+        frame = fit_to_square(image, self.input_size, fit=fit)
+        h, w = self._resized()
         if frame.size != (w, h):
             frame = frame.resize((w, h), Image.Resampling.BICUBIC)
         pixels = np.asarray(frame, dtype=np.float32) * np.float32(self.rescale_factor)
         pixels -= np.asarray(self.image_mean, dtype=np.float32)
         pixels /= np.asarray(self.image_std, dtype=np.float32)
-        return Patches(self._cut(pixels), (h // self.patch_size, w // self.patch_size), placement)
+        return Patches(self._cut(pixels), self.grid)
 
     def _cut(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(H, W, 3) -> patches, 2 x 2 of them after one another; a still is two equal frames."""
+        """Cuts (H, W, 3) into flat patches in the order of `Patches.values`."""
         patch, merge = self.patch_size, self.merge_size
         h, w, channels = pixels.shape
         rows, columns = h // patch // merge, w // patch // merge
         cut = pixels.reshape(rows, merge, patch, columns, merge, patch, channels)
         cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
+        # The vision tower takes video: a still image is a clip of equal frames.
         shape = (*cut.shape[:5], self.temporal_patch_size, patch, patch)
         return np.broadcast_to(cut, shape).reshape(rows * columns * merge * merge, -1)

@@ -1,1 +1,1 @@
-"""The network: Qwen2.5-VL, the vision tower and the heatmap head."""
+"""The network of ImageDoctor: vision tower, language model and heatmap head."""

@@ -1,41 +1,45 @@
-"""From a token's state and an image's features to a heatmap.
+"""The heatmap head: from a token's state and an image's features to a heatmap.
 
 Written from the description of ImageDoctor's modules (modify/transformers/
-modeling_qwen2_5_vl.py): a mask decoder like that of Segment Anything (Kirillov et al. 2023)
-without the IoU token, prompted by a text embedding as in LISA (Lai et al. 2023), and an
-upscaler by 16 with RMS norms over channels (RAHF, Liang et al. 2024). Module names are those
-of the released weights.
+modeling_qwen2_5_vl.py): a mask decoder like Segment Anything's (Kirillov et al. 2023) without
+the IoU token, prompted by a text embedding as in LISA (Lai et al. 2023), and an upscaler by 16
+with RMS norms over channels (RAHF, Liang et al. 2024). The modules have the names that the
+released weights use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from tts_verifier.verifiers.imagedoctor.model.config import HeatmapConfig
+from tts_verifier.verifiers.imagedoctor.config import HeatmapConfig
 from tts_verifier.verifiers.imagedoctor.model.sam import PromptEncoder, TwoWayTransformer
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import in_kernels
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import use_triton
 
 UPSCALE = 16
-"""Heatmap pixels per merged visual token, a side."""
-TINY = 1e-8
-"""Added to mean squares over channels."""
+"""Heatmap pixels along a side of one merged visual token."""
+NORM_EPS = 1e-8
+"""Added to the mean square over channels."""
 
 
-def projection(width_in: int, hidden: int, width_out: int) -> nn.ModuleList:
-    """Returns Linear, ReLU, Linear, Dropout(0) in a list of one, as the weights name them."""
+def build_projection(width_in: int, hidden: int, width_out: int) -> nn.ModuleList:
+    """Builds a projection: Linear, ReLU, Linear, in a list of one, as the weights name it."""
     layers = nn.Sequential(
         nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out), nn.Dropout(0.0)
     )
     return nn.ModuleList([layers])
 
 
-def prompt_encoder(config: HeatmapConfig, grid: tuple[int, int]) -> nn.Module:
-    """Returns Segment Anything's prompt encoder, of which only two parts are used."""
+def build_prompt_encoder(config: HeatmapConfig, grid: tuple[int, int]) -> nn.Module:
+    """Builds Segment Anything's prompt encoder; only two of its parts are used.
+
+    Args:
+        config: gives the widths.
+        grid: (rows, columns) of the image embedding; no weight depends on it.
+    """
     return PromptEncoder(
         embed_dim=config.width,
         image_embedding_size=grid,
@@ -44,11 +48,18 @@ def prompt_encoder(config: HeatmapConfig, grid: tuple[int, int]) -> nn.Module:
     )
 
 
-def dense_position(encoder: nn.Module, grid: tuple[int, int]) -> Tensor:
-    """Returns the random Fourier code of every cell's centre, (1, width, h, w).
+def position_code(encoder: nn.Module, grid: tuple[int, int]) -> Tensor:
+    """Computes the random Fourier code of the centre of each grid cell.
 
-    Computed in the dtype of the stored matrix, as LISA's fork does and Segment Anything
-    does not.
+    The code is computed in the dtype of the stored matrix, as LISA's fork does and Segment
+    Anything does not.
+
+    Args:
+        encoder: the prompt encoder, which holds the matrix.
+        grid: (rows, columns) of merged tokens.
+
+    Returns:
+        (1, width, rows, columns).
     """
     layer = cast(nn.Module, encoder.pe_layer)
     matrix = cast(Tensor, layer.positional_encoding_gaussian_matrix)
@@ -61,7 +72,7 @@ def dense_position(encoder: nn.Module, grid: tuple[int, int]) -> Tensor:
 
 
 class ChannelNorm(nn.Module):
-    """Divides by the root mean square over channels: no mean, no bias."""
+    """Divides by the root mean square over channels; subtracts no mean and adds no bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,69 +80,50 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same."""
-        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + TINY) * self.scale
+        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + NORM_EPS) * self.scale
 
 
-def _conv(width_in: int, width_out: int) -> nn.Conv2d:
+def _conv3x3(width_in: int, width_out: int) -> nn.Conv2d:
     return nn.Conv2d(width_in, width_out, kernel_size=3, padding=1)
 
 
-def _double(width_in: int, width_out: int) -> nn.Sequential:
-    grow = nn.ConvTranspose2d(
-        width_in, width_out, kernel_size=3, stride=2, padding=1, output_padding=1
-    )
-    return nn.Sequential(grow, ChannelNorm(width_out), nn.ReLU())
+def _conv_relu_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """Convolution, ReLU, norm over channels."""
+    if use_triton(x):
+        return _fused_norm(conv, norm, x, relu_first=True)
+    return cast(Tensor, norm(torch.relu(conv(x))))
 
 
-def _residual(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        _conv(width, width), ChannelNorm(width), nn.ReLU(), _conv(width, width), ChannelNorm(width)
-    )
-
-
-class Upscaler(nn.Module):
-    """(N, width, h, w) -> (N, stages[-1], 16h, 16w)."""
-
-    def __init__(self, config: HeatmapConfig) -> None:
-        super().__init__()
-        first, second = config.stem
-        self.conv_layers = nn.Sequential(
-            *(_conv(config.width, first), nn.ReLU(), ChannelNorm(first)),
-            *(_conv(first, second), nn.ReLU(), ChannelNorm(second)),
-        )
-        widths = (second, *config.stages)
-        self.deconv_layers = nn.ModuleList(map(_double, widths[:-1], widths[1:]))
-        self.conv_layers2 = nn.ModuleList(map(_residual, config.stages))
-        self.last_conv1 = _conv(config.stages[-1], config.stages[-1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Doubles the sides four times, each followed by a residual block."""
-        stem = self.conv_layers
-        x = _normed(stem[3], stem[5], _normed(stem[0], stem[2], x, early=True), early=True)
-        stages = zip(self.deconv_layers, self.conv_layers2, strict=True)
-        for grow, refine in cast(Iterable[tuple[nn.Sequential, nn.Sequential]], stages):
-            x = _normed(grow[0], grow[1], x)
-            x = _normed(refine[3], refine[4], _normed(refine[0], refine[1], x), add=x)
-        return torch.relu(self.last_conv1(x))
-
-
-def _normed(
-    conv: nn.Module, norm: nn.Module, x: Tensor, *, add: Tensor | None = None, early: bool = False
+def _conv_norm_relu(
+    conv: nn.Module, norm: nn.Module, x: Tensor, *, add: Tensor | None = None
 ) -> Tensor:
-    """Convolution, norm over channels, sum; a ReLU before the norm if `early`, else at the end."""
-    if in_kernels(x):
-        from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
-
-        bias, scale = cast(Tensor, conv.bias), cast(Tensor, norm.scale)
-        out = _unbiased(conv, x)
-        return pointwise_kernels.channel_norm(out, bias, scale, add=add, early=early, eps=TINY)
-    if early:
-        return cast(Tensor, norm(torch.relu(conv(x))))
+    """Convolution, norm over channels, sum with `add` if there is one, ReLU."""
+    if use_triton(x):
+        return _fused_norm(conv, norm, x, add=add)
     x = norm(conv(x))
     return torch.relu(x if add is None else x + add)
 
 
-def _unbiased(conv: nn.Module, x: Tensor) -> Tensor:
+def _fused_norm(
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    *,
+    add: Tensor | None = None,
+    relu_first: bool = False,
+) -> Tensor:
+    """Convolves, then does all the rest in one kernel, the convolution's bias included."""
+    # Imported here, because triton exists on GPU machines only.
+    from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
+
+    bias, scale = cast(Tensor, conv.bias), cast(Tensor, norm.scale)
+    out = _convolve_without_bias(conv, x)
+    return pointwise_kernels.triton_channel_norm(
+        out, bias, scale, add=add, early=relu_first, eps=NORM_EPS
+    )
+
+
+def _convolve_without_bias(conv: nn.Module, x: Tensor) -> Tensor:
     """Convolves without the bias, which torch would add in a pass of its own."""
     weight = cast(Tensor, conv.weight)
     if isinstance(conv, nn.ConvTranspose2d):
@@ -139,8 +131,89 @@ def _unbiased(conv: nn.Module, x: Tensor) -> Tensor:
     return conv2d(x, weight, padding=1)
 
 
+# The released weights name the layers of the upscaler by their places in a Sequential
+# ("conv_layers.3.weight"). The three classes below keep these places and give them names.
+
+
+class UpscalerStem(nn.Sequential):
+    """Two convolutions, each followed by a ReLU and a norm."""
+
+    def __init__(self, width_in: int, first: int, second: int) -> None:
+        super().__init__(
+            *(_conv3x3(width_in, first), nn.ReLU(), ChannelNorm(first)),
+            *(_conv3x3(first, second), nn.ReLU(), ChannelNorm(second)),
+        )
+
+    conv1 = property(lambda self: self[0])
+    norm1 = property(lambda self: self[2])
+    conv2 = property(lambda self: self[3])
+    norm2 = property(lambda self: self[5])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, h, w) -> (N, second, h, w)."""
+        x = _conv_relu_norm(self.conv1, self.norm1, x)
+        return _conv_relu_norm(self.conv2, self.norm2, x)
+
+
+class DoublingStage(nn.Sequential):
+    """A transposed convolution that doubles the sides, a norm, and a ReLU."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        conv = nn.ConvTranspose2d(
+            width_in, width_out, kernel_size=3, stride=2, padding=1, output_padding=1
+        )
+        super().__init__(conv, ChannelNorm(width_out), nn.ReLU())
+
+    conv = property(lambda self: self[0])
+    norm = property(lambda self: self[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, h, w) -> (N, out, 2h, 2w)."""
+        return _conv_norm_relu(self.conv, self.norm, x)
+
+
+class UpscalerResidual(nn.Sequential):
+    """Two convolutions with norms; the input is added before the last ReLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(
+            *(_conv3x3(width, width), ChannelNorm(width), nn.ReLU()),
+            *(_conv3x3(width, width), ChannelNorm(width)),
+        )
+
+    conv1 = property(lambda self: self[0])
+    norm1 = property(lambda self: self[1])
+    conv2 = property(lambda self: self[3])
+    norm2 = property(lambda self: self[4])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, width, h, w) -> the same."""
+        inner = _conv_norm_relu(self.conv1, self.norm1, x)
+        return _conv_norm_relu(self.conv2, self.norm2, inner, add=x)
+
+
+class Upscaler(nn.Module):
+    """Upscales by 16: (N, width, h, w) -> (N, stages[-1], 16h, 16w)."""
+
+    def __init__(self, config: HeatmapConfig) -> None:
+        super().__init__()
+        first, second = config.stem
+        widths = (second, *config.stages)
+        self.conv_layers = UpscalerStem(config.width, first, second)
+        self.deconv_layers = nn.ModuleList(map(DoublingStage, widths[:-1], widths[1:]))
+        self.conv_layers2 = nn.ModuleList(map(UpscalerResidual, config.stages))
+        self.last_conv1 = _conv3x3(config.stages[-1], config.stages[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Doubles the sides four times, each time followed by a residual block."""
+        x = self.conv_layers(x)
+        for double, refine in zip(self.deconv_layers, self.conv_layers2, strict=True):
+            x = refine(double(x))
+        return torch.relu(self.last_conv1(x))
+
+
 class Hypernetwork(nn.Module):
-    """Three linear layers with ReLU between: the mask token's output -> weights per channel."""
+    """Three linear layers with ReLUs: the mask token's output -> a weight for each channel."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -156,7 +229,7 @@ class Hypernetwork(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """One text prompt and one image embedding -> one map of logits."""
+    """Decodes one map of logits from a text prompt and an image embedding."""
 
     def __init__(self, config: HeatmapConfig) -> None:
         super().__init__()
@@ -176,17 +249,23 @@ class MaskDecoder(nn.Module):
         """Decodes N prompts, each on its own image.
 
         Args:
-            image: (N, width, h, w), the dense prompt already added.
-            position: (1, width, h, w).
-            prompt: (N, width).
+            image: (N, width, h, w), image embeddings with the dense prompt added.
+            position: (1, width, h, w), the position code.
+            prompt: (N, width), text prompts.
 
         Returns:
             Logits, (N, 16h, 16w).
         """
         count, width, h, w = image.shape
-        tokens = torch.stack([self.mask_tokens.weight.expand(count, -1), prompt], dim=1)
-        tokens, cells = self.transformer(image, position.expand(count, -1, -1, -1), tokens)
-        upscaled = self.output_upscaling(cells.transpose(1, 2).reshape(count, width, h, w))
-        weights = self.output_hypernetworks_mlps[0](tokens[:, 0])
-        logits = torch.bmm(weights.unsqueeze(1), upscaled.flatten(2))
+        # Concatenate the mask token and the prompt
+        mask_token = self.mask_tokens.weight.expand(count, -1)
+        tokens = torch.stack([mask_token, prompt], dim=1)
+        # Run the transformer
+        tokens, image = self.transformer(image, position.expand(count, -1, -1, -1), tokens)
+        # Upscale the image embedding
+        image = image.transpose(1, 2).reshape(count, width, h, w)
+        upscaled = self.output_upscaling(image)
+        # Predict the map: the mask token gives the weight of each channel
+        channel_weights = self.output_hypernetworks_mlps[0](tokens[:, 0])
+        logits = torch.bmm(channel_weights.unsqueeze(1), upscaled.flatten(2))
         return logits.view(count, UPSCALE * h, UPSCALE * w)

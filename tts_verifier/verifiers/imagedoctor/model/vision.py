@@ -1,10 +1,10 @@
 """Qwen2.5-VL's vision tower over a batch: stock weights, batched attention, few kernels.
 
-transformers runs attention once per window and image. Here the tokens of all images of one
-size are put once into the order of their windows, windows of equal size next to each other,
-so that attention within windows is one call for each size and moves nothing; only the few
-layers that attend to whole images put them back in between. Equal to the stock forward up to
-rounding (there is a test). Source: Qwen2.5-VL technical report (Bai et al. 2025), section
+transformers runs attention once per window and image. Here the tokens of all images of one size
+are sorted once into the order of their windows, with windows of equal length next to each other.
+Attention within windows is then one call per length and moves no data. Only the few layers that
+attend to whole images restore the original order in between. The result equals the stock forward
+up to rounding (a test checks it). Source: Qwen2.5-VL technical report (Bai et al. 2025), section
 2.1.1.
 """
 
@@ -19,64 +19,78 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.ops.fused_weights import joined
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import gated, rotated
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
 
 ROTARY_BASE = 10000.0
-ALIGNED = 8
-"""Inner widths are filled up with zeros to a multiple of this; fast kernels want 16 bytes."""
+WIDTH_MULTIPLE = 8
+"""Hidden widths are padded with zeros to a multiple of this: fast kernels need rows that start at
+multiples of 16 bytes, and the official width, 3420, is none."""
 
 
-class Product(NamedTuple):
+class AffineWeights(NamedTuple):
     """A matrix and its bias."""
 
     weight: Tensor
+    """(out, in)."""
     bias: Tensor
+    """(out,)."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Multiplies (…, in) -> (…, out)."""
+        """Maps (…, in) to (…, out)."""
         return linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """One block's weights; `gate_up` joins two, with zeros after each where `join` was asked."""
+    """The weights of one transformer block."""
 
     norm: Tensor
-    qkv: Product
-    proj: Product
+    """Scale of the RMS norm before attention."""
+    qkv: AffineWeights
+    """Queries, keys and values."""
+    proj: AffineWeights
+    """Output of attention."""
     second_norm: Tensor
-    gate_up: Product
-    down: Product
+    """Scale of the RMS norm before the MLP."""
+    gate_up: AffineWeights
+    """Gate and up of the MLP, one after the other; with zeros after each if fused in place."""
+    down: AffineWeights
+    """Output of the MLP."""
     heads: int
+    """Attention heads."""
     eps: float
+    """Epsilon of both norms."""
 
 
-def blocks_of(tower: nn.Module, *, join: bool) -> list[Block]:
-    """Lists the blocks' weights.
+def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
+    """Collects the weights of the tower's blocks.
 
     Args:
         tower: transformers' vision tower.
-        join: for inference: the parameters become views of the joined ones, without copies.
-            Otherwise they are joined anew, and gradients reach them.
+        fuse: True, for inference, fuses weights in place: the tower's parameters become views of
+            the fused ones, so no weight is held twice. False concatenates copies, through which
+            gradients reach the parameters.
     """
     blocks = cast(Sequence[Any], tower.blocks)
-    if not join:
+    if not fuse:
         return [
-            _block(block, _beside(block.mlp), _product(block.mlp.down_proj)) for block in blocks
+            _block(block, _concatenated_gate_up(block.mlp), _affine(block.mlp.down_proj))
+            for block in blocks
         ]
+    # Weights that are made in inference mode could never be trained or updated in place later.
     with torch.inference_mode(False), torch.no_grad():
-        return [_block(block, *_aligned(block.mlp)) for block in blocks]
+        return [_block(block, *_fused_mlp(block.mlp)) for block in blocks]
 
 
-def _block(block: Any, gate_up: Product, down: Product) -> Block:
+def _block(block: Any, gate_up: AffineWeights, down: AffineWeights) -> Block:
     return Block(
         norm=block.norm1.weight,
-        qkv=_product(block.attn.qkv),
-        proj=_product(block.attn.proj),
+        qkv=_affine(block.attn.qkv),
+        proj=_affine(block.attn.proj),
         second_norm=block.norm2.weight,
         gate_up=gate_up,
         down=down,
@@ -85,82 +99,106 @@ def _block(block: Any, gate_up: Product, down: Product) -> Block:
     )
 
 
-def _product(layer: Any) -> Product:
-    return Product(layer.weight, layer.bias)
+def _affine(layer: Any) -> AffineWeights:
+    return AffineWeights(layer.weight, layer.bias)
 
 
-def _beside(mlp: Any) -> Product:
+def _concatenated_gate_up(mlp: Any) -> AffineWeights:
     gate, up = mlp.gate_proj, mlp.up_proj
-    return Product(torch.cat([gate.weight, up.weight]), torch.cat([gate.bias, up.bias]))
+    return AffineWeights(torch.cat([gate.weight, up.weight]), torch.cat([gate.bias, up.bias]))
 
 
-def _aligned(mlp: Any) -> tuple[Product, Product]:
-    """Joins gate and up, all three filled up to `ALIGNED`."""
+def _fused_mlp(mlp: Any) -> tuple[AffineWeights, AffineWeights]:
+    """Fuses gate and up, and pads the hidden width of all three to `WIDTH_MULTIPLE`."""
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-    short = -len(gate.weight) % ALIGNED
-    bias = torch.cat([gate.bias, gate.bias.new_zeros(short), up.bias, up.bias.new_zeros(short)])
-    gate_up = joined([gate.weight, up.weight], gap=short)
-    return Product(gate_up, bias), Product(_widened(down.weight, short), down.bias)
+    missing = -len(gate.weight) % WIDTH_MULTIPLE
+    zeros = gate.bias.new_zeros(missing)
+    bias = torch.cat([gate.bias, zeros, up.bias, zeros])
+    gate_up = fuse_rows([gate.weight, up.weight], gap=missing)
+    return (
+        AffineWeights(gate_up, bias),
+        AffineWeights(_pad_columns(down.weight, missing), down.bias),
+    )
 
 
-def _widened(matrix: nn.Parameter, short: int) -> Tensor:
-    """Returns the matrix with `short` more columns of zeros; it becomes a view of that."""
+def _pad_columns(matrix: nn.Parameter, missing: int) -> Tensor:
+    """Returns the matrix with `missing` more columns of zeros; it becomes a view of the result."""
     rows, columns = matrix.shape
-    if matrix.stride(0) != columns + short:
-        wide = matrix.new_zeros(rows, columns + short)
-        wide[:, :columns] = matrix
-        matrix.data = wide[:, :columns]
-    return matrix.detach().as_strided((rows, columns + short), (columns + short, 1))
+    # The stride tells whether an earlier call has padded it already.
+    if matrix.stride(0) != columns + missing:
+        padded = matrix.new_zeros(rows, columns + missing)
+        padded[:, :columns] = matrix
+        matrix.data = padded[:, :columns]
+    return matrix.detach().as_strided((rows, columns + missing), (columns + missing, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """How T tokens of images of one grid are laid out, T = images x S.
-
-    `order`: (T,), of the processor's order, the token in each place; `place`: (T,), the
-    reverse; `cells`: (cells of all images,), the place of each merged cell. `cos`, `sin`:
-    (T, head size), of each place, `sin` negative in its first half. `sizes`: (windows, tokens
-    in each) of the groups of windows of equal size, in order.
-    """
+class WindowLayout:
+    """The order of the T tokens (patches) of several images of one grid, sorted by window."""
 
     order: Tensor
+    """(T,), for each place in window order, the token's index in the processor's order."""
     place: Tensor
-    cells: Tensor
+    """(T,), the inverse: for each token in the processor's order, its place."""
+    merged_place: Tensor
+    """(merged tokens of all images,), for each merged token in raster order, its place among the
+    merged tokens in window order."""
     cos: Tensor
+    """(T, head size), the rotary cosine of each place."""
     sin: Tensor
+    """(T, head size), the rotary sine of each place, negative in its first half."""
     sizes: tuple[tuple[int, int], ...]
+    """(windows, tokens in each window) of each run of windows of equal length, in order."""
 
 
 @lru_cache(maxsize=16)
-def plan(grid: Grid, images: int, merge: int, window: int, head: int, device: torch.device) -> Plan:
-    """Lays out images of one grid; `window` in merged cells a side, `head` the head's size."""
+def window_layout(
+    grid: Grid, images: int, merge: int, window: int, head_size: int, device: torch.device
+) -> WindowLayout:
+    """Sorts the tokens of images of one grid by window.
+
+    Args:
+        grid: (rows, columns) of patches of each image.
+        images: number of images.
+        merge: patches along a side of one merged token.
+        window: merged tokens along a side of one window.
+        head_size: channels of an attention head.
+        device: the device of the result.
+    """
+    # The result is cached, so it must serve training too, even if inference asks first.
     with torch.inference_mode(False), torch.no_grad():
-        rows, columns = _coordinates(grid, merge)
-        across = -(-grid[1] // merge // window)
-        number = (rows // merge // window) * across + columns // merge // window
-        tokens = torch.bincount(number)
-        one = torch.argsort(tokens[number] * len(tokens) + number, stable=True)
-        lengths = sorted(set(tokens.tolist()))
-        counts = [int((tokens == length).sum()) for length in lengths]
-        first = torch.arange(images)[:, None] * len(one)
-        parts = one.split([n * length for n, length in zip(counts, lengths, strict=True)])
-        order = torch.cat([(first + part).flatten() for part in parts])
+        rows, columns = _patch_coordinates(grid, merge)
+        windows_across = -(-grid[1] // merge // window)
+        window_of = (rows // merge // window) * windows_across + columns // merge // window
+        tokens_in = torch.bincount(window_of)
+        # Of one image: shorter windows first, then by number of the window.
+        sort_key = tokens_in[window_of] * len(tokens_in) + window_of
+        image_order = torch.argsort(sort_key, stable=True)
+        lengths = sorted(set(tokens_in.tolist()))
+        counts = [int((tokens_in == length).sum()) for length in lengths]
+        # Of all images: each run of windows of equal length holds those of every image.
+        runs = image_order.split([n * length for n, length in zip(counts, lengths, strict=True)])
+        first = torch.arange(images)[:, None] * len(image_order)
+        order = torch.cat([(first + run).flatten() for run in runs])
         place = torch.argsort(order)
-        step = torch.arange(0, head // 2, 2, dtype=torch.float) / (head // 2)
+        step = torch.arange(0, head_size // 2, 2, dtype=torch.float) / (head_size // 2)
         angle = torch.stack([rows, columns], 1)[..., None].float() * (1.0 / ROTARY_BASE**step)
-        angle = angle.flatten(1)[order % len(one)]
-        return Plan(
-            order.to(device),
-            place.to(device),
-            (place[:: merge**2] // merge**2).to(device),
-            torch.cat([angle.cos()] * 2, -1).to(device),
-            torch.cat([-angle.sin(), angle.sin()], -1).to(device),
-            tuple((images * n, length) for n, length in zip(counts, lengths, strict=True)),
+        angle = angle.flatten(1)[order % len(image_order)]
+        return WindowLayout(
+            order=order.to(device),
+            place=place.to(device),
+            merged_place=(place[:: merge**2] // merge**2).to(device),
+            cos=torch.cat([angle.cos()] * 2, -1).to(device),
+            sin=torch.cat([-angle.sin(), angle.sin()], -1).to(device),
+            sizes=tuple((images * n, length) for n, length in zip(counts, lengths, strict=True)),
         )
 
 
-def _coordinates(grid: Grid, merge: int) -> tuple[Tensor, Tensor]:
-    """Returns row and column of each patch, in the order of cells and, in a cell, row by row."""
+def _patch_coordinates(grid: Grid, merge: int) -> tuple[Tensor, Tensor]:
+    """Returns the row and the column of each patch, in the processor's order.
+
+    In that order the patches of one merged token follow each other, row by row.
+    """
     h, w = grid
     shape = (h // merge, merge, w // merge, merge)
     rows = torch.arange(h)[:, None].expand(h, w).reshape(shape)
@@ -171,63 +209,67 @@ def _coordinates(grid: Grid, merge: int) -> tuple[Tensor, Tensor]:
 def features(
     tower: nn.Module, pixels: Tensor, grids: Sequence[Grid], blocks: Sequence[Block] | None = None
 ) -> Tensor:
-    """Runs the tower.
+    """Runs the vision tower.
 
     Args:
         tower: transformers' Qwen2_5_VisionTransformerPretrainedModel.
-        pixels: (patches of all images, values a patch), in the processor's order.
-        grids: each image's patches.
-        blocks: from `blocks_of`; None = as they are, for training.
+        pixels: (patches of all images, values of a patch), in the processor's order.
+        grids: (rows, columns) in patches of each image.
+        blocks: the result of `blocks_of`; None = unfused copies, for training.
 
     Returns:
-        Merged features of all images, (cells of all images, hidden), each in raster order.
+        (merged tokens of all images, hidden), merged features, each image in raster order.
     """
-    blocks = blocks_of(tower, join=False) if blocks is None else blocks
+    blocks = blocks_of(tower, fuse=False) if blocks is None else blocks
     if len(set(grids)) == 1:
-        return _run(tower, blocks, pixels, grids).flatten(0, 1)
-    pieces = torch.split(pixels, [h * w for h, w in grids])
-    cells: list[Tensor] = [pixels] * len(grids)
+        return _features_of_one_grid(tower, blocks, pixels, grids).flatten(0, 1)
+    pixels_of = torch.split(pixels, [h * w for h, w in grids])
+    features_of: list[Tensor] = [pixels] * len(grids)
     for grid in dict.fromkeys(grids):
         members = [i for i, g in enumerate(grids) if g == grid]
-        batch = torch.cat([pieces[i] for i in members])
-        parts = _run(tower, blocks, batch, [grid] * len(members))
-        for i, part in zip(members, parts, strict=True):
-            cells[i] = part
-    return torch.cat(cells)
+        batch = torch.cat([pixels_of[i] for i in members])
+        computed = _features_of_one_grid(tower, blocks, batch, [grid] * len(members))
+        for i, image_features in zip(members, computed, strict=True):
+            features_of[i] = image_features
+    return torch.cat(features_of)
 
 
-def _run(tower: Any, blocks: Sequence[Block], pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """(patches of all images, values) of one grid -> (images, cells, hidden)."""
+def _features_of_one_grid(
+    tower: Any, blocks: Sequence[Block], pixels: Tensor, grids: Sequence[Grid]
+) -> Tensor:
+    """(patches of all images, values) of equal grids -> (images, merged tokens, hidden)."""
+    # The patch embedding is a convolution whose stride is its kernel: a matrix product.
     kernel = tower.patch_embed.proj.weight
     x = linear(pixels.to(kernel.dtype), kernel.flatten(1))
     merge = tower.spatial_merge_size
     window = tower.window_size // merge // tower.patch_size
-    head = x.shape[-1] // tower.config.num_heads
-    layout = plan(grids[0], len(grids), merge, window, head, x.device)
+    head_size = x.shape[-1] // tower.config.num_heads
+    layout = window_layout(grids[0], len(grids), merge, window, head_size, x.device)
     x = x[layout.order]
     for i, block in enumerate(blocks):
-        whole = len(grids) if i in tower.fullatt_block_indexes else 0
-        x = x + _attend(block, rms_norm(x, x.shape[-1:], block.norm, block.eps), layout, whole)
+        images = len(grids) if i in tower.fullatt_block_indexes else 0
+        x = x + _attend(block, rms_norm(x, x.shape[-1:], block.norm, block.eps), layout, images)
         normed = rms_norm(x, x.shape[-1:], block.second_norm, block.eps)
-        x = x + block.down(gated(block.gate_up(normed)))
-    merged = tower.merger(x)[layout.cells]
+        x = x + block.down(silu_gate(block.gate_up(normed)))
+    merged = tower.merger(x)[layout.merged_place]
     return cast(Tensor, merged.view(len(grids), -1, tower.config.out_hidden_size))
 
 
-def _attend(block: Block, x: Tensor, layout: Plan, whole: int) -> Tensor:
-    """(T, width) -> the same; over each of `whole` images, or, if 0, within each window."""
+def _attend(block: Block, x: Tensor, layout: WindowLayout, images: int) -> Tensor:
+    """Attends over each of `images` whole images, or within windows if 0; keeps (T, width)."""
     heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
-    qkv = rotated(heads, layout.cos, layout.sin, 2 * block.heads)
+    qkv = rotate_heads(heads, layout.cos, layout.sin, 2 * block.heads)
     qkv = qkv.unflatten(1, (3, block.heads))
-    if whole:
-        return block.proj(_within(qkv[layout.place], whole)[layout.order])
-    parts = qkv.split([windows * length for windows, length in layout.sizes])
-    sizes = [windows for windows, _ in layout.sizes]
-    return block.proj(torch.cat([_within(p, n) for p, n in zip(parts, sizes, strict=True)]))
+    if images:
+        return block.proj(_attend_within_groups(qkv[layout.place], images)[layout.order])
+    runs = qkv.split([windows * length for windows, length in layout.sizes])
+    windows_of = [windows for windows, _ in layout.sizes]
+    attended = [_attend_within_groups(run, n) for run, n in zip(runs, windows_of, strict=True)]
+    return block.proj(torch.cat(attended))
 
 
-def _within(qkv: Tensor, groups: int) -> Tensor:
-    """(M, 3, heads, size) -> (M, heads * size): attention within each of equal groups."""
+def _attend_within_groups(qkv: Tensor, groups: int) -> Tensor:
+    """(M, 3, heads, size) -> (M, heads * size): attention within each of the equal groups."""
     q, k, v = qkv.unflatten(0, (groups, -1)).permute(2, 0, 3, 1, 4)
     out = scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).reshape(len(qkv), -1)

@@ -1,10 +1,12 @@
-"""Kernels of a decoding step on a GPU, where reading every weight once is all there is.
+"""Triton kernels of a decode step.
 
-A step multiplies some 32 rows by every weight, and attends to a past of a thousand tokens.
-Products are split over their inner width, so that all of the GPU reads at a time; the parts
-are joined, added to the states and normed in one go. The past is cut into chunks that are
-attended to side by side and joined after (Flash-Decoding, Dao et al. 2023); query heads that
-share a key head go together. All sums are taken in a fixed order. Only imported on a GPU.
+Decoding is memory-bound: its cost is reading each weight once, for some 32 sequences at a time,
+and reading a KV cache of a thousand tokens for each sequence. Products are split over their
+inner width to keep the whole GPU reading; one more kernel adds the parts to the states and
+norms them. Attention cuts the KV cache into chunks, attends to all chunks in parallel and
+combines the results (Flash-Decoding, Dao et al. 2023); the query heads that share a key head are
+one tile. All sums have a fixed order, so results are reproducible. Import this module only where
+Triton is installed.
 """
 
 from __future__ import annotations
@@ -16,25 +18,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CHUNK: Final = 128
-"""Tokens of the past that one program attends to."""
+CACHE_CHUNK: Final = 128
+"""Cached tokens that one program attends to."""
 SPLITS: Final = 2
-"""Parts of a product's inner width."""
-WHOLE: Final = 256
-"""Every size of a weight must be a multiple of this: tiles are not cut."""
+"""Parts into which the inner width of the output and down products is split."""
+SIZE_MULTIPLE: Final = 256
+"""Both sizes of a weight must be multiples of this, because tiles are not masked."""
 
-# Columns and inner steps of a tile, the fastest of some two hundred on an H100.
-_COLUMNS: Final = 32
-_STEP: Final = 128
-_BLOCK: Final = 32
+# Columns and inner steps of a tile: the fastest of some two hundred combinations on an H100.
+_TILE_COLUMNS: Final = 32
+_INNER_STEP: Final = 128
+_KEY_BLOCK: Final = 32
 
 
 @triton.jit
-def _product(
+def _product_kernel(
     x, w, out, rows, columns, K: tl.constexpr, SHARE: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """out = x @ w.T for N columns and a share of K; gated: w[columns + n] holds values."""
+    """Computes x @ w.T for N columns and a share of K; gated: w[columns + n] holds values."""
     m = tl.arange(0, M)
     n = tl.program_id(0) * N + tl.arange(0, N)
     split = tl.program_id(1)
@@ -55,20 +57,20 @@ def _product(
     tl.store(out + (split * rows + m[:, None]) * columns + n[None, :], total, mask=real)
 
 
-def gated_product(x: Tensor, weight: Tensor) -> Tensor:
-    """See `layers.gated_product`."""
+def triton_gated_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Computes `products.gated_product`."""
     rows, inner = x.shape
     columns = len(weight) // 2
     out = x.new_empty(rows, columns)
-    _product[(columns // _COLUMNS, 1)](
-        x, weight, out, rows, columns, inner, inner, M=_padded(rows), N=_COLUMNS, STEP=_STEP,
-        GATED=True, num_stages=3, num_warps=2,
+    _product_kernel[(columns // _TILE_COLUMNS, 1)](
+        x, weight, out, rows, columns, inner, inner, M=_tile_rows(rows), N=_TILE_COLUMNS,
+        STEP=_INNER_STEP, GATED=True, num_stages=3, num_warps=2,
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def _settled(
+def _add_parts_and_norm_kernel(
     states, parts, norm, out, rows, eps,
     H: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -83,23 +85,26 @@ def _settled(
     total += tl.load(states + at, mask=real, other=0.0).to(tl.float32)
     state = total.to(states.dtype.element_ty)
     tl.store(states + at, state, mask=real)
+    # The norm reads the state as it was rounded on storing, as torch's does.
     wide = state.to(tl.float32)
     wide *= tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
     wide *= tl.load(norm + h, mask=real, other=0.0).to(tl.float32)
     tl.store(out + at, wide, mask=real)
 
 
-def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """See `layers.add_product`."""
+def triton_add_product_and_norm(
+    states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float
+) -> Tensor:
+    """Computes `products.add_product_and_norm`."""
     rows, inner = x.shape
     columns = len(weight)
     parts = torch.empty(SPLITS, rows, columns, dtype=torch.float32, device=x.device)
-    _product[(columns // _COLUMNS, SPLITS)](
-        x, weight, parts, rows, columns, inner, inner // SPLITS, M=_padded(rows), N=_COLUMNS,
-        STEP=_STEP, GATED=False, num_stages=6, num_warps=4,
+    _product_kernel[(columns // _TILE_COLUMNS, SPLITS)](
+        x, weight, parts, rows, columns, inner, inner // SPLITS, M=_tile_rows(rows),
+        N=_TILE_COLUMNS, STEP=_INNER_STEP, GATED=False, num_stages=6, num_warps=4,
     )  # fmt: skip
     out = torch.empty_like(states)
-    _settled[(rows,)](
+    _add_parts_and_norm_kernel[(rows,)](
         states, parts, norm, out, rows, eps, H=columns, SPLITS=SPLITS,
         BLOCK=triton.next_power_of_2(columns), num_warps=8,
     )  # fmt: skip
@@ -107,8 +112,8 @@ def add_product(states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: fl
 
 
 @triton.jit
-def _turned(base, token, d, cos, sin, real, SIZE: tl.constexpr):
-    """Loads vectors (A, SIZE) at `base` (A,), turned by the angles of `token` (A,)."""
+def _load_rotated(base, token, d, cos, sin, real, SIZE: tl.constexpr):
+    """Loads vectors (A, SIZE) at `base` (A,), rotated by the angles of `token` (A,)."""
     other = (d + SIZE // 2) % SIZE
     x = tl.load(base[:, None] + d[None, :], mask=real[:, None], other=0.0).to(tl.float32)
     y = tl.load(base[:, None] + other[None, :], mask=real[:, None], other=0.0).to(tl.float32)
@@ -119,11 +124,12 @@ def _turned(base, token, d, cos, sin, real, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _mixed(q, k, v, seen, scale, peak, total, mixed):
-    """Takes keys and values (N, SIZE) into the running softmax of queries (M, SIZE)."""
+def _update_softmax(q, k, v, visible, scale, peak, total, mixed):
+    """Adds keys and values (N, SIZE) to the running softmax of queries (M, SIZE)."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    s = tl.where(seen, s, float("-inf"))
+    s = tl.where(visible, s, float("-inf"))
     top = tl.maximum(peak, tl.max(s, 1))
+    # A query that sees no key yet has the peak -inf, and -inf - -inf would be NaN.
     finite = tl.where(top == float("-inf"), 0.0, top)
     keep, e = tl.exp(peak - finite), tl.exp(s - finite[:, None])
     total = total * keep + tl.sum(e, 1)
@@ -132,26 +138,26 @@ def _mixed(q, k, v, seen, scale, peak, total, mixed):
 
 
 @triton.jit
-def _chunk(
-    qkv, cos, sin, past, length, sums, peaks, room, scale, chunks,
+def _attend_chunk_kernel(
+    qkv, cos, sin, cache, length, sums, peaks, capacity, scale, chunks,
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, NEW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row, one key head, one chunk of the past; the last chunk takes in the new tokens."""
+    """One sequence, one key head, one chunk of its cache; the last chunk adds the new tokens."""
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     start = tl.program_id(1) * CHUNK
     before = tl.load(length + row).to(tl.int32)
     if start > before:
         return
-    kind = past.dtype.element_ty
+    kind = cache.dtype.element_ty
     width: tl.constexpr = (GROUP + 2) * KV * SIZE
     d = tl.arange(0, SIZE)
     m = tl.arange(0, M)
-    asking = row * T + m % T
-    base = qkv + asking * width + (head * GROUP + m // T) * SIZE
-    q = _turned(base, asking, d, cos, sin, m < GROUP * T, SIZE).to(kind)
-    keys = past + (row * 2 * KV + head).to(tl.int64) * room * SIZE + d[None, :]
-    values = keys + KV * room * SIZE
+    query = row * T + m % T
+    base = qkv + query * width + (head * GROUP + m // T) * SIZE
+    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(kind)
+    keys = cache + (row * 2 * KV + head).to(tl.int64) * capacity * SIZE + d[None, :]
+    values = keys + KV * capacity * SIZE
     peak = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     mixed = tl.zeros((M, SIZE), tl.float32)
@@ -159,19 +165,19 @@ def _chunk(
         p = (start + i + tl.arange(0, BLOCK))[:, None]
         k = tl.load(keys + p * SIZE, mask=p < before, other=0.0)
         v = tl.load(values + p * SIZE, mask=p < before, other=0.0)
-        seen = tl.trans(p) < before
-        peak, total, mixed = _mixed(q, k, v, seen, scale, peak, total, mixed)
+        visible = tl.trans(p) < before
+        peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
     if start + CHUNK > before:
         t = tl.arange(0, NEW)
         source = qkv + (row * T + t) * width + (GROUP * KV + head) * SIZE
-        k = _turned(source, row * T + t, d, cos, sin, t < T, SIZE).to(kind)
+        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(kind)
         real = (t < T)[:, None]
         v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(kind)
         place = (before + t)[:, None]
-        tl.store(keys + place * SIZE, k, mask=real & (place < room))
-        tl.store(values + place * SIZE, v, mask=real & (place < room))
-        seen = t[None, :] <= (m % T)[:, None]
-        peak, total, mixed = _mixed(q, k, v, seen, scale, peak, total, mixed)
+        tl.store(keys + place * SIZE, k, mask=real & (place < capacity))
+        tl.store(values + place * SIZE, v, mask=real & (place < capacity))
+        visible = t[None, :] <= (m % T)[:, None]
+        peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
     at = (tl.program_id(0) * chunks + tl.program_id(1)) * M + m
     tl.store(sums + at[:, None] * SIZE + d[None, :], mixed)
     tl.store(peaks + at * 2, peak)
@@ -179,12 +185,12 @@ def _chunk(
 
 
 @triton.jit
-def _joined(
+def _combine_chunks_kernel(
     sums, peaks, length, out, chunks,
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, CHUNK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Joins the chunks of one row and one query."""
+    """Combines the chunks of one sequence and one query."""
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     m = tl.program_id(1)
     d = tl.arange(0, SIZE)
@@ -200,44 +206,44 @@ def _joined(
     tl.store(out + place + d, mixed)
 
 
-def attended(
-    qkv: Tensor, turn: tuple[Tensor, Tensor], past: Tensor, length: Tensor, *, bucket: int
+def triton_cached_attention(
+    qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, length: Tensor, *, bucket: int
 ) -> Tensor:
-    """Puts new keys and values into the past, and attends to all of it.
+    """Appends new keys and values to a layer's KV cache, and attends to all of it.
 
     Args:
-        qkv: (rows, T, joined), before rotation.
-        turn: cosine and signed sine, (rows * T, size) each.
-        past: (at least rows, 2, kv heads, room, size).
-        length: (at least rows,), tokens that are there before.
-        bucket: at least as many as are there after, in all rows that count.
+        qkv: (sequences, T, queries, keys and values side by side), before rotation.
+        rope: cosine and signed sine, (sequences * T, size) each.
+        cache: (at least `sequences`, 2, kv heads, capacity, size), written in place.
+        length: (at least `sequences`,), the tokens that each sequence has in the cache already.
+        bucket: at least as many as any running sequence has afterwards; sets the number of chunks.
 
     Returns:
-        (rows, T, heads * size).
+        (sequences, T, heads * size).
     """
     rows, count, width = qkv.shape
-    _, _, kv, room, size = past.shape
+    _, _, kv, capacity, size = cache.shape
     group = width // size // kv - 2
-    wide, chunks = _padded(group * count), triton.cdiv(bucket, CHUNK)
+    queries, chunks = _tile_rows(group * count), triton.cdiv(bucket, CACHE_CHUNK)
     shape: dict[str, Any] = {
-        "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": wide, "CHUNK": CHUNK,
+        "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": queries, "CHUNK": CACHE_CHUNK,
     }  # fmt: skip
-    # Whatever torch's default is: parts of a sum are kept whole.
-    whole: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
-    sums = torch.empty(rows * kv, chunks, wide, size, **whole)
-    peaks = torch.empty(rows * kv, chunks, wide, 2, **whole)
+    # The dtype is explicit because torch's default may be a 16-bit one.
+    partial: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
+    sums = torch.empty(rows * kv, chunks, queries, size, **partial)
+    peaks = torch.empty(rows * kv, chunks, queries, 2, **partial)
     out = qkv.new_empty(rows, count, group * kv * size)
-    _chunk[(rows * kv, chunks)](
-        qkv, *turn, past, length, sums, peaks, room, size**-0.5, chunks, **shape,
-        NEW=_padded(count), BLOCK=_BLOCK, num_stages=2, num_warps=max(2, wide // 16),
+    _attend_chunk_kernel[(rows * kv, chunks)](
+        qkv, *rope, cache, length, sums, peaks, capacity, size**-0.5, chunks, **shape,
+        NEW=_tile_rows(count), BLOCK=_KEY_BLOCK, num_stages=2, num_warps=max(2, queries // 16),
     )  # fmt: skip
-    _joined[(rows * kv, group * count)](
+    _combine_chunks_kernel[(rows * kv, group * count)](
         sums, peaks, length, out, chunks, **shape,
         PADDED=triton.next_power_of_2(chunks), num_warps=2,
     )  # fmt: skip
     return out
 
 
-def _padded(rows: int) -> int:
-    """Returns the rows of a tile: a power of two, not below what tensor cores take."""
+def _tile_rows(rows: int) -> int:
+    """Returns the rows of a tile: a power of two, at least the 16 that tensor cores need."""
     return max(16, int(triton.next_power_of_2(rows)))

@@ -1,4 +1,4 @@
-"""Weights that share an input, as one matrix: one large product is faster than several."""
+"""Fuses weights that share an input into one matrix: one large product beats several small ones."""
 
 from __future__ import annotations
 
@@ -7,26 +7,35 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-def joined(parts: Sequence[nn.Parameter], *, gap: int = 0) -> Tensor:
-    """Returns the rows of all parts as one tensor that shares their memory.
+def fuse_rows(parts: Sequence[nn.Parameter], *, gap: int = 0) -> Tensor:
+    """Returns the rows of all parameters as one tensor that shares their memory.
 
-    The first time they are copied together; later they are found to lie so already.
+    The first call copies the parameters side by side and **re-points `parameter.data` of the
+    caller's model** into the copy, so no weight is held twice. Names, shapes, values and the
+    state dict stay as they are, and an in-place update of a parameter (an optimiser's step,
+    `load_state_dict`) is seen in the fused matrix. Later calls find the parameters side by side
+    and return a view of them without copying. `model.to(device)` separates them again; the next
+    call then fuses them anew.
 
     Args:
-        parts: rows of one width.
-        gap: rows of zeros after each.
+        parts: matrices of equal width, or vectors.
+        gap: rows of zeros after each part.
+
+    Returns:
+        (rows of all parts and gaps, width), detached from the autograd graph.
     """
-    first, lies = parts[0], True
-    behind = first.data_ptr()
+    first, adjacent = parts[0], True
+    expected = first.data_ptr()
     for part in parts:
         same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        lies = lies and same and part.is_contiguous() and part.data_ptr() == behind
-        behind += part.nbytes + gap * part[0].nbytes
+        adjacent = adjacent and same and part.is_contiguous() and part.data_ptr() == expected
+        expected += part.nbytes + gap * part[0].nbytes
     rows = [len(part) + gap for part in parts]
-    if lies and behind <= first.untyped_storage().data_ptr() + first.untyped_storage().nbytes():
+    end = first.untyped_storage().data_ptr() + first.untyped_storage().nbytes()
+    if adjacent and expected <= end:
         return first.detach().as_strided((sum(rows), *first.shape[1:]), first.stride())
-    whole = first.new_zeros(sum(rows), *first.shape[1:])
-    for part, place in zip(parts, whole.split(rows), strict=True):
+    fused = first.new_zeros(sum(rows), *first.shape[1:])
+    for part, place in zip(parts, fused.split(rows), strict=True):
         place[: len(part)] = part.detach()
         part.data = place[: len(part)]
-    return whole
+    return fused

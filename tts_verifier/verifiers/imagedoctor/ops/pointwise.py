@@ -1,6 +1,7 @@
-"""Chains of element-wise operations, one kernel each on a GPU with Triton (see `kernels`).
+"""Chains of element-wise operations; on a GPU each chain is one Triton kernel.
 
-A CPU, training, and a machine on which Triton is absent run the chain as it is written.
+`pointwise_kernels` holds the kernels. A CPU, training, and a machine without Triton run the
+plain torch chain that stands here.
 """
 
 from __future__ import annotations
@@ -19,26 +20,36 @@ from tts_verifier.errors import RunWarning
 TRITON: Final = find_spec("triton") is not None
 
 
-def in_kernels(x: Tensor) -> bool:
-    """Says whether what is done to `x` runs in kernels of our own, on the current GPU."""
+def use_triton(x: Tensor) -> bool:
+    """Says whether operations on `x` run in our Triton kernels.
+
+    They do on the current GPU in inference. The kernels have no backward pass, and Triton
+    launches on the current device only.
+    """
     if not x.is_cuda or not TRITON or torch.is_grad_enabled():
         return False
-    return x.device.index == torch.cuda.current_device() and _run_on(x.device)
+    return x.device.index == torch.cuda.current_device() and triton_runs_on(x.device)
 
 
 @cache
-def _run_on(device: torch.device) -> bool:
-    """Says whether kernels run on a GPU; tried once, as Triton needs a C compiler beside it."""
+def triton_runs_on(device: torch.device) -> bool:
+    """Says whether our kernels run on a GPU, by running one; warns if Triton fails.
+
+    The answer is cached for the process. Triton needs compute capability 8.0 for bfloat16, and
+    a C compiler on the machine, so a successful import is not enough.
+    """
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
     try:
-        pointwise_kernels.gated(torch.zeros(1, 2048, dtype=torch.bfloat16, device=device))
-    except Exception as error:  # whatever Triton lacks, torch can do without
+        both = torch.zeros(1, 2048, dtype=torch.bfloat16, device=device)
+        pointwise_kernels.triton_silu_gate(both)
+    except Exception as error:  # torch replaces the kernels, whatever Triton lacks
         warnings.warn(
-            f"Triton's kernels do not run on {device} ({type(error).__name__}: {error}); judging "
-            "is slower without. Triton needs a C compiler: install one, such as gcc.",
+            f"Triton's kernels do not run on {device} ({type(error).__name__}: {error}); "
+            "verification is slower without them. Triton needs a C compiler: install one, such "
+            "as gcc.",
             RunWarning,
             stacklevel=2,
         )
@@ -46,30 +57,40 @@ def _run_on(device: torch.device) -> bool:
     return True
 
 
-def gated(both: Tensor) -> Tensor:
-    """(M, 2 N), gates and values side by side -> (M, N), each value times SiLU of its gate."""
-    if in_kernels(both):
+def silu_gate(both: Tensor) -> Tensor:
+    """Multiplies each value by the SiLU of its gate.
+
+    Args:
+        both: (M, 2 N), the N gates and then the N values of each row.
+
+    Returns:
+        (M, N).
+    """
+    if use_triton(both):
         from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
-        return pointwise_kernels.gated(both)
+        return pointwise_kernels.triton_silu_gate(both)
     gate, value = both.chunk(2, dim=-1)
     return silu(gate) * value
 
 
-def rotated(heads: Tensor, cos: Tensor, sin: Tensor, turned: int) -> Tensor:
-    """Rotates pairs (i, i + size / 2) of the first `turned` heads, perhaps in place.
+def rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
+    """Applies rotary position embedding: rotates pairs (i, i + size / 2); perhaps in place.
 
     Args:
         heads: (M, heads, size).
-        cos: (M, size), in a dtype to compute in.
-        sin: (M, size), negative in its first half.
-        turned: how many heads; the others stay.
+        cos: (M, size), in the dtype to compute in.
+        sin: (M, size), negated in its first half.
+        rotated: how many of the heads to rotate, from the first; the others stay.
+
+    Returns:
+        (M, heads, size); the same tensor where a kernel ran.
     """
-    if in_kernels(heads):
+    if use_triton(heads):
         from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
-        return pointwise_kernels.rotated(heads, cos, sin, turned)
-    some = heads[:, :turned]
+        return pointwise_kernels.triton_rotate_heads(heads, cos, sin, rotated)
+    some = heads[:, :rotated]
     swapped = some.roll(some.shape[-1] // 2, -1)
-    spun = some * cos[:, None] + swapped * sin[:, None]
-    return torch.cat([spun.to(heads.dtype), heads[:, turned:]], 1)
+    turned = some * cos[:, None] + swapped * sin[:, None]
+    return torch.cat([turned.to(heads.dtype), heads[:, rotated:]], 1)

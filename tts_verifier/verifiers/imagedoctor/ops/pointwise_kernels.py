@@ -1,8 +1,9 @@
-"""Chains of element-wise operations that a GPU runs as one kernel.
+"""Triton kernels for chains of element-wise operations.
 
-Between its matrix products a model moves small tensors many times; on a GPU each move costs a
-kernel's launch and a trip through memory. `chains` says what each computes, and runs that
-instead where there is no Triton. Only imported on a GPU.
+Between its matrix products a model passes over small tensors many times, and on a GPU each pass
+costs a kernel launch and a trip through memory. One kernel here does a whole chain in one pass.
+`pointwise` defines what each chain computes, and runs it without Triton too. Import this module
+only where Triton is installed.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor, channels_last, empty_like
 
-_COLUMNS: Final = 1024
-_VECTORS: Final = 32
-_VALUES: Final = 4096
+_GATE_COLUMNS: Final = 1024
+_ROTATE_VECTORS: Final = 32
+_NORM_VALUES: Final = 4096
+"""How much one program of each kernel processes."""
 
 
 @triton.jit
-def _gated(both, out, columns, BLOCK: tl.constexpr):
+def _silu_gate_kernel(both, out, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = at < columns
@@ -28,24 +30,26 @@ def _gated(both, out, columns, BLOCK: tl.constexpr):
     tl.store(out + row * columns + at, gate * tl.sigmoid(gate) * value, mask=real)
 
 
-def gated(both: Tensor) -> Tensor:
-    """See `chains.gated`."""
+def triton_silu_gate(both: Tensor) -> Tensor:
+    """Computes `pointwise.silu_gate`, (M, 2 N) -> (M, N)."""
     rows, columns = both.shape[0], both.shape[1] // 2
     out = both.new_empty(rows, columns)
-    _gated[(rows, triton.cdiv(columns, _COLUMNS))](both, out, columns, BLOCK=_COLUMNS)
+    _silu_gate_kernel[(rows, triton.cdiv(columns, _GATE_COLUMNS))](
+        both, out, columns, BLOCK=_GATE_COLUMNS
+    )
     return out
 
 
 @triton.jit
-def _rotated(
+def _rotate_heads_kernel(
     heads, cos, sin, vectors, all_heads,
-    TURNED: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    ROTATED: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, PADDED)
     real = (vector < vectors)[:, None] & (d < HALF)[None, :]
-    token = vector // TURNED
-    low = ((token * all_heads + vector % TURNED) * 2 * HALF)[:, None] + d[None, :]
+    token = vector // ROTATED
+    low = ((token * all_heads + vector % ROTATED) * 2 * HALF)[:, None] + d[None, :]
     angle = (token * 2 * HALF)[:, None] + d[None, :]
     x = tl.load(heads + low, mask=real).to(tl.float32)
     y = tl.load(heads + low + HALF, mask=real).to(tl.float32)
@@ -56,19 +60,19 @@ def _rotated(
     tl.store(heads + low + HALF, second, mask=real)
 
 
-def rotated(heads: Tensor, cos: Tensor, sin: Tensor, turned: int) -> Tensor:
-    """See `chains.rotated`; in place."""
+def triton_rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
+    """Computes `pointwise.rotate_heads` in place, and returns `heads`."""
     tokens, all_heads, size = heads.shape
     half = size // 2
-    _rotated[(triton.cdiv(tokens * turned, _VECTORS),)](
-        heads, cos, sin, tokens * turned, all_heads,
-        TURNED=turned, HALF=half, PADDED=triton.next_power_of_2(half), BLOCK=_VECTORS,
+    _rotate_heads_kernel[(triton.cdiv(tokens * rotated, _ROTATE_VECTORS),)](
+        heads, cos, sin, tokens * rotated, all_heads,
+        ROTATED=rotated, HALF=half, PADDED=triton.next_power_of_2(half), BLOCK=_ROTATE_VECTORS,
     )  # fmt: skip
     return heads
 
 
 @triton.jit
-def _channel_norm(
+def _channel_norm_kernel(
     x, bias, scale, added, out, pixels, eps,
     C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
     ADD: tl.constexpr, EARLY: tl.constexpr,
@@ -91,20 +95,29 @@ def _channel_norm(
     tl.store(out + at, value, mask=real)
 
 
-def channel_norm(
+def triton_channel_norm(
     x: Tensor, bias: Tensor, scale: Tensor, *, add: Tensor | None, early: bool, eps: float
 ) -> Tensor:
-    """(N, C, H, W), channels last: adds a bias and divides by the root mean square over channels.
+    """Adds a bias and divides by the root mean square over channels, with a ReLU and a sum.
 
-    A ReLU comes before the norm if `early`, else at the end, after `add`.
+    Args:
+        x: (N, C, H, W).
+        bias: (C,), added first.
+        scale: C values, multiplied after the norm.
+        add: (N, C, H, W), added after the norm; None = nothing.
+        early: applies the ReLU before the norm; otherwise it comes last, after `add`.
+        eps: added to the mean square.
+
+    Returns:
+        (N, C, H, W) in channels-last memory.
     """
     x = x.contiguous(memory_format=channels_last)
     count, channels, h, w = x.shape
     out = empty_like(x)
     added = x if add is None else add.contiguous(memory_format=channels_last)
     padded = triton.next_power_of_2(channels)
-    block = max(1, _VALUES // padded)
-    _channel_norm[(triton.cdiv(count * h * w, block),)](
+    block = max(1, _NORM_VALUES // padded)
+    _channel_norm_kernel[(triton.cdiv(count * h * w, block),)](
         x, bias, scale, added, out, count * h * w, eps, C=channels, PADDED=padded, BLOCK=block,
         ADD=add is not None, EARLY=early,
     )  # fmt: skip

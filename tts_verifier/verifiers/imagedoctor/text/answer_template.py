@@ -1,8 +1,9 @@
-"""An answer of which only the digits are asked for: the rest is known beforehand.
+"""The answer as a template: the model fills in the digits, everything else is given.
 
-In answer-only mode the reply is always the same text but for its numbers (see the format in
-the instruction, and the reward's regular expressions in doctor_hp.py). What is known is read
-several tokens at a time, with the digit before it; the model chooses among digits only.
+In answer-only mode the model always writes the same text except for its numbers (see the format
+in the instruction, and the reward's regular expressions in doctor_hp.py). With the template it
+reads the fixed text between two numbers in one step, together with the digit before it, and
+chooses among digits only.
 """
 
 from __future__ import annotations
@@ -11,46 +12,66 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import Turn
-from tts_verifier.verifiers.imagedoctor.model.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.text.expected_scores import Numerals
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
+from tts_verifier.errors import InputError
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.generation import ForcedStep
+from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
-ANSWER: Final = (
+TEMPLATE_TEXT: Final = (
     "Semantic Alignment score: 0.00; Misalignment Locations: <|misalignment|>; "
     "Aesthetic score: 0.00; Plausibility score: 0.00; Artifact Locations: <|artifact|>; "
     "Overall Impression score: 0.00</answer>"
 )
+"""The answer; the model replaces the digits of each 0.00."""
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
-    """`before`: read with the prompt. `turns`: see `slots.Turn`. `after`: known, never read."""
+class AnswerTemplate:
+    """The template in tokens; the default is an empty one, which gives nothing to the model."""
 
     before: tuple[int, ...] = ()
-    turns: tuple[Turn, ...] = ()
+    """Fixed tokens before the first digit; they are read with the prompt."""
+    forced_steps: tuple[ForcedStep, ...] = ()
+    """The steps of decoding: a digit that is chosen, and the fixed tokens that follow it."""
     after: tuple[int, ...] = ()
+    """Fixed tokens after the last digit; the model never reads them."""
 
     @classmethod
-    def of(cls, words: Words, config: ImageDoctorConfig, numerals: Numerals) -> Skeleton:
-        """Cuts `ANSWER` into what is known and what is chosen."""
+    def from_tokenizer(
+        cls, tokenizer: PromptTokenizer, config: ImageDoctorConfig
+    ) -> AnswerTemplate:
+        """Cuts `TEMPLATE_TEXT` into fixed tokens and digits to choose.
+
+        Raises:
+            InputError: the tokenizer does not write scores digit by digit.
+        """
+        numbers = ScoreTokens.from_tokenizer(tokenizer)
+        if numbers is None:
+            raise InputError(
+                "answer_template needs a checkpoint whose tokenizer writes scores digit by digit, "
+                "this one does not. Leave answer_template out.",
+                argument="answer_template",
+            )
         special = {
             "<|misalignment|>": config.misalignment_token_id,
             "<|artifact|>": config.artifact_token_id,
         }
-        turns: list[Turn] = []
-        known: list[int] = []
+        steps: list[ForcedStep] = []
+        fixed: list[int] = []
         before: tuple[int, ...] = ()
-        for part in re.split(r"(0\.00|<\|\w+\|>)", ANSWER):
+        for part in re.split(r"(0\.00|<\|\w+\|>)", TEMPLATE_TEXT):
             if part in special:
-                known.append(special[part])
+                fixed.append(special[part])
             elif part != "0.00":
-                known += words.encode(part)
+                fixed += tokenizer.encode(part)
             else:
-                if turns:
-                    turns[-1] = Turn(turns[-1].among, tuple(known))
+                # The fixed text since the last number follows that number's last digit.
+                if steps:
+                    steps[-1] = ForcedStep(steps[-1].choices, tuple(fixed))
                 else:
-                    before = tuple(known)
-                turns += [Turn(numerals.units, numerals.point), *[Turn(numerals.digits)] * 2]
-                known = []
-        return cls(before, tuple(turns), tuple(known))
+                    before = tuple(fixed)
+                unit, decimal = ForcedStep(numbers.units, numbers.point), ForcedStep(numbers.digits)
+                steps += [unit, decimal, decimal]
+                fixed = []
+        return cls(before, tuple(steps), tuple(fixed))

@@ -1,19 +1,20 @@
-"""Scores finer than two digits: the expectation over the digits' probabilities.
+"""Scores finer than two digits: expected values over the probabilities of the digits.
 
-A greedy reply writes 0.86 whether 0.87 was nearly as likely or not, so that candidates often tie.
-With p(1) the probability of a 1 before the point against a 0, and p_j(k) that of digit k at
-decimal j, given what was written before it, the expected score is
+A greedy reply says 0.86 even if 0.87 was nearly as likely, so candidates often tie. Let p(1) be
+the probability of "1" before the decimal point, against "0". Let p_j(k) be the probability of
+digit k at decimal j, given the text before it. The expected score is
 
     p(1) + (1 - p(1)) * sum over j of 10^-j * sum over k of k * p_j(k)     where 0.… is written,
     p(1) + (1 - p(1)) * 0.99                                               where 1.… is written,
 
-each normalised over the digits alone. It depends smoothly on the image, at no cost.
+with each distribution normalised over its digits alone. The expected score varies smoothly
+with the image, and costs nothing: the model has computed the probabilities anyway.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -22,85 +23,92 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.types.score_names import EXPECTED
-from tts_verifier.verifiers.imagedoctor.text.instruction import Words
-from tts_verifier.verifiers.imagedoctor.text.reply import Reply
+from tts_verifier.verifiers.imagedoctor.text.reply import ParsedReply
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
-_BELOW_ONE: Final = 0.99
+_JUST_BELOW_ONE: Final = 0.99
+"""The value of 0.…, where the reply says 1.… and the other decimals are unknown."""
+_COLUMN_OF_ONE: Final = 11
+"""Column of "1" before the point: ten digits and "0" come first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Numerals:
-    """How a tokenizer writes a score.
-
-    `digits`: ids of "0" to "9". `units`: of what is before the decimals as far as it is
-    chosen: "0" and "1", or "0." and "1." where the point belongs to them. `point`: what follows.
-    """
+class ScoreTokens:
+    """The tokens with which a tokenizer writes scores, digit by digit."""
 
     digits: tuple[int, ...]
+    """Ids of "0" to "9"."""
     units: tuple[int, int]
+    """Ids of "0" and "1" before the point; of "0." and "1." if the point belongs to them."""
     point: tuple[int, ...]
+    """The ids between units and decimals: the point, or nothing."""
 
     @classmethod
-    def of(cls, words: Words) -> Numerals | None:
-        """Finds the ids; None where a score is not written digit by digit."""
-        digits = [words.encode(str(digit)) for digit in range(10)]
-        zero, one = words.encode("0.25"), words.encode("1.25")
-        tail = [*digits[2], *digits[5]]
-        whole = all(len(ids) == 1 for ids in digits) and zero[1:] == one[1:]
-        if not whole or zero[-2:] != tail or len(zero) not in (3, 4):
+    def from_tokenizer(cls, tokenizer: PromptTokenizer) -> ScoreTokens | None:
+        """Finds the ids; returns None if the tokenizer does not write scores digit by digit."""
+        digits = [tokenizer.encode(str(digit)) for digit in range(10)]
+        zero, one = tokenizer.encode("0.25"), tokenizer.encode("1.25")
+        decimals = [*digits[2], *digits[5]]
+        regular = all(len(ids) == 1 for ids in digits) and zero[1:] == one[1:]
+        if not regular or zero[-2:] != decimals or len(zero) not in (3, 4):
             return None
         return cls(tuple(ids[0] for ids in digits), (zero[0], one[0]), tuple(zero[1:-2]))
 
 
-def expected(
-    reply: Reply, text: str, pieces: Sequence[str], odds: NDArray[np.float32]
-) -> Mapping[str, float]:
-    """Returns the expected scores, named with `EXPECTED`.
+def expected_scores(
+    reply: ParsedReply, text: str, pieces: Sequence[str], probs: NDArray[np.float32]
+) -> dict[str, float]:
+    """Computes the expected value of every score, under its name with the suffix `EXPECTED`.
 
     Args:
-        reply: what the text says.
-        text: of all tokens together.
-        pieces: of each token alone.
-        odds: (tokens, 12), where each was chosen the probabilities of the digits and of the
-            two units, each group normalised alone; rows of what was not chosen do not matter.
+        reply: the parsed text.
+        text: the text of all tokens together.
+        pieces: the text of each token alone.
+        probs: (tokens, 12). Where a token was chosen, the probabilities of the ten digits and
+            of the two units; each group sums to 1. Rows of other tokens are not read.
 
     Returns:
-        For every score; where it is not written digit by digit, as it is written.
+        The expected scores. A score that is not written digit by digit keeps its written value.
     """
-    # Counted from the end: before the answer letters may be made of several tokens.
-    ends = [len(text) - behind for behind in accumulate(map(len, reversed(pieces)))]
-    token_at = {start: len(pieces) - 1 - i for i, start in enumerate(ends)}
-    found = {}
+    # Offsets count from the end of the text. Before the answer, a letter may be made of several
+    # tokens, whose pieces alone are longer than the letter.
+    starts = [len(text) - behind for behind in accumulate(map(len, reversed(pieces)))]
+    token_at = {start: len(pieces) - 1 - i for i, start in enumerate(starts)}
+    scores = {}
     for name, value in reply.scores.items():
-        fine = None
-        if name in reply.places and not math.isnan(value):
-            start, end = reply.places[name]
-            places = [token_at.get(place) for place in range(start, end)]
-            fine = _expected(text[start:end], places, pieces, odds)
-        found[name + EXPECTED] = value if fine is None else fine
-    return found
+        expected = None
+        if name in reply.spans and not math.isnan(value):
+            start, end = reply.spans[name]
+            tokens = [token_at.get(offset) for offset in range(start, end)]
+            expected = _expected_value(text[start:end], tokens, pieces, probs)
+        scores[name + EXPECTED] = value if expected is None else expected
+    return scores
 
 
-def _expected(
+def _expected_value(
     written: str,
-    places: Sequence[int | None],
+    tokens: Sequence[int | None],
     pieces: Sequence[str],
-    odds: NDArray[np.float32],
+    probs: NDArray[np.float32],
 ) -> float | None:
-    """Returns a number's expectation, None if it is not written digit by digit.
+    """Returns the expected value of one number, None if it is not written digit by digit.
 
-    `places`: of each character, the token that begins there.
+    Args:
+        written: the number.
+        tokens: for each of its characters, the token that begins there, None for no token.
+        pieces: see `expected_scores`.
+        probs: see `expected_scores`.
     """
     unit, point, decimals = written.partition(".")
-    first = places[0]
+    first = tokens[0]
     if unit not in ("0", "1") or not decimals or first is None:
         return None
     if pieces[first] not in (unit, unit + point):
         return None
-    one = float(odds[first, 11])
-    below = 0.0
-    for j, (digit, token) in enumerate(zip(decimals, places[2:], strict=True), 1):
+    fraction = 0.0
+    for j, (digit, token) in enumerate(zip(decimals, tokens[2:], strict=True), 1):
         if token is None or pieces[token] != digit:
             return None
-        below += float(odds[token, :10] @ np.arange(10)) * 10.0**-j
-    return one + (1 - one) * (_BELOW_ONE if unit == "1" else min(below, 1.0))
+        fraction += float(probs[token, :10] @ np.arange(10)) * 10.0**-j
+    one = float(probs[first, _COLUMN_OF_ONE])
+    return one + (1 - one) * (_JUST_BELOW_ONE if unit == "1" else min(fraction, 1.0))

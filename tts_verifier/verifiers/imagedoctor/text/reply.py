@@ -1,10 +1,10 @@
-"""A reply's text -> scores and boxes.
+"""Parses the text of a reply into scores and boxes.
 
-The grammar is the official one: fields `<name> score: <number>` inside <answer>, boxes
-`[x1,y1,x2,y2]` anywhere (regular expressions of modify/flow_grpo/flow_grpo/doctor_hp.py and
-of the grounding rewards). What differs is that nothing is guessed: a field that is missing,
-cut off, not a plain number, given twice with two values, or outside [0, 1] is NaN, where the
-official scorer writes 0 or clamps.
+The grammar is the official one: fields `<name> score: <number>` inside <answer>, and boxes
+`[x1,y1,x2,y2]` anywhere. The official regular expressions are in modify/flow_grpo/flow_grpo/
+doctor_hp.py and in the grounding rewards. Unlike them this parser guesses nothing. A field is
+NaN if it is missing, cut off, not a plain number, outside [0, 1], or given twice with two
+values; the official scorer writes 0 or clamps instead.
 """
 
 from __future__ import annotations
@@ -17,99 +17,106 @@ from typing import Final
 
 from tts_verifier.types import Box
 
-SCORES: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
+SCORE_NAMES: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
+"""Names of the four scores, in the order of the answer."""
 
-_FIELDS: Final[Mapping[str, str]] = {
+_FIELD_TO_SCORE: Final[Mapping[str, str]] = {
     "semanticalignment": "semantic_alignment",
     "aesthetic": "aesthetics",
     "plausibility": "plausibility",
     "overallimpression": "overall",
 }
-_FIELD = re.compile(
+# The look-ahead leaves the number unconsumed: an empty field must not swallow the next name.
+_FIELD_PATTERN = re.compile(
     r"(?<![a-z])(semantic\s*alignment|aesthetic|plausibility|overall\s*impression)"
     r"\s*score\s*:(?=\s*([^\s;<\"']*)(\s*[/%])?)",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+# [0-9] and not \d, which also matches digits of other scripts.
+_NUMBER_PATTERN = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _COORDINATE = r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*"
-_BOX = re.compile(rf"\[{_COORDINATE},{_COORDINATE},{_COORDINATE},{_COORDINATE}\]")
+_BOX_PATTERN = re.compile(rf"\[{_COORDINATE},{_COORDINATE},{_COORDINATE},{_COORDINATE}\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What a reply says. `boxes`: in the model's 512-px frame, as written, valid ones only.
-
-    `places`: where in the text each score's number was first written, (start, end).
-    """
+class ParsedReply:
+    """The content of a reply."""
 
     scores: Mapping[str, float]
+    """A value in [0, 1] or NaN for each of `SCORE_NAMES`."""
     boxes: tuple[Box, ...]
-    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Boxes (x1, y1, x2, y2) in the model's 512-pixel frame, as written; only those with area."""
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """For each score that occurs, the (start, end) of its first number in the text."""
 
     @property
-    def whole(self) -> bool:
-        """True when all four scores are there."""
+    def is_complete(self) -> bool:
+        """True if the reply gives all four scores."""
         return all(math.isfinite(value) for value in self.scores.values())
 
 
-def parse(text: str, *, reasoning: bool, ended: bool = True) -> Reply:
-    """Reads a reply; never raises.
+def parse_reply(text: str, *, reasoning: bool, ended: bool = True) -> ParsedReply:
+    """Parses a reply. Never raises, whatever the text is.
 
     Args:
         text: the generated text.
-        reasoning: True when the model wrote the whole reply, so that scores count only after
-            an opening <answer>; False when <answer> was given to it.
-        ended: False when the reply was cut off by the limit on its length.
+        reasoning: True if the model wrote the whole reply, so that scores count only after an
+            opening <answer>. False if <answer> was part of its input.
+        ended: False if the limit on its length cut the reply off.
     """
-    scores, places = _scores(text, *_answer(text, reasoning=reasoning, ended=ended))
-    return Reply(scores, _boxes(text), places)
+    start, end = _answer_span(text, reasoning=reasoning, ended=ended)
+    scores, spans = _parse_scores(text, start, end)
+    return ParsedReply(scores, _parse_boxes(text), spans)
 
 
-def _answer(text: str, *, reasoning: bool, ended: bool) -> tuple[int, int]:
-    """Returns where the answer starts and ends, less what a cut may have damaged."""
-    _, thought, after = text.rpartition("</think>")
-    _, opened, inside = after.partition("<answer>")
-    if reasoning and (not opened or ("<think>" in text and not thought)):
+def _answer_span(text: str, *, reasoning: bool, ended: bool) -> tuple[int, int]:
+    """Returns (start, end) of the answer, without a last word that may be incomplete."""
+    _, closed_thinking, after = text.rpartition("</think>")
+    _, opened, answer = after.partition("<answer>")
+    if reasoning and (not opened or ("<think>" in text and not closed_thinking)):
         return 0, 0
-    inside = inside if opened else after
-    start = len(text) - len(inside)
-    inside, closed, _ = inside.partition("</answer>")
+    answer = answer if opened else after
+    start = len(text) - len(answer)
+    answer, closed, _ = answer.partition("</answer>")
     if closed or ended:
-        return start, start + len(inside)
-    whole_words = re.match(r"(.*\s)?", inside, re.DOTALL)
+        return start, start + len(answer)
+    # A cut may have shortened the last number: "0.8" may be the start of "0.85".
+    whole_words = re.match(r"(.*\s)?", answer, re.DOTALL)
     return start, start + (whole_words.end() if whole_words else 0)
 
 
-def _scores(text: str, start: int, end: int) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
-    """Returns the scores between two places, and where each was first written."""
-    scores = dict.fromkeys(SCORES, math.nan)
-    places: dict[str, tuple[int, int]] = {}
-    seen: dict[str, float] = {}
-    for found in _FIELD.finditer(text[:end], start):
-        name, written, unit = found.groups()
-        key = _FIELDS["".join(name.lower().split())]
-        value = math.nan if unit else _number(written)
-        if key in seen and seen[key] != value:
+def _parse_scores(
+    text: str, start: int, end: int
+) -> tuple[dict[str, float], dict[str, tuple[int, int]]]:
+    """Returns the scores in text[start:end], and the span of each one's first number."""
+    scores = dict.fromkeys(SCORE_NAMES, math.nan)
+    spans: dict[str, tuple[int, int]] = {}
+    given: dict[str, float] = {}
+    for match in _FIELD_PATTERN.finditer(text[:end], start):
+        field_name, written, unit = match.groups()
+        name = _FIELD_TO_SCORE["".join(field_name.lower().split())]
+        value = math.nan if unit else _parse_score(written)
+        if name in given and given[name] != value:
             value = math.nan
-        seen[key] = scores[key] = value
-        places.setdefault(key, (found.start(2), found.start(2) + len(written.rstrip(".,"))))
-    return scores, places
+        given[name] = scores[name] = value
+        spans.setdefault(name, (match.start(2), match.start(2) + len(written.rstrip(".,"))))
+    return scores, spans
 
 
-def _number(written: str) -> float:
-    """Returns a number in [0, 1], else NaN; a final point or comma is punctuation."""
+def _parse_score(written: str) -> float:
+    """Returns a number in [0, 1] or NaN; a final point or comma is punctuation."""
     written = written.rstrip(".,")
-    if not _NUMBER.fullmatch(written):
+    if not _NUMBER_PATTERN.fullmatch(written):
         return math.nan
     value = float(written)
-    return abs(value) if 0.0 <= value <= 1.0 else math.nan
+    return abs(value) if 0.0 <= value <= 1.0 else math.nan  # abs: "-0.0" is 0
 
 
-def _boxes(text: str) -> tuple[Box, ...]:
-    """Returns each box once, in order; one without area is left out."""
-    found: dict[Box, None] = {}
-    for x1, y1, x2, y2 in _BOX.findall(text):
+def _parse_boxes(text: str) -> tuple[Box, ...]:
+    """Returns each box once, in order of appearance, without boxes that have no area."""
+    boxes: dict[Box, None] = {}
+    for x1, y1, x2, y2 in _BOX_PATTERN.findall(text):
         box = (float(x1), float(y1), float(x2), float(y2))
         if box[0] < box[2] and box[1] < box[3]:
-            found[box] = None
-    return tuple(found)
+            boxes[box] = None
+    return tuple(boxes)

@@ -1,11 +1,11 @@
-"""What the network is made of: every dimension, token id and weight, read from config.json.
+"""The dimensions, token ids and weights of an ImageDoctor, read from config.json.
 
 Two forms are read: the released one, flat in the manner of transformers 4.49 (`model_type`
-"ImageDoctor", `rope_scaling`, a partial `vision_config`), and the nested one of today with
-`text_config`. The released file says nothing about the heads; ours states them under
-`heatmap_config`. A key that is absent takes the value of the official 3 B model
-(Qwen2.5-VL-3B-Instruct and modify/transformers/modeling_qwen2_5_vl.py of ImageDoctor), and
-loading checks all of them against the shapes of the weights.
+"ImageDoctor", `rope_scaling`, a partial `vision_config`), and the nested one of today, with
+`text_config`. The released file does not describe the heatmap head; files that we write do, under
+`heatmap_config`. An absent key takes the value of the official 3 B model (Qwen2.5-VL-3B-Instruct
+and modify/transformers/modeling_qwen2_5_vl.py of ImageDoctor). Loading compares all dimensions
+with the shapes of the weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tts_verifier.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
-TEXT: Mapping[str, Any] = {
+TEXT_DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 2048,
     "intermediate_size": 11008,
@@ -36,7 +36,7 @@ TEXT: Mapping[str, Any] = {
     "bos_token_id": 151643,
     "eos_token_id": 151645,
 }
-VISION: Mapping[str, Any] = {
+VISION_DEFAULTS: Mapping[str, Any] = {
     "depth": 32,
     "hidden_size": 1280,
     "hidden_act": "silu",
@@ -50,38 +50,42 @@ VISION: Mapping[str, Any] = {
     "window_size": 112,
     "fullatt_block_indexes": (7, 15, 23, 31),
 }
-IDS: Mapping[str, int] = {
+TOKEN_ID_DEFAULTS: Mapping[str, int] = {
     "image_token_id": 151655,
     "vision_start_token_id": 151652,
     "vision_end_token_id": 151653,
     "misalignment_token_id": 151665,
     "artifact_token_id": 151666,
 }
-ROPE_THETA = 1e6
-MROPE_SECTION = (16, 24, 24)
+DEFAULT_ROPE_THETA = 1e6
+DEFAULT_MROPE_SECTION = (16, 24, 24)
+"""Frequencies of time, row and column: half the size of an attention head."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeatmapConfig:
-    """Dimensions of the heads, by default the official ones.
-
-    `width`: channels of prompt, image embedding and two-way transformer. `text_hidden`,
-    `image_hidden`: middle width of the two projections, None = the language model's.
-    `depth`, `heads`, `mlp`: of the two-way transformer. `stem`: outputs of the upscaler's
-    two first convolutions; `stages`: of its four doublings. `mask_channels`: of the prompt
-    encoder's mask branch, which is stored and never run. `weight`: of the map losses.
-    """
+    """Dimensions of the heatmap head; the defaults are the official ones."""
 
     width: int = 768
+    """Channels of the text prompt, the image embedding and the two-way transformer."""
     text_hidden: int | None = None
+    """Hidden width of the projection of text states, None = the language model's width."""
     image_hidden: int | None = None
+    """Hidden width of the projection of image features, None = the language model's width."""
     depth: int = 2
+    """Layers of the two-way transformer."""
     heads: int = 8
+    """Attention heads of the two-way transformer."""
     mlp: int = 2048
+    """Hidden width of the two-way transformer's MLPs."""
     stem: tuple[int, int] = (768, 384)
+    """Output channels of the upscaler's first two convolutions."""
     stages: tuple[int, int, int, int] = (768, 384, 384, 192)
+    """Output channels of the upscaler's four doubling stages."""
     mask_channels: int = 16
+    """Channels of the prompt encoder's mask branch, which is stored and never run."""
     weight: float = 1.0
+    """Weight of the map losses in training."""
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads) or self.width % 2:
@@ -98,47 +102,55 @@ class HeatmapConfig:
 
 @dataclass(frozen=True, slots=True)
 class ImageDoctorConfig:
-    """A whole model; `raw` is the config.json that it was read from.
-
-    `text`, `vision`: arguments of transformers' own config classes.
-    """
+    """The config of a whole model."""
 
     text: Mapping[str, Any]
+    """Arguments of transformers' config class of the language model."""
     vision: Mapping[str, Any]
-    heads: HeatmapConfig
+    """Arguments of transformers' config class of the vision tower."""
+    heatmap: HeatmapConfig
+    """Dimensions of the heatmap head."""
     image_token_id: int
+    """Holds the place of one merged visual token."""
     vision_start_token_id: int
+    """Stands before the tokens of an image."""
     vision_end_token_id: int
+    """Stands after the tokens of an image."""
     misalignment_token_id: int
+    """The state that predicts this token prompts the misalignment heatmap."""
     artifact_token_id: int
+    """The state that predicts this token prompts the artifact heatmap."""
     tied: bool
+    """Whether the output matrix is the embedding itself."""
     raw: Mapping[str, Any] = field(repr=False)
+    """The content of the config.json that this was read from."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ImageDoctorConfig:
         """Reads the flat or the nested form.
 
         Raises:
-            CheckpointError: a dimension does not fit the others, or the form is unknown.
+            CheckpointError: a dimension does not fit the others, or a key has a value that this
+                code does not support.
         """
         nested = raw.get("text_config") or {}
         source = {**raw, **nested}
-        text = {key: source.get(key, value) for key, value in TEXT.items()}
-        text["rope_parameters"] = _rope(source, text)
+        text = {key: source.get(key, value) for key, value in TEXT_DEFAULTS.items()}
+        text["rope_parameters"] = _rope_parameters(source)
         if source.get("use_sliding_window"):
             raise CheckpointError(
                 "use_sliding_window must be false, as in the released model; it is true."
             )
         given = dict(raw.get("vision_config") or {})
-        if "in_chans" in given:
+        if "in_chans" in given:  # the released file's name for it
             given.setdefault("in_channels", given["in_chans"])
-        vision = {key: given.get(key, value) for key, value in VISION.items()}
+        vision = {key: given.get(key, value) for key, value in VISION_DEFAULTS.items()}
         vision["out_hidden_size"] = given.get("out_hidden_size", text["hidden_size"])
-        ids = {key: int(raw.get(key, value)) for key, value in IDS.items()}
+        ids = {key: int(raw.get(key, value)) for key, value in TOKEN_ID_DEFAULTS.items()}
         config = cls(
             text=text,
             vision=vision,
-            heads=_heads(raw),
+            heatmap=_heatmap_config(raw),
             **ids,
             tied=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", True))),
             raw=dict(raw),
@@ -148,10 +160,10 @@ class ImageDoctorConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImageDoctorConfig:
-        """Reads `config.json` of a folder.
+        """Reads the config.json of a checkpoint folder.
 
         Raises:
-            CheckpointError: the file is missing, not JSON, or does not fit.
+            CheckpointError: the file is missing or not JSON, or its dimensions do not fit.
         """
         path = folder / "config.json"
         try:
@@ -165,13 +177,18 @@ class ImageDoctorConfig:
         return cls.from_dict(raw)
 
     @property
-    def cell(self) -> int:
+    def layers(self) -> int:
+        """Number of layers of the language model."""
+        return int(self.text["num_hidden_layers"])
+
+    @property
+    def merged_patch_size(self) -> int:
         """Side of one merged visual token, in model pixels (28 in the official model)."""
         return int(self.vision["patch_size"] * self.vision["spatial_merge_size"])
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The ids that end a reply."""
+        """The tokens that end a reply."""
         eos = self.text["eos_token_id"]
         return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
 
@@ -189,8 +206,12 @@ class ImageDoctorConfig:
         return Qwen2_5_VLVisionConfig(**self.vision)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what config.json should say: as read, with the heads stated."""
-        return {**self.raw, "heatmap_weight": self.heads.weight, "heatmap_config": _stated(self)}
+        """Returns the content for config.json: as it was read, plus the heatmap head."""
+        stated = asdict(self.heatmap)
+        for name in ("text_hidden", "image_hidden"):
+            stated[name] = stated[name] or self.text["hidden_size"]
+        stated = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
+        return {**self.raw, "heatmap_weight": self.heatmap.weight, "heatmap_config": stated}
 
     def _check(self) -> None:
         text, vision = self.text, self.vision
@@ -208,7 +229,7 @@ class ImageDoctorConfig:
                 "vision_config.out_hidden_size must equal hidden_size, got "
                 f"{vision['out_hidden_size']} and {text['hidden_size']}."
             )
-        for name in IDS:
+        for name in TOKEN_ID_DEFAULTS:
             if not 0 <= getattr(self, name) < text["vocab_size"]:
                 raise CheckpointError(
                     f"{name} must be below vocab_size {text['vocab_size']}, "
@@ -216,20 +237,21 @@ class ImageDoctorConfig:
                 )
 
 
-def _rope(source: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `rope_parameters` of today from either generation's keys."""
+def _rope_parameters(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns today's `rope_parameters` from the keys of either generation."""
     given = source.get("rope_parameters") or source.get("rope_scaling") or {}
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise CheckpointError(f"rope type must be 'default' or 'mrope', got {kind!r}.")
     return {
         "rope_type": "default",
-        "rope_theta": given.get("rope_theta", source.get("rope_theta", ROPE_THETA)),
-        "mrope_section": list(given.get("mrope_section", MROPE_SECTION)),
+        "rope_theta": given.get("rope_theta", source.get("rope_theta", DEFAULT_ROPE_THETA)),
+        "mrope_section": list(given.get("mrope_section", DEFAULT_MROPE_SECTION)),
     }
 
 
-def _heads(raw: Mapping[str, Any]) -> HeatmapConfig:
+def _heatmap_config(raw: Mapping[str, Any]) -> HeatmapConfig:
+    """Reads `heatmap_config`, and the weight that the released file states beside it."""
     given = dict(raw.get("heatmap_config") or {})
     known = {f.name for f in fields(HeatmapConfig)}
     if unknown := sorted(set(given) - known):
@@ -241,11 +263,3 @@ def _heads(raw: Mapping[str, Any]) -> HeatmapConfig:
         if name in given:
             given[name] = tuple(given[name])
     return HeatmapConfig(**given)
-
-
-def _stated(config: ImageDoctorConfig) -> dict[str, Any]:
-    stated = asdict(config.heads)
-    hidden = config.text["hidden_size"]
-    for name in ("text_hidden", "image_hidden"):
-        stated[name] = stated[name] or hidden
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}

@@ -6,9 +6,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.shapes.grammar import parse
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
-from tts_verifier.training.miniature.verifier import replies
+from tts_verifier.training.miniature.verifier import target_replies
 from tts_verifier.verifiers.imagedoctor.text import reply
 
 CIRCLE = Thing("circle", "red", (30.0, 66.0), (14.0, 50.0, 46.0, 82.0))
@@ -16,20 +16,22 @@ SQUARE = Thing("square", "green", (100.0, 76.0), (85.0, 61.0, 115.0, 91.0))
 STAR = Thing("star", "blue", (100.0, 20.0), (90.0, 10.0, 110.0, 30.0))
 
 
-def read(caption: str, *things: Thing) -> Reading:
-    return compare(parse(caption), things)
+def reading_of(caption: str, *things: Thing) -> Reading:
+    return compare(parse_caption(caption), things)
 
 
 def checks(caption: str, *things: Thing) -> str:
-    return replies.checks(parse(caption), read(caption, *things)).removeprefix("\nChecks:")
+    return target_replies.checks_text(
+        parse_caption(caption), reading_of(caption, *things)
+    ).removeprefix("\nChecks:")
 
 
 def test_objects_are_listed_from_top_to_bottom_in_the_frame_of_512() -> None:
-    assert replies.look([CIRCLE, SQUARE, STAR]) == (
+    assert target_replies.objects_text([CIRCLE, SQUARE, STAR]) == (
         "<think>\nObjects:#1 blue star 400 80 80#2 red circle 120 264 128"
         "#3 green square 400 304 120"
     )
-    assert replies.look([]) == "<think>\nObjects: none"
+    assert target_replies.objects_text([]) == "<think>\nObjects: none"
 
 
 def test_every_constraint_is_compared_and_their_weights_are_added_up() -> None:
@@ -52,13 +54,13 @@ def test_a_count_says_how_many_there_are() -> None:
 
 
 def test_faulty_regions_are_the_misaligned_things_and_the_artifact() -> None:
-    reading = read("a red circle", CIRCLE, SQUARE, STAR)
-    found = replies.faults(reading, (0.0, 0.0, 127.0, 3.0), "smear")
-    assert replies.regions(found) == (
+    reading = reading_of("a red circle", CIRCLE, SQUARE, STAR)
+    regions = target_replies.faulty_regions(reading, (0.0, 0.0, 127.0, 3.0), "smear")
+    assert target_replies.regions_text(regions) == (
         "\nI need to focus on the bounding box area. Proposed regions (xyxy): "
         "1.[360,40,440,120] misaligned;2.[336,240,464,368] misaligned;3.[0,0,512,16] smear"
     )
-    assert replies.regions([]).endswith("(xyxy): none")
+    assert target_replies.regions_text([]).endswith("(xyxy): none")
 
 
 boxes = st.tuples(*[st.floats(0, 128)] * 4)
@@ -66,7 +68,7 @@ boxes = st.tuples(*[st.floats(0, 128)] * 4)
 
 @given(boxes)
 def test_a_quantised_box_always_has_an_area(box: tuple[float, float, float, float]) -> None:
-    x1, y1, x2, y2 = replies.quantised(box)
+    x1, y1, x2, y2 = target_replies.quantise_box(box)
     assert 0 <= x1 < x2 <= 512
     assert 0 <= y1 < y2 <= 512
     assert not any(v % 8 for v in (x1, y1, x2, y2))
@@ -75,18 +77,26 @@ def test_a_quantised_box_always_has_an_area(box: tuple[float, float, float, floa
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.sampled_from(["", "smear"]))
 def test_a_reply_is_read_back_by_the_verifier(values: list[float], kind: str) -> None:
     caption = "two stars"
-    reading = read(caption, CIRCLE, SQUARE)
-    found = replies.faults(reading, (8.0, 8.0, 40.0, 40.0) if kind else None, kind)
-    scores = dict(zip(replies.NAMES, values, strict=True))
-    text = replies.reasons(parse(caption), reading, found) + replies.ANSWER + replies.answer(scores)
-    said = reply.parse(text, reasoning=True)
-    assert said.whole
+    reading = reading_of(caption, CIRCLE, SQUARE)
+    regions = target_replies.faulty_regions(reading, (8.0, 8.0, 40.0, 40.0) if kind else None, kind)
+    scores = dict(zip(target_replies.SCORE_LABELS, values, strict=True))
+    text = (
+        target_replies.reasoning_text(parse_caption(caption), reading, regions)
+        + target_replies.ANSWER_START
+        + target_replies.answer_text(scores)
+    )
+    said = reply.parse_reply(text, reasoning=True)
+    assert said.is_complete
     assert all(math.isclose(said.scores[n], scores[n], abs_tol=0.0051) for n in scores)
-    assert list(said.boxes) == [tuple(map(float, replies.quantised(box))) for box, _ in found]
+    assert list(said.boxes) == [
+        tuple(map(float, target_replies.quantise_box(box))) for box, _ in regions
+    ]
 
 
 def test_the_answer_fits_the_official_reward_and_names_both_tokens_in_order() -> None:
-    text = replies.answer(dict(zip(replies.NAMES, (0.5, 0.25, 1.0, 0.75), strict=True)))
+    text = target_replies.answer_text(
+        dict(zip(target_replies.SCORE_LABELS, (0.5, 0.25, 1.0, 0.75), strict=True))
+    )
     assert text == (
         "Semantic Alignment score: 0.50; Misalignment Locations: <|misalignment|>; Aesthetic "
         "score: 0.25; Plausibility score: 1.00; Artifact Locations: <|artifact|>; Overall "
@@ -100,7 +110,9 @@ def test_the_answer_fits_the_official_reward_and_names_both_tokens_in_order() ->
 
 
 def test_only_the_number_of_an_unknown_score_is_not_learned() -> None:
-    scores = dict.fromkeys(replies.NAMES, math.nan) | {"semantic_alignment": 0.5}
-    unknown = [text for text, known in replies.answer_parts(scores) if not known]
+    scores = dict.fromkeys(target_replies.SCORE_LABELS, math.nan) | {"semantic_alignment": 0.5}
+    unknown = [text for text, known in target_replies.answer_parts(scores) if not known]
     assert unknown == ["0.50"] * 3
-    assert "".join(t for t, _ in replies.answer_parts(scores)) == replies.answer(scores)
+    assert "".join(t for t, _ in target_replies.answer_parts(scores)) == target_replies.answer_text(
+        scores
+    )

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tts_verifier.errors import CheckpointError
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def rewrite(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_missing_unexpected_and_mis_shaped_tensors_are_all_listed(folder: Path) -> None:
+    state = weights_of(folder)
+    del state["heatmap.mask_tokens.weight"]
+    del state["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
+    state["heatmap.iou_token.weight"] = torch.zeros(1)
+    state["model.norm.weight"] = torch.zeros(3)
+    rewrite(folder, state)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(folder)
+    message = str(caught.value)
+    assert "2 missing: heatmap.mask_tokens.weight; prompt_encoder.pe_layer" in message
+    assert "1 unexpected: heatmap.iou_token.weight." in message
+    assert "1 mis-shaped: model.norm.weight is (3,), the config makes it (64,)." in message
+
+
+def test_heads_that_the_config_does_not_state_must_be_official(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["heatmap_config"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"is \(1, 32\), the config makes it \(1, 768\)"):
+        load_model(folder)
+
+
+def test_a_tensor_under_both_names_is_an_error(folder: Path) -> None:
+    state = weights_of(folder)
+    rewrite(folder, {**state, "model.language_model.norm.weight": torch.zeros(64)})
+    with pytest.raises(CheckpointError, match=r"holds model.norm.weight twice"):
+        load_model(folder)
+
+
+def test_pickles_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no weights"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"a pickle can run code.*pytorch_model.bin"):
+        load_model(folder)
+
+
+def test_damaged_or_missing_weight_files_are_errors(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match=r"must be a safetensors file"):
+        load_model(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"files that are missing: model-1.safetensors"):
+        load_model(folder)
+    index.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"must be a safetensors index"):
+        load_model(folder)

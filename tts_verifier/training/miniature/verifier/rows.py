@@ -1,0 +1,128 @@
+"""Rows of tokens: a caption and a reply, with the tokens that are learned.
+
+There are three kinds of rows:
+
+- `perception`: an image and the list of its objects, no more. This stage stands in for the
+  pre-training of Qwen.
+- `cold-start`: an image, the whole reply and both heatmaps, some rows in answer-only mode.
+- `text`: no image. The list of objects is given, and the comparison with the caption, the
+  faulty regions and the alignment are learned. That is a skill of text alone, and cheap to
+  train there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tts_verifier.shapes.grammar import Spec
+from tts_verifier.shapes.readers.constraints import Reading
+from tts_verifier.training.miniature.verifier import target_replies
+from tts_verifier.training.verifier.sft_loss import IGNORED
+from tts_verifier.types import Box
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
+
+RowKind = Literal["perception", "text", "cold-start"]
+
+TEXT_ANSWER_PARTS: Final = 3
+"""Parts of the answer that text rows learn: the alignment's label, number and location."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is known of an image."""
+
+    reading: Reading
+    """Its objects, compared with a caption."""
+    scores: dict[str, float]
+    """The four scores in [0, 1] by name; NaN = unknown."""
+    artifact: Box | None = None
+    """xyxy in pixels of 128 around the artifact, if there is one."""
+    kind: str = ""
+    """One of ARTIFACT_KINDS, if there is an artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A conversation as tokens."""
+
+    ids: list[int]
+    """Token ids."""
+    labels: list[int]
+    """The same ids where a token is learned, `IGNORED` elsewhere."""
+
+
+class RowWriter:
+    """Turns a caption and the truth about an image into a row of tokens.
+
+    Args:
+        tokenizer: of the checkpoint that is trained.
+        config: of the same checkpoint.
+        side: merged tokens of an image along a side.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, config: ImageDoctorConfig, side: int) -> None:
+        self.tokenizer = tokenizer
+        self.side = side
+        self._heatmap_tokens = {
+            "<|misalignment|>": config.misalignment_token_id,
+            "<|artifact|>": config.artifact_token_id,
+        }
+
+    def row(
+        self, kind: RowKind, caption: str, spec: Spec, truth: Truth, *, answer_only: bool
+    ) -> TokenRow:
+        """Writes one row.
+
+        Args:
+            kind: which parts of the conversation are there and learned.
+            caption: the text of the prompt.
+            spec: its meaning.
+            truth: about the image.
+            answer_only: ask for the answer without reasoning; cold-start rows only.
+        """
+        control = self.tokenizer.control
+        merged_tokens = 0 if kind == "text" else self.side**2
+        ids = self.tokenizer.encode_conversation(
+            caption, image_tokens=merged_tokens, reasoning=not answer_only
+        )
+        if kind == "text":
+            ids = [i for i in ids if i not in (control.vision_start, control.vision_end)]
+        labels = [IGNORED] * len(ids)
+        for text, learned in _reply_parts(kind, spec, truth, answer_only=answer_only):
+            tokens = self._encode(text)
+            ids += tokens
+            labels += tokens if learned else [IGNORED] * len(tokens)
+        # Only a cold-start row holds a whole reply, which ends here.
+        end = [control.im_end] if kind == "cold-start" else []
+        return TokenRow(ids + end, labels + end)
+
+    def _encode(self, text: str) -> list[int]:
+        """Encodes a reply, in which the two heatmap tokens are special."""
+        for name, token in self._heatmap_tokens.items():
+            before, separator, after = text.partition(name)
+            if separator:
+                return [*self._encode(before), token, *self._encode(after)]
+        return self.tokenizer.encode(text) if text else []
+
+
+def _reply_parts(
+    kind: RowKind, spec: Spec, truth: Truth, *, answer_only: bool
+) -> list[tuple[str, bool]]:
+    """Cuts the reply into parts and says of each whether it is learned."""
+    reading = truth.reading
+    objects = target_replies.objects_text(reading.things)
+    if kind == "perception":
+        return [(objects + target_replies.CHECKS_START, True)]
+    answer = target_replies.answer_parts(truth.scores)
+    if kind == "text":
+        regions = target_replies.faulty_regions(reading)
+        reasoning = target_replies.reasoning_text(spec, reading, regions)
+        learned = reasoning.removeprefix(objects) + target_replies.ANSWER_START
+        return [(objects, False), (learned, True), *answer[:TEXT_ANSWER_PARTS]]
+    if answer_only:
+        return answer
+    regions = target_replies.faulty_regions(reading, truth.artifact, truth.kind)
+    reasoning = target_replies.reasoning_text(spec, reading, regions)
+    return [(reasoning + target_replies.ANSWER_START, True), *answer]

@@ -1,0 +1,66 @@
+"""Collects the replies of sequences that have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
+from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
+
+
+def ended_sequences(buffers: SequenceBuffers, running: Iterable[int]) -> dict[int, int]:
+    """Returns those of the running sequences that are no longer live, and their tokens' number.
+
+    Waits for the device.
+    """
+    # Stacked, so the host waits for one copy only.
+    live, counts = torch.stack([buffers.live.long(), buffers.count]).tolist()
+    return {sequence: counts[sequence] for sequence in running if not live[sequence]}
+
+
+def read_replies(
+    buffers: SequenceBuffers,
+    ended: dict[int, int],
+    visual: Sequence[Tensor],
+    *,
+    eos: tuple[int, ...],
+) -> list[GeneratedReply]:
+    """Reads ended replies out of the buffers.
+
+    Args:
+        buffers: hold the replies.
+        ended: sequences and their tokens' numbers, from `ended_sequences`.
+        visual: each sequence's visual features, (cells, H).
+        eos: token ids that end a reply.
+    """
+    at = to_device(torch.tensor(list(ended)), buffers.length.device)
+    longest = max(ended.values())
+    tokens, has_map = buffers.tokens[at, :longest].tolist(), buffers.has_map[at].tolist()
+    probs = buffers.probs[at, :longest].cpu().numpy()
+    states = buffers.map_states[at]
+    replies = []
+    for i, (count, features) in enumerate(zip(ended.values(), visual, strict=True)):
+        ids, found_eos = _split_eos(tokens[i][:count], eos)
+        misalignment, artifact = has_map[i]
+        replies.append(
+            GeneratedReply(
+                ids=ids,
+                ended=found_eos,
+                map_states=states[i],
+                has_map=(misalignment, artifact),
+                visual=features,
+                probs=probs[i, : len(ids)],
+            )
+        )
+    return replies
+
+
+def _split_eos(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
+    """Returns the tokens before the end token, and whether there was one."""
+    if tokens and tokens[-1] in eos:
+        return tokens[:-1], True
+    return tokens, False

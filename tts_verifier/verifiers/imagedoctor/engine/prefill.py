@@ -1,0 +1,79 @@
+"""Prefill: reads the images and prompts of new requests into free sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tts_verifier.verifiers.imagedoctor.engine.attention import PrefillAttention
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
+from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, mrope, run_layers
+from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
+
+
+def prefill(
+    fused: FusedModel,
+    buffers: SequenceBuffers,
+    sequences: Sequence[int],
+    requests: Sequence[GenerationRequest],
+) -> tuple[Tensor, ...]:
+    """Runs vision tower and language model over prompts, and starts their replies.
+
+    Args:
+        fused: the model.
+        buffers: with capacity for every prompt and its reply.
+        sequences: the free sequence that each request enters.
+        requests: images and prompts.
+
+    Returns:
+        Each request's merged visual features, (cells, H).
+    """
+    model, device = fused.model, buffers.length.device
+    ids, real = _pad_prompts([request.ids for request in requests], device)
+    grids = [request.grid for request in requests]
+    dtype = model.lm_head.weight.dtype
+    pixels = _upload_patches([request.patches for request in requests], dtype, device)
+    visual = model.visual_features(pixels, grids, fused.vision_blocks)
+    at = to_device(torch.tensor(sequences), device)
+    positions, shift = model.positions(ids, grids, real)
+    attention = PrefillAttention(buffers, at, fused.shape)
+    rope = mrope(fused, positions)
+    states = run_layers(fused, model.embed(ids, visual), rope, attend=attention.attend)
+    length = real.sum(1)
+    last = states.to(device)[torch.arange(len(ids), device=device), length - 1]
+    buffers.start(at, ids, last, length, shift[:, 0])
+    merge = int(model.config.vision["spatial_merge_size"])
+    return torch.split(visual, [h * w // merge**2 for h, w in grids])
+
+
+def _pad_prompts(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the ids (N, T), padded on the right, and which of them are real, bool (N, T).
+
+    Padding repeats each prompt's first token. It then marks no further token as used, which the
+    repetition penalty would count.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[prompt[0]] * (longest - len(prompt))] for prompt in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    real = torch.arange(longest) < lengths[:, None]
+    return to_device(ids, device), to_device(real, device)
+
+
+def _upload_patches(
+    patches: Sequence[NDArray[np.float32]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Copies all images' patches to the device in the model's dtype, without waiting for it.
+
+    From pinned memory they travel while the GPU still works on earlier prompts.
+    """
+    rows = [len(part) for part in patches]
+    shape = (sum(rows), patches[0].shape[1])
+    pixels = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    for place, part in zip(pixels.split(rows), patches, strict=True):
+        place.copy_(torch.from_numpy(part))
+    return pixels.to(device, non_blocking=True)

@@ -1,0 +1,148 @@
+"""Decides which request enters which sequence, and which sequences a decode step runs over.
+
+A sequence is one of a fixed number of places in the engine's buffers. The scheduler only counts:
+it holds no tensor and does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
+
+PREFILL_BATCH: Final = 16
+"""The most prompts that are prefilled together: enough to fill a GPU, and a bound on memory."""
+REFILL_SHARE: Final = 4
+"""Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are."""
+
+
+@dataclass(slots=True, eq=False)
+class RunningSequence:
+    """The request that occupies a sequence."""
+
+    number: int
+    """The request's place among all requests of the call."""
+    request: GenerationRequest
+    """The request itself; it goes back into the queue if memory runs out."""
+    cached: int
+    """An upper bound of the tokens in the sequence's KV cache."""
+
+
+class Scheduler:
+    """The queue of requests and the sequences that are running.
+
+    Requests are taken from their source only when sequences are free for them, so the source may
+    prepare images while the device works on earlier ones. Not thread-safe.
+
+    Args:
+        requests: (number, request) pairs.
+        sequences: how many sequences there are.
+        refill: whether free sequences are refilled while others run. Without it, the engine
+            generates one full set of sequences after another; replies of equal length, as in
+            forced steps, need nothing else.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[tuple[int, GenerationRequest]],
+        sequences: int,
+        *,
+        refill: bool = True,
+    ) -> None:
+        self.sequences = sequences
+        self.running: dict[int, RunningSequence] = {}
+        self._refill = refill
+        self._source = iter(requests)
+        self._waiting: deque[tuple[int, GenerationRequest]] = deque()
+
+    def has_work(self) -> bool:
+        """Says whether any sequence is running or any request is waiting."""
+        return bool(self.running) or self.has_waiting()
+
+    def has_waiting(self) -> bool:
+        """Says whether a request is waiting; takes it from the source if need be."""
+        self._fetch(1)
+        return bool(self._waiting)
+
+    def prefill_batches(self) -> Iterator[dict[int, RunningSequence]]:
+        """Admits waiting requests to free sequences, unless too few sequences are free.
+
+        Yields:
+            Batches of at most `PREFILL_BATCH` admitted requests by sequence, to be prefilled
+            before the next batch is taken.
+        """
+        free = [s for s in range(self.sequences) if s not in self.running]
+        too_few = not self._refill or len(free) * REFILL_SHARE < self.sequences
+        if self.running and too_few:
+            return
+        while free and (taken := self._take(min(PREFILL_BATCH, len(free)))):
+            admitted = {
+                sequence: RunningSequence(number, request, len(request.ids))
+                for sequence, (number, request) in zip(free, taken, strict=False)
+            }
+            self.running |= admitted
+            free = free[len(taken) :]
+            yield admitted
+
+    def span(self) -> int:
+        """Returns how many leading sequences a decode step must cover.
+
+        The span is all of them, or a half, a quarter and so on that holds every running one.
+        Few distinct spans mean few captured CUDA graphs.
+        """
+        span = self.sequences
+        while span > 1 and max(self.running) < _half(span):
+            span = _half(span)
+        return span
+
+    def compact(self) -> dict[int, int]:
+        """Moves running sequences to the front if that halves the span and no request waits.
+
+        Returns:
+            The moves, source -> target, which the caller must repeat in its buffers.
+        """
+        half = _half(self.span())
+        if self.has_waiting() or len(self.running) > half:
+            return {}
+        sources = [sequence for sequence in self.running if sequence >= half]
+        targets = [sequence for sequence in range(half) if sequence not in self.running]
+        moves = dict(zip(sources, targets, strict=False))
+        for source, target in moves.items():
+            self.running[target] = self.running.pop(source)
+        return moves
+
+    def longest(self) -> int:
+        """Returns an upper bound of the tokens in any running sequence's KV cache."""
+        return max(sequence.cached for sequence in self.running.values())
+
+    def advance(self, tokens: int, *, most: int) -> None:
+        """Counts tokens that a decode step added to every running sequence, up to `most`."""
+        for sequence in self.running.values():
+            sequence.cached = min(sequence.cached + tokens, most)
+
+    def finish(self, sequences: Sequence[int]) -> list[RunningSequence]:
+        """Frees sequences whose replies have ended, and returns their requests."""
+        return [self.running.pop(sequence) for sequence in sequences]
+
+    def restart(self, sequences: int) -> None:
+        """Puts all running requests back, before those that wait, and goes on with `sequences`."""
+        requests = [(running.number, running.request) for running in self.running.values()]
+        self._waiting.extendleft(reversed(requests))
+        self.running = {}
+        self.sequences = sequences
+
+    def _fetch(self, count: int) -> None:
+        self._waiting.extend(islice(self._source, max(count - len(self._waiting), 0)))
+
+    def _take(self, count: int) -> list[tuple[int, GenerationRequest]]:
+        self._fetch(count)
+        return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+
+
+def _half(sequences: int) -> int:
+    """Returns half of the sequences, rounded up."""
+    return -(-sequences // 2)

@@ -1,0 +1,42 @@
+"""The options with which users load an ImageDoctor."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+
+from tts_verifier.errors import InputError
+from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap
+from tts_verifier.verifiers.imagedoctor.image.letterbox import FitMode
+
+
+class ImageDoctorOptions(TypedDict, total=False):
+    """How to load and run an ImageDoctor; every key may be absent."""
+
+    revision: str | None
+    """Branch, tag or commit of a hub id."""
+    local_files_only: bool
+    """Look for a hub id in the cache only."""
+    dtype: torch.dtype | str | None
+    """The dtype to compute in, None = bfloat16 on a GPU, float32 on a CPU."""
+    device: torch.device | str | None
+    """The main device, None = the GPU if there is one."""
+    device_map: DeviceMap | None
+    """Spreads the language model's layers; "auto" = over all GPUs. See `LayerDevices`."""
+    fit: FitMode
+    """How an image is fitted into the model's square: "squash" (official) or "pad"."""
+    batch_size: int | None
+    """Images at a time, None = as many as the free memory allows, at most 32."""
+    heatmaps: bool | None
+    """Whether to decode heatmaps, None = with detail "diagnose" only."""
+    answer_template: bool
+    """With detail "score", give the text of the answer and ask for its digits alone."""
+    max_new_tokens: int | None
+    """The most tokens of a reply, None = the checkpoint's limit, or 2048."""
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises InputError unless the value of an option is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer, got {value!r}.", argument=name)
