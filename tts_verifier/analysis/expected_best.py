@@ -35,6 +35,7 @@ class Estimate:
 @lru_cache(maxsize=4096)
 def misses(total: int, hits: int) -> Array:
     """Returns for n = 0 … total the chance that n of `total` draws contain none of `hits`."""
+    # A running product of ratios stays exact where binomials would overflow.
     i = np.arange(total)
     chance = np.concatenate([[1.0], np.cumprod(np.maximum(total - hits - i, 0) / (total - i))])
     # Callers share the cached array, so none may write into it.
@@ -98,6 +99,7 @@ def estimate(table: Array) -> list[Estimate]:
     if not len(table):
         return [Estimate(math.nan, math.nan, math.nan)] * table.shape[1]
     rng = np.random.default_rng(0)
+    # How often each row is drawn: one matrix product replaces 2000 resampled tables.
     counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), _RESAMPLES)
     low, high = np.percentile(counts @ table / len(table), [2.5, 97.5], axis=0)
     mean = table.mean(axis=0)

@@ -114,6 +114,7 @@ def pruning_outcomes(
     stops_of = [
         {t.progress for t in d.trials[:-1]} for pool in pools for d in pool if d.last.finished
     ]
+    # At another stop, some of the finished draws would have no preview to rank by.
     stops = sorted(set.intersection(*stops_of)) if stops_of else []
     shares = [2**-i for i in range(1, max(map(len, pools)).bit_length())]
     return tuple(_outcome(pools, measures, stop, share) for stop in stops for share in shares)
@@ -130,6 +131,7 @@ def _outcome(
         previews = [draw.preview(stop) for draw in pool]
         best = order(previews)[: math.ceil(share * len(pool))]
         survivors.append(best)
+        # A dropped draw costs what it took up to its preview.
         spent = [d if i in best else d.until(stop) for i, d in enumerate(pool)]
         costs.append([sum(d.evaluations for d in spent), sum(d.seconds for d in spent)])
         pairs = zip(previews, (d.objective for d in pool), strict=True)

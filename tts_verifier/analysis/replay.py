@@ -94,6 +94,7 @@ def replay_log(folder: Path) -> Replay:
         RunError: it is not a run folder, or a file of it is damaged.
         InputError: it has no whole draws.
     """
+    # Checks that it is a run folder; the trials alone would be an empty list.
     read_header(folder)
     return replay_trials(read_trials(folder))
 

@@ -71,6 +71,7 @@ class Adaptive:
         finished = [t for t in history if t.finished and not math.isnan(t.objective)]
         if any(self._passes(t) for t in finished) or self._not_worth_it(finished):
             return []
+        # A proposal identifies its trial: the inner strategy makes the same ones every time.
         trials = {t.proposal: t for t in history}
         inner_history: list[Trial] = []
         for number in range(len(history) + 1):
@@ -78,6 +79,7 @@ class Adaptive:
             missing = [p for p in wanted if p not in trials]
             if missing or not wanted:
                 return missing[: self.at_once]
+            # The rounds of the inner strategy, not the smaller ones that were handed out.
             inner_history += [replace(trials[p], round=number) for p in wanted]
         return []
 

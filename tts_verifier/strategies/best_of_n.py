@@ -28,5 +28,6 @@ class BestOfN:
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes those of the N draws that are not in the history."""
+        # Only what is missing: a larger n continues the finished run of a smaller one.
         done = {t.proposal for t in history}
         return [p for p in map(Draw, seeds(task, self.n)) if p not in done]

@@ -95,6 +95,7 @@ class FKSteering:
             for trial in (t for t in history if t.round == number):
                 parent = trial.parent_id or ""
                 lineages[trial.id] = [*lineages.get(parent, []), trial.objective]
+                # Resampled particles carry their weight in their number of copies.
                 base = 0.0 if restart else weights.get(parent, 0.0)
                 weights[trial.id] = base + self.strength * self._potential(lineages[trial.id])
         return weights

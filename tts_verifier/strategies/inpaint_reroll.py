@@ -94,10 +94,12 @@ class InpaintReroll:
         masks: list[Mask] = []
         if base is not None:
             looked = looks.get(base.id, base)
+            # A quick score has no heatmaps; only the image to repaint is worth the full reply.
             if looked.verdict is not None and looked.verdict.detail == "score":
                 return [Look(base.id)]
             masks = self._masks(looked)
         count = len(self.strengths)
+        # Fresh draws take the seeds after those that are used, so no image is drawn twice.
         first = sum(isinstance(t.proposal, Draw) for t in history)
         if base is None or not masks:
             return [Draw(seed) for seed in seeds(task, count + self.fresh, first=first)]
@@ -147,6 +149,7 @@ class InpaintReroll:
             return []
         if trial.size is None:
             return []
+        # The order must not depend on the verifier's: sums of floats would differ.
         heatmaps = [verdict.heatmaps[name] for name in sorted(verdict.heatmaps)]
         whole = flaw_mask(heatmaps, verdict.boxes, size=trial.size, rule=self.rule)
         if whole is None:

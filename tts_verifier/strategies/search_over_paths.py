@@ -63,6 +63,7 @@ class SearchOverPaths:
         until = self.start + level * (self.forward - self.back)
         # Sums of floats are not exact: 0.4 + 3 * 0.2 must reach the end.
         until = 1.0 if until > 1 - 1e-9 else round(until, 9)
+        # All parents share the seeds: paths of one parent differ, and so do parents.
         fresh = seeds(task, self.n // self.keep, purpose=f"path{level}")
         return [
             Continue(trial.id, until, seed, renoise=self.back)

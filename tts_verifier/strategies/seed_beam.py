@@ -79,6 +79,7 @@ def best_of_roots(trials: Sequence[Trial], count: int, history: Sequence[Trial])
         Trials, best first.
     """
     trials_by_id = {t.id: t for t in history}
+    # Without a quota, the branches of one good root soon take all places.
     quota = (count + 1) // 2
     chosen: list[Trial] = []
     ranked = best(trials, len(trials))

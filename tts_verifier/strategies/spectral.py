@@ -84,6 +84,7 @@ class Spectral:
             for t in best(scored, len(scored))
             if isinstance(t.proposal, Draw) and isinstance(t.proposal.noise, LowBand)
         ][: self.elite]
+        # One band has no variance, so the search starts from normal noise.
         if len(rows) < 2:
             return np.zeros(self.size), np.ones(self.size)
         elite = np.array(rows)

@@ -74,6 +74,7 @@ class SuccessiveHalving:
         spared = math.floor(self.spare * count)
         ranked = best(previews, len(previews))
         top, rest = ranked[: count - spared], ranked[count - spared :]
+        # Drawn by the round's seed: the same history gives the same proposals.
         picked = np.random.default_rng(seed).permutation(len(rest))[:spared]
         return [*top, *(rest[i] for i in sorted(picked))]
 
@@ -83,6 +84,7 @@ class SuccessiveHalving:
         for number in {t.round for t in history}:
             continued = [t for t in history if t.round == number and t.parent_id is not None]
             pairs = [(trials_by_id[t.parent_id or ""].objective, t.objective) for t in continued]
+            # A failed preview has no place in an order.
             if spearman([p for p in pairs if not math.isnan(sum(p))]) < self.trust:
                 return True
         return False

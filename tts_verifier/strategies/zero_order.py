@@ -57,6 +57,7 @@ class ZeroOrder:
 
     def _rounds_without_gain(self, history: Sequence[Trial]) -> int:
         top, count = -math.inf, 0
+        # Derived from the history: a strategy has no state to count in.
         for number in range(history[-1].round + 1):
             values = [t.objective for t in history if t.round == number]
             highest = max((v for v in values if not math.isnan(v)), default=-math.inf)

@@ -148,6 +148,7 @@ def _check_continue(generator: Generator) -> None:
     whole = generator.generate([job])[0]
     _pixels(whole)
     _require(whole.progress == 1, "a draw continued to the end has progress 1")
+    # The two parts may round their numbers of steps differently, hence the 1.2.
     _require(
         whole.cost.network_evaluations > 0
         and half.cost.network_evaluations + whole.cost.network_evaluations
@@ -159,6 +160,7 @@ def _check_continue(generator: Generator) -> None:
 def _check_repaint(generator: Generator, sample: Sample) -> None:
     before = _pixels(sample)
     height, width, _ = before.shape
+    # The left half is masked; blending at its border may change a little of the other half.
     left = np.broadcast_to(np.arange(width) < width // 2, (height, width))
     job = Job(_PROMPT, Repaint("whole", Mask.of(left), 5), (_as_parent(sample, "whole"),))
     after = _pixels(generator.generate([job])[0])
@@ -188,6 +190,7 @@ def check_verifier(
         _require(len(verdicts) == len(images), "a verdict for each image")
         for image, verdict in zip(images, verdicts, strict=True):
             _check_verdict(image, verdict)
+    # In reverse order every image has another place and other neighbours in the batch.
     backward = verifier.verify(images[::-1], prompts[::-1])[::-1]
     for one, other in zip(verifier.verify(images, prompts), backward, strict=True):
         same = all(_nearly_equal(one.scores[n], other.scores.get(n, math.nan)) for n in one.scores)

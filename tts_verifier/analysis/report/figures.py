@@ -79,6 +79,7 @@ def progress_series(
     # From where all prompts have an image; a search that ended keeps its last value.
     low, high = max(xs[0] for xs, _ in curves), max(xs[-1] for xs, _ in curves)
     grid = np.linspace(low, high, _GRID_POINTS) if high > low else np.array([low], float)
+    # There is no half candidate.
     if axis == "candidates":
         grid = np.unique(np.rint(grid))
     rows = [np.array(ys)[np.searchsorted(xs, grid, "right") - 1] for xs, ys in curves]

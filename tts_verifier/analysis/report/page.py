@@ -199,6 +199,7 @@ def _render_page(runs: Sequence[RunView], kinds: Mapping[str, int]) -> str:
     script = (TEMPLATES / "page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     names = [run.name for run in runs]
+    # Folders of different parents may have the same name.
     labels = [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
     replies: dict[str, int] = {}
     text: str = environment.get_template("page.html").render(
