@@ -1,4 +1,4 @@
-"""Two searches written small, whose every round a test can count by hand."""
+"""Two small strategies whose rounds can be counted by hand."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def best(trials: Sequence[Trial], count: int = 1) -> list[Trial]:
 
 
 class SeedBeam:
-    """Draws `width` previews, carries the better half on, in two branches each, to the end."""
+    """Draws `width` previews and continues the better half, in two branches each, to the end."""
 
     needs: frozenset[type] = frozenset({Draw, Continue})
 
@@ -37,13 +37,13 @@ class SeedBeam:
         until, text = self.stops[level], task.prompt.text
         if level == 0:
             return [Draw(seed_for(task.seed, text, i), until) for i in range(self.width)]
-        kept = best([t for t in history if t.round == level - 1], self.width // 2)
+        survivors = best([t for t in history if t.round == level - 1], self.width // 2)
         seeds = [seed_for(task.seed, text, i, f"branch{level}") for i in range(2)]
-        return [Continue(t.id, until, s, renoise=0.1) for t in kept for s in seeds]
+        return [Continue(t.id, until, s, renoise=0.1) for t in survivors for s in seeds]
 
 
 class InpaintReroll:
-    """Draws a few, looks at the best in full, repaints where it is flawed."""
+    """Draws a few images, looks at the best in full and repaints its flaws."""
 
     needs: frozenset[type] = frozenset({Draw, Look, Repaint})
 
@@ -59,7 +59,7 @@ class InpaintReroll:
             return [Look(best(history)[0].id)]
         if any(isinstance(t.proposal, Repaint) for t in history):
             return []
-        flawed = looks[-1].verdict.heatmaps["misalignment"]
-        mask = Mask.of(flawed > np.median(flawed))
+        heatmap = looks[-1].verdict.heatmaps["misalignment"]
+        mask = Mask.of(heatmap > np.median(heatmap))
         seeds = [seed_for(task.seed, text, i, "repaint") for i in range(self.repaints)]
         return [Repaint(looks[-1].id, mask, s, strength=0.8) for s in seeds]

@@ -33,4 +33,4 @@ def test_random_weights_run_to_the_end_with_reasons(tmp_path: Path) -> None:
     assert table.objective.isna().all()
     assert not table.chosen.any()
     assert set(table.judge_passed) <= {0.0, 1.0}
-    assert "No prompt has a usable picture." in text
+    assert "No prompt has a usable image." in text

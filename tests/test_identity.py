@@ -1,4 +1,4 @@
-"""Seeds are data, the same on every machine."""
+"""Seeds are derived by hashing and are the same on every machine."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,8 +1,8 @@
-"""All that is derived by hashing: proposals as canonical JSON, trial ids, mask digests, seeds.
+"""Values derived by hashing: proposals as canonical JSON, trial ids, mask digests and seeds.
 
-Ids are content addresses: the same request has the same id in every run, so that a run can
-be continued, or extended, from what is already generated. Seeds are data: one pure function
-derives them all, and no global random state is read or written anywhere in the package.
+Ids are content addresses: the same request has the same id in every run. A run can therefore be
+continued, or extended, from its log. One pure function derives all seeds; nothing in the package
+reads or writes a global random state.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensu
 
 
 def canonical(value: object) -> str:
-    """Returns JSON that is equal for equal values: sorted keys, no spaces, exact floats."""
+    """Returns JSON text that is the same for equal values: sorted keys, no spaces, exact floats."""
     return _CANONICAL.encode(value)
 
 
 def described(value: object) -> str:
-    """Returns text for a value that JSON has not: the same in every process for equal content.
+    """Returns text for a value that JSON cannot hold; the same in every process if it is equal.
 
-    Pictures, arrays and tensors count by their content, functions by their name.
+    Images, arrays and tensors are identified by their content, functions by their name.
     """
-    tensor: Any = value
+    array: Any = value
     if not hasattr(value, "__array_interface__") and not hasattr(value, "detach"):
+        # A repr with an address differs between processes.
         text = repr(value)
-        name = tensor if hasattr(value, "__qualname__") else type(value)
-        return text if " at 0x" not in text else f"{name.__module__}.{name.__qualname__}"
-    pixels = np.asarray(tensor.detach().float().cpu() if hasattr(value, "detach") else tensor)
-    content = hashlib.sha256(f"{pixels.dtype}{pixels.shape}".encode() + pixels.tobytes())
+        named = array if hasattr(value, "__qualname__") else type(value)
+        return text if " at 0x" not in text else f"{named.__module__}.{named.__qualname__}"
+    values = np.asarray(array.detach().float().cpu() if hasattr(value, "detach") else array)
+    content = hashlib.sha256(f"{values.dtype}{values.shape}".encode() + values.tobytes())
     return f"{type(value).__qualname__} {content.hexdigest()[:16]}"
 
 
@@ -56,7 +57,7 @@ def mask_digest(mask: Mask) -> str:
 
 
 def proposal_to_json(proposal: Proposal) -> str:
-    """Returns the proposal as canonical JSON, with its kind; a mask is its digest."""
+    """Returns the proposal and its kind as canonical JSON; a mask is replaced by its digest."""
     fields: dict[str, Any] = {name: getattr(proposal, name) for name in proposal.__slots__}
     if isinstance(proposal, Repaint):
         fields["mask"] = mask_digest(proposal.mask)
@@ -67,7 +68,11 @@ def proposal_to_json(proposal: Proposal) -> str:
 
 
 def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
-    """Returns what `proposal_to_json` wrote; `mask` finds a mask by its digest.
+    """Reads a proposal that `proposal_to_json` wrote.
+
+    Args:
+        text: canonical JSON.
+        mask: finds a mask by its digest.
 
     Raises:
         ValueError, KeyError, TypeError: the text is not such a proposal.
@@ -88,8 +93,8 @@ def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
 def trial_id(prompt: str, proposal: Proposal, settings: Mapping[str, Setting]) -> str:
     """Returns the id of the trial: 16 hex digits.
 
-    It is a hash of the prompt's text, the proposal and the generator's settings. A proposal
-    names its parent by such an id, so the ancestors are part of it.
+    The id is a hash of the prompt's text, the proposal and the generator's settings. A proposal
+    names its parent by such an id, so the hash covers all ancestors.
     """
     key = canonical([prompt, proposal_to_json(proposal), dict(settings)])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -98,8 +103,9 @@ def trial_id(prompt: str, proposal: Proposal, settings: Mapping[str, Setting]) -
 def seed_for(run_seed: int, prompt: str, index: int, purpose: str = "draw") -> int:
     """Returns the seed of the `index`-th use of `purpose` for a prompt, in [0, 2^63).
 
-    It depends on the prompt's text and not on its place in the file, so that adding prompts
-    or raising N leaves the pictures already drawn as they are.
+    The seed depends on the prompt's text and not on its place in the file. Adding prompts or
+    raising N therefore does not change the images that exist already.
     """
+    # The shift makes room for the sign: many generators take a signed 64-bit seed.
     key = f"{run_seed}\0{purpose}\0{index}\0{prompt}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1

@@ -1,9 +1,8 @@
-"""Where a picture is wrong, as a mask to repaint; and the repainted part put back.
+"""From heatmaps and boxes to a mask to repaint, and from a repainted image back into its parent.
 
-Sources: ImageDoctor (arXiv 2510.01010) for the two maps; Otsu, "A threshold selection method
-from gray-level histograms" (1979). Misalignment maps are low in amplitude, so thresholds are
-relative to the map itself. Masks grow outwards to whole latent cells, because inpainting
-pipelines sample masks on their latent grid and lose thin ones.
+Sources: ImageDoctor (arXiv 2510.01010) for the two heatmaps; Otsu, "A threshold selection
+method from gray-level histograms" (1979). A mask is in pixels of the image. A generator grows it
+to what it can repaint, such as whole latent cells.
 """
 
 from __future__ import annotations
@@ -20,39 +19,36 @@ from tts_verifier.errors import InputError
 from tts_verifier.types import Box, Mask
 
 FLAT: Final = 0.02
-"""A map whose values differ by less says nothing about where."""
+"""A heatmap whose values differ by less does not say where the flaw is."""
 
-LEAST_CELLS: Final = 4
-WHOLE: Final = 0.6
-"""A map whose mean is higher says that the whole picture is wrong."""
+WHOLLY_FLAWED: Final = 0.6
+"""A heatmap with a higher mean says that the whole image is flawed."""
 
 _THRESHOLDS: Final = ("mass", "quantile", "otsu")
+_EIGHT_NEIGHBOURS: Final = np.ones((3, 3))
+"""Pixels that touch at a corner belong to the same spot."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskRule:
-    """How maps and boxes become a mask.
-
-    Args:
-        threshold: `mass`: the hottest pixels that hold the share `level` of a map's heat
-            above its minimum. `quantile`: the pixels above the quantile `level`. `otsu`: the
-            split of the histogram into two; `level` is not used.
-        level: in (0, 1).
-        area: the least and the largest share of the picture. Smaller spots are dropped
-            unless there is no larger one; a larger mask means that all of it is wrong.
-        dilate: by which share of the shorter side spots grow before they snap to cells: what
-            is drawn anew needs room.
-        cell: side of a latent cell in pixels; a spot is at least 4x4 cells.
+    """Decides how heatmaps and boxes become a mask.
 
     Raises:
-        InputError: a value is not usable.
+        InputError: a value is out of range.
     """
 
     threshold: Literal["mass", "quantile", "otsu"] = "mass"
+    """`mass`: the hottest pixels that hold the share `level` of a heatmap's heat above its
+    minimum. `quantile`: the pixels above the quantile `level`. `otsu`: the split of the histogram
+    into two classes, without `level`."""
     level: float = 0.5
+    """In (0, 1)."""
     area: tuple[float, float] = (0.005, 0.5)
+    """Least and largest share of the image. Smaller spots are dropped if there is a larger one;
+    a larger mask counts as "the whole image is flawed"."""
     dilate: float = 0.08
-    cell: int = 8
+    """Share of the shorter side by which spots grow on each side, because a new object needs
+    space."""
 
     def __post_init__(self) -> None:
         if self.threshold not in _THRESHOLDS:
@@ -64,95 +60,82 @@ class MaskRule:
             raise InputError(f"level must be in (0, 1), got {self.level!r}.", argument="level")
         if len(self.area) != 2 or not 0 <= self.area[0] < self.area[1] <= 1:
             raise InputError(
-                f"area must be two rising shares of the picture in [0, 1], got {self.area!r}.",
+                f"area must be two rising shares of the image in [0, 1], got {self.area!r}.",
                 argument="area",
             )
-        if self.dilate < 0 or self.cell < 1:
+        if not self.dilate >= 0:
             raise InputError(
-                "dilate must not be negative and cell must be positive, got "
-                f"{self.dilate!r} and {self.cell!r}."
+                f"dilate must not be negative, got {self.dilate!r}.", argument="dilate"
             )
 
 
 def flaw_mask(
-    maps: Sequence[NDArray[np.float32]],
+    heatmaps: Sequence[NDArray[np.float32]],
     boxes: Sequence[Box],
     *,
     size: tuple[int, int],
     rule: MaskRule | None = None,
 ) -> Mask | None:
-    """Returns what to repaint, or None: there is no place to name, so draw afresh.
+    """Returns the part of an image to repaint.
 
-    Every map is thresholded by itself and the spots are united: the artifacts, and both the
-    place where a thing is and the place where it should be.
+    Each heatmap is thresholded on its own and the spots are united. A mask therefore covers
+    artifacts, and both the place where an object is and the place where it should be.
 
     Args:
-        maps: float32 (H, W) in [0, 1] on the image's pixels, higher is worse.
-        boxes: used when no map says where.
-        size: the image's (width, height) in pixels.
+        heatmaps: float32 (H, W) in [0, 1] on the image's pixels, higher = more flawed.
+        boxes: used if no heatmap says where the flaw is.
+        size: (width, height) of the image in pixels.
         rule: None = `MaskRule()`.
 
+    Returns:
+        A mask on the image's pixels; None if no place can be named, so that a fresh draw is
+        the better remedy.
+
     Raises:
-        InputError: a map has another size than the image.
+        InputError: the size of a heatmap differs from that of the image.
     """
     rule = rule or MaskRule()
     shape = (size[1], size[0])
-    for heat in maps:
+    for heat in heatmaps:
         if heat.shape != shape:
             raise InputError(f"A map must have the image's shape {shape}, got {heat.shape}.")
-    if any(float(np.mean(heat)) > WHOLE for heat in maps):
+    if any(float(np.mean(heat)) > WHOLLY_FLAWED for heat in heatmaps):
         return None
     hot = np.zeros(shape, np.bool_)
-    for heat in maps:
+    for heat in heatmaps:
         if float(np.ptp(heat)) >= FLAT:
-            hot |= _spots(heat > _threshold(heat, rule), rule.area[0])
+            hot |= _without_specks(heat > _threshold(heat, rule), rule.area[0])
     if not hot.any():
-        hot = _filled(boxes, shape)
-    mask = snap(_grown(hot, round(rule.dilate * min(size))), rule.cell)
+        hot = _inside_boxes(boxes, shape)
+    mask = _dilated(hot, round(rule.dilate * min(size)))
     share = float(mask.mean())
     return Mask.of(mask) if 0 < share <= rule.area[1] else None
 
 
-def spots(mask: Mask, maps: Sequence[NDArray[np.float32]]) -> list[Mask]:
-    """Returns the connected spots of a mask, the one that holds the most heat first.
+def spots(mask: Mask, heatmaps: Sequence[NDArray[np.float32]]) -> list[Mask]:
+    """Splits a mask into its connected spots, the one with the most heat first.
 
     Args:
         mask: from `flaw_mask`.
-        maps: what it was made from, of the same size; none = the largest spot first.
+        heatmaps: the heatmaps of the mask, of its size; none = the largest spot first.
     """
     from scipy.ndimage import label
 
     whole = mask.array()
-    labels, count = label(whole, np.ones((3, 3)))
-    heat = np.sum(maps, axis=0) if maps else whole.astype(np.float32)
-    found = [labels == number for number in range(1, count + 1)]
-    return [Mask.of(spot) for spot in sorted(found, key=lambda s: -float(heat[s].sum()))]
-
-
-def snap(mask: NDArray[np.bool_], cell: int = 8) -> NDArray[np.bool_]:
-    """Grows an (H, W) mask to whole cells, every spot to at least 4x4 of them."""
-    from scipy.ndimage import find_objects, label
-
-    height, width = mask.shape
-    padded = np.pad(mask, ((0, -height % cell), (0, -width % cell)))
-    cells: NDArray[np.bool_] = np.any(
-        padded.reshape(padded.shape[0] // cell, cell, -1, cell), axis=(1, 3)
-    )
-    for rows, columns in find_objects(label(cells, np.ones((3, 3)))[0]):
-        if min(rows.stop - rows.start, columns.stop - columns.start) < LEAST_CELLS:
-            cells[_wide(rows, cells.shape[0]), _wide(columns, cells.shape[1])] = True
-    grown: NDArray[np.bool_] = np.kron(cells, np.ones((cell, cell), np.bool_))
-    return grown[:height, :width]
+    labels, count = label(whole, _EIGHT_NEIGHBOURS)
+    heat = np.sum(heatmaps, axis=0) if heatmaps else whole.astype(np.float32)
+    parts = [labels == number for number in range(1, count + 1)]
+    return [Mask.of(part) for part in sorted(parts, key=lambda p: -float(heat[p].sum()))]
 
 
 def paste(parent: Image.Image, painted: Image.Image, mask: Mask, feather: int = 4) -> Image.Image:
-    """Puts the repainted part into the parent: exactly the parent's pixels outside the mask.
+    """Pastes a repainted part into its parent, whose pixels outside the mask stay the same.
 
     Args:
         parent: RGB.
         painted: RGB of the same size.
         mask: of the same size, True = repainted.
-        feather: width in pixels, inside the mask, over which one passes into the other.
+        feather: width in pixels, inside the mask, of the blend between the two images.
 
     Raises:
         InputError: the sizes differ, or `feather` is negative.
@@ -164,39 +147,43 @@ def paste(parent: Image.Image, painted: Image.Image, mask: Mask, feather: int = 
         )
     if feather < 0:
         raise InputError(f"feather must not be negative, got {feather!r}.")
-    share = _ramp(mask.array(), feather)[:, :, None]
+    weight = _feathered(mask.array(), feather)[:, :, None]
     old, new = (np.asarray(image.convert("RGB"), np.float32) for image in (parent, painted))
-    return Image.fromarray(np.rint(old + share * (new - old)).astype(np.uint8))
+    return Image.fromarray(np.rint(old + weight * (new - old)).astype(np.uint8))
 
 
-def _ramp(mask: NDArray[np.bool_], feather: int) -> NDArray[np.float32]:
-    """Returns 0 outside the mask, rising to 1 at `feather` pixels within."""
+def _feathered(mask: NDArray[np.bool_], feather: int) -> NDArray[np.float32]:
+    """Returns 0 outside the mask, rising to 1 at a depth of `feather` pixels inside it."""
     from scipy.ndimage import distance_transform_edt
 
     if feather == 0 or mask.all():
         return mask.astype(np.float32)
     distance = np.asarray(distance_transform_edt(mask), np.float32)
-    share: NDArray[np.float32] = np.clip(distance / np.float32(feather + 1), 0, 1)
-    return share
+    weight: NDArray[np.float32] = np.clip(distance / np.float32(feather + 1), 0, 1)
+    return weight
 
 
 def _threshold(heat: NDArray[np.float32], rule: MaskRule) -> float:
-    """Returns the value that hot pixels exceed."""
+    """Returns the value that hot pixels exceed.
+
+    Heatmaps of misalignment have low amplitudes, so that thresholds are relative to the heatmap.
+    """
     if rule.threshold == "quantile":
-        # Where many pixels share the highest value, none would exceed it.
+        # If many pixels share the highest value, none exceeds it.
         return min(float(np.quantile(heat, rule.level)), float(np.nextafter(heat.max(), -1)))
     return _otsu(heat) if rule.threshold == "otsu" else _mass(heat, rule.level)
 
 
 def _mass(heat: NDArray[np.float32], level: float) -> float:
-    values = np.sort((heat - heat.min()).ravel().astype(np.float64))[::-1]
-    held = np.cumsum(values)
-    last = min(int(np.searchsorted(held, level * held[-1])), values.size - 1)
-    return float(np.nextafter(np.sort(heat.ravel())[::-1][last], -1))
+    """Returns the value exceeded by the pixels that hold the share `level` of the heat."""
+    falling = np.sort(heat.ravel())[::-1]
+    total = np.cumsum((falling - falling[-1]).astype(np.float64))
+    last = min(int(np.searchsorted(total, level * total[-1])), falling.size - 1)
+    return float(np.nextafter(falling[last], -1))
 
 
 def _otsu(heat: NDArray[np.float32], bins: int = 256) -> float:
-    """Returns the split of the histogram that separates the two means best."""
+    """Returns the split of the histogram with the largest variance between its two classes."""
     counts, edges = np.histogram(heat, bins)
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1]
@@ -206,21 +193,22 @@ def _otsu(heat: NDArray[np.float32], bins: int = 256) -> float:
     return float(edges[1 + int(np.argmax(below * above * gap**2))])
 
 
-def _spots(hot: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
-    """Drops spots below a share of the picture, all but the largest if all are below."""
+def _without_specks(hot: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
+    """Drops spots below the share `least` of the image; if all are below, keeps the largest."""
     from scipy.ndimage import label
 
-    labels, count = label(hot, np.ones((3, 3)))
+    labels, count = label(hot, _EIGHT_NEIGHBOURS)
     if count == 0:
         return hot
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    # Label 0 is the background.
     sizes[0] = 0
-    kept: NDArray[np.bool_] = np.asarray(sizes >= max(min(least * hot.size, sizes.max()), 1))
-    large: NDArray[np.bool_] = kept[labels]
-    return large
+    large: NDArray[np.bool_] = np.asarray(sizes >= max(min(least * hot.size, sizes.max()), 1))
+    hot_large: NDArray[np.bool_] = large[labels]
+    return hot_large
 
 
-def _filled(boxes: Sequence[Box], shape: tuple[int, int]) -> NDArray[np.bool_]:
+def _inside_boxes(boxes: Sequence[Box], shape: tuple[int, int]) -> NDArray[np.bool_]:
     inside = np.zeros(shape, np.bool_)
     for x1, y1, x2, y2 in boxes:
         rows = slice(max(int(y1), 0), max(int(np.ceil(y2)), 0))
@@ -228,16 +216,8 @@ def _filled(boxes: Sequence[Box], shape: tuple[int, int]) -> NDArray[np.bool_]:
     return inside
 
 
-def _grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+def _dilated(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
     from scipy.ndimage import maximum_filter
 
     grown: NDArray[np.bool_] = maximum_filter(mask, size=2 * pixels + 1, mode="constant")
     return grown
-
-
-def _wide(span: slice, limit: int) -> slice:
-    """Widens a span of cells to the least side, within [0, limit)."""
-    missing = max(LEAST_CELLS - (span.stop - span.start), 0)
-    start = max(min(span.start - missing // 2, limit - LEAST_CELLS), 0)
-    start = min(start, span.start)
-    return slice(start, max(min(start + LEAST_CELLS, limit), span.stop))

@@ -33,8 +33,8 @@ import torch
 from pyarrow import parquet
 
 from tts_verifier import Verifier, shapes
-from tts_verifier.analysis.charts import Chart, Series, alone, lines
 from tts_verifier.analysis.expected_best import expected_best
+from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
 from tts_verifier.runner import run
@@ -361,14 +361,14 @@ def chart(comparisons: Sequence[Row], curve: Mapping[int, Sequence[float]]) -> s
         for name in names
     ]
     charts = [
-        lines(
+        line_chart(
             Chart(
                 "Judge's pass rate", "network evaluations, in drawings", [every, *shown[k : k + 3]]
             )
         )
         for k in range(0, max(len(shown), 1), 3)
     ]
-    return alone(charts, "Strategies at equal cost")
+    return standalone_svg(charts, "Strategies at equal cost")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tts_verifier.analysis.charts import STYLE
+from tts_verifier.analysis.svg import STYLE
 from tts_verifier.environment import environment
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig

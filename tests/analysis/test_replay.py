@@ -1,4 +1,4 @@
-"""Replay: exact figures against the enumeration of every subset and every order."""
+"""Replay: exact figures agree with the enumeration of every subset and every order."""
 
 import math
 import subprocess
@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.analysis.charts import Chart, Series, bars, lines, ticks
 from tts_verifier.analysis.expected_best import expected_best, expected_stop, misses
-from tts_verifier.analysis.replay import as_text, replay, write_plot
+from tts_verifier.analysis.replay import replay_trials
+from tts_verifier.analysis.replay_output import replay_text, write_plot
 from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError, RunError
@@ -31,12 +31,12 @@ OWN = Draw(0)
 
 def trial(
     objective: float,
-    judged: float | None = None,
+    passed: float | None = None,
     *,
     prompt: str = "a",
     proposal: Proposal = OWN,
 ) -> Trial:
-    judge = {} if judged is None else {"passed": judged}
+    judge = {} if passed is None else {"passed": passed}
     cost = Cost(network_evaluations=20, generate_seconds=0.5, verify_seconds=0.25)
     return Trial(
         "x",
@@ -51,16 +51,16 @@ def trial(
     )
 
 
-def chosen(drawn: Sequence[tuple[float, float]]) -> float:
-    """The mean value of the best draws of a subset, 0 without a usable one."""
-    goals = [g for g, _ in drawn if not math.isnan(g)]
-    return fmean(v for g, v in drawn if g == max(goals)) if goals else 0.0
+def mean_of_best(subset: Sequence[tuple[float, float]]) -> float:
+    """Returns the mean value of the best draws of a subset; 0 without a usable one."""
+    goals = [g for g, _ in subset if not math.isnan(g)]
+    return fmean(v for g, v in subset if g == max(goals)) if goals else 0.0
 
 
 @given(POOLS)
 def test_best_of_n_is_the_mean_over_all_subsets(pool: list[tuple[float, float]]) -> None:
     goals, values = np.array(pool).T
-    wanted = [fmean(map(chosen, combinations(pool, n + 1))) for n in range(len(pool))]
+    wanted = [fmean(map(mean_of_best, combinations(pool, n + 1))) for n in range(len(pool))]
     assert expected_best(goals, values).tolist() == pytest.approx(wanted)
 
 
@@ -73,13 +73,13 @@ def test_stopping_is_the_mean_over_all_orders(
     for order in permutations(pool):
         hits = [i for i, (goal, _) in enumerate(order[:limit], 1) if goal >= threshold]
         stops.append(hits[0] if hits else limit)
-        values.append(order[hits[0] - 1][1] if hits else chosen(order[:limit]))
-    goals, judged = np.array(pool).T
+        values.append(order[hits[0] - 1][1] if hits else mean_of_best(order[:limit]))
+    goals, outcomes = np.array(pool).T
     wanted = [fmean(stops), fmean(values)]
-    assert expected_stop(goals, judged, threshold, limit).tolist() == pytest.approx(wanted)
+    assert expected_stop(goals, outcomes, threshold, limit).tolist() == pytest.approx(wanted)
 
 
-def test_misses_are_those_of_drawing_without_replacement() -> None:
+def test_misses_are_chances_of_draws_without_replacement() -> None:
     assert misses(4, 1).tolist() == pytest.approx([1, 3 / 4, 2 / 4, 1 / 4, 0])
     assert misses(3, 3).tolist() == [1, 0, 0, 0]
     assert misses(3, 0).tolist() == [1, 1, 1, 1]
@@ -95,7 +95,7 @@ def test_large_pools_stay_exact() -> None:
 def test_means_are_over_prompts_up_to_the_smallest_pool() -> None:
     pool = [trial(0.2, 0.0), trial(0.4, 1.0), trial(0.4, 0.0)]
     pool += [trial(0.8, 1.0, prompt="b"), trial(0.6, 0.0, prompt="b")]
-    done = replay(pool)
+    done = replay_trials(pool)
     assert (done.prompts, done.candidates, done.tied, done.tied_best) == (2, 2, 2, 1)
     assert (done.evaluations, done.seconds, done.failed) == (20, 0.75, 0)
     objective, judge = done.curves
@@ -107,56 +107,41 @@ def test_means_are_over_prompts_up_to_the_smallest_pool() -> None:
 
 
 def test_failed_draws_are_chosen_last_and_never_averaged() -> None:
-    done = replay([trial(math.nan, math.nan), trial(0.5, 1.0)])
+    done = replay_trials([trial(math.nan, math.nan), trial(0.5, 1.0)])
     objective, judge = done.curves
     assert done.failed == 1
     assert [e.mean for e in objective.values] == [0.5, 0.5]
     assert [e.mean for e in judge.values] == pytest.approx([0.5, 1.0])
-    lost = replay([trial(math.nan, math.nan)])
+    lost = replay_trials([trial(math.nan, math.nan)])
     assert math.isnan(lost.curves[0].values[0].mean)
     assert lost.curves[1].values[0].mean == 0.0
     assert lost.stopping == ()
 
 
 def test_a_prompt_that_the_judge_could_not_read_is_left_out_and_counted() -> None:
-    done = replay([trial(0.5, math.nan), trial(0.5, 1.0, prompt="b")])
+    done = replay_trials([trial(0.5, math.nan), trial(0.5, 1.0, prompt="b")])
     assert [(c.name, c.prompts) for c in done.curves] == [("objective", 2), ("judge_passed", 1)]
-    assert "objective from" not in as_text(done)
-    assert "judge_passed from 1" in as_text(done)
+    assert "objective from" not in replay_text(done)
+    assert "judge_passed from 1" in replay_text(done)
 
 
 def test_draws_that_depend_on_others_are_left_out() -> None:
     near, part = Draw(1, noise=Near("x", 0.1)), Draw(2, until=0.5)
-    done = replay([trial(0.5), trial(0.9, proposal=near), trial(0.9, proposal=part)])
+    done = replay_trials([trial(0.5), trial(0.9, proposal=near), trial(0.9, proposal=part)])
     assert (done.candidates, done.left_out) == (1, 2)
-    assert "left out: 2 trials" in as_text(done)
+    assert "left out: 2 trials" in replay_text(done)
     with pytest.raises(InputError, match=r"needs whole draws.*none among its 1 trials"):
-        replay([trial(0.9, proposal=near)])
+        replay_trials([trial(0.9, proposal=near)])
 
 
 def test_the_plot_is_an_svg_with_every_measure(tmp_path: Path) -> None:
-    done = replay([trial(0.2, 0.0), trial(0.4, 1.0)])
+    done = replay_trials([trial(0.2, 0.0), trial(0.4, 1.0)])
     write_plot(done, tmp_path / "plot.svg")
     root = ElementTree.parse(tmp_path / "plot.svg").getroot()
     names = [e.get("aria-label") for e in root if e.get("aria-label")]
     assert names == ["Expected objective", "Expected judge_passed"]
     with pytest.raises(RunError, match=r"cannot be written.*--plot"):
         write_plot(done, tmp_path / "no" / "plot.svg")
-
-
-def test_charts_escape_their_words_and_bear_nothing() -> None:
-    series = [Series("<b>", [(1.0, math.nan)]), Series("<i>", [(1.0, 2.0)], [(2.0, 2.0)])]
-    shown = lines(Chart("<script>", "<x>", series))
-    assert "&lt;script&gt;" in shown
-    assert "<script" not in shown
-    assert "<b>" not in shown
-    for chart in (shown, lines(Chart("t", "x")), bars(Chart("t", "x", series))):
-        assert "nan" not in ElementTree.tostring(ElementTree.fromstring(chart)).decode()
-
-
-def test_ticks_are_round() -> None:
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert ticks(0.97, 8.1) == [2, 4, 6, 8]
 
 
 def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
@@ -173,7 +158,7 @@ def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
     assert (run / "replay.svg").read_text().startswith("<svg")
 
 
-def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(replay_command, [str(tmp_path)])
     assert done.exit_code == 2
     assert "must be a run's header" in done.stderr

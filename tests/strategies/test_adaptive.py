@@ -1,4 +1,4 @@
-"""Adaptive stopping around any strategy: enough is enough, and the inner one never notices."""
+"""Adaptive stopping: when it ends a search, and that the inner strategy runs as if alone."""
 
 from math import nan
 
@@ -17,16 +17,16 @@ from tts_verifier.types import Continue, Draw
 DRAWS = [Draw(seed(i)) for i in range(6)]
 
 
-def drawn(*values: float) -> list:
+def trials(*values: float) -> list:
     return [trial(str(i), i // 2, DRAWS[i], v) for i, v in enumerate(values)]
 
 
 def test_it_hands_out_a_few_at_a_time() -> None:
     search = Adaptive(BestOfN(5))
     assert search.propose(TASK, []) == DRAWS[:2]
-    assert search.propose(TASK, drawn(0.1, 0.2)) == DRAWS[2:4]
-    assert search.propose(TASK, drawn(0.1, 0.2, 0.3, 0.4)) == DRAWS[4:5]
-    assert search.propose(TASK, drawn(0.1, 0.2, 0.3, 0.4, 0.5)) == []
+    assert search.propose(TASK, trials(0.1, 0.2)) == DRAWS[2:4]
+    assert search.propose(TASK, trials(0.1, 0.2, 0.3, 0.4)) == DRAWS[4:5]
+    assert search.propose(TASK, trials(0.1, 0.2, 0.3, 0.4, 0.5)) == []
 
 
 def test_it_stops_when_every_score_passes() -> None:
@@ -43,7 +43,7 @@ def test_it_stops_when_every_score_passes() -> None:
         assert search.propose(TASK, [good]) == more
 
 
-def test_an_unfinished_picture_is_never_enough() -> None:
+def test_an_unfinished_image_never_ends_the_search() -> None:
     search = Adaptive(SeedBeam(2, 1), {"a": 0.5})
     preview = trial("p", 0, Draw(seed(0), 0.4), 0.9)
     preview.scores.update(a=1.0)
@@ -56,7 +56,7 @@ def test_an_unfinished_picture_is_never_enough() -> None:
     ids=["all alike", "spread", "too few to tell"],
 )
 def test_it_stops_when_another_is_not_worth_its_cost(values: tuple, stops: bool) -> None:
-    proposals = Adaptive(BestOfN(6), cost=0.01).propose(TASK, drawn(*values))
+    proposals = Adaptive(BestOfN(6), cost=0.01).propose(TASK, trials(*values))
     assert (proposals == []) is stops
 
 
@@ -89,7 +89,7 @@ def test_a_run_stops_early() -> None:
         ({"at_once": 0}, "at_once must be a positive integer, got 0"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Adaptive(**{"strategy": BestOfN(2), **values})
 

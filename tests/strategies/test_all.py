@@ -1,4 +1,4 @@
-"""Every strategy has the seam; best-of-N as a table: a history, and what is proposed next."""
+"""Every registered strategy implements the interface; best-of-N proposes what is missing."""
 
 import pytest
 from histories import TASK, seed, trial
@@ -11,7 +11,7 @@ from tts_verifier.types import Draw
 
 
 @pytest.mark.parametrize("name", BUILT_IN["strategy"])
-def test_every_strategy_has_a_name_and_the_seam(name: str) -> None:
+def test_every_registered_strategy_implements_the_interface(name: str) -> None:
     given = {"strategy": {"name": "best_of_n"}} if name == "adaptive" else {}
     assert isinstance(builder("strategy", name)(**given), Strategy)
 

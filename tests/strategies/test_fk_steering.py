@@ -1,4 +1,4 @@
-"""FK steering: weights by potentials, and resampling where they are uneven."""
+"""FK steering: weights from potentials, and resampling when they are uneven."""
 
 from math import inf, nan
 
@@ -8,7 +8,7 @@ from histories import TASK, seed, trial
 
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run
-from tts_verifier.strategies.fk_steering import FKSteering, systematic, uneven
+from tts_verifier.strategies.fk_steering import FKSteering, is_uneven, systematic_indices
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
 from tts_verifier.types import Continue, Draw
 
@@ -49,12 +49,12 @@ def test_particles_are_resampled_where_their_weights_are_uneven(
     assert search().propose(TASK, history) == expected
 
 
-def test_weights_grow_along_a_line_as_the_potential_says() -> None:
+def test_weights_grow_along_a_lineage_by_the_potential() -> None:
     weights = {}
     carried = zip("efgh", on("abcd", 1), (0.8, 0.1, 0.5, nan), strict=True)
     history = [*EVEN, *(trial(name, 1, p, v) for name, p, v in carried)]
     for potential in ("diff", "max", "add"):
-        found = search(potential, 1.0)._weights(history)
+        found = search(potential, 1.0).log_weights(history)
         weights[potential] = [found[name] for name in "efgh"]
     assert weights["diff"] == pytest.approx([0.8, 0.1, 0.5, -inf])
     assert weights["max"] == pytest.approx([0.5 + 0.8, 0.55 + 0.55, 0.5 + 0.5, -inf])
@@ -64,7 +64,7 @@ def test_weights_grow_along_a_line_as_the_potential_says() -> None:
 def test_weights_start_anew_after_resampling() -> None:
     history = previews(0.0, 0.0, 1.0, 0.0)
     history += [trial("efgh"[i], 1, p, 0.9) for i, p in enumerate(on("cccc", 1))]
-    assert search()._weights(history)["e"] == pytest.approx(10 * (0.9 - 1.0))
+    assert search().log_weights(history)["e"] == pytest.approx(10 * (0.9 - 1.0))
     assert search().propose(TASK, history) == on("efgh", 2)
 
 
@@ -84,9 +84,9 @@ def test_a_particle_that_failed_is_replaced() -> None:
 
 def test_systematic_resampling_keeps_to_the_shares() -> None:
     logs = np.log([0.5, 0.25, 0.25])
-    assert systematic(logs, 4, start=0.5) == [0, 0, 1, 2]
-    assert systematic(np.array([-2000.0, -1000.0]), 3, start=0.9) == [1, 1, 1]
-    assert not uneven(np.array([-1e9, -1e9]))
+    assert systematic_indices(logs, 4, start=0.5) == [0, 0, 1, 2]
+    assert systematic_indices(np.array([-2000.0, -1000.0]), 3, start=0.9) == [1, 1, 1]
+    assert not is_uneven(np.array([-1e9, -1e9]))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_systematic_resampling_keeps_to_the_shares() -> None:
         ({"eta": 0}, r"eta must be in \(0, 1\], got 0"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         FKSteering(**values)
 
@@ -109,7 +109,7 @@ def test_it_conforms(potential: str) -> None:
     check_strategy(search(potential))
 
 
-def test_a_run_costs_n_drawings() -> None:
+def test_a_run_costs_n_draws() -> None:
     result = run(["x"], FakeGenerator(steps=10), FakeVerifier(), search())
     assert sum(t.cost.network_evaluations for t in result.trials) == 4 * 20
     assert sum(t.cost.verifier_calls for t in result.trials) == 12

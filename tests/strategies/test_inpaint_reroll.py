@@ -1,10 +1,10 @@
-"""Rerolling the flaw: which picture is repainted where, and what counts as better."""
+"""Rerolling the flaw: which image is repainted where, and what counts as better."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from histories import TASK, maps, seed, seen_as, trial
+from histories import TASK, maps, seed, trial, with_verdict
 
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run
@@ -14,12 +14,12 @@ from tts_verifier.types import Draw, Heatmap, Heatmaps, Look, Mask, Repaint
 
 SPOT = np.zeros((64, 64), np.float32)
 SPOT[24:32, 24:32] = 0.2
-CORNER = np.zeros((64, 64), np.bool_)
-CORNER[16:48, 16:48] = True
-MASK = Mask.of(CORNER)
+SQUARE = np.zeros((64, 64), np.bool_)
+SQUARE[24:32, 24:32] = True
+MASK = Mask.of(SQUARE)
 RULE = {"dilate": 0}
 SEARCH = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, masks=RULE)
-DRAWN = [
+DRAWS = [
     trial("a", 0, Draw(seed(0)), 0.3, heatmaps=maps(artifact=SPOT)),
     trial("b", 0, Draw(seed(1)), 0.8, heatmaps=maps(artifact=SPOT)),
 ]
@@ -36,12 +36,12 @@ def second(parent: str) -> list[Repaint]:
     ("history", "expected"),
     [
         ([], [Draw(seed(0)), Draw(seed(1))]),
-        (DRAWN, FIRST),
-        ([*DRAWN, BETTER, WORSE], second("c")),
-        ([*DRAWN, replace(BETTER, objective=0.7), WORSE], second("a")),
-        ([*DRAWN, seen_as(BETTER, heatmaps=maps(artifact=2 * SPOT)), WORSE], second("a")),
-        ([*DRAWN, replace(BETTER, objective=float("nan")), WORSE], second("a")),
-        ([*DRAWN, BETTER, WORSE, trial("e", 2, second("c")[0], 0.95)], []),
+        (DRAWS, FIRST),
+        ([*DRAWS, BETTER, WORSE], second("c")),
+        ([*DRAWS, replace(BETTER, objective=0.7), WORSE], second("a")),
+        ([*DRAWS, with_verdict(BETTER, heatmaps=maps(artifact=2 * SPOT)), WORSE], second("a")),
+        ([*DRAWS, replace(BETTER, objective=float("nan")), WORSE], second("a")),
+        ([*DRAWS, BETTER, WORSE, trial("e", 2, second("c")[0], 0.95)], []),
     ],
     ids=["draw", "the best", "the accepted", "not better", "hotter", "not a number", "over"],
 )
@@ -49,44 +49,44 @@ def test_the_flaw_of_the_best_is_repainted(history: list, expected: list) -> Non
     assert SEARCH.propose(TASK, history) == expected
 
 
-def test_what_was_only_scored_is_looked_at_first() -> None:
-    quick = [seen_as(t, detail="score", heatmaps=maps()) for t in DRAWN]
+def test_an_image_that_was_only_scored_is_looked_at_first() -> None:
+    quick = [with_verdict(t, detail="score", heatmaps=maps()) for t in DRAWS]
     assert SEARCH.propose(TASK, quick) == [Look("b")]
-    seen = trial("l", 1, Look("b"), 0.8, heatmaps=maps(artifact=SPOT))
-    assert SEARCH.propose(TASK, [*quick, seen]) == FIRST
+    looked = trial("l", 1, Look("b"), 0.8, heatmaps=maps(artifact=SPOT))
+    assert SEARCH.propose(TASK, [*quick, looked]) == FIRST
 
 
 def test_a_gain_too_small_is_not_accepted() -> None:
     picky = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, gain=0.2, masks=RULE)
-    assert picky.propose(TASK, [*DRAWN, BETTER, WORSE]) == second("a")
+    assert picky.propose(TASK, [*DRAWS, BETTER, WORSE]) == second("a")
 
 
-def test_where_all_is_wrong_it_draws_afresh() -> None:
+def test_it_draws_afresh_if_the_whole_image_is_flawed() -> None:
     wrong = maps(artifact=np.full((64, 64), 0.9, np.float32))
-    history = [seen_as(t, heatmaps=wrong) for t in DRAWN]
+    history = [with_verdict(t, heatmaps=wrong) for t in DRAWS]
     assert SEARCH.propose(TASK, history) == [Draw(seed(2)), Draw(seed(3))]
 
 
-def test_where_nothing_is_usable_it_draws_afresh() -> None:
-    failed = [replace(t, error="no score", objective=float("nan")) for t in DRAWN]
+def test_it_draws_afresh_if_no_score_is_usable() -> None:
+    failed = [replace(t, error="no score", objective=float("nan")) for t in DRAWS]
     assert SEARCH.propose(TASK, failed) == [Draw(seed(2)), Draw(seed(3))]
 
 
 def test_every_round_draws_afresh_as_well() -> None:
     both = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=1, masks=RULE)
-    assert both.propose(TASK, DRAWN) == [*FIRST, Draw(seed(2))]
+    assert both.propose(TASK, DRAWS) == [*FIRST, Draw(seed(2))]
 
 
 def test_the_search_ends_when_the_best_is_good_enough() -> None:
-    assert InpaintReroll(2, 2, enough=0.8, masks=RULE).propose(TASK, DRAWN) == []
-    assert InpaintReroll(2, 2, enough=0.81, masks=RULE).propose(TASK, DRAWN) != []
+    assert InpaintReroll(2, 2, enough=0.8, masks=RULE).propose(TASK, DRAWS) == []
+    assert InpaintReroll(2, 2, enough=0.81, masks=RULE).propose(TASK, DRAWS) != []
 
 
-def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
+def test_the_hottest_of_several_spots_is_repainted_alone_then_all_spots() -> None:
     two = SPOT.copy()
     two[48:64, 48:64] = 0.1
-    history = [seen_as(t, heatmaps=maps(artifact=two)) for t in DRAWN]
-    rule = RULE | {"level": 0.99, "cell": 1}
+    history = [with_verdict(t, heatmaps=maps(artifact=two)) for t in DRAWS]
+    rule = RULE | {"level": 0.99}
     search = InpaintReroll(2, 2, strengths=(1.0, 0.8, 0.6), fresh=0, masks=rule)
     first, second, third = (p.mask.array() for p in search.propose(TASK, history))
     assert (first == third).all()
@@ -94,13 +94,13 @@ def test_of_several_spots_the_hottest_is_repainted_alone_and_then_all() -> None:
     assert second.sum() == 256 + 64
 
 
-def test_boxes_serve_without_maps() -> None:
-    history = [seen_as(t, heatmaps=maps(), boxes=((16.0, 16.0, 48.0, 48.0),)) for t in DRAWN]
+def test_boxes_are_used_without_heatmaps() -> None:
+    history = [with_verdict(t, heatmaps=maps(), boxes=((24.0, 24.0, 32.0, 32.0),)) for t in DRAWS]
     assert SEARCH.propose(TASK, history) == FIRST
 
 
-def test_a_verifier_without_maps_is_warned_about() -> None:
-    history = [seen_as(t, heatmaps=maps()) for t in DRAWN]
+def test_a_verifier_without_heatmaps_causes_a_warning() -> None:
+    history = [with_verdict(t, heatmaps=maps()) for t in DRAWS]
     with pytest.warns(UserWarning, match="needs a verifier that gives heatmaps or boxes"):
         assert SEARCH.propose(TASK, history) == [Draw(seed(2)), Draw(seed(3))]
 
@@ -119,17 +119,17 @@ def test_a_verifier_without_maps_is_warned_about() -> None:
         ({"masks": {"lvl": 2}}, "masks must be arguments of MaskRule: .*lvl"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         InpaintReroll(**values)
 
 
 def test_it_conforms() -> None:
-    check_strategy(InpaintReroll(2, 2, masks={"cell": 1, "area": (0.0, 1.0)}))
+    check_strategy(InpaintReroll(2, 2, masks={"area": (0.0, 1.0)}))
 
 
 class Spotted(FakeVerifier):
-    """Sees the same flaw in every picture that it diagnoses."""
+    """Reports the same flaw in every image that it diagnoses."""
 
     def verify(self, images, prompts, *, detail="diagnose"):
         verdicts = super().verify(images, prompts, detail=detail)
@@ -138,10 +138,10 @@ class Spotted(FakeVerifier):
 
 
 @pytest.mark.parametrize("detail", ["score", "diagnose"])
-def test_a_run_repaints_and_never_ends_below_its_drawings(detail: str) -> None:
+def test_a_run_repaints_and_its_choice_is_no_worse_than_its_draws(detail: str) -> None:
     result = run(["x"], FakeGenerator(size=64), Spotted(), InpaintReroll(2), detail=detail)
     assert sum(isinstance(t.proposal, Repaint) for t in result.trials) == 4
-    drawn = max(t.objective for t in result.trials if isinstance(t.proposal, Draw))
+    best_draw = max(t.objective for t in result.trials if isinstance(t.proposal, Draw))
     (choice,) = result.choices.values()
     assert choice.trial is not None
-    assert choice.trial.objective >= drawn
+    assert choice.trial.objective >= best_draw

@@ -1,4 +1,4 @@
-"""Search over paths: a step back, a longer one forward, the best kept."""
+"""Search over paths: a step back, a longer step forward, and the best survive."""
 
 from math import nan
 
@@ -52,7 +52,7 @@ def test_the_best_paths_are_carried_on(history: list, expected: list) -> None:
         ({"back": 0.3}, "back must be above 0, below forward and at most start, got 0.3"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SearchOverPaths(**values)
 

@@ -1,4 +1,4 @@
-"""A beam over seeds: the better previews are branched, and one seed does not take all."""
+"""Beam over seeds: the better previews are branched, and no root takes all places."""
 
 from dataclasses import replace
 from math import nan
@@ -8,7 +8,7 @@ from histories import TASK, seed, trial
 
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run
-from tts_verifier.strategies.seed_beam import SeedBeam, diverse
+from tts_verifier.strategies.seed_beam import SeedBeam, best_of_roots
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
 from tts_verifier.types import Continue, Draw
 
@@ -42,7 +42,7 @@ def test_the_better_previews_are_carried_on(history: list, expected: list) -> No
 
 def test_places_that_no_other_seed_can_take_are_filled() -> None:
     lines = [t for t in CARRIED if t.id in "de"]
-    assert [t.id for t in diverse(lines, 2, CARRIED)] == ["d", "e"]
+    assert [t.id for t in best_of_roots(lines, 2, CARRIED)] == ["d", "e"]
 
 
 def test_a_preview_that_failed_is_not_carried_on() -> None:
@@ -62,7 +62,7 @@ def test_a_preview_that_failed_is_not_carried_on() -> None:
         ({"renoise": 0}, r"renoise must be in \(0, 1\), got 0"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SeedBeam(**values)
 

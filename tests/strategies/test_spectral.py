@@ -1,4 +1,4 @@
-"""Spectral evolution: low bands follow the best, the high bands stay."""
+"""Spectral evolution: low bands follow the best, high bands stay the same."""
 
 from math import nan
 
@@ -59,7 +59,7 @@ def test_without_an_elite_it_draws_as_before() -> None:
         ({"level": 0}, "level must be a positive integer, got 0"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Spectral(**values)
 

@@ -1,4 +1,4 @@
-"""Successive halving: the better half goes on, unless previews turn out not to predict."""
+"""Successive halving: the better half is continued, unless previews do not predict."""
 
 from math import nan
 
@@ -7,7 +7,7 @@ from histories import TASK, seed, trial
 
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run
-from tts_verifier.strategies.successive_halving import SuccessiveHalving, spearman
+from tts_verifier.strategies.successive_halving import SuccessiveHalving
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
 from tts_verifier.types import Continue, Draw
 
@@ -21,8 +21,8 @@ def on(parents: str, level: int) -> list[Continue]:
     return [Continue(p, STOPS[level], seed(0, f"carry{level}")) for p in parents]
 
 
-def judged(*values: float) -> list:
-    """The four best previews, carried on as i, j, k, l and judged again."""
+def continued(*values: float) -> list:
+    """Returns the previews, and the four best of them continued as i, j, k and l."""
     pairs = zip("ijkl", on("hgfe", 1), values, strict=True)
     return [*PREVIEWS, *(trial(name, 1, p, v) for name, p, v in pairs)]
 
@@ -32,10 +32,10 @@ def judged(*values: float) -> list:
     [
         ([], ROOTS),
         (PREVIEWS, on("hgfe", 1)),
-        (judged(0.9, 0.7, 0.8, 0.1), on("ik", 2)),
-        (judged(0.1, 0.7, 0.8, 0.9), on("ijkl", 2)),
-        (judged(0.1, 0.7, 0.8, nan), on("kj", 2)),
-        ([*judged(0.9, 0.7, 0.8, 0.1), trial("m", 2, on("i", 2)[0], 0.9)], []),
+        (continued(0.9, 0.7, 0.8, 0.1), on("ik", 2)),
+        (continued(0.1, 0.7, 0.8, 0.9), on("ijkl", 2)),
+        (continued(0.1, 0.7, 0.8, nan), on("kj", 2)),
+        ([*continued(0.9, 0.7, 0.8, 0.1), trial("m", 2, on("i", 2)[0], 0.9)], []),
     ],
     ids=["previews", "half", "half again", "order reversed: all", "too few to tell", "over"],
 )
@@ -45,7 +45,7 @@ def test_the_better_half_goes_on(history: list, expected: list) -> None:
 
 def test_one_that_trusts_any_order_prunes_regardless() -> None:
     search = SuccessiveHalving(8, trust=-1.0)
-    assert search.propose(TASK, judged(0.1, 0.7, 0.8, 0.9)) == on("lk", 2)
+    assert search.propose(TASK, continued(0.1, 0.7, 0.8, 0.9)) == on("lk", 2)
 
 
 def test_a_spared_share_comes_from_the_worse_ones() -> None:
@@ -53,20 +53,6 @@ def test_a_spared_share_comes_from_the_worse_ones() -> None:
     assert parents[:2] == ["h", "g"]
     assert len(set(parents)) == 4
     assert set(parents[2:]) <= set("abcdef")
-
-
-@pytest.mark.parametrize(
-    ("pairs", "expected"),
-    [
-        ([(1, 10), (2, 20), (3, 25), (4, 99)], 1.0),
-        ([(1, 4), (2, 3), (3, 2), (4, 1)], -1.0),
-        ([(1, 1), (2, 3), (3, 2), (4, 4)], 0.8),
-        ([(1, 1), (1, 2), (1, 3), (1, 4)], 1.0),
-        ([(1, 2), (2, 1)], 1.0),
-    ],
-)
-def test_rank_correlation(pairs: list, expected: float) -> None:
-    assert spearman(pairs) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +65,7 @@ def test_rank_correlation(pairs: list, expected: float) -> None:
         ({"trust": -2}, r"trust must be in \[-1, 1\], got -2"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SuccessiveHalving(**values)
 
@@ -88,10 +74,10 @@ def test_it_conforms() -> None:
     check_strategy(SEARCH)
 
 
-def test_a_run_of_sixteen_costs_fewer_than_nine_drawings() -> None:
+def test_a_run_of_sixteen_costs_fewer_than_nine_draws() -> None:
     search = SuccessiveHalving(16, trust=-1.0)
     result = run(["x"], FakeGenerator(steps=10), FakeVerifier(), search)
     whole = 20
-    drawings = sum(t.cost.network_evaluations for t in result.trials) / whole
-    assert drawings == pytest.approx(8.8)
+    draws = sum(t.cost.network_evaluations for t in result.trials) / whole
+    assert draws == pytest.approx(8.8)
     assert len(result.trials) == 28

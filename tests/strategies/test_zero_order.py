@@ -1,4 +1,4 @@
-"""Zero-order search: the pivot moves to what is better, the radius shrinks when nothing is."""
+"""Zero-order search: the pivot moves to a better candidate, else the radius shrinks."""
 
 from math import nan
 
@@ -59,7 +59,7 @@ def test_without_a_usable_score_it_draws_from_fresh_noise() -> None:
         ({"shrink": nan}, r"shrink must be in \(0, 1\], got nan"),
     ],
 )
-def test_arguments_that_cannot_be_used_are_refused(values: dict, message: str) -> None:
+def test_unusable_arguments_are_refused(values: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ZeroOrder(**values)
 

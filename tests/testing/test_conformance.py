@@ -87,7 +87,7 @@ class UndeclaredNoise(ZeroOrder):
         (Stateful(), "keeps no state"),
         (SameForAll(), "must depend on the prompt"),
         (Endless(), "must end within 1000 rounds"),
-        (Unfinished(), "must finish some picture"),
+        (Unfinished(), "must finish some image"),
         (Undeclared(), "'Draw'"),
         (UndeclaredNoise(), "{'Near'} is missing"),
     ],
@@ -121,16 +121,16 @@ def is_whole(sample: Sample) -> bool:
         (lambda s, n: replace(s, job=Job(Prompt("0", "x"), Draw(0))), "with its job"),
         (lambda s, n: replace(s, progress=0.9), "has progress 1"),
         (lambda s, n: replace(s, cost=type(s.cost)()), "evaluations are counted"),
-        (lambda s, n: replace(s, image=IMAGES[0]), "another seed makes another picture"),
+        (lambda s, n: replace(s, image=IMAGES[0]), "another seed makes another image"),
         (lambda s, n: s if n > 1 else replace(s, image=IMAGES[0].resize((16, 16))), "batch"),
-        (lambda s, n: replace(s, state=None), "an unfinished drawing has a state"),
+        (lambda s, n: replace(s, state=None), "an unfinished draw has a state"),
         (
             lambda s, n: replace(s, progress=1.0) if s.progress == 0.5 else s,
             "a progress between 0 and 1",
         ),
         (
             lambda s, n: replace(s, progress=0.9) if isinstance(s.job.proposal, Continue) else s,
-            "carried on to the end",
+            "continued to the end",
         ),
         (
             lambda s, n: replace(s, cost=s.cost + s.cost) if not is_whole(s) else s,
@@ -146,7 +146,7 @@ def is_whole(sample: Sample) -> bool:
             lambda s, n: replace(s, image=s.job.ancestors[0].image.load())
             if isinstance(s.job.proposal, Repaint)
             else s,
-            "changes what is masked",
+            "changes the masked part",
         ),
     ],
 )  # fmt: skip

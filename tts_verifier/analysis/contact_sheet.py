@@ -1,4 +1,4 @@
-"""Chosen pictures where people look for them: one file a prompt, and one sheet of them all."""
+"""The chosen images of a run: one file per prompt, and one sheet of the first prompts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.errors import RunError
 
 SHEET_PROMPTS: Final = 16
+"""Prompts on the sheet."""
 _TILE: Final = 192
-_TEXT: Final = 16
-_COLUMNS: Final = 4
+"""Longer side of an image on the sheet, in pixels."""
+_LINE_HEIGHT: Final = 16
+_SHEET_COLUMNS: Final = 4
 
 
 def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
@@ -29,7 +31,7 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
         (folder / "chosen").mkdir(parents=True, exist_ok=True)
         for row in rows:
             if row.chosen is not None and row.chosen.image is not None:
-                # Quoted, so that no id can name a file elsewhere.
+                # Quoting keeps an id from naming a file in another folder.
                 name = quote(row.prompt.id, safe=" ")
                 row.chosen.image.load().save(folder / "chosen" / f"{name}.png")
         sheet(rows[:SHEET_PROMPTS]).save(folder / "chosen.png")
@@ -38,33 +40,33 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
 
 
 def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
-    """Returns a contact sheet: for every prompt the first draw beside the chosen picture."""
-    width, height = 2 * _TILE + 12, _TILE + 2 * _TEXT + 12
-    columns = min(_COLUMNS, max(len(rows), 1))
+    """Returns a contact sheet: the first draw beside the chosen image, for every prompt."""
+    width, height = 2 * _TILE + 12, _TILE + 2 * _LINE_HEIGHT + 12
+    columns = min(_SHEET_COLUMNS, max(len(rows), 1))
     lines = -(-len(rows) // columns)
     canvas = Image.new("RGB", (columns * width, max(lines, 1) * height), "white")
     draw = ImageDraw.Draw(canvas)
     for i, row in enumerate(rows):
         x, y = i % columns * width, i // columns * height
-        draw.text((x + 2, y + 2), _latin(row.prompt.text), "black")
-        for j, (label, trial) in enumerate((("first", row.first), ("chosen", row.chosen))):
+        draw.text((x + 2, y + 2), _as_latin(row.prompt.text), "black")
+        for j, (label, pick) in enumerate((("first", row.first), ("chosen", row.chosen))):
             left = x + j * (_TILE + 4)
-            caption = f"{label} {trial.objective:.3f}" if trial else f"{label}: none"
-            draw.text((left + 2, y + _TEXT), caption, "black")
-            _paste(canvas, trial, (left, y + 2 * _TEXT))
+            caption = f"{label} {pick.objective:.3f}" if pick else f"{label}: none"
+            draw.text((left + 2, y + _LINE_HEIGHT), caption, "black")
+            _place_image(canvas, pick, (left, y + 2 * _LINE_HEIGHT))
     return canvas
 
 
-def _paste(canvas: Image.Image, trial: Pick | None, place: tuple[int, int]) -> None:
-    if trial is None or trial.image is None:
+def _place_image(canvas: Image.Image, pick: Pick | None, place: tuple[int, int]) -> None:
+    if pick is None or pick.image is None:
         return
-    picture = trial.image.load()
-    scale = _TILE / max(picture.size)
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), place)
+    image = pick.image.load()
+    scale = _TILE / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    canvas.paste(image.resize(size, Image.Resampling.LANCZOS), place)
 
 
-def _latin(text: str) -> str:
-    # Pillow's built-in font knows no other letters.
+def _as_latin(text: str) -> str:
+    # Pillow's built-in font has Latin-1 letters only.
     short = text if len(text) <= 60 else text[:59] + "..."
     return short.encode("latin-1", "replace").decode("latin-1")

@@ -1,7 +1,8 @@
-"""What fewer candidates, or stopping early, would have given: from one log, with no model.
+"""What fewer candidates, or stopping early, would have given: from one log, without a model.
 
-Figures are exact expectations over all subsets of the draws that are there (`expectations`);
-what pruning by previews would have given needs a log that has previews of all (`pruning`).
+The figures are exact expectations over all subsets of the recorded draws (`expected_best`). What
+dropping candidates by their previews would have given needs a log with previews of all draws
+(`pruning_outcomes`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Final
 
 import numpy as np
 
-from tts_verifier.analysis.charts import Chart, Series, alone, lines
 from tts_verifier.analysis.expected_best import (
     Array,
     Estimate,
@@ -23,139 +23,165 @@ from tts_verifier.analysis.expected_best import (
     expected_stop,
     misses,
 )
-from tts_verifier.analysis.pruning import Chain, Pruning, chains, prunings
-from tts_verifier.errors import InputError, RunError
+from tts_verifier.analysis.pruning_outcomes import (
+    PruningOutcome,
+    WholeDraw,
+    pruning_outcomes,
+    whole_draws,
+)
+from tts_verifier.errors import InputError
 from tts_verifier.log import read_header, read_trials
 from tts_verifier.types import Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Where the thresholds of adaptive stopping lie among all objectives."""
+"""The thresholds of adaptive stopping are these quantiles of all objectives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One measure of the best of n, for n = 1, 2, …; `prompts` of them have it."""
+    """One measure of the best of n."""
 
     name: str
+    """"objective", or "judge_" and the name of a judge's score."""
     prompts: int
+    """Prompts that have the measure."""
     values: tuple[Estimate, ...]
+    """For n = 1, 2, …"""
 
 
 @dataclass(frozen=True, slots=True)
-class Stopping:
-    """Drawing one by one until the objective reaches `threshold`, or n_max are drawn."""
+class StoppingOutcome:
+    """The outcome of drawing one by one until an objective reaches a threshold."""
 
     threshold: float
     candidates: Estimate
+    """Draws until then, or until the largest n."""
     values: Mapping[str, Estimate]
+    """Measure -> its value for the chosen draw."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A replayed log.
-
-    `candidates`: the largest n, which is what every prompt has. `failed`: draws without a
-    usable objective. `tied`: draws whose objective another one of their prompt has;
-    `tied_best`: prompts whose best objective is shared. `left_out`: trials that are no whole
-    draws from noise of their own, nor previews of one. `evaluations`, `seconds`: of a draw and
-    its verdicts, mean. `pruning`: empty where not all draws have previews.
-    """
+    """A replayed log."""
 
     prompts: int
     candidates: int
+    """The largest n: the number of draws that every prompt has."""
     failed: int
+    """Draws without a usable objective."""
     tied: int
+    """Draws that share their objective with another draw of their prompt."""
     tied_best: int
+    """Prompts whose best objective is shared."""
     left_out: int
+    """Trials that are neither independent whole draws nor previews of one."""
     evaluations: float
+    """Network evaluations per draw, mean."""
     seconds: float
+    """Seconds per draw and its verdicts, mean."""
     curves: tuple[Curve, ...]
-    stopping: tuple[Stopping, ...]
-    pruning: tuple[Pruning, ...]
+    """One per measure."""
+    stopping: tuple[StoppingOutcome, ...]
+    """One per threshold."""
+    pruning: tuple[PruningOutcome, ...]
+    """One per preview and share; empty if some draws have no previews."""
 
 
 def replay_log(folder: Path) -> Replay:
-    """Replays a run folder.
+    """Replays a run folder, finished or still running.
 
     Raises:
         RunError: it is not a run folder, or a file of it is damaged.
-        InputError: it holds no whole draws.
+        InputError: it has no whole draws.
     """
+    # Checks that it is a run folder; the trials alone would be an empty list.
     read_header(folder)
-    return replay(read_trials(folder))
+    return replay_trials(read_trials(folder))
 
 
-def replay(trials: Sequence[Trial]) -> Replay:
+def replay_trials(trials: Sequence[Trial]) -> Replay:
     """Returns what best-of-n and adaptive stopping would have given on these draws.
 
     Raises:
         InputError: there are no whole draws.
     """
-    pools: dict[str, list[Chain]] = {}
-    for chain in chains(trials):
-        pools.setdefault(chain.last.prompt.id, []).append(chain)
+    pools: dict[str, list[WholeDraw]] = {}
+    for draw in whole_draws(trials):
+        pools.setdefault(draw.last.prompt.id, []).append(draw)
     if not pools:
         raise InputError(
             "A replay needs whole draws, each from noise of its own, as best_of_n makes them; "
             f"this log has none among its {len(trials)} trials. Replay the log of a best_of_n run, "
             "or of successive_halving with keep: 1."
         )
-    draws = [c for pool in pools.values() for c in pool]
+    draws = [d for pool in pools.values() for d in pool]
     count = min(map(len, pools.values()))
-    goals = [np.array([c.objective for c in pool]) for pool in pools.values()]
-    names = dict.fromkeys(name for c in draws for name in c.last.judge)
-    measures = {"objective": goals}
-    for name in names:
-        columns = [np.array([c.last.judge.get(name, math.nan) for c in p]) for p in pools.values()]
-        measures[f"judge_{name}"] = columns
+    measures = _measure_values([*pools.values()])
+    goals = measures["objective"]
     return Replay(
         prompts=len(pools),
         candidates=count,
         failed=sum(int(np.isnan(g).sum()) for g in goals),
-        tied=sum(_tied(g) for g in goals),
+        tied=sum(_tied_draws(g) for g in goals),
         tied_best=sum(int((g == np.nanmax(g)).sum() > 1) for g in goals if not np.isnan(g).all()),
-        left_out=len(trials) - sum(len(c.trials) for c in draws),
-        evaluations=float(np.mean([c.evaluations for c in draws])),
-        seconds=float(np.mean([c.seconds for c in draws])),
+        left_out=len(trials) - sum(len(d.trials) for d in draws),
+        evaluations=float(np.mean([d.evaluations for d in draws])),
+        seconds=float(np.mean([d.seconds for d in draws])),
         curves=tuple(_curve(n, goals, values, count) for n, values in measures.items()),
         stopping=tuple(_stopping(t, goals, measures, count) for t in _thresholds(goals)),
-        pruning=prunings([*pools.values()], measures),
+        pruning=pruning_outcomes([*pools.values()], measures),
     )
 
 
-# -- over prompts ---------------------------------------------------------------------------
+def _measure_values(pools: Sequence[Sequence[WholeDraw]]) -> dict[str, list[Array]]:
+    """Returns by measure, for each prompt the values of its draws; the objective comes first."""
+    measures = {"objective": [np.array([d.objective for d in pool]) for pool in pools]}
+    for name in dict.fromkeys(name for pool in pools for d in pool for name in d.last.judge):
+        measures[f"judge_{name}"] = [
+            np.array([d.last.judge.get(name, math.nan) for d in pool]) for pool in pools
+        ]
+    return measures
 
 
-def _tied(goals: Array) -> int:
+def _tied_draws(goals: Array) -> int:
     _, counts = np.unique(goals[~np.isnan(goals)], return_counts=True)
     return int(counts[counts > 1].sum())
 
 
 def _thresholds(goals: Sequence[Array]) -> list[float]:
-    every = np.concatenate(goals)
-    every = every[~np.isnan(every)]
-    if not len(every):
+    usable = np.concatenate(goals)
+    usable = usable[~np.isnan(usable)]
+    if not len(usable):
         return []
-    return [float(q) for q in np.unique(np.quantile(every, QUANTILES, method="higher"))]
+    return [float(q) for q in np.unique(np.quantile(usable, QUANTILES, method="higher"))]
 
 
-def _usable(name: str, goals: Array, values: Array) -> bool:
-    """Tells whether a prompt has a measure: an objective, or the judge's word on every draw.
+def _has_measure(name: str, goals: Array, values: Array) -> bool:
+    """Returns whether a prompt has an objective, or a judge's score for every usable draw.
 
-    A prompt without anything to choose counts as 0 for the judge: it was not passed.
+    A prompt without a usable draw has a judge's score, 0: it counts as not passed.
     """
     if name == "objective":
         return not np.isnan(goals).all()
     return bool(np.isfinite(values[~np.isnan(goals)]).all())
 
 
+def _chance_of_usable(goals: Array) -> Array:
+    """Returns for n = 0 … N the chance that n draws contain a usable one.
+
+    Expectations count a subset without a usable draw as 0. Dividing by this chance gives the mean
+    over the other subsets.
+    """
+    return 1 - misses(len(goals), int((~np.isnan(goals)).sum()))
+
+
 def _curve(name: str, goals: Sequence[Array], values: Sequence[Array], count: int) -> Curve:
     rows = []
     for g, v in zip(goals, values, strict=True):
-        if _usable(name, g, v):
+        if _has_measure(name, g, v):
             row = expected_best(g, v)
             if name == "objective":
-                row /= 1 - misses(len(g), int((~np.isnan(g)).sum()))[1:]
+                row /= _chance_of_usable(g)[1:]
             rows.append(row[:count])
     table = np.array(rows) if rows else np.empty((0, count))
     return Curve(name, len(rows), tuple(estimate(table)))
@@ -163,93 +189,15 @@ def _curve(name: str, goals: Sequence[Array], values: Sequence[Array], count: in
 
 def _stopping(
     threshold: float, goals: Sequence[Array], measures: Mapping[str, Sequence[Array]], count: int
-) -> Stopping:
+) -> StoppingOutcome:
     values, stops = {}, np.array([expected_stop(g, g, threshold, count)[0] for g in goals])
     for name, columns in measures.items():
         rows = []
         for g, v in zip(goals, columns, strict=True):
-            if _usable(name, g, v):
+            if _has_measure(name, g, v):
                 _, value = expected_stop(g, v, threshold, count)
                 if name == "objective":
-                    value /= 1 - misses(len(g), int((~np.isnan(g)).sum()))[count]
+                    value /= _chance_of_usable(g)[count]
                 rows.append(value)
         values[name] = estimate(np.array(rows).reshape(-1, 1))[0]
-    return Stopping(threshold, estimate(stops.reshape(-1, 1))[0], values)
-
-
-# -- to be looked at ------------------------------------------------------------------------
-
-
-def as_text(done: Replay) -> str:
-    """Returns the tables of a replay as the terminal shows them."""
-    head = f"{done.prompts} prompts, the best of 1 to {done.candidates} draws each"
-    notes = [head + (f", {done.failed} draws failed" if done.failed else "")]
-    if done.left_out:
-        notes.append(f"left out: {done.left_out} trials that are no whole draws of their own")
-    notes.append(
-        f"ties: {done.tied} draws share their objective with another of the prompt, "
-        f"{done.tied_best} prompts share the best; the choice is shared evenly among them"
-    )
-    short = [f"{c.name} from {c.prompts}" for c in done.curves if c.prompts < done.prompts]
-    if short:
-        notes.append(f"prompts with a value for every usable draw: {', '.join(short)}")
-    names = [c.name for c in done.curves]
-    table = [["n", "evaluations", "seconds", *names]]
-    for n in range(1, done.candidates + 1):
-        cost = [f"{n * done.evaluations:.0f}", f"{n * done.seconds:.2f}"]
-        table.append([str(n), *cost, *(_shown(c.values[n - 1]) for c in done.curves)])
-    stops = [["stop at", "draws", "evaluations", "seconds", *names]]
-    for s in done.stopping:
-        mean = s.candidates.mean
-        cost = [f"{mean * done.evaluations:.0f}", f"{mean * done.seconds:.2f}"]
-        values = [_shown(s.values[name]) for name in names]
-        stops.append([f"{s.threshold:.3f}", f"{mean:.2f}", *cost, *values])
-    text = [*notes, "", "best of n, mean over prompts [95 % bootstrap]", *_aligned(table)]
-    if done.stopping:
-        words = "one by one until the objective reaches a threshold, the thresholds from this log"
-        text += ["", words, *_aligned(stops)]
-    if done.pruning:
-        cuts = [["preview at", "kept", "agreement", "evaluations", "seconds", *names]]
-        for p in done.pruning:
-            cost = [f"{p.agreement:.2f}", f"{p.evaluations:.0f}", f"{p.seconds:.2f}"]
-            values = [_shown(p.values[name]) for name in names]
-            cuts.append([f"{p.stop:.0%}", f"{p.share:.3g}", *cost, *values])
-        words = "all drawn up to a preview, the best share of them finished"
-        text += ["", words, *_aligned(cuts)]
-    return "\n".join(text)
-
-
-def charts(done: Replay) -> list[str]:
-    """Returns one chart a measure: the best of n, and where adaptive stopping ends."""
-    shown = []
-    for c in done.curves:
-        curve = [(float(n), e.mean) for n, e in enumerate(c.values, 1)]
-        band = [(e.low, e.high) for e in c.values]
-        dots = [(s.candidates.mean, s.values[c.name].mean) for s in done.stopping]
-        series = [Series("best of n", curve, band), Series("stop early", dots, dots=True)]
-        shown.append(lines(Chart(f"Expected {c.name}", "draws", series)))
-    return shown
-
-
-def write_plot(done: Replay, path: Path) -> None:
-    """Writes the charts as one SVG file.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    try:
-        path.write_text(alone(charts(done), "Expected best of n"), "utf-8")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error}. Give another with --plot.") from error
-
-
-def _shown(value: Estimate) -> str:
-    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]
+    return StoppingOutcome(threshold, estimate(stops.reshape(-1, 1))[0], values)

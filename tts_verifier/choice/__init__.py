@@ -1,19 +1,21 @@
-"""From verdicts to one number, to an order, to what the choice was worth."""
+"""From verdicts to one number, to an order, and to what the choice was worth."""
 
 from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective, Pick, choose, order
+from tts_verifier.choice.rank_correlation import spearman
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.choice.summary import (
-    Judged,
+    JudgeSummary,
     PromptSummary,
     Summary,
     summarise,
     summarise_prompt,
     wilson,
 )
+from tts_verifier.choice.summary_output import summary_text, summary_values
 
 __all__ = [
     "OFFICIAL_WEIGHTS",
-    "Judged",
+    "JudgeSummary",
     "Objective",
     "Pick",
     "PromptSummary",
@@ -22,7 +24,10 @@ __all__ = [
     "Summary",
     "choose",
     "order",
+    "spearman",
     "summarise",
     "summarise_prompt",
+    "summary_text",
+    "summary_values",
     "wilson",
 ]

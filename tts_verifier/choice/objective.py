@@ -1,8 +1,8 @@
-"""What the search climbs: a weighted mean of named scores, and the one order of trials.
+"""The objective, a weighted sum of named scores, and the order of trials by it.
 
 The default is the reward of the official scorer, 0.8 alignment + 0.1 aesthetics + 0.1
-plausibility (ImageDoctor, modify/flow_grpo/flow_grpo/doctor_hp.py). NaN ranks last; this is
-the one place that says so.
+plausibility (ImageDoctor, modify/flow_grpo/flow_grpo/doctor_hp.py). NaN ranks last; every ranking
+in the package goes through `order`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ OFFICIAL_WEIGHTS: Mapping[str, float] = {
 
 
 class Objective:
-    """Scores by name -> one number: the weighted sum over the named scores.
+    """Computes one number from scores by name: their weighted sum.
+
+    It is immutable by convention, and threads may share it.
 
     Args:
-        weights: score name -> finite weight, at least one of them not zero.
+        weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`.
 
     Raises:
         InputError: weights are empty, all zero or not finite.
@@ -58,7 +60,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pick:
-    """What counts of a trial when the search is over; the fields are a `Trial`'s."""
+    """The part of a trial that matters once the search is over; the fields are those of `Trial`."""
 
     id: str
     objective: float
@@ -69,7 +71,7 @@ class Pick:
 
     @classmethod
     def of(cls, trial: Trial) -> Pick:
-        """Returns a trial without its proposal, whose mask may be large, and its maps."""
+        """Returns a trial without its proposal, whose mask may be large, and its heatmaps."""
         return cls(*(getattr(trial, name) for name in cls.__slots__))
 
 
@@ -81,8 +83,11 @@ def order(values: Sequence[float]) -> list[int]:
 def choose(history: Sequence[Trial]) -> Choice:
     """Chooses the finished trial of the highest objective.
 
-    A `Look` at an image replaces the quick score of the trial that it looked at: both rows
-    refer to the same picture, and the later, fuller verdict counts.
+    A `Look` replaces the trial that it looked at: both refer to the same image, and the later,
+    fuller verdict counts.
+
+    Args:
+        history: the trials of one prompt.
     """
     looked = {t.parent_id for t in history if isinstance(t.proposal, Look)}
     usable = [t for t in history if t.finished and t.id not in looked]

@@ -1,4 +1,4 @@
-"""Images in order, best first: what `rerank` returns."""
+"""A ranking of images, as `rerank` returns it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from tts_verifier.types.score_names import written_scores
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranked:
-    """One image of a ranking; `index` is its place in the input."""
+    """One image of a ranking."""
 
     index: int
+    """Its place in the input, from 0."""
     image: Image.Image
     objective: float
+    """NaN if the verdict has no usable score."""
     verdict: Verdict
 
 
 class Ranking(Sequence[Ranked]):
-    """Images in order, best first; an unusable score ranks last."""
+    """Images in order, best first; an objective of NaN ranks last. Immutable."""
 
     def __init__(self, items: Sequence[Ranked]) -> None:
         self._items = tuple(items)
@@ -43,7 +45,7 @@ class Ranking(Sequence[Ranked]):
 
     @property
     def best(self) -> Ranked:
-        """The first item."""
+        """The first item; IndexError if the ranking is empty."""
         return self._items[0]
 
     def __repr__(self) -> str:
@@ -51,7 +53,7 @@ class Ranking(Sequence[Ranked]):
         return f"Ranking({rows})"
 
     def _repr_html_(self) -> str:
-        """Shows the ranking in a notebook: every image beside its map, best first."""
+        """Shows the ranking in a notebook: every image beside its heatmaps, best first."""
         return "".join(
             card(
                 f"{place}. image {item.index} · {item.objective:.3f}",

@@ -1,7 +1,7 @@
-"""What a run achieved: first draw against chosen picture, and what the held-out judge says.
+"""What a run achieved: the first draw against the chosen image, and the held-out judge's scores.
 
-Pass rates carry Wilson's 95 % interval (Wilson 1927); the share of the distance closed
-carries a 95 % percentile bootstrap over prompts.
+Pass rates have Wilson's 95 % interval (Wilson 1927). The share of the distance closed has a
+95 % percentile bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -10,70 +10,89 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tts_verifier.choice.objective import Pick, choose
-from tts_verifier.types import Look, Prompt, Trial, path_of
-from tts_verifier.types.score_names import written_scores
+from tts_verifier.types import Look, Prompt, Trial
 
 Interval = tuple[float, float]
+"""(low, high)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptSummary:
-    """One prompt: its first finished draw, the chosen trial, and what counts of all others.
-
-    `tied`: another picture has the chosen one's objective. `best`: the judge's scores by name,
-    each the highest of all pictures that may be chosen.
-    """
+    """One prompt: its first finished draw, the chosen trial, and counts of all its trials."""
 
     prompt: Prompt
     first: Pick | None
+    """The first finished image; None if there is none."""
     chosen: Pick | None
+    """The chosen trial; None if none is usable."""
     candidates: int = 0
+    """Trials that generated an image or failed to; a look at an image is not one."""
     failed: int = 0
+    """Trials with an error."""
     tied: bool = False
+    """True if another image has the objective of the chosen one."""
     best: Mapping[str, float] = field(default_factory=dict)
+    """Score name of the judge -> its highest value among the images that may be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Means over prompts of one of the judge's scores; `passes` if it is passed or not."""
+class JudgeSummary:
+    """Means over prompts of one score of the held-out judge."""
 
     name: str
+    """The score; "passed" is 0 or 1, and its means are pass rates."""
     prompts: int
+    """Prompts with a usable score."""
     first: float
+    """Mean of the first draws."""
     chosen: float
+    """Mean of the chosen images."""
     best: float
+    """Mean of the best images of each prompt by this score: what a perfect verifier would reach."""
     closed: float
+    """(chosen - first) / (best - first); NaN if there is no distance to close."""
     closed_interval: Interval
+    """95 % interval of `closed`."""
 
     @property
     def passes(self) -> bool:
-        """True when the means are pass rates."""
+        """True if the means are pass rates."""
         return self.name == "passed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summary:
-    """All prompts; `judged` is None when no judge was named or none of its scores is usable."""
+    """What a run achieved on all its prompts."""
 
     prompts: tuple[PromptSummary, ...]
     candidates: int
+    """Sum over prompts."""
     failed: int
+    """Trials with an error."""
     objective_first: float
+    """Mean objective of the first draws; NaN without a usable prompt."""
     objective_chosen: float
+    """Mean objective of the chosen images of the same prompts."""
     ties: int
-    judged: Judged | None
+    """Prompts with a tie for the best objective."""
+    judge: JudgeSummary | None
+    """None if the run had no judge, or none of its scores is usable."""
+
+
+def first_draw(trials: Sequence[Trial]) -> Trial | None:
+    """Returns the first finished image of a prompt's trials, what a run without a search gives."""
+    candidates = (t for t in trials if not isinstance(t.proposal, Look))
+    return next((t for t in candidates if t.progress >= 1 and t.image), None)
 
 
 def summarise_prompt(prompt: Prompt, trials: Sequence[Trial]) -> PromptSummary:
-    """Summarises a prompt from all its trials, in order."""
-    choice = choose(trials)
-    drawn = [t for t in trials if not isinstance(t.proposal, Look)]
-    first = next((t for t in drawn if t.progress >= 1 and t.image), None)
+    """Summarises one prompt from all its trials, in the order of the log."""
+    choice, first = choose(trials), first_draw(trials)
     best: dict[str, float] = {}
     for trial in choice.order if first is None else (first, *choice.order):
         for name, value in trial.judge.items():
@@ -84,7 +103,7 @@ def summarise_prompt(prompt: Prompt, trials: Sequence[Trial]) -> PromptSummary:
         prompt=prompt,
         first=None if first is None else Pick.of(first),
         chosen=None if choice.trial is None else Pick.of(choice.trial),
-        candidates=len(drawn),
+        candidates=sum(not isinstance(t.proposal, Look) for t in trials),
         failed=sum(bool(t.error) for t in trials),
         tied=sum(t.objective == top for t in choice.order) > 1,
         best=best,
@@ -98,149 +117,64 @@ def summarise(rows: Sequence[PromptSummary]) -> Summary:
         prompts=tuple(rows),
         candidates=sum(row.candidates for row in rows),
         failed=sum(row.failed for row in rows),
-        objective_first=_mean([first.objective for first, _ in usable]),
-        objective_chosen=_mean([chosen.objective for _, chosen in usable]),
+        objective_first=_mean_or_nan([first.objective for first, _ in usable]),
+        objective_chosen=_mean_or_nan([chosen.objective for _, chosen in usable]),
         ties=sum(row.tied for row in rows),
-        judged=_judged(rows),
+        judge=_summarise_judge(rows),
     )
 
 
 def wilson(successes: float, count: int) -> Interval:
-    """Returns Wilson's 95 % interval of a rate."""
+    """Returns Wilson's 95 % interval of the rate successes / count."""
+    # The 97.5 % quantile of the standard normal distribution.
     z, p = 1.959964, successes / count
     middle = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(p * (1 - p) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_or_nan(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
 
 
-def _judged(rows: Sequence[PromptSummary]) -> Judged | None:
+def _summarise_judge(rows: Sequence[PromptSummary]) -> JudgeSummary | None:
     names = [name for row in rows if row.chosen for name in row.chosen.judge]
     if not names:
         return None
     name = "passed" if "passed" in names else names[0]
-    triples = []
-    for row in rows:
-        first = row.first.judge.get(name, math.nan) if row.first else math.nan
-        # A prompt without a usable picture is one that was not passed.
-        chosen = row.chosen.judge.get(name, math.nan) if row.chosen else 0.0
-        best = row.best.get(name, math.nan)
-        if all(map(math.isfinite, (first, chosen, best))):
-            triples.append((first, chosen, best))
-    if not triples:
+    scores = np.array([_judge_scores(row, name) for row in rows])
+    scores = scores[np.isfinite(scores).all(axis=1)]
+    if not len(scores):
         return None
-    table = np.array(triples)
-    first, chosen, best = table.mean(axis=0).tolist()
-    interval = _bootstrap(table)
-    return Judged(name, len(triples), first, chosen, best, _closed(table), interval)
+    first, chosen, best = scores.mean(axis=0).tolist()
+    interval = _bootstrap_closed(scores)
+    return JudgeSummary(name, len(scores), first, chosen, best, _share_closed(scores), interval)
 
 
-def _closed(table: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
-    """Returns (chosen - first) / (best - first) of the means, NaN without a distance."""
-    first, chosen, best = table.mean(axis=0).tolist()
+def _judge_scores(row: PromptSummary, name: str) -> tuple[float, float, float]:
+    """Returns the judge's score of the first draw, of the chosen image and of the best."""
+    first = row.first.judge.get(name, math.nan) if row.first else math.nan
+    # A prompt without a usable image counts as not passed.
+    chosen = row.chosen.judge.get(name, math.nan) if row.chosen else 0.0
+    return first, chosen, row.best.get(name, math.nan)
+
+
+def _share_closed(scores: NDArray[np.float64]) -> float:
+    """Returns (chosen - first) / (best - first) of the column means; NaN without a distance.
+
+    Args:
+        scores: (prompts, 3): first, chosen, best.
+    """
+    first, chosen, best = scores.mean(axis=0).tolist()
     return float((chosen - first) / (best - first)) if best > first else math.nan
 
 
-def _bootstrap(
-    table: np.ndarray[tuple[int, ...], np.dtype[np.float64]], resamples: int = 2000
-) -> Interval:
+def _bootstrap_closed(scores: NDArray[np.float64], resamples: int = 2000) -> Interval:
+    """Returns the 95 % percentile interval of `_share_closed` over resampled prompts."""
     rng = np.random.default_rng(0)
-    picks = rng.integers(0, len(table), (resamples, len(table)))
-    shares = [share for pick in picks if not math.isnan(share := _closed(table[pick]))]
+    picks = rng.integers(0, len(scores), (resamples, len(scores)))
+    shares = [share for pick in picks if not math.isnan(share := _share_closed(scores[pick]))]
     if not shares:
         return math.nan, math.nan
     low, high = np.percentile(shares, [2.5, 97.5]).tolist()
     return low, high
-
-
-def as_values(summary: Summary) -> dict[str, Any]:
-    """Returns the summary as JSON values; a number that is not known is None."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return list(map(plain, value)) if isinstance(value, tuple) else value
-
-    fields = ("candidates", "failed", "objective_first", "objective_chosen", "ties")
-    values = {name: plain(getattr(summary, name)) for name in fields}
-    judged = summary.judged
-    values["judged"] = judged and {n: plain(getattr(judged, n)) for n in Judged.__slots__}
-    values["prompts"] = {
-        row.prompt.id: {
-            "prompt": row.prompt.text,
-            "chosen": row.chosen and row.chosen.id,
-            "image": row.chosen and path_of(row.chosen.image),
-            "objective": row.chosen and plain(row.chosen.objective),
-        }
-        for row in summary.prompts
-    }
-    return values
-
-
-# -- as text -----------------------------------------------------------------------------
-
-
-def as_text(summary: Summary) -> str:
-    """Returns the table of prompts and the lines on all of them, as the terminal shows it."""
-    lines = [*_table(summary.prompts), ""]
-    failed = f", {summary.failed} failed" if summary.failed else ""
-    lines.append(
-        f"{len(summary.prompts)} prompts, {summary.candidates} candidates{failed}, "
-        f"{summary.ties} prompts with a tie for the best"
-    )
-    lines.append(
-        f"objective, mean: first draw {summary.objective_first:.3f} -> chosen "
-        f"{summary.objective_chosen:.3f}"
-    )
-    if summary.judged is None:
-        lines.append("No held-out judge was named: only the verifier itself says it got better.")
-    else:
-        lines += _judged_lines(summary.judged)
-    return "\n".join(lines)
-
-
-def _judged_lines(judged: Judged) -> list[str]:
-    def show(value: float) -> str:
-        if not judged.passes:
-            return f"{value:.3f}"
-        low, high = wilson(value * judged.prompts, judged.prompts)
-        return f"{value:.1%} [{low:.1%}, {high:.1%}]"
-
-    what = "pass rate (95 % Wilson)" if judged.passes else f"mean {judged.name}"
-    low, high = judged.closed_interval
-    share = "none to close"
-    if math.isfinite(judged.closed):
-        share = f"{judged.closed:.1%} [{low:.1%}, {high:.1%}] (95 % bootstrap over prompts)"
-    return [
-        f"held-out judge, {what}: first draw {show(judged.first)} -> chosen "
-        f"{show(judged.chosen)} -> best possible {show(judged.best)}",
-        f"share of that distance closed: {share}",
-    ]
-
-
-def _table(rows: Sequence[PromptSummary]) -> list[str]:
-    some = next((r.chosen for r in rows if r.chosen), None)
-    if some is None:
-        return ["No prompt has a usable picture."]
-    names = ["objective", *written_scores(some.scores), *(f"judge_{name}" for name in some.judge)]
-    table = [["prompt", *names]]
-    for row in rows:
-        texts = [f"{_value(row.first, n)} -> {_value(row.chosen, n)}" for n in names]
-        text = row.prompt.text
-        table.append([f"{row.prompt.id} {text if len(text) <= 40 else text[:39] + '…'}", *texts])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
-
-
-def _value(trial: Pick | None, name: str) -> str:
-    if trial is None:
-        return "none"
-    values = {**trial.scores, **{f"judge_{k}": v for k, v in trial.judge.items()}}
-    value = trial.objective if name == "objective" else values.get(name, math.nan)
-    return f"{value:.3f}"

@@ -23,8 +23,9 @@ def replay_command(log: Path, plot: Path | None) -> None:
     Example:
         tts-replay runs/bestofn --plot replay.svg
     """
-    from tts_verifier.analysis.replay import as_text, replay_log, write_plot
+    from tts_verifier.analysis.replay import replay_log
+    from tts_verifier.analysis.replay_output import replay_text, write_plot
 
     result, path = replay_log(log), plot or log / "replay.svg"
     write_plot(result, path)
-    click.echo(f"{as_text(result)}\n\nplot: {path}")
+    click.echo(f"{replay_text(result)}\n\nplot: {path}")

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from tts_verifier.analysis.contact_sheet import write_chosen
-from tts_verifier.choice.summary import Summary, as_text, as_values, summarise
+from tts_verifier.choice.summary import Summary, summarise
+from tts_verifier.choice.summary_output import summary_text, summary_values
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
 from tts_verifier.runner import execute
@@ -31,11 +32,11 @@ class Outcome:
     def __str__(self) -> str:
         """Returns the text for a terminal."""
         sheet = self.folder / "chosen.png"
-        return f"{as_text(self.summary)}\nchosen images: {sheet}\nlog: {self.folder}"
+        return f"{summary_text(self.summary)}\nchosen images: {sheet}\nlog: {self.folder}"
 
     def as_json(self) -> str:
         """Returns one line of JSON."""
-        values = {"event": "result", "folder": str(self.folder), **as_values(self.summary)}
+        values = {"event": "result", "folder": str(self.folder), **summary_values(self.summary)}
         return json.dumps(values, ensure_ascii=False)
 
 

@@ -1,8 +1,8 @@
-"""Adaptive stopping: any strategy, asked a few drawings at a time, stopped when it is enough.
+"""Adaptive stopping: runs any strategy a few candidates at a time and stops when it can.
 
-Source: expected improvement of the next draw under a normal fit (Mockus 1975), weighed
-against its cost as in Weitzman's search problem (1979).
-Cost: at most the inner strategy's.
+Source: expected improvement of the next draw under a normal fit (Mockus 1975), compared with its
+cost as in Weitzman's search problem (1979).
+Cost: at most that of the inner strategy.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from typing import Any
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.registry import builder
-from tts_verifier.strategies.shared import positive, within
+from tts_verifier.strategies.arguments import check_integer, check_number
 from tts_verifier.types import Draw, Proposal, Task, Trial
 
 
 class Adaptive:
-    """Stops an inner strategy when a picture is good enough or another is not worth it.
+    """Stops an inner strategy when an image is good enough or the next one is not worth its cost.
 
-    The inner strategy's rounds are handed out `at_once` proposals at a time; it itself sees
-    whole rounds only, as if it ran alone.
+    It hands out the rounds of the inner strategy `at_once` proposals at a time. The inner strategy
+    sees whole rounds only, as if it ran alone.
 
     Args:
         strategy: a strategy, or a table of its `name` and arguments.
-        thresholds: score name -> least value; a finished picture that reaches all ends the
+        thresholds: score name -> least value; a finished image that reaches all of them ends the
             search. None = no such end.
-        cost: of one more drawing, in units of the objective; the search ends when the
-            expected improvement of an independent drawing is less. 0 = no such end.
-        least: finished pictures before the cost counts, at least 3.
-        at_once: proposals.
+        cost: of one more draw, in units of the objective; the search ends when the expected
+            improvement of an independent draw is less. 0 = no such end.
+        least: finished images before `cost` takes effect, at least 3.
+        at_once: proposals handed out together.
 
     Raises:
-        InputError: an argument is not usable.
+        InputError: an argument is out of range.
     """
 
     needs: frozenset[type] = frozenset({Draw})
@@ -50,34 +50,45 @@ class Adaptive:
         least: int = 4,
         at_once: int = 2,
     ) -> None:
-        self.strategy = _built(strategy)
+        self.strategy = _build_inner(strategy)
         self.needs = self.strategy.needs
         self.thresholds = {
-            name: within(f"thresholds.{name}", value, lambda v: 0 <= v <= 1, rule="in [0, 1]")
+            name: check_number(f"thresholds.{name}", value, lambda v: 0 <= v <= 1, rule="in [0, 1]")
             for name, value in (thresholds or {}).items()
         }
-        self.cost = within("cost", cost, lambda c: 0 <= c < math.inf, rule="finite, not negative")
-        self.least, self.at_once = positive("least", least, 3), positive("at_once", at_once)
+        self.cost = check_number(
+            "cost", cost, lambda c: 0 <= c < math.inf, rule="finite, not negative"
+        )
+        self.least = check_integer("least", least, 3)
+        self.at_once = check_integer("at_once", at_once)
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        """Proposes the next few of the inner strategy's, unless it is enough."""
+        """Proposes the next few proposals of the inner strategy, or none to stop.
+
+        It replays the inner strategy from its first round on: a round whose trials are all in the
+        history is complete, and the first round that is not is handed out next.
+        """
         finished = [t for t in history if t.finished and not math.isnan(t.objective)]
         if any(self._passes(t) for t in finished) or self._not_worth_it(finished):
             return []
-        made = {t.proposal: t for t in history}
-        seen: list[Trial] = []
+        # A proposal identifies its trial: the inner strategy makes the same ones every time.
+        trials = {t.proposal: t for t in history}
+        inner_history: list[Trial] = []
         for number in range(len(history) + 1):
-            wanted = self.strategy.propose(task, tuple(seen))
-            missing = [p for p in wanted if p not in made]
+            wanted = self.strategy.propose(task, tuple(inner_history))
+            missing = [p for p in wanted if p not in trials]
             if missing or not wanted:
                 return missing[: self.at_once]
-            seen += [replace(made[p], round=number) for p in wanted]
+            # The rounds of the inner strategy, not the smaller ones that were handed out.
+            inner_history += [replace(trials[p], round=number) for p in wanted]
         return []
 
     def _passes(self, trial: Trial) -> bool:
-        given = trial.scores
-        reached = [given.get(name, math.nan) >= v for name, v in self.thresholds.items()]
-        return bool(reached) and all(reached)
+        """Returns whether a trial reaches all thresholds; False without thresholds."""
+        scores = trial.scores
+        return bool(self.thresholds) and all(
+            scores.get(name, math.nan) >= least for name, least in self.thresholds.items()
+        )
 
     def _not_worth_it(self, finished: Sequence[Trial]) -> bool:
         if not self.cost or len(finished) < self.least:
@@ -86,7 +97,14 @@ class Adaptive:
 
 
 def expected_improvement(values: Sequence[float]) -> float:
-    """Returns by how much one more draw of a normal fit to values would exceed the best."""
+    """Returns by how much the next draw is expected to exceed the best value, under a normal fit.
+
+    Args:
+        values: at least two objectives.
+
+    Returns:
+        The mean of max(next - best, 0), in units of the objective.
+    """
     mean, spread, top = fmean(values), stdev(values), max(values)
     if spread == 0:
         return 0.0
@@ -95,7 +113,7 @@ def expected_improvement(values: Sequence[float]) -> float:
     return spread * (z * normal.cdf(z) + normal.pdf(z))
 
 
-def _built(strategy: Strategy | Mapping[str, Any]) -> Strategy:
+def _build_inner(strategy: Strategy | Mapping[str, Any]) -> Strategy:
     if isinstance(strategy, Mapping):
         values = dict(strategy)
         name = values.pop("name", None)

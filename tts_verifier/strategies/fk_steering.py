@@ -1,9 +1,9 @@
-"""FK steering: particles resampled by potentials of their previews (sequential Monte Carlo).
+"""FK steering: resamples particles by potentials of their previews (sequential Monte Carlo).
 
 Source: Singhal et al., "A general framework for inference-time scaling and steering of
 diffusion models" (arXiv 2501.06848), potentials diff, max and add; systematic resampling
-after Kitagawa (1996). Weights are kept as logarithms.
-Cost: n drawings, and n verifier calls a stop.
+after Kitagawa (1996). Weights are logarithms.
+Cost: n draws, and n verifier calls per stop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.shared import positive, rising, rounds, seeds, usable, within
+from tts_verifier.strategies.arguments import check_integer, check_number, check_stops
+from tts_verifier.strategies.history import propose_at_stops, seeds, unfinished
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
 POTENTIALS = ("diff", "max", "add")
@@ -24,23 +25,24 @@ Weights = NDArray[np.float64]
 
 
 class FKSteering:
-    """Carries `n` particles on with fresh noise, resampled where their weights are uneven.
+    """Continues `n` particles with fresh noise and resamples them when their weights are uneven.
 
-    The log-weight of a particle grows at every stop by `strength` times: its objective less
-    its parent's (`diff`), the highest of its line (`max`), or the sum over its line (`add`).
-    When the effective sample size is below n / 2 the particles are resampled and the weights
-    start anew. An unusable score has no weight, unless all are unusable.
+    At every stop the log-weight of a particle grows by `strength` times its potential: its
+    objective minus its parent's (`diff`), the highest objective of its lineage (`max`), or the sum
+    over its lineage (`add`). When the effective sample size is below n / 2, the particles are
+    resampled and all weights restart at 0. A particle with an unusable score has no weight, unless
+    all scores are unusable.
 
     Args:
-        n: particles.
+        n: particles, at least 2.
         potential: diff, max or add.
-        strength: positive; how sharply the objective weighs.
-        stops: fractions of the steps at which previews are judged, rising to 1.
-        eta: the share of fresh noise at every step, in (0, 1], without which particles of
-            one parent would stay the same.
+        strength: positive; how strongly the objective weighs.
+        stops: fractions of the denoising steps at which previews are verified, rising to 1.
+        eta: share of fresh noise in every step, in (0, 1]; without it, particles with the same
+            parent would remain identical.
 
     Raises:
-        InputError: an argument is not usable.
+        InputError: an argument is out of range.
     """
 
     needs: frozenset[type] = frozenset({Draw, Continue})
@@ -58,76 +60,83 @@ class FKSteering:
             raise InputError(
                 f"potential must be one of {POTENTIALS}, got {potential!r}.", argument="potential"
             )
-        self.n, self.potential = positive("n", n, 2), potential
-        self.strength = within(
+        self.n, self.potential = check_integer("n", n, 2), potential
+        self.strength = check_number(
             "strength", strength, lambda s: 0 < s < math.inf, rule="finite and positive"
         )
-        self.stops = rising("stops", stops)
-        self.eta = within("eta", eta, lambda e: 0 < e <= 1, rule="in (0, 1]")
+        self.stops = check_stops("stops", stops)
+        self.eta = check_number("eta", eta, lambda e: 0 < e <= 1, rule="in (0, 1]")
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        """Proposes the particles, then carries the resampled ones on to the next stop."""
-        level = rounds(history)
-        if level == len(self.stops):
-            return []
-        if level == 0:
-            return [Draw(seed, self.stops[0]) for seed in seeds(task, self.n)]
-        weights = self._weights(history)
-        parents = usable([t for t in history if t.round == history[-1].round])
-        if not parents:
-            return []
-        logs = np.array([weights[t.id] for t in parents])
-        if len(parents) < self.n or uneven(logs):
-            (seed,) = seeds(task, 1, purpose=f"resample{level}")
-            start = float(np.random.default_rng(seed).random())
-            parents = [parents[i] for i in systematic(logs, self.n, start=start)]
-        fresh = seeds(task, self.n, purpose=f"particle{level}")
-        return [
-            Continue(parent.id, self.stops[level], seed, eta=self.eta)
-            for parent, seed in zip(parents, fresh, strict=True)
-        ]
+        """Proposes the particles, then continues the resampled ones to the next stop."""
 
-    def _weights(self, history: Sequence[Trial]) -> dict[str, float]:
-        """Returns the log-weights of the last round's particles by id."""
-        lines: dict[str, list[float]] = {}
+        def proceed(level: int, particles: list[Trial]) -> list[Proposal]:
+            weights = self.log_weights(history)
+            logs = np.array([weights[t.id] for t in particles])
+            if self._resamples(particles, logs):
+                (seed,) = seeds(task, 1, purpose=f"resample{level}")
+                start = float(np.random.default_rng(seed).random())
+                particles = [particles[i] for i in systematic_indices(logs, self.n, start=start)]
+            fresh = seeds(task, self.n, purpose=f"particle{level}")
+            return [
+                Continue(particle.id, self.stops[level], seed, eta=self.eta)
+                for particle, seed in zip(particles, fresh, strict=True)
+            ]
+
+        return propose_at_stops(task, history, n=self.n, stops=self.stops, proceed=proceed)
+
+    def log_weights(self, history: Sequence[Trial]) -> dict[str, float]:
+        """Returns the log-weight of every particle of the history, by trial id."""
+        lineages: dict[str, list[float]] = {}
         weights: dict[str, float] = {}
         for number in sorted({t.round for t in history}):
-            row = [t for t in history if t.round == number]
-            before = usable([t for t in history if t.round == number - 1])
-            logs = np.array([weights[t.id] for t in before])
-            anew = not before or len(before) < self.n or uneven(logs)
-            for trial in row:
-                line = [*lines.get(trial.parent_id or "", []), trial.objective]
-                held = 0.0 if anew else weights.get(trial.parent_id or "", 0.0)
-                lines[trial.id] = line
-                weights[trial.id] = held + self.strength * self._potential(line)
+            before = unfinished([t for t in history if t.round == number - 1])
+            restart = self._resamples(before, np.array([weights[t.id] for t in before]))
+            for trial in (t for t in history if t.round == number):
+                parent = trial.parent_id or ""
+                lineages[trial.id] = [*lineages.get(parent, []), trial.objective]
+                # Resampled particles carry their weight in their number of copies.
+                base = 0.0 if restart else weights.get(parent, 0.0)
+                weights[trial.id] = base + self.strength * self._potential(lineages[trial.id])
         return weights
 
-    def _potential(self, line: Sequence[float]) -> float:
-        """Returns the potential of a line of objectives, root first; -inf if unusable."""
-        known = [value for value in line if not math.isnan(value)]
-        if math.isnan(line[-1]):
+    def _resamples(self, particles: Sequence[Trial], logs: Weights) -> bool:
+        """Returns whether a round is resampled: particles failed, or the weights are uneven."""
+        return len(particles) < self.n or is_uneven(logs)
+
+    def _potential(self, lineage: Sequence[float]) -> float:
+        """Returns the potential of a lineage of objectives, root first; -inf if unusable."""
+        usable = [value for value in lineage if not math.isnan(value)]
+        if math.isnan(lineage[-1]):
             return -math.inf
         if self.potential == "diff":
-            return known[-1] - (known[-2] if len(known) > 1 else 0.0)
-        return max(known) if self.potential == "max" else sum(known)
+            return usable[-1] - (usable[-2] if len(usable) > 1 else 0.0)
+        return max(usable) if self.potential == "max" else sum(usable)
 
 
-def shares(logs: Weights) -> Weights:
-    """Returns log-weights as shares that add up to 1, equal ones if all are -inf."""
+def normalised(logs: Weights) -> Weights:
+    """Returns weights that sum to 1 from log-weights; equal weights if all are -inf."""
     top = float(logs.max())
+    # Subtracting the maximum keeps exp from overflowing.
     weights = np.exp(logs - top) if math.isfinite(top) else np.ones_like(logs)
-    normed: Weights = weights / weights.sum()
-    return normed
+    result: Weights = weights / weights.sum()
+    return result
 
 
-def uneven(logs: Weights) -> bool:
-    """Says whether the effective sample size is below half of the particles."""
-    return bool(1 / np.sum(shares(logs) ** 2) < len(logs) / 2)
+def is_uneven(logs: Weights) -> bool:
+    """Returns whether the effective sample size is below half the number of particles."""
+    return bool(1 / np.sum(normalised(logs) ** 2) < len(logs) / 2)
 
 
-def systematic(logs: Weights, count: int, *, start: float) -> list[int]:
-    """Returns `count` indices, each about count * its share times; `start` in [0, 1)."""
-    edges = np.cumsum(shares(logs))
+def systematic_indices(logs: Weights, count: int, *, start: float) -> list[int]:
+    """Draws `count` indices by systematic resampling; index i comes about count * weight i times.
+
+    Args:
+        logs: log-weights.
+        count: indices to draw.
+        start: a uniform random number in [0, 1).
+    """
+    edges = np.cumsum(normalised(logs))
     points = (start + np.arange(count)) / count
+    # The last edge may be slightly below 1 by rounding.
     return [min(int(i), len(logs) - 1) for i in np.searchsorted(edges, points, side="right")]

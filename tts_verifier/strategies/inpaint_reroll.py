@@ -1,47 +1,48 @@
-"""Rerolls the flaw: draws a few, repaints the best where its maps are hot, keeps what is better.
+"""Rerolls the flaw: repaints the best image where its heatmaps are hot, and keeps improvements.
 
-Source: ImageDoctor's heatmaps (arXiv 2510.01010) as masks; the accept gate is ours.
-Cost: n drawings, then a round each strength's share of a drawing for every strength (a whole
-one where no place can be named) and `fresh` drawings, and as many verifier calls; a look more
-for a base whose maps are not known yet.
+Source: ImageDoctor's heatmaps (arXiv 2510.01010) as masks; the test for accepting a repaint is
+ours.
+Cost: n draws. Then, in every round, the share `strength` of a draw for each strength (a whole draw
+if no place can be named), `fresh` draws, and as many verifier calls. One look more for each image
+to repaint whose heatmaps are not known yet.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from tts_verifier.errors import InputError
 from tts_verifier.masks import MaskRule, flaw_mask, spots
-from tts_verifier.strategies.shared import best, positive, rounds, seeds, within
+from tts_verifier.strategies.arguments import check_integer, check_number
+from tts_verifier.strategies.history import best, rounds_done, seeds
 from tts_verifier.types import Draw, Look, Mask, Proposal, Repaint, Task, Trial
 
 
 class InpaintReroll:
-    """Repaints the flaws of the best so far, round after round.
+    """Repaints the flaws of the best image so far, round after round.
 
-    A repaint is accepted, and may be repainted in its turn, when its objective exceeds its
-    parent's by more than `gain` and, where both have maps, the masked part is no hotter. A
-    picture is repainted in one round only; then the next best has its turn. Where the verifier
-    names no place in the best, or all of it is wrong, the round draws afresh instead; a
-    verifier that gives neither maps nor boxes is warned about.
+    A repaint is accepted if its objective exceeds its parent's by more than `gain` and, where both
+    have heatmaps, its masked part is no hotter. Accepted repaints may be repainted in turn. An
+    image is repainted in one round only; the next round takes the next best. If the verifier
+    names no place in the best image, or all of it is flawed, the round draws afresh instead. A
+    verifier that gives neither heatmaps nor boxes causes a warning.
 
     Args:
-        n: drawings to begin with.
-        rounds: of repaints.
-        strengths: one repaint of a round for each, in (0, 1]. Where a mask has several spots,
-            the first takes the hottest spot alone, the second all of them, and so in turn: one
-            thing too many is gone when one is, a relation may need both its things.
-        fresh: drawings in every round, for what no repaint mends, such as a wrong layout.
-        enough: the objective at which the best is left alone and the search ends; None = never.
+        n: draws of the first round.
+        rounds: rounds of repaints.
+        strengths: one repaint per round for each, in (0, 1]. If a mask has several spots, the
+            first repaint takes the hottest spot alone, the second all of them, and so in turn:
+            removing a surplus object needs one spot, mending a relation may need both objects.
+        fresh: draws in every round, for what no repaint mends, such as a wrong layout.
+        enough: the search ends when the best objective reaches it; None = never.
         gain: not negative.
-        masks: arguments of `regions.MaskRule`.
+        masks: arguments of `masks.MaskRule`.
 
     Raises:
-        InputError: an argument is not usable.
+        InputError: an argument is out of range.
     """
 
     needs: frozenset[type] = frozenset({Draw, Look, Repaint})
@@ -57,19 +58,23 @@ class InpaintReroll:
         gain: float = 0.0,
         masks: Mapping[str, Any] | None = None,
     ) -> None:
-        self.n, self.rounds = positive("n", n), positive("rounds", rounds)
+        self.n, self.rounds = check_integer("n", n), check_integer("rounds", rounds)
         if not strengths:
             raise InputError(
                 "strengths must name at least one strength, got none.", argument="strengths"
             )
         self.strengths = tuple(
-            within("strengths", s, lambda s: 0 < s <= 1, rule="in (0, 1]") for s in strengths
+            check_number("strengths", s, lambda s: 0 < s <= 1, rule="in (0, 1]") for s in strengths
         )
-        self.fresh = positive("fresh", fresh, 0)
+        self.fresh = check_integer("fresh", fresh, 0)
         self.enough = enough
         if enough is not None:
-            within("enough", enough, lambda e: -np.inf < e < np.inf, rule="a finite number")
-        self.gain = within("gain", gain, lambda g: 0 <= g < np.inf, rule="finite and not negative")
+            check_number(
+                "enough", enough, lambda e: -math.inf < e < math.inf, rule="a finite number"
+            )
+        self.gain = check_number(
+            "gain", gain, lambda g: 0 <= g < math.inf, rule="finite and not negative"
+        )
         try:
             self.rule = MaskRule(**(masks or {}))
         except TypeError as error:
@@ -78,27 +83,33 @@ class InpaintReroll:
             ) from error
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        """Proposes the drawings, then a look or repaints, until the rounds are over."""
+        """Proposes the draws, then a look or repaints, until the rounds are over."""
         if not history:
             return [Draw(seed) for seed in seeds(task, self.n)]
-        done = rounds(history)
+        done = rounds_done(history)
         if done > self.rounds or self._satisfied(history):
             return []
         looks = {t.proposal.parent: t for t in history if isinstance(t.proposal, Look)}
         base = self._base(history, looks)
-        count = len(self.strengths)
         masks: list[Mask] = []
         if base is not None:
-            seen = looks.get(base.id, base)
-            if seen.verdict is not None and seen.verdict.detail == "score":
+            looked = looks.get(base.id, base)
+            # A quick score has no heatmaps; only the image to repaint is worth the full reply.
+            if looked.verdict is not None and looked.verdict.detail == "score":
                 return [Look(base.id)]
-            masks = self._masks(seen)
+            masks = self._masks(looked)
+        count = len(self.strengths)
+        # Fresh draws take the seeds after those that are used, so no image is drawn twice.
         first = sum(isinstance(t.proposal, Draw) for t in history)
         if base is None or not masks:
             return [Draw(seed) for seed in seeds(task, count + self.fresh, first=first)]
-        again = zip(seeds(task, count, purpose=f"repaint{done}"), self.strengths, strict=True)
+        repaint_seeds = seeds(task, count, purpose=f"repaint{done}")
+        pairs = zip(repaint_seeds, self.strengths, strict=True)
         return [
-            *(Repaint(base.id, masks[i % len(masks)], *which) for i, which in enumerate(again)),
+            *(
+                Repaint(base.id, masks[i % len(masks)], seed, strength)
+                for i, (seed, strength) in enumerate(pairs)
+            ),
             *(Draw(seed) for seed in seeds(task, self.fresh, first=first)),
         ]
 
@@ -107,21 +118,28 @@ class InpaintReroll:
         return self.enough is not None and top is not None and top.objective >= self.enough
 
     def _base(self, history: Sequence[Trial], looks: Mapping[str, Trial]) -> Trial | None:
-        """Returns the best picture that was accepted and whose turn has not been."""
+        """Returns the best draw or accepted repaint that was not repainted yet."""
         trials = {t.id: t for t in history if not isinstance(t.proposal, Look)}
-        tried = {t.proposal.parent for t in history if isinstance(t.proposal, Repaint)}
-        pool = [
+        repainted = {t.proposal.parent for t in history if isinstance(t.proposal, Repaint)}
+        candidates = [
             t
             for t in trials.values()
-            if t.finished and t.id not in tried
+            if t.finished and t.id not in repainted
             if not isinstance(t.proposal, Repaint)
             or accepted(t, looks.get(t.proposal.parent, trials[t.proposal.parent]), self.gain)
         ]
-        return next(iter(best(pool)), None)
+        return next(iter(best(candidates)), None)
 
-    def _masks(self, seen: Trial) -> list[Mask]:
-        """Returns the hottest spot and all spots, or the only one; none where to draw afresh."""
-        verdict = seen.verdict
+    def _masks(self, trial: Trial) -> list[Mask]:
+        """Returns the masks that repaints take in turn.
+
+        Args:
+            trial: with its full verdict.
+
+        Returns:
+            The hottest spot and all spots, or the only spot; none where a fresh draw is better.
+        """
+        verdict = trial.verdict
         if verdict is None or not (verdict.heatmaps or verdict.boxes):
             warnings.warn(
                 "InpaintReroll needs a verifier that gives heatmaps or boxes, this one gave "
@@ -129,25 +147,32 @@ class InpaintReroll:
                 stacklevel=3,
             )
             return []
-        if seen.size is None:
+        if trial.size is None:
             return []
-        maps = [verdict.heatmaps[name] for name in sorted(verdict.heatmaps)]
-        whole = flaw_mask(maps, verdict.boxes, size=seen.size, rule=self.rule)
+        # The order must not depend on the verifier's: sums of floats would differ.
+        heatmaps = [verdict.heatmaps[name] for name in sorted(verdict.heatmaps)]
+        whole = flaw_mask(heatmaps, verdict.boxes, size=trial.size, rule=self.rule)
         if whole is None:
             return []
-        parts = spots(whole, maps)
+        parts = spots(whole, heatmaps)
         return [parts[0], whole] if len(parts) > 1 else [whole]
 
 
 def accepted(child: Trial, parent: Trial, gain: float) -> bool:
-    """Says whether a repaint is better than its parent, and no hotter where it was repainted."""
+    """Returns whether a repaint is better than its parent, and no hotter where it was repainted.
+
+    Args:
+        child: the repaint.
+        parent: with its full verdict.
+        gain: the least difference of the objectives, exclusive.
+    """
     if not isinstance(child.proposal, Repaint) or not child.objective > parent.objective + gain:
         return False
     if child.verdict is None or parent.verdict is None:
         return True
-    mask, maps = child.proposal.mask, (child.verdict.heatmaps, parent.verdict.heatmaps)
-    common = sorted(set(maps[0]) & set(maps[1]))
+    mask, both = child.proposal.mask, (child.verdict.heatmaps, parent.verdict.heatmaps)
+    common = sorted(set(both[0]) & set(both[1]))
     child_heat, parent_heat = (
-        sum(one.on_grid(name).mean_inside(mask) for name in common) for one in maps
+        sum(heatmaps.on_grid(name).mean_inside(mask) for name in common) for heatmaps in both
     )
     return child_heat <= parent_heat

@@ -1,4 +1,4 @@
-"""Fakes and conformance checks, for this package's tests and for authors of plug-ins."""
+"""Fakes and conformance checks for tests of this package and of plug-ins."""
 
 from tts_verifier.testing.checks import check_generator, check_strategy, check_verifier
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier

@@ -1,9 +1,9 @@
-"""Conformance: what every generator, verifier and strategy must do, as functions for tests.
+"""Conformance checks of generators, verifiers and strategies, for use in tests.
 
     def test_mine_conforms() -> None:
         check_generator(MyGenerator())
 
-A check returns nothing, and raises AssertionError with the rule that was broken.
+A check returns nothing. It raises AssertionError with the rule that was broken.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from tts_verifier.types import (
 )
 
 MOST_ROUNDS: Final = 1000
+"""A strategy that goes on for longer counts as endless."""
+
 _PROMPT: Final = Prompt("check", "a red circle")
 
 
@@ -46,40 +48,54 @@ def _require(condition: bool, rule: str) -> None:
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Runs a strategy on fakes: it is pure, keeps to its kinds, ends, and depends on the prompt."""
-    _require(isinstance(strategy, Strategy), "a strategy has `needs` and `propose`")
-    seen: list[tuple[Task, tuple[Trial, ...], list[Proposal]]] = []
+    """Runs a strategy on fakes.
 
-    class Watched:
+    It checks that the strategy is a pure function of the history, makes only the proposals that it
+    declares, ends with a finished image, and derives its seeds from the prompt.
+
+    Raises:
+        AssertionError: the strategy breaks a rule.
+    """
+    _require(isinstance(strategy, Strategy), "a strategy has `needs` and `propose`")
+    calls: list[tuple[Task, tuple[Trial, ...], list[Proposal]]] = []
+
+    class Recorder:
         needs = strategy.needs
 
         def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
             proposals = strategy.propose(task, history)
-            seen.append((task, tuple(history), list(proposals)))
-            _require(len(seen) <= MOST_ROUNDS, f"a strategy must end within {MOST_ROUNDS} rounds")
+            calls.append((task, tuple(history), list(proposals)))
+            _require(len(calls) <= MOST_ROUNDS, f"a strategy must end within {MOST_ROUNDS} rounds")
             return proposals
 
     prompts = [_PROMPT, Prompt("other", "a blue square")]
-    result = run(prompts, FakeGenerator(), FakeVerifier(), Watched())
-    for task, history, proposals in seen:
+    result = run(prompts, FakeGenerator(), FakeVerifier(), Recorder())
+    for task, history, proposals in calls:
         _require(
             strategy.propose(task, history) == proposals,
             "the same history must give the same proposals: a strategy keeps no state",
         )
         used = [*proposals, *(p.noise for p in proposals if isinstance(p, Draw) and p.noise)]
-        strangers = {type(one).__name__ for one in used if type(one) not in strategy.needs}
-        _require(not strangers, f"`needs` must name every kind proposed, {strangers} is missing")
-    _require(all(c.trial for c in result.choices.values()), "a search must finish some picture")
-    roots = [{p for task, h, ps in seen if task.prompt == q and not h for p in ps} for q in prompts]
-    _require(not roots[0] & roots[1], "seeds must depend on the prompt: use seeds.seed_for")
+        undeclared = {type(one).__name__ for one in used if type(one) not in strategy.needs}
+        _require(not undeclared, f"`needs` must name every kind proposed, {undeclared} is missing")
+    _require(all(c.trial for c in result.choices.values()), "a search must finish some image")
+    roots = [
+        {p for task, history, proposals in calls if task.prompt == prompt and not history
+         for p in proposals}
+        for prompt in prompts
+    ]  # fmt: skip
+    _require(not roots[0] & roots[1], "seeds must depend on the prompt: use identity.seed_for")
 
 
 def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
-    """Draws a few pictures with every kind of proposal that a generator supports.
+    """Generates a few images with every kind of proposal that a generator supports.
 
     Args:
-        generator: the one to check.
-        tolerance: by how much a pixel may differ, of 255, when a job lands in another batch.
+        generator: the generator to check.
+        tolerance: by how much a pixel may differ, of 255, when a job is in another batch.
+
+    Raises:
+        AssertionError: the generator breaks a rule.
     """
     _require(isinstance(generator, Generator), "a generator has supports, settings, batch_size")
     _require(generator.generate([]) == [], "no jobs make no samples")
@@ -87,14 +103,14 @@ def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
     jobs = [Job(_PROMPT, Draw(seed)) for seed in (1, 2, 3)]
     samples = generator.generate(jobs)
     _require([s.job for s in samples] == jobs, "a sample for each job, in order, with its job")
-    pictures = [_picture(sample) for sample in samples]
-    _require(all(s.progress == 1 for s in samples), "a drawing to the end has progress 1")
+    images = [_pixels(sample) for sample in samples]
+    _require(all(s.progress == 1 for s in samples), "a draw to the end has progress 1")
     _require(all(s.cost.network_evaluations > 0 for s in samples), "evaluations are counted")
-    _require(bool((pictures[0] != pictures[1]).any()), "another seed makes another picture")
-    alone = _picture(generator.generate(jobs[2:])[0])
+    _require(bool((images[0] != images[1]).any()), "another seed makes another image")
+    alone = _pixels(generator.generate(jobs[2:])[0])
     _require(
-        bool(np.abs(alone - pictures[2]).max() <= tolerance),
-        "a job makes the same picture whatever batch it lands in",
+        bool(np.abs(alone - images[2]).max() <= tolerance),
+        "a job makes the same image in every batch",
     )
     if Continue in generator.supports:
         _check_continue(generator)
@@ -102,8 +118,8 @@ def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
         _check_repaint(generator, samples[0])
 
 
-def _picture(sample: Sample) -> NDArray[np.int64]:
-    _require(not sample.error, f"drawing must work here, it failed: {sample.error}")
+def _pixels(sample: Sample) -> NDArray[np.int64]:
+    _require(not sample.error, f"generating must work here, it failed: {sample.error}")
     _require(isinstance(sample.image, Image.Image), "a sample has a PIL image")
     image = sample.image
     _require(image is not None and image.mode == "RGB", "an image is RGB")
@@ -125,36 +141,47 @@ def _as_parent(sample: Sample, name: str) -> Trial:
 
 def _check_continue(generator: Generator) -> None:
     half = generator.generate([Job(_PROMPT, Draw(1, until=0.5))])[0]
-    _picture(half)
-    _require(0 < half.progress < 1, "a drawing stopped half-way has a progress between 0 and 1")
-    _require(half.state is not None, "an unfinished drawing has a state")
+    _pixels(half)
+    _require(0 < half.progress < 1, "a draw stopped half-way has a progress between 0 and 1")
+    _require(half.state is not None, "an unfinished draw has a state")
     job = Job(_PROMPT, Continue("half", 1.0, 2), (_as_parent(half, "half"),))
     whole = generator.generate([job])[0]
-    _picture(whole)
-    _require(whole.progress == 1, "a drawing carried on to the end has progress 1")
+    _pixels(whole)
+    _require(whole.progress == 1, "a draw continued to the end has progress 1")
+    # The two parts may round their numbers of steps differently, hence the 1.2.
     _require(
         whole.cost.network_evaluations > 0
         and half.cost.network_evaluations + whole.cost.network_evaluations
         <= 1.2 * generator.generate([Job(_PROMPT, Draw(1))])[0].cost.network_evaluations,
-        "a drawing in two parts costs what a whole one costs",
+        "a draw in two parts costs what a whole one costs",
     )
 
 
 def _check_repaint(generator: Generator, sample: Sample) -> None:
-    before = _picture(sample)
+    before = _pixels(sample)
     height, width, _ = before.shape
+    # The left half is masked; blending at its border may change a little of the other half.
     left = np.broadcast_to(np.arange(width) < width // 2, (height, width))
     job = Job(_PROMPT, Repaint("whole", Mask.of(left), 5), (_as_parent(sample, "whole"),))
-    after = _picture(generator.generate([job])[0])
-    _require(after.shape == before.shape, "a repainted picture has its parent's size")
+    after = _pixels(generator.generate([job])[0])
+    _require(after.shape == before.shape, "a repainted image has its parent's size")
     change = np.abs(after - before).mean(axis=2)
-    _require(bool(change[left].mean() > change[~left].mean()), "a repaint changes what is masked")
+    _require(bool(change[left].mean() > change[~left].mean()), "a repaint changes the masked part")
 
 
 def check_verifier(
     verifier: Verifier, images: Sequence[Image.Image], prompts: Sequence[str]
 ) -> None:
-    """Judges pictures of the caller's, at least two, in every way the seam allows."""
+    """Verifies images in every way that the interface allows.
+
+    Args:
+        verifier: the verifier to check.
+        images: at least two images of different quality.
+        prompts: one per image.
+
+    Raises:
+        AssertionError: the verifier breaks a rule.
+    """
     _require(isinstance(verifier, Verifier), "a verifier derives from Verifier")
     _require(verifier.verify([], []) == [], "no images make no verdicts")
     details: tuple[Detail, ...] = ("diagnose", "score")
@@ -163,9 +190,10 @@ def check_verifier(
         _require(len(verdicts) == len(images), "a verdict for each image")
         for image, verdict in zip(images, verdicts, strict=True):
             _check_verdict(image, verdict)
+    # In reverse order every image has another place and other neighbours in the batch.
     backward = verifier.verify(images[::-1], prompts[::-1])[::-1]
     for one, other in zip(verifier.verify(images, prompts), backward, strict=True):
-        same = all(_near(one.scores[n], other.scores.get(n, math.nan)) for n in one.scores)
+        same = all(_nearly_equal(one.scores[n], other.scores.get(n, math.nan)) for n in one.scores)
         _require(same, "a verdict does not depend on its place in the batch")
     ranking = verifier.rerank(images, prompts[0])
     values = [-math.inf if math.isnan(item.objective) else item.objective for item in ranking]
@@ -177,7 +205,7 @@ def check_verifier(
     raise AssertionError("a number of prompts other than that of images is an InputError")
 
 
-def _near(one: float, other: float) -> bool:
+def _nearly_equal(one: float, other: float) -> bool:
     return (math.isnan(one) and math.isnan(other)) or abs(one - other) < 0.05
 
 

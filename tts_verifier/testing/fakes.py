@@ -1,4 +1,4 @@
-"""A generator and a verifier of a few numpy lines: real pictures, real scores, no model."""
+"""A generator and a verifier in a few lines of numpy: real images and scores without a model."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from tts_verifier.types import (
 
 _CELLS: Final = 4
 _GUIDED: Final = 2
-"""Network evaluations a step, as with classifier-free guidance."""
+"""Network evaluations per step, as with classifier-free guidance."""
 
 
 class FakeGenerator:
-    """Draws a small picture whose colour and pattern are a function of the noise.
+    """Generates small images whose colour and pattern are a function of the noise.
 
-    The noise is float32 (3, 4, 4); an unfinished picture is the finished one faded to grey.
-    Every call is noted in `trace` as "g" and the number of jobs.
+    The noise is float32 (3, 4, 4). An unfinished image is the finished one faded to grey. `trace`
+    gets an entry per call: "g" and the number of jobs.
 
     Args:
-        batch_size: jobs at a time.
-        size: width and height of the picture in pixels, a multiple of 4.
-        steps: of a whole drawing.
-        fails: job -> whether it comes back as an error.
+        batch_size: jobs per batch.
+        size: width and height of the images in pixels, a multiple of 4.
+        steps: denoising steps of a whole draw.
+        fails: job -> whether it is returned as an error.
 
     Raises:
         InputError: a number is not usable.
@@ -74,7 +74,7 @@ class FakeGenerator:
         self._fails = fails
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws every job; one that `fails` becomes a sample with an error."""
+        """Generates an image for every job; a job that `fails` becomes a sample with an error."""
         self.trace.append(f"g{len(jobs)}")
         return [self._sample(job) for job in jobs]
 
@@ -87,25 +87,25 @@ class FakeGenerator:
         evaluations = _GUIDED * max(round(self.steps * (until - start)), 1)
         cost = Cost(network_evaluations=evaluations, vae_passes=1)
         state: State | None = {"latents": latents} if until < 1 else None
-        return Sample(job, self._picture(latents, until), until, cost, state)
+        return Sample(job, self._image(latents, until), until, cost, state)
 
     def _latents(self, job: Job) -> tuple[float, float, NDArray[np.float32]]:
         """Returns the fraction to start from, the one to stop at, and the latents there."""
         p = job.proposal
         if isinstance(p, Draw):
-            return 0.0, p.until, _noise(p, job.ancestors)
+            return 0.0, p.until, _initial_noise(p, job.ancestors)
         if not isinstance(p, Continue):
             raise InputError(f"FakeGenerator cannot draw {p!r}.")
         parent = job.ancestors[0]
         if parent.state is None:
             raise InputError(f"Continue needs the state of trial {parent.id}, it has none.")
         latents = parent.state.load()["latents"]
-        fresh = _fresh(p.seed)
+        fresh = _normal_noise(p.seed)
         for share in (p.renoise, p.eta):
             latents = (np.sqrt(1 - share**2) * latents + share * fresh).astype(np.float32)
         return max(parent.progress - p.renoise, 0.0), p.until, latents
 
-    def _picture(self, latents: NDArray[np.float32], progress: float) -> Image.Image:
+    def _image(self, latents: NDArray[np.float32], progress: float) -> Image.Image:
         colour = _CELLS * latents.mean(axis=(1, 2), keepdims=True)
         values = 0.5 + 0.5 * progress * np.tanh(0.7 * colour + 0.3 * latents)
         pixels = np.kron(values, np.ones((1, self.size // _CELLS, self.size // _CELLS)))
@@ -116,44 +116,44 @@ class FakeGenerator:
         if stored is None:
             raise InputError(f"Repaint needs the image of trial {proposal.parent}, it has none.")
         old = np.asarray(stored.load(), np.float32)
-        new = np.asarray(self._picture(_fresh(proposal.seed), 1.0), np.float32)
+        new = np.asarray(self._image(_normal_noise(proposal.seed), 1.0), np.float32)
         share = proposal.mask.array()[:, :, None] * proposal.strength
         pixels = np.rint((1 - share) * old + share * new).astype(np.uint8)
         evaluations = _GUIDED * max(round(self.steps * proposal.strength), 1)
         return Sample(job, Image.fromarray(pixels), 1.0, Cost(evaluations, vae_passes=2))
 
 
-def _fresh(seed: int) -> NDArray[np.float32]:
+def _normal_noise(seed: int) -> NDArray[np.float32]:
     shape = (3, _CELLS, _CELLS)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def _noise(draw: Draw, ancestors: Sequence[Trial]) -> NDArray[np.float32]:
+def _initial_noise(draw: Draw, ancestors: Sequence[Trial]) -> NDArray[np.float32]:
     """Returns the initial noise: a function of the proposal and its ancestors."""
-    noise = _fresh(draw.seed)
+    noise = _normal_noise(draw.seed)
     if isinstance(draw.noise, Near):
         parent = ancestors[0].proposal
         if not isinstance(parent, Draw):
             raise InputError(f"Near needs a parent that was drawn from noise, got {parent!r}.")
         r = draw.noise.radius
-        kept = _noise(parent, ancestors[1:]) * np.float32(np.sqrt(1 - r**2))
-        return kept + noise * np.float32(r)
+        near = _initial_noise(parent, ancestors[1:]) * np.float32(np.sqrt(1 - r**2))
+        return near + noise * np.float32(r)
     if isinstance(draw.noise, LowBand):
         cells, block = _CELLS >> draw.noise.level, 1 << draw.noise.level
         means = noise.reshape(3, cells, block, cells, block).mean(axis=(2, 4))
-        wanted = np.array(draw.noise.coefficients, np.float32).reshape(means.shape) / block
-        noise = noise + np.kron(wanted - means, np.ones((1, block, block), np.float32))
+        targets = np.array(draw.noise.coefficients, np.float32).reshape(means.shape) / block
+        noise = noise + np.kron(targets - means, np.ones((1, block, block), np.float32))
     return noise
 
 
 class FakeVerifier(Verifier):
-    """Scores a picture by its mean red, green and blue.
+    """Scores an image by its mean red, green and blue.
 
-    Every call is noted in `trace` as "v" and the number of images, "l" for a quick look.
+    `trace` gets an entry per call: "v" and the number of images, or "l" for detail "score".
 
     Args:
         scores: image and prompt -> scores by name; None = the official four, from colours.
-        unparsable: image and prompt -> whether the reply is nonsense (NaN and its text).
+        unparsable: image and prompt -> whether the reply cannot be parsed: scores of NaN.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class FakeVerifier(Verifier):
     ) -> None:
         self.settings: Mapping[str, Setting] = {"model": "fake"}
         self.trace: list[str] = []
-        self._scores = scores or _colours
+        self._scores = scores or _colour_scores
         self._unparsable = unparsable
 
     def verify(
@@ -174,11 +174,11 @@ class FakeVerifier(Verifier):
         *,
         detail: Detail = "diagnose",
     ) -> list[Verdict]:
-        """Judges image i against prompt i."""
-        pictures = as_images(images)
-        check_pairs(pictures, prompts)
-        self.trace.append(f"{'v' if detail == 'diagnose' else 'l'}{len(pictures)}")
-        return [self._verdict(i, p, detail) for i, p in zip(pictures, prompts, strict=True)]
+        """Verifies image i against prompt i."""
+        converted = as_images(images)
+        check_pairs(converted, prompts)
+        self.trace.append(f"{'v' if detail == 'diagnose' else 'l'}{len(converted)}")
+        return [self._verdict(i, p, detail) for i, p in zip(converted, prompts, strict=True)]
 
     def _verdict(self, image: Image.Image, prompt: str, detail: Detail) -> Verdict:
         scores, cost = self._scores(image, prompt), Cost(verifier_calls=1)
@@ -194,7 +194,7 @@ class FakeVerifier(Verifier):
         return Verdict(scores, maps, (box,), text, detail, cost)
 
 
-def _colours(image: Image.Image, prompt: str) -> Mapping[str, float]:
+def _colour_scores(image: Image.Image, prompt: str) -> Mapping[str, float]:
     red, green, blue = (np.asarray(image, np.float64).mean(axis=(0, 1)) / 255).tolist()
     return {
         "semantic_alignment": red,

@@ -1,4 +1,4 @@
-"""The report in a real browser: keys, overlays, colours, widths, and that it asks for nothing.
+"""The report in a real browser: keys, overlays, colours, widths, and that it loads nothing.
 
     pytest -m browser
 
@@ -66,7 +66,7 @@ def shown(page: Chromium, selector: str) -> bool:
     )
 
 
-def test_a_key_puts_maps_and_boxes_over_every_picture(page: Chromium) -> None:
+def test_a_key_shows_heatmaps_and_boxes_over_every_image(page: Chromium) -> None:
     seen = []
     for _ in range(4):
         seen.append([shown(page, f"article {layer}") for layer in (".m0", ".m1", ".bx")])
@@ -97,7 +97,7 @@ def test_overlays_are_chosen_by_tab_and_arrows_too(page: Chromium) -> None:
     assert page.look(outline) == "solid", "where the focus is can be seen"
 
 
-def test_a_picture_opens_steps_and_closes_by_keys(page: Chromium) -> None:
+def test_an_image_is_enlarged_and_changed_and_closed_by_keys(page: Chromium) -> None:
     page.look("document.querySelector('.sheet button.pic').focus()")
     page.press("Enter")
     assert page.look("document.querySelector('dialog').open")
@@ -192,8 +192,8 @@ def test_text_stays_text_and_nothing_outside_is_asked_for(
     assert [url for url in asked if not url.startswith((here, "data:"))] == []
 
 
-def test_large_pages_leave_pictures_until_they_are_near(chromium: Chromium, tmp_path: Path) -> None:
-    prompts = [f"picture {i}" for i in range(40)]
+def test_large_pages_load_images_when_they_are_near(chromium: Chromium, tmp_path: Path) -> None:
+    prompts = [f"image {i}" for i in range(40)]
     run(prompts, FakeGenerator(), FakeVerifier(), InpaintReroll(4), folder=tmp_path / "run")
     write_report([tmp_path / "run"], tmp_path / "run" / "report.html")
     chromium.size(1200, 900)

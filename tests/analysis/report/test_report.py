@@ -1,4 +1,4 @@
-"""The report: what it shows, that all text stays text, and that nothing outside is asked for."""
+"""The report: what it shows, that all text stays text, and that it loads nothing from outside."""
 
 import base64
 import hashlib
@@ -23,8 +23,14 @@ from PIL import Image
 from searches import InpaintReroll
 
 from tts_verifier.analysis.report import write_report
-from tts_verifier.analysis.report.figures import categories, costs, paired, progress, steps
-from tts_verifier.analysis.report.pictures import Inline, Layer, Linked
+from tts_verifier.analysis.report.figures import (
+    categories,
+    cost_table,
+    paired_difference,
+    progress_series,
+    search_states,
+)
+from tts_verifier.analysis.report.sources import HeatmapLayer, InlineThumbnails, LinkedFiles
 from tts_verifier.choice.summary import summarise, summarise_prompt
 from tts_verifier.cli.report import report_command
 from tts_verifier.errors import InputError, RunError
@@ -43,7 +49,7 @@ PROMPTS = ["a red circle", "three yellow triangles"]
 
 
 class Page(HTMLParser):
-    """What a page consists of: its tags with attributes, and its text."""
+    """A parsed page: its tags with attributes, and its text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -93,7 +99,7 @@ def test_every_candidate_has_a_card_with_its_lineage(painted: Path, tmp_path: Pa
     assert page.text.count("#4 repainted, strength 0.8") == 2 * 2 * 2
     assert page.text.count("All 6 candidates, best first") == 2
     assert set(page.all("a", "href")) >= {"#r0p0c4", "#r0p1c4"}
-    assert page.all("img", "alt").count("what was repainted") == 2 * 2
+    assert page.all("img", "alt").count("mask of the repaint") == 2 * 2
     assert page.text.count("looked at again") == 2
     for text in (*PROMPTS, "held-out judge", "semantic_alignment=", "class: InpaintReroll"):
         assert text in page.text
@@ -114,7 +120,7 @@ def test_links_are_relative_and_lead_to_the_runs_own_files(painted: Path, tmp_pa
         assert (tmp_path / unquote(source)).is_file()
 
 
-def test_pictures_wait_until_they_are_seen_and_have_words(painted: Path, tmp_path: Path) -> None:
+def test_images_load_lazily_and_have_descriptions(painted: Path, tmp_path: Path) -> None:
     write_report([painted], tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert set(page.all("img", "loading")) == {"lazy"}
@@ -134,13 +140,13 @@ def test_inline_holds_everything(painted: Path, tmp_path: Path) -> None:
     }
 
 
-def test_inline_makes_do_without_a_file_that_is_gone(painted: Path, tmp_path: Path) -> None:
+def test_an_inline_page_works_without_a_missing_file(painted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(painted, folder)
     for path in [*(folder / "images").iterdir(), *(folder / "heatmaps").iterdir()]:
         path.unlink()
     write_report([folder], tmp_path / "page.html", inline=True)
-    assert "no picture" in Page(tmp_path / "page.html").text
+    assert "no image" in Page(tmp_path / "page.html").text
 
 
 @pytest.mark.parametrize("inline", [False, True])
@@ -160,7 +166,7 @@ def test_text_with_html_or_script_in_it_is_text(tmp_path: Path, inline: bool) ->
     assert "http" not in "".join(page.all("img", "src"))
 
 
-def test_nothing_outside_is_asked_for(painted: Path, tmp_path: Path) -> None:
+def test_nothing_is_loaded_from_outside(painted: Path, tmp_path: Path) -> None:
     write_report([painted], tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     policy = next(a["content"] or "" for t, a in page.tags if t == "meta" and "http-equiv" in a)
@@ -187,7 +193,7 @@ def test_failures_are_shown_with_their_reason(tmp_path: Path) -> None:
     write_report([folder], tmp_path / "page.html")
     text = Page(tmp_path / "page.html").text
     assert "told to fail" in text
-    assert "Nothing usable was drawn." in text
+    assert "No candidate is usable." in text
     assert "nan" not in re.findall(r"\w+", text)
 
 
@@ -210,7 +216,7 @@ def test_what_cannot_be_reported_is_named(
     with pytest.raises(RunError, match="must be a run's header"):
         write_report([tmp_path], tmp_path / "page.html")
     open_log(tmp_path / "empty", {}, {})
-    with pytest.raises(InputError, match="empty has no judged candidate yet"):
+    with pytest.raises(InputError, match="empty has no verified candidate yet"):
         write_report([tmp_path / "empty"], tmp_path / "page.html")
     with pytest.raises(RunError, match=r"cannot be written.*--output"):
         write_report([painted], tmp_path / "no" / "page.html")
@@ -230,7 +236,7 @@ def test_the_command_writes_into_the_run(painted: Path, tmp_path: Path) -> None:
     assert "Traceback" not in failed.output
 
 
-# -- figures and pictures --------------------------------------------------------------------
+# -- figures and sources ---------------------------------------------------------------------
 
 
 def trial(name: str, objective: float, parent: str = "") -> Trial:
@@ -239,21 +245,23 @@ def trial(name: str, objective: float, parent: str = "") -> Trial:
     return Trial(name, Prompt("p", "p"), 0, proposal, 1.0, None, objective, cost)
 
 
-def test_best_so_far_starts_at_the_first_usable_picture_and_heeds_looks() -> None:
+def test_best_so_far_starts_at_the_first_usable_image_and_follows_looks() -> None:
     some = [trial("a", math.nan), trial("b", 0.5), trial("c", 0.7), trial("d", 0.1, parent="c")]
-    found = steps(some)
+    found = search_states(some)
     assert [(s.candidates, s.best.id) for s in found] == [(2, "b"), (3, "c"), (3, "b")]
     assert [s.cost.network_evaluations for s in found] == [40, 60, 60]
 
 
-def test_progress_is_the_mean_over_prompts_carried_on() -> None:
+def test_progress_is_the_mean_over_prompts_that_keep_their_last_value() -> None:
     one, two = [trial("a", 0.2), trial("b", 0.4), trial("c", 0.6)], [trial("d", 1.0)]
-    series = progress("x", [steps(one), steps(two), []], "candidates", lambda t: t.objective)
+    series = progress_series(
+        "x", [search_states(one), search_states(two), []], "candidates", lambda t: t.objective
+    )
     assert series.points == [(1, pytest.approx(0.6)), (2, pytest.approx(0.7)), (3, 0.8)]
 
 
 def test_costs_are_added_up_by_kind() -> None:
-    table = costs([trial("a", 0.1), trial("b", 0.2), trial("c", 0.3, parent="b")])
+    table = cost_table([trial("a", 0.1), trial("b", 0.2), trial("c", 0.3, parent="b")])
     assert [(kind, n, c.network_evaluations) for kind, n, c in table] == [
         ("draw", 2, 40),
         ("look", 1, 0),
@@ -281,15 +289,15 @@ def test_wins_are_counted_by_category(tmp_path: Path) -> None:
 
 
 def test_runs_are_paired_by_prompt() -> None:
-    result = paired(
+    result = paired_difference(
         "x", {"a": 1.0, "b": 0.5, "c": 0.1, "e": math.nan}, {"a": 0.5, "b": 0.5, "d": 1}
     )
     assert (result.prompts, result.mean, result.wins, result.losses) == (2, 0.25, 1, 0)
     assert (result.low, result.high) == (0.0, 0.5)
-    assert paired("x", {"a": 1.0}, {}).prompts == 0
+    assert paired_difference("x", {"a": 1.0}, {}).prompts == 0
 
 
-def test_a_letterboxed_map_lies_where_its_picture_is(tmp_path: Path) -> None:
+def test_a_letterboxed_heatmap_lies_over_its_image(tmp_path: Path) -> None:
     grid = np.zeros((4, 4), np.float32)
     grid[1:3] = 1
     box = (0.0, 0.25, 1.0, 0.75)
@@ -298,11 +306,11 @@ def test_a_letterboxed_map_lies_where_its_picture_is(tmp_path: Path) -> None:
     (tmp_path / "heatmaps").mkdir()
     (tmp_path / "heatmaps/x.png").write_bytes(content)
     stored = InFile(tmp_path, "heatmaps/x.png", hashlib.sha256(content).hexdigest(), codec)
-    linked = Linked(tmp_path, tmp_path / "page.html").layer(0, stored)
-    assert linked == Layer(
+    linked = LinkedFiles(tmp_path, tmp_path / "page.html").layer(0, stored)
+    assert linked == HeatmapLayer(
         0, "heatmaps/x.png", "left:0.000%;top:-50.000%;width:100.000%;height:200.000%"
     )
-    shown = Inline(tmp_path).layer(0, stored)
+    shown = InlineThumbnails(tmp_path).layer(0, stored)
     assert shown.place == ""
     content = base64.b64decode(shown.source.split(",")[1])
     assert np.asarray(Image.open(io.BytesIO(content))).min() == 255

@@ -1,9 +1,9 @@
-"""Run folders -> one HTML page: every prompt, every candidate, and what the run was worth.
+"""Turns run folders into one HTML page: every prompt, every candidate, and what the run achieved.
 
-pictures   where a picture is found: a link to the run's own file, or bytes in the page
-cards      one trial as the page shows it
-figures    charts and tables over a run, and between runs
-page       the whole, through the templates
+sources    addresses of images, heatmaps and masks: links to the run's files, or data in the page
+cards      one trial, and one prompt, as the page shows it
+figures    charts and tables about one run, and between runs
+page       the whole page, from the templates
 """
 
 from tts_verifier.analysis.report.page import write_report

@@ -1,4 +1,4 @@
-"""One trial as the page shows it, and the trials of one prompt together."""
+"""One trial as the page shows it, and all trials of one prompt."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tts_verifier.analysis.report.pictures import Picture, Source, picture
+from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
 from tts_verifier.choice.objective import choose
+from tts_verifier.choice.summary import first_draw
 from tts_verifier.identity import mask_digest
 from tts_verifier.log.storage.files import mask_path
 from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
@@ -15,12 +16,14 @@ from tts_verifier.types.score_names import written_scores
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A score of the first draw beside that of the chosen picture, as text and as shares."""
+class ScoreLine:
+    """One score of the first draw beside that of the chosen image."""
 
     name: str
     first: float
+    """NaN if it is not known."""
     chosen: float
+    """NaN if it is not known."""
 
     @property
     def change(self) -> float:
@@ -30,44 +33,51 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One trial.
-
-    `number`: its place in the prompt, from 1. `anchor`: its id in the page. `origin`: how it
-    was made, `parent` from which card. `mask`: the address of what was repainted.
-    `seen_again`: a later, fuller look at the same picture counts in its place.
-    """
+    """One trial as the page shows it."""
 
     anchor: str
+    """Its id in the page."""
     number: int
+    """Its place among the trials of the prompt, from 1."""
     trial: Trial
-    picture: Picture | None
+    image: ShownImage | None
     origin: str
+    """How it was made, in words."""
     parent: Card | None = None
+    """The card of the trial that it was made from."""
     mask: str = ""
+    """The address of the mask of a repaint; else empty."""
     chosen: bool = False
     first: bool = False
-    seen_again: bool = False
+    """True for the first finished draw."""
+    looked_at: bool = False
+    """True if a later, fuller look at the same image counts in its place."""
 
     @property
     def usable(self) -> bool:
-        """True when it may be chosen."""
+        """True if it may be chosen."""
         return self.trial.finished and not math.isnan(self.trial.objective)
 
 
 @dataclass(frozen=True, slots=True)
 class PromptView:
-    """All trials of one prompt, best first; `first` and `chosen` as in the summary."""
+    """One prompt as the page shows it."""
 
     anchor: str
+    """Its id in the page."""
     prompt: Prompt
     first: Card | None
+    """As in `PromptSummary`."""
     chosen: Card | None
+    """As in `PromptSummary`."""
     cards: tuple[Card, ...]
-    lines: tuple[Line, ...]
+    """Best first; trials that may not be chosen follow in the order of the log."""
+    lines: tuple[ScoreLine, ...]
+    """Empty without a first draw or a choice; the objective comes first."""
 
     @property
     def gain(self) -> float:
-        """What the chosen picture's objective has over the first draw's, NaN if unknown."""
+        """The chosen image's objective minus the first draw's; NaN if one is not known."""
         return self.lines[0].change if self.lines else math.nan
 
 
@@ -76,13 +86,18 @@ def prompt_view(
     trials: Sequence[Trial],
     *,
     source: Source,
-    maps: Mapping[str, int],
+    kinds: Mapping[str, int],
 ) -> PromptView:
-    """Returns the cards of one prompt's trials, at least one, in the order of the log."""
-    choice = choose(trials)
-    drawn = [t for t in trials if not isinstance(t.proposal, Look)]
-    looked = {t.parent_id for t in trials if isinstance(t.proposal, Look)}
-    first = next((t for t in drawn if t.progress >= 1 and t.image), None)
+    """Returns the view of one prompt.
+
+    Args:
+        anchor: the prompt's id in the page.
+        trials: all trials of the prompt, at least one, in the order of the log.
+        source: finds the addresses of images.
+        kinds: kind of heatmap -> its number on the page.
+    """
+    choice, first = choose(trials), first_draw(trials)
+    looked_at = {t.parent_id for t in trials if isinstance(t.proposal, Look)}
     cards: dict[str, Card] = {}
     for number, trial in enumerate(trials, 1):
         parent = cards.get(trial.parent_id or "")
@@ -90,19 +105,20 @@ def prompt_view(
             anchor=f"{anchor}c{number}",
             number=number,
             trial=trial,
-            picture=picture(trial, source, maps),
+            image=shown_image(trial, source, kinds),
             origin=_origin(trial, parent),
             parent=parent,
             mask=_mask_address(trial, source),
             chosen=trial is choice.trial,
             first=trial is first,
-            seen_again=trial.id in looked,
+            looked_at=trial.id in looked_at,
         )
     ranked = {t.id: place for place, t in enumerate(choice.order)}
     ordered = sorted(cards.values(), key=lambda c: (ranked.get(c.trial.id, math.inf), c.number))
-    begun = cards[first.id] if first else None
-    ended = cards[choice.trial.id] if choice.trial else None
-    return PromptView(anchor, trials[0].prompt, begun, ended, tuple(ordered), _lines(begun, ended))
+    first_card = cards[first.id] if first else None
+    chosen_card = cards[choice.trial.id] if choice.trial else None
+    lines = _score_lines(first_card, chosen_card)
+    return PromptView(anchor, trials[0].prompt, first_card, chosen_card, tuple(ordered), lines)
 
 
 def _mask_address(trial: Trial, source: Source) -> str:
@@ -112,26 +128,27 @@ def _mask_address(trial: Trial, source: Source) -> str:
 
 
 def _origin(trial: Trial, parent: Card | None) -> str:
+    """Returns how a trial was made, in words."""
     p, name = trial.proposal, f"#{parent.number}" if parent else trial.parent_id or ""
     if isinstance(p, Repaint):
         return f"{name} repainted, strength {p.strength:g}"
     if isinstance(p, Look):
         return f"{name} looked at in full"
     if isinstance(p, Continue):
-        return f"{name} carried on to {p.until:.0%}"
+        return f"{name} continued to {p.until:.0%}"
     if isinstance(p.noise, Near):
         return f"noise near {name}, radius {p.noise.radius:g}"
-    given = "low frequencies given" if isinstance(p.noise, LowBand) else "drawn"
-    return given if p.until >= 1 else f"{given} to {p.until:.0%}"
+    draw = "drawn with given low frequencies" if isinstance(p.noise, LowBand) else "drawn"
+    return draw if p.until >= 1 else f"{draw} to {p.until:.0%}"
 
 
-def _lines(first: Card | None, chosen: Card | None) -> tuple[Line, ...]:
+def _score_lines(first: Card | None, chosen: Card | None) -> tuple[ScoreLine, ...]:
     if first is None or chosen is None:
         return ()
     old, new = first.trial, chosen.trial
-    lines = [Line("objective", old.objective, new.objective)]
+    lines = [ScoreLine("objective", old.objective, new.objective)]
     lines += [
-        Line(n, old.scores.get(n, math.nan), v) for n, v in written_scores(new.scores).items()
+        ScoreLine(n, old.scores.get(n, math.nan), v) for n, v in written_scores(new.scores).items()
     ]
-    lines += [Line(f"judge: {n}", old.judge.get(n, math.nan), v) for n, v in new.judge.items()]
+    lines += [ScoreLine(f"judge: {n}", old.judge.get(n, math.nan), v) for n, v in new.judge.items()]
     return tuple(lines)

@@ -1,4 +1,4 @@
-"""Charts and tables over one run, and between runs that share prompts."""
+"""Charts and tables about one run, and between runs that share prompts."""
 
 from __future__ import annotations
 
@@ -9,70 +9,85 @@ from statistics import fmean
 
 import numpy as np
 
-from tts_verifier.analysis.charts import Chart, Point, Series, bars, lines
+from tts_verifier.analysis.expected_best import estimate
+from tts_verifier.analysis.svg import Chart, Point, Series, histogram, line_chart
 from tts_verifier.choice.objective import Pick, choose
 from tts_verifier.choice.summary import PromptSummary, Summary
 from tts_verifier.types import Cost, Look, Trial, kind_of
 from tts_verifier.types.score_names import written_scores
 
-_GRID = 40
+_GRID_POINTS = 40
+"""Points of a progress curve."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Where the search for a prompt stood after a trial: spent so far, and the best so far."""
+class SearchState:
+    """The state of a prompt's search after a trial."""
 
     candidates: int
+    """So far."""
     cost: Cost
+    """So far."""
     best: Trial
+    """So far."""
 
 
-AXES: Mapping[str, Callable[[Step], float]] = {
+AXES: Mapping[str, Callable[[SearchState], float]] = {
     "candidates": lambda s: s.candidates,
     "network evaluations": lambda s: s.cost.network_evaluations,
     "seconds": lambda s: s.cost.seconds,
 }
 
 
-def steps(trials: Sequence[Trial]) -> list[Step]:
-    """Returns one prompt's steps from its first usable picture on."""
-    found: list[Step] = []
-    seen: list[Trial] = []
+def search_states(trials: Sequence[Trial]) -> list[SearchState]:
+    """Returns the states of one prompt's search, from its first usable image on."""
+    states: list[SearchState] = []
+    history: list[Trial] = []
     best, count, cost = None, 0, Cost()
     for trial in trials:
-        seen.append(trial)
+        history.append(trial)
         count += not isinstance(trial.proposal, Look)
         cost += trial.cost
         if isinstance(trial.proposal, Look):
-            best = choose(seen).trial
+            # The fuller verdict may take the first place from an image.
+            best = choose(history).trial
         elif trial.finished and (best is None or trial.objective > best.objective):
             best = None if math.isnan(trial.objective) else trial
         if best is not None:
-            found.append(Step(count, cost, best))
-    return found
+            states.append(SearchState(count, cost, best))
+    return states
 
 
-def progress(
-    name: str, prompts: Sequence[Sequence[Step]], axis: str, value: Callable[[Trial], float]
+def progress_series(
+    name: str, prompts: Sequence[Sequence[SearchState]], axis: str, value: Callable[[Trial], float]
 ) -> Series:
-    """Returns a value of the best so far against what was spent a prompt, mean over prompts."""
+    """Returns a value of the best so far against the cost per prompt, as mean over prompts.
+
+    Args:
+        name: of the series.
+        prompts: the states of each prompt; those with an unknown value are left out.
+        axis: a key of `AXES`.
+        value: what is averaged.
+    """
     x = AXES[axis]
     curves = []
-    for one in prompts:
-        if one and all(math.isfinite(value(s.best)) for s in one):
-            curves.append(([x(s) for s in one], [value(s.best) for s in one]))
+    for states in prompts:
+        if states and all(math.isfinite(value(s.best)) for s in states):
+            curves.append(([x(s) for s in states], [value(s.best) for s in states]))
     if not curves:
         return Series(name, ())
+    # From where all prompts have an image; a search that ended keeps its last value.
     low, high = max(xs[0] for xs, _ in curves), max(xs[-1] for xs, _ in curves)
-    grid = np.linspace(low, high, _GRID) if high > low else np.array([low], float)
+    grid = np.linspace(low, high, _GRID_POINTS) if high > low else np.array([low], float)
+    # There is no half candidate.
     if axis == "candidates":
         grid = np.unique(np.rint(grid))
     rows = [np.array(ys)[np.searchsorted(xs, grid, "right") - 1] for xs, ys in curves]
     return Series(name, list(zip(grid.tolist(), np.mean(rows, axis=0).tolist(), strict=True)))
 
 
-def distributions(trials: Sequence[Trial], summary: Summary) -> list[str]:
-    """Returns a histogram of the objective and of every score: all pictures, and the chosen."""
+def score_histograms(trials: Sequence[Trial], summary: Summary) -> list[str]:
+    """Returns histograms of the objective and of every score, of all images and of the chosen."""
     chosen = [row.chosen for row in summary.prompts if row.chosen]
     scores = dict.fromkeys(name for t in trials for name in written_scores(t.scores))
     judge = dict.fromkeys(name for t in trials for name in t.judge)
@@ -84,14 +99,14 @@ def distributions(trials: Sequence[Trial], summary: Summary) -> list[str]:
         return [(read(t), 0.0) for t in of]
 
     return [
-        bars(Chart(name, "", [
+        histogram(Chart(name, "", [
             Series("all", points(trials, read)), Series("chosen", points(chosen, read))
         ]))
         for name, read in reads.items()
     ]  # fmt: skip
 
 
-def costs(trials: Sequence[Trial]) -> list[tuple[str, int, Cost]]:
+def cost_table(trials: Sequence[Trial]) -> list[tuple[str, int, Cost]]:
     """Returns (kind of proposal, trials, cost) for every kind, and for all."""
     table: dict[str, tuple[int, Cost]] = {}
     for trial in trials:
@@ -103,18 +118,22 @@ def costs(trials: Sequence[Trial]) -> list[tuple[str, int, Cost]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Category:
-    """Prompts of one category: how often the choice beat the first draw, and means of both."""
+class CategoryFigures:
+    """The prompts of one category."""
 
     name: str
     prompts: int
     wins: int
+    """Prompts whose chosen image has a higher objective than the first draw."""
     losses: int
+    """Prompts whose chosen image has a lower objective than the first draw."""
     objective: tuple[float, float]
+    """Means of the first draws and of the chosen images."""
     judge: tuple[float, float]
+    """The same for the judge's main score; NaN without a judge."""
 
 
-def categories(summary: Summary, judge: str | None) -> list[Category]:
+def categories(summary: Summary, judge: str | None) -> list[CategoryFigures]:
     """Returns the prompts by category, in the order of the run; empty if none has one."""
     groups: dict[str, list[PromptSummary]] = {}
     for row in summary.prompts:
@@ -124,7 +143,7 @@ def categories(summary: Summary, judge: str | None) -> list[Category]:
     return [_category(name or "none", rows, judge) for name, rows in groups.items()]
 
 
-def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> Category:
+def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> CategoryFigures:
     pairs = [(row.first, row.chosen) for row in rows if row.first and row.chosen]
     gains = [chosen.objective - first.objective for first, chosen in pairs]
 
@@ -135,7 +154,7 @@ def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> Ca
             return math.nan, math.nan
         return fmean(first for first, _ in both), fmean(chosen for _, chosen in both)
 
-    return Category(
+    return CategoryFigures(
         name=name,
         prompts=len(rows),
         wins=sum(gain > 0 for gain in gains),
@@ -145,43 +164,57 @@ def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> Ca
     )
 
 
-def main_judge(trials: Sequence[Trial]) -> str | None:
-    """Returns the judge's score that a summary shows: whether it passed, or its first."""
+def main_judge_score(trials: Sequence[Trial]) -> str | None:
+    """Returns the name of the judge's score that a summary shows: "passed", or the first one."""
     names = dict.fromkeys(name for t in trials for name in t.judge)
     return "passed" if "passed" in names else next(iter(names), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """A run against another on the prompts of both: mean difference with its 95 % interval."""
+class PairedDifference:
+    """The difference between two runs on the prompts of both."""
 
     name: str
+    """The measure."""
     prompts: int
+    """Prompts with a value in both runs."""
     mean: float
     low: float
+    """Lower end of the 95 % interval of the mean."""
     high: float
+    """Upper end of the interval."""
     wins: int
     losses: int
 
 
-def paired(name: str, here: Mapping[str, float], there: Mapping[str, float]) -> Paired:
-    """Compares values by prompt text, `here` minus `there`; bootstrap over prompts."""
-    both = [k for k, v in here.items() if math.isfinite(v + there.get(k, math.nan))]
-    gains = np.array([here[k] - there[k] for k in both])
-    if not both:
-        return Paired(name, 0, math.nan, math.nan, math.nan, 0, 0)
-    counts = np.random.default_rng(0).multinomial(
-        len(gains), np.full(len(gains), 1 / len(gains)), 2000
-    )
-    low, high = np.percentile(counts @ gains / len(gains), [2.5, 97.5]).tolist()
+def paired_difference(
+    name: str, here: Mapping[str, float], there: Mapping[str, float]
+) -> PairedDifference:
+    """Compares two runs: `here` minus `there`, with a bootstrap over prompts.
+
+    Args:
+        name: the measure.
+        here: prompt text -> value.
+        there: the same of the other run.
+    """
+    common = [k for k, v in here.items() if math.isfinite(v + there.get(k, math.nan))]
+    gains = np.array([here[k] - there[k] for k in common])
+    (mean,) = estimate(gains.reshape(-1, 1))
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
-    return Paired(name, len(both), float(gains.mean()), low, high, wins, losses)
+    return PairedDifference(name, len(common), mean.mean, mean.low, mean.high, wins, losses)
 
 
-def progress_charts(runs: Mapping[str, Sequence[Sequence[Step]]], judge: str | None) -> list[str]:
-    """Returns a chart an axis: the objective of the best so far, and the judge's word on it.
+def progress_charts(
+    runs: Mapping[str, Sequence[Sequence[SearchState]]], judge: str | None
+) -> list[str]:
+    """Returns charts of the best so far: its objective, and the judge's score of it.
 
-    One run has both in one chart; of several runs, each measure has a chart with all of them.
+    There is one chart per axis. One run has both measures in a chart; several runs have a chart
+    for each measure.
+
+    Args:
+        runs: name -> the states of each prompt.
+        judge: the judge's main score; None = no judge.
     """
     reads: dict[str, Callable[[Trial], float]] = {"objective": lambda t: t.objective}
     if judge is not None:
@@ -190,11 +223,13 @@ def progress_charts(runs: Mapping[str, Sequence[Sequence[Step]]], judge: str | N
     if len(runs) == 1:
         prompts = next(iter(runs.values()))
         for axis in AXES:
-            both = [progress(measure, prompts, axis, read) for measure, read in reads.items()]
-            charts.append(lines(Chart("Best so far, mean over prompts", axis, both)))
+            both = [
+                progress_series(measure, prompts, axis, read) for measure, read in reads.items()
+            ]
+            charts.append(line_chart(Chart("Best so far, mean over prompts", axis, both)))
         return charts
     for measure, read in reads.items():
         for axis in AXES:
-            every = [progress(name, prompts, axis, read) for name, prompts in runs.items()]
-            charts.append(lines(Chart(f"Best so far: {measure}", axis, every)))
+            series = [progress_series(name, prompts, axis, read) for name, prompts in runs.items()]
+            charts.append(line_chart(Chart(f"Best so far: {measure}", axis, series)))
     return charts

@@ -9,9 +9,9 @@ function nextOverlay() {
   overlays[(now + 1) % overlays.length].checked = true;
 }
 
-function enlarge(picture) {
-  shown = picture;
-  const copy = picture.parentElement.cloneNode(true);
+function enlarge(button) {
+  shown = button;
+  const copy = button.parentElement.cloneNode(true);
   copy.removeAttribute("id");
   copy.querySelectorAll("details").forEach((part) => (part.open = true));
   copy.querySelectorAll(".pic").forEach((part) => part.setAttribute("tabindex", "-1"));
@@ -36,8 +36,8 @@ function jump(by) {
 }
 
 document.addEventListener("click", (event) => {
-  const picture = event.target.closest("button.pic");
-  if (picture && !dialog.contains(picture)) enlarge(picture);
+  const button = event.target.closest("button.pic");
+  if (button && !dialog.contains(button)) enlarge(button);
   if (event.target === dialog) dialog.close();
 });
 dialog.querySelector(".next").addEventListener("click", nextOverlay);
@@ -51,10 +51,10 @@ document.addEventListener("keydown", (event) => {
   else if (!dialog.open && event.key === "k") jump(-1);
 });
 
-// Replies are kept together and compressed, and become text only.
+// The page has all replies compressed in one place; textContent never parses them as HTML.
 async function fillReplies() {
-  const kept = atob(document.getElementById("replies").content.textContent);
-  const bytes = Uint8Array.from(kept, (letter) => letter.charCodeAt(0));
+  const packed = atob(document.getElementById("replies").content.textContent);
+  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const replies = await new Response(stream).json();
   for (const part of document.querySelectorAll("[data-r]")) part.textContent = replies[part.dataset.r];

@@ -1,7 +1,7 @@
-"""Small charts as SVG text: lines with bands, points and bars, without a plotting library.
+"""Small charts as SVG text: lines with bands, points and histograms, without a plotting library.
 
-Colours come from CSS: `STYLE` gives them for light and dark. A chart by itself is `alone`,
-a page puts the style into its head once. Every label is escaped.
+Colours come from CSS: `STYLE` has them for light and dark. A page puts the style into its head
+once; `standalone_svg` makes a file of its own. Every label is escaped.
 """
 
 from __future__ import annotations
@@ -26,55 +26,62 @@ STYLE: Final = """
 @media (prefers-color-scheme:dark){.chart{--ink:#eef1f6;--dim:#9aa5b8;--grid:#2c3444;
 --s0:#8ea6ff;--s1:#f0a35e;--s2:#5fcfae;--s3:#cf97f2}}
 """
-COLOURS: Final = 4
-_LONGEST: Final = 22
-"""Characters of a name in a legend."""
+_SERIES_COLOURS: Final = 4
+"""Colours in `STYLE`; further series use them again."""
+_LEGEND_CHARACTERS: Final = 22
+"""Longest name of a series in the legend."""
 _WIDTH, _HEIGHT = 440.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 32.0, 56.0
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: its points, a band of (low, high) at each, or points only."""
+    """One series of a chart."""
 
     name: str
     points: Sequence[Point]
+    """(x, y); points that are not finite are left out."""
     band: Sequence[Point] = ()
+    """(low, high) at every point; empty = no band."""
     dots: bool = False
+    """True = points without a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a chart shows; `x` is the title of that axis."""
+    """The content of a chart."""
 
     title: str
     x: str
+    """The title of the x axis."""
     series: Sequence[Series] = field(default_factory=tuple)
 
 
-def lines(chart: Chart) -> str:
+def line_chart(chart: Chart) -> str:
     """Returns the chart as an `<svg>` element; a series without a finite point is left out."""
     series = [s for s in chart.series if any(map(_finite, s.points))]
     points = [p for s in series for p in s.points if _finite(p)]
     heights = [y for _, y in points] + [y for s in series for b in s.band for y in b]
-    frame = _Frame.around([x for x, _ in points], [y for y in heights if math.isfinite(y)])
-    body, left = [frame.axes(chart)], 12.0
+    area = _PlotArea.around([x for x, _ in points], [y for y in heights if math.isfinite(y)])
+    body, left = [area.axes(chart)], 12.0
     for i, one in enumerate(series):
-        name = one.name if len(one.name) <= _LONGEST else one.name[: _LONGEST - 1] + "…"
-        body.append(frame.series(one, i % COLOURS))
+        colour, name = i % _SERIES_COLOURS, one.name
+        if len(name) > _LEGEND_CHARACTERS:
+            name = name[: _LEGEND_CHARACTERS - 1] + "…"
+        body.append(area.series(one, colour))
         body.append(
-            f'<circle cx="{left:.0f}" cy="{_HEIGHT - 12:.0f}" r="4" class="f{i % COLOURS}"/>'
+            f'<circle cx="{left:.0f}" cy="{_HEIGHT - 12:.0f}" r="4" class="f{colour}"/>'
             f'<text x="{left + 8:.0f}" y="{_HEIGHT - 8:.0f}">{escape(name)}</text>'
         )
         left += 26 + 6.5 * len(name)
     return _svg(chart.title, body)
 
 
-def bars(chart: Chart, bins: int = 20) -> str:
-    """Returns a histogram: of every series the x of its points, as shares of the series."""
+def histogram(chart: Chart, bins: int = 20) -> str:
+    """Returns a histogram of the x values of every series, as shares of the series."""
     values = {s.name: [x for x, _ in s.points if math.isfinite(x)] for s in chart.series}
-    every = [x for xs in values.values() for x in xs]
-    low, high = _span(every)
+    everything = [x for xs in values.values() for x in xs]
+    low, high = _value_range(everything)
     shares = {}
     for name, xs in values.items():
         counts = [0] * bins
@@ -82,23 +89,23 @@ def bars(chart: Chart, bins: int = 20) -> str:
             counts[min(int((x - low) / (high - low) * bins), bins - 1)] += 1
         shares[name] = [c / max(len(xs), 1) for c in counts]
     top = max((s for row in shares.values() for s in row), default=1.0) or 1.0
-    frame = _Frame(low, high, 0.0, top)
-    body = [frame.axes(chart)]
+    area = _PlotArea(low, high, 0.0, top)
+    body = [area.axes(chart)]
     width = (high - low) / bins / max(len(shares), 1)
     for i, row in enumerate(shares.values()):
         for j, share in enumerate(row):
             left = low + (j * len(shares) + i) * width
-            (x1, y1), (x2, y2) = frame.at(left, share), frame.at(left + width, 0)
+            (x1, y1), (x2, y2) = area.at(left, share), area.at(left + width, 0)
             if share:
                 body.append(
                     f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1 - 0.5:.1f}" '
-                    f'height="{y2 - y1:.1f}" class="bar f{i % COLOURS}"/>'
+                    f'height="{y2 - y1:.1f}" class="bar f{i % _SERIES_COLOURS}"/>'
                 )
     return _svg(chart.title, body)
 
 
-def alone(charts: Sequence[str], words: str) -> str:
-    """Returns charts, one below another, as one SVG file; `words` say what is to be seen."""
+def standalone_svg(charts: Sequence[str], title: str) -> str:
+    """Returns charts, one below another, as the text of one SVG file."""
     size = f'width="{_WIDTH:.0f}"'
     rows = "".join(
         chart.replace("<svg ", f'<svg y="{i * _HEIGHT:.0f}" {size} height="{_HEIGHT:.0f}" ', 1)
@@ -106,15 +113,15 @@ def alone(charts: Sequence[str], words: str) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
-        f'height="{len(charts) * _HEIGHT:.0f}"><title>{escape(words)}</title><style>{STYLE}'
+        f'height="{len(charts) * _HEIGHT:.0f}"><title>{escape(title)}</title><style>{STYLE}'
         "svg{background:#fff}@media (prefers-color-scheme:dark){svg{background:#12161f}}"
         f"</style>{rows}</svg>\n"
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """Maps values to the drawing's own coordinates."""
+class _PlotArea:
+    """The part of a chart that has the data; maps values to coordinates of the SVG."""
 
     x1: float
     x2: float
@@ -124,10 +131,11 @@ class _Frame:
     right: float = _WIDTH - _RIGHT
 
     @classmethod
-    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
-        y1, y2 = _span(ys)
+    def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _PlotArea:
+        y1, y2 = _value_range(ys)
+        # A margin keeps the highest and lowest points off the border.
         edge = (y2 - y1) * 0.06
-        return cls(*_span(xs), y1 - edge, y2 + edge)
+        return cls(*_value_range(xs), y1 - edge, y2 + edge)
 
     def at(self, x: float, y: float) -> Point:
         across = self.left + (x - self.x1) / (self.x2 - self.x1) * (self.right - self.left)
@@ -162,9 +170,10 @@ class _Frame:
             pairs = list(zip(one.points, one.band, strict=True))
             edge = [self.at(x, b[1]) for (x, _), b in pairs if _finite(b)]
             edge += [self.at(x, b[0]) for (x, _), b in reversed(pairs) if _finite(b)]
-            parts.append(f'<polygon points="{_path(edge)}" class="band f{colour}"/>')
+            parts.append(f'<polygon points="{_svg_points(edge)}" class="band f{colour}"/>')
         if not one.dots:
-            parts.append(f'<polyline points="{_path(places)}" class="line c{colour}"/>')
+            parts.append(f'<polyline points="{_svg_points(places)}" class="line c{colour}"/>')
+        # Circles of a long series would merge into a thick line.
         if one.dots or len(places) <= 32:
             size = 4 if one.dots else 2.5
             parts += [
@@ -175,7 +184,7 @@ class _Frame:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Returns round numbers within [low, high], some `about` of them."""
+    """Returns round numbers within [low, high], about `about` of them."""
     raw = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
@@ -183,7 +192,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(i * step, 10) for i in range(first, last + 1)]
 
 
-def _span(values: Sequence[float]) -> Point:
+def _value_range(values: Sequence[float]) -> Point:
     low, high = min(values, default=0.0), max(values, default=1.0)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
@@ -192,7 +201,7 @@ def _finite(point: Point) -> bool:
     return all(map(math.isfinite, point))
 
 
-def _path(points: Sequence[Point]) -> str:
+def _svg_points(points: Sequence[Point]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 

@@ -1,0 +1,53 @@
+"""The chosen images of a run, as files and on one sheet."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tts_verifier.analysis.contact_sheet import sheet, write_chosen
+from tts_verifier.choice.summary import PromptSummary, summarise_prompt
+from tts_verifier.errors import RunError
+from tts_verifier.types import Draw, InMemory, Prompt, Trial
+
+
+def trial(prompt: str, index: int) -> Trial:
+    image = InMemory(Image.new("RGB", (8, 4), (index * 20, 0, 0)))
+    identity = (f"{prompt}{index}", Prompt(prompt, f"text {prompt}"))
+    return Trial(*identity, 0, Draw(index), 1.0, None, index / 10, image=image)
+
+
+def rows(*names: str) -> list[PromptSummary]:
+    """Returns prompts whose first draw has red 60 and whose chosen image has red 180."""
+    histories = [[trial(name, 3), trial(name, 9)] for name in names]
+    return [summarise_prompt(history[0].prompt, history) for history in histories]
+
+
+def test_the_sheet_has_first_beside_chosen() -> None:
+    pixels = np.asarray(sheet(rows("a", "b")))
+    reds = {tuple(pixel) for pixel in pixels.reshape(-1, 3)}
+    assert {(60, 0, 0), (180, 0, 0)} <= reds
+    assert pixels.shape[1] > 4 * 192
+
+
+def test_the_sheet_accepts_any_text_and_shape() -> None:
+    tall = InMemory(Image.new("RGB", (1, 500)))
+    cat = Trial("x", Prompt("x", "一只猫" * 50), 0, Draw(1), 1.0, None, 0.5, image=tall)
+    nothing = PromptSummary(cat.prompt, None, None)
+    assert sheet([PromptSummary(cat.prompt, cat, cat), nothing]).width > 0
+    assert sheet([]).width > 0
+
+
+def test_chosen_images_are_named_by_prompt_and_stay_inside(tmp_path: Path) -> None:
+    write_chosen(rows("a", "../../x", "一"), tmp_path / "run")
+    names = sorted(p.name for p in (tmp_path / "run" / "chosen").iterdir())
+    assert names == ["%E4%B8%80.png", "..%2F..%2Fx.png", "a.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "chosen.png").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/run cannot be written"):
+        write_chosen(rows("a"), tmp_path / "file" / "run")

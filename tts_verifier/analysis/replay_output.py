@@ -1,0 +1,109 @@
+"""A replay as text for a terminal, and as charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tts_verifier.analysis.expected_best import Estimate
+from tts_verifier.analysis.replay import Replay
+from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
+from tts_verifier.choice.summary_output import aligned_columns
+from tts_verifier.errors import RunError
+
+
+def replay_text(result: Replay) -> str:
+    """Returns the notes and tables of a replay."""
+    text = [*_notes(result), "", "best of n, mean over prompts [95 % bootstrap]"]
+    text += aligned_columns(_best_of_n_table(result))
+    if result.stopping:
+        title = "one by one until the objective reaches a threshold, the thresholds from this log"
+        text += ["", title, *aligned_columns(_stopping_table(result))]
+    if result.pruning:
+        title = "all draws up to a preview, then the best share of them to the end"
+        text += ["", title, *aligned_columns(_pruning_table(result))]
+    return "\n".join(text)
+
+
+def write_plot(result: Replay, path: Path) -> None:
+    """Writes the charts of a replay as one SVG file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    try:
+        path.write_text(standalone_svg(_replay_charts(result), "Expected best of n"), "utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error}. Give another with --plot.") from error
+
+
+def _notes(result: Replay) -> list[str]:
+    """Returns the lines about what the figures are based on."""
+    head = f"{result.prompts} prompts, the best of 1 to {result.candidates} draws each"
+    notes = [head + (f", {result.failed} draws failed" if result.failed else "")]
+    if result.left_out:
+        notes.append(f"left out: {result.left_out} trials that are not independent whole draws")
+    notes.append(
+        f"ties: {result.tied} draws share their objective with another of the prompt, "
+        f"{result.tied_best} prompts share the best; the choice is shared evenly among them"
+    )
+    partial = [f"{c.name} from {c.prompts}" for c in result.curves if c.prompts < result.prompts]
+    if partial:
+        notes.append(f"prompts with a value for every usable draw: {', '.join(partial)}")
+    return notes
+
+
+def _best_of_n_table(result: Replay) -> list[Sequence[str]]:
+    rows: list[Sequence[str]] = [["n", "evaluations", "seconds", *_measures(result)]]
+    for n in range(1, result.candidates + 1):
+        values = [_with_interval(c.values[n - 1]) for c in result.curves]
+        rows.append([str(n), *_cost(result, n), *values])
+    return rows
+
+
+def _stopping_table(result: Replay) -> list[Sequence[str]]:
+    names = _measures(result)
+    rows: list[Sequence[str]] = [["stop at", "draws", "evaluations", "seconds", *names]]
+    for stop in result.stopping:
+        mean = stop.candidates.mean
+        values = [_with_interval(stop.values[name]) for name in names]
+        rows.append([f"{stop.threshold:.3f}", f"{mean:.2f}", *_cost(result, mean), *values])
+    return rows
+
+
+def _pruning_table(result: Replay) -> list[Sequence[str]]:
+    names = _measures(result)
+    rows: list[Sequence[str]] = [
+        ["preview at", "kept", "agreement", "evaluations", "seconds", *names]
+    ]
+    for outcome in result.pruning:
+        cost = [f"{outcome.evaluations:.0f}", f"{outcome.seconds:.2f}"]
+        values = [_with_interval(outcome.values[name]) for name in names]
+        share = f"{outcome.share:.3g}"
+        rows.append([f"{outcome.stop:.0%}", share, f"{outcome.agreement:.2f}", *cost, *values])
+    return rows
+
+
+def _measures(result: Replay) -> list[str]:
+    return [curve.name for curve in result.curves]
+
+
+def _cost(result: Replay, draws: float) -> list[str]:
+    """Returns network evaluations and seconds of so many draws."""
+    return [f"{draws * result.evaluations:.0f}", f"{draws * result.seconds:.2f}"]
+
+
+def _with_interval(value: Estimate) -> str:
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def _replay_charts(result: Replay) -> list[str]:
+    """Returns one chart per measure: the best of n, and where adaptive stopping ends."""
+    charts = []
+    for curve in result.curves:
+        points = [(float(n), e.mean) for n, e in enumerate(curve.values, 1)]
+        band = [(e.low, e.high) for e in curve.values]
+        dots = [(s.candidates.mean, s.values[curve.name].mean) for s in result.stopping]
+        series = [Series("best of n", points, band), Series("stop early", dots, dots=True)]
+        charts.append(line_chart(Chart(f"Expected {curve.name}", "draws", series)))
+    return charts
