@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
@@ -25,7 +27,7 @@ from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.storage import table_writer, tables
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Budget, Job, Look, Sample
+from tts_verifier.types import Budget, Job, Look, Mask, Prompt, Repaint, Sample, Trial
 
 PROMPTS = ["a red circle", "a blue star", "three rings"]
 
@@ -133,6 +135,34 @@ def test_a_lock_that_was_deleted_by_hand_is_let_go_in_peace(tmp_path: Path) -> N
     second.release()
 
 
+def test_a_folder_is_closed_once_and_then_another_writers(tmp_path: Path) -> None:
+    first = open_log(tmp_path, {}, {})
+    first.close()
+    with open_log(tmp_path, {}, {}):
+        draft = tmp_path / "drafts" / "2.x.png"
+        draft.parent.mkdir()
+        draft.write_bytes(b"half")
+        first.close()
+        assert draft.exists()
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_disk_that_turns_read_only_does_not_keep_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, {}, {})
+    (tmp_path / "drafts").mkdir()
+    (tmp_path / "drafts" / "1.x.png").write_bytes(b"half")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        log.close()
+    open_log(tmp_path, {}, {}).close()
+
+
 # -- torn, foreign and changed files -----------------------------------------------------------
 
 
@@ -215,7 +245,33 @@ def test_parts_deleted_while_it_runs_are_an_error_and_nothing_worse(
 
     with pytest.raises(RunError, match=r"parquet was removed while the run was going on"):
         search(tmp_path, generator=Mortal(4, delete))
+    assert "sessions" not in read_header(tmp_path), "only a process that finishes is noted"
     same(search(tmp_path), whole)
+
+
+@pytest.mark.parametrize("size", [None, (4, 4)])
+def test_a_mask_that_is_no_mask_any_more_is_made_again(
+    tmp_path: Path, whole: pd.DataFrame, size: tuple[int, int] | None
+) -> None:
+    search(tmp_path)
+    victim = sorted((tmp_path / "masks").iterdir())[0]
+    Image.new("RGB", size or (16, 16)).save(victim)
+    with pytest.warns(RunWarning) as caught:
+        same(search(tmp_path), whole)
+    assert f"{victim.name} cannot be used" in str(caught[0].message)
+
+
+def test_a_mask_deleted_while_the_run_goes_on_is_written_with_its_next_row(tmp_path: Path) -> None:
+    mask = Mask.of(np.ones((4, 4), np.bool_))
+    first, second = (
+        Trial(f"t{seed}", Prompt("p", "p"), 0, Repaint("parent", mask, seed), 1.0)
+        for seed in range(2)
+    )
+    with open_log(tmp_path, {}, {}) as log:
+        log.append([first])
+        shutil.rmtree(tmp_path / "masks")
+        log.append([second])
+    assert [trial.proposal.mask for trial in read_trials(tmp_path)] == [mask, mask]
 
 
 @settings(max_examples=40)

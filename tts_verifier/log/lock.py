@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -75,11 +76,14 @@ class FolderLock:
 
     def release(self) -> None:
         """Removes the file and lets the folder go; a second call does nothing."""
-        if self._file is not None:
-            if _is_at(self._file, self.path):
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        # On a disk that refuses, the file stays behind; closing it ends the kernel's lock anyway.
+        with suppress(OSError):
+            if _is_at(file, self.path):
                 self.path.unlink()
-            os.close(self._file)
-            self._file = None
+        os.close(file)
 
 
 def _locked(file: int) -> bool:

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-from PIL import Image
 
 from tts_verifier.identity import mask_digest
 from tts_verifier.log.header import note_session, write_header
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.resume import LoggedTrials
 from tts_verifier.log.schema import Columns, to_row
-from tts_verifier.log.storage.codecs import IMAGE, STATE, Codec, HeatmapCodec, png
+from tts_verifier.log.storage.codecs import IMAGE, MASK, STATE, Codec, HeatmapCodec
 from tts_verifier.log.storage.files import Folder, mask_path
 from tts_verifier.log.storage.pending_files import PendingFiles
 from tts_verifier.log.storage.table_writer import TableWriter
@@ -87,8 +86,7 @@ class RunLog:
         self._notes: dict[str, Future[None]] = {}
         """Notes of this process, by the id of the first trial of each."""
         self._earlier_notes = read_notes(folder.root)
-        self._masks: set[str] = set()
-        """Digests of the masks that this process wrote."""
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -168,6 +166,8 @@ class RunLog:
             RunError: something could not be written, or was removed meanwhile.
         """
         self.flush()
+        self._tables.check_parts()
+        # Before the table: once that is finished, a continued run has nothing to note.
         if session is not None:
             note_session(self._folder, session)
         self.logged.close()
@@ -181,6 +181,9 @@ class RunLog:
         Raises:
             RunError: something could not be written.
         """
+        if self._closed:
+            return
+        self._closed = True
         try:
             self.flush()
         finally:
@@ -218,16 +221,9 @@ class RunLog:
                     codec = HeatmapCodec(stored.value.size, stored.value.box)
                     start(f"heatmap_{name}", stored, f"heatmaps/{trial.id}.{name}.png", codec)
         if isinstance(trial.proposal, Repaint):
-            self._write_mask(trial.proposal)
+            mask = trial.proposal.mask
+            files["mask"] = self._start(mask_path(mask_digest(mask)), MASK, mask)
         return files
-
-    def _write_mask(self, proposal: Repaint) -> None:
-        """Writes a mask once: several repaints of a round have the same one."""
-        digest = mask_digest(proposal.mask)
-        if digest not in self._masks:
-            image = Image.fromarray(proposal.mask.array())
-            self._folder.write(mask_path(digest), png(image))
-            self._masks.add(digest)
 
     def _in_files(self, trial: Trial, files: Mapping[str, _File]) -> Trial:
         """Waits for a trial's files and returns the trial that refers to them."""

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from tts_verifier.types import Box, Heatmap, InFile, State, Stored
+from tts_verifier.types import Box, Heatmap, InFile, Mask, State, Stored
 
-T = TypeVar("T")
+ValueT = TypeVar("ValueT")
 
 
-class Codec(Protocol[T]):
+class Codec(Protocol[ValueT]):
     """Encodes a value as a file's bytes and decodes it; must pickle."""
 
-    def encode(self, value: T) -> bytes:
+    def encode(self, value: ValueT) -> bytes:
         """Returns the file's bytes."""
         ...
 
-    def decode(self, content: bytes) -> T:
+    def decode(self, content: bytes) -> ValueT:
         """Returns the value."""
         ...
 
@@ -51,11 +50,25 @@ class HeatmapCodec:
 
     def encode(self, value: Heatmap) -> bytes:
         """Returns a PNG file; values are rounded to 1/255."""
-        return png(_grey(value.grid))
+        return png(Image.fromarray(np.rint(np.clip(value.grid, 0, 1) * 255).astype(np.uint8)))
 
     def decode(self, content: bytes) -> Heatmap:
         """Returns the map of a grey PNG file."""
-        return _heatmap(Image.open(io.BytesIO(content)), self.size, self.box)
+        grid = np.asarray(Image.open(io.BytesIO(content))).astype(np.float32)
+        return Heatmap(grid / np.float32(255), self.size, self.box)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskCodec:
+    """Masks as black and white PNG, white = may be repainted."""
+
+    def encode(self, value: Mask) -> bytes:
+        """Returns a PNG file."""
+        return png(Image.fromarray(value.array()))
+
+    def decode(self, content: bytes) -> Mask:
+        """Returns the mask of a PNG file."""
+        return Mask.of(np.asarray(Image.open(io.BytesIO(content))).astype(np.bool_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,7 @@ def heatmap_box(stored: Stored[Heatmap]) -> Box:
 
 
 IMAGE: Final = ImageCodec()
+MASK: Final = MaskCodec()
 STATE: Final = StateCodec()
 
 
@@ -91,17 +105,3 @@ def png(image: Image.Image) -> bytes:
     # Level 1 is several times faster than the default and costs about a tenth in size.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def rounded(heatmap: Heatmap) -> Heatmap:
-    """Returns a map as it comes back from its file."""
-    return _heatmap(_grey(heatmap.grid), heatmap.size, heatmap.box)
-
-
-def _grey(grid: NDArray[np.float32]) -> Image.Image:
-    return Image.fromarray(np.rint(np.clip(grid, 0, 1) * 255).astype(np.uint8))
-
-
-def _heatmap(image: Image.Image, size: tuple[int, int], box: Any) -> Heatmap:
-    values = np.asarray(image).astype(np.float32)
-    return Heatmap(values / np.float32(255), size, box)

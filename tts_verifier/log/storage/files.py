@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-import numpy as np
-from PIL import Image
-
-from tts_verifier.errors import RunError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import mask_digest
+from tts_verifier.log.storage.codecs import MASK
 from tts_verifier.types import Mask
 
 DRAFTS: Final = "drafts"
@@ -57,7 +56,8 @@ class Folder:
                 os.fsync(file.fileno())
             os.replace(draft, goal)
         except OSError as error:
-            _unlink(draft)
+            with suppress(OSError):
+                draft.unlink()
             raise _unwritable(goal, error) from error
         with self._lock:
             self._unsettled.add(goal.parent)
@@ -79,11 +79,12 @@ class Folder:
             self._unsettled.clear()
 
     def sweep(self) -> None:
-        """Removes the drafts that a killed process left."""
+        """Removes the drafts that a killed process left, as far as the disk allows."""
         drafts = self.root / DRAFTS
         for path in drafts.glob("*"):
-            _unlink(path)
-        if drafts.is_dir():
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):
             drafts.rmdir()
 
     def set_aside(self, path: Path) -> Path:
@@ -114,13 +115,6 @@ def _flush_entries(folder: Path) -> None:
         os.close(file)
 
 
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
-
-
 def digest_of(content: bytes) -> str:
     """Returns the SHA-256 of a file's bytes as hex digits."""
     return hashlib.sha256(content).hexdigest()
@@ -139,8 +133,8 @@ def read_mask(folder: Path, digest: str) -> Mask:
     """
     path = folder / mask_path(digest)
     try:
-        mask = Mask.of(np.asarray(Image.open(path)).astype(np.bool_))
-    except OSError as error:
+        mask = MASK.decode(path.read_bytes())
+    except (OSError, InputError) as error:
         raise RunError(f"{path} cannot be read: {error}.") from error
     if mask_digest(mask) != digest:
         raise RunError(f"{path} was changed since the log was written.")

@@ -65,21 +65,24 @@ class TableWriter:
         self._folder.settle()
         self._merge()
 
+    def check_parts(self) -> None:
+        """Raises RunError when a part was removed while the run went on."""
+        if gone := [part.path for part in self._parts if not part.path.exists()]:
+            raise RunError(
+                f"{gone[0]} was removed while the run was going on. The same command generates "
+                "again what it held."
+            )
+
     def finish(self, schema: pa.Schema, chosen: Collection[str]) -> None:
-        """Writes the finished table, unless it is there already and says the same.
+        """Writes the finished table, unless it exists and marks the same trials.
 
         Args:
             schema: of the finished table.
             chosen: ids of the chosen trials.
 
         Raises:
-            RunError: a file cannot be written, or a part was removed meanwhile.
+            RunError: a file cannot be written.
         """
-        if gone := [part.path for part in self._parts if not part.path.exists()]:
-            raise RunError(
-                f"{gone[0]} was removed while the run was going on. The same command generates "
-                "again what it held."
-            )
         if self._parts or chosen_of(self._folder.root) != set(chosen):
             _write_finished(self._folder, schema, pa.array(chosen, pa.string()))
             self._parts = []
