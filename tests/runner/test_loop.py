@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,26 @@ def test_a_lost_state_is_drawn_again_from_the_lineage() -> None:
     kept = run([RED], FakeGenerator(), FakeVerifier(), SeedBeam())
     lost = run([RED], Forgetful(), FakeVerifier(), SeedBeam())
     assert [(t.id, t.objective) for t in kept.trials] == [(t.id, t.objective) for t in lost.trials]
+
+
+def test_a_lineage_is_generated_again_under_its_own_ids() -> None:
+    class Stateless(FakeGenerator):
+        """Keeps no state the first time, and notes every job."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.jobs: list[tuple[str, int]] = []
+
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            new = [(job.id, job.round) not in self.jobs for job in jobs]
+            self.jobs += [(job.id, job.round) for job in jobs]
+            samples = super().generate(jobs)
+            return [replace(s, state=None) if n else s for s, n in zip(samples, new, strict=True)]
+
+    generator = Stateless()
+    result = run([RED], generator, FakeVerifier(), SeedBeam())
+    assert set(generator.jobs) == {(trial.id, trial.round) for trial in result.trials}
+    assert len(generator.jobs) > len(result.trials), "some were generated again"
 
 
 def test_a_generator_without_states_cannot_continue() -> None:

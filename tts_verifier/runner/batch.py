@@ -34,14 +34,16 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class SampleBatch:
     """Samples that are not verified yet; all of them looks, or none."""
 
     samples: Sequence[Sample]
     looks: bool
 
 
-def generate_batch(setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, Sample]) -> Batch:
+def generate_batch(
+    setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, Sample]
+) -> SampleBatch:
     """Generates the jobs of one kind, except those that have a sample already.
 
     Args:
@@ -55,15 +57,15 @@ def generate_batch(setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, 
     """
     looks = all(isinstance(job.proposal, Look) for job in jobs)
     if looks:
-        return Batch([_look(job) for job in jobs], looks)
+        return SampleBatch([_look(job) for job in jobs], looks)
     new_jobs = [job for job in jobs if job.id not in unjudged]
     samples, seconds = _timed(lambda: _generate(setup, new_jobs) if new_jobs else [])
     share = seconds / max(len(new_jobs), 1)
     new = {s.job.id: replace(s, cost=replace(s.cost, generate_seconds=share)) for s in samples}
-    return Batch([unjudged.get(job.id) or new[job.id] for job in jobs], looks)
+    return SampleBatch([unjudged.get(job.id) or new[job.id] for job in jobs], looks)
 
 
-def verify_batch(setup: RunSetup, batch: Batch) -> list[Trial]:
+def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
     """Verifies a batch and returns a trial for each sample, in order.
 
     A sample that failed becomes a trial with its error; so does an image that could not be
@@ -126,8 +128,9 @@ def _with_state(setup: RunSetup, job: Job) -> Job:
             # The file is gone or changed; the lineage gives the same state again.
             state = None
     if state is None:
-        again = _with_state(setup, Job(job.prompt, parent.proposal, job.ancestors[1:]))
-        state = setup.generator.generate([again])[0].state
+        lineage = job.ancestors[1:]
+        again = Job(job.prompt, parent.proposal, lineage, parent.id, parent.round)
+        state = setup.generator.generate([_with_state(setup, again)])[0].state
     if state is None:
         raise InputError(
             f"{type(setup.generator).__name__} must give an unfinished image a state; trial "

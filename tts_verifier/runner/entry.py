@@ -12,7 +12,8 @@ from tts_verifier.choice.objective import Objective
 from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.runner.loop import Loop
-from tts_verifier.runner.progress import Progress, shown_as
+from tts_verifier.runner.progress import Progress
+from tts_verifier.runner.progress_views import progress_view
 from tts_verifier.runner.prompts import as_prompts
 from tts_verifier.runner.result import RunResult
 from tts_verifier.runner.setup import RunSetup
@@ -54,10 +55,10 @@ def run(
         UnsupportedError: the generator cannot carry out what the strategy needs.
         RunError: the folder belongs to another run, or cannot be written.
     """
-    folder, progress = options.pop("folder", None), options.pop("progress", False)
+    folder = options.pop("folder", None)
+    progress = progress_view("auto") if options.pop("progress", False) else None
     setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc]
-    shown = shown_as("auto") if progress else None
-    return execute(setup, as_prompts(prompts), folder=folder, progress=shown)
+    return execute(setup, as_prompts(prompts), folder=folder, progress=progress)
 
 
 def execute(
@@ -85,17 +86,17 @@ def execute(
             about = {"recipe": recipe, **setup.about(prompts)}
             grows = setup.strategy.grows if isinstance(setup.strategy, Extendable) else ()
             log = stack.enter_context(open_log(path, about, setup.generator.settings, grows=grows))
-        bar = stack.enter_context(progress or Progress())
-        loop = Loop(setup, prompts, log=log, bar=bar)
+        progress = stack.enter_context(progress or Progress())
+        loop = Loop(setup, prompts, log=log, progress=progress)
         # Parts that left their device are back when the run ends, however it ends.
         stack.callback(loop.placement.restore)
         began = time.perf_counter()
         loop.run()
         wall = max(time.perf_counter() - began, 1e-9)
         if log is not None:
-            bar.phase("finish")
+            progress.phase("finish")
             _finish_log(log, loop, wall)
-    busy = {side: seconds / wall for side, seconds in loop.spent.items()}
+    busy = {side: seconds / wall for side, seconds in loop.seconds.items()}
     return RunResult([loop.results[prompt.id] for prompt in prompts], path, busy)
 
 
@@ -104,11 +105,11 @@ def _finish_log(log: RunLog, loop: Loop, wall: float) -> None:
     chosen = {result.chosen for result in loop.results.values() if result.chosen}
     session = {
         "seconds": wall,
-        "busy": {side: seconds / wall for side, seconds in loop.spent.items()},
+        "busy": {side: seconds / wall for side, seconds in loop.seconds.items()},
         "plan": loop.placement.plan,
         "devices": loop.placement.devices,
         "overlap": loop.placement.overlap,
         "moves": loop.placement.moves,
     }
     # A process that found everything verified already has nothing to note.
-    log.finish(chosen, session if any(loop.spent.values()) else None)
+    log.finish(chosen, session if any(loop.seconds.values()) else None)
