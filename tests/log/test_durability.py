@@ -379,7 +379,8 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
 
 
 @pytest.mark.parametrize(
-    ("module", "limit"), [(table_writer, "FANOUT"), (table_writer, "MOST_ROWS"), (tables, "LARGE")]
+    ("module", "limit"),
+    [(table_writer, "FANOUT"), (table_writer, "MAX_LEVEL_ROWS"), (tables, "LARGE")],
 )
 @pytest.mark.parametrize("strategy", [InpaintReroll(), SeedBeam(), BestOfN(9)])
 def test_merging_parts_changes_nothing(

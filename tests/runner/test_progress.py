@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tts_verifier.runner.progress import Progress
-from tts_verifier.runner.progress_views import (
+from tts_verifier.runner.progress import (
+    Progress,
     ProgressBar,
     ProgressLines,
     progress_view,

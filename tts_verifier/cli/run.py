@@ -37,7 +37,7 @@ def run(recipe: str, overrides: tuple[str, ...], output: Path | None, **options:
         tts-run bestofn --rejudge runs/first --output runs/again
     """
     from tts_verifier.recipe.recipe import load_recipe, run_recipe
-    from tts_verifier.runner.progress_views import progress_view
+    from tts_verifier.runner.progress import progress_view
 
     quiet_libraries()
     quiet, as_json = options["quiet"], options["as_json"]

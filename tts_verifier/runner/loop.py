@@ -18,7 +18,7 @@ from tts_verifier.runner.batch import SampleBatch, generate_batch, verify_batch
 from tts_verifier.runner.devices import DevicePlacement
 from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.result import PromptResult
-from tts_verifier.runner.scheduler import Scheduler
+from tts_verifier.runner.scheduling import Scheduler
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import Job, Prompt, Sample, Trial, kind_of
 

@@ -9,31 +9,31 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
 
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
+StoredT = TypeVar("StoredT")
+DecodedT_co = TypeVar("DecodedT_co", covariant=True)
 
 
-class Decoder(Protocol[T_co]):
+class Decoder(Protocol[DecodedT_co]):
     """Turns a file's bytes into a value; must pickle."""
 
-    def decode(self, content: bytes) -> T_co:
+    def decode(self, content: bytes) -> DecodedT_co:
         """Returns the value."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InMemory(Generic[T]):
+class InMemory(Generic[StoredT]):
     """A value that is in no file."""
 
-    value: T
+    value: StoredT
 
-    def load(self) -> T:
+    def load(self) -> StoredT:
         """Returns the value."""
         return self.value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InFile(Generic[T]):
+class InFile(Generic[StoredT]):
     """A value in a file of a run folder. The file is read, and checked, at every `load`."""
 
     folder: Path
@@ -42,10 +42,10 @@ class InFile(Generic[T]):
     """Relative to the run folder."""
     sha256: str
     """SHA-256 of the file's bytes, as hex digits."""
-    decoder: Decoder[T]
+    decoder: Decoder[StoredT]
     """Turns the file's bytes into the value."""
 
-    def load(self) -> T:
+    def load(self) -> StoredT:
         """Reads the file.
 
         Raises:
@@ -67,7 +67,7 @@ class InFile(Generic[T]):
         return self.decoder.decode(content)
 
 
-Stored: TypeAlias = InMemory[T] | InFile[T]
+Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]
 """A value wherever it is; `load()` returns it."""
 
 

@@ -35,7 +35,7 @@ from tts_verifier.log.storage.tables import (
 FANOUT: Final = 64
 """Parts of one level that are merged into one of the next."""
 LAST_LEVEL: Final = 2
-MOST_ROWS: Final = 16 * ROW_GROUP
+MAX_LEVEL_ROWS: Final = 16 * ROW_GROUP
 """Parts with this many rows together are merged however few they are: memory stays flat."""
 
 
@@ -90,7 +90,7 @@ class TableWriter:
     def _merge(self) -> None:
         for level in range(LAST_LEVEL):
             same = [part for part in self._parts if part.level == level]
-            if len(same) < FANOUT and sum(part.rows for part in same) < MOST_ROWS:
+            if len(same) < FANOUT and sum(part.rows for part in same) < MAX_LEVEL_ROWS:
                 return
             if len(same) < 2:
                 continue

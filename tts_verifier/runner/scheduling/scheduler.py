@@ -13,10 +13,10 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 from tts_verifier.log import RunLog
-from tts_verifier.runner.budget import Budgets
 from tts_verifier.runner.progress import Progress
-from tts_verifier.runner.prompt_search import PromptSearch
 from tts_verifier.runner.result import PromptResult
+from tts_verifier.runner.scheduling.budget import Budgets
+from tts_verifier.runner.scheduling.prompt_search import PromptSearch
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import KINDS, Job, Prompt, Trial, kind_of
 

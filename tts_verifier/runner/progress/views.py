@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Final, Literal, Self, TextIO
 
-from tts_verifier.runner.progress import Progress, RunStatus
+from tts_verifier.runner.progress.progress import Progress, RunStatus
 
 ProgressStyle = Literal["auto", "bar", "lines", "json", "none"]
 _LINE_SECONDS: Final = 10.0

@@ -1,4 +1,4 @@
-"""Counts how far a run is. `progress_views` shows it.
+"""Counts how far a run is. `views` shows it.
 
 Trials that came from the log count as done, but neither for the rate nor for the busy share.
 """
