@@ -490,5 +490,5 @@ def test_a_few_real_kills_lose_nothing_and_cost_a_batch(tmp_path: Path, overlap:
     assert report.pop("kills") == 3
     assert report.pop("episodes") >= 1
     assert report.pop("repaints") > 0
-    assert max(report.pop("drawn_again"), report.pop("judged_again")) <= 4
+    assert max(report.pop("generated_again"), report.pop("verified_again")) <= 4
     assert set(report.values()) == {0}, report

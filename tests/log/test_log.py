@@ -6,7 +6,9 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -24,7 +26,6 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_header, read_trials
-from tts_verifier.log.storage.codecs import ImageCodec
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -208,27 +209,27 @@ def verified(sample: Sample, image: Image.Image | None = None) -> Trial:
     return Trial(job.id, job.prompt, 0, job.proposal, 1.0, objective=0.5, image=stored)
 
 
-class SlowImages(ImageCodec):
-    """Encodes one image only when it is told to go on."""
+class SlowImage(Image.Image):
+    """An image whose encoding waits until it is told to go on."""
 
-    def __init__(self, image: Image.Image) -> None:
-        object.__setattr__(self, "image", image)
-        object.__setattr__(self, "go_on", threading.Event())
+    go_on: threading.Event
 
-    __slots__ = ("go_on", "image")
+    @classmethod
+    def of(cls, image: Image.Image) -> "SlowImage":
+        slow = cls()
+        slow.__setstate__(image.__getstate__())
+        slow.go_on = threading.Event()
+        return slow
 
-    def encode(self, value: Image.Image) -> bytes:
-        if value is self.image:
-            assert self.go_on.wait(60)
-        return super().encode(value)
+    def save(self, *arguments: Any, **options: Any) -> None:
+        assert self.go_on.wait(60)
+        super().save(*arguments, **options)
 
 
-def test_rows_wait_for_no_drawing_but_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_wait_for_no_image_but_their_own(tmp_path: Path) -> None:
     first, others = sample(0), [sample(1), sample(2)]
-    slow = SlowImages(others[0].image)
-    monkeypatch.setattr("tts_verifier.log.writer.IMAGE", slow)
+    slow = SlowImage.of(others[0].image)
+    others[0] = replace(others[0], image=slow)
     with open_log(tmp_path, {}, {}) as log:
         log.start_images([first], note=True)
         log.start_images(others, note=True)
@@ -239,12 +240,10 @@ def test_rows_wait_for_no_drawing_but_their_own(
         assert sorted(json.loads((tmp_path / "waiting/t1.json").read_bytes())) == ["t1", "t2"]
 
 
-def test_of_two_pictures_of_a_trial_the_judged_one_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_images_of_a_trial_the_verified_one_is_kept(tmp_path: Path) -> None:
     early, other = sample(0), sample(1).image
-    slow = SlowImages(early.image)
-    monkeypatch.setattr("tts_verifier.log.writer.IMAGE", slow)
+    slow = SlowImage.of(early.image)
+    early = replace(early, image=slow)
     with open_log(tmp_path, {}, {}) as log:
         log.start_images([early])
         threading.Timer(0.05, slow.go_on.set).start()
@@ -346,10 +345,11 @@ def test_parts_of_different_columns_become_one_table(tmp_path: Path) -> None:
     class Late(FakeVerifier):
         """Gives its second score and its maps from the second batch on."""
 
+        def __init__(self):
+            first, later = {"a": 0.5}, {"a": 0.5, "b": 0.25}
+            super().__init__(lambda image, prompt: later if len(self.trace) > 1 else first)
+
         def verify(self, images, prompts, *, detail="diagnose"):
-            self._scores = lambda image, prompt: (
-                {"a": 0.5, "b": 0.25} if len(self.trace) > 1 else {"a": 0.5}
-            )
             detail = "diagnose" if self.trace else "score"
             return super().verify(images, prompts, detail=detail)
 

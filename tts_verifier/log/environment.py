@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -25,8 +26,11 @@ PACKAGES: Final = (
 )
 
 
-def environment() -> dict[str, object]:
+def environment(packages: Iterable[str] = PACKAGES) -> dict[str, object]:
     """Returns the environment of this process as JSON values.
+
+    Args:
+        packages: names of the packages whose versions are noted.
 
     Returns:
         `python`: its version. `versions`: by package, None where it is not installed.
@@ -34,7 +38,7 @@ def environment() -> dict[str, object]:
     """
     return {
         "python": platform.python_version(),
-        "versions": {name: _package_version(name) for name in PACKAGES},
+        "versions": {name: _package_version(name) for name in packages},
         "git_revision": git_revision(Path(__file__).parent),
         "device": _device_name(),
     }

@@ -14,7 +14,7 @@ DecodedT_co = TypeVar("DecodedT_co", covariant=True)
 
 
 class Decoder(Protocol[DecodedT_co]):
-    """Turns a file's bytes into a value; must pickle."""
+    """Turns a file's bytes into a value. Must pickle."""
 
     def decode(self, content: bytes) -> DecodedT_co:
         """Returns the value."""
@@ -26,6 +26,7 @@ class InMemory(Generic[StoredT]):
     """A value that is in no file."""
 
     value: StoredT
+    """The value."""
 
     def load(self) -> StoredT:
         """Returns the value."""
@@ -34,7 +35,10 @@ class InMemory(Generic[StoredT]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InFile(Generic[StoredT]):
-    """A value in a file of a run folder. The file is read, and checked, at every `load`."""
+    """A value in a file of a run folder. Every `load` reads and checks the file.
+
+    Threads may share it.
+    """
 
     folder: Path
     """The run folder."""
@@ -49,7 +53,7 @@ class InFile(Generic[StoredT]):
         """Reads the file.
 
         Raises:
-            RunError: the file is gone, or its bytes are not those that the log names.
+            RunError: the file is missing, or its SHA-256 is another.
         """
         file = self.folder / self.path
         try:
@@ -68,7 +72,7 @@ class InFile(Generic[StoredT]):
 
 
 Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]
-"""A value wherever it is; `load()` returns it."""
+"""A value in memory or in a file; `load()` returns it."""
 
 
 def path_of(stored: Stored[Any] | None) -> str:

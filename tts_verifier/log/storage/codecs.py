@@ -1,4 +1,7 @@
-"""Values as bytes and back: images and heatmaps as PNG, generator states as NumPy archives."""
+"""Encodes values as files: images, heatmaps and masks as PNG, states as NumPy archives.
+
+Codecs hold no state that changes: threads may share them, and they pickle.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ ValueT = TypeVar("ValueT")
 
 
 class Codec(Protocol[ValueT]):
-    """Encodes a value as a file's bytes and decodes it; must pickle."""
+    """Turns a value into a file's bytes and back. Must pickle."""
 
     def encode(self, value: ValueT) -> bytes:
         """Returns the file's bytes."""
@@ -46,14 +49,14 @@ class HeatmapCodec:
     size: tuple[int, int]
     """The image's (width, height) in pixels, as in `Heatmap`."""
     box: Box
-    """As in `Heatmap`."""
+    """The part of the grid that the image covers, as in `Heatmap`."""
 
     def encode(self, value: Heatmap) -> bytes:
-        """Returns a PNG file; values are rounded to 1/255."""
+        """Returns a PNG file; rounds values to 1/255."""
         return png(Image.fromarray(np.rint(np.clip(value.grid, 0, 1) * 255).astype(np.uint8)))
 
     def decode(self, content: bytes) -> Heatmap:
-        """Returns the map of a grey PNG file."""
+        """Returns the heatmap of a grey PNG file."""
         grid = np.asarray(Image.open(io.BytesIO(content))).astype(np.float32)
         return Heatmap(grid / np.float32(255), self.size, self.box)
 
@@ -82,7 +85,7 @@ class StateCodec:
         return buffer.getvalue()
 
     def decode(self, content: bytes) -> State:
-        """Returns the arrays of an .npz file; pickled objects are refused."""
+        """Returns the arrays of an .npz file; refuses pickled objects."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
@@ -102,6 +105,6 @@ STATE: Final = StateCodec()
 def png(image: Image.Image) -> bytes:
     """Returns a PNG file."""
     buffer = io.BytesIO()
-    # Level 1 is several times faster than the default and costs about a tenth in size.
+    # Level 1 is several times faster than the default; files are about a tenth larger.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Files of a run folder: each appears whole or not at all.
+"""Writes files of a run folder: each appears whole or not at all.
 
-A file is written as a draft, flushed to the disk and renamed. `Folder.settle` flushes the
-folders' entries, so that the names survive a loss of power too.
+A file is written as a draft, flushed to the disk and renamed. `Folder.settle` flushes the entries
+of the folders: only then does a file's name survive a loss of power.
 """
 
 from __future__ import annotations
@@ -24,23 +24,27 @@ ASIDE: Final = "aside"
 
 
 class Folder:
-    """Writes files below a root. May be shared between threads."""
+    """Writes files below a root. Threads may share it.
+
+    Args:
+        root: created with the first file.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._unsettled: set[Path] = set()
-        """Folders whose entries are not flushed yet; guarded by the lock."""
+        """Folders with entries that are not flushed; the lock guards it."""
         self._lock = Lock()
 
     def write(self, path: str, content: bytes | Callable[[Any], None]) -> None:
-        """Makes a file appear whole.
+        """Writes a whole file, or none.
 
         Args:
             path: relative to the root.
-            content: bytes, or a function that writes them to a binary file.
+            content: the bytes, or a function that writes them to a binary file.
 
         Raises:
-            RunError: the file cannot be written; an older one at this path is untouched.
+            RunError: the file cannot be written; an older file at this path is untouched.
         """
         goal = self.root / path
         draft = self.root / DRAFTS / f"{os.getpid()}.{goal.name}"
@@ -68,8 +72,8 @@ class Folder:
         Raises:
             RunError: the disk refuses.
         """
-        # The lock is held until all is flushed: a second caller that finds nothing left to
-        # flush may then rely on the first one's work being done.
+        # The lock is held until everything is flushed. A second caller that finds nothing to flush
+        # thus knows that the first one has finished.
         with self._lock:
             for folder in self._unsettled:
                 try:
@@ -88,7 +92,7 @@ class Folder:
             drafts.rmdir()
 
     def set_aside(self, path: Path) -> Path:
-        """Moves a file to `aside/`, where nothing is overwritten; returns its new path."""
+        """Moves a file to `aside/` under a free name; returns its new path."""
         (self.root / ASIDE).mkdir(exist_ok=True)
         count = 0
         while (goal := self.root / ASIDE / f"{path.name}.{count}").exists():
@@ -106,7 +110,7 @@ def _unwritable(path: Path, error: OSError) -> RunError:
 
 def _flush_entries(folder: Path) -> None:
     if os.name == "nt":
-        # Windows has no handle of a folder to flush.
+        # On Windows a folder cannot be opened, and so not flushed.
         return
     file = os.open(folder, os.O_RDONLY)
     try:
@@ -129,7 +133,7 @@ def read_mask(folder: Path, digest: str) -> Mask:
     """Returns a mask of a run folder by its digest.
 
     Raises:
-        RunError: it is gone or changed.
+        RunError: its file is missing or changed.
     """
     path = folder / mask_path(digest)
     try:
