@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import DyingGenerator, Killed, images_generated
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
@@ -27,29 +28,9 @@ from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.storage import table_writer, tables
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Budget, Job, Look, Mask, Prompt, Repaint, Sample, Trial
+from tts_verifier.types import Budget, Look, Mask, Prompt, Repaint, Trial
 
 PROMPTS = ["a red circle", "a blue star", "three rings"]
-
-
-class Killed(BaseException):
-    """Stands for Ctrl-C and worse."""
-
-
-class Mortal(FakeGenerator):
-    """Does something, once, at the call of that number: dies unless told otherwise."""
-
-    def __init__(self, lives: int, act: Callable[[], None] | None = None) -> None:
-        super().__init__(batch_size=4)
-        self.lives, self.act = lives, act
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        self.lives -= 1
-        if self.lives == -1:
-            if self.act is None:
-                raise Killed
-            self.act()
-        return super().generate(jobs)
 
 
 def search(
@@ -76,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 def broken(tmp_path: Path) -> Path:
     """A run that was killed at its fourth batch of drawings."""
     with pytest.raises(Killed):
-        search(tmp_path, generator=Mortal(3))
+        search(tmp_path, generator=DyingGenerator(3))
     return tmp_path
 
 
@@ -232,7 +213,7 @@ def test_pictures_deleted_while_it_runs_are_drawn_again_by_the_next(
         shutil.rmtree(tmp_path / "images")
 
     with pytest.raises(RunError, match=r"images/.*cannot be read: No such file.*it again"):
-        search(tmp_path, generator=Mortal(3, delete))
+        search(tmp_path, generator=DyingGenerator(3, delete))
     with pytest.warns(RunWarning, match="made again"):
         same(search(tmp_path), whole)
 
@@ -244,7 +225,7 @@ def test_parts_deleted_while_it_runs_are_an_error_and_nothing_worse(
         sorted((tmp_path / "parts").iterdir())[0].unlink()
 
     with pytest.raises(RunError, match=r"parquet was removed while the run was going on"):
-        search(tmp_path, generator=Mortal(4, delete))
+        search(tmp_path, generator=DyingGenerator(4, delete))
     assert "sessions" not in read_header(tmp_path), "only a process that finishes is noted"
     same(search(tmp_path), whole)
 
@@ -330,7 +311,7 @@ def test_a_write_that_fails_is_named_and_loses_nothing(
     generator = FakeGenerator(batch_size=4)
     same(search(tmp_path, generator=generator), whole)
     fresh = [t for t in read_trials(tmp_path) if t.id not in judged]
-    drawn = sum(int(call[1:]) for call in generator.trace)
+    drawn = images_generated(generator)
     assert drawn == sum(not isinstance(t.proposal, Look) for t in fresh)
 
 
@@ -374,7 +355,7 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
     judged = [t for t in read_trials(broken) if not isinstance(t.proposal, Look)]
     generator = FakeGenerator(batch_size=4)
     same(search(broken, generator=generator), whole)
-    drawn = sum(int(call[1:]) for call in generator.trace)
+    drawn = images_generated(generator)
     assert drawn == (whole.kind != "look").sum() - len(judged)
 
 
@@ -390,7 +371,7 @@ def test_merging_parts_changes_nothing(
     monkeypatch.setattr(table_writer, "FANOUT", 2)
     monkeypatch.setattr(module, limit, 2)
     with pytest.raises(Killed):
-        search(tmp_path / "run", strategy, Mortal(4))
+        search(tmp_path / "run", strategy, DyingGenerator(4))
     levels = [part.level for part in tables.parts_of(tmp_path / "run")]
     assert max(levels) == 2
     assert len(read_trials(tmp_path / "run")) >= 10
@@ -404,7 +385,7 @@ def test_a_kill_between_a_merge_and_the_removal_doubles_nothing(
     shutil.copytree(broken / "parts", before)
     monkeypatch.setattr(table_writer, "FANOUT", 2)
     with pytest.raises(Killed):
-        search(broken, generator=Mortal(1))
+        search(broken, generator=DyingGenerator(1))
     for part in before.iterdir():
         shutil.move(part, broken / "parts" / part.name)
     ids = [t.id for t in read_trials(broken)]
@@ -454,7 +435,7 @@ def test_more_candidates_of_a_finished_run_draw_only_the_new_ones(tmp_path: Path
     before = {p.name: p.read_bytes() for p in (tmp_path / "run" / "images").iterdir()}
     generator = FakeGenerator(batch_size=4)
     more = search(tmp_path / "run", BestOfN(16), generator)
-    assert sum(int(call[1:]) for call in generator.trace) == 3 * 8
+    assert images_generated(generator) == 3 * 8
     same(more, search(tmp_path / "whole", BestOfN(16)))
     images = {p.name: p.read_bytes() for p in (tmp_path / "run" / "images").iterdir()}
     assert images.items() >= before.items()
@@ -470,7 +451,7 @@ def test_spent_seconds_carry_over(tmp_path: Path) -> None:
         generator = FakeGenerator(batch_size=4)
         budget = Budget(seconds=1e-9)
         run(PROMPTS, generator, FakeVerifier(), BestOfN(8), folder=tmp_path, budget=budget)
-        return sum(int(call[1:]) for call in generator.trace)
+        return images_generated(generator)
 
     assert drawn() == 12, "a batch a prompt"
     assert drawn() == 0

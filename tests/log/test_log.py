@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from killing import DyingGenerator, Killed, images_generated
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
@@ -257,24 +257,6 @@ def test_of_two_images_of_a_trial_the_verified_one_is_kept(tmp_path: Path) -> No
 # -- reading back, continuing --------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for Ctrl-C and worse."""
-
-
-class Mortal(FakeGenerator):
-    """Dies at the call of that number."""
-
-    def __init__(self, lives: int) -> None:
-        super().__init__(batch_size=4)
-        self.lives = lives
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        self.lives -= 1
-        if self.lives < 0:
-            raise Killed
-        return super().generate(jobs)
-
-
 @pytest.mark.parametrize("strategy", SEARCHES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("lives", [0, 2])
 def test_a_killed_run_continues_as_if_nothing_had_been(
@@ -283,7 +265,7 @@ def test_a_killed_run_continues_as_if_nothing_had_been(
     whole = run(PROMPTS, FakeGenerator(), FakeVerifier(), strategy, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(lives), FakeVerifier(), strategy, folder=folder)
+        run(PROMPTS, DyingGenerator(lives), FakeVerifier(), strategy, folder=folder)
     judged = read_trials(folder)
     assert len(judged) >= lives
     generator = FakeGenerator()
@@ -293,14 +275,14 @@ def test_a_killed_run_continues_as_if_nothing_had_been(
     table = pd.read_parquet(folder / "trials.parquet")
     assert table.trial_id.is_unique
     assert set(table.trial_id) == {t.id for t in whole.trials}
-    drawn = sum(int(call[1:]) for call in generator.trace)
+    drawn = images_generated(generator)
     new = [t for t in again.trials if t.id not in kept and not isinstance(t.proposal, Look)]
     assert drawn == len(new), "nothing judged is drawn again"
 
 
 def test_states_outlive_a_kill(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(2), FakeVerifier(), SeedBeam(), folder=tmp_path)
+        run(PROMPTS, DyingGenerator(2), FakeVerifier(), SeedBeam(), folder=tmp_path)
     previews = [t for t in read_trials(tmp_path) if t.progress < 1]
     assert previews
     assert {t.state.load()["latents"].shape for t in previews} == {(3, 4, 4)}
@@ -323,7 +305,7 @@ def test_a_finished_run_draws_nothing_again(tmp_path: Path) -> None:
 
 def test_a_kill_between_the_table_and_the_parts_doubles_nothing(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(2), FakeVerifier(), SEARCHES[3], folder=tmp_path)
+        run(PROMPTS, DyingGenerator(2), FakeVerifier(), SEARCHES[3], folder=tmp_path)
     shutil.copytree(tmp_path / "parts", tmp_path / "saved")
     finished(tmp_path)
     for part in (tmp_path / "saved").iterdir():
@@ -336,7 +318,7 @@ def test_a_kill_between_the_table_and_the_parts_doubles_nothing(tmp_path: Path) 
 
 def test_parts_are_readable_while_it_runs(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(2), FakeVerifier(), BestOfN(5), folder=tmp_path)
+        run(PROMPTS, DyingGenerator(2), FakeVerifier(), BestOfN(5), folder=tmp_path)
     rows = duckdb.sql(f"select count(*), count(chosen) from '{tmp_path}/parts/*.parquet'")
     assert rows.fetchall() == [(8, 0)]
 
@@ -397,7 +379,7 @@ def test_a_newer_header_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named_to_a_reader(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(1), FakeVerifier(), SEARCHES[3], folder=tmp_path)
+        run(PROMPTS, DyingGenerator(1), FakeVerifier(), SEARCHES[3], folder=tmp_path)
     (part,) = (tmp_path / "parts").iterdir()
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(RunError, match=rf"{part.name} is damaged \(its SHA-256 is not the one"):
