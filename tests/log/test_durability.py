@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A run that was killed at its fourth batch of drawings."""
+    """A run that was killed at its fourth batch of images."""
     with pytest.raises(Killed):
         search(tmp_path, generator=DyingGenerator(3))
     return tmp_path
@@ -148,7 +148,7 @@ def test_a_disk_that_turns_read_only_does_not_keep_the_lock(
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
-def test_a_damaged_part_is_set_aside_and_drawn_again(
+def test_a_damaged_part_is_set_aside_and_generated_again(
     broken: Path, whole: pd.DataFrame, damage: str
 ) -> None:
     part = sorted((broken / "parts").iterdir())[1]
@@ -184,7 +184,7 @@ def test_two_files_of_one_name_lie_aside_together(broken: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["images", "heatmaps", "masks"])
-def test_a_changed_picture_is_set_aside_and_drawn_again(
+def test_a_changed_image_is_set_aside_and_generated_again(
     tmp_path: Path, whole: pd.DataFrame, where: str
 ) -> None:
     search(tmp_path)
@@ -197,7 +197,7 @@ def test_a_changed_picture_is_set_aside_and_drawn_again(
 
 
 @pytest.mark.parametrize("where", ["images", "heatmaps", "masks"])
-def test_a_deleted_folder_of_pictures_is_drawn_again(
+def test_a_deleted_folder_of_images_is_generated_again(
     broken: Path, whole: pd.DataFrame, where: str
 ) -> None:
     search(broken)
@@ -206,7 +206,7 @@ def test_a_deleted_folder_of_pictures_is_drawn_again(
         same(search(broken), whole)
 
 
-def test_pictures_deleted_while_it_runs_are_drawn_again_by_the_next(
+def test_images_deleted_while_it_runs_are_generated_again_by_the_next(
     tmp_path: Path, whole: pd.DataFrame
 ) -> None:
     def delete() -> None:
@@ -275,7 +275,9 @@ def test_no_flipped_bit_of_the_finished_table_is_read(
         table.write_bytes(good)
 
 
-def test_a_damaged_table_is_set_aside_and_drawn_again(tmp_path: Path, whole: pd.DataFrame) -> None:
+def test_a_damaged_table_is_set_aside_and_generated_again(
+    tmp_path: Path, whole: pd.DataFrame
+) -> None:
     search(tmp_path)
     (tmp_path / "trials.parquet").write_bytes(b"PAR1")
     with pytest.warns(RunWarning, match=r"trials\.parquet cannot be used"):
@@ -307,12 +309,12 @@ def test_a_write_that_fails_is_named_and_loses_nothing(
         with pytest.raises(RunError, match=rf"cannot be written: {os.strerror(number)}"):
             search(tmp_path)
     assert not (tmp_path / "lock").exists()
-    judged = {t.id for t in read_trials(tmp_path)}
+    verified_before = {t.id for t in read_trials(tmp_path)}
     generator = FakeGenerator(batch_size=4)
     same(search(tmp_path, generator=generator), whole)
-    fresh = [t for t in read_trials(tmp_path) if t.id not in judged]
-    drawn = images_generated(generator)
-    assert drawn == sum(not isinstance(t.proposal, Look) for t in fresh)
+    fresh = [t for t in read_trials(tmp_path) if t.id not in verified_before]
+    generated = images_generated(generator)
+    assert generated == sum(not isinstance(t.proposal, Look) for t in fresh)
 
 
 @pytest.fixture
@@ -352,11 +354,11 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
     now = time.time() + jump
     for path in [*(broken / "images").iterdir(), *(broken / "heatmaps").iterdir()]:
         os.utime(path, (now, now))
-    judged = [t for t in read_trials(broken) if not isinstance(t.proposal, Look)]
+    verified_before = [t for t in read_trials(broken) if not isinstance(t.proposal, Look)]
     generator = FakeGenerator(batch_size=4)
     same(search(broken, generator=generator), whole)
-    drawn = images_generated(generator)
-    assert drawn == (whole.kind != "look").sum() - len(judged)
+    generated = images_generated(generator)
+    assert generated == (whole.kind != "look").sum() - len(verified_before)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_drafts_of_a_killed_process_are_swept(broken: Path, whole: pd.DataFrame)
 # -- more of the same run ------------------------------------------------------------------------
 
 
-def test_more_candidates_of_a_finished_run_draw_only_the_new_ones(tmp_path: Path) -> None:
+def test_more_candidates_of_a_finished_run_generate_only_the_new_ones(tmp_path: Path) -> None:
     search(tmp_path / "run", BestOfN(8))
     before = {p.name: p.read_bytes() for p in (tmp_path / "run" / "images").iterdir()}
     generator = FakeGenerator(batch_size=4)
@@ -447,14 +449,14 @@ def test_more_candidates_of_a_finished_run_draw_only_the_new_ones(tmp_path: Path
 
 
 def test_spent_seconds_carry_over(tmp_path: Path) -> None:
-    def drawn() -> int:
+    def generated() -> int:
         generator = FakeGenerator(batch_size=4)
         budget = Budget(seconds=1e-9)
         run(PROMPTS, generator, FakeVerifier(), BestOfN(8), folder=tmp_path, budget=budget)
         return images_generated(generator)
 
-    assert drawn() == 12, "a batch a prompt"
-    assert drawn() == 0
+    assert generated() == 12, "a batch a prompt"
+    assert generated() == 0
 
 
 # -- real kills ----------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from tts_verifier.log.environment import environment, git_revision
 
 
 def test_an_environment_is_json_and_names_versions() -> None:
-    found = environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["versions"]["numpy"]
-    assert found["device"]
+    values = environment()
+    assert json.loads(json.dumps(values)) == values
+    assert values["versions"]["numpy"]
+    assert values["device"]
 
 
 def test_what_is_not_installed_has_no_version() -> None:

@@ -111,7 +111,7 @@ def test_duckdb_reads_it_without_help(tmp_path: Path) -> None:
     assert edges == [(8.0,)]
 
 
-def test_pictures_and_maps_are_files_beside_it(tmp_path: Path) -> None:
+def test_images_and_maps_are_files_beside_it(tmp_path: Path) -> None:
     row = finished(tmp_path).iloc[0]
     with Image.open(tmp_path / row.image_path) as image:
         assert image.size == (row.image_width, row.image_height) == (16, 16)
@@ -120,7 +120,7 @@ def test_pictures_and_maps_are_files_beside_it(tmp_path: Path) -> None:
     assert row.heatmap_artifact_box == {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}
 
 
-def test_a_mask_is_a_picture_and_a_hash(tmp_path: Path) -> None:
+def test_a_mask_is_an_image_and_a_hash(tmp_path: Path) -> None:
     table = finished(tmp_path)
     row = table[table.kind == "repaint"].iloc[0]
     with Image.open(tmp_path / row.mask_path) as mask:
@@ -266,18 +266,18 @@ def test_a_killed_run_continues_as_if_nothing_had_been(
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
         run(PROMPTS, DyingGenerator(lives), FakeVerifier(), strategy, folder=folder)
-    judged = read_trials(folder)
-    assert len(judged) >= lives
+    verified_before = read_trials(folder)
+    assert len(verified_before) >= lives
     generator = FakeGenerator()
     again = run(PROMPTS, generator, FakeVerifier(), strategy, folder=folder)
     assert [values(t) for t in again.trials] == [values(t) for t in whole.trials]
-    kept = {t.id for t in judged}
+    kept = {t.id for t in verified_before}
     table = pd.read_parquet(folder / "trials.parquet")
     assert table.trial_id.is_unique
     assert set(table.trial_id) == {t.id for t in whole.trials}
-    drawn = images_generated(generator)
+    generated = images_generated(generator)
     new = [t for t in again.trials if t.id not in kept and not isinstance(t.proposal, Look)]
-    assert drawn == len(new), "nothing judged is drawn again"
+    assert generated == len(new), "nothing verified is generated again"
 
 
 def test_states_outlive_a_kill(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_states_outlive_a_kill(tmp_path: Path) -> None:
     assert [t.objective for t in again.trials] == [t.objective for t in whole.trials]
 
 
-def test_a_finished_run_draws_nothing_again(tmp_path: Path) -> None:
+def test_a_finished_run_generates_nothing_again(tmp_path: Path) -> None:
     finished(tmp_path)
     before = (tmp_path / "trials.parquet").stat()
     generator, verifier = FakeGenerator(), FakeVerifier()
@@ -399,7 +399,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
         finished(tmp_path / "run")
 
 
-def test_a_changed_or_missing_picture_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_or_missing_image_is_noticed(tmp_path: Path) -> None:
     finished(tmp_path)
     first, second = read_trials(tmp_path)[:2]
     (tmp_path / first.image.path).write_bytes(b"other")

@@ -1,4 +1,4 @@
-"""What was drawn and not judged when a run with overlap ended is judged by the next process."""
+"""Samples that one process generated and did not verify are verified by the next."""
 
 import contextlib
 import shutil
@@ -28,7 +28,7 @@ def search(
     overlap: bool = True,
     batch_size: int = 4,
 ) -> int:
-    """Runs and returns how much was drawn, whether or not it came to its end."""
+    """Runs, to its end or its death, and returns how many images were generated."""
     generator = FakeGenerator(batch_size=batch_size)
     with contextlib.suppress(Killed):
         run(PROMPTS, generator, verifier, strategy, folder=folder, overlap=overlap)
@@ -42,26 +42,28 @@ def outcome(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("strategy", [BestOfN(8), SeedBeam(), InpaintReroll()])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_what_waited_is_judged_and_not_drawn_again(
+def test_what_waited_is_verified_and_not_generated_again(
     tmp_path: Path, strategy: Strategy, overlap: bool
 ) -> None:
     everything = search(tmp_path / "whole", strategy, FakeVerifier())
     folder = tmp_path / "run"
-    drawn = search(folder, strategy, DyingVerifier(2))
-    judged = sum(not isinstance(t.proposal, Look) for t in read_trials(folder))
-    assert judged == 8 < drawn
+    generated = search(folder, strategy, DyingVerifier(2))
+    verified_before = sum(not isinstance(t.proposal, Look) for t in read_trials(folder))
+    assert verified_before == 8 < generated
     assert list((folder / "waiting").iterdir())
-    assert drawn + search(folder, strategy, FakeVerifier(), overlap=overlap) == everything
+    assert generated + search(folder, strategy, FakeVerifier(), overlap=overlap) == everything
     pd.testing.assert_frame_equal(outcome(folder), outcome(tmp_path / "whole"))
     assert not list((folder / "waiting").iterdir())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_notes_outlive_a_process_that_judged_some_of_them(tmp_path: Path, batch_size: int) -> None:
+def test_notes_outlive_a_process_that_verified_some_of_them(
+    tmp_path: Path, batch_size: int
+) -> None:
     everything = search(tmp_path / "whole", BestOfN(8), FakeVerifier())
-    drawn = search(tmp_path / "run", BestOfN(8), DyingVerifier(0))
-    drawn += search(tmp_path / "run", BestOfN(8), DyingVerifier(1), batch_size=batch_size)
-    assert drawn + search(tmp_path / "run", BestOfN(8), FakeVerifier()) == everything
+    generated = search(tmp_path / "run", BestOfN(8), DyingVerifier(0))
+    generated += search(tmp_path / "run", BestOfN(8), DyingVerifier(1), batch_size=batch_size)
+    assert generated + search(tmp_path / "run", BestOfN(8), FakeVerifier()) == everything
 
 
 def lose(folder: Path) -> None:
@@ -84,7 +86,7 @@ def distort(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [lose, change, garble, distort])
-def test_what_is_gone_or_changed_is_drawn_again(
+def test_what_is_gone_or_changed_is_generated_again(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     everything = search(tmp_path / "whole", BestOfN(8), FakeVerifier())

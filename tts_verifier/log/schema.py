@@ -23,6 +23,7 @@ from tts_verifier.log.storage.files import mask_path, read_mask
 from tts_verifier.types import (
     Box,
     Cost,
+    Decoder,
     Heatmaps,
     InFile,
     Job,
@@ -34,7 +35,6 @@ from tts_verifier.types import (
     Verdict,
     kind_of,
 )
-from tts_verifier.types.stored import Decoder
 
 _BOX_TYPE: Final = pa.struct([(edge, pa.float64()) for edge in ("x1", "y1", "x2", "y2")])
 _PROPOSAL_COLUMNS: Final = [

@@ -16,8 +16,7 @@ from typing import Any, Final
 from tts_verifier.errors import RunError
 from tts_verifier.log.storage.codecs import IMAGE, STATE
 from tts_verifier.log.storage.files import Folder
-from tts_verifier.types import Cost, InFile, Job, Sample
-from tts_verifier.types.stored import Decoder
+from tts_verifier.types import Cost, Decoder, InFile, Job, Sample
 
 NOTES: Final = "waiting"
 
