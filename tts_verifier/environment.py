@@ -1,4 +1,4 @@
-"""Under what a run was made: versions, revision of the code, machine; for the log's header."""
+"""The environment of a run, for the log's header: versions, revision of the code, device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -25,17 +26,25 @@ PACKAGES: Final = (
 )
 
 
-def environment() -> dict[str, object]:
-    """Returns JSON values: versions by package, the git revision or None, and the device."""
+def environment(packages: Iterable[str] = PACKAGES) -> dict[str, object]:
+    """Returns the environment of this process as JSON values.
+
+    Args:
+        packages: names of the packages whose versions are noted.
+
+    Returns:
+        `python`: its version. `versions`: by package, None where it is not installed.
+        `git_revision`: see `git_revision`. `device`: the GPU's name, else the processor's.
+    """
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _package_version(name) for name in packages},
         "git_revision": git_revision(Path(__file__).parent),
-        "device": _device(),
+        "device": _device_name(),
     }
 
 
-def _version(name: str) -> str | None:
+def _package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -43,7 +52,10 @@ def _version(name: str) -> str | None:
 
 
 def git_revision(folder: Path) -> str | None:
-    """Returns the commit of the checkout that a folder is in, "+" added if it was changed."""
+    """Returns the commit of a folder's checkout, with "+" if tracked files were changed.
+
+    None where git is missing or does not track the folder.
+    """
 
     def git(*command: str) -> str:
         return subprocess.run(
@@ -63,8 +75,8 @@ def git_revision(folder: Path) -> str | None:
         return None
 
 
-def _device() -> str:
-    # A run that uses a GPU has imported torch by now; one that does not need not.
+def _device_name() -> str:
+    # A run that uses a GPU has imported torch by now; no other run should have to.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
@@ -72,7 +84,7 @@ def _device() -> str:
 
 
 def processor() -> str:
-    """Returns the CPU's name and its cores, as far as the system tells."""
+    """Returns the processor's name and its number of cores, as far as the system says."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""The interfaces between the parts: what generates, what verifies, what decides.
+"""The interfaces of the parts: strategies, generators and verifiers.
 
-Lists in, lists out, same length, same order. Third parties implement these; `testing` has
-checks for each. The package's own classes are found by name through `registry`.
+Methods take lists and return lists of the same length in the same order. Third parties implement
+these interfaces; `testing` has checks for each. `registry` finds the package's own classes by name.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from tts_verifier.types import Detail, Job, Proposal, Sample, Setting, Task, Tri
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Decides what to generate next: a pure function of the history, without state."""
+    """Decides what to generate next, as a pure function of the history. Keeps no state."""
 
     needs: frozenset[type]
-    """The kinds of proposal and noise that it makes; checked before any weights load."""
+    """The kinds of proposal and noise that it uses; checked before any weights load."""
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        """Returns the next proposals for one prompt; an empty list means stop.
+        """Returns the next round of proposals for one prompt; an empty list ends the search.
 
         Args:
-            task: the prompt, the run's seed, what the generator supports, the budget left.
-            history: the trials of that prompt, round by round; never part of a round.
+            task: the prompt, the run's seed, the generator's abilities, the remaining budget.
+            history: the trials of that prompt, round by round; all rounds are whole.
         """
         ...
 
 
 @runtime_checkable
 class Extendable(Protocol):
-    """A strategy some of whose numbers may grow when a run is continued."""
+    """A strategy with arguments that may grow when a run is continued."""
 
     grows: Collection[str]
-    """Names of constructor arguments: with a larger value a finished run goes on."""
+    """Names of constructor arguments. A larger value extends a finished run."""
 
 
 @runtime_checkable
@@ -51,17 +51,17 @@ class Generator(Protocol):
     """Carries out proposals. The runner calls it from one thread at a time."""
 
     supports: frozenset[type]
-    """The kinds of proposal that it can serve, and of noise (`Near`, `LowBand`)."""
+    """The kinds of proposal and of noise (`Near`, `LowBand`) that it can serve."""
     settings: Mapping[str, Setting]
-    """Everything but the seed that decides an image, one log column each."""
+    """Everything but the seed that determines an image; each setting is a column of the log."""
 
     @property
     def batch_size(self) -> int:
-        """How many jobs fill one batch; a plain attribute will do."""
+        """The number of jobs in a full batch; a plain attribute is fine too."""
         ...
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Carries out every job; one that fails becomes a sample with an `error`."""
+        """Returns a sample for each job; a failed job gives a sample with an `error`."""
         ...
 
 
@@ -70,7 +70,7 @@ class ExplainsLimits(Protocol):
     """A generator that says why it cannot serve a kind of proposal."""
 
     lacks: Mapping[type, str]
-    """Kind of proposal or noise -> the reason; empty text where it can."""
+    """The reason for each kind of proposal or noise; "" where it can."""
 
 
 @runtime_checkable
@@ -78,31 +78,31 @@ class Placed(Protocol):
     """A generator or verifier that says where it computes."""
 
     device: Any
-    """Such as "cuda:0"; None = unknown."""
+    """The device, such as "cuda:0"; None = unknown."""
 
 
 class Movable(Protocol):
     """A generator or verifier that the runner may move between devices."""
 
     device: Any
-    """Where its weights are."""
+    """The device that its weights are on."""
     home: str | None
-    """Where it is to compute when its weights wait elsewhere at first, else None."""
+    """The device to compute on, if its weights wait elsewhere at first; else None."""
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of its weights; None where they must stay where they are."""
+        """Bytes of its weights; None where they must not be moved."""
         ...
 
     def to(self, device: str) -> object:
-        """Moves its weights."""
+        """Moves its weights to a device."""
         ...
 
 
 def is_movable(part: object) -> TypeGuard[Movable]:
-    """Returns whether a part has all that `Movable` names.
+    """Returns whether a part has all attributes of `Movable`.
 
-    The attributes are only looked up, not read: `nbytes` counts the weights one by one.
+    It does not read them: `nbytes` counts the weights one by one, which takes a while.
     """
     missing = object()
     names = ("device", "home", "nbytes", "to")
@@ -110,12 +110,12 @@ def is_movable(part: object) -> TypeGuard[Movable]:
 
 
 class Verifier(ABC):
-    """Says how well images serve prompts. The runner calls it from one thread at a time."""
+    """Says how well images match prompts. The runner calls it from one thread at a time."""
 
     settings: Mapping[str, Setting] = {}
-    """Everything that decides a verdict (model, revision, dtype, fit), for the log."""
+    """Everything that determines a verdict (model, revision, dtype, fit), for the log."""
     objective: Objective = Objective()
-    """What `rerank` sorts by when it is given none."""
+    """The objective that `rerank` sorts by unless it gets another."""
 
     @abstractmethod
     def verify(
@@ -128,7 +128,7 @@ class Verifier(ABC):
         """Returns the verdict on image i for prompt i.
 
         Raises:
-            InputError: an image or a prompt cannot be used, or the lengths differ.
+            InputError: an image or a prompt is not usable, or the lengths differ.
         """
 
     def rerank(
@@ -138,19 +138,19 @@ class Verifier(ABC):
         *,
         objective: Objective | Callable[[Mapping[str, float]], float] | None = None,
     ) -> Ranking:
-        """Sorts images by how well they serve one prompt.
+        """Sorts images by how well they match one prompt.
 
         Args:
             images: PIL images, numpy arrays, torch tensors or paths (see `images.as_image`).
-            prompt: the one that they were generated for.
-            objective: scores by name -> number; None is the verifier's own.
+            prompt: the prompt that they were generated for.
+            objective: turns scores by name into a number; None = the verifier's own.
 
         Returns:
-            A sequence of `(index, image, objective, verdict)`, best first; an unusable
-            score ranks last.
+            A sequence of `(index, image, objective, verdict)`, best first; images without a
+            usable score come last.
 
         Raises:
-            InputError: no image, or one that cannot be used.
+            InputError: there is no image, or one is not usable.
         """
         if not len(images):
             raise InputError("rerank needs at least one image, got an empty list.")
@@ -163,9 +163,9 @@ class Verifier(ABC):
     def from_pretrained(cls, name_or_path: str, **kwargs: Any) -> Verifier:
         """Loads an ImageDoctor: `"shapes"` (bundled), a folder, or a hub id.
 
-        Keyword arguments go to `ImageDoctor.from_pretrained`. A subclass loads itself.
+        Keyword arguments go to `ImageDoctor.from_pretrained`. Subclasses override this.
         """
-        # By name, so that the interface imports none of its implementations.
+        # Found by name: the interface must not import its implementations.
         verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
         return verifier
 

@@ -1,17 +1,17 @@
-"""Kills a run at random instants, continues it, and compares it with one that lived.
+"""Kills a run at random instants, continues it, and compares it with an uninterrupted run.
 
     python examples/benchmarks/kill_campaign.py --kills 100
     python examples/benchmarks/kill_campaign.py --kills 100 --overlap
     python examples/benchmarks/kill_campaign.py --kills 100 --only inpaint_reroll
 
-Every episode is one run folder: a process runs a search on the fakes in fp32, is killed
-(SIGKILL) at a random instant of its work, and is started again, up to twelve times; then it
-may end. Strategies take turns; one repaints, looks and repaints repaints. After each kill the
-log is read as it lies on the disk. The last line is JSON: kills, judged trials that were lost,
-doubled or altered, final choices and tables that differ from the uninterrupted run's, and the
-most drawings and judgements that one kill made necessary again. These are counted when they
-are begun: at most one batch, of 4, is drawn again and at most one judged again. The status is 1
-if any of this is not so.
+Every episode is one run folder. A process runs a search on the fakes, is killed (SIGKILL) at a
+random instant of its work and is started again, up to twelve times; then it may end. Strategies
+alternate; one of them repaints, looks, and repaints repaints. After each kill the script reads the
+log as it lies on the disk. The last line is JSON: the kills; the verified trials that were lost,
+doubled or altered; the choices and tables that differ from those of the uninterrupted run; and
+the most generations and verifications that one kill made necessary again. These are counted when
+they begin: at most one batch of 4 is generated again, and at most one verified again. The exit
+status is 1 if anything else is found.
 """
 
 import argparse
@@ -50,9 +50,9 @@ STRATEGIES: dict[str, Strategy] = {
 }
 BATCH = 4
 KILLS = 12
-"""Most kills of one folder, so that all strategies have their turn."""
+"""Most kills of one folder: every strategy gets its turn."""
 CLOCK = {"generate_seconds", "verify_seconds"}
-AGAIN = ("drawn_again", "judged_again")
+AGAIN = ("generated_again", "verified_again")
 
 
 class Case(NamedTuple):
@@ -62,42 +62,45 @@ class Case(NamedTuple):
     overlap: bool
 
 
-def begin(notes: Path, count: int) -> None:
-    """Notes in a file how much work is begun, and takes a moment for it."""
+def note_work(notes: Path, count: int) -> None:
+    """Appends to a file how many items begin, then takes a moment, as real work would."""
     with notes.open("a") as file:
         file.write(f"{count}\n")
     time.sleep(0.01)
 
 
-class Drawer(FakeGenerator):
-    """Notes what it draws."""
+class NotedGenerator(FakeGenerator):
+    """Notes how many images it begins."""
 
     def __init__(self, notes: Path) -> None:
         super().__init__(batch_size=BATCH, size=128)
         self.notes = notes
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Draws."""
-        begin(self.notes, len(jobs))
+        """Notes the jobs and carries them out."""
+        note_work(self.notes, len(jobs))
         return super().generate(jobs)
 
 
-class Judge(FakeVerifier):
-    """Notes what it judges."""
+class NotedVerifier(FakeVerifier):
+    """Notes how many verifications it begins."""
 
     def __init__(self, notes: Path) -> None:
         super().__init__()
         self.notes = notes
 
     def verify(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Verdict]:
-        """Judges."""
-        begin(self.notes, len(prompts))
+        """Notes the images and verifies them."""
+        note_work(self.notes, len(prompts))
         return super().verify(images, prompts, **options)
 
 
 def work(folder: Path, case: Case, ready: Connection) -> None:
-    """Is one process of a run; says when its work begins, and how many seconds it took."""
-    parts = Drawer(folder.with_suffix(".drawn")), Judge(folder.with_suffix(".judged"))
+    """Runs in a process of its own; sends a number when its work begins, then its seconds."""
+    parts = (
+        NotedGenerator(folder.with_suffix(".generated")),
+        NotedVerifier(folder.with_suffix(".verified")),
+    )
     ready.send(0.0)
     began = time.perf_counter()
     run(
@@ -112,33 +115,34 @@ def work(folder: Path, case: Case, ready: Connection) -> None:
 
 
 def begun(folder: Path) -> dict[str, int]:
-    """How much was drawn and judged so far, done or not."""
-    notes = {f"{name}_again": folder.with_suffix(f".{name}") for name in ("drawn", "judged")}
+    """Returns how many generations and verifications began so far."""
+    notes = {name: folder.with_suffix(f".{name.removesuffix('_again')}") for name in AGAIN}
     return {n: sum(map(int, p.read_text().split())) if p.exists() else 0 for n, p in notes.items()}
 
 
 def safe(folder: Path, rows: Mapping[str, Mapping[str, object]]) -> dict[str, int]:
-    """How much of it is on the disk: rows, and what waits to be judged."""
+    """Returns how many of them are on the disk: as rows, or noted as unverified samples."""
     noted = [json.loads(path.read_text()) for path in (folder / "waiting").glob("*.json")]
-    waiting = {name for notes in noted for name in notes if name not in rows}
-    drawn = sum(row["kind"] != "look" for row in rows.values())
-    return {"drawn_again": drawn + len(waiting), "judged_again": len(rows)}
+    unverified = {name for notes in noted for name in notes if name not in rows}
+    images = sum(row["kind"] != "look" for row in rows.values())
+    return {"generated_again": images + len(unverified), "verified_again": len(rows)}
 
 
 def rows(folder: Path) -> dict[str, dict[str, object]]:
-    """All rows on the disk without the clock, the marks of the end, the states and nulls.
+    """Returns all rows on the disk, without times, nulls and what only the end of a run fills in.
 
-    A column that a later batch brought, such as a heatmap's, is null in the rows before it.
+    Nulls say nothing: a column that a later batch brought, such as a heatmap's, is null in the
+    rows before it.
     """
     if not folder.exists():
         return {}
-    gone = CLOCK | {"chosen", "state_path", "state_sha256"}
-    found = read_rows(folder)
+    dropped = CLOCK | {"chosen", "state_path", "state_sha256"}
+    all_rows = read_rows(folder)
     by_id = {
-        r["trial_id"]: {k: v for k, v in r.items() if k not in gone and v is not None}
-        for r in found
+        row["trial_id"]: {k: v for k, v in row.items() if k not in dropped and v is not None}
+        for row in all_rows
     }
-    assert len(by_id) == len(found), "doubled"
+    assert len(by_id) == len(all_rows), "doubled"
     return by_id
 
 
@@ -168,26 +172,28 @@ def whole_run(folder: Path, case: Case) -> float:
 def episode(folder: Path, case: Case, limits: tuple[float, int], dice: random.Random) -> dict:
     """Kills until the run ends by itself or the kills are used up."""
     longest, most = limits
-    found = {"kills": 0, "lost": 0, "altered": 0, **dict.fromkeys(AGAIN, 0)}
+    counts = {"kills": 0, "lost": 0, "altered": 0, **dict.fromkeys(AGAIN, 0)}
     wasted = dict.fromkeys(AGAIN, 0)
     before: dict[str, dict[str, object]] = {}
     while True:
         process, _ = start(folder, case)
-        process.join(dice.uniform(0, longest) if found["kills"] < most else None)
+        process.join(dice.uniform(0, longest) if counts["kills"] < most else None)
         if process.exitcode is not None:
             assert process.exitcode == 0, f"the run failed: {process.exitcode}"
-            return found
+            return counts
         process.kill()
         process.join()
-        found["kills"] += 1
+        counts["kills"] += 1
         after = rows(folder)
-        found["lost"] += len(before.keys() - after.keys())
-        found["altered"] += sum(after[k] != row for k, row in before.items() if k in after)
+        counts["lost"] += len(before.keys() - after.keys())
+        counts["altered"] += sum(after[k] != row for k, row in before.items() if k in after)
         before = after
-        gone = {name: count - safe(folder, after)[name] for name, count in begun(folder).items()}
+        lost_work = {
+            name: count - safe(folder, after)[name] for name, count in begun(folder).items()
+        }
         for name in AGAIN:
-            found[name] = max(found[name], gone[name] - wasted[name])
-        wasted = gone
+            counts[name] = max(counts[name], lost_work[name] - wasted[name])
+        wasted = lost_work
 
 
 def campaign(kills: int, home: Path, seed: int, cases: Sequence[Case]) -> dict:
@@ -202,17 +208,17 @@ def campaign(kills: int, home: Path, seed: int, cases: Sequence[Case]) -> dict:
             whole[case] = (seconds, final(home / case.strategy))
         seconds, expected = whole[case]
         folder = home / f"episode{total['episodes']}"
-        found = episode(folder, case, (seconds * 0.6, min(kills - total["kills"], KILLS)), dice)
+        counts = episode(folder, case, (seconds * 0.6, min(kills - total["kills"], KILLS)), dice)
         last = final(folder)
         chosen = [{r["trial_id"] for r in one if r["chosen"]} for one in (expected, last)]
         total["choices_changed"] += len(chosen[0] ^ chosen[1])
         total["repaints"] += sum(row["kind"] == "repaint" for row in last)
         total["tables_changed"] += last != expected
         total["doubled"] += len(last) - len({r["trial_id"] for r in last})
-        for name, count in found.items():
+        for name, count in counts.items():
             total[name] = max(total[name], count) if name in AGAIN else total[name] + count
         total["episodes"] += 1
-        print(f"{case.strategy}: {found}, {total['kills']} of {kills} kills", flush=True)
+        print(f"{case.strategy}: {counts}, {total['kills']} of {kills} kills", flush=True)
         shutil.rmtree(folder)
     return total
 
@@ -222,7 +228,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to run [default: a temporary one]")
-    parser.add_argument("--overlap", action="store_true", help="judge while the next is drawn")
+    parser.add_argument("--overlap", action="store_true", help="verify while the next is generated")
     parser.add_argument("--only", nargs="+", choices=list(STRATEGIES), help="strategies")
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:

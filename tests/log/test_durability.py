@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import DyingGenerator, Killed, images_generated
+from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
@@ -25,29 +28,9 @@ from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.storage import table_writer, tables
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Budget, Job, Look, Sample
+from tts_verifier.types import Budget, Look, Mask, Prompt, Repaint, Trial
 
 PROMPTS = ["a red circle", "a blue star", "three rings"]
-
-
-class Killed(BaseException):
-    """Stands for Ctrl-C and worse."""
-
-
-class Mortal(FakeGenerator):
-    """Does something, once, at the call of that number: dies unless told otherwise."""
-
-    def __init__(self, lives: int, act: Callable[[], None] | None = None) -> None:
-        super().__init__(batch_size=4)
-        self.lives, self.act = lives, act
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        self.lives -= 1
-        if self.lives == -1:
-            if self.act is None:
-                raise Killed
-            self.act()
-        return super().generate(jobs)
 
 
 def search(
@@ -72,9 +55,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """A run that was killed at its fourth batch of drawings."""
+    """A run that was killed at its fourth batch of images."""
     with pytest.raises(Killed):
-        search(tmp_path, generator=Mortal(3))
+        search(tmp_path, generator=DyingGenerator(3))
     return tmp_path
 
 
@@ -133,11 +116,39 @@ def test_a_lock_that_was_deleted_by_hand_is_let_go_in_peace(tmp_path: Path) -> N
     second.release()
 
 
+def test_a_folder_is_closed_once_and_then_another_writers(tmp_path: Path) -> None:
+    first = open_log(tmp_path, {}, {})
+    first.close()
+    with open_log(tmp_path, {}, {}):
+        draft = tmp_path / "drafts" / "2.x.png"
+        draft.parent.mkdir()
+        draft.write_bytes(b"half")
+        first.close()
+        assert draft.exists()
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_disk_that_turns_read_only_does_not_keep_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, {}, {})
+    (tmp_path / "drafts").mkdir()
+    (tmp_path / "drafts" / "1.x.png").write_bytes(b"half")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        log.close()
+    open_log(tmp_path, {}, {}).close()
+
+
 # -- torn, foreign and changed files -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty"])
-def test_a_damaged_part_is_set_aside_and_drawn_again(
+def test_a_damaged_part_is_set_aside_and_generated_again(
     broken: Path, whole: pd.DataFrame, damage: str
 ) -> None:
     part = sorted((broken / "parts").iterdir())[1]
@@ -173,7 +184,7 @@ def test_two_files_of_one_name_lie_aside_together(broken: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["images", "heatmaps", "masks"])
-def test_a_changed_picture_is_set_aside_and_drawn_again(
+def test_a_changed_image_is_set_aside_and_generated_again(
     tmp_path: Path, whole: pd.DataFrame, where: str
 ) -> None:
     search(tmp_path)
@@ -186,7 +197,7 @@ def test_a_changed_picture_is_set_aside_and_drawn_again(
 
 
 @pytest.mark.parametrize("where", ["images", "heatmaps", "masks"])
-def test_a_deleted_folder_of_pictures_is_drawn_again(
+def test_a_deleted_folder_of_images_is_generated_again(
     broken: Path, whole: pd.DataFrame, where: str
 ) -> None:
     search(broken)
@@ -195,14 +206,14 @@ def test_a_deleted_folder_of_pictures_is_drawn_again(
         same(search(broken), whole)
 
 
-def test_pictures_deleted_while_it_runs_are_drawn_again_by_the_next(
+def test_images_deleted_while_it_runs_are_generated_again_by_the_next(
     tmp_path: Path, whole: pd.DataFrame
 ) -> None:
     def delete() -> None:
         shutil.rmtree(tmp_path / "images")
 
     with pytest.raises(RunError, match=r"images/.*cannot be read: No such file.*it again"):
-        search(tmp_path, generator=Mortal(3, delete))
+        search(tmp_path, generator=DyingGenerator(3, delete))
     with pytest.warns(RunWarning, match="made again"):
         same(search(tmp_path), whole)
 
@@ -214,8 +225,34 @@ def test_parts_deleted_while_it_runs_are_an_error_and_nothing_worse(
         sorted((tmp_path / "parts").iterdir())[0].unlink()
 
     with pytest.raises(RunError, match=r"parquet was removed while the run was going on"):
-        search(tmp_path, generator=Mortal(4, delete))
+        search(tmp_path, generator=DyingGenerator(4, delete))
+    assert "sessions" not in read_header(tmp_path), "only a process that finishes is noted"
     same(search(tmp_path), whole)
+
+
+@pytest.mark.parametrize("size", [None, (4, 4)])
+def test_a_mask_that_is_no_mask_any_more_is_made_again(
+    tmp_path: Path, whole: pd.DataFrame, size: tuple[int, int] | None
+) -> None:
+    search(tmp_path)
+    victim = sorted((tmp_path / "masks").iterdir())[0]
+    Image.new("RGB", size or (16, 16)).save(victim)
+    with pytest.warns(RunWarning) as caught:
+        same(search(tmp_path), whole)
+    assert f"{victim.name} cannot be used" in str(caught[0].message)
+
+
+def test_a_mask_deleted_while_the_run_goes_on_is_written_with_its_next_row(tmp_path: Path) -> None:
+    mask = Mask.of(np.ones((4, 4), np.bool_))
+    first, second = (
+        Trial(f"t{seed}", Prompt("p", "p"), 0, Repaint("parent", mask, seed), 1.0)
+        for seed in range(2)
+    )
+    with open_log(tmp_path, {}, {}) as log:
+        log.append([first])
+        shutil.rmtree(tmp_path / "masks")
+        log.append([second])
+    assert [trial.proposal.mask for trial in read_trials(tmp_path)] == [mask, mask]
 
 
 @settings(max_examples=40)
@@ -238,7 +275,9 @@ def test_no_flipped_bit_of_the_finished_table_is_read(
         table.write_bytes(good)
 
 
-def test_a_damaged_table_is_set_aside_and_drawn_again(tmp_path: Path, whole: pd.DataFrame) -> None:
+def test_a_damaged_table_is_set_aside_and_generated_again(
+    tmp_path: Path, whole: pd.DataFrame
+) -> None:
     search(tmp_path)
     (tmp_path / "trials.parquet").write_bytes(b"PAR1")
     with pytest.warns(RunWarning, match=r"trials\.parquet cannot be used"):
@@ -270,12 +309,12 @@ def test_a_write_that_fails_is_named_and_loses_nothing(
         with pytest.raises(RunError, match=rf"cannot be written: {os.strerror(number)}"):
             search(tmp_path)
     assert not (tmp_path / "lock").exists()
-    judged = {t.id for t in read_trials(tmp_path)}
+    verified_before = {t.id for t in read_trials(tmp_path)}
     generator = FakeGenerator(batch_size=4)
     same(search(tmp_path, generator=generator), whole)
-    fresh = [t for t in read_trials(tmp_path) if t.id not in judged]
-    drawn = sum(int(call[1:]) for call in generator.trace)
-    assert drawn == sum(not isinstance(t.proposal, Look) for t in fresh)
+    fresh = [t for t in read_trials(tmp_path) if t.id not in verified_before]
+    generated = images_generated(generator)
+    assert generated == sum(not isinstance(t.proposal, Look) for t in fresh)
 
 
 @pytest.fixture
@@ -315,15 +354,16 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
     now = time.time() + jump
     for path in [*(broken / "images").iterdir(), *(broken / "heatmaps").iterdir()]:
         os.utime(path, (now, now))
-    judged = [t for t in read_trials(broken) if not isinstance(t.proposal, Look)]
+    verified_before = [t for t in read_trials(broken) if not isinstance(t.proposal, Look)]
     generator = FakeGenerator(batch_size=4)
     same(search(broken, generator=generator), whole)
-    drawn = sum(int(call[1:]) for call in generator.trace)
-    assert drawn == (whole.kind != "look").sum() - len(judged)
+    generated = images_generated(generator)
+    assert generated == (whole.kind != "look").sum() - len(verified_before)
 
 
 @pytest.mark.parametrize(
-    ("module", "limit"), [(table_writer, "FANOUT"), (table_writer, "MOST_ROWS"), (tables, "LARGE")]
+    ("module", "limit"),
+    [(table_writer, "FANOUT"), (table_writer, "MAX_LEVEL_ROWS"), (tables, "LARGE")],
 )
 @pytest.mark.parametrize("strategy", [InpaintReroll(), SeedBeam(), BestOfN(9)])
 def test_merging_parts_changes_nothing(
@@ -333,7 +373,7 @@ def test_merging_parts_changes_nothing(
     monkeypatch.setattr(table_writer, "FANOUT", 2)
     monkeypatch.setattr(module, limit, 2)
     with pytest.raises(Killed):
-        search(tmp_path / "run", strategy, Mortal(4))
+        search(tmp_path / "run", strategy, DyingGenerator(4))
     levels = [part.level for part in tables.parts_of(tmp_path / "run")]
     assert max(levels) == 2
     assert len(read_trials(tmp_path / "run")) >= 10
@@ -347,7 +387,7 @@ def test_a_kill_between_a_merge_and_the_removal_doubles_nothing(
     shutil.copytree(broken / "parts", before)
     monkeypatch.setattr(table_writer, "FANOUT", 2)
     with pytest.raises(Killed):
-        search(broken, generator=Mortal(1))
+        search(broken, generator=DyingGenerator(1))
     for part in before.iterdir():
         shutil.move(part, broken / "parts" / part.name)
     ids = [t.id for t in read_trials(broken)]
@@ -392,12 +432,12 @@ def test_drafts_of_a_killed_process_are_swept(broken: Path, whole: pd.DataFrame)
 # -- more of the same run ------------------------------------------------------------------------
 
 
-def test_more_candidates_of_a_finished_run_draw_only_the_new_ones(tmp_path: Path) -> None:
+def test_more_candidates_of_a_finished_run_generate_only_the_new_ones(tmp_path: Path) -> None:
     search(tmp_path / "run", BestOfN(8))
     before = {p.name: p.read_bytes() for p in (tmp_path / "run" / "images").iterdir()}
     generator = FakeGenerator(batch_size=4)
     more = search(tmp_path / "run", BestOfN(16), generator)
-    assert sum(int(call[1:]) for call in generator.trace) == 3 * 8
+    assert images_generated(generator) == 3 * 8
     same(more, search(tmp_path / "whole", BestOfN(16)))
     images = {p.name: p.read_bytes() for p in (tmp_path / "run" / "images").iterdir()}
     assert images.items() >= before.items()
@@ -409,14 +449,14 @@ def test_more_candidates_of_a_finished_run_draw_only_the_new_ones(tmp_path: Path
 
 
 def test_spent_seconds_carry_over(tmp_path: Path) -> None:
-    def drawn() -> int:
+    def generated() -> int:
         generator = FakeGenerator(batch_size=4)
         budget = Budget(seconds=1e-9)
         run(PROMPTS, generator, FakeVerifier(), BestOfN(8), folder=tmp_path, budget=budget)
-        return sum(int(call[1:]) for call in generator.trace)
+        return images_generated(generator)
 
-    assert drawn() == 12, "a batch a prompt"
-    assert drawn() == 0
+    assert generated() == 12, "a batch a prompt"
+    assert generated() == 0
 
 
 # -- real kills ----------------------------------------------------------------------------------
@@ -433,5 +473,5 @@ def test_a_few_real_kills_lose_nothing_and_cost_a_batch(tmp_path: Path, overlap:
     assert report.pop("kills") == 3
     assert report.pop("episodes") >= 1
     assert report.pop("repaints") > 0
-    assert max(report.pop("drawn_again"), report.pop("judged_again")) <= 4
+    assert max(report.pop("generated_again"), report.pop("verified_again")) <= 4
     assert set(report.values()) == {0}, report

@@ -5,8 +5,9 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from killing import DyingGenerator, Killed, images_generated
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
@@ -24,7 +26,6 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_header, read_trials
-from tts_verifier.log.storage.codecs import ImageCodec
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -110,7 +111,7 @@ def test_duckdb_reads_it_without_help(tmp_path: Path) -> None:
     assert edges == [(8.0,)]
 
 
-def test_pictures_and_maps_are_files_beside_it(tmp_path: Path) -> None:
+def test_images_and_maps_are_files_beside_it(tmp_path: Path) -> None:
     row = finished(tmp_path).iloc[0]
     with Image.open(tmp_path / row.image_path) as image:
         assert image.size == (row.image_width, row.image_height) == (16, 16)
@@ -119,7 +120,7 @@ def test_pictures_and_maps_are_files_beside_it(tmp_path: Path) -> None:
     assert row.heatmap_artifact_box == {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}
 
 
-def test_a_mask_is_a_picture_and_a_hash(tmp_path: Path) -> None:
+def test_a_mask_is_an_image_and_a_hash(tmp_path: Path) -> None:
     table = finished(tmp_path)
     row = table[table.kind == "repaint"].iloc[0]
     with Image.open(tmp_path / row.mask_path) as mask:
@@ -208,27 +209,27 @@ def verified(sample: Sample, image: Image.Image | None = None) -> Trial:
     return Trial(job.id, job.prompt, 0, job.proposal, 1.0, objective=0.5, image=stored)
 
 
-class SlowImages(ImageCodec):
-    """Encodes one image only when it is told to go on."""
+class SlowImage(Image.Image):
+    """An image whose encoding waits until it is told to go on."""
 
-    def __init__(self, image: Image.Image) -> None:
-        object.__setattr__(self, "image", image)
-        object.__setattr__(self, "go_on", threading.Event())
+    go_on: threading.Event
 
-    __slots__ = ("go_on", "image")
+    @classmethod
+    def of(cls, image: Image.Image) -> "SlowImage":
+        slow = cls()
+        slow.__setstate__(image.__getstate__())
+        slow.go_on = threading.Event()
+        return slow
 
-    def encode(self, value: Image.Image) -> bytes:
-        if value is self.image:
-            assert self.go_on.wait(60)
-        return super().encode(value)
+    def save(self, *arguments: Any, **options: Any) -> None:
+        assert self.go_on.wait(60)
+        super().save(*arguments, **options)
 
 
-def test_rows_wait_for_no_drawing_but_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_wait_for_no_image_but_their_own(tmp_path: Path) -> None:
     first, others = sample(0), [sample(1), sample(2)]
-    slow = SlowImages(others[0].image)
-    monkeypatch.setattr("tts_verifier.log.writer.IMAGE", slow)
+    slow = SlowImage.of(others[0].image)
+    others[0] = replace(others[0], image=slow)
     with open_log(tmp_path, {}, {}) as log:
         log.start_images([first], note=True)
         log.start_images(others, note=True)
@@ -239,12 +240,10 @@ def test_rows_wait_for_no_drawing_but_their_own(
         assert sorted(json.loads((tmp_path / "waiting/t1.json").read_bytes())) == ["t1", "t2"]
 
 
-def test_of_two_pictures_of_a_trial_the_judged_one_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_images_of_a_trial_the_verified_one_is_kept(tmp_path: Path) -> None:
     early, other = sample(0), sample(1).image
-    slow = SlowImages(early.image)
-    monkeypatch.setattr("tts_verifier.log.writer.IMAGE", slow)
+    slow = SlowImage.of(early.image)
+    early = replace(early, image=slow)
     with open_log(tmp_path, {}, {}) as log:
         log.start_images([early])
         threading.Timer(0.05, slow.go_on.set).start()
@@ -258,24 +257,6 @@ def test_of_two_pictures_of_a_trial_the_judged_one_is_kept(
 # -- reading back, continuing --------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for Ctrl-C and worse."""
-
-
-class Mortal(FakeGenerator):
-    """Dies at the call of that number."""
-
-    def __init__(self, lives: int) -> None:
-        super().__init__(batch_size=4)
-        self.lives = lives
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        self.lives -= 1
-        if self.lives < 0:
-            raise Killed
-        return super().generate(jobs)
-
-
 @pytest.mark.parametrize("strategy", SEARCHES, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("lives", [0, 2])
 def test_a_killed_run_continues_as_if_nothing_had_been(
@@ -284,24 +265,24 @@ def test_a_killed_run_continues_as_if_nothing_had_been(
     whole = run(PROMPTS, FakeGenerator(), FakeVerifier(), strategy, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(lives), FakeVerifier(), strategy, folder=folder)
-    judged = read_trials(folder)
-    assert len(judged) >= lives
+        run(PROMPTS, DyingGenerator(lives), FakeVerifier(), strategy, folder=folder)
+    verified_before = read_trials(folder)
+    assert len(verified_before) >= lives
     generator = FakeGenerator()
     again = run(PROMPTS, generator, FakeVerifier(), strategy, folder=folder)
     assert [values(t) for t in again.trials] == [values(t) for t in whole.trials]
-    kept = {t.id for t in judged}
+    kept = {t.id for t in verified_before}
     table = pd.read_parquet(folder / "trials.parquet")
     assert table.trial_id.is_unique
     assert set(table.trial_id) == {t.id for t in whole.trials}
-    drawn = sum(int(call[1:]) for call in generator.trace)
+    generated = images_generated(generator)
     new = [t for t in again.trials if t.id not in kept and not isinstance(t.proposal, Look)]
-    assert drawn == len(new), "nothing judged is drawn again"
+    assert generated == len(new), "nothing verified is generated again"
 
 
 def test_states_outlive_a_kill(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(2), FakeVerifier(), SeedBeam(), folder=tmp_path)
+        run(PROMPTS, DyingGenerator(2), FakeVerifier(), SeedBeam(), folder=tmp_path)
     previews = [t for t in read_trials(tmp_path) if t.progress < 1]
     assert previews
     assert {t.state.load()["latents"].shape for t in previews} == {(3, 4, 4)}
@@ -312,7 +293,7 @@ def test_states_outlive_a_kill(tmp_path: Path) -> None:
     assert [t.objective for t in again.trials] == [t.objective for t in whole.trials]
 
 
-def test_a_finished_run_draws_nothing_again(tmp_path: Path) -> None:
+def test_a_finished_run_generates_nothing_again(tmp_path: Path) -> None:
     finished(tmp_path)
     before = (tmp_path / "trials.parquet").stat()
     generator, verifier = FakeGenerator(), FakeVerifier()
@@ -324,7 +305,7 @@ def test_a_finished_run_draws_nothing_again(tmp_path: Path) -> None:
 
 def test_a_kill_between_the_table_and_the_parts_doubles_nothing(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(2), FakeVerifier(), SEARCHES[3], folder=tmp_path)
+        run(PROMPTS, DyingGenerator(2), FakeVerifier(), SEARCHES[3], folder=tmp_path)
     shutil.copytree(tmp_path / "parts", tmp_path / "saved")
     finished(tmp_path)
     for part in (tmp_path / "saved").iterdir():
@@ -337,7 +318,7 @@ def test_a_kill_between_the_table_and_the_parts_doubles_nothing(tmp_path: Path) 
 
 def test_parts_are_readable_while_it_runs(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(2), FakeVerifier(), BestOfN(5), folder=tmp_path)
+        run(PROMPTS, DyingGenerator(2), FakeVerifier(), BestOfN(5), folder=tmp_path)
     rows = duckdb.sql(f"select count(*), count(chosen) from '{tmp_path}/parts/*.parquet'")
     assert rows.fetchall() == [(8, 0)]
 
@@ -346,10 +327,11 @@ def test_parts_of_different_columns_become_one_table(tmp_path: Path) -> None:
     class Late(FakeVerifier):
         """Gives its second score and its maps from the second batch on."""
 
+        def __init__(self):
+            first, later = {"a": 0.5}, {"a": 0.5, "b": 0.25}
+            super().__init__(lambda image, prompt: later if len(self.trace) > 1 else first)
+
         def verify(self, images, prompts, *, detail="diagnose"):
-            self._scores = lambda image, prompt: (
-                {"a": 0.5, "b": 0.25} if len(self.trace) > 1 else {"a": 0.5}
-            )
             detail = "diagnose" if self.trace else "score"
             return super().verify(images, prompts, detail=detail)
 
@@ -397,7 +379,7 @@ def test_a_newer_header_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named_to_a_reader(tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        run(PROMPTS, Mortal(1), FakeVerifier(), SEARCHES[3], folder=tmp_path)
+        run(PROMPTS, DyingGenerator(1), FakeVerifier(), SEARCHES[3], folder=tmp_path)
     (part,) = (tmp_path / "parts").iterdir()
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(RunError, match=rf"{part.name} is damaged \(its SHA-256 is not the one"):
@@ -417,7 +399,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
         finished(tmp_path / "run")
 
 
-def test_a_changed_or_missing_picture_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_or_missing_image_is_noticed(tmp_path: Path) -> None:
     finished(tmp_path)
     first, second = read_trials(tmp_path)[:2]
     (tmp_path / first.image.path).write_bytes(b"other")

@@ -1,4 +1,4 @@
-"""Rows found again prompt by prompt, and what a run keeps in memory of what is in its log."""
+"""A continued run finds its rows prompt by prompt, and a result keeps little of them in memory."""
 
 import gc
 import shutil
@@ -46,9 +46,9 @@ def test_of_rows_with_one_id_the_last_counts(
         logged = LoggedTrials(Folder(folder))
         assert logged.counts() == Counter(prompt for batch in batches for prompt, _, _ in batch)
         jobs = [Job(Prompt(p, p), Draw(7), id=f"{p}{i}") for p in "abcd" for i in range(5)]
-        found = [logged.of_prompt(job.prompt.id).trial(job) for job in jobs]
-        assert {t.id: t.objective for t in found if t} == last
-        assert {t.proposal for t in found if t} <= {Draw(7)}, "the job has the proposal"
+        trials = [logged.of_prompt(job.prompt.id).trial(job) for job in jobs]
+        assert {t.id: t.objective for t in trials if t} == last
+        assert {t.proposal for t in trials if t} <= {Draw(7)}, "the job has the proposal"
         assert {t.id: t.objective for t in read_trials(folder)} == last
         with open_log(folder, {}, {}) as log:
             log.finish({"a0"})
@@ -57,33 +57,33 @@ def test_of_rows_with_one_id_the_last_counts(
     assert set(table.trial_id[table.chosen]) == {"a0"} & last.keys()
 
 
-def told(result: RunResult) -> list[str]:
+def summary_lines(result: RunResult) -> list[str]:
     """All that the summaries say."""
     lines = []
     for row in result.summaries:
         lines.append(f"{row.prompt} {row.candidates} {row.failed} {row.tied} {row.best}")
         for pick in (row.first, row.chosen):
-            picture = pick and pick.image and pick.image.load().tobytes()
+            image = pick and pick.image and pick.image.load().tobytes()
             lines.append(str(pick and (pick.id, pick.objective, pick.scores, pick.judge)))
-            lines.append(f"{pick and pick.error} {picture}")
+            lines.append(f"{pick and pick.error} {image}")
     return lines
 
 
 @pytest.mark.parametrize("strategy", [BestOfN(5), InpaintReroll()])
-@pytest.mark.parametrize("judged", [True, False])
+@pytest.mark.parametrize("with_judge", [True, False])
 def test_summaries_are_the_same_with_a_log_and_without(
-    tmp_path: Path, strategy: Strategy, judged: bool
+    tmp_path: Path, strategy: Strategy, with_judge: bool
 ) -> None:
     def search(folder: Path | None) -> RunResult:
         generator = FakeGenerator(fails=lambda job: getattr(job.proposal, "seed", 1) % 3 == 0)
         verifier = FakeVerifier(unparsable=lambda image, _: image.getpixel((0, 0))[0] < 64)
         judge = FakeVerifier(lambda image, _: {"passed": image.getpixel((1, 1))[0] / 255})
         prompts = ["a red circle", "a blue star", "three rings"]
-        judge_or_none = judge if judged else None
+        judge_or_none = judge if with_judge else None
         return run(prompts, generator, verifier, strategy, folder=folder, judge=judge_or_none)
 
     once, again = search(tmp_path), search(tmp_path)
-    assert told(once) == told(again) == told(search(None))
+    assert summary_lines(once) == summary_lines(again) == summary_lines(search(None))
 
 
 def test_a_result_whose_folder_is_gone_says_so(tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_a_result_is_found_from_another_place(
 def test_a_result_holds_little_of_what_is_in_the_log(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
-        prompts = [f"picture {i}" for i in range(2)]
+        prompts = [f"image {i}" for i in range(2)]
         result = run(prompts, FakeGenerator(), FakeVerifier(), BestOfN(64), folder=tmp_path)
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
         del result
         gc.collect()
-        held = before - tracemalloc.get_traced_memory()[0]
+        nbytes = before - tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert 2 * 64 * 17 < held < 2 * 64 * 50
+    assert 2 * 64 * 17 < nbytes < 2 * 64 * 50

@@ -50,10 +50,10 @@ def test_the_document_says_what_a_log_holds(tmp_path: Path, strategy: Strategy) 
     for field in schema:
         if field.metadata:
             names[field.metadata[b"role"].decode()].append(field.metadata[b"name"].decode())
-    table, known = pd.read_parquet(tmp_path / "trials.parquet"), documented()
-    assert {as_documented(column, names) for column in schema.names} == set(known)
+    table, columns_documented = pd.read_parquet(tmp_path / "trials.parquet"), documented()
+    assert {as_documented(column, names) for column in schema.names} == set(columns_documented)
     for field in schema:
-        kind, null = known[as_documented(field.name, names)]
+        kind, null = columns_documented[as_documented(field.name, names)]
         assert kind in (str(field.type).replace(" ", ""), "setting"), field.name
         assert null != "never" or table[field.name].notna().all(), field.name
 
@@ -66,7 +66,7 @@ def old(tmp_path: Path) -> Path:
     return tmp_path / "old"
 
 
-def told(folder: Path) -> list[tuple[object, ...]]:
+def trial_figures(folder: Path) -> list[tuple[object, ...]]:
     return [
         (t.id, t.round, t.objective, t.scores, t.judge, t.size, t.verdict and t.verdict.boxes)
         for t in read_trials(folder)
@@ -75,7 +75,7 @@ def told(folder: Path) -> list[tuple[object, ...]]:
 
 def test_a_finished_log_of_schema_1_is_read_as_one_of_today(old: Path, tmp_path: Path) -> None:
     search(tmp_path / "new", InpaintReroll(2))
-    assert told(old / "finished") == told(tmp_path / "new")
+    assert trial_figures(old / "finished") == trial_figures(tmp_path / "new")
     (session,) = read_header(old / "finished")["sessions"]
     assert set(session["busy"]) == set(session["devices"]) == {"generate", "verify"}
     assert all(t.cost.generate_seconds > 0 for t in read_trials(old / "finished")[:2])
@@ -86,7 +86,7 @@ def test_a_killed_run_of_schema_1_goes_on_as_schema_2(old: Path, tmp_path: Path)
     prompts, generator = ["a red circle", "a blue star"], FakeGenerator(batch_size=2)
     search(old / "killed", BestOfN(3), generator=generator, prompts=prompts)
     search(tmp_path / "new", BestOfN(3), prompts=prompts)
-    assert sorted(told(old / "killed")) == sorted(told(tmp_path / "new"))
+    assert sorted(trial_figures(old / "killed")) == sorted(trial_figures(tmp_path / "new"))
     assert sum(int(call[1:]) for call in generator.trace) == 6 - 4
     assert json.loads((old / "killed" / "header.json").read_text())["schema_version"] == 2
     columns = pq.read_schema(old / "killed" / "trials.parquet").names

@@ -1,13 +1,13 @@
-"""What was drawn and not judged when a run with overlap ended is judged by the next process."""
+"""Samples that one process generated and did not verify are verified by the next."""
 
 import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
+from killing import DyingVerifier, Killed, images_generated
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
@@ -15,27 +15,9 @@ from tts_verifier.interfaces import Strategy
 from tts_verifier.log import read_trials
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
-from tts_verifier.types import Look, Verdict
+from tts_verifier.types import Look
 
 PROMPTS = ["a red circle", "a blue star", "three rings"]
-
-
-class Killed(BaseException):
-    """Stands for Ctrl-C and worse."""
-
-
-class Mortal(FakeVerifier):
-    """Dies at the call of that number."""
-
-    def __init__(self, lives: int) -> None:
-        super().__init__()
-        self.lives = lives
-
-    def verify(self, images: Any, prompts: Any, **options: Any) -> list[Verdict]:
-        self.lives -= 1
-        if self.lives < 0:
-            raise Killed
-        return super().verify(images, prompts, **options)
 
 
 def search(
@@ -46,11 +28,11 @@ def search(
     overlap: bool = True,
     batch_size: int = 4,
 ) -> int:
-    """Runs and returns how much was drawn, whether or not it came to its end."""
+    """Runs, to its end or its death, and returns how many images were generated."""
     generator = FakeGenerator(batch_size=batch_size)
     with contextlib.suppress(Killed):
         run(PROMPTS, generator, verifier, strategy, folder=folder, overlap=overlap)
-    return sum(int(call[1:]) for call in generator.trace)
+    return images_generated(generator)
 
 
 def outcome(folder: Path) -> pd.DataFrame:
@@ -60,26 +42,28 @@ def outcome(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("strategy", [BestOfN(8), SeedBeam(), InpaintReroll()])
 @pytest.mark.parametrize("overlap", [True, False])
-def test_what_waited_is_judged_and_not_drawn_again(
+def test_what_waited_is_verified_and_not_generated_again(
     tmp_path: Path, strategy: Strategy, overlap: bool
 ) -> None:
     everything = search(tmp_path / "whole", strategy, FakeVerifier())
     folder = tmp_path / "run"
-    drawn = search(folder, strategy, Mortal(2))
-    judged = sum(not isinstance(t.proposal, Look) for t in read_trials(folder))
-    assert judged == 8 < drawn
+    generated = search(folder, strategy, DyingVerifier(2))
+    verified_before = sum(not isinstance(t.proposal, Look) for t in read_trials(folder))
+    assert verified_before == 8 < generated
     assert list((folder / "waiting").iterdir())
-    assert drawn + search(folder, strategy, FakeVerifier(), overlap=overlap) == everything
+    assert generated + search(folder, strategy, FakeVerifier(), overlap=overlap) == everything
     pd.testing.assert_frame_equal(outcome(folder), outcome(tmp_path / "whole"))
     assert not list((folder / "waiting").iterdir())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_notes_outlive_a_process_that_judged_some_of_them(tmp_path: Path, batch_size: int) -> None:
+def test_notes_outlive_a_process_that_verified_some_of_them(
+    tmp_path: Path, batch_size: int
+) -> None:
     everything = search(tmp_path / "whole", BestOfN(8), FakeVerifier())
-    drawn = search(tmp_path / "run", BestOfN(8), Mortal(0))
-    drawn += search(tmp_path / "run", BestOfN(8), Mortal(1), batch_size=batch_size)
-    assert drawn + search(tmp_path / "run", BestOfN(8), FakeVerifier()) == everything
+    generated = search(tmp_path / "run", BestOfN(8), DyingVerifier(0))
+    generated += search(tmp_path / "run", BestOfN(8), DyingVerifier(1), batch_size=batch_size)
+    assert generated + search(tmp_path / "run", BestOfN(8), FakeVerifier()) == everything
 
 
 def lose(folder: Path) -> None:
@@ -102,17 +86,17 @@ def distort(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [lose, change, garble, distort])
-def test_what_is_gone_or_changed_is_drawn_again(
+def test_what_is_gone_or_changed_is_generated_again(
     tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     everything = search(tmp_path / "whole", BestOfN(8), FakeVerifier())
-    assert search(tmp_path / "run", BestOfN(8), Mortal(0)) < everything
+    assert search(tmp_path / "run", BestOfN(8), DyingVerifier(0)) < everything
     harm(tmp_path / "run")
     assert search(tmp_path / "run", BestOfN(8), FakeVerifier()) == everything
     pd.testing.assert_frame_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
 def test_seconds_of_what_waited_are_not_forgotten(tmp_path: Path) -> None:
-    search(tmp_path, BestOfN(8), Mortal(0))
+    search(tmp_path, BestOfN(8), DyingVerifier(0))
     search(tmp_path, BestOfN(8), FakeVerifier())
     assert all(trial.cost.generate_seconds > 0 for trial in read_trials(tmp_path))

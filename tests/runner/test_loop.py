@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,12 +86,12 @@ def test_a_prompt_goes_on_in_batches_with_the_beginning_of_others() -> None:
     assert spy.prompts == ["a", "a", "a", "b", "b", "c", "c", "b", "c"]
 
 
-def test_looks_draw_nothing_and_are_full() -> None:
+def test_looks_generate_nothing_and_are_full() -> None:
     generator, verifier = shared_trace(batch_size=4)
     result = run(["a", "b"], generator, verifier, InpaintReroll(n=2), detail="score")
     assert " ".join(generator.trace) == "g4 l4 v2 g4 l4"
-    drawn, looked = result.trials[0], next(t for t in result.trials if t.round == 1)
-    assert (len(drawn.verdict.heatmaps), drawn.verdict.detail) == (0, "score")
+    scored, looked = result.trials[0], next(t for t in result.trials if t.round == 1)
+    assert (len(scored.verdict.heatmaps), scored.verdict.detail) == (0, "score")
     assert (sorted(looked.verdict.heatmaps), looked.verdict.detail) == (
         ["artifact", "misalignment"],
         "diagnose",
@@ -100,7 +101,7 @@ def test_looks_draw_nothing_and_are_full() -> None:
     assert looked.cost.verifier_calls == 1
 
 
-def test_the_chosen_is_the_best_and_the_result_has_its_picture() -> None:
+def test_the_chosen_is_the_best_and_the_result_has_its_image() -> None:
     result = run([RED, "a blue star"], FakeGenerator(), FakeVerifier(), BestOfN(5))
     assert list(result.choices) == ["0000", "0001"]
     for name, choice in result.choices.items():
@@ -126,7 +127,7 @@ def test_a_seed_beam_hands_the_states_down() -> None:
     assert [len(r) for r in rounds] == [4, 4, 4]
     assert [{t.progress for t in r} for r in rounds] == [{0.4}, {0.7}, {1.0}]
     assert all(t.parent_id in {p.id for p in rounds[1]} for t in rounds[2])
-    # 20 evaluations a whole drawing: 8 to 0.4, then back by 0.1 and on to 0.7 and to 1.0.
+    # A whole image takes 20 evaluations: 8 to 0.4, then back by 0.1 and on to 0.7 and to 1.0.
     assert [{t.cost.network_evaluations for t in r} for r in rounds] == [{8}, {8}, {8}]
     assert result.choices["0000"].trial in rounds[2]
 
@@ -142,7 +143,7 @@ def test_ancestors_go_from_the_parent_to_the_root() -> None:
     assert len({a, b, c, d}) == 4
 
 
-def test_noise_near_a_parent_makes_a_picture_near_it() -> None:
+def test_noise_near_a_parent_makes_an_image_near_it() -> None:
     near, far = (
         run([RED], FakeGenerator(), FakeVerifier(), ZeroOrder(2, 1, radius=r)) for r in (0.05, 1.0)
     )
@@ -174,7 +175,7 @@ def test_a_repaint_keeps_what_is_not_masked() -> None:
     assert new.cost.vae_passes == 2
 
 
-def test_a_lost_state_is_drawn_again_from_the_lineage() -> None:
+def test_a_lost_state_is_generated_again_from_the_lineage() -> None:
     class Forgetful(FakeGenerator):
         """Keeps no state the first time."""
 
@@ -192,6 +193,26 @@ def test_a_lost_state_is_drawn_again_from_the_lineage() -> None:
     kept = run([RED], FakeGenerator(), FakeVerifier(), SeedBeam())
     lost = run([RED], Forgetful(), FakeVerifier(), SeedBeam())
     assert [(t.id, t.objective) for t in kept.trials] == [(t.id, t.objective) for t in lost.trials]
+
+
+def test_a_lineage_is_generated_again_under_its_own_ids() -> None:
+    class Stateless(FakeGenerator):
+        """Keeps no state the first time, and notes every job."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.jobs: list[tuple[str, int]] = []
+
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            new = [(job.id, job.round) not in self.jobs for job in jobs]
+            self.jobs += [(job.id, job.round) for job in jobs]
+            samples = super().generate(jobs)
+            return [replace(s, state=None) if n else s for s, n in zip(samples, new, strict=True)]
+
+    generator = Stateless()
+    result = run([RED], generator, FakeVerifier(), SeedBeam())
+    assert set(generator.jobs) == {(trial.id, trial.round) for trial in result.trials}
+    assert len(generator.jobs) > len(result.trials), "some were generated again"
 
 
 def test_a_generator_without_states_cannot_continue() -> None:
@@ -243,11 +264,12 @@ def test_a_search_of_which_nothing_fits_any_more_ends() -> None:
     budget = Budget(network_evaluations=10)
     prompts = ["a", "b"]
     done = run(prompts, FakeGenerator(), FakeVerifier(), BestOfN(3), budget=budget)
-    drawn = [t.prompt.id for t in done.trials]
-    assert drawn.count("0000") == drawn.count("0001") == 1  # what one costs was not known
+    prompts_of_trials = [t.prompt.id for t in done.trials]
+    # The first image of each is generated: its cost is not known before.
+    assert prompts_of_trials == ["0000", "0001"]
 
 
-def test_a_budget_is_each_prompts_own_and_is_told() -> None:
+def test_a_budget_is_each_prompts_own_and_tasks_say_it() -> None:
     seen: list[tuple[str, int | None]] = []
 
     class Watcher(ZeroOrder):
@@ -277,7 +299,7 @@ def test_a_budget_of_nothing_is_refused() -> None:
 # -- failures ----------------------------------------------------------------------------
 
 
-def test_a_failed_drawing_is_a_trial_with_its_reason() -> None:
+def test_a_failed_image_is_a_trial_with_its_reason() -> None:
     bad = seed_for(0, RED, 1)
     generator = FakeGenerator(fails=lambda job: job.proposal.seed == bad)
     result = run([RED], generator, FakeVerifier(), BestOfN(3))
@@ -288,7 +310,7 @@ def test_a_failed_drawing_is_a_trial_with_its_reason() -> None:
     assert failed not in result.choices["0000"].order
 
 
-def test_a_sample_without_a_picture_or_a_reason_gets_one() -> None:
+def test_a_sample_without_an_image_or_a_reason_gets_one() -> None:
     class Silent(FakeGenerator):
         def generate(self, jobs: Sequence[Job]) -> list[Sample]:
             return [Sample(job, None) for job in jobs]
@@ -337,7 +359,7 @@ def test_a_wrong_number_of_answers_is_an_error(what: str) -> None:
 # -- the judge ---------------------------------------------------------------------------
 
 
-def test_the_judge_sees_finished_pictures_once() -> None:
+def test_the_judge_sees_finished_images_once() -> None:
     judge = FakeVerifier(lambda image, prompt: {"passed": 1.0})
     result = run([RED], FakeGenerator(), FakeVerifier(), InpaintReroll(2, 1), judge=judge)
     assert judge.trace == ["l2", "l1"], "the look has its parent's"
@@ -371,7 +393,7 @@ def test_a_wrong_proposal_names_the_strategy_and_the_reason(case: str) -> None:
         run([RED], generator, FakeVerifier(), Table(first, proposals))
 
 
-def test_noise_is_near_a_drawing_only() -> None:
+def test_noise_is_near_a_drawn_image_only() -> None:
     rounds = (
         [Draw(1)],
         lambda h: [Repaint(h[0].id, MASK, 1)],

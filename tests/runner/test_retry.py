@@ -44,7 +44,7 @@ class Chokes(FakeVerifier):
         return super().verify(images, prompts, **options)
 
 
-def test_one_that_breaks_the_generator_is_a_row_and_its_batch_is_drawn(tmp_path: Path) -> None:
+def test_one_that_breaks_the_generator_is_a_row_and_its_batch_is_generated(tmp_path: Path) -> None:
     generator = Breaks()
     with pytest.warns(RunWarning, match=r"\(ValueError: decoder: no luck\); the run goes"):
         result = run([RED], generator, FakeVerifier(), BestOfN(6), folder=tmp_path)
@@ -62,7 +62,7 @@ def test_one_that_breaks_the_generator_is_a_row_and_its_batch_is_drawn(tmp_path:
 
 
 @pytest.mark.parametrize("n", [6, 3, 1])
-def test_one_that_fails_in_company_only_is_drawn_alone_with_the_same_seed(n: int) -> None:
+def test_one_that_fails_in_company_only_is_generated_alone_with_the_same_seed(n: int) -> None:
     result = run([RED], Breaks(times=1), FakeVerifier(), BestOfN(n))
     whole = run([RED], FakeGenerator(), FakeVerifier(), BestOfN(n))
     assert [(t.id, t.objective) for t in result.trials] == [
@@ -70,7 +70,7 @@ def test_one_that_fails_in_company_only_is_drawn_alone_with_the_same_seed(n: int
     ]
 
 
-def test_one_that_breaks_the_verifier_is_a_row_with_its_picture() -> None:
+def test_one_that_breaks_the_verifier_is_a_row_with_its_image() -> None:
     with pytest.warns(RunWarning, match="RuntimeError"):
         result = run([RED], FakeGenerator(), Chokes(), BestOfN(8))
     failed = [t for t in result.trials if t.error]

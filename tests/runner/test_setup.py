@@ -40,7 +40,7 @@ def test_a_folder_of_other_stops_is_another_run(tmp_path: Path) -> None:
         (Spectral(), "Spectral needs a generator that can draw from a low band of noise, Starts"),
     ],
 )
-def test_noise_that_a_generator_cannot_be_given_is_refused_before_anything_is_drawn(
+def test_noise_that_a_generator_cannot_be_given_is_refused_before_anything_is_generated(
     strategy: Strategy, rule: str
 ) -> None:
     class StartsFromAPicture(FakeGenerator):

@@ -41,12 +41,12 @@ def run_command(
         tts-run bestofn --rejudge runs/first --output runs/again
     """
     from tts_verifier.recipe import load_recipe, run_recipe
-    from tts_verifier.runner.progress import shown_as
+    from tts_verifier.runner.progress import progress_view
 
     quiet_libraries()
     quiet, as_json = options["quiet"], options["as_json"]
     checked = load_recipe(recipe, overrides)
-    with shown_as("none" if quiet else "json" if as_json else "auto") as progress:
+    with progress_view("none" if quiet else "json" if as_json else "auto") as progress:
         outcome = run_recipe(
             checked,
             output=output,

@@ -1,4 +1,4 @@
-"""The header of a run folder: what the run is, and under what it was made."""
+"""The header of a run folder: what the run is, and the environment that it ran in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tts_verifier.log.storage.files import Folder
 from tts_verifier.log.storage.tables import TABLE, parts_of
 
 SCHEMA_VERSION: Final = 2
-"""Version 1 had other names for some columns; it is read, and continued, as version 2."""
+"""Version 1 had other names for some columns; it is read and continued as version 2."""
 HEADER: Final = "header.json"
 
 
@@ -21,7 +21,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Returns the header of a run folder.
 
     Raises:
-        RunError: there is none, it is not readable, or a newer version wrote it.
+        RunError: it is missing or not readable, or a newer version wrote it.
     """
     try:
         header: dict[str, Any] = json.loads((folder / HEADER).read_bytes())
@@ -35,18 +35,18 @@ def read_header(folder: Path) -> dict[str, Any]:
             f"{SCHEMA_VERSION}. Use the version that wrote it, or another folder."
         )
     if version == 1:
-        header["sessions"] = [_upgraded_session(one) for one in header.get("sessions", [])]
+        header["sessions"] = [_upgraded_session(note) for note in header.get("sessions", [])]
     return header
 
 
 def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[str] = ()) -> None:
-    """Starts a run folder with its header, or checks that the one there is the same run's.
+    """Writes the header of a new run folder, or checks that an existing one is the same run's.
 
     Args:
-        folder: the run's.
-        about: JSON values that say what the run is; those of the folder must be equal.
-        grows: names of the strategy's numbers that may be larger than they were: the header
-            then says the new ones, and keeps what it said before in `extended`.
+        folder: the run folder.
+        about: JSON values that identify the run; those of the folder must be equal.
+        grows: names of the strategy's arguments that may be larger than in the folder. The
+            header then holds the new values, and keeps the old ones in `extended`.
 
     Raises:
         RunError: the folder belongs to another run, or cannot be read or written.
@@ -58,14 +58,14 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
         before = header["about"]
         if before == about and header["schema_version"] == SCHEMA_VERSION:
             return
-        # From here on this version writes the rows.
+        # From now on the rows are written in this version's schema.
         header["schema_version"] = SCHEMA_VERSION
         if before != about:
             _check_same(root, before, about, grows=grows)
             header |= {"about": about, "extended": [*header.get("extended", []), before]}
     elif parts_of(root) or (root / TABLE).exists():
         raise RunError(
-            f"{root} holds the rows of a run but no {HEADER} that says which. Choose another "
+            f"{root} holds the rows of a run but no {HEADER} that says which run. Choose another "
             "output folder."
         )
     else:
@@ -75,7 +75,7 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
 
 
 def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
-    """Adds a note of the process that finished the run to `sessions` of the header."""
+    """Adds a note on the process that finishes the run to `sessions` of the header."""
     header = read_header(folder.root)
     header |= {"sessions": [*header.get("sessions", []), session]}
     folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
@@ -85,6 +85,7 @@ def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
 def _check_same(
     folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], *, grows: Collection[str]
 ) -> None:
+    """Raises RunError where the folder's `about` differs in more than numbers that may grow."""
     old, new = dict(_flat(there)), dict(_flat(here))
     may_grow = {f"{place}strategy.{name}" for place in ("", "recipe.") for name in grows}
     differ = [
@@ -104,7 +105,7 @@ def _check_same(
 
 
 def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a session's note of schema 1 under the names of schema 2."""
+    """Returns a session's note of schema 1 with the names of schema 2."""
     sides = {"draw": "generate", "judge": "verify"}
     return {
         key: {sides.get(name, name): item for name, item in value.items()}
@@ -119,6 +120,7 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
+    """Yields nested JSON values under dotted keys, such as "strategy.n"."""
     if not isinstance(value, Mapping):
         yield key, value
         return

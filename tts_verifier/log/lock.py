@@ -1,8 +1,9 @@
-"""One process at a time writes a run folder.
+"""Lets only one process at a time write a run folder.
 
-The lock is the kernel's (`flock`), which lets go when its holder dies, however it dies. The
-file also says who holds it, for people and for other machines, to which the kernel's word
-does not reach: a lock left by another machine is refused, one left on this machine is stale.
+The kernel holds the lock (`flock`) and releases it when the process ends, however it ends. The
+lock file also names the holder, for people and for other machines, which a kernel's lock may not
+reach. A lock file that another machine left is therefore respected; one that a process of this
+machine left is stale.
 """
 
 from __future__ import annotations
@@ -10,25 +11,29 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import RunError
 
-NAME: Final = "lock"
+LOCK: Final = "lock"
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class FolderLock:
-    """Holds a folder from its making to `release`.
+    """Holds a folder from its construction to `release`.
+
+    Args:
+        folder: created if it does not exist.
 
     Raises:
-        RunError: another process holds the folder, or the file cannot be written.
+        RunError: another process holds the folder, or the lock file cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
+        self.path = folder / LOCK
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: int | None = self._acquire()
@@ -42,15 +47,15 @@ class FolderLock:
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                if not _locked(file):
-                    raise self._held(_read(file), "is writing")
+                if not _try_lock(file):
+                    raise self._in_use(_read_holder(file), "is writing")
                 if not _is_at(file, self.path):
-                    # The holder removed it between our opening and our locking it.
+                    # Its holder removed the file after we opened it and before we locked it.
                     os.close(file)
                     continue
-                left = _read(file)
-                if left and not _from_here(left):
-                    raise self._held(left, "on another machine wrote or is writing")
+                holder = _read_holder(file)
+                if holder and not _is_this_machine(holder):
+                    raise self._in_use(holder, "on another machine wrote or is writing")
                 self._sign(file)
                 return file
             except BaseException:
@@ -60,30 +65,33 @@ class FolderLock:
     def _sign(self, file: int) -> None:
         try:
             os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(_me()).encode(), 0)
+            os.pwrite(file, json.dumps(_this_process()).encode(), 0)
             os.fsync(file)
         except OSError:
             self.path.unlink()
             raise
 
-    def _held(self, by: dict[str, Any], what: str) -> RunError:
-        who = f"process {by.get('pid', '?')} of {by.get('host', '?')}"
+    def _in_use(self, holder: dict[str, Any], does: str) -> RunError:
+        who = f"process {holder.get('pid', '?')} of {holder.get('host', '?')}"
         return RunError(
-            f"{self.path.parent} is in use: {who}, started {by.get('started', '?')}, {what} "
+            f"{self.path.parent} is in use: {who}, started {holder.get('started', '?')}, {does} "
             f"it. Wait for it or stop it; if it is surely gone, delete {self.path}."
         )
 
     def release(self) -> None:
-        """Removes the file and lets the folder go; a second call does nothing."""
-        if self._file is not None:
-            if _is_at(self._file, self.path):
+        """Removes the lock file and releases the folder; a second call does nothing."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        # On a disk that refuses, the file stays behind; closing it ends the kernel's lock anyway.
+        with suppress(OSError):
+            if _is_at(file, self.path):
                 self.path.unlink()
-            os.close(self._file)
-            self._file = None
+        os.close(file)
 
 
-def _locked(file: int) -> bool:
-    """Locks without waiting; where there is no `flock`, only the file's words protect."""
+def _try_lock(file: int) -> bool:
+    """Locks without waiting. Without `flock` (Windows), only the file's text protects."""
     try:
         import fcntl
     except ImportError:
@@ -102,31 +110,32 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _read(file: int) -> dict[str, Any]:
+def _read_holder(file: int) -> dict[str, Any]:
     try:
-        found = json.loads(os.pread(file, 4096, 0))
+        holder = json.loads(os.pread(file, 4096, 0))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
-def _me() -> dict[str, Any]:
+def _this_process() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "boot": _boot(),
+        "boot": _boot_id(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     try:
         return _BOOT.read_text().strip()
     except OSError:
         return ""
 
 
-def _from_here(left: dict[str, Any]) -> bool:
-    """True when the kernel's lock spoke for the one who left this, or its machine restarted."""
-    same_kernel = bool(left.get("boot")) and left.get("boot") == _boot()
-    return same_kernel or left.get("host") == socket.gethostname()
+def _is_this_machine(holder: dict[str, Any]) -> bool:
+    """Returns whether this kernel, or an earlier one of this host, gave the holder its lock."""
+    # Containers of one kernel have different host names, and a restart changes the boot id.
+    same_kernel = bool(holder.get("boot")) and holder.get("boot") == _boot_id()
+    return same_kernel or holder.get("host") == socket.gethostname()

@@ -1,4 +1,4 @@
-"""Reads a run folder, finished or running: its trials, its rows, or what counts of a few."""
+"""Reads a run folder, finished or running: its trials, its rows, or the picks of a few ids."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tts_verifier.types import Trial
 def read_trials(folder: Path) -> list[Trial]:
     """Returns the trials of a run folder in the order in which they were verified.
 
-    Images, heatmaps and states are read from their files, and checked against their SHA-256,
-    when they are loaded.
+    Images, heatmaps and states stay in their files. Loading one reads its file and checks the
+    SHA-256.
 
     Raises:
         RunError: a file is damaged.
@@ -40,7 +40,7 @@ def read_trials(folder: Path) -> list[Trial]:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `read_trials` as they are written, by column.
+    """Returns the same rows as `read_trials`, as dictionaries by column.
 
     Raises:
         RunError: a file is damaged.
@@ -50,7 +50,14 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
-    """Returns what counts of some trials, by id, without reading the rest of the run folder.
+    """Returns the objective, scores and image of some trials, without reading the others' text.
+
+    Args:
+        folder: the run folder.
+        ids: of the trials.
+
+    Returns:
+        Picks by trial id; an id without a row is absent.
 
     Raises:
         RunError: a file is damaged.
@@ -80,6 +87,6 @@ def is_running(folder: Path) -> bool:
 
 
 def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
-    # One slice at a time: Python objects of all rows at once would take many times the table.
+    # As Python objects, all rows at once would take many times the memory of the table.
     for start in range(0, len(table), 4096):
         yield from table.slice(start, 4096).to_pylist()

@@ -1,8 +1,8 @@
-"""The rows of a run folder for the run that continues it, one prompt and one trial at a time.
+"""Finds the rows of a run folder for the run that continues it, prompt by prompt.
 
-A row counts only with its files. A row whose file is gone or changed counts as absent, and
-its image is generated again. A file is digested here when it is newer than the table that
-names it, and always when it is loaded.
+A row whose files are missing or changed counts as absent, and its image is generated again. The
+digest of a file is checked here only if the file is newer than the table that names it; loading
+the file always checks it.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from tts_verifier.log.storage.tables import (
 from tts_verifier.types import Job, Trial
 
 _UNREAD: Final = {"prompt_id", "prompt", "category", "parent_id", "seed", "proposal", "chosen"}
-"""Columns that the job tells already, or that a continued run does not need."""
+"""Columns that the job holds already, or that a continued run does not need."""
 _NO_PLACES: Final = np.array([], np.int64)
-_BLOCK: Final = 256
+_BLOCK_ROWS: Final = 256
 """Rows that become Python objects at a time."""
 _MOST_WARNINGS: Final = 10
 
 
 class LoggedPrompt:
-    """The rows of one prompt, by trial id."""
+    """The rows of one prompt. Belongs to the thread that runs the loop."""
 
     def __init__(self, log: LoggedTrials, places: NDArray[np.int64]) -> None:
         self._log = log
-        # Of two rows with the same id the later one counts.
+        # The later of two rows with the same id counts.
         self._rows = {row["trial_id"]: (row, written) for row, written in log.rows_at(places)}
 
     def trial(self, job: Job) -> Trial | None:
-        """Returns the trial that a job made, None if it has no row or its files are gone.
+        """Returns the trial of a job, None if it has no row or its files are gone.
 
         Raises:
-            RunError: the row is not a trial's.
+            RunError: the row does not describe a trial.
         """
         row, written = self._rows.get(job.id, (None, 0))
         if row is None or not self._log.has_files(row, written):
@@ -62,9 +62,12 @@ class LoggedPrompt:
 
 
 class LoggedTrials:
-    """All rows of a run folder, found by prompt; files that cannot be used are set aside.
+    """Finds the rows of a run folder by prompt, and sets files aside that cannot be used.
 
-    Belongs to the thread that runs the loop. Every file set aside is told by a `RunWarning`.
+    Belongs to the thread that runs the loop. A `RunWarning` names every file set aside.
+
+    Args:
+        folder: the run folder.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -89,7 +92,7 @@ class LoggedTrials:
         self._block = lru_cache(16)(self._read_block)
 
     def counts(self) -> Counter[str]:
-        """Returns how many rows there are of each prompt, by its id."""
+        """Returns the number of rows of each prompt, by prompt id."""
         return Counter({prompt: len(places) for prompt, places in self._places.items()})
 
     def of_prompt(self, prompt_id: str) -> LoggedPrompt:
@@ -97,34 +100,38 @@ class LoggedTrials:
         return LoggedPrompt(self, self._places.get(prompt_id, _NO_PLACES))
 
     def close(self) -> None:
-        """Closes the tables; nothing is found any more."""
+        """Closes the tables. After that every prompt appears to have no rows."""
         self._places.clear()
         self._groups.clear()
         self._group.cache_clear()
         self._block.cache_clear()
 
     def rows_at(self, places: NDArray[np.int64]) -> list[tuple[Mapping[str, Any], int]]:
-        """Returns rows by their places in all tables, and when the table of each was written."""
+        """Returns the rows at positions in the sequence of all tables.
+
+        Returns:
+            Each row by column, and when its table was written, in nanoseconds since the epoch.
+        """
         rows: list[tuple[Mapping[str, Any], int]] = []
         for place in places.tolist():
             group = bisect_right(self._starts, place) - 1
-            block, within = divmod(place - self._starts[group], _BLOCK)
-            rows.append((self._block(group, block)[within], self._groups[group][0].written))
+            block, offset = divmod(place - self._starts[group], _BLOCK_ROWS)
+            rows.append((self._block(group, block)[offset], self._groups[group][0].written))
         return rows
 
     def has_files(self, row: Mapping[str, Any], written: int) -> bool:
         """Returns whether all files that a row names are there and unchanged.
 
         Args:
-            row: by column.
-            written: when its table was written, in nanoseconds.
+            row: values by column.
+            written: when its table was written, in nanoseconds since the epoch.
         """
         columns = [column for column, path in self._path_columns.items() if row[path]]
-        # A list, not a generator: every bad file of the row is set aside, not the first only.
+        # A list, not a generator: every bad file of the row is set aside, not only the first.
         return all([self._has_file(row, column, written) for column in columns])
 
     def _read_block(self, group: int, block: int) -> list[dict[str, Any]]:
-        table = self._group(group).slice(block * _BLOCK, _BLOCK)
+        table = self._group(group).slice(block * _BLOCK_ROWS, _BLOCK_ROWS)
         rows: list[dict[str, Any]] = table.to_pylist()
         return rows
 
@@ -133,7 +140,7 @@ class LoggedTrials:
         return conform(table.read_group(number, self._schema.names), self._schema)
 
     def _has_file(self, row: Mapping[str, Any], column: str, written: int) -> bool:
-        # A path as text: Path objects would take a fifth of the time of a million rows.
+        # A string, not a Path: building Path objects takes a fifth of the time of a million rows.
         name = f"{self.folder}/{row[self._path_columns[column]]}"
         try:
             if os.stat(name).st_mtime_ns <= written:
@@ -148,8 +155,8 @@ class LoggedTrials:
             return False
         except RunError:
             pass
-        # The image of a look is its parent's, which may have been generated again by now, and
-        # a path that leaves the folder belongs to another run: neither is ours to move.
+        # The image of a look is its parent's and may have been generated again by now. An image
+        # outside the folder belongs to another run. Neither is ours to move.
         foreign = row["kind"] == "look" or row["image_path"].startswith("..")
         if not (foreign and column == "image"):
             self._set_aside(Path(name), "it was changed since the log was written")
@@ -168,9 +175,10 @@ class LoggedTrials:
 
 
 def _places_by_prompt(tables: Sequence[TableFile]) -> dict[str, NDArray[np.int64]]:
-    """Returns the places of every prompt's rows by its id: eight bytes a row."""
+    """Returns, by prompt id, the positions of its rows in all tables: eight bytes a row."""
     if not tables:
-        return {}  # Arrow's dictionary encoding takes a while the first time.
+        # Arrow's dictionary encoding is slow the first time; a new run need not wait for it.
+        return {}
     ids = read_column("prompt_id", tables).combine_chunks().dictionary_encode("encode")
     numbers = ids.indices.to_numpy()
     ends = np.cumsum(np.bincount(numbers, minlength=len(ids.dictionary)))

@@ -1,8 +1,7 @@
-"""A trial as one flat row of the log, and back: the schema, column by column.
+"""Turns a trial into a flat row of the log and back, and defines the schema of the columns.
 
-`SCHEMA.md` beside this file documents every column. A number that is NaN is written as null,
-so that it never sorts or averages; null is read back as NaN where a verdict exists (`detail`
-is set).
+`SCHEMA.md` beside this file documents every column. NaN is written as null: sorting and averaging
+then skip it. Null is read back as NaN where there is a verdict (`detail` is set).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from tts_verifier.log.storage.files import mask_path, read_mask
 from tts_verifier.types import (
     Box,
     Cost,
+    Decoder,
     Heatmaps,
     InFile,
     Job,
@@ -91,11 +91,14 @@ _ROLES: Final = ("score", "judge", "heatmap")
 
 @dataclass(frozen=True, slots=True)
 class ColumnNames:
-    """The names of scores, of the judge's scores and of heatmaps that a log has."""
+    """The names that differ from log to log."""
 
     score: Collection[str]
+    """Names of the verifier's scores."""
     judge: Collection[str]
+    """Names of the held-out judge's scores."""
     heatmap: Collection[str]
+    """Names of heatmaps."""
 
     @classmethod
     def of(cls, schema: pa.Schema) -> ColumnNames:
@@ -105,7 +108,7 @@ class ColumnNames:
 
 @dataclass
 class Columns:
-    """The columns that depend on the run; a schema made later has all names seen so far."""
+    """Collects the columns of a log as trials come. Not for sharing between threads."""
 
     generator: Mapping[str, Setting]
     """The generator's settings."""
@@ -117,13 +120,13 @@ class Columns:
     """Names of heatmaps."""
 
     def add_names(self, names: ColumnNames) -> None:
-        """Adds the names that a log has."""
+        """Adds the names of an existing log."""
         self.scores.update(dict.fromkeys(names.score))
         self.judge.update(dict.fromkeys(names.judge))
         self.heatmaps.update(dict.fromkeys(names.heatmap))
 
     def add_trials(self, trials: Iterable[Trial]) -> None:
-        """Adds the names that these trials have.
+        """Adds the names that trials bring.
 
         Raises:
             InputError: a score has the name of a column of the log.
@@ -142,7 +145,10 @@ class Columns:
             )
 
     def schema(self) -> pa.Schema:
-        """Returns the schema; the role of a run's own columns is in their metadata."""
+        """Returns the schema of all columns so far.
+
+        The columns that depend on the run carry their role and name as metadata.
+        """
 
         def own(role: str, name: str, column: str, kind: pa.DataType) -> pa.Field:
             return pa.field(column, kind, metadata={"role": role, "name": name})
@@ -168,7 +174,7 @@ class Columns:
 
 
 def names_of(schema: pa.Schema, role: str) -> list[str]:
-    """Returns the run's own names of one role: "generator", "score", "judge" or "heatmap"."""
+    """Returns the names of one role in a schema: "generator", "score", "judge" or "heatmap"."""
     return [
         f.metadata[b"name"].decode()
         for f in schema
@@ -180,11 +186,11 @@ def names_of(schema: pa.Schema, role: str) -> list[str]:
 
 
 def to_row(trial: Trial, settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """Returns the row of a trial.
+    """Returns the row of a trial, by column.
 
     Args:
-        trial: verified, with its image, heatmaps and state in files.
-        settings: the generator's.
+        trial: a verified trial whose image, heatmaps and state are in files.
+        settings: the generator's settings.
     """
     proposal, verdict = trial.proposal, trial.verdict
     width, height = trial.size or (None, None)
@@ -253,13 +259,13 @@ def to_trial(
     """Returns a row as a trial; its image, heatmaps and state stay in their files.
 
     Args:
-        row: by column.
-        folder: the run's.
-        names: of its scores, judge's scores and heatmaps.
-        job: what made the trial; None = read it from the row.
+        row: values by column.
+        folder: the run folder.
+        names: the names of the log's scores and heatmaps.
+        job: the trial's job; None = read prompt and proposal from the row.
 
     Raises:
-        RunError: it is not a trial's, or its mask is gone.
+        RunError: the row does not describe a trial, or its mask is gone.
     """
     try:
         return _trial_of_row(row, folder, names, job or _job_of_row(row, folder))
@@ -281,9 +287,9 @@ def judge_of_row(row: Mapping[str, Any], names: ColumnNames) -> dict[str, float]
 
 
 def file_of_row(
-    row: Mapping[str, Any], column: str, folder: Path, decoder: Any
+    row: Mapping[str, Any], column: str, folder: Path, decoder: Decoder[Any]
 ) -> InFile[Any] | None:
-    """Returns the value of the file that a row names under `column`, None if it names none."""
+    """Returns the value in the file that a row names under `column`, None if it names none."""
     path = row[f"{column}_path"]
     return InFile(folder, path, row[f"{column}_sha256"], decoder) if path else None
 

@@ -1,8 +1,8 @@
-"""Notes on generated samples that no row names yet, so that a kill does not lose them.
+"""Notes on samples that are generated but not verified: a kill then does not lose them.
 
-Where a batch is verified while the next one is generated, several batches have images but no
-rows. `waiting/ID.json` is one such batch: by trial id what its row will say of the sample.
-The note goes when the rows are written.
+Where a batch is verified while the next one is generated, several batches have images but no rows.
+The file `waiting/ID.json` describes one such batch: by trial id, what a row will say of the sample.
+It is deleted when the rows are written.
 """
 
 from __future__ import annotations
@@ -16,46 +16,51 @@ from typing import Any, Final
 from tts_verifier.errors import RunError
 from tts_verifier.log.storage.codecs import IMAGE, STATE
 from tts_verifier.log.storage.files import Folder
-from tts_verifier.types import Cost, InFile, Job, Sample
+from tts_verifier.types import Cost, Decoder, InFile, Job, Sample
 
 NOTES: Final = "waiting"
 
 Note = Mapping[str, Any]
-"""`progress`, `cost`, and for "image" and "state" the (path, SHA-256) of a file or None."""
+"""Holds `progress` and `cost`; under `image` and `state` the (path, SHA-256) of a file, or None."""
 
 
 def note_of(sample: Sample, files: Mapping[str, tuple[str, str]]) -> Note:
-    """Returns the note on a sample whose files, by "image" and "state", are written."""
-    places = {name: files.get(name) for name in ("image", "state")}
-    return {"progress": sample.progress, "cost": asdict(sample.cost), **places}
+    """Returns the note on a sample.
+
+    Args:
+        sample: generated, not verified.
+        files: its written files: "image" or "state" -> (path, SHA-256).
+    """
+    columns = {name: files.get(name) for name in ("image", "state")}
+    return {"progress": sample.progress, "cost": asdict(sample.cost), **columns}
 
 
 def write_notes(folder: Folder, notes: Mapping[str, Note]) -> None:
-    """Writes the notes on one batch into a file named after its first trial."""
+    """Writes the notes on one batch to a file named after the first trial."""
     path = _note_file(folder.root, next(iter(notes))).relative_to(folder.root)
     folder.write(path.as_posix(), json.dumps(notes).encode())
 
 
 def delete_notes(folder: Path, ids: Iterable[str]) -> None:
-    """Deletes the notes on the batches that begin with one of these trials."""
+    """Deletes the files of notes that are named after these trials."""
     for trial_id in ids:
         _note_file(folder, trial_id).unlink(missing_ok=True)
 
 
 def read_notes(folder: Path) -> dict[str, Note]:
-    """Returns the notes by trial id, also those on trials that have rows by now."""
+    """Returns all notes by trial id, also on trials that have rows; deletes unreadable files."""
     notes: dict[str, Note] = {}
     for path in sorted((folder / NOTES).glob("*.json")):
         try:
             notes |= json.loads(path.read_bytes())
         except (OSError, ValueError, TypeError):
-            # The samples of an unreadable note are generated again.
+            # Its samples will be generated again.
             path.unlink()
     return notes
 
 
 def sample_of_note(note: Note, job: Job, folder: Path) -> Sample | None:
-    """Returns the sample that a note is about, None if its files are gone or changed."""
+    """Returns the sample that a note describes, None if its files are gone or changed."""
     try:
         image = _file_of_note(note["image"], folder, IMAGE)
         state = _file_of_note(note["state"], folder, STATE).load() if note["state"] else None
@@ -65,8 +70,10 @@ def sample_of_note(note: Note, job: Job, folder: Path) -> Sample | None:
         return None
 
 
-def _file_of_note(place: Sequence[str], folder: Path, decoder: Any) -> InFile[Any]:
-    path, digest = place
+def _file_of_note(
+    path_and_digest: Sequence[str], folder: Path, decoder: Decoder[Any]
+) -> InFile[Any]:
+    path, digest = path_and_digest
     return InFile(folder, path, digest, decoder)
 
 

@@ -1,17 +1,17 @@
 """Writes a run folder, so that a kill loses nothing that was verified.
 
-    header.json        what the run is and under what it was made
-    lock               while a process writes the folder: which one
-    parts/*.parquet    while it runs: rows of verified batches, `chosen` null
-    trials.parquet     when it has finished: all rows, `chosen` filled
-    images/, heatmaps/, masks/    PNG files, named in the rows by relative paths
-    states/            latents of unfinished candidates, until nothing can refer to them
+    header.json        what the run is, and the environment that it ran in
+    lock               the process that writes the folder, while there is one
+    parts/*.parquet    while the run goes on: rows of verified batches, `chosen` null
+    trials.parquet     when the run has finished: all rows, `chosen` filled
+    images/, heatmaps/, masks/    PNG files; the rows name them by relative paths
+    states/            latents of unfinished candidates, until no proposal can refer to them
     waiting/           notes on samples that are not verified yet, where the two overlap
     aside/             files that were torn, changed or not ours, kept for the user
 
-Every file appears by an atomic rename, and a row only after the files that it names. Images
-are written in threads while they are verified. A kill costs at most the generation of one
-batch and the verification of one.
+Every file appears by an atomic rename, and a row only after the files that it names. Threads
+write images while the verifier works on them. A kill costs at most the generation of one batch
+and the verification of one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-from PIL import Image
 
 from tts_verifier.identity import mask_digest
 from tts_verifier.log.header import note_session, write_header
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.resume import LoggedTrials
 from tts_verifier.log.schema import Columns, to_row
-from tts_verifier.log.storage.codecs import IMAGE, STATE, Codec, HeatmapCodec, png
+from tts_verifier.log.storage.codecs import IMAGE, MASK, STATE, Codec, HeatmapCodec
 from tts_verifier.log.storage.files import Folder, mask_path
 from tts_verifier.log.storage.pending_files import PendingFiles
 from tts_verifier.log.storage.table_writer import TableWriter
@@ -56,39 +55,45 @@ from tts_verifier.types import (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _File:
+class _PendingFile:
     """A file on its way to the disk."""
 
     path: str
+    """Relative to the run folder."""
     codec: Codec[Any]
+    """What encodes its value."""
     digest: Future[str]
+    """Its SHA-256 as hex digits, once it is written."""
 
     def stored(self, folder: Path) -> InFile[Any]:
-        """Waits for the file and returns its content as a stored value."""
+        """Waits until the file is written and returns the value that it holds."""
         return InFile(folder, self.path, self.digest.result(), self.codec)
 
 
 class RunLog:
-    """Writes one run folder; made by `open_log`, closed by `close` or at the end of a `with`.
+    """Writes one run folder. `open_log` makes it; `close` or the end of a `with` closes it.
 
-    The thread that generates calls `start_images`, `forget_states` and `flush`; the thread
-    that verifies calls `append`. These may be two threads, or one.
+    Two threads may share it: one that generates calls every method but `append`, and one that
+    verifies calls `append`. `finish` and `close` come after the last `append`.
     """
 
     def __init__(self, folder: Folder, lock: FolderLock, settings: Mapping[str, Setting]) -> None:
         self.folder, self._folder, self._lock = folder.root, folder, lock
         self.logged = LoggedTrials(folder)
-        """What the folder holds from earlier processes."""
+        """The rows of earlier processes."""
         self._columns = Columns(settings)
         self._columns.add_names(self.logged.names)
         self._tables = TableWriter(folder)
         self._pending = PendingFiles(folder)
         self._note_thread = ThreadPoolExecutor(1, "notes")
         self._notes: dict[str, Future[None]] = {}
-        """Notes of this process, by the id of the first trial of each."""
+        """This process's notes on their way, by the id of the first trial that each is about.
+
+        The generating thread adds them and the verifying thread removes them; each such step is
+        atomic, as is the copy in `flush`.
+        """
         self._earlier_notes = read_notes(folder.root)
-        self._masks: set[str] = set()
-        """Digests of the masks that this process wrote."""
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -98,19 +103,21 @@ class RunLog:
 
     def unjudged(self, jobs: Iterable[Job]) -> dict[str, Sample]:
         """Returns the samples of jobs that an earlier process left unverified, by trial id."""
-        notes = [
-            (job, self._earlier_notes[job.id]) for job in jobs if job.id in self._earlier_notes
-        ]
-        samples = {job.id: sample_of_note(note, job, self.folder) for job, note in notes}
-        return {trial_id: sample for trial_id, sample in samples.items() if sample is not None}
+        samples = {}
+        for job in jobs:
+            if job.id in self._earlier_notes:
+                sample = sample_of_note(self._earlier_notes[job.id], job, self.folder)
+                if sample is not None:
+                    samples[job.id] = sample
+        return samples
 
     def start_images(self, samples: Sequence[Sample], *, note: bool = False) -> None:
         """Starts to write the images of samples that are not verified yet.
 
         Args:
-            samples: those whose image is in a file already are passed over.
-            note: other samples are generated before these are verified: note these beside the
-                log, so that a kill does not lose them.
+            samples: of one batch; those whose image is in a file already are skipped.
+            note: also write their states, and a note on them, so that a kill does not lose them.
+                Needed where other samples are generated before these are verified.
         """
         new = [
             sample
@@ -124,20 +131,21 @@ class RunLog:
             self._notes[new[0].job.id] = self._note_thread.submit(self._write_notes, new, files)
 
     def append(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Writes verified trials: their files, then their rows as one part.
+        """Writes verified trials, and waits until they are on the disk.
 
         Returns:
-            The trials when all of it is on the disk; images, heatmaps and states in files.
+            The same trials, with images, heatmaps and states in files.
 
         Raises:
             RunError: something cannot be written.
             InputError: a score has the name of a column.
         """
         self._columns.add_trials(trials)
+        # All files start before the first is waited for: the pool writes them side by side.
         files = [self._start_trial(trial) for trial in trials]
         logged = [self._in_files(t, started) for t, started in zip(trials, files, strict=True)]
         rows = [to_row(trial, self._columns.generator) for trial in logged]
-        # The files' names are on the disk before a row says that they are there.
+        # The files' names are on the disk before a row refers to them.
         self._folder.settle()
         self._tables.append(pa.Table.from_pylist(rows, schema=self._columns.schema()))
         self._pending.forget(file.path for started in files for file in started.values())
@@ -149,7 +157,7 @@ class RunLog:
         self._delete(t.state.path for t in trials if isinstance(t.state, InFile))
 
     def flush(self) -> None:
-        """Waits until the notes on all samples are on the disk.
+        """Waits until all notes are on the disk, with the files that they name.
 
         Raises:
             RunError: something could not be written.
@@ -158,16 +166,18 @@ class RunLog:
             note.result()
 
     def finish(self, chosen: Collection[str], session: Mapping[str, Any] | None = None) -> None:
-        """Merges the parts into one table that says which trials were chosen.
+        """Merges the parts into one table that marks the chosen trials.
 
         Args:
-            chosen: trial ids.
+            chosen: ids of the chosen trials.
             session: JSON values about this process for the header; None = nothing.
 
         Raises:
-            RunError: something could not be written, or was removed meanwhile.
+            RunError: something could not be written, or a part was removed meanwhile.
         """
         self.flush()
+        self._tables.check_parts()
+        # Before the table: once that is finished, a continued run has nothing to note.
         if session is not None:
             note_session(self._folder, session)
         self.logged.close()
@@ -176,11 +186,14 @@ class RunLog:
             self._delete(path.relative_to(self.folder) for path in self.folder.glob(pattern))
 
     def close(self) -> None:
-        """Waits until all is written and releases the folder; a second call does nothing.
+        """Waits until everything is written and releases the folder; a second call does nothing.
 
         Raises:
             RunError: something could not be written.
         """
+        if self._closed:
+            return
+        self._closed = True
         try:
             self.flush()
         finally:
@@ -191,20 +204,20 @@ class RunLog:
 
     # -- files -------------------------------------------------------------------------------
 
-    def _start(self, path: str, codec: Codec[Any], value: Any) -> _File:
-        return _File(path, codec, self._pending.start(path, codec, value))
+    def _start(self, path: str, codec: Codec[Any], value: Any) -> _PendingFile:
+        return _PendingFile(path, codec, self._pending.start(path, codec, value))
 
-    def _start_sample(self, sample: Sample, *, with_state: bool) -> dict[str, _File]:
-        """Starts to write a sample's image, and its state too where it is noted."""
+    def _start_sample(self, sample: Sample, *, with_state: bool) -> dict[str, _PendingFile]:
+        """Starts to write a sample's image and, if asked, its state; returns files by column."""
         trial_id = sample.job.id
         files = {"image": self._start(f"images/{trial_id}.png", IMAGE, sample.image)}
         if with_state and sample.state is not None:
             files["state"] = self._start(f"states/{trial_id}.npz", STATE, sample.state)
         return files
 
-    def _start_trial(self, trial: Trial) -> dict[str, _File]:
-        """Starts to write what of a trial is in memory, by column."""
-        files: dict[str, _File] = {}
+    def _start_trial(self, trial: Trial) -> dict[str, _PendingFile]:
+        """Starts to write whatever a trial holds in memory; returns the files by column."""
+        files: dict[str, _PendingFile] = {}
 
         def start(column: str, stored: Stored[Any] | None, path: str, codec: Codec[Any]) -> None:
             if isinstance(stored, InMemory):
@@ -218,19 +231,12 @@ class RunLog:
                     codec = HeatmapCodec(stored.value.size, stored.value.box)
                     start(f"heatmap_{name}", stored, f"heatmaps/{trial.id}.{name}.png", codec)
         if isinstance(trial.proposal, Repaint):
-            self._write_mask(trial.proposal)
+            mask = trial.proposal.mask
+            files["mask"] = self._start(mask_path(mask_digest(mask)), MASK, mask)
         return files
 
-    def _write_mask(self, proposal: Repaint) -> None:
-        """Writes a mask once: several repaints of a round have the same one."""
-        digest = mask_digest(proposal.mask)
-        if digest not in self._masks:
-            image = Image.fromarray(proposal.mask.array())
-            self._folder.write(mask_path(digest), png(image))
-            self._masks.add(digest)
-
-    def _in_files(self, trial: Trial, files: Mapping[str, _File]) -> Trial:
-        """Waits for a trial's files and returns the trial that refers to them."""
+    def _in_files(self, trial: Trial, files: Mapping[str, _PendingFile]) -> Trial:
+        """Waits for a trial's files and returns the trial with its values in these files."""
         stored = {column: file.stored(self.folder) for column, file in files.items()}
         verdict = trial.verdict
         if verdict is not None:
@@ -248,14 +254,16 @@ class RunLog:
 
     # -- notes -------------------------------------------------------------------------------
 
-    def _write_notes(self, samples: Sequence[Sample], files: Sequence[Mapping[str, _File]]) -> None:
+    def _write_notes(
+        self, samples: Sequence[Sample], files: Sequence[Mapping[str, _PendingFile]]
+    ) -> None:
         notes = {
             sample.job.id: note_of(
                 sample, {kind: (file.path, file.digest.result()) for kind, file in started.items()}
             )
             for sample, started in zip(samples, files, strict=True)
         }
-        # The files are on the disk before a note says that they are there.
+        # The files' names are on the disk before a note refers to them.
         self._folder.settle()
         write_notes(self._folder, notes)
         self._folder.settle()
@@ -263,7 +271,7 @@ class RunLog:
     def _delete_notes(self, trials: Sequence[Trial]) -> None:
         """Deletes the notes on trials that have rows now.
 
-        An earlier process's notes may be on more than this batch: they stay to the end.
+        The notes of earlier processes stay to the end: one may cover more than this batch.
         """
         noted = [trial.id for trial in trials if trial.id in self._notes]
         for trial_id in noted:
@@ -281,10 +289,10 @@ def open_log(
     """Starts a run folder, or opens that of the same run to continue it.
 
     Args:
-        folder: is made if it does not exist.
-        about: JSON values that say what the run is; those of the folder must be equal.
-        settings: the generator's, a column each.
-        grows: names of the strategy's numbers that may be larger than in the folder.
+        folder: the run folder; created if it does not exist.
+        about: JSON values that identify the run; those of the folder must be equal.
+        settings: the generator's settings, one column each.
+        grows: names of the strategy's arguments that may be larger than in the folder.
 
     Raises:
         RunError: the folder belongs to another run, is in use, or cannot be read or written.

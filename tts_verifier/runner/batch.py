@@ -1,6 +1,6 @@
-"""One batch from jobs to trials: generate, verify, ask the held-out judge, take the time.
+"""Takes one batch from jobs to trials: generates, verifies, asks the held-out judge.
 
-This is the one clock of a run: generators and verifiers leave `Cost`'s seconds at zero.
+This is the only clock of a run: generators and verifiers leave the seconds of `Cost` at zero.
 """
 
 from __future__ import annotations
@@ -30,59 +30,62 @@ from tts_verifier.types import (
     Verdict,
 )
 
-R = TypeVar("R")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Samples that are not verified yet; all of them looks, or none."""
+class SampleBatch:
+    """Samples that are not verified yet."""
 
     samples: Sequence[Sample]
     looks: bool
+    """Whether all of the samples belong to looks; otherwise none does."""
 
 
-def generate_batch(setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, Sample]) -> Batch:
-    """Generates the jobs of one kind, except those that have a sample already.
+def generate_batch(
+    setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, Sample]
+) -> SampleBatch:
+    """Generates a sample for each job that has none yet.
 
     Args:
         setup: the parts of the run.
-        jobs: of one kind.
-        unjudged: samples of an earlier process that has not verified them, by trial id.
+        jobs: all of one kind of proposal.
+        unjudged: samples that an earlier process generated but did not verify, by trial id.
 
     Returns:
-        A sample for each job, in order. One that failed has its error; seconds are an image's
-        share of the batch.
+        A sample for each job, in order. A sample that failed holds its error. `generate_seconds`
+        is the image's share of the batch.
     """
     looks = all(isinstance(job.proposal, Look) for job in jobs)
     if looks:
-        return Batch([_look(job) for job in jobs], looks)
+        return SampleBatch([_look(job) for job in jobs], looks)
     new_jobs = [job for job in jobs if job.id not in unjudged]
     samples, seconds = _timed(lambda: _generate(setup, new_jobs) if new_jobs else [])
     share = seconds / max(len(new_jobs), 1)
     new = {s.job.id: replace(s, cost=replace(s.cost, generate_seconds=share)) for s in samples}
-    return Batch([unjudged.get(job.id) or new[job.id] for job in jobs], looks)
+    return SampleBatch([unjudged.get(job.id) or new[job.id] for job in jobs], looks)
 
 
-def verify_batch(setup: RunSetup, batch: Batch) -> list[Trial]:
+def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
     """Verifies a batch and returns a trial for each sample, in order.
 
-    A sample that failed becomes a trial with its error; so does an image that could not be
-    verified, or a reply without a usable score (see `retry`). Seconds are an image's share of
-    the batch; the held-out judge's are not counted.
+    A trial holds an error if its sample failed, its image could not be verified, or the reply
+    has no usable score (see `retry`). `verify_seconds` is the image's share of the batch; the
+    held-out judge's time is not counted.
     """
     detail: Detail = "diagnose" if batch.looks else setup.detail
     with_image = [sample for sample in batch.samples if sample.image is not None]
     verdicts, seconds = _timed(lambda: _verify(setup.verifier, with_image, detail))
     by_id = {s.job.id: verdict for s, verdict in zip(with_image, verdicts, strict=True)}
-    judged = _judge(setup.judge, batch.samples)
+    judge_scores = _judge(setup.judge, batch.samples)
     share = seconds / max(len(with_image), 1)
     return [
-        _trial(setup, sample, by_id.get(sample.job.id), share, judged.get(sample.job.id, {}))
+        _trial(setup, sample, by_id.get(sample.job.id), share, judge_scores.get(sample.job.id, {}))
         for sample in batch.samples
     ]
 
 
-def _timed(work: Callable[[], R]) -> tuple[R, float]:
+def _timed(work: Callable[[], ResultT]) -> tuple[ResultT, float]:
     began = time.perf_counter()
     result = work()
     return result, time.perf_counter() - began
@@ -103,7 +106,7 @@ def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
                 f"{type(setup.generator).__name__} must return a sample for each of "
                 f"{len(some)} jobs, it returned {len(samples)}."
             )
-        # A sample belongs to the job of the run, whatever job the generator says it has.
+        # The runner's job counts, whatever job the generator put into its sample.
         return [replace(sample, job=job) for sample, job in zip(samples, some, strict=True)]
 
     samples = with_retry(generate, jobs, lambda job, why: Sample(job, None, error=why))
@@ -114,7 +117,7 @@ def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
 
 
 def _with_state(setup: RunSetup, job: Job) -> Job:
-    """Loads the parent's state, or generates the lineage again if the state is gone."""
+    """Returns the job with its parent's state loaded; generates a lost state again."""
     if not isinstance(job.proposal, Continue):
         return job
     parent = job.ancestors[0]
@@ -123,11 +126,12 @@ def _with_state(setup: RunSetup, job: Job) -> Job:
         try:
             state = parent.state.load()
         except RunError:
-            # The file is gone or changed; the lineage gives the same state again.
+            # The file is gone or changed. The same proposals give the same state again.
             state = None
     if state is None:
-        again = _with_state(setup, Job(job.prompt, parent.proposal, job.ancestors[1:]))
-        state = setup.generator.generate([again])[0].state
+        lineage = job.ancestors[1:]
+        again = Job(job.prompt, parent.proposal, lineage, parent.id, parent.round)
+        state = setup.generator.generate([_with_state(setup, again)])[0].state
     if state is None:
         raise InputError(
             f"{type(setup.generator).__name__} must give an unfinished image a state; trial "
@@ -157,7 +161,7 @@ def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> li
 def _judge(judge: Verifier | None, samples: Sequence[Sample]) -> dict[str, Mapping[str, float]]:
     """Returns the held-out judge's scores of finished images, by trial id.
 
-    A look shows its parent's image, so it has its parent's scores.
+    A look has its parent's image, so it takes over its parent's scores.
     """
     if judge is None:
         return {}

@@ -1,8 +1,8 @@
-"""Where generator and verifier compute: side by side, in turns on one device, or on two.
+"""Places generator and verifier: on two devices, together on one, or in turns on one.
 
-Both stay where they are if they fit. Where they do not, one waits in host memory while the
-other works, and they change places once for many images. `interfaces.Movable` is what a part
-must be to take turns.
+Both stay on the device if they fit. If they do not, one waits in host memory while the other
+works, and they change places once for many images. A part that takes turns must implement
+`interfaces.Movable`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class PartPlacement:
     """Where a generator or verifier is to compute."""
 
     device: str | None
-    """None = unknown."""
+    """The device; None = unknown."""
     missing: int = 0
-    """Bytes of its weights that are not there yet."""
+    """Bytes of its weights that are not on the device yet."""
     movable: bool = False
+    """Whether the runner may move it."""
 
 
 def plan_placement(
@@ -37,13 +38,13 @@ def plan_placement(
     """Decides how two parts share their devices.
 
     Args:
-        generator: where it is to compute, and what is missing there.
-        verifier: likewise.
-        free: bytes that may still be taken of the generator's device; None = not counted.
+        generator: the generator's placement.
+        verifier: the verifier's.
+        free: bytes left on the generator's device; None = not counted.
 
     Returns:
-        "apart": on two devices. "together": both fit on one. "in turns": they do not.
-        "as placed": the device is unknown; or it is full, and one part must not be moved.
+        "apart": on two devices. "together": both fit on one. "in turns": both are on one and do
+        not fit. "as placed": a device is unknown, or they do not fit and one must not be moved.
     """
     if generator.device is None or verifier.device is None:
         return "as placed"
@@ -55,7 +56,7 @@ def plan_placement(
 
 
 def placement_of(part: object) -> PartPlacement:
-    """Returns what a generator or verifier says of itself."""
+    """Returns the placement of a generator or verifier, as it describes itself."""
     device = target_device(part)
     if not is_movable(part):
         return PartPlacement(device)
@@ -79,7 +80,9 @@ def current_device(part: object) -> str | None:
 
 
 class DevicePlacement:
-    """Keeps generator and verifier where the plan wants them. Belongs to one run.
+    """Moves generator and verifier as the plan demands.
+
+    Belongs to one run, and to the thread that runs its loop.
 
     Args:
         setup: the parts of the run.
@@ -90,31 +93,31 @@ class DevicePlacement:
         self._targets = [target_device(part) for part in self._parts]
         self._at_start = [current_device(part) for part in self._parts]
         self.devices = dict(zip(("generate", "verify"), self._targets, strict=True))
-        """Where each side computes, None where a part does not say."""
+        """The device of "generate" and of "verify"; None where a part does not say."""
         self.plan = _plan_for(*self._parts)
         _warn_if_waiting(setup.judge)
         self.overlap = self.plan != "in turns" and self._wants_overlap(setup.overlap)
         """Whether a batch is verified while the next one is generated."""
         self.moves = 0
-        """How often a part was moved."""
+        """How many moves there were."""
 
     @property
     def generates_ahead(self) -> bool:
-        """Whether more is generated before the last batch is verified."""
+        """Whether a batch may be generated before the last one is verified."""
         return self.overlap or self.plan == "in turns"
 
     def to_generate(self) -> None:
-        """Brings the generator to its device, after the verifier has left if it must."""
+        """Brings the generator to its device; if they take turns, the verifier leaves first."""
         self._bring(0, other=1)
 
     def to_verify(self) -> None:
-        """Brings the verifier to its device, after the generator has left if it must."""
+        """Brings the verifier to its device; if they take turns, the generator leaves first."""
         self._bring(1, other=0)
 
     def restore(self) -> None:
-        """Brings parts that took turns back to where the run found them."""
+        """Brings parts that took turns back to where they were at the start."""
         if self.plan == "in turns":
-            # A part that returns to host memory goes first and makes room for the other.
+            # A part that returns to host memory goes first: it makes room for the other.
             order = sorted((0, 1), key=lambda side: self._at_start[side] != _HOST)
             for side in order:
                 self._move(side, self._at_start[side])
@@ -123,10 +126,10 @@ class DevicePlacement:
     def _parts(self) -> tuple[object, object]:
         return self._generator, self._verifier
 
-    def _wants_overlap(self, asked: bool | None) -> bool:
-        if asked is not None:
-            return asked
-        # On one GPU as well: a verifier's small kernels leave much of it idle.
+    def _wants_overlap(self, option: bool | None) -> bool:
+        if option is not None:
+            return option
+        # Overlap helps on one GPU too: a verifier's small kernels leave much of it idle.
         on_gpu = str(self.devices["generate"]).startswith("cuda")
         return self.plan == "apart" or (self.plan == "together" and on_gpu)
 
@@ -134,8 +137,8 @@ class DevicePlacement:
         if self.plan == "in turns":
             self._move(other, _HOST)
         part = self._parts[side]
-        waits = self.plan == "together" and is_movable(part) and part.home is not None
-        if waits or self.plan == "in turns":
+        has_home = self.plan == "together" and is_movable(part) and part.home is not None
+        if has_home or self.plan == "in turns":
             self._move(side, self._targets[side])
 
     def _move(self, side: int, device: str | None) -> None:
@@ -146,7 +149,7 @@ class DevicePlacement:
 
 
 def _warn_if_waiting(judge: object) -> None:
-    """Warns where a held-out judge waits for a move: only the verifier takes turns."""
+    """Warns if the held-out judge is not on its device: the runner does not move it."""
     if is_movable(judge) and judge.home not in (None, str(judge.device)):
         warnings.warn(
             f"The held-out judge did not fit on {judge.home} and judges on {judge.device}, which "
@@ -158,7 +161,7 @@ def _warn_if_waiting(judge: object) -> None:
 
 
 def _plan_for(generator: object, verifier: object) -> PlacementPlan:
-    """Plans from no more than is needed: to count the bytes of weights takes a while."""
+    """Returns the plan; counts the bytes of weights, which takes a while, only if it must."""
     device = target_device(generator)
     if device is None or device != target_device(verifier):
         return plan_placement(PartPlacement(device), PartPlacement(target_device(verifier)), None)

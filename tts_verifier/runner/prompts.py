@@ -1,4 +1,4 @@
-"""Prompts of a run: from strings, from a text file with one a line, from JSON lines."""
+"""Reads the prompts of a run from strings, mappings, a text file or a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tts_verifier.types import Prompt
 
 
 def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Prompt, ...]:
-    """Returns prompts with ids: a string's is its place, "0000" on.
+    """Returns prompts with ids. A prompt without an id gets its position: "0000", "0001", ...
 
     Args:
         items: prompts, texts, or mappings with `prompt` (or `text`) and perhaps `id` and
             `category` (or `tag`), a word by which reports group prompts.
 
     Raises:
-        InputError: no prompt, an empty one, or two with the same id or the same text (which
-            would draw the same pictures).
+        InputError: there is no prompt, one is empty, or two have the same id or the same text
+            (and would give the same images).
     """
     if isinstance(items, (str, Mapping)):
         raise InputError(f"Prompts must be a list, got {items!r}. Put it into a list.")
-    prompts = tuple(_prompt(i, item) for i, item in enumerate(items))
+    prompts = tuple(_as_prompt(i, item) for i, item in enumerate(items))
     if not prompts:
         raise InputError("A run needs at least one prompt, got none.")
     for field in ("id", "text"):
-        seen: dict[str, int] = {}
+        positions: dict[str, int] = {}
         for i, prompt in enumerate(prompts):
             value = getattr(prompt, field)
-            if value in seen:
+            if value in positions:
                 raise InputError(
-                    f"Prompts {seen[value]} and {i} have the same {field}, {value[:60]!r}; each "
-                    "must have its own."
+                    f"Prompts {positions[value]} and {i} have the same {field}, {value[:60]!r}; "
+                    "each must have its own."
                 )
-            seen[value] = i
+            positions[value] = i
     return prompts
 
 
@@ -54,35 +54,27 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     if path.suffix == ".txt":
         items: list[object] = [line for line in lines if line]
     else:
-        items = [_parse(path, i, line) for i, line in enumerate(lines, 1) if line]
+        items = [_parse_json_line(path, i, line) for i, line in enumerate(lines, 1) if line]
     try:
         return as_prompts(items)  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _parse(path: Path, number: int, line: str) -> object:
+def _parse_json_line(path: Path, number: int, line: str) -> object:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}:{number} must be JSON: {error}.") from error
 
 
-def _prompt(index: int, item: object) -> Prompt:
-    name = f"{index:04d}"
+def _as_prompt(index: int, item: object) -> Prompt:
     if isinstance(item, Prompt):
         prompt = item
     elif isinstance(item, Mapping):
-        text = item.get("prompt", item.get("text"))
-        given = item.get("id", name)
-        if isinstance(given, bool) or not isinstance(given, (str, int)):
-            raise InputError(f"Prompt {index} must have a string or a number as id: {given!r}.")
-        category = item.get("category", item.get("tag", ""))
-        if not isinstance(category, str):
-            raise InputError(f"Prompt {index} must have a word as category, got {category!r}.")
-        prompt = Prompt(str(given), text if isinstance(text, str) else "", category)
+        prompt = _prompt_of_mapping(index, item)
     else:
-        prompt = Prompt(name, item if isinstance(item, str) else "")
+        prompt = Prompt(f"{index:04d}", item if isinstance(item, str) else "")
     if not prompt.text.strip() or not prompt.id:
         raise InputError(
             f"Prompt {index} must be a text that is not empty, or have one as `prompt`: {item!r}."
@@ -92,3 +84,14 @@ def _prompt(index: int, item: object) -> Prompt:
     except UnicodeEncodeError as error:
         raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from error
     return prompt
+
+
+def _prompt_of_mapping(index: int, item: Mapping[str, object]) -> Prompt:
+    text = item.get("prompt", item.get("text"))
+    prompt_id = item.get("id", f"{index:04d}")
+    if isinstance(prompt_id, bool) or not isinstance(prompt_id, (str, int)):
+        raise InputError(f"Prompt {index} must have a string or a number as id: {prompt_id!r}.")
+    category = item.get("category", item.get("tag", ""))
+    if not isinstance(category, str):
+        raise InputError(f"Prompt {index} must have a word as category, got {category!r}.")
+    return Prompt(str(prompt_id), text if isinstance(text, str) else "", category)

@@ -1,7 +1,7 @@
-"""What a run ends with: in memory, or in its folder until somebody asks.
+"""The result of a run, in memory or read from the run folder on demand.
 
-With a log, a run keeps only some numbers and ids of a finished prompt: 17 bytes a trial, so
-that memory hardly grows with the number of trials.
+With a log, a run keeps only a few numbers of a finished prompt and the ids of its trials. These
+take 17 bytes a trial, so memory hardly grows with the number of trials.
 """
 
 from __future__ import annotations
@@ -22,22 +22,28 @@ from tts_verifier.types import Choice, Prompt, Trial
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptResult:
-    """A prompt whose search is over."""
+    """The result of one finished search."""
 
     summary: PromptSummary
-    """Lacks `first` and `chosen` where the trials are in the log."""
+    """What the search achieved. Lacks `first` and `chosen` where the trials are in the log."""
     first: str
     """The id of the first finished trial, "" if there is none."""
     chosen: str
     """The id of the chosen trial, "" if there is none."""
     ids: str
-    """The ids of all trials, with spaces between: one text takes less than a list."""
+    """The ids of all trials, joined by spaces: one string takes less memory than a list."""
     trials: tuple[Trial, ...] | None
-    """None where they are in the log."""
+    """All trials, round by round; None where they are in the log."""
 
     @classmethod
     def of(cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool) -> PromptResult:
-        """Makes the result of a search from all its trials, round by round."""
+        """Returns the result of a search.
+
+        Args:
+            prompt: the prompt that was searched for.
+            history: all trials, round by round.
+            logged: whether the trials are in the log and need not be kept in memory.
+        """
         summary = summarise_prompt(prompt, history)
         first, chosen = (pick.id if pick else "" for pick in (summary.first, summary.chosen))
         ids = " ".join(trial.id for trial in history)
@@ -47,7 +53,13 @@ class PromptResult:
 
 
 class RunResult:
-    """What a run ends with. Trials and images of a run with a log are read when asked for."""
+    """The result of a run. With a log, trials and images are read when they are asked for.
+
+    Args:
+        results: one for each prompt, in order.
+        folder: the run folder; None = no log.
+        busy: see the attribute.
+    """
 
     def __init__(
         self, results: Sequence[PromptResult], folder: Path | None, busy: Mapping[str, float]
@@ -56,59 +68,62 @@ class RunResult:
         self.folder = folder
         """The run folder, None when there is no log."""
         self.busy = busy
-        """"generate" and "verify" -> the fraction of the run's time that went into it; together
+        """The fractions of the run's time that went into "generate" and "verify". They add up to
         more than 1 when the two overlap."""
 
     @cached_property
     def summaries(self) -> list[PromptSummary]:
-        """What was achieved for each prompt, in the order of the prompts.
+        """What the run achieved for each prompt, in the order of the prompts.
 
         Raises:
             RunError: the folder is damaged.
         """
         if self.folder is None:
-            return [one.summary for one in self._results]
-        ids = {name for one in self._results for name in (one.first, one.chosen)}
+            return [result.summary for result in self._results]
+        ids = {trial_id for result in self._results for trial_id in (result.first, result.chosen)}
         picks = read_picks(self.folder, ids)
-        _check_there(self.folder, ids - {""}, picks)
+        _check_present(self.folder, ids - {""}, picks)
         return [
-            replace(one.summary, first=picks.get(one.first), chosen=picks.get(one.chosen))
-            for one in self._results
+            replace(result.summary, first=picks.get(result.first), chosen=picks.get(result.chosen))
+            for result in self._results
         ]
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """All trials, prompt by prompt, round by round; read from the folder if there is one.
+        """All trials, prompt by prompt and round by round.
 
         Raises:
             RunError: the folder is damaged.
         """
         if self.folder is None:
-            return tuple(trial for one in self._results for trial in one.trials or ())
+            return tuple(trial for result in self._results for trial in result.trials or ())
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
-        ids = [name for one in self._results for name in one.ids.split()]
-        _check_there(self.folder, ids, by_id)
-        return tuple(by_id[name] for name in ids)
+        ids = [trial_id for result in self._results for trial_id in result.ids.split()]
+        _check_present(self.folder, ids, by_id)
+        return tuple(by_id[trial_id] for trial_id in ids)
 
     @cached_property
     def choices(self) -> Mapping[str, Choice]:
         """The choices by prompt id; reads all trials."""
-        by_prompt: dict[str, list[Trial]] = {one.summary.prompt.id: [] for one in self._results}
+        trials: dict[str, list[Trial]] = {result.summary.prompt.id: [] for result in self._results}
         for trial in self.trials:
-            by_prompt[trial.prompt.id].append(trial)
-        return {name: choose(some) for name, some in by_prompt.items()}
+            trials[trial.prompt.id].append(trial)
+        return {prompt_id: choose(history) for prompt_id, history in trials.items()}
 
     @property
     def images(self) -> dict[str, Image.Image]:
         """The chosen images by prompt id; a prompt without a usable one is absent."""
-        chosen = {row.prompt.id: row.chosen for row in self.summaries}
-        return {n: t.image.load() for n, t in chosen.items() if t is not None and t.image}
+        return {
+            summary.prompt.id: summary.chosen.image.load()
+            for summary in self.summaries
+            if summary.chosen is not None and summary.chosen.image
+        }
 
 
-def _check_there(folder: Path, ids: Iterable[str], found: Container[str]) -> None:
-    gone = [name for name in ids if name not in found]
-    if gone:
+def _check_present(folder: Path, ids: Iterable[str], in_log: Container[str]) -> None:
+    missing = [trial_id for trial_id in ids if trial_id not in in_log]
+    if missing:
         raise RunError(
-            f"{folder} must still hold what the run wrote, and lacks trial {gone[0]}. Keep the "
-            "folder where it was, or read the results before it goes."
+            f"{folder} must still hold what the run wrote, and lacks trial {missing[0]}. Keep the "
+            "folder where it was, or read the results before you move or delete it."
         )

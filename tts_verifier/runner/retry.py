@@ -1,9 +1,9 @@
-"""Work on a batch that goes on when single items fail.
+"""Works on a batch and goes on when single items fail.
 
-An item that fails becomes a value with its reason. A batch that raises is tried once more item
-by item, with the same seeds: alone, an item has the memory to itself and no bad neighbour. A
-validation error, and a reply or image that was received but is unusable, is not retried: the
-same request would have the same answer.
+When a batch raises, each of its items is tried once more alone, with the same seed: that rules
+out memory pressure and a bad neighbour in the batch. An item that fails alone too becomes a value
+that holds the reason. Validation errors are not retried, nor are unusable replies or images: the
+same request would get the same answer.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from typing import Final, TypeVar
 
 from tts_verifier.errors import RunWarning, TTSError
 
-A = TypeVar("A")
-B = TypeVar("B")
+ItemT = TypeVar("ItemT")
+AnswerT = TypeVar("AnswerT")
 _MAX_REASON: Final = 300
+"""Letters of an error's message that the log keeps."""
 
 
 def with_retry(
-    work: Callable[[Sequence[A]], list[B]], items: Sequence[A], failed: Callable[[A, str], B]
-) -> list[B]:
+    work: Callable[[Sequence[ItemT]], list[AnswerT]],
+    items: Sequence[ItemT],
+    failed: Callable[[ItemT, str], AnswerT],
+) -> list[AnswerT]:
     """Works on all items at once, or on each alone if that raises.
 
     Args:
-        work: items -> a value each, in order.
+        work: returns a value for each item, in order.
         items: the batch.
-        failed: an item and the reason why it failed, alone too -> its value.
+        failed: returns the value of an item that failed alone too, given the item and the reason.
 
     Raises:
-        TTSError: a mistake that the user can fix, raised as it is.
+        TTSError: the user made a mistake; raised unchanged.
     """
     try:
         return work(items)
@@ -41,8 +44,10 @@ def with_retry(
 
 
 def _one_by_one(
-    work: Callable[[Sequence[A]], list[B]], item: A, failed: Callable[[A, str], B]
-) -> list[B]:
+    work: Callable[[Sequence[ItemT]], list[AnswerT]],
+    item: ItemT,
+    failed: Callable[[ItemT, str], AnswerT],
+) -> list[AnswerT]:
     try:
         return work([item])
     except TTSError:

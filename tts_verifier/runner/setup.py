@@ -1,4 +1,4 @@
-"""The parts and limits of a run, checked before it starts."""
+"""The parts and limits of a run, and the checks before it starts."""
 
 from __future__ import annotations
 
@@ -27,25 +27,28 @@ class RunSetup:
     """The parts and limits of a run."""
 
     generator: Generator
+    """Carries out proposals."""
     verifier: Verifier
+    """Scores the images."""
     strategy: Strategy
+    """Decides what to generate next."""
     objective: Objective = field(default_factory=Objective)
-    """What the search climbs."""
+    """The number that the search climbs."""
     judge: Verifier | None = None
     """A held-out verifier that fills the `judge_*` columns; no strategy sees its scores."""
     seed: int = 0
-    """All other seeds are derived from it."""
+    """The seed that all others are derived from."""
     budget: Budget = field(default_factory=Budget)
-    """Of each prompt. Proposals that no longer fit are dropped, in order. Candidates and
-    verifier calls never exceed it, nor do network evaluations but for the rounding of a
-    fraction to whole steps. Seconds are known only afterwards and may exceed it by the batches
+    """The limits for each prompt. Proposals that no longer fit are dropped, in order. Candidates
+    and verifier calls never exceed the budget. Network evaluations exceed it only by the rounding
+    of a fraction to whole steps. Seconds are known afterwards and may exceed it by the batches
     under way."""
     detail: Detail = "diagnose"
     """How thoroughly new candidates are verified."""
     overlap: bool | None = None
-    """Whether a batch is verified, in a thread, while the next one is generated. None = where
-    the two are on different devices or share a GPU. Parts that do not fit on their device
-    together take turns instead (see `devices`)."""
+    """Whether a thread verifies a batch while the next one is generated. None = where the two
+    are on different devices or share a GPU. Parts that do not fit on their device together take
+    turns instead (see `devices`)."""
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
@@ -64,12 +67,12 @@ class RunSetup:
                 )
 
     def about(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Returns what makes two runs the same run, as JSON values."""
+        """Returns, as JSON values, all that two runs must share to be the same run."""
         return {
             "generator": dict(self.generator.settings),
             "verifier": dict(self.verifier.settings),
             "judge": dict(self.judge.settings) if self.judge else None,
-            "strategy": _plain(self.strategy),
+            "strategy": _as_json_values(self.strategy),
             "objective": dict(self.objective.weights),
             "seed": self.seed,
             "budget": asdict(self.budget),
@@ -79,7 +82,12 @@ class RunSetup:
 
 
 def check_part(role: str, part: Any) -> None:
-    """Raises InputError where this is no "generator", "verifier" or "strategy"."""
+    """Raises InputError unless `part` has the methods of its role.
+
+    Args:
+        role: "generator", "verifier" or "strategy".
+        part: the object to check.
+    """
     lacking = [name for name in _METHODS[role] if not hasattr(part, name)]
     if isinstance(part, type) or lacking:
         raise InputError(
@@ -89,12 +97,12 @@ def check_part(role: str, part: Any) -> None:
 
 
 def check_needs(strategy: Any, generator: Any) -> None:
-    """Raises UnsupportedError when a generator cannot draw what a strategy needs.
+    """Raises UnsupportedError when a generator cannot serve a strategy.
 
     Args:
-        strategy: an instance, or a class that says what it `needs`.
-        generator: an instance, or a class that says what it `supports`; it may say by kind
-            why it `lacks` others.
+        strategy: an instance, or a class with `needs`.
+        generator: an instance, or a class with `supports`; its `lacks`, if it has one, gives the
+            reason for each kind that it does not support.
     """
     missing = [kind for kind in _ABILITIES if kind in strategy.needs - generator.supports - {Look}]
     if missing:
@@ -102,23 +110,23 @@ def check_needs(strategy: Any, generator: Any) -> None:
         lacks = generator.lacks if isinstance(generator, ExplainsLimits) else {}
         why = "".join(f": {lacks[kind]}" for kind in missing if lacks.get(kind))
         raise UnsupportedError(
-            f"{_name(strategy)} needs a generator that can {kinds}, {_name(generator)} "
+            f"{_class_name(strategy)} needs a generator that can {kinds}, {_class_name(generator)} "
             f"cannot{why}. Choose another strategy or generator."
         )
 
 
-def _name(thing: Any) -> str:
-    return str(thing.__name__ if isinstance(thing, type) else type(thing).__name__)
+def _class_name(part: Any) -> str:
+    return str(part.__name__ if isinstance(part, type) else type(part).__name__)
 
 
-def _plain(value: Any) -> Any:
-    """Returns a strategy or one of its arguments as JSON values, so that none is left out."""
+def _as_json_values(value: Any) -> Any:
+    """Returns a strategy or one of its arguments as JSON values, nested objects included."""
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [_as_json_values(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _as_json_values(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    return {"class": type(value).__qualname__, **_plain(getattr(value, "__dict__", {}))}
+        return _as_json_values(asdict(value))
+    return {"class": type(value).__qualname__, **_as_json_values(getattr(value, "__dict__", {}))}

@@ -1,4 +1,4 @@
-"""The nouns: frozen values that flow forward from prompt to choice."""
+"""The nouns of the package: frozen values that flow forward from prompt to choice."""
 
 from tts_verifier.types.cost import Budget, Cost
 from tts_verifier.types.proposals import (
@@ -16,7 +16,7 @@ from tts_verifier.types.proposals import (
     kind_of,
     parent_of,
 )
-from tts_verifier.types.stored import InFile, InMemory, Stored, path_of
+from tts_verifier.types.stored import Decoder, InFile, InMemory, Stored, path_of
 from tts_verifier.types.trials import Choice, Job, Sample, State, Task, Trial
 from tts_verifier.types.verdicts import Box, Detail, Heatmap, Heatmaps, Verdict
 
@@ -27,6 +27,7 @@ __all__ = [
     "Choice",
     "Continue",
     "Cost",
+    "Decoder",
     "Detail",
     "Draw",
     "Heatmap",

@@ -1,4 +1,4 @@
-"""What a candidate took, and the limits of a search."""
+"""The cost of a candidate, and the budget of a search."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What something took; costs add up. Seconds are wall clock, an image's share of its batch."""
+    """The cost of an image or a verdict. Costs add up.
+
+    Seconds are wall-clock seconds: an image's share of its batch.
+    """
 
     network_evaluations: int = 0
-    """Denoiser evaluations of one image; classifier-free guidance counts as two."""
+    """Denoiser evaluations; a step with classifier-free guidance counts as two."""
     vae_passes: int = 0
-    """Encodings and decodings of one image."""
+    """Encodings and decodings by the VAE."""
     verifier_calls: int = 0
-    """Verdicts of one image."""
+    """Verdicts."""
     generate_seconds: float = 0.0
     """Time in the generator. The runner measures it; a generator leaves it at zero."""
     verify_seconds: float = 0.0
-    """Time in the verifier, without the held-out judge's. The runner measures it."""
+    """Time in the verifier, not in the held-out judge. The runner measures it."""
 
     @property
     def seconds(self) -> float:
@@ -37,19 +40,19 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper limits of the search for one prompt; None means no limit."""
+    """The upper limits of the search for one prompt; None means no limit."""
 
     candidates: int | None = None
-    """Generated images; looks are not counted."""
+    """Generated images, unfinished ones included; looks are not counted."""
     network_evaluations: int | None = None
-    """As in `Cost`."""
+    """Denoiser evaluations, as in `Cost`."""
     verifier_calls: int | None = None
-    """As in `Cost`."""
+    """Verdicts."""
     seconds: float | None = None
     """Time in the generator and the verifier."""
 
     def left(self, candidates: int, cost: Cost) -> Budget:
-        """Returns what remains after `candidates` images that took `cost`."""
+        """Returns what remains after so many candidates at this cost."""
 
         def rest(limit: float | None, used: float) -> float | None:
             return None if limit is None else max(limit - used, 0)
@@ -63,6 +66,6 @@ class Budget:
 
     @property
     def spent(self) -> bool:
-        """True when any limit has reached zero."""
+        """Whether any limit has reached zero."""
         limits = (self.candidates, self.network_evaluations, self.verifier_calls, self.seconds)
         return any(limit is not None and limit <= 0 for limit in limits)

@@ -1,4 +1,4 @@
-"""What the user asked for, and what to draw next: prompts, masks and the four kinds of proposal."""
+"""Prompts, masks and the four kinds of proposal: what to generate next."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ Setting = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the user asked for."""
+    """A prompt of a run."""
 
     id: str
     """Unique within a run."""
     text: str
+    """What the user asked for."""
     category: str = ""
     """A word by which reports group prompts."""
 
@@ -29,11 +30,11 @@ class Prompt:
 class Near:
     """Initial noise near a parent's: sqrt(1 - radius^2) * parent's + radius * fresh.
 
-    The norm is kept in expectation; with radius 1 nothing of the parent is left.
+    The norm stays the same in expectation. With radius 1 nothing of the parent is left.
     """
 
     parent: str
-    """A trial id."""
+    """The parent's trial id."""
     radius: float
     """In (0, 1]."""
 
@@ -53,7 +54,9 @@ class Mask:
     """A boolean image as a value: hashable, comparable, exact. True = may be repainted."""
 
     height: int
+    """In pixels."""
     width: int
+    """In pixels."""
     bits: bytes
     """Eight pixels a byte, row-major, as `numpy.packbits` packs them."""
 
@@ -74,25 +77,26 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Denoises from noise."""
+    """Denoises an image from noise."""
 
     seed: int
+    """Seed of the noise, in [0, 2^63)."""
     until: float = 1.0
     """The fraction of the steps to take, in (0, 1]."""
     noise: Near | LowBand | None = None
-    """Where the noise comes from; None = the seed alone."""
+    """What else the noise is made of; None = nothing but the seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continue:
-    """Carries a partly denoised parent on."""
+    """Continues a partly denoised parent."""
 
     parent: str
-    """A trial id."""
+    """The parent's trial id."""
     until: float
     """The fraction of the steps to reach, in (0, 1]."""
     seed: int
-    """Of the fresh noise."""
+    """Seed of the fresh noise."""
     renoise: float = 0.0
     """The fraction of the steps to go back first, with fresh noise."""
     eta: float = 0.0
@@ -101,22 +105,24 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Repaint:
-    """Generates the masked part of a finished parent anew."""
+    """Generates the masked part of a finished parent again."""
 
     parent: str
-    """A trial id."""
+    """The parent's trial id."""
     mask: Mask
+    """The part to generate again."""
     seed: int
+    """Seed of the fresh noise."""
     strength: float = 1.0
-    """In (0, 1]: the fraction of the steps that is taken again."""
+    """The fraction of the steps that is taken again, in (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Generates nothing: verifies in full what was only scored so far."""
+    """Generates nothing: verifies in detail an image that was only scored so far."""
 
     parent: str
-    """A trial id."""
+    """The parent's trial id."""
 
 
 Proposal = Draw | Continue | Repaint | Look
@@ -126,11 +132,11 @@ KINDS: Mapping[str, type] = {
     "repaint": Repaint,
     "look": Look,
 }
-"""Name in the log -> kind of proposal."""
+"""The kinds of proposal by their names in the log."""
 
 
 def kind_of(proposal: Proposal) -> str:
-    """Returns the proposal's kind as the log writes it."""
+    """Returns the name of a proposal's kind in the log."""
     return next(name for name, cls in KINDS.items() if type(proposal) is cls)
 
 

@@ -1,4 +1,4 @@
-"""Names of scores: each score as the reply writes it, and its finer expectation."""
+"""Names of scores: each score comes as the reply writes it, and as a finer expectation."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Final
 
 EXPECTED: Final = "_expected"
-"""Suffix of a score that is the expectation over its digits' probabilities."""
+"""Suffix of a score that is the expectation over the probabilities of its digits."""
 
 
 def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """Returns the scores that people read, without the `_expected` ones."""
+    """Returns the scores as the reply writes them, without the `_expected` ones."""
     return {name: value for name, value in scores.items() if not name.endswith(EXPECTED)}

@@ -9,32 +9,36 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
 
-T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
+StoredT = TypeVar("StoredT")
+DecodedT_co = TypeVar("DecodedT_co", covariant=True)
 
 
-class Decoder(Protocol[T_co]):
-    """Turns a file's bytes into a value; must pickle."""
+class Decoder(Protocol[DecodedT_co]):
+    """Turns a file's bytes into a value. Must pickle."""
 
-    def decode(self, content: bytes) -> T_co:
+    def decode(self, content: bytes) -> DecodedT_co:
         """Returns the value."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InMemory(Generic[T]):
+class InMemory(Generic[StoredT]):
     """A value that is in no file."""
 
-    value: T
+    value: StoredT
+    """The value."""
 
-    def load(self) -> T:
+    def load(self) -> StoredT:
         """Returns the value."""
         return self.value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class InFile(Generic[T]):
-    """A value in a file of a run folder. The file is read, and checked, at every `load`."""
+class InFile(Generic[StoredT]):
+    """A value in a file of a run folder. Every `load` reads and checks the file.
+
+    Threads may share it.
+    """
 
     folder: Path
     """The run folder."""
@@ -42,14 +46,14 @@ class InFile(Generic[T]):
     """Relative to the run folder."""
     sha256: str
     """SHA-256 of the file's bytes, as hex digits."""
-    decoder: Decoder[T]
+    decoder: Decoder[StoredT]
     """Turns the file's bytes into the value."""
 
-    def load(self) -> T:
+    def load(self) -> StoredT:
         """Reads the file.
 
         Raises:
-            RunError: the file is gone, or its bytes are not those that the log names.
+            RunError: the file is missing, or its SHA-256 is another.
         """
         file = self.folder / self.path
         try:
@@ -67,8 +71,8 @@ class InFile(Generic[T]):
         return self.decoder.decode(content)
 
 
-Stored: TypeAlias = InMemory[T] | InFile[T]
-"""A value wherever it is; `load()` returns it."""
+Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]
+"""A value in memory or in a file; `load()` returns it."""
 
 
 def path_of(stored: Stored[Any] | None) -> str:

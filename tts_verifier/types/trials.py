@@ -1,4 +1,4 @@
-"""From a proposal to a row of the log: jobs, samples, trials, and the choice among them."""
+"""The stations of a candidate: a job, a sample, a trial; and the choice among trials."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from tts_verifier.types.stored import Stored
 from tts_verifier.types.verdicts import Verdict
 
 State = Mapping[str, NDArray[np.float32]]
-"""A generator's own state of an unfinished candidate (latents and the like)."""
+"""The arrays that a generator needs to continue an unfinished candidate, such as latents."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """One candidate, generated and verified: a row of the log. Pickles."""
+    """One candidate, generated and verified: a row of the log. It pickles."""
 
     id: str
     """Hash of the prompt, the proposal with its ancestors, and the generator's settings."""
     prompt: Prompt
+    """The prompt that it was generated for."""
     round: int
-    """How often the strategy had been asked for this prompt before."""
+    """How many rounds of this prompt came before."""
     proposal: Proposal
+    """What the strategy proposed."""
     progress: float
     """The fraction of denoising steps taken, in [0, 1]."""
     verdict: Verdict | None = None
-    """What the verifier says; None where there was no image or the verifier failed."""
+    """The verifier's verdict; None where there is no image or the verifier failed."""
     objective: float = math.nan
-    """What the search climbs; NaN when the verdict has no usable score."""
+    """The number that the search climbs; NaN when the verdict has no usable score."""
     cost: Cost = field(default_factory=Cost)
-    """What the candidate took, its verdict included."""
+    """The cost of the image and its verdict."""
     image: Stored[Image.Image] | None = None
     """RGB; of an unfinished candidate its x0 preview; None when generation failed."""
     size: tuple[int, int] | None = None
@@ -62,7 +64,7 @@ class Trial:
 
     @property
     def finished(self) -> bool:
-        """True when all steps were taken and nothing failed: this trial may be chosen."""
+        """Whether all steps were taken and nothing failed. Only such a trial may be chosen."""
         return self.progress >= 1.0 and not self.error
 
     def _repr_html_(self) -> str:
@@ -80,10 +82,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """A proposal with all that a generator needs to carry it out."""
+    """A proposal with everything that a generator needs to carry it out."""
 
     prompt: Prompt
+    """The prompt to generate for."""
     proposal: Proposal
+    """What to generate."""
     ancestors: tuple[Trial, ...] = ()
     """The trials that the proposal comes from, from the parent to the root."""
     id: str = ""
@@ -94,9 +98,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """What a generator made of a job: an image, or an error."""
+    """A generator's answer to a job: an image, or an error."""
 
     job: Job
+    """The job."""
     image: Image.Image | None
     """RGB; of an unfinished candidate its x0 preview; None when generation failed."""
     progress: float = 1.0
@@ -108,27 +113,28 @@ class Sample:
     error: str = ""
     """Why there is no image."""
     stored: Stored[Image.Image] | None = None
-    """The same image where it is in a file already; the log then refers to that file."""
+    """The same image, where it is in a file already; the log then refers to that file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """All that a strategy may know besides the history."""
+    """Everything that a strategy may know besides the history."""
 
     prompt: Prompt
+    """The prompt to propose for."""
     seed: int
     """The run's seed."""
     supports: frozenset[type]
     """The kinds of proposal and of noise that the generator can serve."""
     budget: Budget
-    """What is left of it."""
+    """What is left of the prompt's budget."""
     objective: Callable[[Mapping[str, float]], float]
-    """Scores by name -> the number to climb."""
+    """Turns scores by name into the number to climb."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What a search ends with."""
+    """The result of the search for one prompt."""
 
     trial: Trial | None
     """The chosen trial; None if none is usable."""

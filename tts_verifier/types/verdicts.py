@@ -1,4 +1,4 @@
-"""How good an image is, where it is wrong and why."""
+"""Verdicts: how good an image is, where it is wrong and why."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Heatmap:
     size: tuple[int, int]
     """The image's (width, height) in pixels."""
     box: Box = (0.0, 0.0, 1.0, 1.0)
-    """The part of the grid that the image covers, (x1, y1, x2, y2) as fractions of the grid:
-    all of it when the image was squashed to fill the grid, less when it was letterboxed."""
+    """The part of the grid that the image covers, (x1, y1, x2, y2) as fractions of the grid: the
+    whole grid for an image that was squashed to fill it, less for a letterboxed one."""
 
     def on_image(self) -> NDArray[np.float32]:
         """Returns the map on the image's own pixels: float32 (H, W) in [0, 1], bilinear."""
@@ -47,8 +47,8 @@ class Heatmap:
     def mean_inside(self, mask: Mask) -> float:
         """Returns the mean of the map over a mask of the image, NaN for an empty mask.
 
-        It is computed on the grid, where a map is much smaller than its image: each cell
-        counts by the fraction of it that the mask covers.
+        The mean is taken on the grid, which is much smaller than the image. The weight of a cell
+        is the fraction of it that the mask covers.
         """
         h, w = self.grid.shape
         x1, y1, x2, y2 = self.box
@@ -62,10 +62,9 @@ class Heatmap:
 
 
 class Heatmaps(Mapping[str, NDArray[np.float32]]):
-    """Maps by name, each float32 (H, W) in [0, 1] on the image's own pixels.
+    """Heatmaps by name, each float32 (H, W) in [0, 1] on the image's own pixels.
 
-    A map is read and resized when it is asked for. A map that the model did not give is
-    absent, never zeros.
+    Every access reads and resizes the map. A map that the model did not give is absent, not zero.
 
     Args:
         maps: by name, on the decoder's grid, in memory or in a file.
@@ -78,7 +77,7 @@ class Heatmaps(Mapping[str, NDArray[np.float32]]):
         }
 
     def on_grid(self, name: str) -> Heatmap:
-        """Returns a map as the decoder made it."""
+        """Returns a map on its decoder's grid."""
         return self.stored[name].load()
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
@@ -99,25 +98,25 @@ class Verdict:
     """How good an image is, where it is wrong and why."""
 
     scores: Mapping[str, float]
-    """Name -> number in [0, 1], higher is better, NaN where the reply gave none. A name that
-    ends in `_expected` is the expectation of that score over its digits' probabilities."""
+    """Scores by name, in [0, 1]; higher is better; NaN where the reply has none. A score whose
+    name ends in `_expected` is the expectation over the probabilities of the score's digits."""
     heatmaps: Heatmaps = field(default_factory=Heatmaps)
-    """Maps of what is wrong; `misalignment` and `artifact` for ImageDoctor."""
+    """Heatmaps of what is wrong; `misalignment` and `artifact` for ImageDoctor."""
     boxes: tuple[Box, ...] = ()
     """The regions that the reply points at."""
     text: str = ""
     """The reply, unchanged."""
     detail: Detail = "diagnose"
-    """How thorough the look was."""
+    """How thoroughly the image was verified."""
     cost: Cost = field(default_factory=Cost)
-    """What the verdict took."""
+    """The cost of the verdict."""
 
     def overlay(self, image: Image.Image, name: str | None = None) -> Image.Image:
         """Returns an RGB copy of the verified image with a map over it and the boxes drawn.
 
         Args:
-            image: the one that was verified.
-            name: of a map; None shows the largest value of all maps at every pixel.
+            image: the image that was verified.
+            name: the name of a map; None shows the largest value of all maps at every pixel.
 
         Raises:
             InputError: there is no such map, or the image has another size.

@@ -1,1 +1,1 @@
-"""The bytes of a run folder: files that appear whole, values as bytes, Parquet tables."""
+"""The bytes of a run folder: files that appear whole, codecs of values, Parquet tables."""

@@ -1,7 +1,7 @@
-"""Files of a run folder: each appears whole or not at all.
+"""Writes files of a run folder: each appears whole or not at all.
 
-A file is written as a draft, flushed to the disk and renamed. `Folder.settle` flushes the
-folders' entries, so that the names survive a loss of power too.
+A file is written as a draft, flushed to the disk and renamed. `Folder.settle` flushes the entries
+of the folders: only then does a file's name survive a loss of power.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
-import numpy as np
-from PIL import Image
-
-from tts_verifier.errors import RunError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import mask_digest
+from tts_verifier.log.storage.codecs import MASK
 from tts_verifier.types import Mask
 
 DRAFTS: Final = "drafts"
@@ -25,23 +24,27 @@ ASIDE: Final = "aside"
 
 
 class Folder:
-    """Writes files below a root. May be shared between threads."""
+    """Writes files below a root. Threads may share it.
+
+    Args:
+        root: created with the first file.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._unsettled: set[Path] = set()
-        """Folders whose entries are not flushed yet; guarded by the lock."""
+        """Folders with entries that are not flushed; the lock guards it."""
         self._lock = Lock()
 
     def write(self, path: str, content: bytes | Callable[[Any], None]) -> None:
-        """Makes a file appear whole.
+        """Writes a whole file, or none.
 
         Args:
             path: relative to the root.
-            content: bytes, or a function that writes them to a binary file.
+            content: the bytes, or a function that writes them to a binary file.
 
         Raises:
-            RunError: the file cannot be written; an older one at this path is untouched.
+            RunError: the file cannot be written; an older file at this path is untouched.
         """
         goal = self.root / path
         draft = self.root / DRAFTS / f"{os.getpid()}.{goal.name}"
@@ -57,7 +60,8 @@ class Folder:
                 os.fsync(file.fileno())
             os.replace(draft, goal)
         except OSError as error:
-            _unlink(draft)
+            with suppress(OSError):
+                draft.unlink()
             raise _unwritable(goal, error) from error
         with self._lock:
             self._unsettled.add(goal.parent)
@@ -68,8 +72,8 @@ class Folder:
         Raises:
             RunError: the disk refuses.
         """
-        # The lock is held until all is flushed: a second caller that finds nothing left to
-        # flush may then rely on the first one's work being done.
+        # The lock is held until everything is flushed. A second caller that finds nothing to flush
+        # thus knows that the first one has finished.
         with self._lock:
             for folder in self._unsettled:
                 try:
@@ -79,15 +83,16 @@ class Folder:
             self._unsettled.clear()
 
     def sweep(self) -> None:
-        """Removes the drafts that a killed process left."""
+        """Removes the drafts that a killed process left, as far as the disk allows."""
         drafts = self.root / DRAFTS
         for path in drafts.glob("*"):
-            _unlink(path)
-        if drafts.is_dir():
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):
             drafts.rmdir()
 
     def set_aside(self, path: Path) -> Path:
-        """Moves a file to `aside/`, where nothing is overwritten; returns its new path."""
+        """Moves a file to `aside/` under a free name; returns its new path."""
         (self.root / ASIDE).mkdir(exist_ok=True)
         count = 0
         while (goal := self.root / ASIDE / f"{path.name}.{count}").exists():
@@ -105,20 +110,13 @@ def _unwritable(path: Path, error: OSError) -> RunError:
 
 def _flush_entries(folder: Path) -> None:
     if os.name == "nt":
-        # Windows has no handle of a folder to flush.
+        # On Windows a folder cannot be opened, and so not flushed.
         return
     file = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _unlink(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return
 
 
 def digest_of(content: bytes) -> str:
@@ -135,12 +133,12 @@ def read_mask(folder: Path, digest: str) -> Mask:
     """Returns a mask of a run folder by its digest.
 
     Raises:
-        RunError: it is gone or changed.
+        RunError: its file is missing or changed.
     """
     path = folder / mask_path(digest)
     try:
-        mask = Mask.of(np.asarray(Image.open(path)).astype(np.bool_))
-    except OSError as error:
+        mask = MASK.decode(path.read_bytes())
+    except (OSError, InputError) as error:
         raise RunError(f"{path} cannot be read: {error}.") from error
     if mask_digest(mask) != digest:
         raise RunError(f"{path} was changed since the log was written.")

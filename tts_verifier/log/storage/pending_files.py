@@ -14,7 +14,7 @@ from tts_verifier.log.storage.files import Folder, digest_of
 
 
 class PendingFiles:
-    """Files on their way to the disk. May be shared between threads.
+    """Files on their way to the disk. Threads may share it.
 
     Args:
         folder: where to write.
@@ -23,14 +23,17 @@ class PendingFiles:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(thread_name_prefix="write")
-        # pyarrow imports pandas for its first array: better while the first batch is generated.
+        # pyarrow imports pandas for its first array. Do that while the first batch is generated.
         self._pool.submit(pa.array, [""])
         self._lock = Lock()
         self._started: dict[str, tuple[Any, Future[str]]] = {}
-        """By path, what was last written there and its digest to come."""
+        """By path, the last value for that path, and its file's digest once written.
+
+        Holding the value keeps its identity from being reused; the lock guards the dictionary.
+        """
 
     def start(self, path: str, codec: Codec[Any], value: Any) -> Future[str]:
-        """Starts to write a value, unless the same object is on its way to that path already.
+        """Starts to write a value, unless the same object is already on its way to that path.
 
         Args:
             path: relative to the folder.
@@ -38,7 +41,7 @@ class PendingFiles:
             value: must not change until it is written.
 
         Returns:
-            The file's SHA-256 as hex digits, to come; raises RunError when writing failed.
+            A future of the file's SHA-256 as hex digits; it raises RunError if writing failed.
         """
         with self._lock:
             before, digest = self._started.get(path, (None, None))
@@ -49,7 +52,7 @@ class PendingFiles:
             return future
 
     def forget(self, paths: Iterable[str]) -> None:
-        """Lets go of values whose files are written."""
+        """Releases values whose files are written."""
         with self._lock:
             for path in paths:
                 self._started.pop(path, None)
@@ -61,7 +64,8 @@ class PendingFiles:
     def _write(self, path: str, codec: Codec[Any], value: Any, earlier: Future[str] | None) -> str:
         content = codec.encode(value)
         if earlier is not None:
-            # Wait for the earlier write to this path, whatever came of it: the later one counts.
+            # Wait until the earlier write to this path ends, well or not: the later one must win.
+            # The pool is first in, first out, so the earlier write is never behind this one.
             earlier.exception()
         self._folder.write(path, content)
         return digest_of(content)

@@ -1,4 +1,4 @@
-"""Writes the tables of a run folder: parts while it runs, and the finished table at its end."""
+"""Writes the tables of a run folder: parts while the run goes on, one table at its end."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ from tts_verifier.log.storage.tables import (
 FANOUT: Final = 64
 """Parts of one level that are merged into one of the next."""
 LAST_LEVEL: Final = 2
-MOST_ROWS: Final = 16 * ROW_GROUP
-"""Parts with this many rows together are merged however few they are: memory stays flat."""
+"""The level whose parts are not merged before the end."""
+MAX_LEVEL_ROWS: Final = 16 * ROW_GROUP
+"""Rows of one level that are merged even if there are few parts: this bounds the memory."""
 
 
 class TableWriter:
     """Writes rows as parts, merges parts, and writes the finished table.
 
-    Not for sharing between threads: one thread appends while a run goes on, and `finish` comes
-    after the last `append`.
+    Not for sharing between threads. One thread appends; another may call `check_parts` and
+    `finish` after the last `append`.
 
     Args:
-        folder: the run's.
+        folder: the run folder.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -65,21 +66,24 @@ class TableWriter:
         self._folder.settle()
         self._merge()
 
+    def check_parts(self) -> None:
+        """Raises RunError when a part was removed while the run went on."""
+        if gone := [part.path for part in self._parts if not part.path.exists()]:
+            raise RunError(
+                f"{gone[0]} was removed while the run was going on. The same command generates "
+                "again what it held."
+            )
+
     def finish(self, schema: pa.Schema, chosen: Collection[str]) -> None:
-        """Writes the finished table, unless it is there already and says the same.
+        """Writes the finished table, unless it exists and marks the same trials.
 
         Args:
             schema: of the finished table.
             chosen: ids of the chosen trials.
 
         Raises:
-            RunError: a file cannot be written, or a part was removed meanwhile.
+            RunError: a file cannot be written.
         """
-        if gone := [part.path for part in self._parts if not part.path.exists()]:
-            raise RunError(
-                f"{gone[0]} was removed while the run was going on. The same command generates "
-                "again what it held."
-            )
         if self._parts or chosen_of(self._folder.root) != set(chosen):
             _write_finished(self._folder, schema, pa.array(chosen, pa.string()))
             self._parts = []
@@ -87,7 +91,7 @@ class TableWriter:
     def _merge(self) -> None:
         for level in range(LAST_LEVEL):
             same = [part for part in self._parts if part.level == level]
-            if len(same) < FANOUT and sum(part.rows for part in same) < MOST_ROWS:
+            if len(same) < FANOUT and sum(part.rows for part in same) < MAX_LEVEL_ROWS:
                 return
             if len(same) < 2:
                 continue
@@ -105,9 +109,9 @@ class TableWriter:
 
 
 def write_part(folder: Folder, table: pa.Table, *, number: int, level: int = 0) -> TablePart:
-    """Writes rows as a part."""
+    """Writes rows as a part and returns it."""
     buffer = io.BytesIO()
-    # Statistics and dictionaries pay off for many rows only.
+    # Statistics and dictionaries pay off only for many rows.
     pq.write_table(
         table,
         buffer,
@@ -139,8 +143,8 @@ def _write_finished(folder: Folder, schema: pa.Schema, chosen: pa.Array) -> None
                 writer.write_table(_finished_rows(rows, chosen))
 
     folder.write(draft, write)
-    # A kill before the rename leaves the old table, a kill after it the new one: for that
-    # moment both digests are valid.
+    # A kill before the rename leaves the old table, a kill after it the new one. Until the rename
+    # is done, both digests are therefore valid.
     lines = [*table_digests(folder.root), digest.hexdigest()]
     folder.write(DIGESTS, "".join(f"{line}  {TABLE}\n" for line in lines).encode())
     folder.settle()
@@ -152,7 +156,7 @@ def _write_finished(folder: Folder, schema: pa.Schema, chosen: pa.Array) -> None
 
 
 def _finished_rows(rows: pa.Table, chosen: pa.Array) -> pa.Table:
-    """Marks the chosen rows; the states of a finished run are deleted, so no row names one."""
+    """Marks the chosen rows, and removes the states: a finished run deletes their files."""
     none = pa.nulls(len(rows), pa.string())
     columns = {
         "state_path": none,
@@ -166,7 +170,7 @@ def _finished_rows(rows: pa.Table, chosen: pa.Array) -> pa.Table:
 
 
 def _row_groups(folder: Path, schema: pa.Schema, keep: NDArray[np.bool_]) -> Iterator[pa.Table]:
-    """Yields the rows to `keep` of all files, as tables of a row group's size."""
+    """Yields the rows to `keep` of all files, in tables of the size of a row group."""
     buffered: list[pa.Table] = []
     place = 0
     groups = (

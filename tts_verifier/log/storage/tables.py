@@ -1,14 +1,14 @@
-"""The tables of a run folder: many small parts while it runs, one table when it has finished.
+"""Reads the tables of a run folder: small parts while the run goes on, one table at its end.
 
-A part's name is `NUMBER.LEVEL.DIGEST.parquet`. Every verified batch is a part of level 0.
-When a level has many parts, or many rows, they are merged into one part of the next
-level (as in a log-structured merge tree, O'Neil et al. 1996), so that a million rows are some
-hundred files. The digest, 16 hex digits of the file's SHA-256, reveals a torn or foreign file.
-The digest of the finished table is in `trials.sha256`, which is written before the table is
-replaced and names the old and the new digest until then.
+A part's name is `NUMBER.LEVEL.DIGEST.parquet`. Every verified batch is a part of level 0. When a
+level has many parts or many rows, they are merged into one part of the next level, as in a
+log-structured merge tree (O'Neil et al. 1996): a million rows are then about a hundred files. The
+digest is the first 16 hex digits of the file's SHA-256 and reveals a torn or foreign file. The
+digest of the finished table is in `trials.sha256`. That file is written before the table is
+replaced, and names the old and the new digest until then.
 
-Of two rows with the same trial id the later one counts. A kill between a merge and the
-removal of the merged parts leaves equal rows; a trial generated again leaves a better one.
+The later of two rows with the same trial id counts. A kill between a merge and the removal of the
+merged parts leaves equal rows; a trial that was generated again leaves a newer one.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PARTS: Final = "parts"
 DIGESTS: Final = "trials.sha256"
 ROW_GROUP: Final = 4096
 LARGE: Final = 2**22
-"""A larger file, in bytes, stays on the disk until its rows are asked for."""
+"""Bytes; a larger file stays on the disk until its rows are read."""
 _NEEDED: Final = {"trial_id", "prompt_id", "proposal", "image_path", "mask_path"}
 _OLD_NAMES: Final = {"draw_seconds": "generate_seconds", "judge_seconds": "verify_seconds"}
-"""Columns that schema 1 called otherwise."""
+"""Columns of schema 1 and their names in schema 2."""
 _PART_NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
 
 
@@ -45,20 +45,21 @@ class TablePart:
     """The file of one part."""
 
     path: Path
+    """The file."""
     number: int
-    """Counts the parts in the order in which they were written."""
+    """Its position in the order in which parts were written."""
     level: int = 0
     """How often its rows were merged."""
     digest: str = ""
-    """The first 16 hex digits of the file's SHA-256; empty where the name does not say it."""
+    """The first 16 hex digits of the file's SHA-256; "" where the name has none."""
     table: pa.Table | None = None
-    """The rows of a part that was just written, so that merging need not read small parts."""
+    """The rows of a small part of this process: merging need not read them back."""
     rows: int = 0
-    """How many rows a part of this process has, else 0."""
+    """The number of rows of a part of this process, else 0."""
 
 
 class TableFile:
-    """A checked Parquet file whose rows are still on the disk, under the names of schema 2."""
+    """A checked Parquet file whose rows are read on demand, with the column names of schema 2."""
 
     def __init__(self, file: pq.ParquetFile, written: int) -> None:
         self._file = file
@@ -69,16 +70,20 @@ class TableFile:
 
     @property
     def group_sizes(self) -> list[int]:
-        """How many rows each row group has."""
+        """The number of rows of each row group."""
         about = self._file.metadata
         return [about.row_group(number).num_rows for number in range(about.num_row_groups)]
 
     def read(self, columns: Iterable[str] | None = None) -> pa.Table:
-        """Returns all rows; only these columns if any are named."""
+        """Returns all rows.
+
+        Args:
+            columns: the columns to read; a missing one is skipped; None = all.
+        """
         return self._renamed(self._file.read(self._names_in_file(columns)))
 
     def read_group(self, number: int, columns: Iterable[str] | None = None) -> pa.Table:
-        """Returns the rows of one row group; only these columns if any are named."""
+        """Returns the rows of one row group; `columns` as in `read`."""
         return self._renamed(self._file.read_row_group(number, self._names_in_file(columns)))
 
     def _names_in_file(self, columns: Iterable[str] | None) -> list[str] | None:
@@ -105,7 +110,7 @@ def parts_of(folder: Path) -> list[TablePart]:
 
 
 def foreign_files(folder: Path) -> list[Path]:
-    """Returns the files among the parts that are no parts."""
+    """Returns the files in the folder of parts that are not parts."""
     here = (folder / PARTS).glob("*")
     return sorted(path for path in here if not _PART_NAME.fullmatch(path.name))
 
@@ -116,8 +121,8 @@ def read_tables(
     """Yields the finished table, if there is one, then the parts.
 
     Args:
-        folder: the run's.
-        damaged: called with a file that cannot be used, and why; None raises instead.
+        folder: the run folder.
+        damaged: called with the path of a damaged file and the reason; None = raise instead.
 
     Raises:
         RunError: a file is damaged.
@@ -141,7 +146,7 @@ def read_tables(
 
 
 def read_table(folder: Path) -> pa.Table | None:
-    """Returns all rows, the later one of two with the same id, or None without a table.
+    """Returns all rows, without those that a later row of the same id replaces; None if no table.
 
     Raises:
         RunError: a file is damaged.
@@ -161,13 +166,13 @@ def read_table(folder: Path) -> pa.Table | None:
 
 
 def read_column(name: str, files: Iterable[TableFile]) -> pa.ChunkedArray:
-    """Returns a column of strings, the rows of all these files one after another."""
+    """Returns a column of strings, file after file."""
     pieces = [file.read([name])[name] for file in files]
     return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pa.string())
 
 
 def chosen_of(folder: Path) -> set[str] | None:
-    """Returns which trials the finished table says were chosen, None without a table."""
+    """Returns the ids of the chosen trials in the finished table, None without a table."""
     if not (folder / TABLE).exists():
         return None
     table = pq.read_table(folder / TABLE, columns=["trial_id", "chosen"])
@@ -177,7 +182,7 @@ def chosen_of(folder: Path) -> set[str] | None:
 def last_of_each_id(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Returns, for every row, False where a later row has the same trial id."""
     names = ids.combine_chunks()
-    # A stable sort takes a fifth of the memory of a hash table.
+    # Sorting takes a fifth of the memory of a hash table. It is stable: later rows come last.
     places = pc.sort_indices(names)
     names = names.take(places)
     repeated = pc.equal(names[:-1], names[1:]).to_numpy(zero_copy_only=False)
@@ -196,7 +201,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def table_digests(folder: Path) -> list[str]:
-    """Returns the digests that the finished table may have; none = it is not checked."""
+    """Returns the digests that the finished table may have; none = it cannot be checked."""
     try:
         lines = (folder / DIGESTS).read_text("ascii").splitlines()
     except OSError:
@@ -222,16 +227,16 @@ def open_table(path: Path, digests: Iterable[str]) -> TableFile:
     if missing := _NEEDED - set(file.schema_arrow.names):
         raise ValueError(f"it has no column {min(missing)}")
     if not expected:
-        # Without a digest only reading every page tells whether the file is whole.
+        # Without a digest, only reading every page shows whether the file is whole.
         file.read()
     return TableFile(file, about.st_mtime_ns)
 
 
 def upgraded_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns a table's schema under the names of schema 2; the order of columns stays.
+    """Returns a table's schema with the names of schema 2; the order of columns stays.
 
-    Schema 1 called the times `draw_seconds` and `judge_seconds`, and the generator's settings
-    `draw_…`. Only a schema-1 table has a column `draw_seconds` without a role.
+    Schema 1 has `draw_seconds` and `judge_seconds` for the times, and `draw_NAME` for the
+    generator's settings. Only a table of schema 1 has a column `draw_seconds` without a role.
     """
     if "draw_seconds" not in schema.names or schema.field("draw_seconds").metadata:
         return schema

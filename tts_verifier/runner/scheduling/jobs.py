@@ -1,4 +1,4 @@
-"""From proposals to jobs: every proposal is checked and given the trials that it comes from."""
+"""Turns proposals into jobs: checks each one and adds the trials that it comes from."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def jobs_for(
     """Returns a job for each proposal, in order.
 
     Args:
-        proposals: of one round of one prompt.
-        task: what the strategy was told.
-        history: all trials of that prompt.
-        settings: the generator's.
-        strategy: its name, for messages.
-        round: the round's number.
+        proposals: one round of one prompt.
+        task: the task that the strategy got.
+        history: all earlier trials of the prompt.
+        settings: the generator's settings.
+        strategy: the strategy's name, for messages.
+        round: the number of the round.
 
     Raises:
-        InputError: a proposal is not one, was made before, is of a kind that the generator
-            cannot serve, or has a parent that it cannot have.
+        InputError: an item is no proposal, repeats an earlier one, is of a kind that the
+            generator cannot serve, or names a parent of the wrong kind.
     """
     trials = {trial.id: trial for trial in history}
     jobs: list[Job] = []
@@ -74,12 +74,12 @@ def ancestors(proposal: Proposal, trials: Mapping[str, Trial]) -> tuple[Trial, .
 
 
 def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str:
-    """Returns what is wrong with a proposal, empty if nothing is."""
+    """Returns what is wrong with a proposal, "" if nothing is."""
     if type(proposal) not in KINDS.values():
         return "that is no proposal."
     if type(proposal) not in task.supports:
         return "the generator cannot do that kind."
-    noise = getattr(proposal, "noise", None)
+    noise = proposal.noise if isinstance(proposal, Draw) else None
     if noise is not None and type(noise) not in task.supports:
         return "the generator cannot draw from such noise."
     parent_id = parent_of(proposal)

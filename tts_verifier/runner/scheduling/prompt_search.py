@@ -1,40 +1,42 @@
-"""The search for one prompt: its history, and the round that is under way."""
+"""The search for one prompt: its history and its open round."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from tts_verifier.log import LoggedPrompt
-from tts_verifier.runner.budget import Account, Budgets, within
-from tts_verifier.runner.jobs import jobs_for
 from tts_verifier.runner.result import PromptResult
+from tts_verifier.runner.scheduling.budget import Account, Budgets, affordable_jobs
+from tts_verifier.runner.scheduling.jobs import jobs_for
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import Job, Look, Prompt, Task, Trial
 
 
 @dataclass(eq=False)
 class PromptSearch:
-    """Where the search for one prompt stands."""
+    """The state of the search for one prompt. Belongs to the thread that runs the loop."""
 
     prompt: Prompt
+    """The prompt."""
     logged: LoggedPrompt | None
-    """What the log holds of it from earlier processes; None without a log."""
+    """The prompt's rows of earlier processes; None without a log."""
     history: list[Trial] = field(default_factory=list)
-    """Trials of whole rounds only: a strategy never sees part of a round."""
+    """The trials of closed rounds: a strategy never sees part of a round."""
     account: Account = field(default_factory=Account)
+    """What the search has spent."""
     rounds: int = 0
     """How many rounds were opened."""
     over: bool = False
-    """Nothing of the last round fitted into the budget."""
+    """Whether the budget had no room for any job of the last round."""
     pending: set[str] = field(default_factory=set)
     """Ids of the open round's jobs that are neither verified nor dropped."""
     jobs: dict[str, Job] = field(default_factory=dict)
-    """The open round by id, in the order of its proposals."""
+    """The open round's jobs by id, in the order of the proposals."""
     _trials: dict[str, Trial] = field(default_factory=dict)
-    """The verified trials of the open round, by id."""
+    """The open round's verified trials by id."""
 
     def next_round(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
-        """Closes the last round and opens the next; an empty one means that the search is over."""
+        """Closes the last round and opens the next; returns its jobs, none when it is over."""
         self._close_round()
         jobs = self._propose(setup, budgets)
         self.jobs = {job.id: job for job in jobs}
@@ -43,21 +45,21 @@ class PromptSearch:
         return jobs
 
     def result(self) -> PromptResult:
-        """Returns what the search ends with."""
+        """Returns the result of the finished search."""
         return PromptResult.of(self.prompt, self.history, logged=self.logged is not None)
 
     def trial_in_log(self, job: Job) -> Trial | None:
-        """Returns the trial that the log holds for a job, None if it holds none."""
+        """Returns a job's trial from the log, None if it is not there."""
         return None if self.logged is None else self.logged.trial(job)
 
     def add(self, trial: Trial) -> None:
-        """Takes a trial of the open round."""
+        """Adds a trial of the open round."""
         self._trials[trial.id] = trial
         self.account.spend(trial)
         self._end_job(trial.id)
 
     def drop(self, job: Job) -> None:
-        """Ends a job of the open round without a trial: it does not fit into the budget."""
+        """Drops a job of the open round that the budget has no room for."""
         self._end_job(job.id)
 
     def _end_job(self, job_id: str) -> None:
@@ -84,4 +86,4 @@ class PromptSearch:
             strategy=type(setup.strategy).__name__,
             round=self.rounds,
         )
-        return within(jobs, left)
+        return affordable_jobs(jobs, left)

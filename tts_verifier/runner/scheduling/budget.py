@@ -1,8 +1,8 @@
-"""The budget of every prompt: what it has spent, what is promised, and what still fits.
+"""Keeps each prompt within its budget.
 
-Candidates and verifier calls are known before a job runs. Network evaluations are not: their
-number for a whole image is learned from the first one, and what unfinished jobs will take is
-estimated from it. Seconds are known only afterwards.
+The candidates and verifier calls of a job are known before it runs. Its network evaluations are
+not: the first image of a run shows how many a whole image takes, and those of other jobs are
+estimated from that. Seconds are known only afterwards.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from tts_verifier.types import Budget, Continue, Cost, Draw, Job, Look, Repaint,
 
 @dataclass(eq=False)
 class Account:
-    """What the search for one prompt has spent."""
+    """What the search for one prompt has spent and promised."""
 
     candidates: int = 0
     """Generated images."""
     cost: Cost = field(default_factory=Cost)
+    """What its trials took."""
     promised: dict[str, float] = field(default_factory=dict)
-    """Jobs under way, by id, and the share of a whole image's steps that each takes."""
+    """For each job under way, by id, the share of a whole image's steps that it takes."""
 
     def spend(self, trial: Trial) -> None:
         """Adds what a trial took."""
@@ -29,31 +30,31 @@ class Account:
         self.cost += trial.cost
 
     def settle(self, job_id: str) -> None:
-        """Ends a promise: the job's trial is there, or the job was dropped."""
+        """Ends the promise to a job that became a trial or was dropped."""
         self.promised.pop(job_id, None)
 
 
 class Budgets:
-    """Keeps the searches for all prompts within the budget of each.
+    """Says which jobs still fit into the budgets of their prompts.
 
     Args:
-        limits: of each prompt.
+        limits: the budget of each prompt.
     """
 
     def __init__(self, limits: Budget) -> None:
         self._limits = limits
         self._whole: float | None = None
-        """Network evaluations of a whole image; None until the first trial tells."""
+        """Network evaluations of a whole image; None until the first trial shows them."""
 
     def left(self, account: Account) -> Budget:
         """Returns what remains for a prompt."""
         return self._limits.left(account.candidates, account.cost)
 
     def fits(self, account: Account, job: Job) -> bool | None:
-        """Says whether a prompt's budget has room for a job; None = not known yet.
+        """Returns whether a prompt can afford a job; None = not known yet.
 
-        Where evaluations are limited, a prompt has one job under way until the run has learned
-        what a whole image takes.
+        Where evaluations are limited, a prompt has a single job under way until the run has
+        learned what a whole image takes.
         """
         left = self.left(account)
         if left.spent:
@@ -63,7 +64,7 @@ class Budgets:
         if self._whole is None:
             return None if account.promised else True
         share = share_of_steps(job) + sum(account.promised.values())
-        # Sums of floats are not exact: 0.3 + 0.7 must be one whole image.
+        # Sums of floats are not exact: shares of 0.1 and 0.2 must not take more than 0.3.
         return share * self._whole <= left.network_evaluations + 1e-6
 
     def promise(self, account: Account, job: Job) -> None:
@@ -71,15 +72,15 @@ class Budgets:
         account.promised[job.id] = share_of_steps(job)
 
     def learn(self, job: Job, trial: Trial) -> None:
-        """Takes from a trial how many network evaluations a whole image has."""
+        """Learns from a trial how many network evaluations a whole image takes."""
         spent = trial.cost.network_evaluations
         share = trial.progress if isinstance(job.proposal, Draw) else share_of_steps(job)
         if share > 0 and (spent or not trial.error):
             self._whole = max(self._whole or 0.0, spent / share)
 
 
-def within(jobs: Sequence[Job], left: Budget) -> list[Job]:
-    """Returns the first jobs that the candidates and verifier calls left allow."""
+def affordable_jobs(jobs: Sequence[Job], left: Budget) -> list[Job]:
+    """Returns the first jobs, as many as the remaining candidates and verifier calls allow."""
     allowed: list[Job] = []
     candidates = 0
     for job in jobs:
@@ -93,7 +94,7 @@ def within(jobs: Sequence[Job], left: Budget) -> list[Job]:
 
 
 def share_of_steps(job: Job) -> float:
-    """Returns which fraction of a whole image's steps a job takes, before rounding to steps."""
+    """Returns the fraction of a whole image's steps that a job takes, not rounded to steps."""
     proposal = job.proposal
     if isinstance(proposal, Draw):
         return proposal.until

@@ -1,0 +1,22 @@
+"""How far a run is, and how a terminal or another program is told."""
+
+from tts_verifier.runner.progress.progress import Progress, RunStatus
+from tts_verifier.runner.progress.views import (
+    ProgressBar,
+    ProgressLines,
+    ProgressStyle,
+    progress_view,
+    status_json,
+    status_line,
+)
+
+__all__ = [
+    "Progress",
+    "ProgressBar",
+    "ProgressLines",
+    "ProgressStyle",
+    "RunStatus",
+    "progress_view",
+    "status_json",
+    "status_line",
+]

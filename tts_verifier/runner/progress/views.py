@@ -1,0 +1,149 @@
+"""Shows a run's progress: a bar in a terminal, plain lines, or lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Final, Literal, Self, TextIO
+
+from tts_verifier.runner.progress.progress import Progress, RunStatus
+
+ProgressStyle = Literal["auto", "bar", "lines", "json", "none"]
+_LINE_SECONDS: Final = 10.0
+"""Seconds between two lines, at least."""
+
+
+def progress_view(style: ProgressStyle) -> Progress:
+    """Returns a display; "auto" is a bar in a terminal, else plain lines.
+
+    JSON goes to the standard output, everything else to the standard error.
+    """
+    if style == "auto":
+        style = "bar" if sys.stderr.isatty() else "lines"
+    if style == "bar":
+        return ProgressBar()
+    if style == "lines":
+        return ProgressLines(sys.stderr, status_line)
+    if style == "json":
+        return ProgressLines(sys.stdout, status_json)
+    return Progress()
+
+
+class ProgressBar(Progress):
+    """One line in a terminal that changes in place; other output appears above it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, SpinnerColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        # Without a total the bar moves to and fro: models are being loaded.
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(None),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self._bar = RichProgress(*columns, console=Console(stderr=True), expand=True)
+        self._task = self._bar.add_task("load", total=None, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def show(self) -> None:
+        """Hands the status to rich, which draws it several times a second."""
+        now = self.status()
+        self._bar.update(
+            self._task,
+            total=now.expected or None,
+            completed=now.done,
+            description=now.phase,
+            figures="  ".join([f"{now.done}/{now.expected}", *_figures(now, short=True)]),
+        )
+
+    def close(self) -> None:
+        """Stops the bar in its last state."""
+        self._bar.stop()
+
+
+class ProgressLines(Progress):
+    """Prints a line every few seconds.
+
+    Args:
+        out: where to print.
+        form: turns a status into a line.
+        seconds: between two lines, at least.
+        clock: as for `Progress`.
+    """
+
+    def __init__(
+        self,
+        out: TextIO,
+        form: Callable[[RunStatus], str],
+        *,
+        seconds: float = _LINE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(clock)
+        self._out, self._form, self._seconds = out, form, seconds
+        self._last_time, self._last_line = -math.inf, ("", 0)
+
+    def show(self) -> None:
+        """Prints a line if the last one is old enough."""
+        if self._clock() - self._last_time >= self._seconds:
+            self._last_time = self._clock()
+            self._print()
+
+    def close(self) -> None:
+        """Prints the last status, unless the last line said it."""
+        self._print()
+
+    def _print(self) -> None:
+        now = self.status()
+        if now.done and self._last_line != (now.phase, now.done):
+            print(self._form(now), file=self._out, flush=True)
+            self._last_line = (now.phase, now.done)
+
+
+def status_line(now: RunStatus) -> str:
+    """Returns a status as a person reads it."""
+    return ", ".join([f"{now.phase}: {now.done} of {now.expected} candidates", *_figures(now)])
+
+
+def status_json(now: RunStatus) -> str:
+    """Returns a status as JSON; a figure that is not known is null."""
+    fields = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(now).items()
+    }
+    return json.dumps({"event": "progress", **fields})
+
+
+def _figures(now: RunStatus, *, short: bool = False) -> list[str]:
+    """Returns the figures that are known, as text."""
+    figures = []
+    if math.isfinite(now.rate):
+        rate = f"{now.rate:.2f}" if now.rate < 10 else f"{now.rate:.0f}"
+        figures += [
+            f"{rate}{'/s' if short else ' a second'}",
+            f"{_duration(now.seconds_left)} left",
+        ]
+    if math.isfinite(now.best):
+        figures.append(f"best {now.best:.3f}")
+    if now.failed:
+        figures.append(f"{now.failed} failed")
+    if math.isfinite(now.busy):
+        figures.append(f"busy {now.busy:.0%}")
+    return figures
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
