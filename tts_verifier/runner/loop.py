@@ -18,7 +18,7 @@ from tts_verifier.runner.batch import SampleBatch, generate_batch, verify_batch
 from tts_verifier.runner.devices import DevicePlacement
 from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.result import PromptResult
-from tts_verifier.runner.scheduling import Scheduler
+from tts_verifier.runner.scheduling import PromptScheduler
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import Job, Prompt, Sample, Trial, kind_of
 
@@ -47,7 +47,7 @@ class Loop:
         self.placement = DevicePlacement(setup)
         self.seconds = {"generate": 0.0, "verify": 0.0}
         """Seconds of work on each side."""
-        self._scheduler = Scheduler(setup, prompts, log=log, progress=progress)
+        self._scheduler = PromptScheduler(setup, prompts, log=log, progress=progress)
         self._verifying = deque[Future[list[Trial]]]()
         """Batches in the thread that verifies, oldest first."""
         self._unverified = deque[SampleBatch]()

@@ -1,5 +1,5 @@
 """Which prompt proposes next, and which jobs make up the next batch."""
 
-from tts_verifier.runner.scheduling.scheduler import Scheduler
+from tts_verifier.runner.scheduling.prompt_scheduler import PromptScheduler
 
-__all__ = ["Scheduler"]
+__all__ = ["PromptScheduler"]

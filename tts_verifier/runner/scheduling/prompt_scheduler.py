@@ -21,7 +21,7 @@ from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import KINDS, Job, Prompt, Trial, kind_of
 
 
-class Scheduler:
+class PromptScheduler:
     """Turns prompts into batches of jobs until no prompt has anything left to do.
 
     Belongs to the thread that runs the loop.
