@@ -116,7 +116,6 @@ def test_every_room_imports_from_lower_levels_only() -> None:
         assert not wrong, f"{importer} must not import {wrong}"
 
 
-@pytest.mark.xfail(reason="the engine and its texts still import each other", strict=False)
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_imports_go_in_a_circle(folder: Path) -> None:
     assert cycle(arrows(folder)) == []
@@ -127,7 +126,6 @@ def test_a_circle_is_found() -> None:
     assert cycle({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
-@pytest.mark.xfail(reason="the renames are under way", strict=False)
 def test_rooms_are_few_and_small() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 10
     for folder in FOLDERS:
@@ -148,7 +146,6 @@ def test_most_functions_are_much_shorter() -> None:
     assert quantiles(lengths, n=10)[-1] <= 35
 
 
-@pytest.mark.xfail(reason="the renames are under way", strict=False)
 def test_a_name_means_one_thing() -> None:
     assert len(homonyms()) <= 20, homonyms()
 

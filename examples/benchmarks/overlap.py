@@ -287,7 +287,7 @@ def turns(bench: Bench) -> list[Row]:
     settings = {"steps": 6, "guidance": 4.5, "batch_size": bench.args.batch, **bench.size}
     generator = DiffusersGenerator(bench.pipe, **settings)
     peaks = Peaks(bench.cuda)
-    full = mock.patch("tts_verifier.runner.devices.plan", return_value="in turns")
+    full = mock.patch("tts_verifier.runner.devices.plan_placement", return_value="in turns")
     with tempfile.TemporaryDirectory() as folder, full:
         work = partial(run, PROMPTS[:1], generator, verifier, BestOfN(16), folder=folder)
         seconds = bench.timed(lambda: check_images(work()))
