@@ -110,7 +110,8 @@ class Repaint:
     parent: str
     """The parent's trial id."""
     mask: Mask
-    """The part to generate again."""
+    """The part to generate again, in pixels. A generator may grow it to the cells of its latents;
+    outside of these the image is the parent's, exactly."""
     seed: int
     """Seed of the fresh noise."""
     strength: float = 1.0

@@ -126,14 +126,20 @@ def test_thin_masks_grow_to_whole_latent_cells():
     uneven = np.zeros((5, 7), np.bool_)
     uneven[4, 6] = True
     assert inpainting.latent_cells(Mask.of(uneven), 4).tolist() == [[False, False], [False, True]]
+    corner = np.zeros((5, 7), np.bool_)
+    corner[4:, 4:] = True
+    assert inpainting.grown_to_cells(Mask.of(uneven), 4) == Mask.of(corner)
 
 
-def test_a_thin_mask_changes_what_it_covers(generator, parent):
+def test_a_thin_mask_changes_the_cells_that_it_touches(generator, parent):
     thin = np.zeros((16, 16), np.bool_)
     thin[:, 3] = True
+    cell = generator.pipe.image_processor.config.vae_scale_factor
+    repainted_cells = np.zeros((16, 16), np.bool_)
+    repainted_cells[:, 3 // cell * cell : (3 // cell + 1) * cell] = True
     after = repainted(generator, parent, Repaint("parent", Mask.of(thin), 5))[0]
     assert not np.array_equal(pixels(after)[:, 3], pixels(parent)[:, 3])
-    assert np.array_equal(pixels(after)[~thin], pixels(parent)[~thin])
+    assert np.array_equal(pixels(after)[~repainted_cells], pixels(parent)[~repainted_cells])
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,10 @@ class DiffusersGenerator:
             network_evaluations=rows.denoiser // len(batch), vae_passes=rows.vae // len(batch)
         )
         samples = [output.sample(row, job, cost) for row, job in enumerate(jobs)]
-        return [_with_parents_pixels(s) for s in samples] if plan.strength else samples
+        if not plan.strength:
+            return samples
+        cell = self.pipe.image_processor.config.vae_scale_factor
+        return [_with_parents_pixels(sample, cell) for sample in samples]
 
     def _denoise(self, jobs: Sequence[Job], plan: BatchPlan) -> BatchOutput:
         """Takes the steps of the plan, from noise or from the parents' latents."""
@@ -353,9 +356,12 @@ class DiffusersGenerator:
         return settings
 
 
-def _with_parents_pixels(sample: Sample) -> Sample:
-    """Returns a repainted sample with exactly the parent's pixels outside the mask."""
+def _with_parents_pixels(sample: Sample, cell: int) -> Sample:
+    """Returns a repainted sample with exactly the parent's pixels where no cell was repainted."""
     if sample.image is None:
         return sample
     proposal, parent = inpainting.repaint_source(sample.job)
-    return replace(sample, image=paste(parent, sample.image, proposal.mask))
+    # The mask is grown as it was for the pipeline: a cell that is new in half would show a seam,
+    # and fewer repaints would be better than their parents.
+    repainted = inpainting.grown_to_cells(proposal.mask, cell)
+    return replace(sample, image=paste(parent, sample.image, repainted))

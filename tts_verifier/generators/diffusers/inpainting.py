@@ -167,9 +167,7 @@ def inpainting_arguments(
         sources: proposals of one strength, with their parents' images, of one size.
     """
     cell = pipe.image_processor.config.vae_scale_factor
-    square = np.ones((cell, cell), np.bool_)
-    grown = [np.kron(latent_cells(proposal.mask, cell), square) for proposal, _ in sources]
-    masks = [m[: image.height, : image.width] for m, (_, image) in zip(grown, sources, strict=True)]
+    masks = [grown_to_cells(proposal.mask, cell).array() for proposal, _ in sources]
     return {
         "image": [image for _, image in sources],
         "mask_image": [Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks],
@@ -194,6 +192,17 @@ def latent_cells(mask: Mask, cell: int) -> NDArray[np.bool_]:
     blocks = padded.reshape(padded.shape[0] // cell, cell, -1, cell)
     touched: NDArray[np.bool_] = np.any(blocks, axis=(1, 3))
     return touched
+
+
+def grown_to_cells(mask: Mask, cell: int) -> Mask:
+    """Returns a mask grown to whole latent cells: the part of the image that is generated anew.
+
+    Args:
+        mask: of the image.
+        cell: pixels of a cell's side.
+    """
+    grown = np.kron(latent_cells(mask, cell), np.ones((cell, cell), np.bool_))
+    return Mask.of(grown[: mask.height, : mask.width])
 
 
 # -- blending --------------------------------------------------------------------------------
