@@ -17,7 +17,8 @@ from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
 PREFILL_BATCH: Final = 16
 """The most prompts that are prefilled together: enough to fill a GPU, and a bound on memory."""
 REFILL_SHARE: Final = 4
-"""Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are."""
+"""Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are. Running sequences
+wait during a prefill, so each one should admit several requests."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +106,7 @@ class Scheduler:
         Returns:
             The moves, source -> target, which the caller must repeat in its buffers.
         """
+        # Requests that wait would fill the free sequences at once.
         half = _half(self.span())
         if self.has_waiting() or len(self.running) > half:
             return {}
@@ -131,6 +133,7 @@ class Scheduler:
     def restart(self, sequences: int) -> None:
         """Puts all running requests back, before those that wait, and goes on with `sequences`."""
         requests = [(running.number, running.request) for running in self.running.values()]
+        # extendleft puts each request before the last one, hence reversed.
         self._waiting.extendleft(reversed(requests))
         self.running = {}
         self.sequences = sequences
