@@ -266,8 +266,8 @@ class ImageDoctor(Verifier):
         limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
         if len(ids) >= limit:
             raise InputError(
-                f"A prompt must fit the model's {limit} tokens with instruction and image, this "
-                f"one makes {len(ids)}: {prompt[:60]!r}… Shorten it."
+                f"A prompt must fit into the model's {limit} tokens with its instruction and "
+                f"image; together they take {len(ids)}. Shorten the prompt: {prompt[:60]!r}…"
             )
 
     def _verdict(
@@ -333,8 +333,8 @@ def _gpu_that_is_full(folder: Path) -> str | None:
         return None
     warnings.warn(
         f"The verifier's {nbytes / 2**30:.1f} GiB do not fit on {gpu} beside what is there. It "
-        "waits in host memory; a run moves it there in turns with the generator. Give a device "
-        "to place it yourself.",
+        "waits in host memory, and a run moves it to the GPU in turns with the generator. Give a "
+        "device to place it yourself.",
         RunWarning,
         stacklevel=4,  # the caller of Verifier.from_pretrained
     )
@@ -353,12 +353,12 @@ def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, sequences
 def _check_prompt(index: int, prompt: str) -> str:
     """Returns the prompt, or raises InputError if it cannot be one."""
     if not isinstance(prompt, str):
-        raise InputError(f"Prompt {index} must be a string, it is a {type(prompt).__name__}.")
+        raise InputError(f"Prompt {index} must be a string, got {type(prompt).__name__}.")
     if not prompt.strip():
-        raise InputError(f"Prompt {index} must say what the image should show, it is empty.")
+        raise InputError(f"Prompt {index} must say what the image should show; it is empty.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InputError(
-            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters, "
+            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters; "
             f"it has {len(prompt)}."
         )
     # A lone surrogate is possible in a str, but not in the UTF-8 that the tokenizer takes.

@@ -38,7 +38,7 @@ def test_heads_that_the_config_does_not_state_must_be_official(folder: Path) -> 
     raw = json.loads((folder / "config.json").read_text())
     del raw["heatmap_config"]
     (folder / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match=r"is \(1, 32\), the config makes it \(1, 768\)"):
+    with pytest.raises(CheckpointError, match=r"is \(1, 32\), but the config makes it \(1, 768\)"):
         load_model(folder)
 
 

@@ -123,7 +123,7 @@ def check_shapes(
     missing = sorted(set(expected) - set(stored) - optional)
     unexpected = sorted(set(stored) - set(expected))
     mis_shaped = [
-        f"{name} is {stored[name].shape}, the config makes it {shape}"
+        f"{name} is {stored[name].shape}, but the config makes it {shape}"
         for name, shape in sorted(expected.items())
         if name in stored and stored[name].shape != tuple(shape)
     ]
@@ -131,7 +131,7 @@ def check_shapes(
     problems = [_list_names(kind, names) for kind, names in kinds if names]
     if problems:
         raise CheckpointError(
-            "The weights do not fit the config, nothing was loaded. "
+            "The weights do not fit the config; nothing was loaded. "
             + " ".join(problems)
             + " State the dimensions in config.json (heads: heatmap_config)."
         )

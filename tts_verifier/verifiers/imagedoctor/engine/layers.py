@@ -61,7 +61,7 @@ class AttentionShape:
     kv_heads: int
     """Key heads, and as many value heads; each serves heads / kv_heads query heads."""
     size: int
-    """Numbers in a head."""
+    """Channels of a head."""
     eps: float
     """Added to the mean square in every RMS norm."""
     section: tuple[int, ...]

@@ -80,13 +80,14 @@ class Scheduler:
         too_few = not self._refill or len(free) * REFILL_SHARE < self.sequences
         if self.running and too_few:
             return
-        while free and (taken := self._take(min(PREFILL_BATCH, len(free)))):
+        while free and (requests := self._take(min(PREFILL_BATCH, len(free)))):
             admitted = {
                 sequence: RunningSequence(number, request, len(request.ids))
-                for sequence, (number, request) in zip(free, taken, strict=False)
+                for sequence, (number, request) in zip(free, requests, strict=False)
             }
+            # Before they are prefilled, so that `restart` finds them if memory runs out meanwhile.
             self.running |= admitted
-            free = free[len(taken) :]
+            free = free[len(requests) :]
             yield admitted
 
     def span(self) -> int:

@@ -212,8 +212,7 @@ class Upscaler(nn.Module):
         x = self.conv_layers(x)
         for double, refine in zip(self.deconv_layers, self.conv_layers2, strict=True):
             x = refine(double(x))
-        # RAHF's last convolution, to one channel, is absent: the mask token's output weighs the
-        # channels instead.
+        # RAHF's last convolution is absent: the mask token's output weighs the channels instead.
         return torch.relu(self.last_conv1(x))
 
 

@@ -146,21 +146,21 @@ def _attend_chunk_kernel(
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, NEW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One sequence, one key head, one chunk of its cache; the last chunk adds the new tokens."""
+    """Attends to one chunk of a sequence's cache for one key head; the last adds the new tokens."""
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     start = tl.program_id(1) * CHUNK
     before = tl.load(length + row).to(tl.int32)
     # Not >=: the chunk that begins at `before` takes the new tokens.
     if start > before:
         return
-    kind = cache.dtype.element_ty
+    cache_dtype = cache.dtype.element_ty
     width: tl.constexpr = (GROUP + 2) * KV * SIZE
     d = tl.arange(0, SIZE)
     m = tl.arange(0, M)
     # Row m of the tile is query head m // T of the key head, at new token m % T.
     query = row * T + m % T
     base = qkv + query * width + (head * GROUP + m // T) * SIZE
-    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(kind)
+    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(cache_dtype)
     # Offsets into a large cache may exceed 32 bits.
     keys = cache + (row * 2 * KV + head).to(tl.int64) * capacity * SIZE + d[None, :]
     values = keys + KV * capacity * SIZE
@@ -176,9 +176,9 @@ def _attend_chunk_kernel(
     if start + CHUNK > before:
         t = tl.arange(0, NEW)
         source = qkv + (row * T + t) * width + (GROUP * KV + head) * SIZE
-        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(kind)
+        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(cache_dtype)
         real = (t < T)[:, None]
-        v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(kind)
+        v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(cache_dtype)
         place = (before + t)[:, None]
         # The cache of a sequence that has ended may be full.
         tl.store(keys + place * SIZE, k, mask=real & (place < capacity))
@@ -197,7 +197,7 @@ def _combine_chunks_kernel(
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, CHUNK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Combines the chunks of one sequence and one query."""
+    """Combines the results of all chunks for one query of one sequence."""
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     m = tl.program_id(1)
     d = tl.arange(0, SIZE)

@@ -50,8 +50,8 @@ class AnswerTemplate:
         score_tokens = ScoreTokens.from_tokenizer(tokenizer)
         if score_tokens is None:
             raise InputError(
-                "answer_template needs a checkpoint whose tokenizer writes scores digit by digit, "
-                "this one does not. Leave answer_template out.",
+                "answer_template needs a checkpoint whose tokenizer writes scores digit by digit; "
+                "this one's does not. Leave answer_template out.",
                 argument="answer_template",
             )
         special = {
