@@ -11,8 +11,9 @@ import torch
 from golden_numbers import EXPECTED, TOLERANCES, check
 from tiny_engine import EOS, ForcedTokens, requests
 
+from tts_verifier.errors import RunWarning
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
-from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
@@ -50,6 +51,22 @@ def test_golden_numbers_hold_through_the_engine(
             assert differs <= TOLERANCES["heatmaps_f16"]
 
 
+def test_maps_are_float32_whatever_the_default_dtype_is(model: ImageDoctorModel) -> None:
+    request = requests(model)[0]
+    reply = generate(model.cuda(), [request], GenerationLimits(4, (EOS,)))[0]
+    with_maps = dataclasses.replace(reply, has_map=(True, True))
+    before = torch.get_default_dtype()
+    try:
+        queue = MapQueue(MapDecoder(model))
+        torch.set_default_dtype(torch.bfloat16)
+        queue.add(0, with_maps, request.grid)
+        maps = queue.finish()[0]
+    finally:
+        torch.set_default_dtype(before)
+        model.cpu()
+    assert {grid_map.dtype for grid_map in maps.values()} == {np.dtype(np.float32)}
+
+
 def test_a_reply_is_that_of_a_cpu_whatever_its_companions(model: ImageDoctorModel) -> None:
     limits = GenerationLimits(24, (EOS,), 1.05)
     expected = generate(model, requests(model), limits)
@@ -74,7 +91,7 @@ def test_memory_that_runs_out_halves_the_sequences(model: ImageDoctorModel) -> N
     torch.cuda.set_per_process_memory_fraction(2**30 / total)
     try:
         engine = Engine(built, long, sequences=64)
-        with pytest.warns(UserWarning, match="Memory ran out with batch_size 64"):
+        with pytest.warns(RunWarning, match="Memory ran out with batch_size 64"):
             replies = dict(engine.replies(requests(model)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

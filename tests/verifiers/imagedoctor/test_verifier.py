@@ -161,10 +161,10 @@ def test_no_images_give_no_verdicts(doctor: ImageDoctor) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("", "Prompt 1 must say what the image should show, it is empty"),
+        ("", "Prompt 1 must say what the image should show; it is empty"),
         (" \n", "it is empty"),
-        (None, "must be a string, it is a NoneType"),
-        ("a" * 20_001, "at most 20000 characters, it has 20001"),
+        (None, "must be a string, got NoneType"),
+        ("a" * 20_001, "at most 20000 characters; it has 20001"),
         ("\ud800", "must be valid Unicode"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_prompt_longer_than_the_models_context_is_an_error(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
     monkeypatch.setitem(doctor.checkpoint.model.config.text, "max_position_embeddings", 1600)
-    with pytest.raises(InputError, match=r"must fit the model's 1600 tokens .* this one makes"):
+    with pytest.raises(InputError, match=r"must fit into the model's 1600 tokens .* they take"):
         doctor.verify([noise(8, 8)], ["long " * 50])
 
 

@@ -56,11 +56,14 @@ def loss(
             token is not among the labels.
         grid: (rows, columns) of merged tokens.
     """
+    # The state at each place predicts the next token, so logits and labels are one apart.
     logits = outputs.logits[:, :-1].flatten(0, 1).float()
     text = cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED)
     maps, has_token = _predict_maps(model, outputs, labels[: len(targets)], grid)
+    # nan_to_num, because `where` below stops a NaN but not its gradient, 0 * NaN.
     errors = (maps.view_as(targets) - targets.nan_to_num()).square().mean((2, 3))
     counts = has_token & ~targets.isnan().any(3).any(2)
+    # At least 1 in the divisor, so a batch without maps has a loss of 0 and not 0 / 0.
     mean_errors = torch.where(counts, errors, 0.0).sum(0) / counts.sum(0).clamp(min=1)
     misalignment, artifact = mean_errors.unbind()
     total = text + model.config.heatmap.weight * (artifact + misalignment)

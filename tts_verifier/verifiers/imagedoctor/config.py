@@ -50,6 +50,8 @@ VISION_DEFAULTS: Mapping[str, Any] = {
     "window_size": 112,
     "fullatt_block_indexes": (7, 15, 23, 31),
 }
+# The heatmap tokens have the first free ids of Qwen2.5's tokenizer. The embedding is padded far
+# enough to have rows for them.
 TOKEN_ID_DEFAULTS: Mapping[str, int] = {
     "image_token_id": 151655,
     "vision_start_token_id": 151652,
@@ -88,7 +90,8 @@ class HeatmapConfig:
     """Weight of the map losses in training."""
 
     def __post_init__(self) -> None:
-        if self.width % (2 * self.heads) or self.width % 2:
+        # The two-way transformer halves the width for cross attention, then splits it into heads.
+        if self.width % (2 * self.heads):
             raise CheckpointError(
                 f"heatmap_config: width must be a multiple of 2 * heads, got width {self.width} "
                 f"and heads {self.heads}."
@@ -137,15 +140,16 @@ class ImageDoctorConfig:
         source = {**raw, **nested}
         text = {key: source.get(key, value) for key, value in TEXT_DEFAULTS.items()}
         text["rope_parameters"] = _rope_parameters(source)
+        # The released file states a sliding_window and switches it off; no code here has one.
         if source.get("use_sliding_window"):
             raise CheckpointError(
                 "use_sliding_window must be false, as in the released model; it is true."
             )
-        given = dict(raw.get("vision_config") or {})
-        if "in_chans" in given:  # the released file's name for it
-            given.setdefault("in_channels", given["in_chans"])
-        vision = {key: given.get(key, value) for key, value in VISION_DEFAULTS.items()}
-        vision["out_hidden_size"] = given.get("out_hidden_size", text["hidden_size"])
+        stated = dict(raw.get("vision_config") or {})
+        if "in_chans" in stated:  # the released file's name for it
+            stated.setdefault("in_channels", stated["in_chans"])
+        vision = {key: stated.get(key, value) for key, value in VISION_DEFAULTS.items()}
+        vision["out_hidden_size"] = stated.get("out_hidden_size", text["hidden_size"])
         ids = {key: int(raw.get(key, value)) for key, value in TOKEN_ID_DEFAULTS.items()}
         config = cls(
             text=text,
@@ -196,8 +200,8 @@ class ImageDoctorConfig:
         """Returns transformers' config of the language model."""
         from transformers import Qwen2_5_VLTextConfig
 
-        given = {**self.text, "rope_parameters": dict(self.text["rope_parameters"])}
-        return Qwen2_5_VLTextConfig(**given)
+        arguments = {**self.text, "rope_parameters": dict(self.text["rope_parameters"])}
+        return Qwen2_5_VLTextConfig(**arguments)
 
     def vision_config(self) -> Qwen2_5_VLVisionConfig:
         """Returns transformers' config of the vision tower."""
@@ -221,6 +225,7 @@ class ImageDoctorConfig:
             raise CheckpointError(
                 f"mrope_section must add up to half the head size {head_dim}, got {section}."
             )
+        # The fused MLPs of the engine compute SiLU, whatever the config says.
         for part in (text, vision):
             if part["hidden_act"] != "silu":
                 raise CheckpointError(f"hidden_act must be 'silu', got {part['hidden_act']!r}.")
@@ -239,27 +244,28 @@ class ImageDoctorConfig:
 
 def _rope_parameters(source: Mapping[str, Any]) -> dict[str, Any]:
     """Returns today's `rope_parameters` from the keys of either generation."""
-    given = source.get("rope_parameters") or source.get("rope_scaling") or {}
-    kind = given.get("rope_type", given.get("type", "default"))
+    stated = source.get("rope_parameters") or source.get("rope_scaling") or {}
+    # Qwen's own files say "mrope", the released one "default"; `mrope_section` makes both M-RoPE.
+    kind = stated.get("rope_type", stated.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise CheckpointError(f"rope type must be 'default' or 'mrope', got {kind!r}.")
     return {
         "rope_type": "default",
-        "rope_theta": given.get("rope_theta", source.get("rope_theta", DEFAULT_ROPE_THETA)),
-        "mrope_section": list(given.get("mrope_section", DEFAULT_MROPE_SECTION)),
+        "rope_theta": stated.get("rope_theta", source.get("rope_theta", DEFAULT_ROPE_THETA)),
+        "mrope_section": list(stated.get("mrope_section", DEFAULT_MROPE_SECTION)),
     }
 
 
 def _heatmap_config(raw: Mapping[str, Any]) -> HeatmapConfig:
     """Reads `heatmap_config`, and the weight that the released file states beside it."""
-    given = dict(raw.get("heatmap_config") or {})
-    known = {f.name for f in fields(HeatmapConfig)}
-    if unknown := sorted(set(given) - known):
+    stated = dict(raw.get("heatmap_config") or {})
+    names = {f.name for f in fields(HeatmapConfig)}
+    if unknown := sorted(set(stated) - names):
         raise CheckpointError(
-            f"heatmap_config: unknown keys {unknown}; the known ones are {sorted(known)}."
+            f"heatmap_config: unknown keys {unknown}; the known ones are {sorted(names)}."
         )
-    given.setdefault("weight", float(raw.get("heatmap_weight", 1.0)))
+    stated.setdefault("weight", float(raw.get("heatmap_weight", 1.0)))
     for name in ("stem", "stages"):
-        if name in given:
-            given[name] = tuple(given[name])
-    return HeatmapConfig(**given)
+        if name in stated:
+            stated[name] = tuple(stated[name])
+    return HeatmapConfig(**stated)

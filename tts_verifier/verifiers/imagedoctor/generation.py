@@ -50,7 +50,7 @@ class GenerationRequest:
     """One image and its conversation."""
 
     ids: Sequence[int]
-    """Token ids of the prompt, with one image token for each merged cell of the image."""
+    """Token ids of the prompt, with one image token for each merged token of the image."""
     patches: NDArray[np.float32]
     """The image as the processor gives it, (patches, values a patch)."""
     grid: tuple[int, int]
@@ -71,7 +71,7 @@ class GeneratedReply:
     has_map: tuple[bool, bool]
     """Whether the reply has a misalignment token and an artifact token."""
     visual: Tensor
-    """(cells, H), the image's merged visual features, on the model's device."""
+    """(merged tokens, H), the image's merged visual features, on the model's device."""
     probs: NDArray[np.float32]
     """(tokens, W) in [0, 1], for each token the probabilities of the W watched tokens at the
     step that chose it."""

@@ -142,6 +142,7 @@ class ImageDoctor(Verifier):
         if device is None and options.get("device_map") is None:
             home = _gpu_that_is_full(folder)
             device = None if home is None else "cpu"
+            # It computes on the GPU, so it takes a GPU's dtype while it waits on the CPU.
             dtype = dtype or (None if home is None else torch.bfloat16)
         checkpoint = load_checkpoint(
             folder, dtype=dtype, device=device, device_map=options.get("device_map")
@@ -187,7 +188,8 @@ class ImageDoctor(Verifier):
         rgb = as_images(images)
         check_pairs(rgb, prompts)
         texts = [_check_prompt(i, prompt) for i, prompt in enumerate(prompts)]
-        # Longest first, so that the KV cache need not grow later.
+        # Longest first, so that the KV cache need not grow later. Characters stand in for
+        # tokens: the tokenizer runs later, beside the GPU.
         order = sorted(range(len(rgb)), key=lambda i: -len(texts[i]))
         with _current_device(self.device):
             results = self._generate([rgb[i] for i in order], [texts[i] for i in order], detail)
@@ -209,8 +211,9 @@ class ImageDoctor(Verifier):
         return weight_bytes([self.checkpoint.model]) if len(devices) == 1 else None
 
     def to(self, device: torch.device | str) -> ImageDoctor:
-        """Moves the weights; buffers and captured graphs are dropped, and made anew when needed."""
+        """Moves the weights; drops buffers and captured graphs, which are made anew when needed."""
         before = str(self.device)
+        # Captured graphs read the weights at their old addresses.
         for part in (self.engine, self._template_engine, self._map_decoder):
             part.forget()
         self.checkpoint.model.to(device)
@@ -245,11 +248,11 @@ class ImageDoctor(Verifier):
         reasoning: bool,
     ) -> Iterator[GenerationRequest]:
         """Prepares requests when the engine asks for them; beside a GPU, images a few ahead."""
-        c = self.checkpoint
-        image_tokens = c.processor.merged_tokens
+        tokenizer = self.checkpoint.tokenizer
+        image_tokens = self.checkpoint.processor.merged_tokens
         prepared = map_ahead(self._patches, images, self.device)
         for patches, prompt in zip(prepared, prompts, strict=True):
-            ids = c.tokenizer.encode_conversation(
+            ids = tokenizer.encode_conversation(
                 prompt, image_tokens=image_tokens, reasoning=reasoning
             )
             ids += template.before
@@ -263,8 +266,8 @@ class ImageDoctor(Verifier):
         limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
         if len(ids) >= limit:
             raise InputError(
-                f"A prompt must fit the model's {limit} tokens with instruction and image, this "
-                f"one makes {len(ids)}: {prompt[:60]!r}… Shorten it."
+                f"A prompt must fit into the model's {limit} tokens with its instruction and "
+                f"image; together they take {len(ids)}. Shorten the prompt: {prompt[:60]!r}…"
             )
 
     def _verdict(
@@ -274,14 +277,15 @@ class ImageDoctor(Verifier):
         image_size: tuple[int, int],
         detail: Detail,
     ) -> Verdict:
-        c = self.checkpoint
-        text = c.tokenizer.decode(reply.ids)
+        checkpoint = self.checkpoint
+        text = checkpoint.tokenizer.decode(reply.ids)
         parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
         scores = {**parsed.scores}
-        if c.limits.watched_groups:
-            pieces = [c.tokenizer.decode([i]) for i in reply.ids]
+        if checkpoint.limits.watched_groups:
+            # Each token alone, because a score's digits must be found among the tokens.
+            pieces = [checkpoint.tokenizer.decode([i]) for i in reply.ids]
             scores |= expected_scores(parsed, text, pieces, reply.probs)
-        mapping = FrameMapping.of(image_size, c.processor.input_size, fit=self.fit)
+        mapping = FrameMapping.of(image_size, checkpoint.processor.input_size, fit=self.fit)
         boxes = (mapping.to_image(box) for box in parsed.boxes)
         heatmaps = {name: Heatmap(grid, image_size, mapping.box) for name, grid in maps.items()}
         return Verdict(
@@ -298,8 +302,11 @@ class _ReplyTokens(NamedTuple):
     """What a verdict needs of a reply: no tensors, so the engine's buffers can be freed."""
 
     ids: list[int]
+    """All tokens of the reply, without the end token."""
     probs: NDArray[np.float32]
+    """(tokens, W), see `GeneratedReply.probs`; zeros at a template's fixed ends."""
     ended: bool
+    """False if `max_new_tokens` cut the reply off."""
 
     @classmethod
     def of(cls, reply: GeneratedReply, template: AnswerTemplate) -> _ReplyTokens:
@@ -317,7 +324,7 @@ def _current_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _gpu_that_is_full(folder: Path) -> str | None:
-    """Returns the GPU if a checkpoint does not fit on it now; None if it fits, or without GPU."""
+    """Returns the GPU if there is one and a checkpoint does not fit on it now, otherwise None."""
     if not torch.cuda.is_available():
         return None
     gpu = str(torch.device("cuda", torch.cuda.current_device()))
@@ -326,8 +333,8 @@ def _gpu_that_is_full(folder: Path) -> str | None:
         return None
     warnings.warn(
         f"The verifier's {nbytes / 2**30:.1f} GiB do not fit on {gpu} beside what is there. It "
-        "waits in host memory; a run moves it there in turns with the generator. Give a device "
-        "to place it yourself.",
+        "waits in host memory, and a run moves it to the GPU in turns with the generator. Give a "
+        "device to place it yourself.",
         RunWarning,
         stacklevel=4,  # the caller of Verifier.from_pretrained
     )
@@ -338,6 +345,7 @@ def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, sequences
     """Returns the engine that fills in a template; it takes no memory until it is used."""
     steps = template.forced_steps
     count = sum(1 + len(step.forced) for step in steps)
+    # An empty template makes the count 0; `ImageDoctor` then never calls this engine.
     limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=steps)
     return Engine(checkpoint.model, limits, sequences=sequences)
 
@@ -345,14 +353,15 @@ def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, sequences
 def _check_prompt(index: int, prompt: str) -> str:
     """Returns the prompt, or raises InputError if it cannot be one."""
     if not isinstance(prompt, str):
-        raise InputError(f"Prompt {index} must be a string, it is a {type(prompt).__name__}.")
+        raise InputError(f"Prompt {index} must be a string, got {type(prompt).__name__}.")
     if not prompt.strip():
-        raise InputError(f"Prompt {index} must say what the image should show, it is empty.")
+        raise InputError(f"Prompt {index} must say what the image should show; it is empty.")
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         raise InputError(
-            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters, "
+            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters; "
             f"it has {len(prompt)}."
         )
+    # A lone surrogate is possible in a str, but not in the UTF-8 that the tokenizer takes.
     try:
         prompt.encode()
     except UnicodeEncodeError as error:

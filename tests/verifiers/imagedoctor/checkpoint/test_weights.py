@@ -31,14 +31,14 @@ def test_missing_unexpected_and_mis_shaped_tensors_are_all_listed(folder: Path) 
     message = str(caught.value)
     assert "2 missing: heatmap.mask_tokens.weight; prompt_encoder.pe_layer" in message
     assert "1 unexpected: heatmap.iou_token.weight." in message
-    assert "1 mis-shaped: model.norm.weight is (3,), the config makes it (64,)." in message
+    assert "1 mis-shaped: model.norm.weight is (3,), but the config makes it (64,)." in message
 
 
 def test_heads_that_the_config_does_not_state_must_be_official(folder: Path) -> None:
     raw = json.loads((folder / "config.json").read_text())
     del raw["heatmap_config"]
     (folder / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match=r"is \(1, 32\), the config makes it \(1, 768\)"):
+    with pytest.raises(CheckpointError, match=r"is \(1, 32\), but the config makes it \(1, 768\)"):
         load_model(folder)
 
 

@@ -18,6 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
+from tts_verifier.errors import RunWarning
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
@@ -159,7 +160,7 @@ def test_running_out_of_memory_halves_the_sequences_and_warns_once(
         return greedy(scores)
 
     engine = Engine(model, limits, sequences=5, choose=fits_one_sequence)
-    with pytest.warns(UserWarning, match="Memory ran out with batch_size 5") as warned:
+    with pytest.warns(RunWarning, match="Memory ran out with batch_size 5") as warned:
         replies = dict(engine.replies(prompts))
     assert len(warned) == 1
     assert engine.sequences == 1

@@ -48,17 +48,19 @@ def test_some_heads_are_rotated_and_the_others_stay(size: int) -> None:
 
 
 @pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("early", [False, True])
-def test_a_norm_over_channels_includes_bias_sum_and_relu(early: bool, added: bool) -> None:
+@pytest.mark.parametrize("relu_first", [False, True])
+def test_a_norm_over_channels_includes_bias_sum_and_relu(relu_first: bool, added: bool) -> None:
     x, bias, scale = torch.randn(2, 24, 6, 5), torch.randn(24), torch.randn(24, 1, 1)
     add = torch.randn(2, 24, 6, 5) if added else None
     expected = x.double() + bias.double()[:, None, None]
-    expected = expected.relu() if early else expected
+    expected = expected.relu() if relu_first else expected
     expected = normed(expected, scale.double(), 1e-8, dim=1)
     expected = expected if add is None else expected + add.double()
-    expected = expected if early else expected.relu()
+    expected = expected if relu_first else expected.relu()
     close(
-        pointwise_kernels.triton_channel_norm(x, bias, scale, add=add, early=early, eps=1e-8),
+        pointwise_kernels.triton_channel_norm(
+            x, bias, scale, add=add, relu_first=relu_first, eps=1e-8
+        ),
         expected,
     )
 

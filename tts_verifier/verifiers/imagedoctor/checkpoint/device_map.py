@@ -24,7 +24,7 @@ class LayerDevices:
     """The device of every tensor of a model.
 
     Args:
-        main: the device of all that the device map does not name.
+        main: the device of all that the device map does not name; "auto" overrides it.
         layers: number of layers of the language model.
         device_map: "auto" spreads the layers in equal runs over all visible GPUs. A mapping
             takes names like "model.layers.7" to devices. None keeps everything on `main`.
@@ -39,6 +39,7 @@ class LayerDevices:
         self.main = main
         self.layers: dict[int, torch.device] = {}
         if isinstance(device_map, str):
+            # Layer 0 reads the embeddings, so all that is not a layer is placed with it.
             self.layers = _spread_evenly(layers, device_map)
             self.main = self.layers[0]
         elif device_map is not None:
@@ -93,12 +94,13 @@ def _parse_entry(
 def _move_inputs_to(module: nn.Module, device: torch.device) -> None:
     """Registers a hook that moves the tensors among a module's arguments to a device."""
 
-    def to_device(value: Any) -> Any:
+    # Tuples too: a layer receives the cosine and sine of RoPE as one.
+    def move(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(device)
-        return tuple(map(to_device, value)) if isinstance(value, tuple) else value
+        return tuple(map(move, value)) if isinstance(value, tuple) else value
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return to_device(args), {key: to_device(value) for key, value in kwargs.items()}
+        return move(args), {key: move(value) for key, value in kwargs.items()}
 
     module.register_forward_pre_hook(hook, with_kwargs=True)

@@ -32,6 +32,7 @@ BUNDLED_VERIFIER: Final = "shapes"
 MAX_NEW_TOKENS: Final = 2048
 """Limit of a reply's length where a checkpoint states none; the official scorer's."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# No pickles and no Python files: neither is read, and both could run code.
 _HUB_FILES = ["*.json", "*.safetensors"]
 
 
@@ -72,11 +73,12 @@ def load_checkpoint(
     config = ImageDoctorConfig.from_folder(folder)
     main = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     devices = LayerDevices(main, config.layers, device_map)
+    # The small files come first: a fault in them shows before the weights are read.
     tokenizer = PromptTokenizer.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
     limits = read_limits(folder, config)
-    if (numbers := ScoreTokens.from_tokenizer(tokenizer)) is not None:
-        limits = replace(limits, watched_groups=(numbers.digits, numbers.units))
+    if (score_tokens := ScoreTokens.from_tokenizer(tokenizer)) is not None:
+        limits = replace(limits, watched_groups=(score_tokens.digits, score_tokens.units))
     compute_dtype = _compute_dtype(dtype, devices.main)
     model = load_model(folder, config, dtype=compute_dtype, devices=devices)
     return Checkpoint(model.requires_grad_(False).eval(), tokenizer, processor, limits)
@@ -156,9 +158,9 @@ def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
             repo, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
         )
     except Exception as error:  # the hub's errors share no base class
-        what = "is not in the offline cache" if offline else "cannot be fetched from the hub"
+        fault = "is not in the offline cache" if offline else "cannot be fetched from the hub"
         raise CheckpointError(
-            f"{repo} (revision {revision or 'main'}) {what}: {type(error).__name__}. Check the "
+            f"{repo} (revision {revision or 'main'}) {fault}: {type(error).__name__}. Check the "
             "name and the network, or give a local folder."
         ) from error
     return Path(folder)
@@ -180,6 +182,7 @@ def read_limits(folder: Path, config: ImageDoctorConfig) -> GenerationLimits:
             raw = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
+    # Both files count: Qwen's generation_config.json names more end tokens than config.json.
     eos = raw.get("eos_token_id") or ()
     end_tokens = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
     return GenerationLimits(

@@ -21,6 +21,7 @@ from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 SHARD_BYTES: Final = 12 * 2**20
+"""The largest size of a shard, unless the caller gives another."""
 
 
 def save_model(
@@ -32,7 +33,7 @@ def save_model(
 ) -> None:
     """Writes config.json and safetensors shards under the official names.
 
-    Tokenizer and preprocessor files are the caller's.
+    The caller writes the tokenizer's and the processor's files.
 
     Args:
         model: any model; fused weights are written as the separate ones that they hold.

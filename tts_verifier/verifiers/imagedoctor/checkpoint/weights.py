@@ -26,7 +26,7 @@ OUTPUT_MATRIX = "lm_head.weight"
 NEWER_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """(prefix of newer transformers, released prefix)."""
 READ_BYTES = 2**28
-"""The most that is read at a time."""
+"""The most bytes of tensors that are read at a time: loading needs so much spare memory."""
 MAX_LISTED = 12
 """The most names of a kind that an error message shows."""
 
@@ -98,6 +98,7 @@ def read_headers(paths: list[Path]) -> dict[str, StoredTensor]:
                     name = official_name(stored_name)
                     if name in stored:
                         raise CheckpointError(f"{path.parent} holds {name} twice.")
+                    # A slice knows its shape from the header, without reading the tensor.
                     shape = tuple(file.get_slice(stored_name).get_shape())
                     stored[name] = StoredTensor(path, stored_name, shape)
         except (SafetensorError, OSError) as error:
@@ -122,7 +123,7 @@ def check_shapes(
     missing = sorted(set(expected) - set(stored) - optional)
     unexpected = sorted(set(stored) - set(expected))
     mis_shaped = [
-        f"{name} is {stored[name].shape}, the config makes it {shape}"
+        f"{name} is {stored[name].shape}, but the config makes it {shape}"
         for name, shape in sorted(expected.items())
         if name in stored and stored[name].shape != tuple(shape)
     ]
@@ -130,7 +131,7 @@ def check_shapes(
     problems = [_list_names(kind, names) for kind, names in kinds if names]
     if problems:
         raise CheckpointError(
-            "The weights do not fit the config, nothing was loaded. "
+            "The weights do not fit the config; nothing was loaded. "
             + " ".join(problems)
             + " State the dimensions in config.json (heads: heatmap_config)."
         )
@@ -157,6 +158,7 @@ def read_tensors(
         Official name -> tensor, for each group.
     """
     by_file = sorted(stored, key=lambda name: stored[name].path)
+    # Without memory: grouping reads only shapes and dtypes.
     sizes = {name: torch.empty(stored[name].shape, dtype=dtype, device="meta") for name in by_file}
     for names in group_by_bytes(sizes, None, READ_BYTES):
         tensors = {}

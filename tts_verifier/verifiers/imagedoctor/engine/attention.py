@@ -43,9 +43,12 @@ class PrefillAttention:
         qkv = _rotate(qkv, rope, shape)
         q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
         kv = kv.permute(0, 2, 3, 1, 4)
+        # Padding is stored too. The lengths hide it until decode steps overwrite it.
         cache[self.at.to(cache.device), ..., :count, :] = kv
         q = q.unflatten(-1, (-1, shape.size)).transpose(1, 2)
         k, v = kv.unbind(1)
+        # enable_gqa spares a copy of keys and values for every query head. Padding on the right
+        # needs no mask, because causal attention does not look ahead.
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return out.transpose(1, 2).flatten(2)
 
@@ -96,12 +99,16 @@ class DecodeAttention:
         place = buffers.length[: self.sequences, None] + torch.arange(count, device=device)
         # A sequence that has ended keeps its length; its tokens must still land inside.
         place = place.clamp(max=buffers.capacity - 1)
+        # Flat places: one copy then stores the keys and values of all sequences, with no shape
+        # that depends on their lengths, as a captured step requires.
         heads = torch.arange(self.sequences * 2 * shape.kv_heads, device=device)
         heads = heads.view(self.sequences, -1, 1)
         self._places = (heads * buffers.capacity + place[:, None]).flatten()
         later = torch.arange(self.bucket, device=device) > place[..., None]
         blank = torch.zeros(self.sequences, count, self.bucket, dtype=dtype, device=device)
         bias = blank.masked_fill_(later, -torch.inf)[:, None]
+        # The queries of a key head are ordered by query head, then by token. The mask is the same
+        # for all heads, so for one token broadcasting suffices.
         group = shape.heads // shape.kv_heads
         self._bias = bias if count == 1 else bias.repeat(1, 1, group, 1)
 

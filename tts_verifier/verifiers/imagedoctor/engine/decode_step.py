@@ -102,6 +102,7 @@ class DecodeStep:
         saved = [buffer.clone() for buffer in self.buffers.reply_state()]
         stream = self._stream or torch.cuda.current_stream()
         stream.wait_stream(torch.cuda.current_stream())
+        # Kernels are compiled and chosen in this run, which a capture would not allow.
         with torch.cuda.stream(stream):
             self._run(sequences, bucket, step)
         torch.cuda.current_stream().wait_stream(stream)
@@ -115,64 +116,73 @@ class DecodeStep:
 
     def _run(self, sequences: int, bucket: int, step: ForcedStep) -> None:
         """Chooses, embeds, runs the layers, and updates the sequences."""
-        b, model = self.buffers, self.fused.model
+        buffers, model = self.buffers, self.fused.model
         chosen = self._choose(sequences, step)
         _, forced = self._step_ids[step]
         tokens = torch.cat([chosen[:, None], forced.expand(sequences, -1)], 1)
         x = model.model.embed_tokens(tokens)
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
-        position = (b.position[:sequences, None] + ahead).expand(3, -1, -1)
-        attention = DecodeAttention(b, sequences, bucket, self.fused.shape, x)
+        # Text has one position on all three axes of M-RoPE.
+        position = (buffers.position[:sequences, None] + ahead).expand(3, -1, -1)
+        attention = DecodeAttention(buffers, sequences, bucket, self.fused.shape, x)
         rope = mrope(self.fused, position)
         states = run_layers(self.fused, x, rope, attend=attention.attend)
-        hidden = states.to(b.hidden.device)
+        hidden = states.to(buffers.hidden.device)
         self._record_tokens(tokens)
         self._record_forced(hidden, step)
-        b.hidden[:sequences] = hidden[:, -1]
-        added = b.live[:sequences].long() * tokens.shape[1]
-        b.position[:sequences] += added
-        b.length[:sequences] += added
-        b.count[:sequences] += added
+        buffers.hidden[:sequences] = hidden[:, -1]
+        # 0 for an ended sequence. A branch would need the host to know which have ended.
+        added = buffers.live[:sequences].long() * tokens.shape[1]
+        buffers.position[:sequences] += added
+        buffers.length[:sequences] += added
+        buffers.count[:sequences] += added
         ended = (chosen[:, None] == self._eos).any(1)
-        b.live[:sequences] &= ~ended & (b.count[:sequences] < self.limits.max_new_tokens)
+        has_space = buffers.count[:sequences] < self.limits.max_new_tokens
+        buffers.live[:sequences] &= ~ended & has_space
 
     def _choose(self, sequences: int, step: ForcedStep) -> Tensor:
         """Chooses each sequence's token (sequences,), and records what led to it."""
-        b = self.buffers
-        hidden, live = b.hidden[:sequences], b.live[:sequences]
+        buffers = self.buffers
+        hidden, live = buffers.hidden[:sequences], buffers.live[:sequences]
+        # float32 from here on, as transformers' generate does before it penalises logits.
         logits = self.fused.model.lm_head(hidden).float()
         scores = logits
         if self.limits.penalty != 1.0:
-            scores = penalise(logits, b.used[:sequences], self.limits.penalty)
+            scores = penalise(logits, buffers.used[:sequences], self.limits.penalty)
         choices, _ = self._step_ids[step]
-        every = not step.choices
-        token = self.choose(scores) if every else choices[self.choose(scores[:, choices])]
-        if b.used.shape[1]:
-            b.used[:sequences].scatter_(1, token[:, None], True)
-        is_first = (token[:, None] == self._map_token_ids) & ~b.has_map[:sequences] & live[:, None]
-        states = b.map_states[:sequences]
-        b.map_states[:sequences] = torch.where(is_first[..., None], hidden[:, None], states)
-        b.has_map[:sequences] |= is_first
+        # Choosing among a few columns gives a column's number, not yet a token id.
+        token = choices[self.choose(scores[:, choices])] if step.choices else self.choose(scores)
+        # Ended sequences are marked too; `SequenceBuffers.start` clears their rows.
+        if buffers.used.shape[1]:
+            buffers.used[:sequences].scatter_(1, token[:, None], True)
+        is_map_token = token[:, None] == self._map_token_ids
+        is_first = is_map_token & ~buffers.has_map[:sequences] & live[:, None]
+        states = buffers.map_states[:sequences]
+        buffers.map_states[:sequences] = torch.where(is_first[..., None], hidden[:, None], states)
+        buffers.has_map[:sequences] |= is_first
+        # Not of the penalised logits: those of a digit depend on whether it occurred before.
         if self._watched:
             self._record_probs(group_probs(logits, self._watched))
         return token
 
     def _record_probs(self, probs: Tensor) -> None:
-        """Keeps the watched tokens' probabilities (sequences, W) for the token being chosen."""
-        b, sequences = self.buffers, len(probs)
-        at = b.count[:sequences].clamp(max=self.limits.max_new_tokens - 1)[:, None, None]
+        """Records the watched tokens' probabilities (sequences, W) for the token being chosen."""
+        buffers, sequences = self.buffers, len(probs)
+        # The count of an ended sequence may be the limit. Its old value is written back, since
+        # selecting the live sequences would make a shape that the host must wait for.
+        at = buffers.count[:sequences].clamp(max=self.limits.max_new_tokens - 1)[:, None, None]
         at = at.expand(-1, -1, probs.shape[-1])
-        recorded = b.probs[:sequences]
-        live = b.live[:sequences, None, None]
+        recorded = buffers.probs[:sequences]
+        live = buffers.live[:sequences, None, None]
         recorded.scatter_(1, at, torch.where(live, probs[:, None], recorded.gather(1, at)))
 
     def _record_tokens(self, tokens: Tensor) -> None:
         """Appends tokens (sequences, T) to the replies of live sequences."""
-        b, sequences = self.buffers, len(tokens)
-        at = b.count[:sequences, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        buffers, sequences = self.buffers, len(tokens)
+        at = buffers.count[:sequences, None] + torch.arange(tokens.shape[1], device=tokens.device)
         at = at.clamp(max=self.limits.max_new_tokens - 1)
-        reply = b.tokens[:sequences]
-        reply.scatter_(1, at, torch.where(b.live[:sequences, None], tokens, reply.gather(1, at)))
+        reply, live = buffers.tokens[:sequences], buffers.live[:sequences, None]
+        reply.scatter_(1, at, torch.where(live, tokens, reply.gather(1, at)))
 
     def _record_forced(self, hidden: Tensor, step: ForcedStep) -> None:
         """Records map states and used tokens of forced tokens, as for chosen ones.
@@ -181,15 +191,15 @@ class DecodeStep:
             hidden: (sequences, 1 + forced, H), each predicts the token after it.
             step: gives the forced tokens.
         """
-        b, sequences = self.buffers, len(hidden)
-        live = b.live[:sequences, None]
+        buffers, sequences = self.buffers, len(hidden)
+        live = buffers.live[:sequences, None]
         for place, token in enumerate(step.forced):
             if token in self._map_tokens:
                 k = self._map_tokens.index(token)
-                is_first = live & ~b.has_map[:sequences, k, None]
-                states = b.map_states[:sequences, k]
-                b.map_states[:sequences, k] = torch.where(is_first, hidden[:, place], states)
-                b.has_map[:sequences, k] |= live[:, 0]
-        if b.used.shape[1] and step.forced:
+                is_first = live & ~buffers.has_map[:sequences, k, None]
+                states = buffers.map_states[:sequences, k]
+                buffers.map_states[:sequences, k] = torch.where(is_first, hidden[:, place], states)
+                buffers.has_map[:sequences, k] |= live[:, 0]
+        if buffers.used.shape[1] and step.forced:
             _, forced = self._step_ids[step]
-            b.used[:sequences].index_fill_(1, forced, True)
+            buffers.used[:sequences].index_fill_(1, forced, True)

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tts_verifier.errors import RunWarning
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import FREE_STEP, DecodeStep
 from tts_verifier.verifiers.imagedoctor.engine.finish import ended_sequences, read_replies
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import allocate_buffers
@@ -81,8 +82,8 @@ class Engine:
     ) -> Iterator[tuple[int, GeneratedReply]]:
         """Generates a reply to every request.
 
-        Requests are taken as sequences get free. Sort them longest prompt first, so the KV cache
-        need not grow later.
+        Requests are taken as sequences become free. Sort them by falling length of the prompt, so
+        the KV cache need not grow later.
 
         Yields:
             (place in `requests`, reply), in the order in which replies end.
@@ -120,6 +121,7 @@ class Engine:
         """Prefills a batch; `keep`: other sequences are running and must survive growth."""
         requests = [running.request for running in batch.values()]
         longest = max(len(request.ids) for request in requests)
+        # Enough for whole replies: growth would copy the cache and capture all steps again.
         tokens = longest + self.limits.max_new_tokens
         buffers = self._reserve(fused, tokens, keep=keep).buffers
         visual = prefill(fused, buffers, list(batch), requests)
@@ -128,6 +130,7 @@ class Engine:
 
     def _decode(self, fused: FusedModel, scheduler: Scheduler) -> DecodeStep:
         """Runs `STEPS_PER_CHECK` decode steps, or all forced steps, for every running sequence."""
+        # Prefill has reserved enough, so this returns the current step.
         decode_step = self._reserve(fused, scheduler.longest(), keep=True)
         buffers = decode_step.buffers
         if moves := scheduler.compact():
@@ -136,6 +139,8 @@ class Engine:
         free_steps = [FREE_STEP] * min(STEPS_PER_CHECK, self.limits.max_new_tokens)
         for step in self.limits.forced_steps or free_steps:
             decode_step(span, scheduler.longest(), step)
+            # Replies that end between checks are counted on. The bound keeps their count from
+            # exceeding the capacity, which would make `_reserve` grow the buffers.
             scheduler.advance(1 + len(step.forced), most=buffers.capacity - 1)
         return decode_step
 
@@ -175,6 +180,7 @@ class Engine:
     def _fuse(self) -> FusedModel:
         """Fuses the weights, and drops captured steps if any parameter has moved in memory."""
         fused = fuse_model(self.model)
+        # Captured steps read the weights at fixed addresses.
         addresses = tuple(p.data_ptr() for p in self.model.parameters())
         if addresses != self._addresses:
             self._addresses, self._decode_step = addresses, None
@@ -183,12 +189,14 @@ class Engine:
     def _halve(self) -> None:
         """Frees the buffers, and goes on with half as many sequences."""
         self._decode_step, self._visual = None, {}
+        # The allocator's cached blocks have the sizes of the larger buffers.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self._warned:
             warnings.warn(
                 f"Memory ran out with batch_size {self.sequences}; going on with half as many, "
                 "and half again where needed. Give a smaller batch_size to avoid the wait.",
+                RunWarning,
                 stacklevel=3,
             )
         self._warned = True
@@ -203,7 +211,7 @@ def generate(
     choose: ChooseToken = greedy,
     capture: bool = True,
 ) -> list[GeneratedReply]:
-    """Generates the replies to one batch of requests, all at a time and in their order.
+    """Generates the replies to one batch of requests together, and returns them in order.
 
     The arguments are those of `Engine`.
     """

@@ -13,7 +13,7 @@ from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 
 def ended_sequences(buffers: SequenceBuffers, running: Iterable[int]) -> dict[int, int]:
-    """Returns those of the running sequences that are no longer live, and their tokens' number.
+    """Returns the running sequences that are no longer live: sequence -> number of its tokens.
 
     Waits for the device.
     """
@@ -33,11 +33,12 @@ def read_replies(
 
     Args:
         buffers: hold the replies.
-        ended: sequences and their tokens' numbers, from `ended_sequences`.
-        visual: each sequence's visual features, (cells, H).
+        ended: the result of `ended_sequences`.
+        visual: each sequence's visual features, (merged tokens, H).
         eos: token ids that end a reply.
     """
     at = to_device(torch.tensor(list(ended)), buffers.length.device)
+    # The buffers have a column for each of `max_new_tokens`; most replies are far shorter.
     longest = max(ended.values())
     tokens, has_map = buffers.tokens[at, :longest].tolist(), buffers.has_map[at].tolist()
     probs = buffers.probs[at, :longest].cpu().numpy()

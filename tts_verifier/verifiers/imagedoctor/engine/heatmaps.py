@@ -31,9 +31,13 @@ class _CapturedDecoding:
     """A CUDA graph that decodes `MAP_BATCH` maps, with its inputs and output."""
 
     graph: torch.cuda.CUDAGraph
+    """Reads `states` and `visual`, writes `maps`."""
     states: Tensor
+    """(MAP_BATCH, H)."""
     visual: Tensor
+    """(MAP_BATCH, merged tokens, H)."""
     maps: Tensor
+    """(MAP_BATCH, 16 rows, 16 columns)."""
 
 
 class MapDecoder:
@@ -52,32 +56,34 @@ class MapDecoder:
         """Frees the captured graphs; they are captured anew when needed."""
         self._captured = {}
 
-    def __call__(self, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
+    def __call__(self, states: Tensor, visual: Tensor, merged_grid: Grid) -> Tensor:
         """Decodes as `decode_maps` does, at most `MAP_BATCH` maps."""
         if not states.is_cuda:
-            return decode_maps(self.model, states, visual, cells)
+            return decode_maps(self.model, states, visual, merged_grid)
         addresses = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
         if addresses != self._addresses:
             self._addresses, self._captured = addresses, {}
-        if cells not in self._captured:
-            self._captured[cells] = self._capture(states, visual, cells)
-        captured, count = self._captured[cells], len(states)
+        if merged_grid not in self._captured:
+            self._captured[merged_grid] = self._capture(states, visual, merged_grid)
+        captured, count = self._captured[merged_grid], len(states)
+        # The rows after `count` decode what an earlier call left there; nobody reads them.
         captured.states[:count].copy_(states)
         captured.visual[:count].copy_(visual)
         captured.graph.replay()
+        # A copy, because the next replay overwrites the maps.
         return captured.maps[:count].clone()
 
-    def _capture(self, states: Tensor, visual: Tensor, cells: Grid) -> _CapturedDecoding:
+    def _capture(self, states: Tensor, visual: Tensor, merged_grid: Grid) -> _CapturedDecoding:
         inputs = [t.new_zeros(MAP_BATCH, *t.shape[1:]) for t in (states, visual)]
         stream = torch.cuda.Stream(states.device)
         stream.wait_stream(torch.cuda.current_stream())
         # A warm-up run, because a capture must not compile kernels or choose algorithms.
         with torch.cuda.stream(stream):
-            decode_maps(self.model, inputs[0], inputs[1], cells)
+            decode_maps(self.model, inputs[0], inputs[1], merged_grid)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            maps = decode_maps(self.model, inputs[0], inputs[1], cells)
+            maps = decode_maps(self.model, inputs[0], inputs[1], merged_grid)
         return _CapturedDecoding(graph, inputs[0], inputs[1], maps)
 
 
@@ -85,9 +91,13 @@ class _PendingMap(NamedTuple):
     """A map that waits for its group."""
 
     number: int
+    """Identifies the request."""
     name: str
+    """One of `MAPS`."""
     state: Tensor
+    """(H,), the state that predicts the map's token."""
     visual: Tensor
+    """(merged tokens, H), the image's merged features."""
 
 
 class MapQueue:
@@ -111,53 +121,59 @@ class MapQueue:
             reply: has a map wherever `has_map` is True.
             grid: rows and columns of the image's patches.
         """
-        cells = (grid[0] // self._merge, grid[1] // self._merge)
-        pending = self._pending.setdefault(cells, [])
+        merged_grid = (grid[0] // self._merge, grid[1] // self._merge)
+        pending = self._pending.setdefault(merged_grid, [])
         for k, name in enumerate(MAPS):
             if reply.has_map[k]:
                 pending.append(_PendingMap(number, name, reply.map_states[k], reply.visual))
         while len(pending) >= MAP_BATCH:
-            self._decode(cells, pending[:MAP_BATCH])
+            self._decode(merged_grid, pending[:MAP_BATCH])
             del pending[:MAP_BATCH]
 
     def finish(self) -> dict[int, dict[str, NDArray[np.float32]]]:
         """Decodes the rest; returns each request's maps by name, float32 in [0, 1]."""
-        for cells, pending in self._pending.items():
+        for merged_grid, pending in self._pending.items():
             if pending:
-                self._decode(cells, pending)
+                self._decode(merged_grid, pending)
         self._pending = {}
         if any(maps.is_pinned() for _, maps in self._decoded):
             torch.cuda.current_stream().synchronize()
         by_number: dict[int, dict[str, NDArray[np.float32]]] = {}
         for group, maps in self._decoded:
-            for one, grid_map in zip(group, maps.numpy(), strict=True):
+            for pending_map, grid_map in zip(group, maps.numpy(), strict=True):
+                by_name = by_number.setdefault(pending_map.number, {})
                 # A copy, because a view would keep its whole group in pinned memory.
-                by_number.setdefault(one.number, {})[one.name] = grid_map.copy()
+                by_name[pending_map.name] = grid_map.copy()
         return by_number
 
-    def _decode(self, cells: Grid, group: list[_PendingMap]) -> None:
+    def _decode(self, merged_grid: Grid, group: list[_PendingMap]) -> None:
         """Starts the decoding of a group and the copy to the host."""
-        states = torch.stack([one.state for one in group])
-        visual = torch.stack([one.visual for one in group])
-        maps = self._decoder(states, visual, cells)
+        states = torch.stack([pending_map.state for pending_map in group])
+        visual = torch.stack([pending_map.visual for pending_map in group])
+        maps = self._decoder(states, visual, merged_grid)
+        # Into pinned memory, so that the host need not wait; `finish` does once for all groups.
         if maps.is_cuda:
-            maps = torch.empty(maps.shape, pin_memory=True).copy_(maps, non_blocking=True)
+            host_maps = torch.empty(maps.shape, dtype=maps.dtype, pin_memory=True)
+            maps = host_maps.copy_(maps, non_blocking=True)
         self._decoded.append((group, maps))
 
 
 @torch.inference_mode()
-def decode_maps(model: ImageDoctorModel, states: Tensor, visual: Tensor, cells: Grid) -> Tensor:
+def decode_maps(
+    model: ImageDoctorModel, states: Tensor, visual: Tensor, merged_grid: Grid
+) -> Tensor:
     """Decodes N maps of one grid together.
 
     Args:
         model: gives the heads.
         states: (N, H).
-        visual: (N, cells, H).
-        cells: (rows, columns) of merged tokens.
+        visual: (N, merged tokens, H).
+        merged_grid: (rows, columns) of merged tokens.
 
     Returns:
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
-    # cuDNN's TF32 would round the inputs of float32 convolutions to 10 bits.
+    # cuDNN's TF32 would round the inputs of float32 convolutions to 10 bits. `enabled` is False
+    # by default here, and maps took six times as long without cuDNN.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return torch.sigmoid(model.heatmap_logits(states, visual, cells).float())
+        return torch.sigmoid(model.heatmap_logits(states, visual, merged_grid).float())

@@ -20,7 +20,8 @@ from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 CAPACITY_BLOCK: Final = 128
 """The capacity of a KV cache is a multiple of this."""
 MAX_SEQUENCES: Final = 32
-"""Sequences if memory allows: more gain little, and all wait for the longest reply."""
+"""The most sequences that are chosen by memory. A GPU with a long queue gains from more, which a
+user may ask for; all images of a batch wait for its longest reply."""
 EXPECTED_PROMPT: Final = 1024
 """Tokens assumed for a prompt when sequences are counted by memory."""
 
@@ -29,7 +30,7 @@ EXPECTED_PROMPT: Final = 1024
 class SequenceBuffers:
     """All state of S sequences; H = hidden size, M = `max_new_tokens`, W = watched tokens.
 
-    A sequence that is not live is computed on all the same, and nothing of it changes.
+    Decode steps compute on sequences that are not live as well, but add nothing to their replies.
     """
 
     kv_cache: list[Tensor]
@@ -92,6 +93,7 @@ class SequenceBuffers:
         self.has_map[at] = False
         self.map_states[at] = 0
         if self.used.shape[1]:
+            # A new tensor, because `self.used[at].scatter_` would change a copy.
             self.used[at] = torch.zeros_like(self.used[: len(ids)]).scatter_(1, ids, True)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -117,7 +119,7 @@ def allocate_buffers(
 
     Args:
         model: gives sizes, dtype, and each layer's device.
-        sequences: how many.
+        sequences: how many sequences to allocate for.
         capacity: tokens of the longest prompt and its reply; rounded up to whole blocks.
         limits: give the reply's length and what is recorded of it.
     """
@@ -130,10 +132,12 @@ def allocate_buffers(
     vocabulary = len(weight) if limits.penalty != 1.0 else 0
     watched = sum(map(len, limits.watched_groups))
 
+    # Not `empty`: masked attention multiplies unused places by 0, and 0 * NaN is NaN.
     def zeros(*shape: int, dtype: torch.dtype = torch.long, device: Any = weight.device) -> Tensor:
         return torch.zeros(sequences, *shape, dtype=dtype, device=device)
 
     return SequenceBuffers(
+        # The tokens of a head are contiguous, because attention reads them head by head.
         kv_cache=[
             zeros(2, kv_heads, capacity, size, dtype=weight.dtype, device=device)
             for device in _layer_devices(model)
@@ -165,6 +169,6 @@ def sequences_that_fit(model: ImageDoctorModel, limits: GenerationLimits) -> int
     if device.type != "cuda":
         return MAX_SEQUENCES
     free, _ = torch.cuda.mem_get_info(device)
-    one = allocate_buffers(model, 1, EXPECTED_PROMPT + limits.max_new_tokens, limits)
-    nbytes = sum(buffer.nbytes for buffer in one.all_buffers())
+    single = allocate_buffers(model, 1, EXPECTED_PROMPT + limits.max_new_tokens, limits)
+    nbytes = sum(buffer.nbytes for buffer in single.all_buffers())
     return max(1, min(MAX_SEQUENCES, free // 2 // nbytes))

@@ -61,7 +61,7 @@ class AttentionShape:
     kv_heads: int
     """Key heads, and as many value heads; each serves heads / kv_heads query heads."""
     size: int
-    """Numbers in a head."""
+    """Channels of a head."""
     eps: float
     """Added to the mean square in every RMS norm."""
     section: tuple[int, ...]
@@ -111,6 +111,7 @@ def _attention_shape(model: ImageDoctorModel) -> AttentionShape:
 
 def _fuse_layers(model: ImageDoctorModel) -> list[FusedLayer]:
     layers = list(cast(Sequence[Any], model.model.layers))
+    # The product that ends a layer also computes the norm that begins the next one.
     norms = [*(layer.input_layernorm.weight for layer in layers[1:]), model.model.norm.weight]
     # Parameters that were made in inference mode could never be trained afterwards.
     with torch.inference_mode(False), torch.no_grad():
@@ -128,6 +129,7 @@ def _fuse_layer(layer: Any, next_norm: Any) -> FusedLayer:
         second_norm=layer.post_attention_layernorm.weight.detach(),
         gate_up=fuse_rows([mlp.gate_proj.weight, mlp.up_proj.weight]),
         down=mlp.down_proj.weight.detach(),
+        # A copy if the next layer is on another device; fused anew with each call of the engine.
         next_norm=next_norm.detach().to(mlp.down_proj.weight.device),
     )
 
@@ -144,6 +146,7 @@ def mrope(fused: FusedModel, positions: Tensor) -> Rope:
     """
     frequencies = cast(Tensor, fused.model.model.rotary_emb.inv_freq)
     parts = frequencies.split(fused.shape.section)
+    # Angles in float32: bfloat16 has 8 bits, too few for positions above 256.
     angles = [p[..., None].float() * part for p, part in zip(positions, parts, strict=True)]
     angle = torch.cat(angles, -1).flatten(0, 1)
     cos, sin = angle.cos(), angle.sin()
@@ -164,6 +167,7 @@ def run_layers(fused: FusedModel, x: Tensor, rope: Rope, *, attend: Attend) -> T
         (N, T, H) on the last layer's device.
     """
     layers, eps = fused.layers, fused.shape.eps
+    # A view of `x`: the residual is updated in place from here on.
     states = x.flatten(0, 1)
     normed = rms_norm(states, layers[0].norm.shape, layers[0].norm.to(x.device), eps)
     for i, layer in enumerate(layers):

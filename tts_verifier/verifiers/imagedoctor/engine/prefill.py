@@ -31,7 +31,7 @@ def prefill(
         requests: images and prompts.
 
     Returns:
-        Each request's merged visual features, (cells, H).
+        Each request's merged visual features, (merged tokens, H).
     """
     model, device = fused.model, buffers.length.device
     ids, real = _pad_prompts([request.ids for request in requests], device)
@@ -41,6 +41,7 @@ def prefill(
     visual = model.visual_features(pixels, grids, fused.vision_blocks)
     at = to_device(torch.tensor(sequences), device)
     positions, shift = model.positions(ids, grids, real)
+    # Images and rows are in the same order, so each row's image tokens get their own features.
     attention = PrefillAttention(buffers, at, fused.shape)
     rope = mrope(fused, positions)
     states = run_layers(fused, model.embed(ids, visual), rope, attend=attention.attend)

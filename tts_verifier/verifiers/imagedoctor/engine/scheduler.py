@@ -17,7 +17,8 @@ from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
 PREFILL_BATCH: Final = 16
 """The most prompts that are prefilled together: enough to fill a GPU, and a bound on memory."""
 REFILL_SHARE: Final = 4
-"""Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are."""
+"""Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are. Running sequences
+wait during a prefill, so each one should admit several requests."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,13 +80,14 @@ class Scheduler:
         too_few = not self._refill or len(free) * REFILL_SHARE < self.sequences
         if self.running and too_few:
             return
-        while free and (taken := self._take(min(PREFILL_BATCH, len(free)))):
+        while free and (requests := self._take(min(PREFILL_BATCH, len(free)))):
             admitted = {
                 sequence: RunningSequence(number, request, len(request.ids))
-                for sequence, (number, request) in zip(free, taken, strict=False)
+                for sequence, (number, request) in zip(free, requests, strict=False)
             }
+            # Before they are prefilled, so that `restart` finds them if memory runs out meanwhile.
             self.running |= admitted
-            free = free[len(taken) :]
+            free = free[len(requests) :]
             yield admitted
 
     def span(self) -> int:
@@ -105,6 +107,7 @@ class Scheduler:
         Returns:
             The moves, source -> target, which the caller must repeat in its buffers.
         """
+        # Requests that wait would fill the free sequences at once.
         half = _half(self.span())
         if self.has_waiting() or len(self.running) > half:
             return {}
@@ -131,6 +134,7 @@ class Scheduler:
     def restart(self, sequences: int) -> None:
         """Puts all running requests back, before those that wait, and goes on with `sequences`."""
         requests = [(running.number, running.request) for running in self.running.values()]
+        # extendleft puts each request before the last one, hence reversed.
         self._waiting.extendleft(reversed(requests))
         self.running = {}
         self.sequences = sequences

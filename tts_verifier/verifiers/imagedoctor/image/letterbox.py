@@ -68,6 +68,7 @@ def _letterbox(image_size: tuple[int, int], side: int) -> tuple[tuple[int, int],
     """Returns the resized image's (width, height) and its upper left corner in the frame."""
     w, h = image_size
     longest = max(w, h)
+    # At least 1, because the short side of a very thin image would round to 0.
     inner = (max(1, round(w * side / longest)), max(1, round(h * side / longest)))
     return inner, ((side - inner[0]) // 2, (side - inner[1]) // 2)
 
@@ -114,6 +115,7 @@ def smart_resize(h: int, w: int, *, factor: int, low: int, high: int) -> tuple[i
         (height, width), with the aspect kept as nearly as the multiples allow.
     """
     new_h, new_w = (max(factor, round(side / factor) * factor) for side in (h, w))
+    # Rounds down from a large area and up from a small one, so the bound is met for certain.
     if new_h * new_w > high:
         shrink = math.sqrt(h * w / high)
         new_h, new_w = (max(factor, int(side / shrink / factor) * factor) for side in (h, w))

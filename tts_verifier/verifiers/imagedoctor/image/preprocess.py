@@ -53,7 +53,7 @@ class Processor:
     patch_size: int = 14
     """Side of a patch in pixels."""
     temporal_patch_size: int = 2
-    """Frames of a patch; an image is repeated this often."""
+    """Frames of a patch; a still image fills all of them."""
     merge_size: int = 2
     """Patches along a side of one merged visual token."""
     min_pixels: int = 56 * 56
@@ -103,14 +103,14 @@ class Processor:
         """Reads the keys that matter; `size` overrides `min_pixels` and `max_pixels`."""
         size = raw.get("size") or {}
         # Newer files spell absent values as null, which counts as absent here.
-        given: dict[str, Any] = {name: raw[name] for name in cls.__slots__ if raw.get(name)}
+        arguments: dict[str, Any] = {name: raw[name] for name in cls.__slots__ if raw.get(name)}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if size.get(edge):
-                given[name] = size[edge]
+                arguments[name] = size[edge]
         for name in ("image_mean", "image_std"):
-            if name in given:
-                given[name] = tuple(map(float, given[name]))
-        return cls(**given)
+            if name in arguments:
+                arguments[name] = tuple(map(float, arguments[name]))
+        return cls(**arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of preprocessor_config.json, which transformers can read too."""
@@ -129,8 +129,7 @@ class Processor:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches; every image has the same, as every image is fitted to a
-        square first."""
+        """(rows, columns) of patches, the same for all images: each is fitted to a square first."""
         h, w = self._resized()
         return h // self.patch_size, w // self.patch_size
 
@@ -154,6 +153,7 @@ class Processor:
         """Prepares one RGB image of any size."""
         frame = fit_to_square(image, self.input_size, fit=fit)
         h, w = self._resized()
+        # Twice resized, as in the official code: 512 is no multiple of a merged token's 28 pixels.
         if frame.size != (w, h):
             frame = frame.resize((w, h), Image.Resampling.BICUBIC)
         pixels = np.asarray(frame, dtype=np.float32) * np.float32(self.rescale_factor)
@@ -167,6 +167,7 @@ class Processor:
         h, w, channels = pixels.shape
         rows, columns = h // patch // merge, w // patch // merge
         cut = pixels.reshape(rows, merge, patch, columns, merge, patch, channels)
+        # (rows, columns, merge, merge, channels, frames = 1, patch, patch): merged tokens first.
         cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
         # The vision tower takes video: a still image is a clip of equal frames.
         shape = (*cut.shape[:5], self.temporal_patch_size, patch, patch)

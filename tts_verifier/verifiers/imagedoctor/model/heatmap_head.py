@@ -27,6 +27,7 @@ NORM_EPS = 1e-8
 
 def build_projection(width_in: int, hidden: int, width_out: int) -> nn.ModuleList:
     """Builds a projection: Linear, ReLU, Linear, in a list of one, as the weights name it."""
+    # The dropout does nothing and has no weights; the official module has it.
     layers = nn.Sequential(
         nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out), nn.Dropout(0.0)
     )
@@ -67,6 +68,7 @@ def position_code(encoder: nn.Module, grid: tuple[int, int]) -> Tensor:
     y = (torch.arange(h, device=matrix.device, dtype=matrix.dtype) + 0.5) / h
     x = (torch.arange(w, device=matrix.device, dtype=matrix.dtype) + 0.5) / w
     rows, columns = torch.meshgrid(y, x, indexing="ij")
+    # x before y: Segment Anything's order of coordinates.
     code = cast(Tensor, layer._pe_encoding(torch.stack([columns, rows], dim=-1)))  # type: ignore[operator]
     return code.permute(2, 0, 1).unsqueeze(0)
 
@@ -119,7 +121,7 @@ def _fused_norm(
     bias, scale = cast(Tensor, conv.bias), cast(Tensor, norm.scale)
     out = _convolve_without_bias(conv, x)
     return pointwise_kernels.triton_channel_norm(
-        out, bias, scale, add=add, early=relu_first, eps=NORM_EPS
+        out, bias, scale, add=add, relu_first=relu_first, eps=NORM_EPS
     )
 
 
@@ -159,6 +161,7 @@ class DoublingStage(nn.Sequential):
     """A transposed convolution that doubles the sides, a norm, and a ReLU."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
+        # Without the output padding a side of n would become 2 n - 1.
         conv = nn.ConvTranspose2d(
             width_in, width_out, kernel_size=3, stride=2, padding=1, output_padding=1
         )
@@ -209,6 +212,7 @@ class Upscaler(nn.Module):
         x = self.conv_layers(x)
         for double, refine in zip(self.deconv_layers, self.conv_layers2, strict=True):
             x = refine(double(x))
+        # RAHF's last convolution is absent: the mask token's output weighs the channels instead.
         return torch.relu(self.last_conv1(x))
 
 

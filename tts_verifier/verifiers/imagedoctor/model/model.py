@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,7 @@ class ImageDoctorModel(nn.Module):
         )
         self.prompt_encoder = heatmap_head.build_prompt_encoder(head, OFFICIAL_GRID)
         self.heatmap = heatmap_head.MaskDecoder(head)
+        # The stock modules initialise their own weights; this matrix is in none of them.
         nn.init.normal_(self.lm_head.weight, std=float(config.text["initializer_range"]))
         self.tie()
 
@@ -125,6 +126,7 @@ class ImageDoctorModel(nn.Module):
             (B, T, H).
         """
         embedded: Tensor = self.model.embed_tokens(ids)
+        # A scatter fills places in order, and needs no indices, which the host would wait for.
         image = (ids == self.config.image_token_id).unsqueeze(-1)
         return embedded.masked_scatter(image, visual.to(embedded.dtype))
 
@@ -133,29 +135,24 @@ class ImageDoctorModel(nn.Module):
         embedded: Tensor,
         position_ids: Tensor,
         mask: Tensor | None = None,
-        *,
-        cache: Any = None,
     ) -> Tensor:
         """Runs the language model.
 
         Args:
             embedded: (B, T, H).
             position_ids: (3, B, T).
-            mask: (B, cached + T) with 0 at padding; or bool (B, 1, T, cached + T), True where a
-                token may attend; or None for causal attention.
-            cache: a KV cache of transformers, None = no cache.
+            mask: (B, T), 0 at padding; None = no padding.
 
         Returns:
             (B, T, H), the states after the final norm.
         """
-        is_ready = mask is None or mask.dim() == 4
         out = self.model(
             inputs_embeds=embedded,
             position_ids=position_ids,
-            # A dict goes to the layers as it is; of a tensor transformers makes masks first.
-            attention_mask={"full_attention": mask} if is_ready else mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            # A dict goes to the layers as it is, where None means causal attention. From a tensor
+            # transformers makes the layers' masks first.
+            attention_mask={"full_attention": None} if mask is None else mask,
+            use_cache=False,
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 

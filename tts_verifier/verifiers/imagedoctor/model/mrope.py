@@ -38,13 +38,16 @@ def rope_positions(
     sides = to_device(torch.tensor([(h // merge, w // merge) for h, w in grids]), ids.device)
     h, w = sides[:, :1], sides[:, 1:]
     real = torch.ones_like(ids) if mask is None else mask.to(ids.dtype)
+    # Counts real tokens only, so padding on the left moves nothing.
     index = real.cumsum(1) - real
     image = ((ids == image_token) & real.bool()).to(ids.dtype)
     image_count = image.cumsum(1)
     # `rank` numbers the image's tokens from 0; `start` is the index of the first of them.
     rank = image_count - image
     start = index - rank
+    # An image takes h * w tokens, but advances the position by its larger side only.
     shift = torch.maximum(h, w) - h * w
+    # The count reaches h * w at the last image token, so the shift holds for text after it.
     text = index + shift * (image_count == h * w)
     in_image = image.bool()
     time = torch.where(in_image, start, text)
@@ -69,4 +72,5 @@ def predicting_positions(
     """
     counts = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     hit = torch.stack([ids[:, 1:] == token for token in tokens], -1) & counts[:, 1:, None]
+    # Of equal values argmax returns the first; it does not take bool.
     return torch.where(hit.any(1), hit.int().argmax(1), -1)

@@ -26,6 +26,7 @@ Grid = tuple[int, int]
 """(rows, columns) of patches."""
 
 ROTARY_BASE = 10000.0
+"""Base of the vision tower's rotary frequencies."""
 WIDTH_MULTIPLE = 8
 """Hidden widths are padded with zeros to a multiple of this: fast kernels need rows that start at
 multiples of 16 bytes, and the official width, 3420, is none."""
@@ -173,6 +174,7 @@ def window_layout(
         tokens_in = torch.bincount(window_of)
         # Of one image: shorter windows first, then by number of the window.
         sort_key = tokens_in[window_of] * len(tokens_in) + window_of
+        # Stable, so the patches of a merged token stay next to each other.
         image_order = torch.argsort(sort_key, stable=True)
         lengths = sorted(set(tokens_in.tolist()))
         counts = [int((tokens_in == length).sum()) for length in lengths]
@@ -181,9 +183,11 @@ def window_layout(
         first = torch.arange(images)[:, None] * len(image_order)
         order = torch.cat([(first + run).flatten() for run in runs])
         place = torch.argsort(order)
+        # Half of the frequencies rotate with the row, the same ones again with the column.
         step = torch.arange(0, head_size // 2, 2, dtype=torch.float) / (head_size // 2)
         angle = torch.stack([rows, columns], 1)[..., None].float() * (1.0 / ROTARY_BASE**step)
         angle = angle.flatten(1)[order % len(image_order)]
+        # A merged token's patches share its window, so its first patch tells the place of all.
         return WindowLayout(
             order=order.to(device),
             place=place.to(device),
@@ -260,6 +264,7 @@ def _attend(block: Block, x: Tensor, layout: WindowLayout, images: int) -> Tenso
     heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
     qkv = rotate_heads(heads, layout.cos, layout.sin, 2 * block.heads)
     qkv = qkv.unflatten(1, (3, block.heads))
+    # In window order an image's tokens are spread over the runs, so they are put back first.
     if images:
         return block.proj(_attend_within_groups(qkv[layout.place], images)[layout.order])
     runs = qkv.split([windows * length for windows, length in layout.sizes])

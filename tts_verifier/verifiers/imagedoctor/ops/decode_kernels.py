@@ -46,6 +46,7 @@ def _product_kernel(
     weights = w + n[None, :] * K + k[:, None]
     total = tl.zeros((M, N), tl.float32)
     value = tl.zeros((M, N), tl.float32)
+    # "ieee" concerns float32 only, which tests use: without it tensor cores would round to TF32.
     for start in range(0, SHARE, STEP):
         part = tl.load(inputs + start, mask=real, other=0.0)
         total = tl.dot(part, tl.load(weights + start), total, input_precision="ieee")
@@ -114,9 +115,10 @@ def triton_add_product_and_norm(
 @triton.jit
 def _load_rotated(base, token, d, cos, sin, real, SIZE: tl.constexpr):
     """Loads vectors (A, SIZE) at `base` (A,), rotated by the angles of `token` (A,)."""
-    other = (d + SIZE // 2) % SIZE
+    # Channel d is rotated with channel d ± SIZE / 2; the sign is part of the sine.
+    partner = (d + SIZE // 2) % SIZE
     x = tl.load(base[:, None] + d[None, :], mask=real[:, None], other=0.0).to(tl.float32)
-    y = tl.load(base[:, None] + other[None, :], mask=real[:, None], other=0.0).to(tl.float32)
+    y = tl.load(base[:, None] + partner[None, :], mask=real[:, None], other=0.0).to(tl.float32)
     at = token[:, None] * SIZE + d[None, :]
     c = tl.load(cos + at, mask=real[:, None], other=0.0).to(tl.float32)
     s = tl.load(sin + at, mask=real[:, None], other=0.0).to(tl.float32)
@@ -131,9 +133,10 @@ def _update_softmax(q, k, v, visible, scale, peak, total, mixed):
     top = tl.maximum(peak, tl.max(s, 1))
     # A query that sees no key yet has the peak -inf, and -inf - -inf would be NaN.
     finite = tl.where(top == float("-inf"), 0.0, top)
-    keep, e = tl.exp(peak - finite), tl.exp(s - finite[:, None])
-    total = total * keep + tl.sum(e, 1)
-    mixed = tl.dot(e.to(v.dtype), v, mixed * keep[:, None], input_precision="ieee")
+    # Earlier sums were taken under the old peak, so they are scaled to the new one.
+    rescale, e = tl.exp(peak - finite), tl.exp(s - finite[:, None])
+    total = total * rescale + tl.sum(e, 1)
+    mixed = tl.dot(e.to(v.dtype), v, mixed * rescale[:, None], input_precision="ieee")
     return top, total, mixed
 
 
@@ -143,19 +146,22 @@ def _attend_chunk_kernel(
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, NEW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One sequence, one key head, one chunk of its cache; the last chunk adds the new tokens."""
+    """Attends to one chunk of a sequence's cache for one key head; the last adds the new tokens."""
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     start = tl.program_id(1) * CHUNK
     before = tl.load(length + row).to(tl.int32)
+    # Not >=: the chunk that begins at `before` takes the new tokens.
     if start > before:
         return
-    kind = cache.dtype.element_ty
+    cache_dtype = cache.dtype.element_ty
     width: tl.constexpr = (GROUP + 2) * KV * SIZE
     d = tl.arange(0, SIZE)
     m = tl.arange(0, M)
+    # Row m of the tile is query head m // T of the key head, at new token m % T.
     query = row * T + m % T
     base = qkv + query * width + (head * GROUP + m // T) * SIZE
-    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(kind)
+    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(cache_dtype)
+    # Offsets into a large cache may exceed 32 bits.
     keys = cache + (row * 2 * KV + head).to(tl.int64) * capacity * SIZE + d[None, :]
     values = keys + KV * capacity * SIZE
     peak = tl.full((M,), float("-inf"), tl.float32)
@@ -170,10 +176,11 @@ def _attend_chunk_kernel(
     if start + CHUNK > before:
         t = tl.arange(0, NEW)
         source = qkv + (row * T + t) * width + (GROUP * KV + head) * SIZE
-        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(kind)
+        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(cache_dtype)
         real = (t < T)[:, None]
-        v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(kind)
+        v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(cache_dtype)
         place = (before + t)[:, None]
+        # The cache of a sequence that has ended may be full.
         tl.store(keys + place * SIZE, k, mask=real & (place < capacity))
         tl.store(values + place * SIZE, v, mask=real & (place < capacity))
         visible = t[None, :] <= (m % T)[:, None]
@@ -190,11 +197,12 @@ def _combine_chunks_kernel(
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, CHUNK: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """Combines the chunks of one sequence and one query."""
+    """Combines the results of all chunks for one query of one sequence."""
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     m = tl.program_id(1)
     d = tl.arange(0, SIZE)
     c = tl.arange(0, PADDED)
+    # Programs of later chunks returned early and wrote nothing.
     filled = (c < chunks) & (c * CHUNK <= tl.load(length + row))
     at = (tl.program_id(0) * chunks + c) * M + m
     peak = tl.load(peaks + at * 2, mask=filled, other=float("-inf"))
@@ -223,6 +231,7 @@ def triton_cached_attention(
     """
     rows, count, width = qkv.shape
     _, _, kv, capacity, size = cache.shape
+    # For each key head there are `group` query heads, one key and one value.
     group = width // size // kv - 2
     queries, chunks = _tile_rows(group * count), triton.cdiv(bucket, CACHE_CHUNK)
     shape: dict[str, Any] = {

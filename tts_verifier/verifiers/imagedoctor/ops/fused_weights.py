@@ -30,6 +30,7 @@ def fuse_rows(parts: Sequence[nn.Parameter], *, gap: int = 0) -> Tensor:
         same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         adjacent = adjacent and same and part.is_contiguous() and part.data_ptr() == expected
         expected += part.nbytes + gap * part[0].nbytes
+    # Neighbours by chance may lack the memory for the last gap.
     rows = [len(part) + gap for part in parts]
     end = first.untyped_storage().data_ptr() + first.untyped_storage().nbytes()
     if adjacent and expected <= end:

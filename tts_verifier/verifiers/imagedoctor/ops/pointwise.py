@@ -90,7 +90,8 @@ def rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tenso
         from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
         return pointwise_kernels.triton_rotate_heads(heads, cos, sin, rotated)
-    some = heads[:, :rotated]
-    swapped = some.roll(some.shape[-1] // 2, -1)
-    turned = some * cos[:, None] + swapped * sin[:, None]
+    first = heads[:, :rotated]
+    # Puts each channel's partner in its place; the partner's sign is part of the sine.
+    partners = first.roll(first.shape[-1] // 2, -1)
+    turned = first * cos[:, None] + partners * sin[:, None]
     return torch.cat([turned.to(heads.dtype), heads[:, rotated:]], 1)

@@ -15,13 +15,16 @@ import triton.language as tl
 from torch import Tensor, channels_last, empty_like
 
 _GATE_COLUMNS: Final = 1024
+"""Columns that one program of the gate's kernel processes."""
 _ROTATE_VECTORS: Final = 32
+"""Head vectors that one program of the rotation's kernel processes."""
 _NORM_VALUES: Final = 4096
-"""How much one program of each kernel processes."""
+"""Values, of whole pixels, that one program of the norm's kernel processes."""
 
 
 @triton.jit
 def _silu_gate_kernel(both, out, columns, BLOCK: tl.constexpr):
+    # Offsets may exceed 32 bits: rows times width of a whole batch.
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = at < columns
@@ -53,6 +56,7 @@ def _rotate_heads_kernel(
     angle = (token * 2 * HALF)[:, None] + d[None, :]
     x = tl.load(heads + low, mask=real).to(tl.float32)
     y = tl.load(heads + low + HALF, mask=real).to(tl.float32)
+    # Both halves are loaded before either is stored, so the kernel can work in place.
     first = x * tl.load(cos + angle, mask=real) + y * tl.load(sin + angle, mask=real)
     angle += HALF
     second = y * tl.load(cos + angle, mask=real) + x * tl.load(sin + angle, mask=real)
@@ -75,7 +79,7 @@ def triton_rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -
 def _channel_norm_kernel(
     x, bias, scale, added, out, pixels, eps,
     C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
-    ADD: tl.constexpr, EARLY: tl.constexpr,
+    ADD: tl.constexpr, RELU_FIRST: tl.constexpr,
 ):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     c = tl.arange(0, PADDED)
@@ -83,20 +87,20 @@ def _channel_norm_kernel(
     at = (pixel * C)[:, None] + c[None, :]
     value = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
     value += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    if EARLY:
+    if RELU_FIRST:
         value = tl.maximum(value, 0.0)
     mean = tl.sum(value * value, 1) / C
     value *= tl.rsqrt(mean + eps)[:, None]
     value *= tl.load(scale + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     if ADD:
         value += tl.load(added + at, mask=real, other=0.0).to(tl.float32)
-    if not EARLY:
+    if not RELU_FIRST:
         value = tl.maximum(value, 0.0)
     tl.store(out + at, value, mask=real)
 
 
 def triton_channel_norm(
-    x: Tensor, bias: Tensor, scale: Tensor, *, add: Tensor | None, early: bool, eps: float
+    x: Tensor, bias: Tensor, scale: Tensor, *, add: Tensor | None, relu_first: bool, eps: float
 ) -> Tensor:
     """Adds a bias and divides by the root mean square over channels, with a ReLU and a sum.
 
@@ -105,20 +109,22 @@ def triton_channel_norm(
         bias: (C,), added first.
         scale: C values, multiplied after the norm.
         add: (N, C, H, W), added after the norm; None = nothing.
-        early: applies the ReLU before the norm; otherwise it comes last, after `add`.
+        relu_first: applies the ReLU before the norm; otherwise it comes last, after `add`.
         eps: added to the mean square.
 
     Returns:
         (N, C, H, W) in channels-last memory.
     """
+    # The channels of a pixel, which the norm sums, become contiguous.
     x = x.contiguous(memory_format=channels_last)
     count, channels, h, w = x.shape
     out = empty_like(x)
     added = x if add is None else add.contiguous(memory_format=channels_last)
+    # Triton's ranges must be powers of two; a mask hides the rest.
     padded = triton.next_power_of_2(channels)
     block = max(1, _NORM_VALUES // padded)
     _channel_norm_kernel[(triton.cdiv(count * h * w, block),)](
         x, bias, scale, added, out, count * h * w, eps, C=channels, PADDED=padded, BLOCK=block,
-        ADD=add is not None, EARLY=early,
+        ADD=add is not None, RELU_FIRST=relu_first,
     )  # fmt: skip
     return out

@@ -40,6 +40,7 @@ def map_ahead(
     if device.type == "cpu":
         yield from map(prepare, items)
         return
+    # Leaving the block waits for the threads, also when the caller stops early.
     with ThreadPoolExecutor(_THREADS) as threads:
         pending: deque[Future[Out]] = deque()
         for item in items:

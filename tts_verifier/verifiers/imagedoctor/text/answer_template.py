@@ -18,6 +18,7 @@ from tts_verifier.verifiers.imagedoctor.generation import ForcedStep
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
+# The official reward's patterns need the semicolons after the first three scores.
 TEMPLATE_TEXT: Final = (
     "Semantic Alignment score: 0.00; Misalignment Locations: <|misalignment|>; "
     "Aesthetic score: 0.00; Plausibility score: 0.00; Artifact Locations: <|artifact|>; "
@@ -46,11 +47,11 @@ class AnswerTemplate:
         Raises:
             InputError: the tokenizer does not write scores digit by digit.
         """
-        numbers = ScoreTokens.from_tokenizer(tokenizer)
-        if numbers is None:
+        score_tokens = ScoreTokens.from_tokenizer(tokenizer)
+        if score_tokens is None:
             raise InputError(
-                "answer_template needs a checkpoint whose tokenizer writes scores digit by digit, "
-                "this one does not. Leave answer_template out.",
+                "answer_template needs a checkpoint whose tokenizer writes scores digit by digit; "
+                "this one's does not. Leave answer_template out.",
                 argument="answer_template",
             )
         special = {
@@ -60,7 +61,9 @@ class AnswerTemplate:
         steps: list[ForcedStep] = []
         fixed: list[int] = []
         before: tuple[int, ...] = ()
+        # The group makes `split` return the separators too: numbers and special tokens.
         for part in re.split(r"(0\.00|<\|\w+\|>)", TEMPLATE_TEXT):
+            # By id, because `encode` makes ordinary text of a special token's name.
             if part in special:
                 fixed.append(special[part])
             elif part != "0.00":
@@ -71,7 +74,10 @@ class AnswerTemplate:
                     steps[-1] = ForcedStep(steps[-1].choices, tuple(fixed))
                 else:
                     before = tuple(fixed)
-                unit, decimal = ForcedStep(numbers.units, numbers.point), ForcedStep(numbers.digits)
+                unit, decimal = (
+                    ForcedStep(score_tokens.units, score_tokens.point),
+                    ForcedStep(score_tokens.digits),
+                )
                 steps += [unit, decimal, decimal]
                 fixed = []
         return cls(before, tuple(steps), tuple(fixed))

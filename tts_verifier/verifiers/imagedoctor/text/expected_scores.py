@@ -47,6 +47,8 @@ class ScoreTokens:
     def from_tokenizer(cls, tokenizer: PromptTokenizer) -> ScoreTokens | None:
         """Finds the ids; returns None if the tokenizer does not write scores digit by digit."""
         digits = [tokenizer.encode(str(digit)) for digit in range(10)]
+        # Two different decimals show whether each is a token of its own, and a second unit
+        # shows whether the same tokens follow it.
         zero, one = tokenizer.encode("0.25"), tokenizer.encode("1.25")
         decimals = [*digits[2], *digits[5]]
         regular = all(len(ids) == 1 for ids in digits) and zero[1:] == one[1:]
@@ -106,9 +108,12 @@ def _expected_value(
     if pieces[first] not in (unit, unit + point):
         return None
     fraction = 0.0
+    # The first two characters are the unit and the point.
     for j, (digit, token) in enumerate(zip(decimals, tokens[2:], strict=True), 1):
         if token is None or pieces[token] != digit:
             return None
         fraction += float(probs[token, :10] @ np.arange(10)) * 10.0**-j
-    one = float(probs[first, _COLUMN_OF_ONE])
-    return one + (1 - one) * (_JUST_BELOW_ONE if unit == "1" else min(fraction, 1.0))
+    prob_one = float(probs[first, _COLUMN_OF_ONE])
+    # Probabilities in float32 may add up to a little more than 1, and so may the fraction.
+    below_one = _JUST_BELOW_ONE if unit == "1" else min(fraction, 1.0)
+    return prob_one + (1 - prob_one) * below_one

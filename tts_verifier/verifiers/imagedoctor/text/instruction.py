@@ -1,4 +1,4 @@
-"""The official instructions that the model is asked with, byte for byte.
+"""The official instructions to the model, byte for byte.
 
 The weights were trained on these texts, typing errors included. REASONING is from inference.py
 of ImageDoctor, ANSWER_ONLY from modify/flow_grpo/flow_grpo/doctor_hp.py. The latter also cleans
@@ -22,6 +22,7 @@ _CLOSING: Final = (
     "Your actual evaluation should be based on the quality of the provided image.**\n\n"
     "Your task is provided as follows:\nText Caption: [{caption}]"
 )
+# The stray quotation mark, the lone `n` before "Artifact" and the `**` of `_CLOSING` are official.
 REASONING: Final = (
     _OPENING
     + " and provide a concise rationale for the score. Use a chain-of-thought process to detail "

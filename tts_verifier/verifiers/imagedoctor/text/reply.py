@@ -27,6 +27,7 @@ _FIELD_TO_SCORE: Final[Mapping[str, str]] = {
     "overallimpression": "overall",
 }
 # The look-ahead leaves the number unconsumed: an empty field must not swallow the next name.
+# Its last group finds the unit of "0.8/1" and "80 %", which are not plain numbers.
 _FIELD_PATTERN = re.compile(
     r"(?<![a-z])(semantic\s*alignment|aesthetic|plausibility|overall\s*impression)"
     r"\s*score\s*:(?=\s*([^\s;<\"']*)(\s*[/%])?)",
@@ -91,14 +92,16 @@ def _parse_scores(
     """Returns the scores in text[start:end], and the span of each one's first number."""
     scores = dict.fromkeys(SCORE_NAMES, math.nan)
     spans: dict[str, tuple[int, int]] = {}
-    given: dict[str, float] = {}
+    stated: dict[str, float] = {}
+    # `start` is an argument and no slice, so that spans count from the start of the text.
     for match in _FIELD_PATTERN.finditer(text[:end], start):
         field_name, written, unit = match.groups()
         name = _FIELD_TO_SCORE["".join(field_name.lower().split())]
         value = math.nan if unit else _parse_score(written)
-        if name in given and given[name] != value:
+        # NaN differs from every value, so a field that was NaN once stays NaN.
+        if name in stated and stated[name] != value:
             value = math.nan
-        given[name] = scores[name] = value
+        stated[name] = scores[name] = value
         spans.setdefault(name, (match.start(2), match.start(2) + len(written.rstrip(".,"))))
     return scores, spans
 

@@ -53,7 +53,7 @@ class PromptTokenizer:
         parsed: dict[str, Any] = json.loads(tokenizer)
         self._full = Tokenizer.from_str(tokenizer)
         self._plain = Tokenizer.from_str(json.dumps(_without_special_tokens(parsed)))
-        self._full.no_truncation()
+        # tokenizer.json may ask for truncation or padding, and would damage the conversation.
         self._plain.no_truncation()
         self._plain.no_padding()
         self.control = _control_tokens(self._full, parsed, config)
@@ -101,12 +101,13 @@ class PromptTokenizer:
             reasoning: True asks for reasons and an answer. False asks for the answer alone,
                 and the conversation ends with the official start of the reply.
         """
-        c = self.control
-        ids = [c.im_start, *self.encode(f"system\n{SYSTEM}"), c.im_end, *self.encode("\n")]
-        ids += [c.im_start, *self.encode("user\n"), c.vision_start, *[c.image] * image_tokens]
-        ids += [c.vision_end, *self.encode(user_text(prompt, reasoning=reasoning)), c.im_end]
+        control, newline = self.control, self.encode("\n")
+        ids = [control.im_start, *self.encode(f"system\n{SYSTEM}"), control.im_end, *newline]
+        ids += [control.im_start, *self.encode("user\n"), control.vision_start]
+        ids += [*[control.image] * image_tokens, control.vision_end]
+        ids += [*self.encode(user_text(prompt, reasoning=reasoning)), control.im_end]
         reply_start = "assistant\n" + ("" if reasoning else PREFILLED)
-        return [*ids, *self.encode("\n"), c.im_start, *self.encode(reply_start)]
+        return [*ids, *newline, control.im_start, *self.encode(reply_start)]
 
 
 def _without_special_tokens(parsed: Mapping[str, Any]) -> dict[str, Any]:
