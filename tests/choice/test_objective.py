@@ -1,6 +1,7 @@
 """One number to climb, one order, one choice; what fails never wins."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,12 @@ def test_a_look_replaces_the_quick_score() -> None:
     history = [trial("a", 0.9), trial("b", 0.8), trial("l", 0.3, proposal=Look("a"))]
     choice = choose(history)
     assert [t.id for t in choice.order] == ["b", "l"]
+
+
+def test_a_look_that_failed_replaces_nothing() -> None:
+    failed = replace(trial("l", NAN, proposal=Look("a")), error="the reply has no usable score")
+    choice = choose([trial("a", 0.9), trial("b", 0.8), failed])
+    assert [t.id for t in choice.order] == ["a", "b"]
 
 
 @pytest.mark.parametrize("history", [[], [trial("a", NAN)], [trial("a", 0.5, progress=0.2)]])

@@ -67,6 +67,11 @@ def test_the_example_of_an_own_generator_passes_the_conformance_checks(monkeypat
     assert capsys.readouterr().out.startswith("best 0.")
 
 
+def test_the_example_of_an_own_verifier_passes_the_conformance_checks(monkeypatch, capsys):
+    run_example(monkeypatch, "own_verifier")
+    assert capsys.readouterr().out.count("brightness 0.") == 4
+
+
 def test_the_example_of_reranking_sorts_files(monkeypatch, capsys, doctor, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for i, path in enumerate(paths):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tts_verifier import BestOfN, Objective
 from tts_verifier.errors import RunError, UnsupportedError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.runner import run
@@ -61,3 +62,14 @@ def test_a_generator_may_say_why_it_cannot() -> None:
     message = "can continue, DrawsOnly cannot: PNDMScheduler cannot be resumed. Choose another"
     with pytest.raises(UnsupportedError, match=message):
         run(["a"], DrawsOnly(), FakeVerifier(), SeedBeam())
+
+
+def test_a_run_climbs_the_verifiers_own_objective_unless_it_is_given_one() -> None:
+    class Blueness(FakeVerifier):
+        objective = Objective({"plausibility": 1.0})
+
+    (own,) = run(["a"], FakeGenerator(), Blueness(), BestOfN(1)).trials
+    assert own.objective == own.scores["plausibility"]
+    red = Objective({"semantic_alignment": 1.0})
+    (given,) = run(["a"], FakeGenerator(), Blueness(), BestOfN(1), objective=red).trials
+    assert given.objective == given.scores["semantic_alignment"]

@@ -84,12 +84,12 @@ def choose(history: Sequence[Trial]) -> Choice:
     """Chooses the finished trial of the highest objective.
 
     A `Look` replaces the trial that it looked at: both refer to the same image, and the later,
-    fuller verdict counts.
+    fuller verdict counts. A look that failed replaces nothing.
 
     Args:
         history: the trials of one prompt.
     """
-    looked = {t.parent_id for t in history if isinstance(t.proposal, Look)}
+    looked = {t.parent_id for t in history if isinstance(t.proposal, Look) and t.finished}
     usable = [t for t in history if t.finished and t.id not in looked]
     ranked = tuple(usable[i] for i in order([t.objective for t in usable]))
     best = ranked[0] if ranked and not math.isnan(ranked[0].objective) else None

@@ -32,8 +32,8 @@ class RunSetup:
     """Scores the images."""
     strategy: Strategy
     """Decides what to generate next."""
-    objective: Objective = field(default_factory=Objective)
-    """The number that the search climbs."""
+    objective: Objective = None  # type: ignore[assignment]
+    """The number that the search climbs. None = the verifier's own."""
     judge: Verifier | None = None
     """A held-out verifier that fills the `judge_*` columns; no strategy sees its scores."""
     seed: int = 0
@@ -49,6 +49,11 @@ class RunSetup:
     """Whether a thread verifies a batch while the next one is generated. None = where the two
     are on different devices or share a GPU. Parts that do not fit on their device together take
     turns instead (see `devices`)."""
+
+    def __post_init__(self) -> None:
+        if self.objective is None:
+            own = isinstance(self.verifier, Verifier)
+            object.__setattr__(self, "objective", self.verifier.objective if own else Objective())
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""

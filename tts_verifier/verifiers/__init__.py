@@ -1,7 +1,6 @@
 """Verifiers score images against prompts; each kind has a folder of its own here.
 
-To write one, start from `tts_verifier/testing/fakes.py`, whose `FakeVerifier` is the smallest, or
-from the template in `CONTRIBUTING.md`.
+To write one, copy `examples/own_verifier.py`; `CONTRIBUTING.md` says what it must do.
 """
 
 from tts_verifier.verifiers.load import load_verifier
