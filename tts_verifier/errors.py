@@ -7,8 +7,7 @@ TTSError                a problem that the user can fix; commands print it witho
 ├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
 └── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
 
-A message states the rule, the value found and the remedy. `RunWarning` is the only warning: it
-says what a run continued without.
+A message states the rule, the value found and the remedy. `RunWarning` is the only warning.
 """
 
 from __future__ import annotations
@@ -49,4 +48,4 @@ class CheckpointError(TTSError):
 
 
 class RunWarning(UserWarning):
-    """Something in a run folder was set aside or is missing, and is made again."""
+    """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""
