@@ -2,7 +2,7 @@
 
 TTSError                a problem that the user can fix; commands print it without a traceback
 ├── InputError          an image, a prompt or an argument that cannot be used as given
-├── RecipeError         a recipe that does not say what can be built
+├── RecipeError         a recipe with a mistake
 ├── RunError            a run folder that cannot be written, read or continued
 ├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
 └── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
@@ -32,7 +32,7 @@ class InputError(TTSError, ValueError):
 
 
 class RecipeError(TTSError, ValueError):
-    """A recipe that does not say what can be built."""
+    """A recipe with a mistake, or a name that no recipe can use."""
 
 
 class RunError(TTSError):

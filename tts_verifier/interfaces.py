@@ -88,7 +88,8 @@ class Movable(Protocol):
     device: Any
     """The device that its weights are on."""
     home: str | None
-    """The device to compute on, if the weights were loaded elsewhere for lack of room; else None."""
+    """The device to compute on, if there was no room for the weights when they were loaded; else
+    None."""
 
     @property
     def nbytes(self) -> int | None:

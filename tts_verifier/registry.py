@@ -1,7 +1,7 @@
 """Maps the names that recipes use to the builders of generators, verifiers and strategies.
 
-A module is imported only when one of its builders is requested. Python users pass instances; only recipes
-and commands use names. Third parties add names through the entry-point group
+A module is imported only when one of its builders is requested. Python users pass instances; only
+recipes and commands use names. Third parties add names through the entry-point group
 `tts_verifier.plugins`, as `generator.mine`, `verifier.mine` or `strategy.mine`.
 """
 
@@ -81,7 +81,9 @@ def builder(role: str, name: str) -> Callable[..., Any]:
         for attribute in path.split("."):
             target = getattr(target, attribute)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f"The {role} {name!r} is {available[name]}, which fails: {error}") from error
+        raise RecipeError(
+            f"The {role} {name!r} is {available[name]}, which fails: {error}"
+        ) from error
     return target  # type: ignore[no-any-return]
 
 

@@ -66,7 +66,7 @@ def test_a_failed_candidate_stays_failed(tmp_path: Path) -> None:
     )
     new = again(tmp_path / "old", tmp_path / "new")
     assert [t.error for t in new.trials] == [t.error for t in old.trials]
-    assert "told to fail" in [t.error for t in new.trials]
+    assert "fails on purpose" in [t.error for t in new.trials]
 
 
 def test_it_continues_where_it_stopped(tmp_path: Path) -> None:

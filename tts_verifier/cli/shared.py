@@ -44,7 +44,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
         # 130 is what a shell reports after Ctrl-C: 128 and the number of SIGINT.
         except KeyboardInterrupt:
             click.echo(
-                "\nStopped. What was written so far is complete; the same command goes on from there.",
+                "\nStopped. What was written so far is complete; "
+                "the same command goes on from there.",
                 err=True,
             )
             sys.exit(130)

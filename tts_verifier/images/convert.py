@@ -125,7 +125,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if not image.width or not image.height:
         raise InputError(f"An image needs pixels, this one is {image.width}x{image.height}.")
     image = ImageOps.exif_transpose(image)
-    # Pillow would cut these modes off at 255 instead of scaling them.
+    # Pillow would clip these modes at 255 instead of scaling them.
     if image.mode == "F":
         return _from_array(np.asarray(image), "PIL image of mode F")
     if image.mode == "I" or image.mode.startswith("I;"):

@@ -76,8 +76,8 @@ class FolderLock:
     def _in_use(self, holder: dict[str, Any], action: str) -> RunError:
         process = f"process {holder.get('pid', '?')} of {holder.get('host', '?')}"
         return RunError(
-            f"{self.path.parent} is in use: {process}, started {holder.get('started', '?')}, {action} "
-            f"it. Wait for it or stop it; if it is surely gone, delete {self.path}."
+            f"{self.path.parent} is in use: {process}, started {holder.get('started', '?')}, "
+            f"{action} it. Wait for it or stop it; if it is surely gone, delete {self.path}."
         )
 
     def release(self) -> None:

@@ -80,7 +80,9 @@ class RecordedGenerator:
         # The recorded run may itself refer to the images of another, so its path is resolved
         # against its own folder first.
         path = os.path.relpath(self._folder / trial.image.path, self._new_folder)
-        image = InFile(self._new_folder, Path(path).as_posix(), trial.image.sha256, trial.image.decoder)
+        image = InFile(
+            self._new_folder, Path(path).as_posix(), trial.image.sha256, trial.image.decoder
+        )
         # The runner wants a state for an unfinished image; nothing will ever continue it.
         state: State | None = {} if trial.progress < 1 else None
         # The new verifier's cost is added to what generating the image took then.

@@ -69,7 +69,7 @@ class Progress:
         self._began, self._prompts, self._rows_in_log = self._clock(), prompts, rows_in_log
 
     def expect(self, count: int, *, new_prompt: bool = False) -> None:
-        """Adds candidates that were proposed; `new_prompt` where they are a prompt's first."""
+        """Adds proposed candidates; `new_prompt` if they are the first ones of a prompt."""
         self._expected += count
         self._prompts_begun += new_prompt
 

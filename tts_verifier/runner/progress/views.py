@@ -101,7 +101,7 @@ class ProgressLines(Progress):
             self._print()
 
     def close(self) -> None:
-        """Prints the last status, unless the last line said it."""
+        """Prints the last status, unless the last line shows it already."""
         self._print()
 
     def _print(self) -> None:

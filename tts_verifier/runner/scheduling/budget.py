@@ -74,8 +74,8 @@ class Budgets:
     def learn(self, job: Job, trial: Trial) -> None:
         """Learns from a trial how many network evaluations a whole image takes."""
         spent = trial.cost.network_evaluations
-        # A draw reports the steps that it took, in whole steps. The progress of other kinds includes
-        # their parent's, so their share comes from the proposal.
+        # A draw's progress is exact, in whole steps. The progress of a continuation includes its
+        # parent's, and that of a repaint is 1, so their share comes from the proposal.
         share = trial.progress if isinstance(job.proposal, Draw) else share_of_steps(job)
         # A trial that failed before its first step says nothing.
         if share > 0 and (spent or not trial.error):
