@@ -93,7 +93,7 @@ def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
     open_log(tmp_path / "empty", {"generator": {}}, {}).close()
     with pytest.raises(InputError, match="empty has no verified candidate yet"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "new")
-    with pytest.raises(RunError, match=r"into a folder of its own, .*Give another with --output"):
+    with pytest.raises(RunError, match=r"needs a folder of its own, .*Give another with --output"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "empty")
     with pytest.raises(RunError, match="must be a run's header"):
         RecordedGenerator(tmp_path / "nothing", tmp_path / "new")

@@ -230,13 +230,12 @@ def test_a_state_that_cannot_be_generated_again_costs_its_candidates_only() -> N
                 for s, old in zip(samples, again, strict=True)
             ]
 
+    rounds = ([Draw(1, until=0.5), Draw(2)], lambda h: [Continue(h[0].id, 1.0, 3), Draw(4)])
     with pytest.warns(RunWarning, match="could not be generated again: worn out"):
-        result = run([RED], Breaking(), FakeVerifier(), SeedBeam(width=2))
-    first = [t for t in result.trials if t.round == 0]
-    later = [t for t in result.trials if t.round > 0]
-    assert not any(t.error for t in first)
-    assert later
-    assert all("could not be generated again: worn out" in t.error for t in later)
+        result = run([RED], Breaking(), FakeVerifier(), Table(*rounds))
+    half, whole, continued, other = result.trials
+    assert not any(trial.error for trial in (half, whole, other))
+    assert "could not be generated again: worn out" in continued.error
 
 
 def test_a_generator_without_states_cannot_continue() -> None:

@@ -93,10 +93,10 @@ class RecordedGenerator:
 class Proposed:
     """A strategy that proposes what a recorded run proposed, round by round."""
 
-    # The header of the log records this class's name: renaming it ends the continuation of such
-    # runs. The header also records a strategy's `__dict__`; slots keep the proposals out of it.
-    needs: frozenset[type] = frozenset()
+    # The header of the log records this class's name: under another name, such runs cannot be
+    # continued. It also records a strategy's `__dict__`; slots keep the proposals out of it.
     __slots__ = ("_rounds",)
+    needs: frozenset[type] = frozenset()
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._rounds: dict[str, dict[int, list[Proposal]]] = {}

@@ -39,7 +39,7 @@ class RunSetup:
     seed: int = 0
     """The seed that all others are derived from."""
     budget: Budget = field(default_factory=Budget)
-    """The limits for each prompt. Proposals that no longer fit are dropped, the last ones first.
+    """The limits for each prompt. Proposals are taken in order; one that no longer fits is dropped.
     Candidates and verifier calls never exceed the budget. Network evaluations exceed it only by
     the rounding of a fraction to whole steps. Seconds are known only afterwards, so they may
     exceed it by the batches under way."""
@@ -88,7 +88,7 @@ def check_part(role: str, part: Any) -> None:
         role: "generator", "verifier" or "strategy".
         part: the object to check.
     """
-    # A class instead of an instance has the methods too, and is the usual mistake.
+    # A class has the methods too, but the runner needs an instance.
     lacking = [name for name in _METHODS[role] if not hasattr(part, name)]
     if isinstance(part, type) or lacking:
         raise InputError(

@@ -84,7 +84,7 @@ class FakeGenerator:
         if isinstance(job.proposal, Repaint):
             return self._repaint(job, job.proposal)
         start, until, latents = self._latents(job)
-        # As in real pipelines, even the smallest share takes a step.
+        # Even the smallest share takes a step.
         evaluations = _GUIDED * max(round(self.steps * (until - start)), 1)
         cost = Cost(network_evaluations=evaluations, vae_passes=1)
         state: State | None = {"latents": latents} if until < 1 else None
@@ -108,7 +108,7 @@ class FakeGenerator:
         return max(parent.progress - p.renoise, 0.0), p.until, latents
 
     def _image(self, latents: NDArray[np.float32], progress: float) -> Image.Image:
-        # A mean of 4 x 4 normal values has a standard deviation of 1 / 4.
+        # A mean of 4 x 4 normal values has a standard deviation of 1 / 4; the factor makes it 1.
         colour = _CELLS * latents.mean(axis=(1, 2), keepdims=True)
         values = 0.5 + 0.5 * progress * np.tanh(0.7 * colour + 0.3 * latents)
         pixels = np.kron(values, np.ones((1, self.size // _CELLS, self.size // _CELLS)))

@@ -74,7 +74,7 @@ class Folder:
         Raises:
             RunError: the disk refuses.
         """
-        # Two threads call this. The lock is held until everything is flushed, so a caller that
+        # Several threads call this. The lock is held until everything is flushed, so a caller that
         # finds nothing to flush knows that the other one has finished.
         with self._lock:
             for folder in self._unsettled:

@@ -43,7 +43,7 @@ class PendingFiles:
             A future of the file's SHA-256 as hex digits; it raises RunError if writing failed.
         """
         with self._lock:
-            # An image starts before it is verified, and again, as the same object, with its trial.
+            # The same image object is started twice: before it is verified, and with its trial.
             before, digest = self._started.get(path, (None, None))
             if digest is not None and before is value:
                 return digest

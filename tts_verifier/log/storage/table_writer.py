@@ -102,7 +102,7 @@ class TableWriter:
                 for part in same
             ]
             table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-            # With the number of the last part that it replaces, it stays before later parts.
+            # Under the number of the last part that it replaces, it still precedes later parts.
             merged = write_part(self._folder, table, number=same[-1].number, level=level + 1)
             # The merged part is on the disk before the parts that it replaces go.
             self._folder.settle()
@@ -156,7 +156,7 @@ def _write_finished(folder: Folder, schema: pa.Schema, chosen: pa.Array) -> None
     (folder.root / draft).replace(folder.root / TABLE)
     folder.write(DIGESTS, f"{digest.hexdigest()}  {TABLE}\n".encode())
     folder.settle()
-    # The parts go last. After a kill in between, their rows are there twice, and the later count.
+    # The parts go last: after a kill in between, their rows exist twice, and the later ones count.
     for part in parts:
         part.path.unlink()
 

@@ -97,7 +97,7 @@ class Progress:
         expected, from_log = self._expected, self._from_log
         if 0 < self._prompts_begun < self._prompts:
             expected = round(expected * self._prompts / self._prompts_begun)
-            # Rows of prompts that have not begun count too: most of them will be used.
+            # Rows of prompts that have not begun count as done: they will be taken from the log.
             from_log = max(from_log, min(self._rows_in_log, expected - self._new))
         done, passed = from_log + self._new, self._clock() - self._began
         # NaN carries over to the time left below.
