@@ -4,8 +4,8 @@
     python examples/make_checkpoint.py FOLDER --size 3b  # the real dimensions: 7.6 GB in bf16
     python examples/make_checkpoint.py FOLDER --size my.json  # keys of config.json over tiny's
 
-The weights are random, so the scores mean nothing. The tokenizer knows single bytes and the
-special tokens only.
+The weights are random, so the scores mean nothing. The tokenizer has a token for each byte and
+the special tokens, and no others.
 """
 
 from __future__ import annotations
@@ -75,27 +75,28 @@ def config(size: str) -> dict[str, Any]:
     Args:
         size: "tiny", "3b", or a JSON file with keys that replace tiny's.
     """
-    given = json.loads(Path(size).read_text(encoding="utf-8")) if size.endswith(".json") else {}
+    own_keys = json.loads(Path(size).read_text(encoding="utf-8")) if size.endswith(".json") else {}
+    # The tiny vocabulary has the 256 bytes first.
     ids = OFFICIAL_IDS if size == "3b" else tuple(range(256, 256 + len(SPECIAL)))
-    named = dict(zip(SPECIAL, ids, strict=True))
+    id_of = dict(zip(SPECIAL, ids, strict=True))
     return {
         "architectures": ["ImageDoctorForConditionalGeneration"],
         "model_type": "ImageDoctor",
-        "bos_token_id": named["<|endoftext|>"],
-        "eos_token_id": named["<|im_end|>"],
-        "image_token_id": named["<|image_pad|>"],
-        "video_token_id": named["<|video_pad|>"],
-        "vision_start_token_id": named["<|vision_start|>"],
-        "vision_end_token_id": named["<|vision_end|>"],
-        "misalignment_token_id": named["<|misalignment|>"],
-        "artifact_token_id": named["<|artifact|>"],
+        "bos_token_id": id_of["<|endoftext|>"],
+        "eos_token_id": id_of["<|im_end|>"],
+        "image_token_id": id_of["<|image_pad|>"],
+        "video_token_id": id_of["<|video_pad|>"],
+        "vision_start_token_id": id_of["<|vision_start|>"],
+        "vision_end_token_id": id_of["<|vision_end|>"],
+        "misalignment_token_id": id_of["<|misalignment|>"],
+        "artifact_token_id": id_of["<|artifact|>"],
         "heatmap_weight": 1,
         "tie_word_embeddings": True,
         "torch_dtype": "bfloat16" if size == "3b" else "float32",
         "transformers_version": "4.49.0",
         "use_cache": None,
         **({} if size == "3b" else TINY),
-        **given,
+        **own_keys,
     }
 
 
@@ -105,17 +106,18 @@ def tokenizer(raw: dict[str, Any]) -> str:
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate(letters)}
+    # The first three special tokens have neighbouring ids, the third of which ends a reply.
     first = raw["eos_token_id"] - 2
     ids = (first, first + 1, first + 2, raw["vision_start_token_id"], raw["vision_end_token_id"])
     ids += (raw["image_token_id"], raw["video_token_id"])
     ids += (raw["misalignment_token_id"], raw["artifact_token_id"])
     vocabulary.update(zip(SPECIAL, ids, strict=True))
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
-    return str(made.to_str(pretty=False))
+    byte_tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_tokenizer.normalizer = normalizers.NFC()
+    byte_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    byte_tokenizer.decoder = decoders.ByteLevel()
+    byte_tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL])
+    return str(byte_tokenizer.to_str(pretty=False))
 
 
 def random_value(name: str, shape: torch.Size, device: str = "cpu") -> torch.Tensor:
@@ -124,7 +126,7 @@ def random_value(name: str, shape: torch.Size, device: str = "cpu") -> torch.Ten
     Args:
         name: the tensor's official name, which is also the seed.
         shape: its shape.
-        device: where the numbers are drawn; a GPU is faster and draws other ones.
+        device: where the numbers are generated; a GPU is faster and generates other ones.
     """
     generator = torch.Generator(device).manual_seed(sum(name.encode()) + len(name))
     noise = torch.randn(shape, generator=generator, device=device)
@@ -143,7 +145,7 @@ def make(
     """Writes the checkpoint.
 
     Args:
-        folder: is made if it does not exist.
+        folder: created if it does not exist.
         size: see `config`.
         input_size: side of the square that images are fitted into; None = 512 for "3b", else 112.
         device: see `random_value`.

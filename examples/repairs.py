@@ -3,7 +3,7 @@
     tts-run recipes/inpaint_reroll.yaml
     python examples/repairs.py runs/inpaint_reroll --out repairs.png
 
-One repaint a prompt, the one with the largest gain, for the first prompts that have any.
+It shows the repaint with the largest gain of each prompt, for the first prompts that have one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TILE, TEXT = 144, 16
 
 
 def best_repairs(trials: list[Trial], most: int) -> list[tuple[Trial, Trial]]:
-    """Returns (parent, accepted repaint), at most one a prompt and `most` in all."""
+    """Returns (parent, accepted repaint), at most one per prompt and `most` in all."""
     by_id = {t.id: t for t in trials}
     best: dict[str, tuple[Trial, Trial]] = {}
     for child in trials:
@@ -79,8 +79,8 @@ def main() -> None:
         parser.exit(1, f"{options.run} has no accepted repaint.\n")
     width, height = strips[0].size
     sheet = Image.new("RGB", (2 * width, -(-len(strips) // 2) * height), "white")
-    for i, one_strip in enumerate(strips):
-        sheet.paste(one_strip, (i % 2 * width, i // 2 * height))
+    for i, repair in enumerate(strips):
+        sheet.paste(repair, (i % 2 * width, i // 2 * height))
     sheet.save(options.out)
     print(f"{options.out}: {len(strips)} accepted repaints")
 

@@ -1,4 +1,4 @@
-"""Sorts existing images by how well they serve a prompt.
+"""Sorts existing images by how well they match a prompt.
 
     python examples/rerank.py "a red fox in the snow" a.png b.png --verifier GYX97/ImageDoctor
 

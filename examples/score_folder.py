@@ -1,4 +1,4 @@
-"""Scores the images of a folder against one prompt, best first, and draws the heatmaps.
+"""Scores the images of a folder against one prompt, best first, and saves their heatmaps.
 
     python examples/score_folder.py FOLDER --prompt "a red fox in the snow" \\
         --verifier GYX97/ImageDoctor --overlays OVERLAYS

@@ -30,7 +30,7 @@ def environment(packages: Iterable[str] = PACKAGES) -> dict[str, object]:
     """Returns the environment of this process as JSON values.
 
     Args:
-        packages: names of the packages whose versions are noted.
+        packages: names of the packages whose versions to return.
 
     Returns:
         `python`: its version. `versions`: by package, None where it is not installed.
@@ -67,6 +67,7 @@ def git_revision(folder: Path) -> str | None:
         ).stdout.strip()
 
     try:
+        # A package installed into a folder of another project lies in that project's checkout.
         if not git("ls-files"):
             return None
         changed = git("status", "--porcelain", "--untracked-files=no")
@@ -89,6 +90,7 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
+    # Linux on ARM has no "model name"; other systems have no such file.
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"

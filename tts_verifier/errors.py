@@ -2,13 +2,12 @@
 
 TTSError                a problem that the user can fix; commands print it without a traceback
 ├── InputError          an image, a prompt or an argument that cannot be used as given
-├── RecipeError         a recipe that does not say what can be built
+├── RecipeError         a recipe with a mistake
 ├── RunError            a run folder that cannot be written, read or continued
 ├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
 └── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
 
-A message states the rule, the value found and the remedy. `RunWarning` is the only warning: it
-says what a run continued without.
+A message states the rule, the value found and the remedy. `RunWarning` is the only warning.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class InputError(TTSError, ValueError):
 
 
 class RecipeError(TTSError, ValueError):
-    """A recipe that does not say what can be built."""
+    """A recipe with a mistake, or a name that no recipe can use."""
 
 
 class RunError(TTSError):
@@ -49,4 +48,4 @@ class CheckpointError(TTSError):
 
 
 class RunWarning(UserWarning):
-    """Something in a run folder was set aside or is missing, and is made again."""
+    """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""

@@ -36,9 +36,10 @@ def canonical(value: object) -> str:
 
 
 def described(value: object) -> str:
-    """Returns text for a value that JSON cannot hold; the same in every process if it is equal.
+    """Returns text for a value that JSON cannot hold. Equal values give the same text everywhere.
 
-    Images, arrays and tensors are identified by their content, functions by their name.
+    Images, arrays and tensors are identified by their content, functions by their name, and
+    objects whose repr is only an address by their class.
     """
     array: Any = value
     if not hasattr(value, "__array_interface__") and not hasattr(value, "detach"):
@@ -46,7 +47,9 @@ def described(value: object) -> str:
         text = repr(value)
         named = array if hasattr(value, "__qualname__") else type(value)
         return text if " at 0x" not in text else f"{named.__module__}.{named.__qualname__}"
+    # `float`, because NumPy has no bfloat16.
     values = np.asarray(array.detach().float().cpu() if hasattr(value, "detach") else array)
+    # Arrays of other dtypes or shapes may have the same bytes.
     content = hashlib.sha256(f"{values.dtype}{values.shape}".encode() + values.tobytes())
     return f"{type(value).__qualname__} {content.hexdigest()[:16]}"
 
@@ -96,6 +99,7 @@ def trial_id(prompt: str, proposal: Proposal, settings: Mapping[str, Setting]) -
     The id is a hash of the prompt's text, the proposal and the generator's settings. A proposal
     names its parent by such an id, so the hash covers all ancestors.
     """
+    # 64 bits: among a million trials the probability of two equal ids is 3e-8.
     key = canonical([prompt, proposal_to_json(proposal), dict(settings)])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -106,6 +110,7 @@ def seed_for(run_seed: int, prompt: str, index: int, purpose: str = "draw") -> i
     The seed depends on the prompt's text and not on its place in the file. Adding prompts or
     raising N therefore does not change the images that exist already.
     """
-    # The shift makes room for the sign: many generators take a signed 64-bit seed.
+    # The separators tell index 1 of "2 cats" from index 12 of " cats".
     key = f"{run_seed}\0{purpose}\0{index}\0{prompt}".encode()
+    # The shift makes room for the sign: many generators take a signed 64-bit seed.
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1

@@ -26,14 +26,14 @@ class Strategy(Protocol):
     """Decides what to generate next, as a pure function of the history. Keeps no state."""
 
     needs: frozenset[type]
-    """The kinds of proposal and noise that it uses; checked before any weights load."""
+    """The kinds of proposal and noise that it uses; checked before any weights are loaded."""
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Returns the next round of proposals for one prompt; an empty list ends the search.
 
         Args:
             task: the prompt, the run's seed, the generator's abilities, the remaining budget.
-            history: the trials of that prompt, round by round; all rounds are whole.
+            history: the trials of that prompt, round by round; every round is complete.
         """
         ...
 
@@ -55,6 +55,7 @@ class Generator(Protocol):
     settings: Mapping[str, Setting]
     """Everything but the seed that determines an image; each setting is a column of the log."""
 
+    # In a protocol, a property accepts a plain attribute too; an attribute refuses a property.
     @property
     def batch_size(self) -> int:
         """The number of jobs in a full batch; a plain attribute is fine too."""
@@ -70,7 +71,7 @@ class ExplainsLimits(Protocol):
     """A generator that says why it cannot serve a kind of proposal."""
 
     lacks: Mapping[type, str]
-    """The reason for each kind of proposal or noise; "" where it can."""
+    """The reason for each kind of proposal or noise; "" for a kind that it can serve."""
 
 
 @runtime_checkable
@@ -87,7 +88,8 @@ class Movable(Protocol):
     device: Any
     """The device that its weights are on."""
     home: str | None
-    """The device to compute on, if its weights wait elsewhere at first; else None."""
+    """The device to compute on, if there was no room for the weights when they were loaded; else
+    None."""
 
     @property
     def nbytes(self) -> int | None:
@@ -104,6 +106,7 @@ def is_movable(part: object) -> TypeGuard[Movable]:
 
     It does not read them: `nbytes` counts the weights one by one, which takes a while.
     """
+    # Not None, which is a valid value of `home`.
     missing = object()
     names = ("device", "home", "nbytes", "to")
     return all(inspect.getattr_static(part, name, missing) is not missing for name in names)
@@ -154,10 +157,10 @@ class Verifier(ABC):
         """
         if not len(images):
             raise InputError("rerank needs at least one image, got an empty list.")
-        pictures = as_images(images)
-        verdicts = self.verify(pictures, [prompt] * len(pictures))
+        converted = as_images(images)
+        verdicts = self.verify(converted, [prompt] * len(converted))
         values = [(objective or self.objective)(v.scores) for v in verdicts]
-        return Ranking([Ranked(i, pictures[i], values[i], verdicts[i]) for i in order(values)])
+        return Ranking([Ranked(i, converted[i], values[i], verdicts[i]) for i in order(values)])
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, **kwargs: Any) -> Verifier:

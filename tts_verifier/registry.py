@@ -1,7 +1,7 @@
 """Maps the names that recipes use to the builders of generators, verifiers and strategies.
 
-Modules are imported only when a builder is asked for. Python users pass instances; only recipes
-and commands use names. Third parties add names through the entry-point group
+A module is imported only when one of its builders is requested. Python users pass instances; only
+recipes and commands use names. Third parties add names through the entry-point group
 `tts_verifier.plugins`, as `generator.mine`, `verifier.mine` or `strategy.mine`.
 """
 
@@ -51,12 +51,13 @@ def names(role: str) -> dict[str, str]:
     Args:
         role: "generator", "verifier" or "strategy".
     """
-    known = dict(BUILT_IN[role])
+    available = dict(BUILT_IN[role])
     for entry in entry_points(group=GROUP):
         kind, _, name = entry.name.partition(".")
         if kind == role and name:
-            known.setdefault(name, entry.value)
-    return known
+            # A plug-in cannot replace a built-in name; of two plug-ins the first one counts.
+            available.setdefault(name, entry.value)
+    return available
 
 
 def builder(role: str, name: str) -> Callable[..., Any]:
@@ -67,26 +68,28 @@ def builder(role: str, name: str) -> Callable[..., Any]:
         name: built in, or of a plug-in; a plug-in cannot replace a built-in name.
 
     Raises:
-        RecipeError: the name is unknown (the message suggests similar names and lists all), or
+        RecipeError: there is no such name (the message suggests similar ones and lists all), or
             its module cannot be imported.
     """
     # Listing plug-ins reads the metadata of every installed package, so built-in names avoid it.
-    known = BUILT_IN[role] if name in BUILT_IN[role] else names(role)
-    if name not in known:
-        raise RecipeError(f"Unknown {role} {name!r}. {suggestion(name, known)}")
-    module, _, path = known[name].partition(":")
+    available = BUILT_IN[role] if name in BUILT_IN[role] else names(role)
+    if name not in available:
+        raise RecipeError(f"Unknown {role} {name!r}. {suggestion(name, available)}")
+    module, _, path = available[name].partition(":")
     try:
         target: Any = import_module(module)
         for attribute in path.split("."):
             target = getattr(target, attribute)
     except (ImportError, AttributeError) as error:
-        raise RecipeError(f"The {role} {name!r} is {known[name]}, which fails: {error}") from error
+        raise RecipeError(
+            f"The {role} {name!r} is {available[name]}, which fails: {error}"
+        ) from error
     return target  # type: ignore[no-any-return]
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Returns "Did you mean …? Available: …" for a name that is not `known`."""
-    known = list(known)
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+def suggestion(name: str, available: Iterable[str]) -> str:
+    """Returns "Did you mean …? Available: …" for a name that is not available."""
+    available = list(available)
+    near = get_close_matches(name, available, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}Available: {', '.join(sorted(known)) or 'none'}."
+    return f"{hint}Available: {', '.join(sorted(available)) or 'none'}."

@@ -1,9 +1,9 @@
 """Scores image files, folders and globs against one prompt; `tts-score` is its command.
 
 Scores are written as they come, one line of JSON per file, so a stopped command can continue.
-Each line has a key, a hash of the file's bytes, the prompt and the verifier's settings: a file
-that changed is scored again, an unchanged one is not. A Parquet file is made from the lines at
-the end.
+Each line has a key: a hash of the file's bytes, the prompt and the verifier's settings. A file
+that changed is therefore scored again, and an unchanged one is not. A Parquet file is written from
+the lines at the end.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
         Paths in the order of the patterns, and sorted by name within a pattern.
 
     Raises:
-        InputError: a pattern matches nothing, or a folder has no image.
+        InputError: a pattern matches nothing, or a folder holds no image.
     """
     files: dict[str, None] = {}
     for pattern in patterns:
@@ -104,7 +104,7 @@ def score_into(
 ) -> list[ScoreRow]:
     """Scores files into a .jsonl or .parquet file, and continues one that a stopped call left.
 
-    A file that is no image gets a row with its `error`. A .jsonl file keeps its rows of other
+    A file that is not an image gets a row with its `error`. A .jsonl file keeps its rows of other
     files; of two rows for the same file the later one counts. Two calls must not write to the
     same output at once.
 
@@ -122,6 +122,7 @@ def score_into(
     try:
         rows = sorted_rows(_score_missing(lines, scorer, paths))
         if lines != output:
+            # A reader never sees half a table.
             draft = output.with_name(f"{output.name}.draft")
             pq.write_table(_score_table(rows), draft)
             # The lines go last: a kill before that leaves both, and the next call starts from them.
@@ -155,7 +156,7 @@ def _score_missing(lines: Path, scorer: FileScorer, paths: Sequence[str]) -> lis
 
 
 def _read_score_lines(lines: Path) -> dict[str, ScoreRow]:
-    """Returns rows by key, and removes a last line that a kill cut short."""
+    """Returns the rows by key; removes a last line that a kill cut short."""
     if not lines.exists():
         return {}
     content = lines.read_bytes()
@@ -185,7 +186,9 @@ class FileScorer:
         try:
             content = Path(path).read_bytes()
         except OSError:
+            # A file's name need not be valid Unicode.
             content = f"no file: {path}".encode("utf-8", "surrogateescape")
+        # JSON text has no NUL, so the two parts cannot run into each other.
         return hashlib.sha256(self._settings + b"\0" + content).hexdigest()[:16]
 
     def rows(self, paths: Sequence[str]) -> list[ScoreRow]:
@@ -207,7 +210,7 @@ class FileScorer:
         ]
 
     def rows_or_errors(self, paths: Sequence[str]) -> list[ScoreRow]:
-        """Returns a row for every file, in order; with an `error` for one that is no image."""
+        """Returns a row for every file, in order; a file that is not an image has an `error`."""
         errors: dict[str, ScoreRow] = {}
         for path in paths:
             try:

@@ -102,7 +102,7 @@ def test_what_is_stopped_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(FakeGenerator, "generate", stop)
     done = invoke("run", "fake", "--output", tmp_path)
     assert done.exit_code == 130
-    assert "the same command continues it" in done.stderr
+    assert "the same command goes on from there" in done.stderr
 
 
 def test_ctrl_c_leaves_a_log_that_the_same_command_continues(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ run_command()
     os.kill(running.pid, signal.SIGINT)
     _, shown = running.communicate(timeout=20)
     assert running.returncode == 130
-    assert b"the same command continues it" in shown
+    assert b"the same command goes on from there" in shown
     judged = pd.read_parquet(parts)
     assert 8 <= len(judged) < 120
     done = invoke("run", "fake", "strategy.n=40", "--output", tmp_path)

@@ -202,7 +202,7 @@ def test_a_deleted_folder_of_images_is_generated_again(
 ) -> None:
     search(broken)
     shutil.rmtree(broken / where)
-    with pytest.warns(RunWarning, match="cannot be read .No such file.*made again"):
+    with pytest.warns(RunWarning, match="cannot be read .No such file.*generated again"):
         same(search(broken), whole)
 
 
@@ -214,7 +214,7 @@ def test_images_deleted_while_it_runs_are_generated_again_by_the_next(
 
     with pytest.raises(RunError, match=r"images/.*cannot be read: No such file.*it again"):
         search(tmp_path, generator=DyingGenerator(3, delete))
-    with pytest.warns(RunWarning, match="made again"):
+    with pytest.warns(RunWarning, match="generated again"):
         same(search(tmp_path), whole)
 
 

@@ -138,7 +138,7 @@ def test_what_failed_is_null_and_never_sorts(tmp_path: Path) -> None:
     reasons = {error for error, *_ in rows}
     assert reasons == {
         None,
-        "told to fail",
+        "fails on purpose",
         "the reply has no usable semantic_alignment, aesthetics, plausibility, overall",
     }
     assert all((objective is None) == bool(error) for error, objective, *_ in rows)
@@ -350,7 +350,7 @@ def test_another_runs_folder_is_refused_with_what_differs(tmp_path: Path) -> Non
     with pytest.raises(RunError) as caught:
         finished(tmp_path, BestOfN(4), seed=1)
     assert str(caught.value) == (
-        f"{tmp_path} belongs to another run, these differ:\n"
+        f"{tmp_path} belongs to another run; these values differ:\n"
         "  strategy.n: 2 there, 4 here\n"
         "  seed: 0 there, 1 here\n"
         "Choose another output folder, or give that run's recipe to continue it."

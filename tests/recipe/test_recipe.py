@@ -92,6 +92,7 @@ def test_a_resolved_recipe_has_the_defaults_and_is_json(write) -> None:
         ("p.txt", "\ufeffa red circle\n\n  一只猫 \r\n"),
         ("p.jsonl", '{"prompt": "a red circle", "id": "0000"}\n\n{"id": "0001", "text": "一只猫"}'),
         ("p.jsonl", '"a red circle"\n"一只猫"'),
+        ("p.jsonl", '"a red circle"\r\n\n"一只猫"\r\n'),
     ],
 )
 def test_prompts_come_from_a_file_beside_the_recipe(
@@ -101,6 +102,13 @@ def test_prompts_come_from_a_file_beside_the_recipe(
     inline = "prompts: [a red circle, {id: 7, prompt: 一只猫}]"
     recipe = load_recipe(write(GOOD.replace(inline, f"prompts: {name}")))
     assert recipe.prompts == (Prompt("0000", "a red circle"), Prompt("0001", "一只猫"))
+
+
+def test_a_line_separator_inside_a_prompt_does_not_end_its_line(write, tmp_path: Path) -> None:
+    line = json.dumps("a red\u2028circle", ensure_ascii=False)
+    (tmp_path / "p.jsonl").write_text(line + "\n", "utf-8")
+    recipe = load_recipe(write(GOOD), [f"prompts={tmp_path / 'p.jsonl'}"])
+    assert recipe.prompts == (Prompt("0000", "a red\u2028circle"),)
 
 
 def test_prompts_of_an_override_come_from_the_working_folder(
@@ -153,7 +161,7 @@ def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
         ("  n: 3", "  n: yes", "mine.yaml:6: strategy.n must be int, got True."),
         ("  n: 3", "  n: 0", "mine.yaml:6: n must be a positive integer, got 0."),
         ("batch_size: 2", "size: 5", "mine.yaml:1: batch_size, size and steps must be positive"),
-        ("  n: 3", "  n: 3\n  n: 4", "mine.yaml:7: strategy.n is said twice."),
+        ("  n: 3", "  n: 3\n  n: 4", "mine.yaml:7: strategy.n is set twice."),
         ("  n: 3", "  n: [3", "mine.yaml:7: a recipe must be YAML: "),
         ("  n: 3", "  n: &x 3\nseed: *x", "mine.yaml:7: a recipe has no aliases, got *x."),
         ("  n: 3", "  3: n", "mine.yaml:6: a key must be a word."),
@@ -219,6 +227,10 @@ def test_a_budget_of_nothing_is_refused(write) -> None:
         ("strategy.n=0", "override 'strategy.n=0': n must be a positive integer, got 0."),
         ("strategy.n=x", "override 'strategy.n=x': strategy.n must be int, got 'x'."),
         ("strategy.m=1", "override 'strategy.m=1': unknown key 'strategy.m'."),
+        (
+            "strategy={name: best_of_n, n: 0}",
+            "override 'strategy={name: best_of_n, n: 0}': n must be a positive integer, got 0.",
+        ),
         ("strategy.n", "An override must look like strategy.n=16, got 'strategy.n'."),
         ("=3", "An override must look like strategy.n=16, got '=3'."),
         ("seed.x=3", "unknown key"),

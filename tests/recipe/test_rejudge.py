@@ -66,7 +66,7 @@ def test_a_failed_candidate_stays_failed(tmp_path: Path) -> None:
     )
     new = again(tmp_path / "old", tmp_path / "new")
     assert [t.error for t in new.trials] == [t.error for t in old.trials]
-    assert "told to fail" in [t.error for t in new.trials]
+    assert "fails on purpose" in [t.error for t in new.trials]
 
 
 def test_it_continues_where_it_stopped(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
     open_log(tmp_path / "empty", {"generator": {}}, {}).close()
     with pytest.raises(InputError, match="empty has no verified candidate yet"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "new")
-    with pytest.raises(RunError, match=r"into a folder of its own, .*Give another with --output"):
+    with pytest.raises(RunError, match=r"needs a folder of its own, .*Give another with --output"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "empty")
     with pytest.raises(RunError, match="must be a run's header"):
         RecordedGenerator(tmp_path / "nothing", tmp_path / "new")

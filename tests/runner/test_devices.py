@@ -212,7 +212,7 @@ def test_the_generator_is_back_when_a_run_fails(monkeypatch):
 def test_a_judge_that_waits_in_host_memory_is_told(monkeypatch):
     monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: 40 * GIB)
     judge = MovableVerifier([], device="cpu", home=GPU)
-    with pytest.warns(RunWarning, match="held-out judge did not fit on cuda:0 and judges on cpu"):
+    with pytest.warns(RunWarning, match="held-out judge did not fit on cuda:0 and runs on cpu"):
         run(
             ["a red circle"],
             MovableGenerator([]),

@@ -10,7 +10,7 @@ import pytest
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import run
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.identity import seed_for
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
@@ -215,6 +215,29 @@ def test_a_lineage_is_generated_again_under_its_own_ids() -> None:
     assert len(generator.jobs) > len(result.trials), "some were generated again"
 
 
+def test_a_state_that_cannot_be_generated_again_costs_its_candidates_only() -> None:
+    class Breaking(FakeGenerator):
+        """Keeps no state, and fails on a request that it has served before."""
+
+        seen: frozenset[str] = frozenset()
+
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            samples = super().generate(jobs)
+            again = [str(job.proposal) in self.seen for job in jobs]
+            self.seen |= {str(job.proposal) for job in jobs}
+            return [
+                Sample(s.job, None, error="worn out") if old else Sample(s.job, s.image, s.progress)
+                for s, old in zip(samples, again, strict=True)
+            ]
+
+    rounds = ([Draw(1, until=0.5), Draw(2)], lambda h: [Continue(h[0].id, 1.0, 3), Draw(4)])
+    with pytest.warns(RunWarning, match="could not be generated again: worn out"):
+        result = run([RED], Breaking(), FakeVerifier(), Table(*rounds))
+    half, whole, continued, other = result.trials
+    assert not any(trial.error for trial in (half, whole, other))
+    assert "could not be generated again: worn out" in continued.error
+
+
 def test_a_generator_without_states_cannot_continue() -> None:
     class Stateless(FakeGenerator):
         def generate(self, jobs: Sequence[Job]) -> list[Sample]:
@@ -303,7 +326,7 @@ def test_a_failed_image_is_a_trial_with_its_reason() -> None:
     bad = seed_for(0, RED, 1)
     generator = FakeGenerator(fails=lambda job: job.proposal.seed == bad)
     result = run([RED], generator, FakeVerifier(), BestOfN(3))
-    assert [t.error for t in result.trials] == ["", "told to fail", ""]
+    assert [t.error for t in result.trials] == ["", "fails on purpose", ""]
     failed = result.trials[1]
     assert math.isnan(failed.objective)
     assert (failed.image, failed.scores, failed.cost.verifier_calls) == (None, {}, 0)
@@ -374,7 +397,7 @@ def test_the_judge_sees_finished_images_once() -> None:
 
 MASK = Mask.of(np.ones((16, 16), np.bool_))
 WRONG = {
-    "no proposal": ([5], "that is no proposal"),
+    "no proposal": ([5], "that is not a proposal"),
     "unknown parent": ([Look("nobody")], "there is no trial 'nobody'"),
     "again": ([Draw(1)], r"\(seed=1, .*twice"),
     "twice": ([Draw(2), Draw(2)], "twice"),
@@ -399,7 +422,7 @@ def test_noise_is_near_a_drawn_image_only() -> None:
         lambda h: [Repaint(h[0].id, MASK, 1)],
         lambda h: [Draw(3, noise=Near(h[1].id, 0.5))],
     )
-    with pytest.raises(InputError, match="Near needs a parent that was drawn from noise"):
+    with pytest.raises(InputError, match="Near needs a parent that was generated from noise"):
         run([RED], FakeGenerator(), FakeVerifier(), Table(*rounds))
 
 
@@ -414,12 +437,12 @@ def test_a_kind_that_the_generator_cannot_do_is_an_error() -> None:
         "SeedBeam needs a generator that can continue, DrawsOnly cannot. "
         "Choose another strategy or generator."
     )
-    with pytest.raises(InputError, match="the generator cannot do that kind"):
+    with pytest.raises(InputError, match="the generator cannot serve that kind"):
         run([RED], DrawsOnly(), FakeVerifier(), Table([Continue("x", 1.0, 1)]))
 
 
 def test_noise_that_the_generator_cannot_be_given_is_an_error() -> None:
-    with pytest.raises(InputError, match="the generator cannot draw from such noise"):
+    with pytest.raises(InputError, match="the generator cannot start from such noise"):
         run([RED], DrawsOnly(), FakeVerifier(), Table([Draw(1, noise=LowBand((0.0,), 1))]))
 
 

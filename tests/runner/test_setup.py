@@ -37,8 +37,14 @@ def test_a_folder_of_other_stops_is_another_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("strategy", "rule"),
     [
-        (ZeroOrder(), "ZeroOrder needs a generator that can draw near another's noise, Starts"),
-        (Spectral(), "Spectral needs a generator that can draw from a low band of noise, Starts"),
+        (
+            ZeroOrder(),
+            "ZeroOrder needs a generator that can start from noise near a parent's, Starts",
+        ),
+        (
+            Spectral(),
+            "Spectral needs a generator that can start from noise with a given low band, Starts",
+        ),
     ],
 )
 def test_noise_that_a_generator_cannot_be_given_is_refused_before_anything_is_generated(

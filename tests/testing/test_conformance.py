@@ -123,7 +123,7 @@ def is_whole(sample: Sample) -> bool:
         (lambda s, n: replace(s, cost=type(s.cost)()), "evaluations are counted"),
         (lambda s, n: replace(s, image=IMAGES[0]), "another seed makes another image"),
         (lambda s, n: s if n > 1 else replace(s, image=IMAGES[0].resize((16, 16))), "batch"),
-        (lambda s, n: replace(s, state=None), "an unfinished draw has a state"),
+        (lambda s, n: replace(s, state=None), "an unfinished image has a state"),
         (
             lambda s, n: replace(s, progress=1.0) if s.progress == 0.5 else s,
             "a progress between 0 and 1",
@@ -210,8 +210,8 @@ def test_a_fake_generator_says_what_it_lacks() -> None:
     for proposal, reason in [
         (Continue("p", 1.0, 1), "Continue needs the state of trial p"),
         (Repaint("p", None, 1), "Repaint needs the image of trial p"),
-        (Draw(1, noise=Near("p", 0.5)), "drawn from noise"),
-        (Look("p"), "cannot draw Look"),
+        (Draw(1, noise=Near("p", 0.5)), "generated from noise"),
+        (Look("p"), "cannot serve Look"),
     ]:
         with pytest.raises(InputError, match=reason):
             generator.generate([Job(prompt, proposal, (parent,))])

@@ -1,4 +1,4 @@
-"""`tts-replay`: computes from one run what fewer draws would have given."""
+"""`tts-replay`: computes from one run what fewer candidates would have given."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tts_verifier.cli.shared import friendly_errors
 @click.option("--plot", type=click.Path(path_type=Path), help="SVG file. [default: LOG/replay.svg]")
 @friendly_errors
 def replay_command(log: Path, plot: Path | None) -> None:
-    """Computes from one run what fewer draws, or stopping early, would have given.
+    """Computes from one run what fewer candidates, or stopping early, would have given.
 
     LOG is the folder of a best_of_n run, finished or still running. No model is loaded: the
-    figures are exact expectations over all subsets of the recorded draws.
+    figures are exact expectations over all subsets of the recorded candidates.
 
     \b
     Example:

@@ -13,14 +13,14 @@ from tts_verifier.cli.shared import friendly_errors
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="[default: RUN/report.html]")
 @click.option(
-    "--inline", is_flag=True, help="Write one file with thumbnails in it, to send or keep."
+    "--inline", is_flag=True, help="Write thumbnails into the page, so that one file is enough."
 )
 @friendly_errors
 def report_command(runs: tuple[Path, ...], output: Path | None, inline: bool) -> None:
     """Writes an HTML page about RUNS, finished or still running.
 
     The page links to the images in the run folders, unless --inline is given. Several runs are
-    compared with the first, prompt by prompt.
+    compared with the first one, prompt by prompt.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`tts-run`: searches for better images as a recipe says."""
+"""`tts-run`: runs the search that a recipe describes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tts_verifier.cli.shared import friendly_errors, quiet_libraries
 def run_command(
     recipe: str, overrides: tuple[str, ...], output: Path | None, **options: Any
 ) -> None:
-    """Searches for better images as a RECIPE says.
+    """Runs the search for better images that RECIPE describes.
 
-    RECIPE is a YAML file, or the name of a packaged one. OVERRIDES change it: strategy.n=16.
+    RECIPE is a YAML file, or the name of a packaged one. OVERRIDES such as strategy.n=16 change it.
     The same command on the same folder continues a run that was stopped; with a larger
     strategy.n it generates only the missing candidates. --rejudge generates nothing: the new
     run refers to the images of LOG.

@@ -41,10 +41,11 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
         except TTSError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
+        # 130 is what a shell reports after Ctrl-C: 128 and the number of SIGINT.
         except KeyboardInterrupt:
             click.echo(
-                "\nStopped. The run folder has the verified candidates; "
-                "the same command continues it.",
+                "\nStopped. What was written so far is complete; "
+                "the same command goes on from there.",
                 err=True,
             )
             sys.exit(130)
@@ -54,5 +55,6 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def quiet_libraries() -> None:
     """Turns off the progress bars and hints that libraries print while they load models."""
+    # A value that the user has set takes precedence.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ImageLike: TypeAlias = "Image.Image | NDArray[Any] | torch.Tensor | str | os.PathLike[str]"
 
+# Just below the 89,478,485 pixels above which Pillow itself warns.
 MAX_PIXELS: Final = 89_000_000
 """Pixels that an image file may have; a larger one is refused as a decompression bomb."""
 
@@ -77,6 +78,7 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
         InputError: `images` is one image, or one of the images cannot be used (the message
             has its index).
     """
+    # Strings can be iterated over too, letter by letter.
     single = isinstance(images, (str, os.PathLike, Image.Image))
     if single or (hasattr(images, "ndim") and images.ndim != 4):
         raise InputError(
@@ -123,6 +125,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if not image.width or not image.height:
         raise InputError(f"An image needs pixels, this one is {image.width}x{image.height}.")
     image = ImageOps.exif_transpose(image)
+    # Pillow would clip these modes at 255 instead of scaling them.
     if image.mode == "F":
         return _from_array(np.asarray(image), "PIL image of mode F")
     if image.mode == "I" or image.mode.startswith("I;"):
@@ -133,6 +136,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(white, image)
     rgb = image.convert("RGB")
     rgb.load()
+    # A new image, without the metadata of the old one: a PNG file would inherit its colour profile.
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
@@ -165,6 +169,7 @@ def _from_tensor(tensor: torch.Tensor) -> Image.Image:
             f"got {tuple(tensor.shape)}. Move the channels to the front: permute(2, 0, 1)."
         )
     tensor = tensor.detach().cpu()
+    # NumPy has no bfloat16.
     if tensor.is_floating_point():
         tensor = tensor.float()
     array = tensor.numpy()
@@ -198,6 +203,7 @@ def _from_array(array: NDArray[Any], what: str) -> Image.Image:
 
 def _floats_to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(array.min()), float(array.max())
+    # Written so that NaN, with which every comparison is false, is refused too.
     if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise InputError(
             "An image of floating numbers must stay in [0, 1], without NaN; this one has "

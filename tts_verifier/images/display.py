@@ -21,6 +21,7 @@ _RAMP: Final = np.array(
 )
 """RGB in [0, 255] at each stop, dark violet to light yellow; lightness grows with the value, so
 the ramp can be read in greyscale too."""
+# Below 1, so that the flaw itself stays visible under the map.
 _OPACITY: Final = 0.6
 _BOX_COLOUR: Final = "#ff2d78"
 _THUMBNAIL_SIDE: Final = 224
@@ -33,7 +34,7 @@ def overlay(
     *,
     name: str | None = None,
 ) -> Image.Image:
-    """Returns an RGB copy of an image with a heatmap and boxes drawn over it.
+    """Returns an RGB copy of an image with a heatmap and boxes over it.
 
     Args:
         image: any mode.
@@ -46,6 +47,7 @@ def overlay(
     """
     if name is not None and name not in maps:
         raise InputError(f"There is no map {name!r}. Available: {', '.join(maps) or 'none'}.")
+    # A copy, even of an RGB image.
     shown = image.convert("RGB")
     layers = [maps[n] for n in (maps if name is None else [name])]
     if layers:

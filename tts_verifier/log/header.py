@@ -21,7 +21,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Returns the header of a run folder.
 
     Raises:
-        RunError: it is missing or not readable, or a newer version wrote it.
+        RunError: it is missing or unreadable, or a newer version wrote it.
     """
     try:
         header: dict[str, Any] = json.loads((folder / HEADER).read_bytes())
@@ -31,11 +31,11 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder / HEADER} must be a run's header: {error!r}.") from error
     if version not in range(1, SCHEMA_VERSION + 1):
         raise RunError(
-            f"{folder} has log version {version}, this is tts_verifier for versions 1 to "
+            f"{folder} has log version {version}; this tts_verifier reads versions 1 to "
             f"{SCHEMA_VERSION}. Use the version that wrote it, or another folder."
         )
     if version == 1:
-        header["sessions"] = [_upgraded_session(note) for note in header.get("sessions", [])]
+        header["sessions"] = [_upgraded_session(entry) for entry in header.get("sessions", [])]
     return header
 
 
@@ -52,6 +52,7 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
         RunError: the folder belongs to another run, or cannot be read or written.
     """
     root = folder.root
+    # As it would be read back, for the comparison: tuples become lists, and keys become text.
     about = json.loads(json.dumps(about))
     if (root / HEADER).exists():
         header = read_header(root)
@@ -75,7 +76,7 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
 
 
 def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
-    """Adds a note on the process that finishes the run to `sessions` of the header."""
+    """Adds an entry about the process that finishes the run to `sessions` of the header."""
     header = read_header(folder.root)
     header |= {"sessions": [*header.get("sessions", []), session]}
     folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
@@ -83,10 +84,11 @@ def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
 
 
 def _check_same(
-    folder: Path, there: Mapping[str, Any], here: Mapping[str, Any], *, grows: Collection[str]
+    folder: Path, before: Mapping[str, Any], about: Mapping[str, Any], *, grows: Collection[str]
 ) -> None:
     """Raises RunError where the folder's `about` differs in more than numbers that may grow."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = dict(_flat(before)), dict(_flat(about))
+    # A recipe's run has its strategy's arguments twice: as built, and as the recipe states them.
     may_grow = {f"{place}strategy.{name}" for place in ("", "recipe.") for name in grows}
     differ = [
         key
@@ -99,13 +101,13 @@ def _check_same(
             for key in differ
         )
         raise RunError(
-            f"{folder} belongs to another run, these differ:{lines}\n"
+            f"{folder} belongs to another run; these values differ:{lines}\n"
             "Choose another output folder, or give that run's recipe to continue it."
         )
 
 
 def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a session's note of schema 1 with the names of schema 2."""
+    """Returns an entry of `sessions` of schema 1 with the names of schema 2."""
     sides = {"draw": "generate", "judge": "verify"}
     return {
         key: {sides.get(name, name): item for name, item in value.items()}

@@ -1,9 +1,9 @@
 """Lets only one process at a time write a run folder.
 
-The kernel holds the lock (`flock`) and releases it when the process ends, however it ends. The
-lock file also names the holder, for people and for other machines, which a kernel's lock may not
-reach. A lock file that another machine left is therefore respected; one that a process of this
-machine left is stale.
+The kernel holds the lock (`flock`) and releases it when the process ends, for whatever reason. The
+lock file also names the holder, for people and for other machines: on a network file system they
+may not see the kernel's lock. A lock file that another machine left is therefore respected. One
+that a process of this machine left, and that is not locked, is stale.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class FolderLock:
 
     def _acquire(self) -> int:
         while True:
+            # A child process that inherited the file would hold the lock after this process ends.
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 if not _try_lock(file):
@@ -64,6 +65,7 @@ class FolderLock:
 
     def _sign(self, file: int) -> None:
         try:
+            # The file may hold the name of a process that was killed, and that name may be longer.
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(_this_process()).encode(), 0)
             os.fsync(file)
@@ -71,11 +73,11 @@ class FolderLock:
             self.path.unlink()
             raise
 
-    def _in_use(self, holder: dict[str, Any], does: str) -> RunError:
-        who = f"process {holder.get('pid', '?')} of {holder.get('host', '?')}"
+    def _in_use(self, holder: dict[str, Any], action: str) -> RunError:
+        process = f"process {holder.get('pid', '?')} of {holder.get('host', '?')}"
         return RunError(
-            f"{self.path.parent} is in use: {who}, started {holder.get('started', '?')}, {does} "
-            f"it. Wait for it or stop it; if it is surely gone, delete {self.path}."
+            f"{self.path.parent} is in use: {process}, started {holder.get('started', '?')}, "
+            f"{action} it. Wait for it or stop it; if it is surely gone, delete {self.path}."
         )
 
     def release(self) -> None:
@@ -83,7 +85,8 @@ class FolderLock:
         if self._file is None:
             return
         file, self._file = self._file, None
-        # On a disk that refuses, the file stays behind; closing it ends the kernel's lock anyway.
+        # The file goes while it is locked: afterwards it may be another process's. On a disk that
+        # refuses, the file stays behind; closing it ends the kernel's lock anyway.
         with suppress(OSError):
             if _is_at(file, self.path):
                 self.path.unlink()
@@ -112,6 +115,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _read_holder(file: int) -> dict[str, Any]:
     try:
+        # A file that was just created is empty, which is not JSON.
         holder = json.loads(os.pread(file, 4096, 0))
     except ValueError:
         return {}

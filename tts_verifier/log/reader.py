@@ -1,4 +1,4 @@
-"""Reads a run folder, finished or running: its trials, its rows, or the picks of a few ids."""
+"""Reads a run folder, finished or running: all trials, all rows, or the numbers of a few trials."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
 
     Args:
         folder: the run folder.
-        ids: of the trials.
+        ids: the ids of these trials.
 
     Returns:
         Picks by trial id; an id without a row is absent.
@@ -62,6 +62,8 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     Raises:
         RunError: a file is damaged.
     """
+    # File by file and group by group, so that memory does not grow with the run. Later rows of an
+    # id replace earlier ones, as in `read_table`.
     wanted, picks = pa.array(ids, pa.string()), {}
     for file in read_tables(folder):
         names = ColumnNames.of(file.schema)

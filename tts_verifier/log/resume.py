@@ -80,6 +80,7 @@ class LoggedTrials:
         self._groups = [(t, number) for t in tables for number in range(len(t.group_sizes))]
         sizes = (size for table in tables for size in table.group_sizes)
         self._starts = list(accumulate(sizes, initial=0))
+        # The empty schema is there for a new run: Arrow refuses to unify no schema at all.
         schema = pa.unify_schemas(
             [pa.schema([]), *(table.schema for table in tables)], promote_options="permissive"
         )
@@ -88,6 +89,7 @@ class LoggedTrials:
         self._schema = pa.schema([column for column in schema if column.name not in unread])
         files = ["image", "mask", *(f"heatmap_{name}" for name in self.names.heatmap)]
         self._path_columns = {name: f"{name}_path" for name in files}
+        # Rows of a prompt lie close together, so a few groups and blocks serve most look-ups.
         self._group = lru_cache(4)(self._read_group)
         self._block = lru_cache(16)(self._read_block)
 
@@ -100,7 +102,7 @@ class LoggedTrials:
         return LoggedPrompt(self, self._places.get(prompt_id, _NO_PLACES))
 
     def close(self) -> None:
-        """Closes the tables. After that every prompt appears to have no rows."""
+        """Releases the tables. After that every prompt appears to have no rows."""
         self._places.clear()
         self._groups.clear()
         self._group.cache_clear()
@@ -151,9 +153,10 @@ class LoggedTrials:
             if digest_of(Path(name).read_bytes()) == row[f"{column}_sha256"]:
                 return True
         except OSError as error:
-            self._warn(f"{name} cannot be read ({error.strerror}). It is made again.")
+            self._warn(f"{name} cannot be read ({error.strerror}). It is generated again.")
             return False
         except RunError:
+            # `read_mask` found another mask in the file: set it aside, like any changed file.
             pass
         # The image of a look is its parent's and may have been generated again by now. An image
         # outside the folder belongs to another run. Neither is ours to move.
@@ -164,7 +167,9 @@ class LoggedTrials:
 
     def _set_aside(self, path: Path, why: str) -> None:
         place = self._files.set_aside(path)
-        self._warn(f"{path} cannot be used ({why}). It is now {place}; its content is made again.")
+        self._warn(
+            f"{path} cannot be used ({why}). It is now {place}; its content is generated again."
+        )
 
     def _warn(self, message: str) -> None:
         self._warnings += 1
@@ -175,12 +180,13 @@ class LoggedTrials:
 
 
 def _places_by_prompt(tables: Sequence[TableFile]) -> dict[str, NDArray[np.int64]]:
-    """Returns, by prompt id, the positions of its rows in all tables: eight bytes a row."""
+    """Returns the positions of each prompt's rows in all tables: eight bytes per row."""
     if not tables:
         # Arrow's dictionary encoding is slow the first time; a new run need not wait for it.
         return {}
     ids = read_column("prompt_id", tables).combine_chunks().dictionary_encode("encode")
     numbers = ids.indices.to_numpy()
     ends = np.cumsum(np.bincount(numbers, minlength=len(ids.dictionary)))
+    # The last cut is at the very end, and what follows it is empty.
     places = np.split(np.argsort(numbers, kind="stable"), ends)[:-1]
     return dict(zip(ids.dictionary.to_pylist(), places, strict=True))

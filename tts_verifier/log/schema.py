@@ -76,6 +76,7 @@ _LAST_COLUMNS: Final = [
 _FIXED: Final = {
     name for name, _ in [*_PROPOSAL_COLUMNS, *_COST_COLUMNS, *_VERDICT_COLUMNS, *_LAST_COLUMNS]
 } | {"objective"}
+# By exact type, because bool is a subclass of int.
 _SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
     bool: pa.bool_(),
     int: pa.int64(),
@@ -84,6 +85,7 @@ _SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
     type(None): pa.string(),
 }
 _COST_FIELDS: Final = tuple(Cost.__dataclass_fields__)
+# One C call for all fields of a cost: a continued run reads up to a million rows.
 _costs_of_row: Final = itemgetter(*_COST_FIELDS)
 _costs_of_cost: Final = attrgetter(*_COST_FIELDS)
 _ROLES: Final = ("score", "judge", "heatmap")
@@ -136,6 +138,7 @@ class Columns:
             self.judge.update(dict.fromkeys(trial.judge))
             if trial.verdict is not None:
                 self.heatmaps.update(dict.fromkeys(trial.verdict.heatmaps))
+        # A score's column has the score's name alone; only a judge's has a prefix.
         judge = {f"judge_{name}" for name in self.judge}
         taken = sorted(self.scores.keys() & (_FIXED | judge) | judge & _FIXED)
         if taken:
@@ -150,24 +153,24 @@ class Columns:
         The columns that depend on the run carry their role and name as metadata.
         """
 
-        def own(role: str, name: str, column: str, kind: pa.DataType) -> pa.Field:
+        def named(role: str, name: str, column: str, kind: pa.DataType) -> pa.Field:
             return pa.field(column, kind, metadata={"role": role, "name": name})
 
         settings = [
-            own("generator", name, f"generator_{name}", _SETTING_TYPES[type(value)])
+            named("generator", name, f"generator_{name}", _SETTING_TYPES[type(value)])
             for name, value in self.generator.items()
         ]
         fields = [
             *(pa.field(*column) for column in _PROPOSAL_COLUMNS),
             *settings,
             *(pa.field(*column) for column in _COST_COLUMNS),
-            *(own("score", name, name, pa.float64()) for name in self.scores),
+            *(named("score", name, name, pa.float64()) for name in self.scores),
             pa.field("objective", pa.float64()),
-            *(own("judge", name, f"judge_{name}", pa.float64()) for name in self.judge),
+            *(named("judge", name, f"judge_{name}", pa.float64()) for name in self.judge),
             *(pa.field(*column) for column in _VERDICT_COLUMNS),
         ]
         for name in self.heatmaps:
-            fields.append(own("heatmap", name, f"heatmap_{name}_path", pa.string()))
+            fields.append(named("heatmap", name, f"heatmap_{name}_path", pa.string()))
             fields.append(pa.field(f"heatmap_{name}_sha256", pa.string()))
             fields.append(pa.field(f"heatmap_{name}_box", _BOX_TYPE))
         return pa.schema([*fields, *(pa.field(*column) for column in _LAST_COLUMNS)])
@@ -202,6 +205,7 @@ def to_row(trial: Trial, settings: Mapping[str, Setting]) -> dict[str, Any]:
         "parent_id": trial.parent_id,
         "round": trial.round,
         "kind": kind_of(proposal),
+        # A look has no seed.
         "seed": getattr(proposal, "seed", None),
         "proposal": proposal_to_json(proposal),
         **{f"generator_{name}": value for name, value in settings.items()},
@@ -246,7 +250,7 @@ def _box_struct(box: Box) -> dict[str, float]:
 
 
 def finite(value: float) -> float | None:
-    """Returns the value, None when it is not finite."""
+    """Returns the value as a float, or None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -281,6 +285,7 @@ def scores_of_row(row: Mapping[str, Any], names: ColumnNames) -> dict[str, float
 def judge_of_row(row: Mapping[str, Any], names: ColumnNames) -> dict[str, float]:
     """Returns the held-out judge's scores of a row, empty where it gave none."""
     values = {name: row[f"judge_{name}"] for name in names.judge}
+    # Null stands for NaN too: a row whose scores are all NaN reads as one that was not judged.
     if all(value is None for value in values.values()):
         return {}
     return {name: _nan(value) for name, value in values.items()}
@@ -340,6 +345,7 @@ def _verdict_of_row(
         boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"] or ()),
         text=row["reply"] or "",
         detail=row["detail"],
+        # The row has one cost for image and verdict; these two fields belong to the verdict.
         cost=Cost(verifier_calls=row["verifier_calls"], verify_seconds=row["verify_seconds"]),
     )
 

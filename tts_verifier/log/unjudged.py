@@ -1,8 +1,8 @@
-"""Notes on samples that are generated but not verified: a kill then does not lose them.
+"""Notes on samples that are generated but not verified, so that a kill does not lose them.
 
 Where a batch is verified while the next one is generated, several batches have images but no rows.
-The file `waiting/ID.json` describes one such batch: by trial id, what a row will say of the sample.
-It is deleted when the rows are written.
+The file `waiting/ID.json` describes one such batch: for each trial id, what is known about the
+sample before it is verified. The file is deleted once the rows are written.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def note_of(sample: Sample, files: Mapping[str, tuple[str, str]]) -> Note:
     """Returns the note on a sample.
 
     Args:
-        sample: generated, not verified.
-        files: its written files: "image" or "state" -> (path, SHA-256).
+        sample: a sample that is not verified yet.
+        files: "image" and, if it was written, "state" -> (path, SHA-256) of the file.
     """
     columns = {name: files.get(name) for name in ("image", "state")}
     return {"progress": sample.progress, "cost": asdict(sample.cost), **columns}
@@ -48,7 +48,7 @@ def delete_notes(folder: Path, ids: Iterable[str]) -> None:
 
 
 def read_notes(folder: Path) -> dict[str, Note]:
-    """Returns all notes by trial id, also on trials that have rows; deletes unreadable files."""
+    """Returns all notes by trial id, also those on trials with rows; deletes unreadable files."""
     notes: dict[str, Note] = {}
     for path in sorted((folder / NOTES).glob("*.json")):
         try:

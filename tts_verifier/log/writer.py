@@ -6,11 +6,11 @@
     trials.parquet     when the run has finished: all rows, `chosen` filled
     images/, heatmaps/, masks/    PNG files; the rows name them by relative paths
     states/            latents of unfinished candidates, until no proposal can refer to them
-    waiting/           notes on samples that are not verified yet, where the two overlap
-    aside/             files that were torn, changed or not ours, kept for the user
+    waiting/           notes on samples that are not verified yet, if a run generates ahead
+    aside/             torn, changed and foreign files, which the user may inspect or delete
 
 Every file appears by an atomic rename, and a row only after the files that it names. Threads
-write images while the verifier works on them. A kill costs at most the generation of one batch
+write images while the verifier scores them. A kill costs at most the generation of one batch
 and the verification of one.
 """
 
@@ -85,13 +85,12 @@ class RunLog:
         self._columns.add_names(self.logged.names)
         self._tables = TableWriter(folder)
         self._pending = PendingFiles(folder)
+        # A note waits for its images; meanwhile it would occupy a thread of their pool.
         self._note_thread = ThreadPoolExecutor(1, "notes")
         self._notes: dict[str, Future[None]] = {}
-        """This process's notes on their way, by the id of the first trial that each is about.
-
-        The generating thread adds them and the verifying thread removes them; each such step is
-        atomic, as is the copy in `flush`.
-        """
+        """The notes of this process that are being written, by the id of their first trial."""
+        # Without a lock: one thread adds notes and another removes them, and each such step is
+        # atomic, as is the copy in `flush`.
         self._earlier_notes = read_notes(folder.root)
         self._closed = False
 
@@ -170,7 +169,7 @@ class RunLog:
 
         Args:
             chosen: ids of the chosen trials.
-            session: JSON values about this process for the header; None = nothing.
+            session: JSON values about this process, for the header; None = no entry.
 
         Raises:
             RunError: something could not be written, or a part was removed meanwhile.
@@ -180,6 +179,7 @@ class RunLog:
         # Before the table: once that is finished, a continued run has nothing to note.
         if session is not None:
             note_session(self._folder, session)
+        # The finished table is written now, and it replaces files that are open here.
         self.logged.close()
         self._tables.finish(self._columns.schema(), chosen)
         for pattern in ("states/*.npz", "waiting/*.json"):
@@ -194,6 +194,7 @@ class RunLog:
         if self._closed:
             return
         self._closed = True
+        # Whatever a note raises, the threads end and other processes may have the folder.
         try:
             self.flush()
         finally:
@@ -208,7 +209,7 @@ class RunLog:
         return _PendingFile(path, codec, self._pending.start(path, codec, value))
 
     def _start_sample(self, sample: Sample, *, with_state: bool) -> dict[str, _PendingFile]:
-        """Starts to write a sample's image and, if asked, its state; returns files by column."""
+        """Starts to write a sample's image and perhaps its state; returns the files by column."""
         trial_id = sample.job.id
         files = {"image": self._start(f"images/{trial_id}.png", IMAGE, sample.image)}
         if with_state and sample.state is not None:
@@ -239,6 +240,7 @@ class RunLog:
         """Waits for a trial's files and returns the trial with its values in these files."""
         stored = {column: file.stored(self.folder) for column, file in files.items()}
         verdict = trial.verdict
+        # What has no new file was in a file already: a look has its parent's image.
         if verdict is not None:
             heatmaps = {
                 name: stored.get(f"heatmap_{name}", value)

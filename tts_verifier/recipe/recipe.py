@@ -44,7 +44,7 @@ class Recipe:
     """A recipe whose keys and types are right; nothing heavy is loaded yet."""
 
     sections: Mapping[str, Section]
-    """Section's name -> section."""
+    """Sections by name."""
     prompts: tuple[Prompt, ...]
     """At least one; ids and texts are unique."""
     output: Path
@@ -58,30 +58,31 @@ class Recipe:
         sections = {name: section.resolved() for name, section in self.sections.items()}
         return {**sections, **self.simple, "prompts": prompts}
 
-    def build(self, **given: Any) -> RunSetup:
-        """Builds every object that is not `given`.
+    def build(self, **replacements: Any) -> RunSetup:
+        """Builds the object of every section that has no replacement.
 
         Args:
-            given: section's name -> an object to use in place of what the section describes.
+            replacements: section's name -> an object to use in place of what the section describes.
 
         Raises:
             RecipeError: a constructor refuses a value.
-            UnsupportedError: the generator cannot serve the strategy. A class that knows so
-                is asked before any weights load.
+            UnsupportedError: the generator cannot serve the strategy. This is checked before any
+                weights are loaded, if the generator's class says what it supports.
             CheckpointError: weights are missing or do not fit.
         """
+        # Parts without weights come first: a mistake in one of them is then reported at once.
         light = ("strategy", *UNNAMED)
-        todo = {name: section for name, section in self.sections.items() if name not in given}
-        parts = given | {name: todo[name].build() for name in light if name in todo}
-        generator = given.get("generator", self.sections["generator"].builder)
+        sections = {n: section for n, section in self.sections.items() if n not in replacements}
+        parts = replacements | {name: sections[name].build() for name in light if name in sections}
+        generator = replacements.get("generator", self.sections["generator"].builder)
         # The builder may be a function, or a class whose `supports` depends on the weights.
         if isinstance(getattr(generator, "supports", None), frozenset):
             check_needs(parts["strategy"], generator)
-        heavy = [name for name in todo if name not in parts]
-        parts |= {name: self.sections[name].build() for name in heavy}
-        search = RunSetup(**parts, **self.simple)
-        search.check()
-        return search
+        heavy = [name for name in sections if name not in parts]
+        parts |= {name: sections[name].build() for name in heavy}
+        setup = RunSetup(**parts, **self.simple)
+        setup.check()
+        return setup
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -89,8 +90,8 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Args:
         recipe: a path, or a name such as "bestofn".
-        overrides: texts such as `strategy.n=16`. A file of prompts that an override names is
-            looked for in the working folder; one that the recipe names, beside the recipe.
+        overrides: texts such as `strategy.n=16`. If an override names a file of prompts, its path
+            is relative to the working folder; if the recipe does, to the recipe's folder.
 
     Raises:
         RecipeError: there is no such recipe, or it has a mistake.
@@ -145,23 +146,25 @@ def recipe_folder(package: Path = _PACKAGE) -> Path:
 
 def _locate(recipe: str | Path) -> Path:
     path = Path(recipe)
+    # A file that does not exist, but looks like one, is reported as such when it is read.
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
-    known = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
-    if str(recipe) not in known:
+    packaged = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
+    if str(recipe) not in packaged:
         raise RecipeError(
             f"There is no recipe file and no packaged recipe {str(recipe)!r}. Available: "
-            f"{', '.join(known) or 'none'}."
+            f"{', '.join(packaged) or 'none'}."
         )
-    return known[str(recipe)]
+    return packaged[str(recipe)]
 
 
 def _prompts(document: Document, folder: Path) -> tuple[Prompt, ...]:
     value, place = document.values["prompts"], document.place("prompts")
     try:
         if isinstance(value, str):
-            here = Path() if place.startswith("override") else folder
-            return read_prompts(here / value)
+            # Whoever types an override means the folder in which they type it.
+            parent = Path() if place.startswith("override") else folder
+            return read_prompts(parent / value)
         if not isinstance(value, list):
             raise InputError(f"prompts must be a list or a .txt or .jsonl file, got {value!r}.")
         return as_prompts(value)

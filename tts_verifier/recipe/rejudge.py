@@ -34,21 +34,21 @@ class RecordedGenerator:
 
     Args:
         folder: the recorded run's folder.
-        into: the new run's folder; the paths of images are relative to it.
+        new_folder: the new run's folder; the paths of images are relative to it.
 
     Raises:
-        RunError: `folder` is no run folder, or is the new run's own.
+        RunError: `folder` is not a run folder, or is the new run's own.
         InputError: the recorded run has no verified candidate.
     """
 
     supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand})
     batch_size = 8
 
-    def __init__(self, folder: Path, into: Path) -> None:
-        if folder.resolve() == into.resolve():
+    def __init__(self, folder: Path, new_folder: Path) -> None:
+        if folder.resolve() == new_folder.resolve():
             raise RunError(
-                f"Candidates are verified again into a folder of its own, {into} is the recorded "
-                "run's. Give another with --output."
+                "A run that verifies candidates again needs a folder of its own, and "
+                f"{new_folder} is the recorded run's. Give another with --output."
             )
         about = read_header(folder)["about"]
         # Trial ids derive from the generator's settings, so equal settings keep the ids.
@@ -58,12 +58,12 @@ class RecordedGenerator:
             raise InputError(f"{folder} has no verified candidate yet. Try again later.")
         self.prompts = tuple({t.prompt.id: t.prompt for t in self.trials}.values())
         self._by_id = {trial.id: trial for trial in self.trials}
-        self._folder, self._into = folder.resolve(), into.resolve()
+        self._folder, self._new_folder = folder.resolve(), new_folder.resolve()
 
     @property
     def place(self) -> Path:
         """The recorded run's folder, relative to the new one's."""
-        return Path(os.path.relpath(self._folder, self._into))
+        return Path(os.path.relpath(self._folder, self._new_folder))
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Returns each job's recorded image, or the recorded reason why there is none.
@@ -79,23 +79,24 @@ class RecordedGenerator:
             return Sample(job, None, trial.progress, error=trial.error)
         # The recorded run may itself refer to the images of another, so its path is resolved
         # against its own folder first.
-        path = os.path.relpath(self._folder / trial.image.path, self._into)
-        image = InFile(self._into, Path(path).as_posix(), trial.image.sha256, trial.image.decoder)
+        path = os.path.relpath(self._folder / trial.image.path, self._new_folder)
+        image = InFile(
+            self._new_folder, Path(path).as_posix(), trial.image.sha256, trial.image.decoder
+        )
         # The runner wants a state for an unfinished image; nothing will ever continue it.
         state: State | None = {} if trial.progress < 1 else None
+        # The new verifier's cost is added to what generating the image took then.
         cost = replace(trial.cost, verifier_calls=0, verify_seconds=0.0)
         return Sample(job, image.load(), trial.progress, cost, state, stored=image)
 
 
 class Proposed:
-    """A strategy that proposes what a recorded run proposed, round by round.
+    """A strategy that proposes what a recorded run proposed, round by round."""
 
-    The header of the log records this class's name, so a run can no longer be continued if the
-    name changes.
-    """
-
-    needs: frozenset[type] = frozenset()
+    # The header of the log records this class's name: under another name, such runs cannot be
+    # continued. It also records a strategy's `__dict__`; slots keep the proposals out of it.
     __slots__ = ("_rounds",)
+    needs: frozenset[type] = frozenset()
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._rounds: dict[str, dict[int, list[Proposal]]] = {}
@@ -105,5 +106,5 @@ class Proposed:
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Returns the recorded proposals of the round after the last one in the history."""
-        done = 1 + max((trial.round for trial in history), default=-1)
-        return self._rounds[task.prompt.id].get(done, [])
+        number = 1 + max((trial.round for trial in history), default=-1)
+        return self._rounds[task.prompt.id].get(number, [])

@@ -55,8 +55,8 @@ def run_recipe(
         output: run folder; None = the recipe's.
         rejudge: a run folder. Its candidates are verified again with the recipe's verifier, judge
             and objective; the recipe's generator, strategy, budget and prompts are not used.
-        say: receives the resolved recipe as YAML, for the reader.
-        progress: displays the progress; None = no display.
+        say: receives the resolved recipe as YAML, to show to the user.
+        progress: counts and displays the progress; None = no display.
 
     Raises:
         TTSError: a part cannot be built, or the run folder cannot be used.
@@ -68,12 +68,13 @@ def run_recipe(
         strategy = Proposed(recorded.trials)
         parts = {"generator": recorded, "strategy": strategy, "budget": Budget()}
         again = ("verifier", "judge", "objective", "detail")
+        # The header must not claim sections that this run does not use.
         resolved = {name: resolved[name] for name in again if name in resolved}
         resolved["rejudge"] = str(recorded.place)
         prompts = recorded.prompts
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    search = recipe.build(**parts)
-    result = execute(search, prompts, folder=folder, progress=progress, recipe=resolved)
+    setup = recipe.build(**parts)
+    result = execute(setup, prompts, folder=folder, progress=progress, recipe=resolved)
     summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
     return Outcome(summary, folder)

@@ -39,17 +39,18 @@ class Section:
     places: Mapping[str, str]
     """Argument -> where the recipe or an override sets it."""
     name: str | None = None
-    """The builder's name in the registry; None in the sections of `UNNAMED`."""
+    """The builder's name in the registry; None for a section of `UNNAMED`."""
 
     def build(self) -> Any:
         """Calls the builder.
 
         Raises:
-            RecipeError: the builder refused a value; the message names its line.
+            RecipeError: the builder refuses a value; the message names its line.
         """
         try:
             return call(self.builder, self.values)
         except InputError as error:
+            # Without the argument's name, the section's own line has to do.
             place = self.places.get(error.argument or "", self.place)
             raise RecipeError(f"{place}: {error}") from error
 
@@ -95,8 +96,8 @@ def _named_builder(
 ) -> tuple[str, Callable[..., Any]]:
     role = ROLES[section]
     if not isinstance(name, str):
-        known = ", ".join(sorted(registry.names(role)))
-        raise RecipeError(f"{document.place(section)}: {section} needs a 'name', one of {known}.")
+        names = ", ".join(sorted(registry.names(role)))
+        raise RecipeError(f"{document.place(section)}: {section} needs a 'name', one of {names}.")
     try:
         return name, registry.builder(role, name)
     except RecipeError as error:

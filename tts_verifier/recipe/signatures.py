@@ -48,7 +48,7 @@ def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 
 
 def value_fits(value: object, kind: Any) -> bool:
-    """Says whether a plain value fits an annotation; True where that cannot be decided.
+    """Returns whether a plain value fits an annotation; True where that cannot be decided.
 
     An int fits a float, and a list fits any sequence. A bool is not a number.
     """
@@ -57,6 +57,7 @@ def value_fits(value: object, kind: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(value_fits(value, arm) for arm in inner)
+    # 1 == True and 1 == 1.0, so the type counts too.
     if origin is Literal:
         return any(value == arm and type(value) is type(arm) for arm in inner)
     if kind is None or kind is type(None):

@@ -43,7 +43,7 @@ class Document:
     """A recipe's values and where each of them is set. `apply_override` changes it in place."""
 
     values: dict[str, Any]
-    """As the YAML text says, nested."""
+    """Nested, as in the YAML text."""
     places: dict[KeyPath, str] = field(default_factory=dict)
     """Key path -> "file:line" or "override 'text'"; the empty path is the file itself."""
 
@@ -85,10 +85,10 @@ def parse_document(text: str, name: str) -> Document:
 def apply_override(document: Document, text: str) -> None:
     """Applies an override such as `strategy.n=16` to a document, in place.
 
-    The part after "=" is YAML. Tables that the key goes through are made where they are missing.
+    The part after "=" is YAML. Missing tables on the way to the key are created.
 
     Raises:
-        RecipeError: the text is not `key=value`, or its key goes through a plain value.
+        RecipeError: the text is not `key=value`, or a plain value is on the way to the key.
     """
     key, equals, raw = text.partition("=")
     path = tuple(key.split("."))
@@ -108,6 +108,9 @@ def apply_override(document: Document, text: str) -> None:
         if not isinstance(table, dict):
             raise RecipeError(f"override {text!r}: {word} is a value, not a table of keys.")
     table[path[-1]] = value
+    # An override that is a table replaces the keys below it, and so the lines that set them.
+    for key_path in [place for place in document.places if place[: len(path)] == path]:
+        del document.places[key_path]
     document.places[path] = f"override {text!r}"
 
 
@@ -128,7 +131,7 @@ def _note_places(
             raise RecipeError(f"{line}: a key must be a word.")
         here = (*path, key.value)
         if here in places:
-            raise RecipeError(f"{line}: {'.'.join(here)} is said twice.")
+            raise RecipeError(f"{line}: {'.'.join(here)} is set twice.")
         places[here] = line
         # Lists have no keys of their own, so their items are found by the key above them.
         if isinstance(value, yaml.MappingNode):

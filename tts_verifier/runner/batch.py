@@ -1,6 +1,6 @@
-"""Takes one batch from jobs to trials: generates, verifies, asks the held-out judge.
+"""Takes one batch from jobs to trials: generates, verifies, and has the held-out judge score it.
 
-This is the only clock of a run: generators and verifiers leave the seconds of `Cost` at zero.
+Only this module measures the seconds of `Cost`: generators and verifiers leave them at zero.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tts_verifier.types import (
     Job,
     Look,
     Sample,
+    State,
     Stored,
     Trial,
     Verdict,
@@ -38,19 +39,20 @@ class SampleBatch:
     """Samples that are not verified yet."""
 
     samples: Sequence[Sample]
+    """One for each job of the batch, in order."""
     looks: bool
     """Whether all of the samples belong to looks; otherwise none does."""
 
 
 def generate_batch(
-    setup: RunSetup, jobs: Sequence[Job], unjudged: Mapping[str, Sample]
+    setup: RunSetup, jobs: Sequence[Job], unverified: Mapping[str, Sample]
 ) -> SampleBatch:
     """Generates a sample for each job that has none yet.
 
     Args:
         setup: the parts of the run.
         jobs: all of one kind of proposal.
-        unjudged: samples that an earlier process generated but did not verify, by trial id.
+        unverified: samples that an earlier process generated but did not verify, by trial id.
 
     Returns:
         A sample for each job, in order. A sample that failed holds its error. `generate_seconds`
@@ -59,11 +61,12 @@ def generate_batch(
     looks = all(isinstance(job.proposal, Look) for job in jobs)
     if looks:
         return SampleBatch([_look(job) for job in jobs], looks)
-    new_jobs = [job for job in jobs if job.id not in unjudged]
+    new_jobs = [job for job in jobs if job.id not in unverified]
     samples, seconds = _timed(lambda: _generate(setup, new_jobs) if new_jobs else [])
+    # Every sample may come from an earlier process; then there is nothing to divide.
     share = seconds / max(len(new_jobs), 1)
     new = {s.job.id: replace(s, cost=replace(s.cost, generate_seconds=share)) for s in samples}
-    return SampleBatch([unjudged.get(job.id) or new[job.id] for job in jobs], looks)
+    return SampleBatch([unverified.get(job.id) or new[job.id] for job in jobs], looks)
 
 
 def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
@@ -85,9 +88,9 @@ def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
     ]
 
 
-def _timed(work: Callable[[], ResultT]) -> tuple[ResultT, float]:
+def _timed(action: Callable[[], ResultT]) -> tuple[ResultT, float]:
     began = time.perf_counter()
-    result = work()
+    result = action()
     return result, time.perf_counter() - began
 
 
@@ -99,15 +102,15 @@ def _look(job: Job) -> Sample:
 
 
 def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
-    def generate(some: Sequence[Job]) -> list[Sample]:
-        samples = setup.generator.generate([_with_state(setup, job) for job in some])
-        if len(samples) != len(some):
+    def generate(batch: Sequence[Job]) -> list[Sample]:
+        samples = setup.generator.generate([_with_state(setup, job) for job in batch])
+        if len(samples) != len(batch):
             raise InputError(
                 f"{type(setup.generator).__name__} must return a sample for each of "
-                f"{len(some)} jobs, it returned {len(samples)}."
+                f"{len(batch)} jobs, it returned {len(samples)}."
             )
         # The runner's job counts, whatever job the generator put into its sample.
-        return [replace(sample, job=job) for sample, job in zip(samples, some, strict=True)]
+        return [replace(sample, job=job) for sample, job in zip(samples, batch, strict=True)]
 
     samples = with_retry(generate, jobs, lambda job, why: Sample(job, None, error=why))
     return [
@@ -129,24 +132,35 @@ def _with_state(setup: RunSetup, job: Job) -> Job:
             # The file is gone or changed. The same proposals give the same state again.
             state = None
     if state is None:
-        lineage = job.ancestors[1:]
-        again = Job(job.prompt, parent.proposal, lineage, parent.id, parent.round)
-        state = setup.generator.generate([_with_state(setup, again)])[0].state
-    if state is None:
+        state = _regenerated_state(setup, job)
+    loaded = replace(parent, state=InMemory(state))
+    return replace(job, ancestors=(loaded, *job.ancestors[1:]))
+
+
+def _regenerated_state(setup: RunSetup, job: Job) -> State:
+    """Returns the state of a job's parent, whose job is carried out again."""
+    parent, *grandparents = job.ancestors
+    again = Job(job.prompt, parent.proposal, tuple(grandparents), parent.id, parent.round)
+    sample = setup.generator.generate([_with_state(setup, again)])[0]
+    if sample.error:
+        # Not a TTSError, which would end the run: only this candidate fails.
+        raise RuntimeError(
+            f"the lost state of trial {parent.id} could not be generated again: {sample.error}"
+        )
+    if sample.state is None:
         raise InputError(
             f"{type(setup.generator).__name__} must give an unfinished image a state; trial "
             f"{parent.id} cannot be continued without."
         )
-    loaded = replace(parent, state=InMemory(state))
-    return replace(job, ancestors=(loaded, *job.ancestors[1:]))
+    return sample.state
 
 
 def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> list[Verdict | str]:
     """Returns a verdict for each sample, or the reason why there is none."""
 
-    def verify(some: Sequence[Sample]) -> list[Verdict | str]:
-        images = [sample.image for sample in some if sample.image is not None]
-        prompts = [sample.job.prompt.text for sample in some]
+    def verify(batch: Sequence[Sample]) -> list[Verdict | str]:
+        images = [sample.image for sample in batch if sample.image is not None]
+        prompts = [sample.job.prompt.text for sample in batch]
         verdicts = verifier.verify(images, prompts, detail=detail)
         if len(verdicts) != len(images):
             raise InputError(
@@ -161,7 +175,8 @@ def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> li
 def _judge(judge: Verifier | None, samples: Sequence[Sample]) -> dict[str, Mapping[str, float]]:
     """Returns the held-out judge's scores of finished images, by trial id.
 
-    A look has its parent's image, so it takes over its parent's scores.
+    A look has its parent's image, so it takes over its parent's scores. An image on which the
+    judge fails has none.
     """
     if judge is None:
         return {}
@@ -171,6 +186,7 @@ def _judge(judge: Verifier | None, samples: Sequence[Sample]) -> dict[str, Mappi
         if isinstance(sample.job.proposal, Look)
     }
     new = [s for s in samples if s.image is not None and s.progress >= 1 and s.job.id not in scores]
+    # "score", because the log has no columns for a judge's heatmaps and reasons.
     for sample, verdict in zip(new, _verify(judge, new, "score"), strict=True):
         if isinstance(verdict, Verdict):
             scores[sample.job.id] = dict(verdict.scores)
@@ -181,14 +197,15 @@ def _trial(
     setup: RunSetup,
     sample: Sample,
     verdict: Verdict | str | None,
-    seconds: float,
-    judge: Mapping[str, float],
+    verify_seconds: float,
+    judge_scores: Mapping[str, float],
 ) -> Trial:
     job, error, objective, cost = sample.job, sample.error, math.nan, sample.cost
     if verdict is not None:
-        cost += Cost(verify_seconds=seconds)
+        cost += Cost(verify_seconds=verify_seconds)
     if isinstance(verdict, Verdict):
         objective = setup.objective(verdict.scores)
+        # A verifier of a third party may leave its cost at zero; the budget counts every verdict.
         cost += Cost(verifier_calls=max(verdict.cost.verifier_calls, 1))
         error = error or (_unusable(verdict) if math.isnan(objective) else "")
     else:
@@ -205,14 +222,14 @@ def _trial(
         image=_stored_image(sample),
         size=None if sample.image is None else sample.image.size,
         state=None if sample.state is None else InMemory(sample.state),
-        judge=judge,
+        judge=judge_scores,
         error=error,
     )
 
 
 def _unusable(verdict: Verdict) -> str:
-    bad = [name for name, value in verdict.scores.items() if not math.isfinite(value)]
-    return f"the reply has no usable {', '.join(bad) or 'score for the objective'}"
+    missing = [name for name, value in verdict.scores.items() if not math.isfinite(value)]
+    return f"the reply has no usable {', '.join(missing) or 'score for the objective'}"
 
 
 def _stored_image(sample: Sample) -> Stored[Image.Image] | None:

@@ -40,7 +40,7 @@ def plan_placement(
     Args:
         generator: the generator's placement.
         verifier: the verifier's.
-        free: bytes left on the generator's device; None = not counted.
+        free: bytes that are free on the generator's device; None = taken to be enough.
 
     Returns:
         "apart": on two devices. "together": both fit on one. "in turns": both are on one and do
@@ -60,6 +60,7 @@ def placement_of(part: object) -> PartPlacement:
     device = target_device(part)
     if not is_movable(part):
         return PartPlacement(device)
+    # Read once: it counts the weights one by one.
     nbytes = part.nbytes
     missing = 0 if device in (None, str(part.device)) else nbytes or 0
     return PartPlacement(device, missing, nbytes is not None)
@@ -93,7 +94,7 @@ class DevicePlacement:
         self._targets = [target_device(part) for part in self._parts]
         self._at_start = [current_device(part) for part in self._parts]
         self.devices = dict(zip(("generate", "verify"), self._targets, strict=True))
-        """The device of "generate" and of "verify"; None where a part does not say."""
+        """Where "generate" and "verify" compute; None where a part does not say."""
         self.plan = _plan_for(*self._parts)
         _warn_if_waiting(setup.judge)
         self.overlap = self.plan != "in turns" and self._wants_overlap(setup.overlap)
@@ -135,8 +136,10 @@ class DevicePlacement:
 
     def _bring(self, side: int, *, other: int) -> None:
         if self.plan == "in turns":
+            # The other part leaves first: there is no room for both, not even for a moment.
             self._move(other, _HOST)
         part = self._parts[side]
+        # A part that did not fit when it was loaded may fit now; it then moves in and stays.
         has_home = self.plan == "together" and is_movable(part) and part.home is not None
         if has_home or self.plan == "in turns":
             self._move(side, self._targets[side])
@@ -152,9 +155,9 @@ def _warn_if_waiting(judge: object) -> None:
     """Warns if the held-out judge is not on its device: the runner does not move it."""
     if is_movable(judge) and judge.home not in (None, str(judge.device)):
         warnings.warn(
-            f"The held-out judge did not fit on {judge.home} and judges on {judge.device}, which "
-            "is slow: only generator and verifier take turns. Load it with device=… first, or "
-            "judge the finished run with `tts-run --rejudge`.",
+            f"The held-out judge did not fit on {judge.home} and runs on {judge.device}, which is "
+            "slow: only generator and verifier take turns. Load it first with device=…, or add its "
+            "scores to the finished run with `tts-run --rejudge`.",
             RunWarning,
             stacklevel=2,
         )
@@ -166,8 +169,9 @@ def _plan_for(generator: object, verifier: object) -> PlacementPlan:
     if device is None or device != target_device(verifier):
         return plan_placement(PartPlacement(device), PartPlacement(target_device(verifier)), None)
     free = free_bytes(device)
+    # Where both are on the device already, no bytes are missing, and none need be counted.
     if all(current_device(part) == device for part in (generator, verifier)):
-        nothing_missing = plan_placement(PartPlacement(device), PartPlacement(device), free)
-        if nothing_missing == "together":
-            return nothing_missing
+        plan = plan_placement(PartPlacement(device), PartPlacement(device), free)
+        if plan == "together":
+            return plan
     return plan_placement(placement_of(generator), placement_of(verifier), free)

@@ -81,11 +81,13 @@ def execute(
         setup: the parts of the run.
         prompts: from `as_prompts`.
         folder: the run folder; None = no log.
-        progress: shows how the run goes; None = nothing does.
+        progress: counts and displays the progress; None = no display.
         recipe: JSON values for the header; a folder of another recipe is refused.
     """
     setup.check()
+    # Absolute: results are read from the folder later, when the working folder may be another.
     path = None if folder is None else Path(folder).absolute()
+    # On exit, in reverse: parts return to their devices, the display ends, the log is closed.
     with ExitStack() as stack:
         log = None
         if path is not None:
@@ -98,6 +100,7 @@ def execute(
         stack.callback(loop.placement.restore)
         began = time.perf_counter()
         loop.run()
+        # A run that finds everything in the log may take no measurable time.
         wall = max(time.perf_counter() - began, 1e-9)
         if log is not None:
             progress.phase("finish")

@@ -36,8 +36,8 @@ class Loop:
     Args:
         setup: the parts of the run.
         prompts: to search images for.
-        log: where trials go and come from; None = nowhere.
-        progress: shows how the run goes.
+        log: where trials are written, and read if an earlier process wrote them; None = no log.
+        progress: counts and displays the progress.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Loop:
 
     def run(self) -> None:
         """Runs until every prompt has its result."""
+        # One thread: a verifier is called by one thread at a time.
         with ThreadPoolExecutor(1, "verify") as verify_thread:
             while True:
                 jobs = self._scheduler.next_batch()
@@ -73,15 +74,17 @@ class Loop:
     def _generate(self, jobs: Sequence[Job]) -> SampleBatch:
         kind = kind_of(jobs[0].proposal)
         self._progress.phase(kind)
-        unjudged: dict[str, Sample] = {}
+        unverified: dict[str, Sample] = {}
         if self._log is not None:
             # Earlier samples are on the disk before more are generated: a kill costs one batch.
             self._log.flush()
-            unjudged = self._log.unjudged(jobs)
-        if kind != "look" and len(unjudged) < len(jobs):
+            unverified = self._log.unjudged(jobs)
+        # A move takes seconds, so the generator stays away from its device if it has nothing to do.
+        if kind != "look" and len(unverified) < len(jobs):
             self.placement.to_generate()
-        batch = generate_batch(self._setup, jobs, unjudged)
+        batch = generate_batch(self._setup, jobs, unverified)
         if self._log is not None:
+            # Otherwise the rows are on the disk before the next batch, and notes are not needed.
             self._log.start_images(batch.samples, note=self.placement.generates_ahead)
         return batch
 
@@ -110,6 +113,7 @@ class Loop:
         wait = wait or len(self._verifying) > _MAX_BATCHES_AHEAD
         while self._verifying and (wait or self._verifying[0].done()):
             self._take(self._verifying.popleft().result())
+            # One batch is enough to go on: its prompts may propose, or there is room for one more.
             wait = False
 
     @property

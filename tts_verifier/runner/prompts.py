@@ -48,13 +48,16 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(f"A file of prompts must be .txt or .jsonl, got {path}.")
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        # Editors on Windows write a byte order mark, which "utf-8-sig" drops.
+        content = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The prompts {path} cannot be read: {error}") from error
     if path.suffix == ".txt":
-        items: list[object] = [line for line in lines if line]
+        items: list[object] = [line.strip() for line in content.splitlines() if line.strip()]
     else:
-        items = [_parse_json_line(path, i, line) for i, line in enumerate(lines, 1) if line]
+        # Not `splitlines`: a JSON string may hold U+2028 and other separators as they are.
+        lines = enumerate(content.split("\n"), 1)
+        items = [_parse_json_line(path, i, line) for i, line in lines if line.strip()]
     try:
         return as_prompts(items)  # type: ignore[arg-type]
     except InputError as error:
@@ -79,6 +82,7 @@ def _as_prompt(index: int, item: object) -> Prompt:
         raise InputError(
             f"Prompt {index} must be a text that is not empty, or have one as `prompt`: {item!r}."
         )
+    # A lone surrogate, which JSON can express, would fail much later: in a hash or in the log.
     try:
         (prompt.text + prompt.id + prompt.category).encode()
     except UnicodeEncodeError as error:

@@ -53,12 +53,12 @@ class PromptResult:
 
 
 class RunResult:
-    """The result of a run. With a log, trials and images are read when they are asked for.
+    """The result of a run. With a log, trials and images are read on first use.
 
     Args:
         results: one for each prompt, in order.
         folder: the run folder; None = no log.
-        busy: see the attribute.
+        busy: as the attribute.
     """
 
     def __init__(

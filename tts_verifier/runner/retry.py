@@ -1,4 +1,4 @@
-"""Works on a batch and goes on when single items fail.
+"""Processes a batch, and goes on when single items fail.
 
 When a batch raises, each of its items is tried once more alone, with the same seed: that rules
 out memory pressure and a bad neighbour in the batch. An item that fails alone too becomes a value
@@ -17,18 +17,18 @@ from tts_verifier.errors import RunWarning, TTSError
 ItemT = TypeVar("ItemT")
 AnswerT = TypeVar("AnswerT")
 _MAX_REASON: Final = 300
-"""Letters of an error's message that the log keeps."""
+"""Characters of an error's message that the log stores."""
 
 
 def with_retry(
-    work: Callable[[Sequence[ItemT]], list[AnswerT]],
+    process: Callable[[Sequence[ItemT]], list[AnswerT]],
     items: Sequence[ItemT],
     failed: Callable[[ItemT, str], AnswerT],
 ) -> list[AnswerT]:
-    """Works on all items at once, or on each alone if that raises.
+    """Processes all items at once, or each alone if that raises.
 
     Args:
-        work: returns a value for each item, in order.
+        process: returns a value for each item, in order.
         items: the batch.
         failed: returns the value of an item that failed alone too, given the item and the reason.
 
@@ -36,20 +36,21 @@ def with_retry(
         TTSError: the user made a mistake; raised unchanged.
     """
     try:
-        return work(items)
+        return process(items)
     except TTSError:
         raise
+    # Not BaseException: Ctrl-C ends the run.
     except Exception:
-        return [value for item in items for value in _one_by_one(work, item, failed)]
+        return [value for item in items for value in _alone(process, item, failed)]
 
 
-def _one_by_one(
-    work: Callable[[Sequence[ItemT]], list[AnswerT]],
+def _alone(
+    process: Callable[[Sequence[ItemT]], list[AnswerT]],
     item: ItemT,
     failed: Callable[[ItemT, str], AnswerT],
 ) -> list[AnswerT]:
     try:
-        return work([item])
+        return process([item])
     except TTSError:
         raise
     except Exception as error:

@@ -17,8 +17,8 @@ _METHODS: Final = {
     "strategy": ("propose", "needs"),
 }
 _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
-    Near: "draw near another's noise",
-    LowBand: "draw from a low band of noise",
+    Near: "start from noise near a parent's",
+    LowBand: "start from noise with a given low band",
 }
 
 
@@ -33,22 +33,22 @@ class RunSetup:
     strategy: Strategy
     """Decides what to generate next."""
     objective: Objective = None  # type: ignore[assignment]
-    """The number that the search climbs. None = the verifier's own."""
+    """The number that the search maximises. None = the verifier's own."""
     judge: Verifier | None = None
     """A held-out verifier that fills the `judge_*` columns; no strategy sees its scores."""
     seed: int = 0
     """The seed that all others are derived from."""
     budget: Budget = field(default_factory=Budget)
-    """The limits for each prompt. Proposals that no longer fit are dropped, in order. Candidates
-    and verifier calls never exceed the budget. Network evaluations exceed it only by the rounding
-    of a fraction to whole steps. Seconds are known afterwards and may exceed it by the batches
-    under way."""
+    """The limits for each prompt. Proposals are taken in order; one that no longer fits is dropped.
+    Candidates and verifier calls never exceed the budget. Network evaluations exceed it only by
+    the rounding of a fraction to whole steps. Seconds are known only afterwards, so they may
+    exceed it by the batches under way."""
     detail: Detail = "diagnose"
     """How thoroughly new candidates are verified."""
     overlap: bool | None = None
-    """Whether a thread verifies a batch while the next one is generated. None = where the two
-    are on different devices or share a GPU. Parts that do not fit on their device together take
-    turns instead (see `devices`)."""
+    """Whether a thread verifies a batch while the next one is generated. None = yes if generator
+    and verifier are on different devices or share a GPU. If they do not fit on their device
+    together, they take turns instead (see `devices`)."""
 
     def __post_init__(self) -> None:
         if self.objective is None:
@@ -72,7 +72,7 @@ class RunSetup:
                 )
 
     def about(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """Returns, as JSON values, all that two runs must share to be the same run."""
+        """Returns everything that identifies the run, as JSON values."""
         return {
             "generator": dict(self.generator.settings),
             "verifier": dict(self.verifier.settings),
@@ -93,6 +93,7 @@ def check_part(role: str, part: Any) -> None:
         role: "generator", "verifier" or "strategy".
         part: the object to check.
     """
+    # A class has the methods too, but the runner needs an instance.
     lacking = [name for name in _METHODS[role] if not hasattr(part, name)]
     if isinstance(part, type) or lacking:
         raise InputError(
@@ -109,6 +110,7 @@ def check_needs(strategy: Any, generator: Any) -> None:
         generator: an instance, or a class with `supports`; its `lacks`, if it has one, gives the
             reason for each kind that it does not support.
     """
+    # Every run can serve a look: the runner does that without the generator.
     missing = [kind for kind in _ABILITIES if kind in strategy.needs - generator.supports - {Look}]
     if missing:
         kinds = ", ".join(_ABILITIES[kind] for kind in missing)

@@ -68,6 +68,7 @@ def check_strategy(strategy: Strategy) -> None:
             _require(len(calls) <= MOST_ROUNDS, f"a strategy must end within {MOST_ROUNDS} rounds")
             return proposals
 
+    # Two prompts show whether the seeds depend on the prompt.
     prompts = [_PROMPT, Prompt("other", "a blue square")]
     result = run(prompts, FakeGenerator(), FakeVerifier(), Recorder())
     for task, history, proposals in calls:
@@ -76,7 +77,7 @@ def check_strategy(strategy: Strategy) -> None:
             "the same history must give the same proposals: a strategy keeps no state",
         )
         used = [*proposals, *(p.noise for p in proposals if isinstance(p, Draw) and p.noise)]
-        undeclared = {type(one).__name__ for one in used if type(one) not in strategy.needs}
+        undeclared = {type(part).__name__ for part in used if type(part) not in strategy.needs}
         _require(not undeclared, f"`needs` must name every kind proposed, {undeclared} is missing")
     _require(all(c.trial for c in result.choices.values()), "a search must finish some image")
     roots = [
@@ -92,19 +93,19 @@ def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
 
     Args:
         generator: the generator to check.
-        tolerance: by how much a pixel may differ, of 255, when a job is in another batch.
+        tolerance: by how much of 255 a pixel may differ when its job is in another batch.
 
     Raises:
         AssertionError: the generator breaks a rule.
     """
     _require(isinstance(generator, Generator), "a generator has supports, settings, batch_size")
     _require(generator.generate([]) == [], "no jobs make no samples")
-    _require(Draw in generator.supports, "every generator can draw from noise")
+    _require(Draw in generator.supports, "every generator supports Draw")
     jobs = [Job(_PROMPT, Draw(seed)) for seed in (1, 2, 3)]
     samples = generator.generate(jobs)
     _require([s.job for s in samples] == jobs, "a sample for each job, in order, with its job")
     images = [_pixels(sample) for sample in samples]
-    _require(all(s.progress == 1 for s in samples), "a draw to the end has progress 1")
+    _require(all(s.progress == 1 for s in samples), "a finished image has progress 1")
     _require(all(s.cost.network_evaluations > 0 for s in samples), "evaluations are counted")
     _require(bool((images[0] != images[1]).any()), "another seed makes another image")
     alone = _pixels(generator.generate(jobs[2:])[0])
@@ -123,6 +124,7 @@ def _pixels(sample: Sample) -> NDArray[np.int64]:
     _require(isinstance(sample.image, Image.Image), "a sample has a PIL image")
     image = sample.image
     _require(image is not None and image.mode == "RGB", "an image is RGB")
+    # Signed, for differences.
     return np.asarray(image).astype(np.int64)
 
 
@@ -142,18 +144,18 @@ def _as_parent(sample: Sample, name: str) -> Trial:
 def _check_continue(generator: Generator) -> None:
     half = generator.generate([Job(_PROMPT, Draw(1, until=0.5))])[0]
     _pixels(half)
-    _require(0 < half.progress < 1, "a draw stopped half-way has a progress between 0 and 1")
-    _require(half.state is not None, "an unfinished draw has a state")
+    _require(0 < half.progress < 1, "an unfinished image has a progress between 0 and 1")
+    _require(half.state is not None, "an unfinished image has a state")
     job = Job(_PROMPT, Continue("half", 1.0, 2), (_as_parent(half, "half"),))
     whole = generator.generate([job])[0]
     _pixels(whole)
-    _require(whole.progress == 1, "a draw continued to the end has progress 1")
+    _require(whole.progress == 1, "an image continued to the end has progress 1")
     # The two parts may round their numbers of steps differently, hence the 1.2.
     _require(
         whole.cost.network_evaluations > 0
         and half.cost.network_evaluations + whole.cost.network_evaluations
         <= 1.2 * generator.generate([Job(_PROMPT, Draw(1))])[0].cost.network_evaluations,
-        "a draw in two parts costs what a whole one costs",
+        "an image generated in two parts costs what a whole one costs",
     )
 
 
@@ -192,8 +194,9 @@ def check_verifier(
             _check_verdict(image, verdict)
     # In reverse order every image has another place and other neighbours in the batch.
     backward = verifier.verify(images[::-1], prompts[::-1])[::-1]
-    for one, other in zip(verifier.verify(images, prompts), backward, strict=True):
-        same = all(_nearly_equal(one.scores[n], other.scores.get(n, math.nan)) for n in one.scores)
+    for forward_verdict, verdict in zip(verifier.verify(images, prompts), backward, strict=True):
+        expected, scores = forward_verdict.scores, verdict.scores
+        same = all(_nearly_equal(expected[n], scores.get(n, math.nan)) for n in expected)
         _require(same, "a verdict does not depend on its place in the batch")
     ranking = verifier.rerank(images, prompts[0])
     values = [-math.inf if math.isnan(item.objective) else item.objective for item in ranking]
@@ -205,8 +208,9 @@ def check_verifier(
     raise AssertionError("a number of prompts other than that of images is an InputError")
 
 
-def _nearly_equal(one: float, other: float) -> bool:
-    return (math.isnan(one) and math.isnan(other)) or abs(one - other) < 0.05
+def _nearly_equal(a: float, b: float) -> bool:
+    # Batches of other shapes round differently, above all in bfloat16.
+    return (math.isnan(a) and math.isnan(b)) or abs(a - b) < 0.05
 
 
 def _check_verdict(image: Image.Image, verdict: Verdict) -> None:

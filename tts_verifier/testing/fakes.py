@@ -45,8 +45,8 @@ class FakeGenerator:
     Args:
         batch_size: jobs per batch.
         size: width and height of the images in pixels, a multiple of 4.
-        steps: denoising steps of a whole draw.
-        fails: job -> whether it is returned as an error.
+        steps: denoising steps of a finished image.
+        fails: job -> whether its sample is an error.
 
     Raises:
         InputError: a number is not usable.
@@ -80,32 +80,35 @@ class FakeGenerator:
 
     def _sample(self, job: Job) -> Sample:
         if self._fails is not None and self._fails(job):
-            return Sample(job, None, error="told to fail")
+            return Sample(job, None, error="fails on purpose")
         if isinstance(job.proposal, Repaint):
             return self._repaint(job, job.proposal)
         start, until, latents = self._latents(job)
+        # Even the smallest share takes a step.
         evaluations = _GUIDED * max(round(self.steps * (until - start)), 1)
         cost = Cost(network_evaluations=evaluations, vae_passes=1)
         state: State | None = {"latents": latents} if until < 1 else None
         return Sample(job, self._image(latents, until), until, cost, state)
 
     def _latents(self, job: Job) -> tuple[float, float, NDArray[np.float32]]:
-        """Returns the fraction to start from, the one to stop at, and the latents there."""
+        """Returns the fraction to start from, the fraction to stop at, and the latents there."""
         p = job.proposal
         if isinstance(p, Draw):
             return 0.0, p.until, _initial_noise(p, job.ancestors)
         if not isinstance(p, Continue):
-            raise InputError(f"FakeGenerator cannot draw {p!r}.")
+            raise InputError(f"FakeGenerator cannot serve {p!r}.")
         parent = job.ancestors[0]
         if parent.state is None:
             raise InputError(f"Continue needs the state of trial {parent.id}, it has none.")
         latents = parent.state.load()["latents"]
         fresh = _normal_noise(p.seed)
+        # The two weights leave the variance of the latents at 1.
         for share in (p.renoise, p.eta):
             latents = (np.sqrt(1 - share**2) * latents + share * fresh).astype(np.float32)
         return max(parent.progress - p.renoise, 0.0), p.until, latents
 
     def _image(self, latents: NDArray[np.float32], progress: float) -> Image.Image:
+        # A mean of 4 x 4 normal values has a standard deviation of 1 / 4; the factor makes it 1.
         colour = _CELLS * latents.mean(axis=(1, 2), keepdims=True)
         values = 0.5 + 0.5 * progress * np.tanh(0.7 * colour + 0.3 * latents)
         pixels = np.kron(values, np.ones((1, self.size // _CELLS, self.size // _CELLS)))
@@ -134,13 +137,14 @@ def _initial_noise(draw: Draw, ancestors: Sequence[Trial]) -> NDArray[np.float32
     if isinstance(draw.noise, Near):
         parent = ancestors[0].proposal
         if not isinstance(parent, Draw):
-            raise InputError(f"Near needs a parent that was drawn from noise, got {parent!r}.")
+            raise InputError(f"Near needs a parent that was generated from noise, got {parent!r}.")
         r = draw.noise.radius
         near = _initial_noise(parent, ancestors[1:]) * np.float32(np.sqrt(1 - r**2))
         return near + noise * np.float32(r)
     if isinstance(draw.noise, LowBand):
         cells, block = _CELLS >> draw.noise.level, 1 << draw.noise.level
         means = noise.reshape(3, cells, block, cells, block).mean(axis=(2, 4))
+        # A coefficient of the orthonormal Haar band is `block` times the mean of its block.
         targets = np.array(draw.noise.coefficients, np.float32).reshape(means.shape) / block
         noise = noise + np.kron(targets - means, np.ones((1, block, block), np.float32))
     return noise

@@ -55,6 +55,7 @@ class Budget:
         """Returns what remains after so many candidates at this cost."""
 
         def rest(limit: float | None, used: float) -> float | None:
+            # Rounding to whole steps and batches under way may exceed a limit.
             return None if limit is None else max(limit - used, 0)
 
         return Budget(

@@ -28,9 +28,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """Initial noise near a parent's: sqrt(1 - radius^2) * parent's + radius * fresh.
+    """Initial noise near that of a parent.
 
-    The norm stays the same in expectation. With radius 1 nothing of the parent is left.
+    It is sqrt(1 - radius^2) times the parent's noise plus radius times fresh noise, which leaves
+    the variance at 1. With radius 1 nothing of the parent's noise remains.
     """
 
     parent: str
@@ -41,7 +42,7 @@ class Near:
 
 @dataclass(frozen=True, slots=True)
 class LowBand:
-    """Initial noise of the seed with its low-frequency wavelet band replaced."""
+    """Initial noise from the seed, with its low-frequency wavelet band replaced."""
 
     coefficients: tuple[float, ...]
     """The band after `level` Haar steps, channels first, row-major."""
@@ -71,6 +72,7 @@ class Mask:
 
     def array(self) -> NDArray[np.bool_]:
         """Returns the (H, W) bool array."""
+        # `packbits` fills the last byte with zeros; `count` leaves them out.
         flat = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=self.height * self.width)
         return flat.reshape(self.height, self.width).astype(np.bool_)
 
@@ -84,7 +86,7 @@ class Draw:
     until: float = 1.0
     """The fraction of the steps to take, in (0, 1]."""
     noise: Near | LowBand | None = None
-    """What else the noise is made of; None = nothing but the seed."""
+    """What determines the noise besides the seed; None = nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ KINDS: Mapping[str, type] = {
 
 def kind_of(proposal: Proposal) -> str:
     """Returns the name of a proposal's kind in the log."""
+    # Not `isinstance`: the log could not restore the extra fields of a subclass.
     return next(name for name, cls in KINDS.items() if type(proposal) is cls)
 
 

@@ -57,6 +57,7 @@ class InFile(Generic[StoredT]):
         """
         file = self.folder / self.path
         try:
+            # One read for both the digest and the decoder: the file cannot change in between.
             content = file.read_bytes()
         except OSError as error:
             raise RunError(

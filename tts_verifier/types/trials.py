@@ -1,4 +1,4 @@
-"""The stations of a candidate: a job, a sample, a trial; and the choice among trials."""
+"""The stages of a candidate (job, sample, trial), the task of a strategy, and the choice."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from tts_verifier.types.verdicts import Verdict
 State = Mapping[str, NDArray[np.float32]]
 """The arrays that a generator needs to continue an unfinished candidate, such as latents."""
 
+# The classes below are compared by identity (`eq=False`): they hold arrays and images, whose
+# comparison is slow and, for arrays, has no single truth value.
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
@@ -38,11 +41,11 @@ class Trial:
     verdict: Verdict | None = None
     """The verifier's verdict; None where there is no image or the verifier failed."""
     objective: float = math.nan
-    """The number that the search climbs; NaN when the verdict has no usable score."""
+    """The number that the search maximises; NaN when the verdict has no usable score."""
     cost: Cost = field(default_factory=Cost)
     """The cost of the image and its verdict."""
     image: Stored[Image.Image] | None = None
-    """RGB; of an unfinished candidate its x0 preview; None when generation failed."""
+    """RGB; the x0 preview of an unfinished candidate; None when generation failed."""
     size: tuple[int, int] | None = None
     """The image's (width, height) in pixels."""
     state: Stored[State] | None = None
@@ -101,9 +104,9 @@ class Sample:
     """A generator's answer to a job: an image, or an error."""
 
     job: Job
-    """The job."""
+    """The job that this sample answers."""
     image: Image.Image | None
-    """RGB; of an unfinished candidate its x0 preview; None when generation failed."""
+    """RGB; the x0 preview of an unfinished candidate; None when generation failed."""
     progress: float = 1.0
     """The fraction of denoising steps taken, in [0, 1]."""
     cost: Cost = field(default_factory=Cost)
@@ -113,7 +116,7 @@ class Sample:
     error: str = ""
     """Why there is no image."""
     stored: Stored[Image.Image] | None = None
-    """The same image, where it is in a file already; the log then refers to that file."""
+    """The same image, if a file holds it already; the log then refers to that file."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +132,7 @@ class Task:
     budget: Budget
     """What is left of the prompt's budget."""
     objective: Callable[[Mapping[str, float]], float]
-    """Turns scores by name into the number to climb."""
+    """Turns scores by name into the number to maximise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,8 +53,10 @@ class Heatmap:
         h, w = self.grid.shape
         x1, y1, x2, y2 = self.box
         left, top = round(x1 * w), round(y1 * h)
+        # The narrow side of a letterboxed panorama may round to no cell at all.
         cells = (max(round(x2 * w) - left, 1), max(round(y2 * h) - top, 1))
         pixels = Image.fromarray(mask.array().astype(np.float32))
+        # A box filter averages the pixels of a cell: the fraction of it that the mask covers.
         share = np.asarray(pixels.resize(cells, Image.Resampling.BOX), dtype=np.float64)
         part = self.grid[top : top + cells[1], left : left + cells[0]]
         total = share.sum()
@@ -71,6 +73,7 @@ class Heatmaps(Mapping[str, NDArray[np.float32]]):
     """
 
     def __init__(self, maps: Mapping[str, Heatmap | Stored[Heatmap]] | None = None) -> None:
+        # `Stored` itself is a generic alias, which `isinstance` refuses.
         self.stored: Mapping[str, Stored[Heatmap]] = {
             name: value if isinstance(value, InMemory | InFile) else InMemory(value)
             for name, value in (maps or {}).items()
@@ -112,13 +115,13 @@ class Verdict:
     """The cost of the verdict."""
 
     def overlay(self, image: Image.Image, name: str | None = None) -> Image.Image:
-        """Returns an RGB copy of the verified image with a map over it and the boxes drawn.
+        """Returns an RGB copy of the verified image with a heatmap and the boxes over it.
 
         Args:
             image: the image that was verified.
-            name: the name of a map; None shows the largest value of all maps at every pixel.
+            name: the heatmap to show; None = at each pixel the largest value of all heatmaps.
 
         Raises:
-            InputError: there is no such map, or the image has another size.
+            InputError: there is no such heatmap, or the image has another size.
         """
         return overlay(image, self.heatmaps, self.boxes, name=name)

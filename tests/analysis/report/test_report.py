@@ -192,7 +192,7 @@ def test_failures_are_shown_with_their_reason(tmp_path: Path) -> None:
     folder = make(tmp_path / "run", BestOfN(2), generator=FakeGenerator(fails=lambda job: True))
     write_report([folder], tmp_path / "page.html")
     text = Page(tmp_path / "page.html").text
-    assert "told to fail" in text
+    assert "fails on purpose" in text
     assert "No candidate is usable." in text
     assert "nan" not in re.findall(r"\w+", text)
 

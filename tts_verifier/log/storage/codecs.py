@@ -81,11 +81,13 @@ class StateCodec:
     def encode(self, value: State) -> bytes:
         """Returns an .npz file."""
         buffer = io.BytesIO()
+        # Not compressed: latents are close to noise, which hardly shrinks.
         np.savez(buffer, **dict(value))  # type: ignore[arg-type]
         return buffer.getvalue()
 
     def decode(self, content: bytes) -> State:
         """Returns the arrays of an .npz file; refuses pickled objects."""
+        # A pickle in a run folder from somebody else could run any code.
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 

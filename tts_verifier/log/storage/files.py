@@ -47,6 +47,7 @@ class Folder:
             RunError: the file cannot be written; an older file at this path is untouched.
         """
         goal = self.root / path
+        # No two threads write a path at once (see `PendingFiles`), and names differ across folders.
         draft = self.root / DRAFTS / f"{os.getpid()}.{goal.name}"
         try:
             goal.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,7 @@ class Folder:
                     content(file)
                 else:
                     file.write(content)
+                # Otherwise a loss of power could leave the new name without the content.
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(draft, goal)
@@ -72,8 +74,8 @@ class Folder:
         Raises:
             RunError: the disk refuses.
         """
-        # The lock is held until everything is flushed. A second caller that finds nothing to flush
-        # thus knows that the first one has finished.
+        # Several threads call this. The lock is held until everything is flushed, so a caller that
+        # finds nothing to flush knows that the other one has finished.
         with self._lock:
             for folder in self._unsettled:
                 try:
@@ -83,7 +85,7 @@ class Folder:
             self._unsettled.clear()
 
     def sweep(self) -> None:
-        """Removes the drafts that a killed process left, as far as the disk allows."""
+        """Removes the drafts of killed processes, as far as the disk allows."""
         drafts = self.root / DRAFTS
         for path in drafts.glob("*"):
             with suppress(OSError):
@@ -133,7 +135,7 @@ def read_mask(folder: Path, digest: str) -> Mask:
     """Returns a mask of a run folder by its digest.
 
     Raises:
-        RunError: its file is missing or changed.
+        RunError: its file is missing or was changed.
     """
     path = folder / mask_path(digest)
     try:

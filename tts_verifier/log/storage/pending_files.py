@@ -27,10 +27,9 @@ class PendingFiles:
         self._pool.submit(pa.array, [""])
         self._lock = Lock()
         self._started: dict[str, tuple[Any, Future[str]]] = {}
-        """By path, the last value for that path, and its file's digest once written.
-
-        Holding the value keeps its identity from being reused; the lock guards the dictionary.
-        """
+        """Path -> the last value for that path, and a future of its file's digest."""
+        # The lock guards the dictionary. The reference to the value keeps another object from
+        # getting the same identity.
 
     def start(self, path: str, codec: Codec[Any], value: Any) -> Future[str]:
         """Starts to write a value, unless the same object is already on its way to that path.
@@ -44,6 +43,7 @@ class PendingFiles:
             A future of the file's SHA-256 as hex digits; it raises RunError if writing failed.
         """
         with self._lock:
+            # The same image object is started twice: before it is verified, and with its trial.
             before, digest = self._started.get(path, (None, None))
             if digest is not None and before is value:
                 return digest

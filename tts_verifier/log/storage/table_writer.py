@@ -91,8 +91,10 @@ class TableWriter:
     def _merge(self) -> None:
         for level in range(LAST_LEVEL):
             same = [part for part in self._parts if part.level == level]
+            # A level that stays as it is leaves those above it as they are.
             if len(same) < FANOUT and sum(part.rows for part in same) < MAX_LEVEL_ROWS:
                 return
+            # One large part alone would only be written again.
             if len(same) < 2:
                 continue
             tables = [
@@ -100,6 +102,7 @@ class TableWriter:
                 for part in same
             ]
             table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+            # Under the number of the last part that it replaces, it still precedes later parts.
             merged = write_part(self._folder, table, number=same[-1].number, level=level + 1)
             # The merged part is on the disk before the parts that it replaces go.
             self._folder.settle()
@@ -124,6 +127,7 @@ def write_part(folder: Folder, table: pa.Table, *, number: int, level: int = 0) 
     digest = digest_of(content)[:16]
     name = f"{PARTS}/{number:08d}.{level}.{digest}.parquet"
     folder.write(name, content)
+    # Only parts of level 0 keep their rows in memory: they are small and will be merged soon.
     return TablePart(
         folder.root / name, number, level, digest, None if level else table, len(table)
     )
@@ -134,6 +138,7 @@ def _write_finished(folder: Folder, schema: pa.Schema, chosen: pa.Array) -> None
     parts = parts_of(folder.root)
     keep = last_of_each_id(read_column("trial_id", read_tables(folder.root)))
     draft = "trials.new"
+    # Computed while the table is written: the whole table is never in memory.
     digest = hashlib.sha256()
 
     def write(file: Any) -> None:
@@ -151,6 +156,7 @@ def _write_finished(folder: Folder, schema: pa.Schema, chosen: pa.Array) -> None
     (folder.root / draft).replace(folder.root / TABLE)
     folder.write(DIGESTS, f"{digest.hexdigest()}  {TABLE}\n".encode())
     folder.settle()
+    # The parts go last: after a kill in between, their rows exist twice, and the later ones count.
     for part in parts:
         part.path.unlink()
 

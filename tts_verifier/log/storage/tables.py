@@ -37,6 +37,7 @@ LARGE: Final = 2**22
 _NEEDED: Final = {"trial_id", "prompt_id", "proposal", "image_path", "mask_path"}
 _OLD_NAMES: Final = {"draw_seconds": "generate_seconds", "judge_seconds": "verify_seconds"}
 """Columns of schema 1 and their names in schema 2."""
+# The first logs named parts by their number alone.
 _PART_NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
 
 
@@ -106,13 +107,15 @@ def parts_of(folder: Path) -> list[TablePart]:
         if match := _PART_NAME.fullmatch(path.name):
             number, level, digest = match.groups()
             parts.append(TablePart(path, int(number), int(level or 0), digest or ""))
+    # A merged part has the number of the last part that it replaces. After a kill both exist; the
+    # merged one comes first.
     return sorted(parts, key=lambda part: (part.number, -part.level))
 
 
 def foreign_files(folder: Path) -> list[Path]:
     """Returns the files in the folder of parts that are not parts."""
-    here = (folder / PARTS).glob("*")
-    return sorted(path for path in here if not _PART_NAME.fullmatch(path.name))
+    files = (folder / PARTS).glob("*")
+    return sorted(path for path in files if not _PART_NAME.fullmatch(path.name))
 
 
 def read_tables(
@@ -122,7 +125,7 @@ def read_tables(
 
     Args:
         folder: the run folder.
-        damaged: called with the path of a damaged file and the reason; None = raise instead.
+        damaged: called with the path of a damaged file and the reason; None = raise an error.
 
     Raises:
         RunError: a file is damaged.
@@ -135,6 +138,7 @@ def read_tables(
         try:
             yield open_table(path, digests)
         except FileNotFoundError:
+            # Not damage: a running process merged the part. `read_table` starts again.
             raise
         except (OSError, pa.ArrowException, ValueError) as error:
             if damaged is None:
@@ -160,6 +164,7 @@ def read_table(folder: Path) -> pa.Table | None:
         break
     if not tables:
         return None
+    # "permissive": a score that came later is missing in earlier parts.
     table = pa.concat_tables(tables, promote_options="permissive")
     keep = last_of_each_id(table["trial_id"])
     return table if keep.all() else table.filter(pa.array(keep))
@@ -181,11 +186,11 @@ def chosen_of(folder: Path) -> set[str] | None:
 
 def last_of_each_id(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
     """Returns, for every row, False where a later row has the same trial id."""
-    names = ids.combine_chunks()
+    sorted_ids = ids.combine_chunks()
     # Sorting takes a fifth of the memory of a hash table. It is stable: later rows come last.
-    places = pc.sort_indices(names)
-    names = names.take(places)
-    repeated = pc.equal(names[:-1], names[1:]).to_numpy(zero_copy_only=False)
+    places = pc.sort_indices(sorted_ids)
+    sorted_ids = sorted_ids.take(places)
+    repeated = pc.equal(sorted_ids[:-1], sorted_ids[1:]).to_numpy(zero_copy_only=False)
     keep = np.ones(len(ids), np.bool_)
     keep[places.to_numpy()[:-1][repeated]] = False
     return keep
@@ -201,7 +206,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def table_digests(folder: Path) -> list[str]:
-    """Returns the digests that the finished table may have; none = it cannot be checked."""
+    """Returns the digests that the finished table may have; empty = it cannot be checked."""
     try:
         lines = (folder / DIGESTS).read_text("ascii").splitlines()
     except OSError:
@@ -216,6 +221,7 @@ def open_table(path: Path, digests: Iterable[str]) -> TableFile:
         ValueError: its SHA-256 begins with none of the digests, or it lacks columns of a log.
     """
     about = path.stat()
+    # A small file is read whole and does not stay open; there may be a hundred of them.
     large = about.st_size > LARGE
     content = pa.OSFile(str(path)) if large else pa.BufferReader(path.read_bytes())
     expected = [digest for digest in digests if digest]

@@ -1,4 +1,4 @@
-"""How far a run is, and how a terminal or another program is told."""
+"""How far a run is, and how that is shown in a terminal or sent to another program."""
 
 from tts_verifier.runner.progress.progress import Progress, RunStatus
 from tts_verifier.runner.progress.views import (

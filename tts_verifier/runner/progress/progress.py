@@ -1,6 +1,6 @@
 """Counts how far a run is. `views` shows it.
 
-Trials that came from the log count as done, but neither for the rate nor for the busy share.
+Trials from the log count as done, but not for the rate and not for the fraction of busy time.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class RunStatus:
     best: float
     """The largest objective of a finished candidate; NaN until there is one."""
     busy: float
-    """The fraction of the wall clock spent on generating or verifying; NaN until the first
-    candidate."""
+    """The fraction of the time so far that was spent on generating or verifying; NaN until the
+    first candidate."""
 
 
 class Progress:
-    """Counts what is done. Shows nothing; subclasses do.
+    """Counts what is done, and displays nothing; subclasses display it.
 
     Belongs to the thread that runs the loop.
 
@@ -69,7 +69,7 @@ class Progress:
         self._began, self._prompts, self._rows_in_log = self._clock(), prompts, rows_in_log
 
     def expect(self, count: int, *, new_prompt: bool = False) -> None:
-        """Adds candidates that were proposed; `new_prompt` where they are a prompt's first."""
+        """Adds proposed candidates; `new_prompt` if they are the first ones of a prompt."""
         self._expected += count
         self._prompts_begun += new_prompt
 
@@ -82,6 +82,7 @@ class Progress:
         """Adds candidates that are verified, by this process or, `from_log`, by an earlier one."""
         for trial in trials:
             self._failed += bool(trial.error)
+            # Not `>`: the first objective must replace NaN, with which every comparison is false.
             if trial.finished and not trial.objective <= self._best:
                 self._best = trial.objective
             if from_log:
@@ -96,10 +97,13 @@ class Progress:
         expected, from_log = self._expected, self._from_log
         if 0 < self._prompts_begun < self._prompts:
             expected = round(expected * self._prompts / self._prompts_begun)
+            # Rows of prompts that have not begun count as done: they will be taken from the log.
             from_log = max(from_log, min(self._rows_in_log, expected - self._new))
         done, passed = from_log + self._new, self._clock() - self._began
+        # NaN carries over to the time left below.
         rate = busy = math.nan
         if passed > 0 and self._new:
+            # Both sides add their seconds, so where they overlap the sum may exceed the time.
             rate, busy = self._new / passed, min(self._busy_seconds / passed, 1.0)
         left = (expected - done) / rate
         return RunStatus(self._phase, done, expected, self._failed, rate, left, self._best, busy)

@@ -101,23 +101,25 @@ class ProgressLines(Progress):
             self._print()
 
     def close(self) -> None:
-        """Prints the last status, unless the last line said it."""
+        """Prints the last status, unless the last line shows it already."""
         self._print()
 
     def _print(self) -> None:
         now = self.status()
+        # While models are loaded there is nothing to say.
         if now.done and self._last_line != (now.phase, now.done):
             print(self._form(now), file=self._out, flush=True)
             self._last_line = (now.phase, now.done)
 
 
 def status_line(now: RunStatus) -> str:
-    """Returns a status as a person reads it."""
+    """Returns a status as a line of text."""
     return ", ".join([f"{now.phase}: {now.done} of {now.expected} candidates", *_figures(now)])
 
 
 def status_json(now: RunStatus) -> str:
-    """Returns a status as JSON; a figure that is not known is null."""
+    """Returns a status as a line of JSON; a figure that is not known yet is null."""
+    # JSON has no NaN.
     fields = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in asdict(now).items()
@@ -126,7 +128,7 @@ def status_json(now: RunStatus) -> str:
 
 
 def _figures(now: RunStatus, *, short: bool = False) -> list[str]:
-    """Returns the figures that are known, as text."""
+    """Returns the figures that are known already, as text."""
     figures = []
     if math.isfinite(now.rate):
         rate = f"{now.rate:.2f}" if now.rate < 10 else f"{now.rate:.0f}"

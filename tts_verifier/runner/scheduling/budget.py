@@ -15,22 +15,22 @@ from tts_verifier.types import Budget, Continue, Cost, Draw, Job, Look, Repaint,
 
 @dataclass(eq=False)
 class Account:
-    """What the search for one prompt has spent and promised."""
+    """What the search for one prompt has spent, and what its jobs under way will take."""
 
     candidates: int = 0
     """Generated images."""
     cost: Cost = field(default_factory=Cost)
-    """What its trials took."""
+    """The sum over its trials."""
     promised: dict[str, float] = field(default_factory=dict)
     """For each job under way, by id, the share of a whole image's steps that it takes."""
 
     def spend(self, trial: Trial) -> None:
-        """Adds what a trial took."""
+        """Adds the cost of a trial."""
         self.candidates += not isinstance(trial.proposal, Look)
         self.cost += trial.cost
 
     def settle(self, job_id: str) -> None:
-        """Ends the promise to a job that became a trial or was dropped."""
+        """Releases what was reserved for a job that became a trial or was dropped."""
         self.promised.pop(job_id, None)
 
 
@@ -51,7 +51,7 @@ class Budgets:
         return self._limits.left(account.candidates, account.cost)
 
     def fits(self, account: Account, job: Job) -> bool | None:
-        """Returns whether a prompt can afford a job; None = not known yet.
+        """Returns whether a prompt can afford a job; None = unknown until a trial is verified.
 
         Where evaluations are limited, a prompt has a single job under way until the run has
         learned what a whole image takes.
@@ -74,8 +74,12 @@ class Budgets:
     def learn(self, job: Job, trial: Trial) -> None:
         """Learns from a trial how many network evaluations a whole image takes."""
         spent = trial.cost.network_evaluations
+        # A draw's progress is exact, in whole steps. The progress of a continuation includes its
+        # parent's, and that of a repaint is 1, so their share comes from the proposal.
         share = trial.progress if isinstance(job.proposal, Draw) else share_of_steps(job)
+        # A trial that failed before its first step says nothing.
         if share > 0 and (spent or not trial.error):
+            # The largest value seen: too small a one would let later jobs exceed the budget.
             self._whole = max(self._whole or 0.0, spent / share)
 
 

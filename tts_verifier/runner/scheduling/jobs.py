@@ -42,7 +42,7 @@ def jobs_for(
         round: the number of the round.
 
     Raises:
-        InputError: an item is no proposal, repeats an earlier one, is of a kind that the
+        InputError: an item is not a proposal, repeats an earlier one, is of a kind that the
             generator cannot serve, or names a parent of the wrong kind.
     """
     trials = {trial.id: trial for trial in history}
@@ -54,6 +54,7 @@ def jobs_for(
         if problem:
             raise InputError(f"{where} for {task.prompt.text[:60]!r}: {problem}")
         job_id = trial_id(task.prompt.text, proposal, settings)
+        # Equal proposals have equal ids, and the log has one row per id.
         if job_id in ids:
             raise InputError(
                 f"{where} twice for {task.prompt.text[:60]!r}. Give every proposal its own seed."
@@ -75,13 +76,14 @@ def ancestors(proposal: Proposal, trials: Mapping[str, Trial]) -> tuple[Trial, .
 
 def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str:
     """Returns what is wrong with a proposal, "" if nothing is."""
+    # Exact types, as in the log, which could not restore a subclass.
     if type(proposal) not in KINDS.values():
-        return "that is no proposal."
+        return "that is not a proposal."
     if type(proposal) not in task.supports:
-        return "the generator cannot do that kind."
+        return "the generator cannot serve that kind."
     noise = proposal.noise if isinstance(proposal, Draw) else None
     if noise is not None and type(noise) not in task.supports:
-        return "the generator cannot draw from such noise."
+        return "the generator cannot start from such noise."
     parent_id = parent_of(proposal)
     if parent_id is None:
         return ""
@@ -99,7 +101,8 @@ def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
         return "its parent has no image."
     near = isinstance(proposal, Draw) and isinstance(proposal.noise, Near)
     if near and not isinstance(parent.proposal, Draw):
-        return "Near needs a parent that was drawn from noise."
+        # Only a draw has initial noise of its own.
+        return "Near needs a parent that was generated from noise."
     return ""
 
 

@@ -1,10 +1,10 @@
 """Decides which prompt proposes next, and which jobs make up the next batch.
 
-A prompt proposes as soon as its whole last round is verified and no batch is full yet. Batches
-therefore fill up from all open prompts, and no slow prompt holds the others up. Open prompts come
-before new ones, and new ones with few rows in the log before those with many: few prompts are
-open at a time, and a continued run generates at once. A strategy sees whole rounds only, in the
-order of its proposals. A trial that the log already holds is taken from there.
+A prompt proposes once its whole last round is verified, while no batch is full. Batches therefore
+fill up from all open prompts, and no slow prompt delays the others. Open prompts come before new
+ones, which keeps the number of open prompts small. New prompts with few rows in the log come
+before those with many, so that a continued run generates at once. A strategy sees whole rounds
+only, in the order of its proposals. A trial that is in the log already is taken from there.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class PromptScheduler:
     Args:
         setup: the parts of the run.
         prompts: to search images for.
-        log: holds the trials of earlier processes; None = nothing does.
-        progress: shows how the run goes.
+        log: holds the trials of earlier processes; None = no log.
+        progress: counts and displays the progress.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class PromptScheduler:
     ) -> None:
         self._setup, self._log, self._progress = setup, log, progress
         self.results: dict[str, PromptResult] = {}
-        """Of the prompts whose search is over, by prompt id."""
+        """The results of prompts whose search is over, by prompt id."""
         rows = Counter[str]() if log is None else log.logged.counts()
         progress.begin(len(prompts), rows.total())
         self._new_prompts = deque(sorted(prompts, key=lambda prompt: rows[prompt.id]))
@@ -133,6 +133,7 @@ class PromptScheduler:
             else:
                 search.drop(job)
                 self._note_if_idle(search)
+        # `extendleft` reverses; the jobs go back in their order.
         queue.extendleft(reversed(undecided))
         return batch
 

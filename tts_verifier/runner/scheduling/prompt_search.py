@@ -19,13 +19,13 @@ class PromptSearch:
     prompt: Prompt
     """The prompt."""
     logged: LoggedPrompt | None
-    """The prompt's rows of earlier processes; None without a log."""
+    """The prompt's rows of earlier processes; None if the run has no log."""
     history: list[Trial] = field(default_factory=list)
     """The trials of closed rounds: a strategy never sees part of a round."""
     account: Account = field(default_factory=Account)
     """What the search has spent."""
     rounds: int = 0
-    """How many rounds were opened."""
+    """The number of rounds opened so far."""
     over: bool = False
     """Whether the budget had no room for any job of the last round."""
     pending: set[str] = field(default_factory=set)
@@ -67,7 +67,9 @@ class PromptSearch:
         self.pending.discard(job_id)
 
     def _close_round(self) -> None:
+        # Trials come in the order of batches; the history has the order of the proposals.
         self.history += [self._trials[i] for i in self.jobs if i in self._trials]
+        # The strategy would propose the same round again for ever.
         self.over = bool(self.jobs) and not self._trials
         self.jobs, self._trials = {}, {}
 
@@ -75,6 +77,7 @@ class PromptSearch:
         left = budgets.left(self.account)
         if left.spent or self.over:
             return []
+        # The runner serves looks itself, with any generator.
         supports = frozenset(setup.generator.supports | {Look})
         task = Task(self.prompt, setup.seed, supports, left, setup.objective)
         history = tuple(self.history)
