@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
 GRIDS = [(8, 8), (4, 6), (8, 8), (10, 2), (8, 8)]
 EOS = 258

@@ -34,7 +34,7 @@ from tts_verifier.recipe.recipe import load_recipe
 from tts_verifier.runner import RunSetup, entry
 
 ON_CRITICAL_PATH = (
-    "unjudged", "start_images", "append", "flush", "forget_states", "finish", "close",
+    "unverified", "start_images", "append", "flush", "forget_states", "finish", "close",
 )  # fmt: skip
 """Methods of `RunLog` that the run's thread calls."""
 IN_LOG_THREADS = [

@@ -27,13 +27,13 @@ from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
-from tts_verifier.verifiers.imagedoctor.generation import (
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import (
     GeneratedReply,
     GenerationLimits,
     GenerationRequest,
 )
-from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 TEXT_TOKENS = 366

@@ -26,8 +26,8 @@ from verifier_throughput import stock, write
 from tts_verifier import Verifier, shapes
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
-from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
+from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
 
 def diagnoses(checkpoint: Checkpoint, count: int) -> list[GenerationRequest]:

@@ -35,8 +35,8 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.save import stored_state
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import decode_maps
-from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
 
 SIZES = (
     (512, 512),

@@ -33,13 +33,13 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.generation import (
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GenerationLimits,
     GenerationRequest,
 )
-from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")
 OFFICIAL_IMAGES = 2

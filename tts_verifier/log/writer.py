@@ -33,7 +33,7 @@ from tts_verifier.log.storage.codecs import IMAGE, MASK, STATE, Codec, HeatmapCo
 from tts_verifier.log.storage.files import Folder, mask_path
 from tts_verifier.log.storage.pending_files import PendingFiles
 from tts_verifier.log.storage.table_writer import TableWriter
-from tts_verifier.log.unjudged import (
+from tts_verifier.log.unverified import (
     delete_notes,
     note_of,
     read_notes,
@@ -100,7 +100,7 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def unjudged(self, jobs: Iterable[Job]) -> dict[str, Sample]:
+    def unverified(self, jobs: Iterable[Job]) -> dict[str, Sample]:
         """Returns the samples of jobs that an earlier process left unverified, by trial id."""
         samples = {}
         for job in jobs:

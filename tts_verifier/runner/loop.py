@@ -63,10 +63,10 @@ class Loop:
         # One thread: a verifier is called by one thread at a time.
         with ThreadPoolExecutor(1, "verify") as verify_thread:
             while True:
-                jobs = self._scheduler.next_batch()
+                jobs = self._scheduler.propose_batch()
                 if jobs:
                     batch = self._generate(jobs)
-                    self._start_verifying(batch, verify_thread)
+                    self._hand_over(batch, verify_thread)
                 elif not (self._scheduler.has_work or self._verifying or self._unverified):
                     return
                 self._collect(wait=not jobs)
@@ -78,7 +78,7 @@ class Loop:
         if self._log is not None:
             # Earlier samples are on the disk before more are generated: a kill costs one batch.
             self._log.flush()
-            unverified = self._log.unjudged(jobs)
+            unverified = self._log.unverified(jobs)
         # A move takes seconds, so the generator stays away from its device if it has nothing to do.
         if kind != "look" and len(unverified) < len(jobs):
             self.placement.to_generate()
@@ -88,7 +88,7 @@ class Loop:
             self._log.start_images(batch.samples, note=self.placement.generates_ahead)
         return batch
 
-    def _start_verifying(self, batch: SampleBatch, verify_thread: ThreadPoolExecutor) -> None:
+    def _hand_over(self, batch: SampleBatch, verify_thread: ThreadPoolExecutor) -> None:
         if self.placement.overlap:
             self.placement.to_verify()
             self._verifying.append(verify_thread.submit(self._verify_and_log, batch))
@@ -106,7 +106,8 @@ class Loop:
         Args:
             wait: nothing can be generated before more trials are there.
         """
-        if wait or self.placement.plan != "in turns" or self._unverified_images >= MAX_UNVERIFIED:
+        takes_turns = self.placement.plan == "in turns"
+        if wait or not takes_turns or self._unverified_images >= MAX_UNVERIFIED:
             while self._unverified:
                 self.placement.to_verify()
                 self._take(self._verify_and_log(self._unverified.popleft()))

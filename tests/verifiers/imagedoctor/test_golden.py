@@ -20,12 +20,12 @@ from tiny_engine import ForcedTokens
 
 from tts_verifier.training.verifier.sft_loss import loss
 from tts_verifier.verifiers.imagedoctor.engine.engine import generate
-from tts_verifier.verifiers.imagedoctor.generation import (
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
+from tts_verifier.verifiers.imagedoctor.model.mrope import predicting_positions
+from tts_verifier.verifiers.imagedoctor.requests import (
     GenerationLimits,
     GenerationRequest,
 )
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
-from tts_verifier.verifiers.imagedoctor.model.mrope import predicting_positions
 
 KEYS = json.loads((GOLDEN / "keys.json").read_text())
 GRID, CELLS = (18, 18), 324

@@ -14,8 +14,8 @@ from tiny_engine import EOS, ForcedTokens, requests
 from tts_verifier.errors import RunWarning
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -16,7 +16,7 @@ from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
-from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 
 REPLY = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "

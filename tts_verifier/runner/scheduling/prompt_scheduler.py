@@ -44,7 +44,7 @@ class PromptScheduler:
         self._new_prompts = deque(sorted(prompts, key=lambda prompt: rows[prompt.id]))
         self._searches: dict[str, PromptSearch] = {}
         """Open searches by prompt id."""
-        self._idle = deque[PromptSearch]()
+        self._ready = deque[PromptSearch]()
         """Open searches whose last round is verified: they may propose."""
         self._queues: dict[str, deque[Job]] = {kind: deque() for kind in KINDS}
         """Jobs that wait for a batch, by kind of proposal: a batch holds one kind."""
@@ -53,9 +53,9 @@ class PromptScheduler:
     @property
     def has_work(self) -> bool:
         """Whether a job waits for a batch, or a prompt may still propose one."""
-        return bool(self._new_prompts or self._idle or self._longest_queue)
+        return bool(self._new_prompts or self._ready or self._longest_queue)
 
-    def next_batch(self) -> list[Job]:
+    def propose_batch(self) -> list[Job]:
         """Returns jobs of one kind; none when every open prompt waits for trials."""
         self._propose()
         return self._take_batch()
@@ -66,7 +66,7 @@ class PromptScheduler:
             search = self._searches[trial.prompt.id]
             self._budgets.learn(search.jobs[trial.id], trial)
             search.add(trial)
-            self._note_if_idle(search)
+            self._queue_if_ready(search)
         self._progress.done(trials)
 
     # -- propose -----------------------------------------------------------------------------
@@ -74,8 +74,8 @@ class PromptScheduler:
     def _propose(self) -> None:
         """Lets prompts propose until the jobs of one kind fill a batch."""
         batch_size = self._setup.generator.batch_size
-        while (self._idle or self._new_prompts) and len(self._longest_queue) < batch_size:
-            search = self._idle.popleft() if self._idle else self._open_next()
+        while (self._ready or self._new_prompts) and len(self._longest_queue) < batch_size:
+            search = self._ready.popleft() if self._ready else self._open_next()
             # The log may hold a whole round, so one search may go through several at once.
             while not search.pending:
                 jobs = search.next_round(self._setup, self._budgets)
@@ -132,11 +132,11 @@ class PromptScheduler:
                 undecided.append(job)
             else:
                 search.drop(job)
-                self._note_if_idle(search)
+                self._queue_if_ready(search)
         # `extendleft` reverses; the jobs go back in their order.
         queue.extendleft(reversed(undecided))
         return batch
 
-    def _note_if_idle(self, search: PromptSearch) -> None:
+    def _queue_if_ready(self, search: PromptSearch) -> None:
         if not search.pending:
-            self._idle.appendleft(search)
+            self._ready.appendleft(search)

@@ -27,11 +27,11 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
-from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
 from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
 from tts_verifier.verifiers.imagedoctor.options import ImageDoctorOptions, check_positive
+from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
 from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply

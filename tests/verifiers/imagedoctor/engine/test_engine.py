@@ -24,13 +24,13 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue, decode_maps
 from tts_verifier.verifiers.imagedoctor.engine.next_token import greedy
-from tts_verifier.verifiers.imagedoctor.generation import (
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.vision import blocks_of, features
+from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GeneratedReply,
     GenerationLimits,
 )
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.model.vision import blocks_of, features
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:

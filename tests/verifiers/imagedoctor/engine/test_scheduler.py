@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tts_verifier.verifiers.imagedoctor.engine.scheduler import PREFILL_BATCH, Scheduler
-from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
+from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
 
 def request(tokens: int = 5) -> GenerationRequest:

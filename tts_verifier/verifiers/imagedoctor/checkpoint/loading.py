@@ -21,9 +21,9 @@ from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 

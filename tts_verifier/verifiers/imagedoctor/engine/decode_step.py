@@ -22,7 +22,7 @@ from tts_verifier.verifiers.imagedoctor.engine.next_token import (
     group_probs,
     penalise,
 )
-from tts_verifier.verifiers.imagedoctor.generation import ForcedStep, GenerationLimits
+from tts_verifier.verifiers.imagedoctor.requests import ForcedStep, GenerationLimits
 
 CPU_BUCKET: Final = 16
 GPU_BUCKET: Final = 128

@@ -23,12 +23,12 @@ from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, fuse_mo
 from tts_verifier.verifiers.imagedoctor.engine.next_token import ChooseToken, greedy
 from tts_verifier.verifiers.imagedoctor.engine.prefill import prefill
 from tts_verifier.verifiers.imagedoctor.engine.scheduler import RunningSequence, Scheduler
-from tts_verifier.verifiers.imagedoctor.generation import (
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.requests import (
     GeneratedReply,
     GenerationLimits,
     GenerationRequest,
 )
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 STEPS_PER_CHECK: Final = 8
 """Decode steps between two checks for ended replies. A check waits for the device."""

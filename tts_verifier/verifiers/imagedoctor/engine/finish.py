@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
-from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
+from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply
 
 
 def ended_sequences(buffers: SequenceBuffers, running: Iterable[int]) -> dict[int, int]:

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.generation import GeneratedReply
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
+from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply
 
 MAPS: Final = ("misalignment", "artifact")
 """The maps' names, in the order of a reply's `map_states`."""

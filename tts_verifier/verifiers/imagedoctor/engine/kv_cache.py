@@ -13,9 +13,9 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.generation import GenerationLimits
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
+from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits
 
 CAPACITY_BLOCK: Final = 128
 """The capacity of a KV cache is a multiple of this."""

@@ -1,6 +1,7 @@
 """Choosing the next token: the repetition penalty, the choice, recorded probabilities.
 
-Decoding is greedy. Sampling would be another `ChooseToken`.
+Decoding is greedy. Sampling would be another `ChooseToken`, which would also need a seed for
+every sequence, so that a reply does not depend on the batch it is in.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import torch
 from torch import Tensor
 
 ChooseToken = Callable[[Tensor], Tensor]
-"""Scores (sequences, candidates), float32 -> each sequence's chosen candidate (sequences,), int64.
+"""Logits (sequences, choices), float32 -> each sequence's choice (sequences,), int64.
 
 It runs inside a captured CUDA graph, so it must neither read values on the host nor bring any
 from there, unless the engine was told not to capture."""
 
 
-def greedy(scores: Tensor) -> Tensor:
-    """Chooses the candidate with the highest score, the first of equal ones."""
-    return scores.argmax(-1)
+def greedy(logits: Tensor) -> Tensor:
+    """Chooses the token with the highest logit, the first of equal ones."""
+    return logits.argmax(-1)
 
 
 def penalise(logits: Tensor, used: Tensor, penalty: float) -> Tensor:

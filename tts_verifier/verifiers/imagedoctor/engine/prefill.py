@@ -12,8 +12,8 @@ from torch import Tensor
 from tts_verifier.verifiers.imagedoctor.engine.attention import PrefillAttention
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
 from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, mrope, run_layers
-from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
+from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
 
 def prefill(

@@ -1,7 +1,7 @@
 """Decides which request enters which sequence, and which sequences a decode step runs over.
 
-A sequence is one of a fixed number of places in the engine's buffers. The scheduler only counts:
-it holds no tensor and does not import torch.
+The engine's buffers have room for a fixed number of sequences; a sequence that has ended leaves its
+row free for the next request. The scheduler only counts: it holds no tensor and imports no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from tts_verifier.verifiers.imagedoctor.generation import GenerationRequest
+from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
 PREFILL_BATCH: Final = 16
 """The most prompts that are prefilled together: enough to fill a GPU, and a bound on memory."""
@@ -23,7 +23,7 @@ wait during a prefill, so each one should admit several requests."""
 
 @dataclass(slots=True, eq=False)
 class RunningSequence:
-    """The request that occupies a sequence."""
+    """A request whose reply is being decoded, in one row of the buffers."""
 
     number: int
     """The request's place among all requests of the call."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.generation import ForcedStep
+from tts_verifier.verifiers.imagedoctor.requests import ForcedStep
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import ScoreTokens
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
