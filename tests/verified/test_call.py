@@ -71,7 +71,7 @@ def test_a_list_of_pictures_has_one_for_each_prompt(tmp_path):
     assert same(verified(["a", "b"], image=list(batch), **call).images[1], out.images[1])
     with pytest.raises(InputError, match="image must have one item for each of 3 prompts, got 2"):
         verified(["a", "b", "c"], image=pictures, **call)
-    with pytest.raises(InputError, match="image must be one picture for one prompt, got 2"):
+    with pytest.raises(InputError, match="image must be one image for one prompt, got 2"):
         verified("a", image=pictures, **call)
 
 
@@ -129,5 +129,5 @@ def test_mistakes_are_refused(verified, arguments, message):
 def test_too_many_arguments_and_doubled_ones_are_refused(verified):
     with pytest.raises(InputError, match="takes at most"):
         verified(*["a"] * 99)
-    with pytest.raises(InputError, match="prompt must be given once"):
+    with pytest.raises(InputError, match="prompt must be passed once"):
         verified("a", prompt="b")

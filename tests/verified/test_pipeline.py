@@ -304,7 +304,7 @@ def test_the_batch_size_may_be_changed_between_calls(tmp_path, monkeypatch):
 
 
 def test_options_are_given_once(verified):
-    with pytest.raises(InputError, match="objective must be given when the pipeline is wrapped"):
+    with pytest.raises(InputError, match="objective must be passed when the pipeline is wrapped"):
         verified.objective = Objective()
 
 

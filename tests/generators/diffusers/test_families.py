@@ -32,7 +32,7 @@ pytestmark = [
 
 DOCUMENT = Path(__file__).parents[3] / "tts_verifier" / "generators" / "diffusers" / "FAMILIES.md"
 PROMPT = Prompt("0", "a red circle")
-UNFIT = r"cannot be resumed|starts from a picture|has no `prepare_latents`"
+UNFIT = r"cannot be resumed|starts from an image|has no `prepare_latents`"
 BUILDERS = {**tiny_families.FAMILIES, **tiny_checkpoints.CHECKPOINTS}
 
 

@@ -63,7 +63,7 @@ def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
         generator, parent, Repaint("parent", MASK, 5, 0.5), Repaint("parent", MASK, 5)
     )
     assert (half.cost.network_evaluations, whole.cost.network_evaluations) == (4, 8)
-    # A sibling encodes the masked picture as well, whether or not its weights look at it.
+    # A sibling encodes the masked image as well, whether or not its weights look at it.
     assert half.cost.vae_passes == 3 - inpainting.repaints_by_blending(generator.pipe)
     assert half.progress == 1
     assert half.state is None
@@ -139,7 +139,7 @@ def test_a_thin_mask_changes_what_it_covers(generator, parent):
 @pytest.mark.parametrize(
     ("mask", "strength", "rule"),
     [
-        (Mask.of(np.ones((8, 8), np.bool_)), 1.0, "must have the size of the picture, got 8x8"),
+        (Mask.of(np.ones((8, 8), np.bool_)), 1.0, "must have the size of the image, got 8x8"),
         (Mask.of(np.zeros((16, 16), np.bool_)), 1.0, "got an empty one"),
         (MASK, 0.0, r"strength must be in \(0, 1\], got 0.0"),
     ],
@@ -150,7 +150,7 @@ def test_what_cannot_be_repainted_is_refused(generator, parent, mask, strength, 
 
 
 def test_a_parent_without_a_picture_is_refused(generator):
-    with pytest.raises(InputError, match="needs its parent's picture"):
+    with pytest.raises(InputError, match="needs its parent's image"):
         generator.generate([Job(PROMPT, Repaint("parent", MASK, 5))])
 
 
@@ -209,7 +209,7 @@ def test_a_picture_of_another_size_is_refused_where_the_pipeline_blends(tmp_path
     everything = Mask.of(np.ones((12, 12), np.bool_))
     assert repainted(small, parent, Repaint("parent", everything, 5))[0].image.size == (12, 12)
     large = DiffusersGenerator(pipe, steps=2, batch_size=1)
-    with pytest.raises(InputError, match=r"draws latents of shape .* a picture of 12x12 has"):
+    with pytest.raises(InputError, match=r"generates latents of shape .* an image of 12x12 has"):
         repainted(large, parent, Repaint("parent", everything, 5))
 
 
