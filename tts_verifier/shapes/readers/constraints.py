@@ -73,7 +73,7 @@ class Reading:
     boxes: tuple[Box, ...]
     """Faulty regions, xyxy in pixels of 128."""
     artifact: float = float("nan")
-    """Share of the image that no thing explains, in [0, 1]; NaN = the reader does not measure it."""
+    """Share of the image that no thing explains, in [0, 1]; NaN = not measured by the reader."""
 
     @property
     def passed(self) -> bool:

@@ -19,7 +19,7 @@ from tts_verifier.shapes.grammar import Noun, Spec
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
 
 MIN_PROBABILITY: Final = 0.2
-"""Least probability of a concept's mistake; concepts are spread evenly from here to the greatest."""
+"""Least probability of a concept's mistake; concepts are spread evenly up to the greatest."""
 MAX_PROBABILITY: Final = 0.9
 """Greatest probability of a concept's mistake."""
 USUAL_COLOUR: Final = dict(zip(SHAPES, COLOURS, strict=False))

@@ -210,8 +210,8 @@ class FlowStage(GeneratorStage):
         self.module = nn.ModuleList(
             [pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, self._head]
         )
-        # The hook records the image tokens' states in the middle block at each forward pass; a block
-        # returns the states of the text first.
+        # The hook records the image tokens' states after the middle block at each forward pass. A
+        # block returns the states of the text first.
         self._middle_states: list[Tensor] = []
         middle = pipe.transformer.transformer_blocks[config.num_layers // 2]
         middle.register_forward_hook(lambda _, __, out: self._middle_states.append(out[1]))

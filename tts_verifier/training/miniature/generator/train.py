@@ -213,14 +213,20 @@ def generator_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", choices=GENERATOR_PRESETS, default="cpu")
     parser.add_argument("--stage", choices=(*STAGES, "check", "export", "sample"), required=True)
-    parser.add_argument("--init", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--init", type=Path, help="folder of the pipeline to start from")
+    parser.add_argument("--out", type=Path, help="folder to write to")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=96, help="number of captions")
     parser.add_argument("--guidance", type=float, nargs="+", default=[GUIDANCE])
-    return parser.parse_args()
+    options = parser.parse_args()
+    # Checked before training: a missing folder would end a stage at its first save.
+    if options.out is None and options.stage != "check":
+        parser.error(f"--stage {options.stage} needs --out, a folder to write to")
+    if options.init is None and options.stage not in STAGES:
+        parser.error(f"--stage {options.stage} needs --init, the folder of a trained pipeline")
+    return options
 
 
 def main() -> None:
