@@ -42,7 +42,7 @@ def test_it_passes_the_conformance_checks_with_all_kinds(generator):
     check_generator(generator)
 
 
-def test_a_proposal_gives_the_same_picture_in_any_batch(generator):
+def test_a_proposal_gives_the_same_image_in_any_batch(generator):
     together = pixels(generator.generate([job(s) for s in range(6)]))
     alone = pixels(generator.generate([job(3)]))
     among = pixels(generator.generate([job(9, "blue"), job(8), job(3)]))
@@ -114,7 +114,7 @@ def test_a_drawing_with_nan_is_an_error_and_spoils_no_other(generator, monkeypat
     assert good.image is not None
 
 
-def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
+def test_a_blanked_image_is_an_error(tmp_path, monkeypatch):
     generator = DiffusersGenerator(sd15(tmp_path), steps=1, batch_size=1)
     monkeypatch.setattr(
         generator.pipe, "run_safety_checker", lambda image, *_: (image, [True]), raising=True

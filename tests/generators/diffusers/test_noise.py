@@ -106,7 +106,7 @@ def test_near_a_parent_without_noise_is_refused(rehearsal, parent, radius):
 
 
 @pytest.mark.parametrize("kind", [Near("parent", 0.3), BAND])
-def test_a_proposal_gives_the_same_picture_in_any_batch(tmp_path, kind):
+def test_a_proposal_gives_the_same_image_in_any_batch(tmp_path, kind):
     generator = DiffusersGenerator(sd15(tmp_path), steps=3, batch_size=2)
     job = Job(PROMPT, Draw(2, noise=kind), (trial(Draw(1)),) if kind is not BAND else ())
     alone = generator.generate([job])[0]

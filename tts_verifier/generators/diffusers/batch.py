@@ -76,7 +76,7 @@ class BatchOutput:
         """Returns a row as the sample of a job, with an `error` if it is no usable image."""
         pixels = self.pixels[row]
         error = ""
-        # Checked before rounding: a cast of NaN to uint8 would give a black image without an error.
+        # Checked before rounding, because a cast to uint8 turns NaN into an arbitrary value.
         if not np.isfinite(pixels).all():
             error = (
                 f"The image of seed {getattr(job.proposal, 'seed', None)} has NaN or infinite "
