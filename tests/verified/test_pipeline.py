@@ -169,7 +169,7 @@ def test_where_every_candidate_failed_alike_the_reason_is_raised(tmp_path, monke
     monkeypatch.setattr(pipe, "prepare_latents", broken)
     with (
         pytest.warns(RunWarning, match="no such layer"),
-        pytest.raises(UnsupportedError, match="none could be: RuntimeError: no such layer"),
+        pytest.raises(UnsupportedError, match="every one failed: RuntimeError: no such layer"),
     ):
         wrap(pipe, FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
 

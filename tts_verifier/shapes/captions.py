@@ -54,9 +54,9 @@ def all_specs() -> Iterator[Spec]:
             continue
         yield Spec("two_objects", (Noun(first), Noun(second)))
         # Two objects of one colour cannot show whether a colour is bound to the right object.
-        for a, b in product(COLOURS, COLOURS):
-            if a != b:
-                yield Spec("attribute_binding", (Noun(first, a), Noun(second, b)))
+        for colour_1, colour_2 in product(COLOURS, COLOURS):
+            if colour_1 != colour_2:
+                yield Spec("attribute_binding", (Noun(first, colour_1), Noun(second, colour_2)))
         for a, b, relation in product(any_colour, any_colour, RELATIONS):
             yield Spec("position", (Noun(first, a), Noun(second, b)), relation=relation)
 

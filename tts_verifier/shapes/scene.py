@@ -169,6 +169,7 @@ def _relation_penalty(relation: Tensor, centre: Tensor) -> Tensor:
     offset = centre[:, :, 0] - centre[:, :, 1]
     sign = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]], device=centre.device)  # RELATIONS
     along = (offset * sign[relation.clamp(min=0)][:, None]).sum(-1)
+    # The smaller of both distances. If that is `along` itself, it exceeds 0.7 of itself and counts.
     across = offset.abs().amin(-1)
     return (RELATION_CLEAR - along).clamp(min=0) + (across - 0.7 * along).clamp(min=0)
 
