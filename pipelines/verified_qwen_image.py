@@ -20,7 +20,7 @@ from tts_verifier.verified import search_as
 
 
 class VerifiedQwenImagePipeline(QwenImagePipeline):
-    """Has the base's components; the last arguments are a `tts_verifier.VerifiedPipeline`'s."""
+    """The base class with three more arguments, which go to a `tts_verifier.VerifiedPipeline`."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ from tts_verifier.verified import search_as
 
 
 class Verified{base}({base}):
-    """Has the base's components; the last arguments are a `tts_verifier.VerifiedPipeline`'s."""
+    """The base class with three more arguments, which go to a `tts_verifier.VerifiedPipeline`."""
 
     def __init__(
         self,
@@ -77,17 +77,17 @@ def source(family: str) -> str:
     """Returns the text of a family's file."""
     models, base = FAMILIES[family]
     signature = inspect.signature(getattr(diffusers, base).__init__)
-    known = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    components = [p for p in signature.parameters.values() if p.name != "self"]
     parameters = [
         f"{p.name}: Any" if p.default is p.empty else f"{p.name}: Any = {p.default!r}"
-        for p in known
+        for p in components
     ]
     return SOURCE.format(
         models=models,
         family=family,
         base=base,
         parameters="\n".join(f"        {parameter}," for parameter in parameters),
-        arguments="\n".join(f"            {p.name}={p.name}," for p in known),
+        arguments="\n".join(f"            {p.name}={p.name}," for p in components),
     )
 
 

@@ -14,6 +14,7 @@ It need not be exact, because a batch is halved when memory runs out.
 
 def weight_bytes(modules: Iterable[Any]) -> int:
     """Returns the bytes of all parameters and buffers; shared ones count once."""
+    # By identity, because tied weights are one tensor under several names.
     sizes = {id(t): t.nbytes for m in modules for t in (*m.parameters(), *m.buffers())}
     return sum(sizes.values())
 
@@ -24,6 +25,7 @@ def free_bytes(device: str) -> int | None:
 
     if not device.startswith("cuda"):
         return None
+    # torch hands out its cached memory again, though the driver counts it as taken.
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + cached
 

@@ -24,7 +24,7 @@ def test_an_artifact_is_marked_where_the_pixels_changed(kind):
         assert 0 < planted.severity[i] <= 1
 
 
-def test_no_artifact_leaves_the_picture_alone():
+def test_no_artifact_leaves_the_image_alone():
     clean = render_batch(sample_scenes(random_specs(6, random.Random(3)), seeded(0)))
     planted = plant_artifacts(clean, seeded(0), share=0.0)
     assert torch.equal(planted.images, clean)

@@ -59,12 +59,12 @@ def test_stock_diffusers_loads_the_generator_alone():
 
 
 def test_the_verifier_sees_what_is_wrong_and_where(verifier):
-    picture = shapes.render("a red circle left of a blue square", seed=1)
+    rendered = shapes.render("a red circle left of a blue square", seed=1)
     captions = ["a red circle left of a blue square", "a red circle left of a green square"]
-    right, wrong = verifier.verify([picture] * 2, captions)
+    right, wrong = verifier.verify([rendered] * 2, captions)
     assert right.scores["semantic_alignment"] > 0.95
     assert wrong.scores["semantic_alignment"] < 0.9
-    box = next(b for b in shapes.oracle(picture, captions[1]).boxes)
+    box = next(b for b in shapes.oracle(rendered, captions[1]).boxes)
     found = wrong.heatmaps["misalignment"]
     x, y = (int(v) for v in ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
     assert found[y, x] > 0.5
@@ -74,8 +74,8 @@ def test_the_verifier_sees_what_is_wrong_and_where(verifier):
 
 
 def test_the_answer_alone_is_given_by_the_same_weights(verifier):
-    picture = shapes.render("three green stars", seed=2)
+    rendered = shapes.render("three green stars", seed=2)
     captions = ["three green stars", "two red rings"]
-    right, wrong = verifier.verify([picture] * 2, captions, detail="score")
+    right, wrong = verifier.verify([rendered] * 2, captions, detail="score")
     assert right.scores["semantic_alignment"] > wrong.scores["semantic_alignment"] + 0.1
     assert np.isfinite([*right.scores.values(), *wrong.scores.values()]).all()

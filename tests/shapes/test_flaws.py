@@ -7,7 +7,7 @@ from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import SCORE_NAMES, render_flawed
 
 
-def test_pictures_are_a_function_of_the_seed():
+def test_images_are_a_function_of_the_seed():
     specs = random_specs(12, random.Random(0))
     one, other = render_flawed(specs, seeded(5)), render_flawed(specs, seeded(5))
     assert torch.equal(one.images, other.images)

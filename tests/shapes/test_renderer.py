@@ -8,7 +8,7 @@ from tts_verifier.shapes.scene import sample_scenes
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
 
 
-def test_a_picture_shows_the_asked_colour_where_its_box_says():
+def test_an_image_shows_the_requested_colour_where_its_box_says():
     scenes = sample_scenes([parse_caption("a red square")] * 8, seeded(0))
     cover = coverage(scenes)
     images = render_batch(scenes)

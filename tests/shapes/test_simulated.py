@@ -19,7 +19,7 @@ def test_it_fails_as_often_as_it_is_told():
     assert sum(shapes.judge(s.image, "two red stars").passed for s in wrong) <= 2
 
 
-def test_a_picture_depends_on_its_seed_alone():
+def test_an_image_depends_on_its_seed_alone():
     generator = SimulatedGenerator()
     many = generator.generate(draw_jobs(3))
     assert np.array_equal(many[2].image, generator.generate(draw_jobs(3)[2:])[0].image)

@@ -56,23 +56,23 @@ def test_even_an_error_that_looks_like_full_memory_ends_the_call(verified):
     assert steps == [0]
 
 
-def test_a_list_of_pictures_has_one_for_each_prompt(tmp_path):
+def test_a_list_of_images_has_one_for_each_prompt(tmp_path):
     pipe = StableDiffusionImg2ImgPipeline(**sd15(tmp_path).components)
     pipe.set_progress_bar_config(disable=True)
-    pictures = [Image.new("RGB", (16, 16), color) for color in ("black", "white")]
+    images = [Image.new("RGB", (16, 16), color) for color in ("black", "white")]
     call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1}
     verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(2), batch_size=2)
-    out = verified(["a", "b"], image=pictures, **call)
+    out = verified(["a", "b"], image=images, **call)
     for place, text in enumerate(["a", "b"]):
-        alone = verified(text, image=pictures[place], **call)
+        alone = verified(text, image=images[place], **call)
         assert same(out.images[place], alone.images[0])
     batch = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
     assert same(verified(["a", "b"], image=batch, **call).images[1], out.images[1])
     assert same(verified(["a", "b"], image=list(batch), **call).images[1], out.images[1])
     with pytest.raises(InputError, match="image must have one item for each of 3 prompts, got 2"):
-        verified(["a", "b", "c"], image=pictures, **call)
-    with pytest.raises(InputError, match="image must be one picture for one prompt, got 2"):
-        verified("a", image=pictures, **call)
+        verified(["a", "b", "c"], image=images, **call)
+    with pytest.raises(InputError, match="image must be one image for one prompt, got 2"):
+        verified("a", image=images, **call)
 
 
 class MultiControlNetModel:
@@ -98,7 +98,7 @@ class Controlled(References):
         (Controlled(), [["pose", "depth"], ["pose", "depth"]], True),
     ],
 )
-def test_lists_of_pictures_that_prompts_share_stay_whole(pipe, value, split):
+def test_lists_of_images_that_prompts_share_stay_whole(pipe, value, split):
     call = Call.from_arguments(pipe, (), {"prompt": ["a", "b"], "image": value, "seed": 1})
     assert ("image" in call.requests[0].arguments) is split
     assert ("image" in call.shared_arguments) is not split
@@ -129,5 +129,5 @@ def test_mistakes_are_refused(verified, arguments, message):
 def test_too_many_arguments_and_doubled_ones_are_refused(verified):
     with pytest.raises(InputError, match="takes at most"):
         verified(*["a"] * 99)
-    with pytest.raises(InputError, match="prompt must be given once"):
+    with pytest.raises(InputError, match="prompt must be passed once"):
         verified("a", prompt="b")

@@ -142,7 +142,7 @@ def test_all_other_attributes_are_the_pipelines(pipe, verified):
         verified.nothing  # noqa: B018
 
 
-def test_missing_pictures_are_none_with_a_warning(tmp_path, monkeypatch):
+def test_missing_images_are_none_with_a_warning(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
     monkeypatch.setattr(
         pipe, "run_safety_checker", lambda image, *_: (image, [True] + [False] * (len(image) - 1))
@@ -169,12 +169,12 @@ def test_where_every_candidate_failed_alike_the_reason_is_raised(tmp_path, monke
     monkeypatch.setattr(pipe, "prepare_latents", broken)
     with (
         pytest.warns(RunWarning, match="no such layer"),
-        pytest.raises(UnsupportedError, match="none could be: RuntimeError: no such layer"),
+        pytest.raises(UnsupportedError, match="every one failed: RuntimeError: no such layer"),
     ):
         wrap(pipe, FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
 
 
-def test_where_all_was_blanked_the_pictures_are_none(tmp_path, monkeypatch):
+def test_where_all_was_blanked_the_images_are_none(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
     monkeypatch.setattr(pipe, "run_safety_checker", lambda image, *_: (image, [True] * len(image)))
     with pytest.warns(RunWarning, match="0 usable candidates of the 1"):
@@ -209,12 +209,12 @@ def test_a_tuple_has_all_its_fields_where_the_last_search_drew_nothing(tmp_path,
     assert flags is None
 
 
-def test_pictures_of_several_sizes_are_a_list(tmp_path):
+def test_images_of_several_sizes_are_a_list(tmp_path):
     pipe = StableDiffusionImg2ImgPipeline(**sd15(tmp_path).components)
     pipe.set_progress_bar_config(disable=True)
     verified = wrap(pipe, FakeVerifier(), strategy=BestOfN(1))
-    pictures = [Image.new("RGB", size) for size in ((16, 16), (32, 16))]
-    call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1, "image": pictures}
+    images = [Image.new("RGB", size) for size in ((16, 16), (32, 16))]
+    call = {"num_inference_steps": 2, "strength": 0.5, "seed": 1, "image": images}
     for kind, shapes in (
         ("np", [(16, 16, 3), (16, 32, 3)]),
         ("pt", [(3, 16, 16), (3, 16, 32)]),
@@ -304,7 +304,7 @@ def test_the_batch_size_may_be_changed_between_calls(tmp_path, monkeypatch):
 
 
 def test_options_are_given_once(verified):
-    with pytest.raises(InputError, match="objective must be given when the pipeline is wrapped"):
+    with pytest.raises(InputError, match="objective must be passed when the pipeline is wrapped"):
         verified.objective = Objective()
 
 

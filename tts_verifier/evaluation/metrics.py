@@ -1,7 +1,7 @@
 """Agreement of numbers, decisions and boxes: Pearson correlation, AUC, box IoU.
 
-All three are plain functions of their arguments and may be called from any thread. A figure
-that the data do not define is NaN, never 0 or an exception.
+All three are plain functions of their arguments and may be called from any thread. A figure that
+the data do not define is NaN, never an exception.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def correlation(predicted: ArrayLike, target: ArrayLike) -> float:
         r in [-1, 1]; NaN with fewer than three pairs or when either side is constant.
     """
     p, t = np.asarray(predicted), np.asarray(target)
+    # Two pairs always lie on a line, so their correlation is 1 or -1 and says nothing.
     if len(p) < 3 or p.std() == 0 or t.std() == 0:
         return math.nan
     return float(np.corrcoef(p, t)[0, 1])
@@ -51,6 +52,7 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
     below: NDArray[np.float64] = np.array([s for s, is_positive in pairs if not is_positive])
     if not len(above) or not len(below):
         return math.nan
+    # Every pair, N^2 numbers: sets are small, and ties need no ranks of their own.
     gaps = np.subtract.outer(above, below)
     return float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
 
@@ -67,6 +69,7 @@ def box_iou(a: Box, b: Box) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     intersection = max(width, 0.0) * max(height, 0.0)
+    # Also when both boxes are empty: their union is 0 too, and the quotient undefined.
     if not intersection:
         return 0.0
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (a, b)]

@@ -2,8 +2,8 @@
 
 >>> from tts_verifier import shapes
 >>> captions = shapes.captions(8, seed=0)
->>> picture = shapes.render(captions[0], seed=1)
->>> shapes.judge(picture, captions[0]).passed
+>>> image = shapes.render(captions[0], seed=1)
+>>> shapes.judge(image, captions[0]).passed
 True
 """
 
@@ -63,7 +63,7 @@ def oracle(image: ImageLike, caption: str) -> Reading:
 def judge(image: ImageLike, caption: str) -> Reading:
     """Reads an image by fitting the renderer to it; see `shapes.readers.judge`.
 
-    This is the held-out judge of the miniature world: no model is trained on what it says.
+    This is the held-out judge of the miniature world: no model is trained on its readings.
 
     Raises:
         InputError: the image cannot be used, or the caption is outside the grammar.

@@ -1,9 +1,9 @@
 """Planted artifacts with their ground truth, on renders and on a generator's samples alike.
 
-An artifact lies inside a soft disc where something is painted, judged by saliency (the
-distance from the background's colour). There are five kinds: a smear (dragged pixels), a patch
-of noise, a broken outline (bites out of an object), bleeding colours (colour leaking past the
-outline) and melting (a local warp).
+An artifact lies inside a soft disc where something is painted, that is, where saliency (the
+distance from the background's colour) is high. There are five kinds: a smear (dragged pixels), a
+patch of noise, a broken outline (bites out of an object), bleeding colours (colour leaking past
+the outline) and melting (a local warp).
 
 The map marks visible changes: 1 where a pixel moved by more than `VISIBLE_CHANGE` in any
 channel, softened over a few pixels. Severity in [0, 1] is the mean of two shares: the changed
@@ -27,9 +27,9 @@ PATCH_SIDE: Final = 56
 VISIBLE_CHANGE: Final = 0.08
 """Change of a channel (sRGB, 0 to 1) above which a pixel counts as changed."""
 FULL_AREA: Final = 700.0
-"""Changed pixels of an artifact whose area alone is as severe as can be."""
+"""Number of changed pixels from which on a larger area is no more severe."""
 FULL_CHANGE: Final = 0.4
-"""Mean change (sRGB, 0 to 1) of an artifact whose strength alone is as severe as can be."""
+"""Mean change (sRGB, 0 to 1) from which on a stronger change is no more severe."""
 PAINTED_SALIENCY: Final = 0.2
 """Saliency above which a pixel counts as painted."""
 
@@ -67,12 +67,15 @@ def plant_artifacts(
 
     chosen = uniform(count) < share
     kind = torch.randint(len(ARTIFACT_KINDS), (count,), generator=generator, device=device)
+    # Placed on painted pixels, because damage to plain background would hardly be visible.
     corner = _salient_corners(images, generator)
     patch = _cut_patches(images, corner)
     damaged = patch.clone()
     for index, damage in enumerate((_smear, _add_noise, _break, _bleed, _melt)):
         rows = torch.nonzero(chosen & (kind == index)).flatten()
         if len(rows):
+            # Eight numbers for every kind, though no kind uses more than two: another count would
+            # change the images of every seed.
             damaged[rows] = damage(patch[rows], uniform(len(rows), 8), generator)
     damaged = torch.lerp(patch, damaged, _soft_disc(uniform(count), device)).clamp(0, 1)
     change = (damaged - patch).abs().amax(1)
@@ -92,6 +95,7 @@ def plant_artifacts(
 
 def background_colour(images: Tensor) -> Tensor:
     """Estimates each image's background as its border's median colour: (B, 3, 1, 1)."""
+    # Scenes keep their objects off the border, so most of its pixels are background.
     edge = torch.cat(
         [images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], dim=-1
     )
@@ -106,6 +110,7 @@ def saliency(images: Tensor) -> Tensor:
 def _severity(change: Tensor, changed: Tensor) -> Tensor:
     """Returns severity (B,) in [0, 1] from change (B, h, w) and where it is visible."""
     area, total = changed.sum((1, 2)), (change * changed).sum((1, 2))
+    # Without a changed pixel the severity is 0; the clamp keeps the quotient from being NaN.
     strength = total / area.clamp(min=1)
     return 0.5 * (area / FULL_AREA).clamp(max=1) + 0.5 * (strength / FULL_CHANGE).clamp(max=1)
 
@@ -114,13 +119,13 @@ def _severity(change: Tensor, changed: Tensor) -> Tensor:
 
 
 def _salient_corners(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws each patch's top left corner, its middle on something painted: (B, 2), (x, y)."""
+    """Picks each patch's top left corner, its middle on something painted: (B, 2), (x, y)."""
     painted = (saliency(images) > PAINTED_SALIENCY).float()
     # An image with nothing painted still needs a positive weight somewhere.
     weight = avg_pool2d(painted[:, None], 8).flatten(1) + 1e-4
     cell = torch.multinomial(weight, 1, generator=generator).squeeze(1)
     side = SIZE // 8
-    middle = torch.stack([cell % side, cell // side], 1) * 8 + 4
+    middle = torch.stack([cell % side, cell // side], 1) * 8 + 4  # of a cell of 8 x 8 pixels
     return (middle - PATCH_SIDE // 2).clamp(0, SIZE - PATCH_SIDE)
 
 
@@ -154,6 +159,7 @@ def _soft_disc(u: Tensor, device: torch.device) -> Tensor:
 
 def _soften(changed: Tensor) -> Tensor:
     """Closes gaps between changed pixels and softens the rim: (B, h, w) -> the same."""
+    # A pixel is marked in full where two fifths of the 7 x 7 pixels around it changed.
     return (2.5 * avg_pool2d(changed[:, None], 7, stride=1, padding=3)[:, 0]).clamp(max=1)
 
 
@@ -162,6 +168,7 @@ def _changed_boxes(changed: Tensor, corner: Tensor) -> Tensor:
     index = torch.arange(PATCH_SIDE, device=changed.device)
     spans = []
     for hit in (changed.amax(1) > 0, changed.amax(2) > 0):
+        # The other pixels get the value that neither the minimum nor the maximum can be.
         low = torch.where(hit, index, PATCH_SIDE).amin(1)
         spans.append((low, torch.where(hit, index + 1, 0).amax(1)))
     (x1, x2), (y1, y2) = spans
@@ -175,6 +182,7 @@ def _changed_boxes(changed: Tensor, corner: Tensor) -> Tensor:
 
 def _warp(patch: Tensor, offset: Tensor) -> Tensor:
     """Samples a patch at offsets (N, PATCH_SIDE, PATCH_SIDE, 2), (x, y) in pixels."""
+    # `grid_sample` counts from -1 to 1 across the patch, edges included, so a pixel is 2 / side.
     at = (torch.arange(PATCH_SIDE, device=patch.device) + 0.5) * 2 / PATCH_SIDE - 1
     identity = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
     return grid_sample(
@@ -210,6 +218,7 @@ def _break(patch: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
     y = at[None, None, :, None] - centre[:, :, 1, None, None]
     radius = 3 + 3 * dots[..., 2, None, None]
     bitten = (radius - torch.hypot(x, y) + 0.5).clamp(0, 1).amax(1)[:, None]
+    # Backgrounds are paler than every colour, so the palest pixel of a patch is background.
     palest = patch.sum(1).flatten(1).argmax(1)
     fill = patch.flatten(2).gather(2, palest[:, None, None].expand(-1, 3, 1))[..., None]
     return torch.lerp(patch, fill.expand_as(patch), bitten)
@@ -217,9 +226,11 @@ def _break(patch: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
 
 def _bleed(patch: Tensor, u: Tensor, generator: torch.Generator) -> Tensor:
     """Lets the darker colours leak out, in cloudy places."""
+    # Two box filters after each other are close to a Gaussian.
     blurred = patch
     for _ in range(2):
         blurred = avg_pool2d(pad(blurred, (5, 5, 5, 5), mode="replicate"), 11, stride=1)
+    # 0.15 is more than VISIBLE_CHANGE, so the leak is visible even where the blur changes nothing.
     leaked = torch.minimum(patch, blurred - 0.15)
     cloud = torch.rand(len(patch), 1, 7, 7, generator=generator, device=patch.device)
     cloud = interpolate(cloud, size=(PATCH_SIDE, PATCH_SIDE), mode="bilinear", align_corners=False)

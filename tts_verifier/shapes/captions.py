@@ -1,9 +1,9 @@
-"""All captions of the miniature world, which of them are held out, and random draws.
+"""All captions of the miniature world, which of them are held out, and random samples of them.
 
 Training never sees a held-out spec: about one in eight of the specs of two objects, position
 and attribute binding, chosen by a hash of their meaning. Single objects, colours and counting
-have too few specs for that (six, forty-eight and a hundred and sixty-two). Their captions are
-shared between the splits, and only their pictures are held out, by other seeds.
+have too few specs for that (6, 48 and 162). Both splits share their captions, and only their
+images are held out, by other seeds.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ SHARED_CATEGORIES: Final = ("single_object", "colours", "counting")
 HELD_OUT_ONE_IN: Final = 8
 """One spec in this many is held out, in the other categories."""
 TRIES: Final = 50
-"""How often `captions` draws for a category before it moves on: almost all of its captions may
-be taken already."""
+"""How often `captions` tries to find a new caption of a category before it moves on.
+
+Almost all captions of the category may be taken already.
+"""
 
 
 def is_held_out(spec: Spec) -> bool:
     """Tells whether training never sees a spec."""
     if spec.category in SHARED_CATEGORIES:
         return False
+    # Not `hash`, which Python salts anew for text in every process.
     return hashlib.sha256(repr(spec).encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
@@ -50,15 +53,16 @@ def all_specs() -> Iterator[Spec]:
         if first == second:
             continue
         yield Spec("two_objects", (Noun(first), Noun(second)))
-        for one, other in product(COLOURS, COLOURS):
-            if one != other:
-                yield Spec("attribute_binding", (Noun(first, one), Noun(second, other)))
+        # Two objects of one colour cannot show whether a colour is bound to the right object.
+        for colour_1, colour_2 in product(COLOURS, COLOURS):
+            if colour_1 != colour_2:
+                yield Spec("attribute_binding", (Noun(first, colour_1), Noun(second, colour_2)))
         for a, b, relation in product(any_colour, any_colour, RELATIONS):
             yield Spec("position", (Noun(first, a), Noun(second, b)), relation=relation)
 
 
 def random_specs(n: int, rng: random.Random, *, split: Split = "all") -> list[Spec]:
-    """Draws `n` specs, the six categories in equal shares, in random order.
+    """Picks `n` random specs, the six categories in equal shares, in random order.
 
     Raises:
         InputError: `n` is not positive.
@@ -71,7 +75,7 @@ def random_specs(n: int, rng: random.Random, *, split: Split = "all") -> list[Sp
 
 
 def captions(n: int, seed: int, *, split: Split = "all") -> list[str]:
-    """Draws `n` distinct captions, the six categories in turn.
+    """Picks `n` distinct random captions, the six categories in turn.
 
     Args:
         n: how many. A category that runs out leaves its turns to the others: `single_object`
@@ -143,6 +147,7 @@ def _random_spec(category: str, rng: random.Random) -> Spec:
         return Spec(category, (Noun(first), Noun(second)))
     if category == "attribute_binding":
         return Spec(category, (Noun(first, a), Noun(second, b)))
-    other = rng.choice(list(COLOURS))
-    nouns = (Noun(first, rng.choice([None, a])), Noun(second, rng.choice([None, other])))
+    # A position may have two objects of one colour: their shapes tell them apart.
+    any_colour = rng.choice(list(COLOURS))
+    nouns = (Noun(first, rng.choice([None, a])), Noun(second, rng.choice([None, any_colour])))
     return Spec(category, nouns, relation=rng.choice(RELATIONS))

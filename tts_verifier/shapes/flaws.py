@@ -1,4 +1,4 @@
-"""Pictures with planted flaws, and the truth about them.
+"""Images with planted flaws, and the truth about them.
 
 A misalignment changes the objects before they are rendered: a wrong, missing or extra object,
 a wrong colour or shape, exchanged colours, a relation that does not hold, a wrong count. What
@@ -11,7 +11,7 @@ The four scores, each in [0, 1]:
 - plausibility: 1, or 0.8 - 0.7 * severity with a planted artifact
 - aesthetics: 0.35 + 0.4 * balance + 0.25 * size - 0.3 * severity. Balance is 1 when the
   painted pixels are centred; it is 0 when their centre of mass is 40 pixels off or nothing is
-  painted. Size is the painted share of the picture over 15 %, at most 1.
+  painted. Size is the painted share of the image divided by 15 %, at most 1.
 - overall: 0.5 * alignment + 0.3 * plausibility + 0.2 * aesthetics
 """
 
@@ -92,6 +92,7 @@ def render_flawed(
 
 def misaligned_scenes(specs: Sequence[Spec], generator: torch.Generator, *, share: float) -> Scenes:
     """Samples one scene for each spec, a share of them with one or two misalignments."""
+    # Misalignments are chosen in Python, by a random source that `generator` seeds.
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     rng = random.Random(int(seed))
     contents = [
@@ -122,6 +123,7 @@ def composition(images: Tensor) -> Tensor:
     painted = (saliency(images) > PAINTED_SALIENCY).float()
     total = painted.sum((1, 2))
     offset = torch.arange(SIZE, device=images.device) + 0.5 - SIZE / 2
+    # The centre of mass, seen from the middle; the clamp serves images with nothing painted.
     x = (painted.sum(1) * offset).sum(1) / total.clamp(min=1)
     y = (painted.sum(2) * offset).sum(1) / total.clamp(min=1)
     balance = (1 - torch.hypot(x, y) / 40).clamp(0, 1) * (total > 0)
@@ -136,6 +138,7 @@ def scene_things(scenes: Scenes, boxes: Tensor) -> list[list[Thing]]:
         scenes: B of them.
         boxes: (B, K, 4), xyxy in pixels, as `renderer.bounding_boxes` returns them.
     """
+    # One transfer for each tensor: reading single elements would wait for a GPU every time.
     colours = list(COLOURS)
     shape, colour = scenes.shape.tolist(), scenes.colour.tolist()
     centre, corners = scenes.centre.tolist(), boxes.tolist()
@@ -204,6 +207,7 @@ def _add_object(spec: Spec, contents: SceneContents, rng: random.Random) -> Scen
 def _remove_object(spec: Spec, contents: SceneContents, rng: random.Random) -> SceneContents:
     nouns, _ = contents
     removed = rng.randrange(len(nouns))
+    # Without one of its objects a relation cannot be placed.
     return [noun for i, noun in enumerate(nouns) if i != removed], None
 
 
@@ -211,6 +215,7 @@ def _change_shape(spec: Spec, contents: SceneContents, rng: random.Random) -> Sc
     nouns, relation = contents
     index = rng.randrange(len(nouns))
     named = {noun.shape for noun in spec.nouns}
+    # No shape that the caption names, so that the changed object fits none of its nouns.
     shape = rng.choice([s for s in SHAPES if s not in named])
     return _with_noun(nouns, index, Noun(shape, nouns[index].colour)), relation
 

@@ -1,13 +1,13 @@
-"""The captions of the miniature world: their meaning, their wording, what they require.
+"""The captions of the miniature world: their meaning, their wording and their constraints.
 
 The six categories follow GenEval (Ghosh et al. 2023): a single object, two objects, counting,
 colours, position, attribute binding. `phrase` turns a meaning into a caption and
 `parse_caption` turns the caption back.
 
-A picture satisfies its caption when it shows exactly the objects that the caption names and
+An image satisfies its caption when it shows exactly the objects that the caption names and
 nothing else; attributes that the caption leaves open are free. "left of" and the other
-relations compare centres: the second object's centre must lie more than `RELATION_MARGIN`
-pixels (of 128) further along.
+relations compare centres: they must be more than `RELATION_MARGIN` pixels (of 128) apart in the
+direction that the relation names.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Constraint:
     kind: ConstraintKind
     """What must hold."""
     noun: int | None = None
-    """The index of the noun that it is about; None for `relation` and `nothing_else`."""
+    """The index of the noun that it concerns; None for `relation` and `nothing_else`."""
 
 
 def constraints(spec: Spec) -> tuple[Constraint, ...]:
@@ -102,6 +102,7 @@ def phrase(spec: Spec, variant: int = 0) -> str:
         return prefix + first
     joint = "and"
     if spec.relation is not None:
+        # The variants go through all prefixes with the short form first, then with the long one.
         long = variant // len(PREFIXES) % 2 == 1
         joint = LONG_RELATIONS[spec.relation] if long else spec.relation
     return f"{prefix}{first} {joint} {_with_article(spec.nouns[1])}"
@@ -173,18 +174,20 @@ _RELATION: Final = {r: r for r in RELATIONS} | {long: r for r, long in LONG_RELA
 
 
 def _caption_pattern() -> re.Pattern[str]:
-    """Builds the pattern of a caption from the vocabulary; its groups name what was said."""
+    """Builds the pattern of a caption from the vocabulary, with a named group for each part."""
     colour, shape = "|".join(COLOURS), "|".join(SHAPES)
     prefix = "|".join(p.strip() for p in PREFIXES if p)
     joints = "|".join(["and", *_RELATION])
 
-    def one(index: int) -> str:
+    def noun_pattern(index: int) -> str:
         return rf"an? (?:(?P<colour{index}>{colour}) )?(?P<shape{index}>{shape})"
 
     plural = "|".join(_SINGULAR)
+    # From "two" on: one object is worded with an article.
     counted = rf"(?P<count>{'|'.join(COUNTS[1:])}) (?:(?P<colour0>{colour}) )?(?P<counted>{plural})"
     return re.compile(
-        rf"(?:(?:{prefix}) )?(?:{counted}|{one(1)}(?: (?P<joint>{joints}) {one(2)})?)"
+        rf"(?:(?:{prefix}) )?"
+        rf"(?:{counted}|{noun_pattern(1)}(?: (?P<joint>{joints}) {noun_pattern(2)})?)"
     )
 
 

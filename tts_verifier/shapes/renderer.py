@@ -1,4 +1,4 @@
-"""The renderer: turns scenes into anti-aliased pictures by signed distances to each outline.
+"""The renderer: turns scenes into anti-aliased images by signed distances to each outline.
 
 The distances follow Quilez, "2D distance functions". A pixel's coverage is its signed distance,
 clipped to half a pixel on either side of the outline.
@@ -42,6 +42,8 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
 
 def _triangle(x: Tensor, y: Tensor) -> Tensor:
     """Distance to an equilateral triangle: a corner at the top, its centroid at the origin."""
+    # The largest of the distances to the three sides: beyond a corner it is too small, but coverage
+    # uses only the half pixel on either side of the outline.
     inner = 0.52
     slanted = 0.8660254 * x.abs() - 0.5 * y - inner
     return torch.maximum(slanted, y - inner)
@@ -50,13 +52,16 @@ def _triangle(x: Tensor, y: Tensor) -> Tensor:
 def _star(x: Tensor, y: Tensor) -> Tensor:
     """Distance to a star of five points: folds the plane to a tenth, where one edge is left."""
     fifth = 2 * math.pi / 5
+    # From the top, where one of the points is.
     bearing = torch.atan2(x, -y)
     folded = (bearing - fifth * torch.round(bearing / fifth)).abs()
     length = torch.hypot(x, y)
     px, py = length * folded.sin(), length * folded.cos()
+    # The notch lies between two points, at 36 degrees: its factors are sin 36 and cos 36.
     tip, notch = (0.0, 1.05), (0.46 * 0.5877853, 0.46 * 0.8090170)
     ex, ey = notch[0] - tip[0], notch[1] - tip[1]
     edge = math.hypot(ex, ey)
+    # The distance to the edge's whole line, which near the outline is that to the edge.
     return ((px - tip[0]) * -ey + (py - tip[1]) * ex) / edge
 
 
@@ -94,6 +99,7 @@ def coverage(scenes: Scenes) -> Tensor:
         y = axis[None, :, None] - centre[:, 1, None, None]
         angle = scenes.angle[row, slot][:, None, None]
         cos, sin = angle.cos() / radius[:, None, None], angle.sin() / radius[:, None, None]
+        # Points are turned back and scaled to the radius; distances are scaled to pixels again.
         distance = DISTANCE[name](cos * x + sin * y, cos * y - sin * x)
         out[row, slot] = (0.5 - distance * radius[:, None, None]).clamp(0, 1)
     return out
@@ -104,6 +110,7 @@ def visible(cover: Tensor) -> Tensor:
 
     Later slots hide earlier ones.
     """
+    # From the front to the back, because each object hides a share of all that lie behind it.
     uncovered = torch.ones_like(cover[:, 0])
     front_to_back = []
     for k in reversed(range(cover.shape[1])):
@@ -157,6 +164,7 @@ def bounding_boxes(cover: Tensor) -> Tensor:
     index = torch.arange(SIZE, device=cover.device)
 
     def span(hit: Tensor) -> tuple[Tensor, Tensor]:
+        # Where nothing is covered, the minimum below turns `low` into 0 as well.
         low = torch.where(hit, index, SIZE).amin(-1)
         high = torch.where(hit, index + 1, 0).amax(-1)
         return torch.minimum(low, high), high

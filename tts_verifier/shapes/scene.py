@@ -22,8 +22,10 @@ LAYOUTS: Final = 64
 """Random layouts tried for each scene; the one that breaks the rules least is taken."""
 
 RELATION_CLEAR: Final = 20.0
-"""Least distance in pixels between related centres along their axis. It is twice
-`grammar.RELATION_MARGIN`, so no picture is a borderline case."""
+"""Least distance in pixels between related centres along the axis of their relation.
+
+It is twice `grammar.RELATION_MARGIN`, so no image is a borderline case.
+"""
 
 RADII: Final = {1: (16.0, 32.0), 2: (14.0, 25.0), 3: (12.0, 20.0), 4: (11.0, 17.0), 5: (10.0, 15.0)}
 """Number of objects in the scene -> smallest and largest radius in pixels."""
@@ -103,18 +105,18 @@ def sample_scenes(
         gap: pixels that objects keep apart, roughly: at 2, thin parts may overlap a little.
     """
     device = generator.device
-    wanted = specs if isinstance(specs, SpecTensors) else encode(specs, device)
-    count = len(wanted.shape)
-    shape, relation = wanted.shape, wanted.relation
+    requested = specs if isinstance(specs, SpecTensors) else encode(specs, device)
+    count = len(requested.shape)
+    shape, relation = requested.shape, requested.relation
 
     def uniform(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator, device=device)
 
     random_colour = torch.randint(len(COLOURS), shape.shape, generator=generator, device=device)
-    # Objects of one kind share their colour, so a counting caption has one colour per picture.
+    # Objects of one kind share their colour, so an image of a counting caption has a single colour.
     one_kind = (shape == shape[:, :1]).all(1, keepdim=True)
     random_colour = torch.where(one_kind, random_colour[:, :1], random_colour)
-    colour = torch.where(wanted.colour < 0, random_colour, wanted.colour)
+    colour = torch.where(requested.colour < 0, random_colour, requested.colour)
     radius = _sample_radii(shape, uniform(count, SLOTS))
     centre = _best_layout(shape, relation, radius, uniform(count, LAYOUTS, SLOTS, 2), gap)
     angle = (uniform(count, SLOTS) * 2 - 1) * TILT
@@ -124,6 +126,7 @@ def sample_scenes(
 
 def _sample_radii(shape: Tensor, u: Tensor) -> Tensor:
     """Picks radii between the limits for the number of objects: u (B, K) -> pixels (B, K)."""
+    # An empty scene, from which the only object was removed, gets radii that are never used.
     number = (shape >= 0).sum(1).clamp(min=1)
     low = torch.tensor([RADII[n][0] for n in sorted(RADII)], device=u.device)[number - 1]
     high = torch.tensor([RADII[n][1] for n in sorted(RADII)], device=u.device)[number - 1]
@@ -132,9 +135,11 @@ def _sample_radii(shape: Tensor, u: Tensor) -> Tensor:
 
 def _best_layout(shape: Tensor, relation: Tensor, radius: Tensor, u: Tensor, gap: float) -> Tensor:
     """Picks the best of random layouts: u (B, LAYOUTS, K, 2) in [0, 1) -> centres (B, K, 2)."""
+    # Objects stay three pixels off the border, which readers take for background.
     margin = (radius + 3)[:, None, :, None]
     centre = margin + u * (SIZE - 2 * margin)
     penalty = _overlap_penalty(shape, radius, centre, gap)
+    # A pixel off the relation counts as four pixels of overlap: the caption must come true.
     penalty = penalty + torch.where(
         relation[:, None] >= 0, _relation_penalty(relation, centre) * 4, 0.0
     )
@@ -146,6 +151,7 @@ def _overlap_penalty(shape: Tensor, radius: Tensor, centre: Tensor, gap: float) 
     """Returns by how many pixels objects are too close: (B, LAYOUTS)."""
     present = shape >= 0
     between = centre[:, :, :, None] - centre[:, :, None]
+    # 0.92 is the extent of a circle in `renderer`: circles keep exactly the gap.
     apart = 0.92 * (radius[:, :, None] + radius[:, None]) + gap
     both = present[:, :, None] & present[:, None]
     each_pair_once = torch.ones_like(both[0]).triu(1)
@@ -158,11 +164,12 @@ def _relation_penalty(relation: Tensor, centre: Tensor) -> Tensor:
     """Returns by how many pixels the first two objects miss their relation: (B, LAYOUTS).
 
     They must be `RELATION_CLEAR` apart along its axis and clearly less far apart across it:
-    otherwise the other axis would describe the picture as well.
+    otherwise the other axis would describe the image as well.
     """
     offset = centre[:, :, 0] - centre[:, :, 1]
-    sign = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]], device=centre.device)
+    sign = torch.tensor([[-1.0, 0], [1, 0], [0, -1], [0, 1]], device=centre.device)  # RELATIONS
     along = (offset * sign[relation.clamp(min=0)][:, None]).sum(-1)
+    # The smaller of both distances. If that is `along` itself, it exceeds 0.7 of itself and counts.
     across = offset.abs().amin(-1)
     return (RELATION_CLEAR - along).clamp(min=0) + (across - 0.7 * along).clamp(min=0)
 
@@ -177,6 +184,7 @@ def _background_colours(u: Tensor) -> Tensor:
 
 def _shuffle_slots(scenes: Scenes, u: Tensor) -> Scenes:
     """Reorders the slots, which decides who is painted over whom; empty slots come last."""
+    # u is below 1, so adding 1 puts the empty slots last.
     order = (u + (~scenes.present).float()).argsort(1)
 
     def reorder(values: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """A simulated generator: the renderer with planted flaws at known rates.
 
-It stands in for a diffusion model when the search itself is studied. It fails as real
-generators do (wrong count, place, colour or shape, broken pixels), at rates that are
-arguments, and renders a hundred images a second on one core. It has no denoising steps, so it
-can neither continue nor repaint an image.
+It replaces a diffusion model where the search itself is studied. It fails as real generators do
+(wrong count, place, colour or shape, broken pixels), at rates that its arguments set, and renders a
+hundred images a second on one core. It has no denoising steps, so it can neither continue nor
+repaint an image.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SimulatedGenerator:
     Args:
         misalignment: share of images that contradict their caption, in [0, 1].
         artifact: share of images with broken pixels, in [0, 1].
-        batch_size: images a batch.
+        batch_size: images generated at a time.
 
     Raises:
         InputError: a share is not in [0, 1] or `batch_size` is below 1.
@@ -43,15 +43,15 @@ class SimulatedGenerator:
         self.settings: Mapping[str, Setting] = {"model": "shapes-simulated", **self._shares}
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Generates an image for every job; it depends on the job's caption and seed alone.
+        """Generates an image for every job, which depends on the job's caption and seed alone.
 
         Raises:
             InputError: a caption is outside the grammar.
-            UnsupportedError: a job is not a plain draw to the end.
+            UnsupportedError: a job is not a `Draw` to the end from the seed's own noise.
         """
-        return [self._generate_one(job) for job in jobs]
+        return [self._sample(job) for job in jobs]
 
-    def _generate_one(self, job: Job) -> Sample:
+    def _sample(self, job: Job) -> Sample:
         # Imported here, because listing the registry's generators must not import torch.
         import torch
 
@@ -62,8 +62,10 @@ class SimulatedGenerator:
         draw = job.proposal
         if not isinstance(draw, Draw) or draw.until != 1.0 or draw.noise is not None:
             raise UnsupportedError(
-                f"A simulated generator only draws to the end, got a {kind_of(draw)!r} proposal."
+                "A simulated generator only generates whole images from seeds, got a "
+                f"{kind_of(draw)!r} proposal."
             )
-        seed = torch.Generator().manual_seed(draw.seed)
-        flawed = render_flawed([parse_caption(job.prompt.text)], seed, **self._shares)
+        generator = torch.Generator().manual_seed(draw.seed)
+        # One image at a time, so that it does not depend on the other jobs of the batch.
+        flawed = render_flawed([parse_caption(job.prompt.text)], generator, **self._shares)
         return Sample(job, to_pil_images(flawed.images)[0], cost=Cost(network_evaluations=1))

@@ -1,4 +1,4 @@
-"""Oracle and judge as verifiers, for recipes to name them (usually under `judge:`)."""
+"""Oracle and judge as verifiers, so that recipes can name them (usually under `judge:`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ReadingVerifier(Verifier):
         *,
         detail: Detail = "diagnose",
     ) -> list[Verdict]:
-        """Reads image i against prompt i; both details are the same work.
+        """Reads image i against prompt i; both details give the same scores and heatmaps.
 
         Raises:
             InputError: an image cannot be used, a prompt is outside the grammar of
@@ -50,6 +50,7 @@ class ReadingVerifier(Verifier):
 
     def _verdict(self, image: Image.Image, spec: Spec, detail: Detail) -> Verdict:
         reading = self.read(pixels_of(image), spec)
+        # Readers work on 128 x 128 pixels, a verdict's boxes are in pixels of the image.
         scale_x, scale_y = image.width / SIZE, image.height / SIZE
         boxes: tuple[Box, ...] = tuple(
             (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y)

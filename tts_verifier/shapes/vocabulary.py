@@ -1,7 +1,7 @@
 """The words of the miniature world and what they look like: six shapes, eight colours.
 
-The colours are far apart in hue or lightness, so a blurred picture of one is not mistaken for
-another. Backgrounds are light and pale.
+The colours are far apart in hue or lightness, so that a blurred shape of one colour is not mistaken
+for another. Backgrounds are light and pale.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 SIZE: Final = 128
-"""Width and height of every picture, in pixels."""
+"""Width and height of every image, in pixels."""
 
 SHAPES: Final = ("circle", "square", "triangle", "star", "cross", "ring")
 

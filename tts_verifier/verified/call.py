@@ -1,4 +1,4 @@
-"""The call of a wrapped pipeline, taken apart into a search for every prompt."""
+"""Splits the call of a wrapped pipeline into one search for every prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNT_ARGUMENTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")
 _SEARCH_ARGUMENTS: Final = ("latents", "prompt_embeds", "negative_prompt_embeds")
 """Arguments that the search sets itself."""
 _IMAGE_ARGUMENTS: Final = ("image", "mask_image", "control_image")
-"""Arguments that may have an image for each of several prompts."""
+"""Arguments that may hold one image for each of several prompts."""
 _CALLBACK_ARGUMENTS: Final = ("callback_on_step_end", "callback")
 
 
@@ -40,7 +40,7 @@ class CallbackError(TTSError):
 
 @dataclass(frozen=True, slots=True)
 class PromptRequest:
-    """What a call asks for one of its prompts."""
+    """The part of a call that concerns one of its prompts."""
 
     prompt: str
     """The prompt."""
@@ -52,12 +52,12 @@ class PromptRequest:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The arguments of a call, sorted by what they are for."""
+    """The arguments of a call, sorted by their purpose."""
 
     requests: Sequence[PromptRequest]
     """One for every prompt."""
     seeds: Sequence[int]
-    """For every prompt, the seed as it was given or chosen."""
+    """For every prompt, the seed that the user passed or that was chosen at random."""
     single_prompt: bool
     """Whether `prompt` was a text rather than a list of texts."""
     shared_arguments: Mapping[str, Any]
@@ -71,12 +71,13 @@ class Call:
 
     @classmethod
     def from_arguments(cls, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Takes the arguments of a call of `pipe` apart.
+        """Sorts the arguments of a call of `pipe`.
 
         Raises:
             InputError: an argument that the pipeline does not know, or that the search sets.
         """
         call = _named_arguments(pipe, args, kwargs)
+        # As in diffusers, None for the type of the output or for a count means the default.
         prompt, output_type = call.pop("prompt", None), call.pop("output_type", "pil") or "pil"
         counts = [call.pop(name, None) for name in _COUNT_ARGUMENTS]
         count = next((number for number in counts if number is not None), 1)
@@ -85,8 +86,8 @@ class Call:
         call = {k: v for k, v in call.items() if k not in _SEARCH_ARGUMENTS}
         for name in _CALLBACK_ARGUMENTS:
             # diffusers recognises its own callback objects by their class, so these stay.
-            if callable(own := call.get(name)) and not hasattr(own, "tensor_inputs"):
-                call[name] = _ending_the_call(own)
+            if callable(callback := call.get(name)) and not hasattr(callback, "tensor_inputs"):
+                call[name] = _ending_the_call(callback)
         return_dict = call.pop("return_dict", True)
         requests, shared = _split_by_prompt(pipe, prompt, seeds, call)
         single = isinstance(prompt, str)
@@ -105,6 +106,7 @@ class Call:
 def _named_arguments(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all arguments of a call by name."""
     signature = inspect.signature(type(pipe).__call__)
+    # Checked here, because `bind_partial` would raise a TypeError that does not name the limit.
     if len(args) >= len(signature.parameters):
         raise InputError(
             f"{type(pipe).__name__} takes at most {len(signature.parameters) - 1} arguments, "
@@ -113,7 +115,7 @@ def _named_arguments(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     call = dict(signature.bind_partial(pipe, *args).arguments)
     call.pop("self", None)
     if twice := sorted(set(call) & set(kwargs)):
-        raise InputError(f"{', '.join(twice)} must be given once, got it twice.")
+        raise InputError(f"{', '.join(twice)} must be passed once, got it by position and by name.")
     check_call(pipe, {k: v for k, v in kwargs.items() if k != "seed"})
     return {**call, **kwargs}
 
@@ -132,15 +134,16 @@ def _check_values(prompt: Any, call: Mapping[str, Any], *, output_type: str, cou
         )
     if output_type not in _OUTPUT_TYPES:
         raise InputError(
-            f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, the pictures as they were "
-            f"judged, got {output_type!r}."
+            f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, because the verifier scores "
+            f"finished images, got {output_type!r}."
         )
+    # bool is a subclass of int, and True would pass for 1.
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"num_images_per_prompt must be a positive integer, got {count!r}.")
 
 
 def _seeds(seed: Any, generator: Any, prompt: str | Sequence[str]) -> list[int]:
-    """Returns a seed for every prompt. A torch generator gives one, and advances."""
+    """Returns a seed for every prompt. A torch generator yields one seed, and advances."""
     import torch
 
     count = 1 if isinstance(prompt, str) else len(prompt)
@@ -156,6 +159,7 @@ def _seeds(seed: Any, generator: Any, prompt: str | Sequence[str]) -> list[int]:
             f"generator must be a torch.Generator, or a list of one for each of {count} prompts, "
             f"got {generator!r}."
         )
+    # A random number from its stream, so that two calls with one generator differ, as in diffusers.
     seeds = [int(torch.randint(2**62, (), generator=g, device=g.device)) for g in generators]
     return seeds if len(seeds) == count else seeds * count
 
@@ -193,7 +197,7 @@ def _split_by_prompt(
     for index, (text, seed) in enumerate(zip(prompts, seeds, strict=True)):
         own = {name: values[index] for name, values in lists.items()}
         repeats = sum(request.prompt == text for request in requests)
-        # The same prompt given twice would otherwise have the same candidates twice.
+        # A prompt that occurs twice would otherwise have the same candidates twice.
         seed = seed_for(seed, text, repeats, "again") if repeats else seed
         requests.append(PromptRequest(text, seed, own))
     return requests, {k: v for k, v in call.items() if k not in lists}
@@ -207,7 +211,7 @@ def _lists_by_prompt(pipe: Any, count: int, call: Mapping[str, Any]) -> dict[str
         lists |= images
     elif images:
         name, items = next(iter(images.items()))
-        raise InputError(f"{name} must be one picture for one prompt, got {len(items)}.")
+        raise InputError(f"{name} must be one image for one prompt, got {len(items)}.")
     for name, values in lists.items():
         if len(values) != count:
             raise InputError(
@@ -221,7 +225,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def _images(pipe: Any, name: str, value: Any) -> list[Any]:
-    """Returns the images of an argument with one for every prompt, nothing if prompts share it."""
+    """Returns the images of an argument that has one per prompt, none if all prompts share it."""
     conditioners = [getattr(pipe, part, None) for part in ("controlnet", "adapter")]
     takes_strength = "strength" in inspect.signature(type(pipe).__call__).parameters
     # Pipelines without either take a list of reference images, which belong together.
@@ -233,7 +237,9 @@ def _images(pipe: Any, name: str, value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         if takes_list:
             return list(value) if all(isinstance(item, (list, tuple)) for item in value) else []
+        # A single array or tensor gets a batch axis, since a pipeline reads its first axis as one.
         return [item[None] if getattr(item, "ndim", 0) == 3 else item for item in value]
+    # A batch of masks has no axis of channels.
     batch_dimensions = 3 if name == "mask_image" else 4
     if getattr(value, "ndim", 0) == batch_dimensions:
         return [value[index : index + 1] for index in range(len(value))]

@@ -9,7 +9,10 @@ from tts_verifier.errors import InputError
 from tts_verifier.verified.pipeline import VerifiedPipeline
 
 _VERIFIED: Final[WeakKeyDictionary[Any, tuple[Any, VerifiedPipeline]]] = WeakKeyDictionary()
-"""For each custom pipeline, its `search` and what was wrapped for it: the verifier loads once."""
+"""For each custom pipeline, its `search` and its wrapped pipeline, so that the verifier loads once.
+
+An entry does not keep its key alive: the wrapped pipeline refers to the attributes only.
+"""
 
 
 def search_as(base: type, pipe: Any) -> VerifiedPipeline:
@@ -17,11 +20,11 @@ def search_as(base: type, pipe: Any) -> VerifiedPipeline:
 
     Args:
         base: the diffusers class that generates. Inpainting classes are found by its name.
-        pipe: an instance of a subclass of it. `pipe.search` holds the verifier, the strategy and
-            the options of a `VerifiedPipeline`, None where there are none.
+        pipe: an instance of a subclass of it. `pipe.search` is a tuple of the verifier, the
+            strategy and the options of a `VerifiedPipeline`; each may be None.
 
     Raises:
-        InputError: it has no verifier.
+        InputError: the verifier is None.
     """
     verifier, strategy, options = pipe.search
     if verifier is None:
@@ -30,6 +33,7 @@ def search_as(base: type, pipe: Any) -> VerifiedPipeline:
             'verifier="GYX97/ImageDoctor".'
         )
     search, verified = _VERIFIED.get(pipe, (None, None))
+    # By identity, because a user who wants another verifier sets another tuple.
     if verified is None or search is not pipe.search:
         # The subclass's call is the search, so the wrapped pipeline must be of the base class.
         # `from_pipe` would copy the state; hooks and progress bars set on one object must be set

@@ -1,4 +1,4 @@
-"""The result of a search, as a pipeline returns images."""
+"""Turns the result of a search into the images that a pipeline returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SearchOutcome(NamedTuple):
-    """What the search for one prompt ended with."""
+    """The result of the search for one prompt."""
 
     choice: Choice
     """The chosen trial, and all finished ones, best first."""
@@ -27,12 +27,13 @@ class SearchOutcome(NamedTuple):
 
 
 def check_generated(trials: Sequence[Trial]) -> None:
-    """Raises UnsupportedError if every candidate failed for one reason: the call itself."""
+    """Raises UnsupportedError if all candidates failed for one reason, which lies in the call."""
+    # Images that a safety checker blanked were generated: the call itself works.
     reasons = {trial.error for trial in trials} - {BLANKED_ERROR}
     generated = any(trial.image or trial.cost.network_evaluations for trial in trials)
     if len(reasons) == 1 and not generated:
         raise UnsupportedError(
-            f"Every candidate must be drawn as the call says, and none could be: {reasons.pop()}. "
+            f"At least one candidate must be generated, and every one failed: {reasons.pop()}. "
             "Call the pipeline itself to see where it fails."
         )
 
@@ -43,7 +44,7 @@ def best_images(choice: Choice, count: int) -> list[Image | None]:
     images: list[Image | None] = [t.image.load() for t in usable[:count] if t.image is not None]
     if len(images) < count:
         warnings.warn(
-            f"A prompt has {len(images)} usable candidates of the {count} pictures asked for; the "
+            f"A prompt has {len(images)} usable candidates of the {count} images requested; the "
             "others are None. `trials` has all candidates, with their errors.",
             RunWarning,
             stacklevel=3,
@@ -63,7 +64,7 @@ def ranking_of(outcome: SearchOutcome) -> Ranking:
 
 
 def as_output_type(images: Sequence[Image | None], output_type: str) -> Any:
-    """Returns images as diffusers' output type has them.
+    """Converts images to one of diffusers' output types.
 
     Args:
         images: RGB images, None for those that are missing.

@@ -1,4 +1,4 @@
-"""A diffusers pipeline that searches: called like the one it wraps, it returns the best images.
+"""Wraps a diffusers pipeline: it is called as before, and each call searches for the best images.
 
 The search itself is `runner.execute` over a `DiffusersGenerator`. This module turns a call into
 searches, and their results into the pipeline's own output.
@@ -55,29 +55,30 @@ class VerifiedPipeline:
     """A text-to-image pipeline whose every call is a search.
 
     It is called as the pipeline is, with two differences: `seed` (an int) may take the place
-    of `generator`, and `num_images_per_prompt` asks for that many of the best candidates, best
-    first. The output is the pipeline's own, with `.images`, and
+    of `generator`, and `num_images_per_prompt` is the number of candidates to return, best first.
+    The output is the pipeline's own, with `.images`, and
 
     - `.ranking`: a `Ranking` of the finished candidates, best first; a list of them when
       `prompt` is a list,
     - `.trials`: every candidate of every prompt,
-    - `.seed`: the seed that repeats the call, None when `generator` gave several.
+    - `.seed`: the seed that repeats the call, None when `generator` yielded several.
 
-    A list of images, such as `image`, has one for each of several prompts. Where a prompt
-    has too few usable candidates its images are None, with a warning. If a callback is a
-    function, an error that it raises ends the call. All other attributes are the pipeline's: a
-    scheduler set here is set there. Like a pipeline, it must not be shared between threads.
+    With several prompts, a list of images such as `image` has one image for each of them. If a
+    prompt has too few usable candidates, the missing images are None, and a warning says so. If a
+    callback is a function, an error that it raises ends the call. All other attributes are the
+    pipeline's: setting the scheduler here sets the pipeline's. Like a pipeline, it must not be
+    shared between threads.
 
     Args:
         pipe: a loaded pipeline, used as it is.
-        verifier: one, or a name for `Verifier.from_pretrained`.
-        strategy: None is `BestOfN(8)`.
-        batch_size: candidates generated at a time; None is found by trying.
+        verifier: a verifier, or a name for `Verifier.from_pretrained`.
+        strategy: what to propose next; None = `BestOfN()`.
+        batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
         options: `objective`, `budget`, `judge`, `detail` and `overlap`, as in a run.
 
     Raises:
-        InputError: it is no text-to-image pipeline; a part or an option cannot be used.
+        InputError: `pipe` is no text-to-image pipeline; a part or an option cannot be used.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class VerifiedPipeline:
         check_part("verifier", self.verifier)
         self.batch_size = batch_size
         if isinstance(inpaint, (str, Path)):
+            # Loaded beside the pipeline and in its precision, because both work on the same images.
             dtype = str(getattr(pipe, "dtype", "")).removeprefix("torch.")
             inpaint = load_pipeline(inpaint, dtype, computing_device(pipe))
         self.inpaint = inpaint
@@ -110,13 +112,14 @@ class VerifiedPipeline:
 
         Raises:
             InputError: an argument that the pipeline does not know, or that the search sets.
-            UnsupportedError: it cannot do what the strategy needs, or no candidate could be
-                generated.
+            UnsupportedError: the pipeline cannot do what the strategy needs, or no candidate could
+                be generated.
         """
         call = Call.from_arguments(self.pipe, args, kwargs)
         try:
             outcomes = self._search_prompts(call)
         except CallbackError as error:
+            # The user sees what the callback raised, as without the wrapper.
             raise error.original from None
         trials = tuple(trial for outcome in outcomes for trial in outcome.trials)
         check_generated(trials)
@@ -163,7 +166,7 @@ class VerifiedPipeline:
         }
 
     def _shared_generator(self) -> DiffusersGenerator:
-        """Returns the generator of all calls, which remembers what fits into memory."""
+        """Returns the generator that all calls share, so that the batch size is found only once."""
         if self._generator is None:
             self._generator = DiffusersGenerator(
                 self.pipe, batch_size=self.batch_size, inpaint=self.inpaint
@@ -176,18 +179,22 @@ class VerifiedPipeline:
         return self
 
     def __getattr__(self, name: str) -> Any:
+        # `copy` and `pickle` look attributes up on an object that has none yet: asking for `pipe`
+        # would call this method again, without end.
         if name in _OWN_ATTRIBUTES or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # Refused, because it would be set on the pipeline and have no effect.
         if name in WrapOptions.__annotations__:
-            raise InputError(f"{name} must be given when the pipeline is wrapped. Wrap it again.")
+            raise InputError(f"{name} must be passed when the pipeline is wrapped. Wrap it again.")
         if name not in _OWN_ATTRIBUTES:
             setattr(self.pipe, name, value)
             return
         object.__setattr__(self, name, value)
         if name in _GENERATOR_PARTS:
+            # The next call makes a new one.
             self._generator = None
 
     def __repr__(self) -> str:
@@ -201,6 +208,6 @@ def wrap(pipe: Any, verifier: Verifier | str, **options: Any) -> VerifiedPipelin
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    known = [*WrapOptions.__annotations__, "strategy", "batch_size", "inpaint"]
-    if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"wrap does not take {unknown[0]}. {suggestion(unknown[0], known)}")
+    names = [*WrapOptions.__annotations__, "strategy", "batch_size", "inpaint"]
+    if unknown := sorted(set(options) - set(names)):
+        raise InputError(f"wrap does not take {unknown[0]}. {suggestion(unknown[0], names)}")

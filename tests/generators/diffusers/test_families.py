@@ -32,7 +32,7 @@ pytestmark = [
 
 DOCUMENT = Path(__file__).parents[3] / "tts_verifier" / "generators" / "diffusers" / "FAMILIES.md"
 PROMPT = Prompt("0", "a red circle")
-UNFIT = r"cannot be resumed|starts from a picture|has no `prepare_latents`"
+UNFIT = r"cannot be resumed|starts from an image|has no `prepare_latents`"
 BUILDERS = {**tiny_families.FAMILIES, **tiny_checkpoints.CHECKPOINTS}
 
 
@@ -87,7 +87,7 @@ def test_the_document_has_the_table(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_seeds_picture_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path):
+def test_a_seeds_image_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path):
     generator, bound = generator_of(name, tmp_path), 1
     if dtype is torch.bfloat16:
         bound = 12 if name == "kandinsky22" else 2
@@ -100,7 +100,7 @@ def test_a_seeds_picture_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_pa
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_seeds_picture_is_the_one_that_the_pipeline_draws(name, tmp_path):
+def test_a_seeds_image_is_the_one_that_the_pipeline_generates(name, tmp_path):
     family = BUILDERS[name](tmp_path)
     generator = DiffusersGenerator(family.pipe, call=family.call, batch_size=1)
     seeded = {"generator": torch.Generator().manual_seed(5)}

@@ -42,7 +42,7 @@ def test_it_passes_the_conformance_checks_with_all_kinds(generator):
     check_generator(generator)
 
 
-def test_a_proposal_gives_the_same_picture_in_any_batch(generator):
+def test_a_proposal_gives_the_same_image_in_any_batch(generator):
     together = pixels(generator.generate([job(s) for s in range(6)]))
     alone = pixels(generator.generate([job(3)]))
     among = pixels(generator.generate([job(9, "blue"), job(8), job(3)]))
@@ -110,11 +110,11 @@ def test_a_drawing_with_nan_is_an_error_and_spoils_no_other(generator, monkeypat
     monkeypatch.setattr(generator.pipe.vae, "decode", spoiled)
     bad, good = generator.generate([job(0), job(1)])
     assert bad.image is None
-    assert bad.error.startswith("The drawing of seed 0 has NaN or infinite pixels.")
+    assert bad.error.startswith("The image of seed 0 has NaN or infinite pixels.")
     assert good.image is not None
 
 
-def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
+def test_a_blanked_image_is_an_error(tmp_path, monkeypatch):
     generator = DiffusersGenerator(sd15(tmp_path), steps=1, batch_size=1)
     monkeypatch.setattr(
         generator.pipe, "run_safety_checker", lambda image, *_: (image, [True]), raising=True
@@ -123,7 +123,7 @@ def test_a_blanked_picture_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_look_is_refused(generator):
-    with pytest.raises(UnsupportedError, match="StableDiffusion3Pipeline draws nothing"):
+    with pytest.raises(UnsupportedError, match="StableDiffusion3Pipeline generates nothing"):
         generator.generate([Job(Prompt("0", "a"), Look("x"))])
 
 
@@ -154,7 +154,7 @@ def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
 
 
 class Guarded(Unheard):
-    """Its safety checker blanks every second picture, and names that as DeepFloyd IF does."""
+    """Its safety checker blanks every second image, and names that as DeepFloyd IF does."""
 
     def __call__(self, prompt, generator=None, output_type="pil"):
         out = super().__call__(prompt, generator, output_type)

@@ -48,7 +48,7 @@ def test_pixels_outside_the_mask_are_the_parents(generator, parent):
         assert not np.array_equal(after[LEFT], before[LEFT])
 
 
-def test_a_proposal_gives_the_same_picture_in_any_batch(generator, parent):
+def test_a_proposal_gives_the_same_image_in_any_batch(generator, parent):
     wanted = Repaint("parent", MASK, 5, 0.6)
     alone = repainted(generator, parent, wanted)[0]
     others = [Repaint("parent", Mask.of(~LEFT), 6, 0.6), Repaint("parent", MASK, 7)]
@@ -63,13 +63,13 @@ def test_evaluations_follow_the_strength_and_encodings_count(generator, parent):
         generator, parent, Repaint("parent", MASK, 5, 0.5), Repaint("parent", MASK, 5)
     )
     assert (half.cost.network_evaluations, whole.cost.network_evaluations) == (4, 8)
-    # A sibling encodes the masked picture as well, whether or not its weights look at it.
+    # A sibling encodes the masked image as well, whether or not its weights look at it.
     assert half.cost.vae_passes == 3 - inpainting.repaints_by_blending(generator.pipe)
     assert half.progress == 1
     assert half.state is None
 
 
-def test_a_repainted_picture_is_decoded_like_any_other(tmp_path, monkeypatch):
+def test_a_repainted_image_is_decoded_like_any_other(tmp_path, monkeypatch):
     """Guards against the VAE's shift, which SD 3's inpainting class in diffusers 0.42 forgets."""
     pipe = sd3(tmp_path)
 
@@ -145,7 +145,7 @@ def test_a_thin_mask_changes_the_cells_that_it_touches(generator, parent):
 @pytest.mark.parametrize(
     ("mask", "strength", "rule"),
     [
-        (Mask.of(np.ones((8, 8), np.bool_)), 1.0, "must have the size of the picture, got 8x8"),
+        (Mask.of(np.ones((8, 8), np.bool_)), 1.0, "must have the size of the image, got 8x8"),
         (Mask.of(np.zeros((16, 16), np.bool_)), 1.0, "got an empty one"),
         (MASK, 0.0, r"strength must be in \(0, 1\], got 0.0"),
     ],
@@ -155,8 +155,8 @@ def test_what_cannot_be_repainted_is_refused(generator, parent, mask, strength, 
         repainted(generator, parent, Repaint("parent", mask, 5, strength))
 
 
-def test_a_parent_without_a_picture_is_refused(generator):
-    with pytest.raises(InputError, match="needs its parent's picture"):
+def test_a_parent_without_a_image_is_refused(generator):
+    with pytest.raises(InputError, match="needs its parent's image"):
         generator.generate([Job(PROMPT, Repaint("parent", MASK, 5))])
 
 
@@ -208,14 +208,14 @@ def test_weights_that_the_sibling_does_not_know_are_repainted_too(tmp_path):
     assert generator.supports >= {Draw, Continue, Repaint}
 
 
-def test_a_picture_of_another_size_is_refused_where_the_pipeline_blends(tmp_path):
+def test_a_image_of_another_size_is_refused_where_the_pipeline_blends(tmp_path):
     pipe = sd3(tmp_path)
     small = DiffusersGenerator(pipe, steps=2, batch_size=1, height=12, width=12)
     parent = small.generate([Job(PROMPT, Draw(1))])[0]
     everything = Mask.of(np.ones((12, 12), np.bool_))
     assert repainted(small, parent, Repaint("parent", everything, 5))[0].image.size == (12, 12)
     large = DiffusersGenerator(pipe, steps=2, batch_size=1)
-    with pytest.raises(InputError, match=r"draws latents of shape .* a picture of 12x12 has"):
+    with pytest.raises(InputError, match=r"generates latents of shape .* an image of 12x12 has"):
         repainted(large, parent, Repaint("parent", everything, 5))
 
 
@@ -244,7 +244,7 @@ def test_a_pipeline_that_lacks_a_component_of_the_sibling_is_refused_by_name():
     assert "(StableDiffusionXLInpaintPipeline needs vae, unet, scheduler)" in why
 
 
-def test_what_repaints_must_take_picture_mask_and_strength(tmp_path):
+def test_what_repaints_must_take_image_mask_and_strength(tmp_path):
     pipe = sd15(tmp_path)
     why = DiffusersGenerator(pipe, inpaint=pipe).lacks[Repaint]
     assert why == "StableDiffusionPipeline takes no image, mask_image, strength"

@@ -101,12 +101,12 @@ def test_a_band_that_does_not_fit_is_refused(tmp_path, band):
     ("parent", "radius"), [(Continue("x", 1.0, 2), 0.5), (Draw(1), 0.0), (Draw(1), math.nan)]
 )
 def test_near_a_parent_without_noise_is_refused(rehearsal, parent, radius):
-    with pytest.raises(InputError, match="Near needs a parent that was drawn from noise"):
+    with pytest.raises(InputError, match="Near needs a parent that was generated from noise"):
         rehearsal.initial_noise(Draw(2, noise=Near("p", radius)), (trial(parent),))
 
 
 @pytest.mark.parametrize("kind", [Near("parent", 0.3), BAND])
-def test_a_proposal_gives_the_same_picture_in_any_batch(tmp_path, kind):
+def test_a_proposal_gives_the_same_image_in_any_batch(tmp_path, kind):
     generator = DiffusersGenerator(sd15(tmp_path), steps=3, batch_size=2)
     job = Job(PROMPT, Draw(2, noise=kind), (trial(Draw(1)),) if kind is not BAND else ())
     alone = generator.generate([job])[0]
@@ -139,7 +139,7 @@ def test_near_works_with_a_scheduler_that_cannot_be_resumed(tmp_path):
 def test_a_pipeline_that_takes_no_latents_is_refused_by_name(tmp_path, monkeypatch):
     pipe = sd15(tmp_path)
     monkeypatch.setattr(type(pipe), "__call__", lambda self, prompt: None)
-    with pytest.raises(UnsupportedError, match="StableDiffusionPipeline draws from its own noise"):
+    with pytest.raises(UnsupportedError, match="generates from its own noise only"):
         noise.rehearse(pipe, {})
 
 

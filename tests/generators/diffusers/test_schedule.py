@@ -104,7 +104,7 @@ def test_both_parts_cost_what_the_whole_costs_and_one_preview(pipes):
     assert back.cost.network_evaluations == 10
 
 
-def test_the_preview_is_the_clean_picture_in_the_latents(pipes, monkeypatch):
+def test_the_preview_is_the_clean_image_in_the_latents(pipes, monkeypatch):
     """A network that always answers e - x0 knows the end of the drawing from the first step."""
     generator = make(pipes, guidance=1.0)
     target = torch.full((2, 16, 8, 8), 0.25)
@@ -130,7 +130,7 @@ def test_the_preview_is_the_clean_picture_in_the_latents(pipes, monkeypatch):
         Continue("parent", 1.0, 3, eta=0.7),
     ],
 )
-def test_a_proposal_gives_the_same_picture_in_any_batch(pipes, name, proposal):
+def test_a_proposal_gives_the_same_image_in_any_batch(pipes, name, proposal):
     generator = make(pipes, name)
     parent = draw(generator, Draw(1, until=0.5))[0]
     alone = draw(generator, proposal, parent=parent)[0]

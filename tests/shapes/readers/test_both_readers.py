@@ -38,15 +38,15 @@ def test_a_reader_bears_blur_noise_and_a_tint(read):
     specs, pixels, truth = flawed(40, 22)
     rng = np.random.default_rng(0)
     agree = []
-    for picture, spec, right in zip(pixels, specs, truth, strict=True):
-        soft = ndimage.gaussian_filter(picture.astype(float), (1.2, 1.2, 0))
+    for image, spec, right in zip(pixels, specs, truth, strict=True):
+        soft = ndimage.gaussian_filter(image.astype(float), (1.2, 1.2, 0))
         soft += rng.normal(0, 4, soft.shape) + rng.uniform(-12, 12, 3)
         found = read(np.clip(soft, 0, 255).astype(np.uint8), spec)
         agree.append(found.passed == right.passed)
     assert np.mean(agree) >= 0.95
 
 
-def test_an_empty_picture_has_nothing():
+def test_an_empty_image_has_nothing():
     blank = Image.new("RGB", (128, 128), (230, 230, 235))
     for read in (shapes.oracle, shapes.judge):
         reading = read(blank, "a red circle")
@@ -60,10 +60,10 @@ def test_an_empty_picture_has_nothing():
 def test_a_pale_thing_of_mixed_colour_is_seen_once(read):
     at = np.mgrid[:128, :128] + 0.5
     disc = np.hypot(at[0] - 64, at[1] - 50) < 22
-    picture = np.full((128, 128, 3), 235.0)
+    image = np.full((128, 128, 3), 235.0)
     blue = np.where(at[1] < 50, 0.75, 0.5)[..., None]
-    picture = np.where(disc[..., None], 235 + blue * (np.array((40, 75, 220)) - 235), picture)
-    found = read(picture.astype(np.uint8), "a blue circle").things
+    image = np.where(disc[..., None], 235 + blue * (np.array((40, 75, 220)) - 235), image)
+    found = read(image.astype(np.uint8), "a blue circle").things
     assert [(t.shape, t.colour) for t in found] == [("circle", "blue")]
 
 
@@ -71,12 +71,12 @@ def test_a_pale_thing_of_mixed_colour_is_seen_once(read):
 def test_a_thick_ring_is_a_ring(read):
     at = np.mgrid[:128, :128] + 0.5
     away = np.hypot(at[0] - 64, at[1] - 50)
-    picture = np.full((128, 128, 3), 235, np.uint8)
-    picture[(away < 24) & (away > 9)] = (222, 40, 40)
-    assert read(picture, "a red ring").passed
+    image = np.full((128, 128, 3), 235, np.uint8)
+    image[(away < 24) & (away > 9)] = (222, 40, 40)
+    assert read(image, "a red ring").passed
 
 
 def test_a_caption_with_odd_spacing_reads_the_same():
-    picture = shapes.render("a ring", 4)
-    assert shapes.judge(picture, " A  Ring. ").passed
+    image = shapes.render("a ring", 4)
+    assert shapes.judge(image, " A  Ring. ").passed
     assert parse_caption(" A  Ring. ") == parse_caption("a ring")

@@ -1,4 +1,4 @@
-"""One batch: what its jobs have in common, what the pipeline is asked, and what it returned."""
+"""One batch: what its jobs have in common, the pipeline's arguments, and what it returned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 IMAGE_FIELDS: Final = ("images", "image", "frames")
 """The names that pipelines give to the field of their output with the images."""
 SAFETY_FIELDS: Final = ("nsfw_content_detected", "nsfw_detected")
-"""Their names for the field that says, for every image, whether a safety checker blanked it."""
+"""The names that pipelines give to the field that says which images a safety checker blanked."""
 BLANKED_ERROR: Final = "The pipeline's safety checker blanked it."
 
 
@@ -32,7 +32,7 @@ class BatchPlan:
     stop: int | None = None
     """The step after the last one; None = take all steps."""
     given_latents: bool = False
-    """Whether the pipeline is given latents, rather than the seeds alone."""
+    """Whether the call passes latents to the pipeline, rather than the seeds alone."""
     strength: float = 0.0
     """The strength of a repaint; 0 = no repaint."""
     size: tuple[int, int] = (0, 0)
@@ -67,7 +67,7 @@ class BatchOutput:
         if getattr(pixels, "ndim", 0) != 4 or pixels.shape[3] != 3:
             shape = tuple(getattr(pixels, "shape", ())) or type(pixels).__name__
             raise UnsupportedError(
-                f"A pipeline must return RGB pictures (B, H, W, 3) for output_type='np', "
+                f"A pipeline must return RGB images (B, H, W, 3) for output_type='np', "
                 f"{type(output).__name__} has {shape}. A video pipeline needs num_frames=1."
             )
         return cls(pixels, _first_field(output, SAFETY_FIELDS))
@@ -76,9 +76,10 @@ class BatchOutput:
         """Returns a row as the sample of a job, with an `error` if it is no usable image."""
         pixels = self.pixels[row]
         error = ""
+        # Checked before rounding, because a cast to uint8 turns NaN into an arbitrary value.
         if not np.isfinite(pixels).all():
             error = (
-                f"The drawing of seed {getattr(job.proposal, 'seed', None)} has NaN or infinite "
+                f"The image of seed {getattr(job.proposal, 'seed', None)} has NaN or infinite "
                 "pixels. A VAE in float16 may overflow; bfloat16 or float32 does not."
             )
         if not error and self.blanked and self.blanked[row]:
@@ -88,6 +89,7 @@ class BatchOutput:
         image = Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
         state: State | None = None
         if self.latents is not None:
+            # NumPy has no bfloat16; float32 holds every 16-bit value exactly.
             state = {"latents": self.latents[row].detach().float().cpu().numpy()}
         return Sample(job, image, self.progress, cost, state)
 
@@ -100,6 +102,7 @@ def seeded_generators(jobs: Sequence[Job]) -> list[torch.Generator]:
     """Returns a random generator on the CPU for every job, at the start of its own seed."""
     import torch
 
+    # On the CPU, where a seed gives the same noise whatever device the pipeline computes on.
     seeds = [getattr(job.proposal, "seed", 0) for job in jobs]
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 

@@ -1,8 +1,8 @@
 """How many images are generated at a time: as many as memory holds.
 
-A given number is kept, and every batch is filled up to it, so that an image does not depend on
-its batch at all. Without a given number the size is found: on a GPU from the memory that the last
-batch took, elsewhere it is 8. When memory runs out, the size is halved and stays halved.
+If the user sets a number, it is used, and every batch is filled up to it, so that an image does not
+depend on its batch at all. Otherwise a GPU's batch size follows from the memory that the last batch
+took, and elsewhere it is 8. When memory runs out, the size is halved and stays halved.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class MemoryUse(NamedTuple):
 
 
 class BatchSize:
-    """Splits work into batches that fit, and learns what fits.
+    """Splits items into batches that fit into memory, and learns how many fit.
 
     Do not share it between threads.
 
     Args:
-        given: items at a time; None = find out.
+        given: the number of items at a time that the user set; None = find it out.
         device: a torch device, such as "cuda:0".
-        memory: measures the device; None = torch's counters on a GPU if nothing is given, and no
-            measurement elsewhere.
+        memory: measures the device; None = torch's counters on a GPU if the user set no number, and
+            no measurement elsewhere.
 
     Attributes:
         limit: the number of items at a time, at present.
-        fixed: whether the number was given.
+        fixed: whether the user set the number.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class BatchSize:
             return None
         if self._memory is not None:
             use = self._memory()
+            # At least a byte: a batch within memory that was already in use shows no growth.
             per_item = max((use.peak - before) / len(batch), 1)
             self.limit = int(min(max(use.free * _SHARE_OF_FREE / per_item, 1), _LARGEST))
         return outputs
@@ -104,7 +105,9 @@ class BatchSize:
     def _halve(self) -> None:
         # Not in the exception handler: the traceback would keep the failed batch's tensors alive.
         self.limit //= 2
+        # Measurements promised too much, and another one would raise the size again.
         self._memory = None
+        # Tensors in reference cycles stay allocated until the collector runs.
         gc.collect()
         _empty_gpu_cache()
         warnings.warn(
@@ -119,8 +122,8 @@ def is_out_of_memory(error: Exception) -> bool:
     import torch
 
     # The texts are those of GPUs other than CUDA's, and of the CPU's allocator.
-    known = isinstance(error, torch.OutOfMemoryError)
-    return known or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    is_cuda_error = isinstance(error, torch.OutOfMemoryError)
+    return is_cuda_error or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _empty_gpu_cache() -> None:

@@ -1,9 +1,9 @@
 """Any diffusers text-to-image pipeline as a generator.
 
-Every candidate has a random generator of its own, seeded on the CPU, and every batch is filled up
-to one fixed size. A proposal therefore gives the same image whatever batch it is in, bit for bit
-in float32 on one machine. Pipelines are called through their public arguments; `schedule` runs a
-part of the steps, `noise` makes the initial noise, `inpainting` repaints.
+Every candidate has a random generator of its own, seeded on the CPU. With a `batch_size`, every
+batch is filled up to that size, and a proposal gives the same image whatever batch it is in, bit
+for bit in float32 on one machine. Pipelines are called through their public arguments.
+`schedule` runs a part of the steps, `noise` makes the initial noise, and `inpainting` repaints.
 """
 
 from __future__ import annotations
@@ -60,42 +60,43 @@ if TYPE_CHECKING:
 class DiffusersGenerator:
     """Generates images with a diffusers pipeline.
 
-    The class's `supports` is what some pipeline can do; an instance's is what its own can do, by
-    the pipeline's class, scheduler and call. Do not share an instance between threads.
+    The class's `supports` lists what at least one pipeline can do. An instance's `supports` lists
+    what its own pipeline can do, given its class, its scheduler and the arguments of the call. Do
+    not share an instance between threads.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
             `DiffusionPipeline.from_pretrained`; or `"shapes"`, the bundled one.
-        steps, guidance, height, width, negative_prompt: of the call; None = the pipeline's
-            own default.
-        batch_size: candidates at a time, every batch filled up to it, so that images are the
-            same bit for bit in float32. None = as many as fit, no batch filled; images are then
-            the same within the rounding of the dtype.
+        steps, guidance, height, width, negative_prompt: arguments of the pipeline's call; None =
+            the pipeline's own default.
+        batch_size: candidates at a time. Every batch is filled up to this size, so that an image
+            is the same bit for bit in float32. None = as many as fit; batches are not filled
+            up, and an image is then the same within the rounding of the dtype.
         dtype: "float32", "bfloat16" or "float16" for loading; None = bfloat16 on a GPU,
             float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
-        inpaint: a pipeline that repaints, such as FLUX Fill with weights of its own, loaded,
-            or a folder or hub id; None = diffusers' inpainting class over the same weights,
+        inpaint: a pipeline that repaints and has weights of its own, such as FLUX Fill: a loaded
+            one, a folder or a hub id. None = diffusers' inpainting class over the same weights,
             where there is one.
 
     Attributes:
         pipe: the pipeline.
         device: where it computes.
-        settings: all that decides an image besides prompt and seed, for the log.
+        settings: everything that decides an image besides prompt and seed, for the log.
         supports: the kinds of proposal and of noise that it serves.
-        lacks: for each other kind, why it does not.
+        lacks: for each optional kind, why it cannot serve it; an empty text where it can.
         prompt_cache: the encodings of the prompts so far.
 
     Raises:
-        InputError: it is no text-to-image pipeline; a setting is out of range or not an
-            argument of the pipeline.
+        InputError: the model is no text-to-image pipeline; a setting is out of range or is not
+            an argument of the pipeline.
         CheckpointError: the model cannot be found or loaded.
     """
 
     supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Near, LowBand})
     home: str | None = None
-    """For `interfaces.Movable`: a pipeline is loaded where it computes, it waits nowhere else."""
+    """For `interfaces.Movable`: a pipeline is loaded onto the device on which it computes."""
 
     def __init__(
         self,
@@ -115,7 +116,7 @@ class DiffusersGenerator:
         for name, value in (("steps", steps), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value!r}.", argument=name)
-        given = {
+        named = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "height": height,
@@ -123,7 +124,8 @@ class DiffusersGenerator:
             "negative_prompt": negative_prompt,
         }
         bundled = BUNDLED_CALL if model == "shapes" else {}
-        chosen = {key: value for key, value in given.items() if value is not None}
+        chosen = {key: value for key, value in named.items() if value is not None}
+        # `model` becomes the pipeline below, so what the user wrote is noted for the log first.
         self._model_name = str(model) if isinstance(model, str | Path) else None
         if isinstance(model, str | Path):
             model = load_pipeline(model, dtype, device)
@@ -137,25 +139,26 @@ class DiffusersGenerator:
     ) -> DiffusersGenerator:
         """Returns a generator that calls the same pipeline with other arguments.
 
-        Both share what was found out about the pipeline, such as how many images fit. What the
-        user changed on the pipeline meanwhile is taken into account.
+        Both share what was found out about the pipeline, such as how many images fit. Changes that
+        the user made to the pipeline since are taken into account.
 
         Args:
             call: the arguments of the pipeline's call, instead of this generator's.
-            prompt_cache: another one; None = shared with this generator. Give a new one when the
-                pipeline's text encoders may have changed.
+            prompt_cache: None = share this generator's cache. Pass a new one when the pipeline's
+                text encoders may have changed.
 
         Raises:
-            InputError: an argument is not the pipeline's, or belongs to a candidate.
+            InputError: the pipeline takes no such argument, or the search sets it for each
+                candidate.
         """
-        other = copy.copy(self)
-        other._use_call(call, prompt_cache or self.prompt_cache, stacklevel=3)
-        return other
+        generator = copy.copy(self)
+        generator._use_call(call, prompt_cache or self.prompt_cache, stacklevel=3)
+        return generator
 
     def _use_call(
         self, call: Mapping[str, Any], prompt_cache: PromptCache, *, stacklevel: int
     ) -> None:
-        """Sets all that depends on the arguments of the call."""
+        """Sets every attribute that depends on the arguments of the call."""
         self.pipe = self.traits.pipe
         check_call(self.pipe, call)
         check_reserved(call)
@@ -167,11 +170,12 @@ class DiffusersGenerator:
         self.settings: Mapping[str, Setting] = self._settings()
         self.lacks: Mapping[type, str] = self.traits.problems(call)
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
+        # Rehearsed when it is first needed: a search of whole images from seeds alone needs none.
         self._rehearsed: noise.Rehearsal | None = None
 
     @property
     def batch_size(self) -> int:
-        """Candidates at a time, as far as is known by now."""
+        """Candidates at a time: the size set by the user, or the current estimate of what fits."""
         return self._batch_size.limit
 
     @property
@@ -206,7 +210,7 @@ class DiffusersGenerator:
         return [samples[place] for place in range(len(jobs))]
 
     def pipeline_arguments(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """Returns the arguments with which the pipeline is called for jobs of whole drawings."""
+        """Returns the arguments with which the pipeline generates whole images for jobs."""
         prompts = [job.prompt.text for job in jobs]
         return {"generator": seeded_generators(jobs), **prompt_arguments(prompts, self._call)}
 
@@ -223,8 +227,9 @@ class DiffusersGenerator:
                 f"{kind_of(proposal)!r} proposal {str(proposal)[:160]}: {why}."
             )
         if isinstance(proposal, Look):
-            raise UnsupportedError(f"{type(self.pipe).__name__} draws nothing for a look.")
+            raise UnsupportedError(f"{type(self.pipe).__name__} generates nothing for a look.")
         if isinstance(proposal, Repaint):
+            # One call has one strength and one size, so images that differ in them cannot share it.
             size = inpainting.repaint_source(job)[1].size
             return BatchPlan(strength=proposal.strength, size=size)
         return self._partial_plan(proposal, job)
@@ -234,6 +239,7 @@ class DiffusersGenerator:
         start, given_latents = 0, True
         if isinstance(proposal, Continue):
             reached = round(job.ancestors[0].progress * total)
+            # Rounding may reach either end; at least one step is left to take.
             start = min(max(reached - round(proposal.renoise * total), 0), total - 1)
         else:
             given_latents = proposal.noise is not None
@@ -255,8 +261,11 @@ class DiffusersGenerator:
     def _generate_batch(self, plan: BatchPlan, jobs: Sequence[Job]) -> list[Sample]:
         missing = self._batch_size.limit - len(jobs) if self._batch_size.fixed else 0
         batch = [*jobs, *[jobs[-1]] * missing]
+        # diffusers' own inpainting pipeline runs the modules of `self.pipe`; only a pipeline that
+        # the user passed as `inpaint` has modules of its own to count.
         with counted_rows((plan.strength and self.traits.inpaint) or self.pipe) as rows:
             output = self._repaint(batch) if plan.strength else self._denoise(batch, plan)
+        # Copies that fill the batch are counted as rows, so the share of one row is exact.
         cost = Cost(
             network_evaluations=rows.denoiser // len(batch), vae_passes=rows.vae // len(batch)
         )
@@ -297,6 +306,7 @@ class DiffusersGenerator:
         # A ControlNet's image is `image` in a text-to-image call, `control_image` beside another.
         control = {"control_image": call["image"]} if "image" in call else {}
         arguments = {**call, **control, **inpainting.inpainting_arguments(pipe, sources)}
+        # The inpainting class may lack some arguments of the text-to-image call.
         return self._run_pipeline(pipe, {k: v for k, v in arguments.items() if k in parameters})
 
     def _blend(self, jobs: Sequence[Job], sources: Sequence[tuple[Repaint, Image]]) -> BatchOutput:

@@ -15,6 +15,7 @@ def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     An attribute of the class is uncovered again; one that the user set on the instance is set
     again.
     """
+    # `getattr` would not tell an attribute of the instance from one of its class.
     before = {name: vars(owner)[name]} if name in vars(owner) else {}
     setattr(owner, name, value)
     try:
@@ -43,7 +44,10 @@ class RowCounts:
 def counted_rows(pipe: Any) -> Iterator[RowCounts]:
     """Counts the rows that go through the denoiser and the VAE inside the `with` block."""
     counts = RowCounts()
+    # Kandinsky names its autoencoder `movq`.
     vae = getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
+    # The parts of the VAE and not the VAE itself: pipelines call `encode` and `decode`, which
+    # bypass the forward hooks of the whole module.
     modules = [
         ("denoiser", denoiser_of(pipe)),
         ("vae", getattr(vae, "encoder", None)),

@@ -91,12 +91,12 @@ def inpainting_pipeline(pipe: Any) -> Any:
     level = log.level
     try:
         with warnings.catch_warnings():
-            # diffusers warns of the scheduler's config and of an absent safety checker. It did
-            # so when the pipeline itself was made.
+            # diffusers warns about the scheduler's config and about an absent safety checker. The
+            # user saw both warnings when the pipeline itself was built.
             warnings.simplefilter("ignore", FutureWarning)
             log.setLevel(logging.ERROR)
             scheduler = copy.deepcopy(getattr(pipe, "scheduler", None))
-            other = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
+            sibling = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
     except (AttributeError, ValueError) as error:
         raise UnsupportedError(
             f"{type(pipe).__name__} has no inpainting sibling ({error}), and no pipeline was given "
@@ -104,8 +104,8 @@ def inpainting_pipeline(pipe: Any) -> Any:
         ) from error
     finally:
         log.setLevel(level)
-    other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    return other
+    sibling.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return sibling
 
 
 def _inpainting_class(pipe: Any) -> Any:
@@ -142,12 +142,12 @@ def repaint_source(job: Job) -> tuple[Repaint, Image.Image]:
     proposal = job.proposal
     stored = job.ancestors[0].image if job.ancestors else None
     if not isinstance(proposal, Repaint) or stored is None:
-        raise InputError(f"A repaint needs its parent's picture, {proposal} has none.")
+        raise InputError(f"A repaint needs its parent's image, {proposal} has none.")
     image = stored.load().convert("RGB")
     mask = proposal.mask
     if (mask.width, mask.height) != image.size:
         raise InputError(
-            "A mask must have the size of the picture, got "
+            "A mask must have the size of the image, got "
             f"{mask.width}x{mask.height} for {image.width}x{image.height}."
         )
     if not mask.array().any():
@@ -202,6 +202,7 @@ def grown_to_cells(mask: Mask, cell: int) -> Mask:
         cell: pixels of a cell's side.
     """
     grown = np.kron(latent_cells(mask, cell), np.ones((cell, cell), np.bool_))
+    # The image's edge may cut the last cells, which `latent_cells` padded to their full side.
     return Mask.of(grown[: mask.height, : mask.width])
 
 
@@ -225,7 +226,8 @@ class ParentLatents:
         return noisy
 
     def restore(self, latents: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-        """Returns the given latents where the mask is 1, the parents' elsewhere."""
+        """Returns `latents` where the mask is 1, and the parents' latents elsewhere."""
+        # In float32: 16 bits would round the parents' latents anew at every step.
         mixed = self.mask * latents.float() + (1 - self.mask) * self.at(level)
         return mixed.to(latents.dtype)
 
@@ -256,14 +258,16 @@ def encode_parents(
     vae, config = pipe.vae, pipe.vae.config
     pixels = pipe.image_processor.preprocess(list(images))
     with torch.no_grad():
+        # The mode, because a sample would draw on the global random state.
         encoded = vae.encode(pixels.to(device, vae.dtype)).latent_dist.mode().float()
+    # Only some families have a shift, and a config may state it as None.
     shift = getattr(config, "shift_factor", None) or 0.0
     clean = (encoded - shift) * config.scaling_factor
     if clean.shape != noise.shape:
         raise InputError(
-            f"{type(pipe).__name__} draws latents of shape {tuple(noise.shape[1:])}, a picture of "
-            f"{images[0].width}x{images[0].height} has {tuple(clean.shape[1:])}. Repaint pictures "
-            "of the size that it draws."
+            f"{type(pipe).__name__} generates latents of shape {tuple(noise.shape[1:])}, an image "
+            f"of {images[0].width}x{images[0].height} has {tuple(clean.shape[1:])}. Repaint images "
+            "of the size that it generates."
         )
     mask = torch.from_numpy(np.stack(cells)[:, None]).to(clean)
     return ParentLatents(clean, noise.float().to(clean.device), mask)
@@ -271,4 +275,5 @@ def encode_parents(
 
 def first_repainting_step(steps: int, strength: float) -> int:
     """Returns the step that a repaint of some strength starts from, as diffusers counts."""
+    # The formula of `get_timesteps` in diffusers' inpainting pipelines, rounding included.
     return int(max(steps - steps * strength, 0))

@@ -1,7 +1,7 @@
 """Initial noise as a function of a proposal and its ancestors, in the pipeline's own layout.
 
 A rehearsal calls the pipeline as usual and stops it before the first evaluation of the denoiser.
-What the pipeline prepared by then tells how it makes its noise and what its schedule is.
+By then the pipeline has set up its schedule and prepared its noise, and both have been recorded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Rehearsal:
         Args:
             job: a `Draw` or a `Continue`; the latter goes back to `start` if need be.
             start: a step of the whole schedule.
-            generator: of the fresh noise for going back.
+            generator: makes the fresh noise for going back.
 
         Raises:
             InputError: the parent has no state, or the noise cannot be made.
@@ -123,9 +123,10 @@ class Rehearsal:
         parent, r = ancestors[0].proposal, near.radius
         if not isinstance(parent, Draw) or not 0 < r <= 1:
             raise InputError(
-                "Near needs a parent that was drawn from noise and a radius in (0, 1], got "
+                "Near needs a parent that was generated from noise and a radius in (0, 1], got "
                 f"{parent} and {r}."
             )
+        # The squares of both weights add up to 1, so the mixture has unit variance again.
         parent_noise = self.initial_noise(parent, ancestors[1:])
         mixed: torch.Tensor = (1 - r**2) ** 0.5 * parent_noise.float() + r * fresh.float()
         return mixed.to(fresh.dtype)
@@ -148,18 +149,19 @@ class Rehearsal:
                 f"{tuple(fresh.shape[1:])}, whose sides 2^level must divide; got "
                 f"{len(band.coefficients)}."
             )
+        # Adding a constant to a block changes its mean and no detail coefficient of the Haar steps.
         means = avg_pool2d(fresh.float(), block)
-        wanted = torch.tensor(band.coefficients, device=fresh.device).reshape(means.shape) / block
-        return (fresh.float() + interpolate(wanted - means, scale_factor=block)).to(fresh.dtype)
+        targets = torch.tensor(band.coefficients, device=fresh.device).reshape(means.shape) / block
+        return (fresh.float() + interpolate(targets - means, scale_factor=block)).to(fresh.dtype)
 
 
 def latents_problem(pipe: Any) -> str:
-    """Says why a pipeline cannot start from given latents, empty if it can."""
+    """Says why a pipeline cannot start from latents that it is passed, empty if it can."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     if "latents" not in parameters:
         return "its call takes no `latents`"
     if "strength" in parameters:
-        return "it starts from a picture, of which its call takes the `strength` of change"
+        return "it starts from an image, and its call takes the `strength` of the change"
     if not hasattr(pipe, "prepare_latents") or denoiser_of(pipe) is None:
         return "it has no `prepare_latents`, or no `transformer` or `unet`"
     return ""
@@ -173,15 +175,15 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
         call: the arguments of its call, with one prompt.
 
     Raises:
-        UnsupportedError: the pipeline cannot start from given latents.
+        UnsupportedError: the pipeline cannot start from latents that it is passed.
     """
     if why := latents_problem(pipe):
-        raise UnsupportedError(f"{type(pipe).__name__} draws from its own noise only: {why}.")
+        raise UnsupportedError(f"{type(pipe).__name__} generates from its own noise only: {why}.")
 
     def stop(*_: Any) -> None:
         raise _StopRehearsal
 
-    # The hook comes before the one that counts evaluations, because nothing is evaluated.
+    # Prepended, so that it stops the call before the hook that counts evaluations: none happens.
     hook = denoiser_of(pipe).register_forward_pre_hook(stop, prepend=True)
     try:
         with _recorded_arguments(pipe) as arguments:
@@ -190,6 +192,7 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
         pass
     finally:
         hook.remove()
+    # A copy, because the next call of the pipeline sets its scheduler's timesteps anew.
     return Rehearsal(pipe, arguments, copy.deepcopy(pipe.scheduler))
 
 

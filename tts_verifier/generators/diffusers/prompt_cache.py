@@ -89,6 +89,7 @@ class PromptCache:
             self._encodings[key] = own(**arguments)
             self._bytes += _encoding_bytes(self._encodings[key])
         self._encodings.move_to_end(key)
+        # Looked up first, because an encoding larger than the whole cache is dropped at once.
         encoding = self._encodings[key]
         while self._bytes > self._max_bytes:
             self._bytes -= _encoding_bytes(self._encodings.popitem(last=False)[1])
@@ -101,6 +102,7 @@ def _is_prompt_list(name: str, value: Any) -> bool:
 
 def _has_unique_repr(value: Any) -> bool:
     """Says whether two different values of this type never have the same repr."""
+    # A tensor's repr abbreviates it, and an object's may show an address that is used again.
     import torch
 
     if isinstance(value, list):

@@ -65,6 +65,7 @@ def resume_problem(pipe: Any, call: Mapping[str, Any]) -> str:
         return f"{name} with stochastic_sampling ignores the seeds of the candidates"
     if scheduler.config.get("invert_sigmas"):
         return f"{name} with invert_sigmas is not supported"
+    # One number, or a list with one for each of several ControlNets.
     guidance_ends = np.atleast_1d(call.get("control_guidance_end") or 1.0)
     ends_early = ["control_guidance_end"] if (guidance_ends != 1).any() else []
     if names := [name for name in STEP_DEPENDENT_ARGUMENTS if call.get(name)] + ends_early:
@@ -84,6 +85,7 @@ def noise_levels(scheduler: Any) -> list[NoiseLevel]:
     """
     if type(scheduler).__name__ == "DDIMScheduler":
         abars = [float(scheduler.alphas_cumprod[int(t)]) for t in scheduler.timesteps]
+        # Its last step does not always end at abar = 1: a config may end it at the first abar.
         abars.append(float(scheduler.final_alpha_cumprod))
         return [NoiseLevel(abar**0.5, (1 - abar) ** 0.5) for abar in abars]
     sigmas = [float(sigma) for sigma in scheduler.sigmas]
@@ -131,7 +133,7 @@ class ScheduleSlice:
     generators: Sequence[torch.Generator] = ()
     """For each row, the random generator of its fresh noise."""
     restore: Callable[[torch.Tensor, NoiseLevel], torch.Tensor] | None = None
-    """Puts a part of the latents back after every step, given the latents and their level."""
+    """Puts a part of the latents back after every step: (latents, their level) -> latents."""
     final_latents: torch.Tensor | None = field(default=None, init=False)
     """The latents after the last step, if the slice ends before the schedule does."""
 
@@ -151,6 +153,7 @@ class ScheduleSlice:
             pipe.scheduler = own
 
     def _stand_in(self, scheduler: Any) -> Any:
+        # A copy: if the call fails halfway, the user's scheduler has not changed.
         stand_in = copy.deepcopy(scheduler)
         set_timesteps, step = stand_in.set_timesteps, stand_in.step
         steps = iter(range(self.start, self.stop))
@@ -179,6 +182,7 @@ class ScheduleSlice:
 
     def _after_step(self, i: int, before: Any, x0: Any, after: Any) -> Any:
         """Returns what the pipeline gets after step i: latents, or x0 for a preview."""
+        # Without noise left there is none to replace, and eta has no effect.
         if self.levels[i + 1].s > 0:
             after = self._with_fresh_noise(i, before, x0, after)
         if self.restore is not None:
@@ -195,6 +199,7 @@ class ScheduleSlice:
         level, next_level = self.levels[i], self.levels[i + 1]
         rows = [row for row, eta in enumerate(self.etas) if eta > 0]
         if rows:
+            # Rows are written in place below, and the scheduler may still refer to its result.
             after = after.clone()
         for row in rows:
             eta = self.etas[row]
@@ -210,6 +215,7 @@ def cut_schedule(scheduler: Any, start: int, stop: int) -> None:
     """Removes all steps but those from `start` to `stop` from a scheduler with timesteps set."""
     scheduler.timesteps = scheduler.timesteps[start:stop]
     if hasattr(scheduler, "sigmas"):
+        # One more than the steps: the last sigma is the level that the last step ends at.
         scheduler.sigmas = scheduler.sigmas[start : stop + 1]
 
 

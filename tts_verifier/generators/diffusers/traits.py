@@ -1,4 +1,4 @@
-"""What is true of a pipeline however it is called: abilities, place, size, batch sizes, output."""
+"""The properties of a pipeline that hold for all calls: abilities, device, size, output class."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tts_verifier.types import Continue, LowBand, Near, Repaint
 
 
 class PipelineTraits:
-    """What is known of a pipeline, found once and shared by all generators that call it.
+    """The properties of a pipeline, found once and shared by all generators that call it.
 
-    What a user may change on the pipeline between calls, such as its scheduler or its device, is
-    looked up at every question. Do not share it between threads.
+    Properties that a user may change between calls, such as the scheduler or the device, are looked
+    up each time. Do not share it between threads.
 
     Args:
         pipe: the text-to-image pipeline.
         inpaint: a pipeline that repaints, or None.
-        batch_size: candidates at a time; None = find out.
+        batch_size: candidates at a time; None = find it out.
 
     Attributes:
         output_class: the class of what the pipeline returned; None before it was called.
@@ -70,7 +70,7 @@ class PipelineTraits:
         if self.inpaint is not None:
             return inpainting.missing_arguments(type(self.inpaint))
         if inpainting.repaints_by_blending(self.pipe):
-            # The scheduler decides, which the user may swap; so this is not found once.
+            # Not cached: it depends on the scheduler, which the user may swap between calls.
             return schedule.resume_problem(self.pipe, {})
         return self._inpainting_problem
 
@@ -82,13 +82,14 @@ class PipelineTraits:
         self._warned_of = scheduler
         warnings.warn(
             f"{type(scheduler).__name__} with stochastic_sampling ignores the seeds of the "
-            "candidates: a seed's picture is never the same again.",
+            "candidates: a seed's image is never the same again.",
             RunWarning,
             stacklevel=stacklevel + 1,
         )
 
     def batch_size(self, device: str, call: Mapping[str, Any]) -> BatchSize:
         """Returns how many images of a call's height and width fit on a device at a time."""
+        # What fits depends on the size of the images, so each size learns its own number.
         key = (device, call.get("height"), call.get("width"))
         if key not in self._batch_sizes:
             self._batch_sizes[key] = BatchSize(self.given_batch_size, device)
@@ -134,6 +135,8 @@ class PipelineTraits:
         kind: Any = self.output_class or ImagePipelineOutput
         # A video is a list of frames, or an array with an axis of them.
         videos = [[image] for image in images] if isinstance(images, list) else images[:, None]
+        # Fields other than images, such as a safety checker's, become None: they would describe the
+        # pipeline's batch, not the chosen images.
         values = dict.fromkeys(IMAGE_FIELDS, images) | {"frames": videos}
         output = kind(**{field.name: values.get(field.name) for field in fields(kind)})
         output.images = images
@@ -143,7 +146,7 @@ class PipelineTraits:
 def computing_device(pipe: Any) -> str:
     """Returns where a pipeline computes, also when its weights are offloaded.
 
-    diffusers walks through all modules to find it, so do not ask for every batch.
+    diffusers walks through all modules to find it, so do not look it up for every batch.
     """
     return str(getattr(pipe, "_execution_device", None) or getattr(pipe, "device", "cpu"))
 

@@ -1,6 +1,6 @@
-"""Two independent readers of the miniature world's pictures, and what their findings mean.
+"""Two independent readers of the miniature world's images, and the meaning of what they find.
 
-The oracle labels training data; the judge is held out and decides in reports.
+The oracle labels training data; the judge is held out, and reports rely on it.
 """
 
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare

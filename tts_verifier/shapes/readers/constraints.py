@@ -1,14 +1,14 @@
-"""Compares the things in a picture with its caption: the semantics that all readers share.
+"""Compares the things in an image with its caption: the semantics that all readers share.
 
-The truth of a render, the oracle and the judge each find the things in a picture in their own
-way. What those things mean for a caption is decided here, once.
+The truth of a render, the oracle and the judge each find the things in an image in their own way.
+What those things mean for a caption is decided here, once.
 
-The score is 1 - (weight of the constraints that fail) / (weight of all), with `WEIGHTS`: 1
-exactly when the picture passes. The faulty regions are the boxes of all things that break a
+The score is 1 - (weight of the constraints that fail) / (weight of all), with `WEIGHTS`. It is 1
+exactly when the image passes. The faulty regions are the boxes of all things that break a
 constraint: one of the wrong shape or colour, one too many, the first object of a relation that
 does not hold. If there are too many equal things, any of them may be the surplus, so all are
-marked. If a thing is missing, the thing in its place is marked; failing that, the half-plane
-where the relation wants it; failing that, nothing.
+marked. If a thing is missing, the thing in its place is marked. If nothing is in its place, the
+half-plane where the relation requires it is marked; without a relation, nothing is.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SOFT_RIM: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing that a reader found in a picture."""
+    """One thing that a reader found in an image."""
 
     shape: str | None
     """One of SHAPES; None = none of the known ones."""
@@ -64,17 +64,16 @@ class Thing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """A picture compared with its caption."""
+    """An image compared with its caption."""
 
     constraints: dict[Constraint, bool]
     """Every constraint of the caption, and whether it holds."""
     things: tuple[Thing, ...]
-    """All things in the picture."""
+    """All things in the image."""
     boxes: tuple[Box, ...]
     """Faulty regions, xyxy in pixels of 128."""
     artifact: float = float("nan")
-    """Share of the picture that no thing explains, in [0, 1]; NaN from readers that do not
-    measure it."""
+    """Share of the image that no thing explains, in [0, 1]; NaN = not measured by the reader."""
 
     @property
     def passed(self) -> bool:
@@ -108,9 +107,10 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def compare(spec: Spec, things: Sequence[Thing], *, artifact: float = float("nan")) -> Reading:
-    """Compares the things of a picture with a spec; `artifact` is passed on."""
+    """Compares the things of an image with a spec; `artifact` is passed on to the reading."""
     check = _check_counting if spec.category == "counting" else _check_nouns
     holds, faulty = check(spec, things)
+    # In the order of the caption, and without the colours that it leaves open.
     in_order = {c: holds[c] for c in constraints(spec)}
     return Reading(in_order, tuple(things), tuple(dict.fromkeys(faulty)), artifact)
 
@@ -135,6 +135,7 @@ def _check_counting(
 def _check_nouns(spec: Spec, things: Sequence[Thing]) -> tuple[dict[Constraint, bool], list[Box]]:
     matches = match_nouns(spec, things)
     holds = _holds_for(spec, matches)
+    # By identity, because two things that compare equal are still two things.
     others = [t for t in things if not any(t is match for match in matches)]
     holds[Constraint("nothing_else")] = not others
     return holds, [*(t.box for t in others), *_faulty_boxes(spec, matches, holds)]
@@ -151,6 +152,7 @@ def match_nouns(spec: Spec, things: Sequence[Thing]) -> tuple[Thing | None, ...]
         used = sum(t is not None for t in matches)
         return sum(WEIGHTS[c.kind] for c in holds) + 0.1 * used + 0.01 * right_shapes
 
+    # Each noun may also get nothing, hence as many empty slots as nouns.
     slots: list[Thing | None] = [*things, *[None] * len(spec.nouns)]
     return max(permutations(slots, len(spec.nouns)), key=worth)
 
@@ -183,8 +185,8 @@ def _faulty_boxes(
 ) -> list[Box]:
     boxes: list[Box] = []
     for index, thing in enumerate(matches):
-        fine = holds[Constraint("object", index)] and holds[Constraint("colour", index)]
-        if thing is not None and not fine:
+        matched = holds[Constraint("object", index)] and holds[Constraint("colour", index)]
+        if thing is not None and not matched:
             boxes.append(thing.box)
         if thing is None and spec.relation is not None:
             anchor = matches[1 - index]
@@ -197,11 +199,11 @@ def _faulty_boxes(
 
 
 def _half_plane(relation: str, anchor: Thing, *, first: bool) -> Box:
-    """Returns the part of the picture where the relation wants the other object.
+    """Returns the part of the image where the relation requires the other object.
 
     Args:
         relation: one of RELATIONS.
-        anchor: the object that is there.
+        anchor: the object of the relation that is in the image.
         first: whether the missing object is the relation's first.
     """
     dx, dy = DIRECTION[relation] if first else tuple(-d for d in DIRECTION[relation])
@@ -217,6 +219,7 @@ def region_map(boxes: Sequence[Box]) -> NDArray[np.float32]:
     at = np.arange(SIZE, dtype=np.float32) + 0.5
     marked = np.zeros((SIZE, SIZE), np.float32)
     for x1, y1, x2, y2 in boxes:
+        # The distance to the nearer edge, negative outside the box.
         across = np.clip(np.minimum(at - x1, x2 - at) / SOFT_RIM + 1, 0, 1)
         down = np.clip(np.minimum(at - y1, y2 - at) / SOFT_RIM + 1, 0, 1)
         np.maximum(marked, down[:, None] * across[None, :], out=marked)

@@ -1,6 +1,6 @@
-"""The judge reads a picture by fitting the renderer to it (analysis by synthesis).
+"""The judge reads an image by fitting the renderer to it (analysis by synthesis).
 
-Reports rely on it, and no model is trained on what it says.
+Reports rely on it, and no model is trained on its readings.
 
 1. The background is fitted as a gradient.
 2. Every pixel is unmixed into background and one colour.
@@ -32,7 +32,7 @@ from tts_verifier.shapes.renderer import DISTANCE, palette
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES, SIZE
 
 GRID: Final = SIZE // 2
-"""Side of the grid on which fitting is done; its pixels are two by two of the picture's."""
+"""Side of the grid on which fitting is done; one grid pixel is 2 x 2 pixels of the image."""
 WINDOW_SIDE: Final = 40
 """Side of the square around a peak in which a template is fitted, in grid pixels."""
 TEMPLATE_RADII: Final = tuple(4.0 * 1.15**k for k in range(11))
@@ -41,7 +41,7 @@ TEMPLATE_TILTS: Final = (-0.14, 0.0, 0.14)
 """Rotations of the first templates, in radians."""
 GAUSS_NEWTON_STEPS: Final = 5
 MAX_PEAKS: Final = 6
-"""Most things looked for in one colour."""
+"""The most things to look for in one colour."""
 SPREAD: Final = 0.2
 """How far a pixel may lie off the line between background and colour (sRGB, 0 to 1)."""
 FAINT: Final = 0.3
@@ -57,12 +57,13 @@ PURE: Final = 0.95
 ALL: Final = len(COLOURS)
 """The channel of all colours together, which follows one channel of each."""
 UNEXPLAINED: Final = 0.12
-"""Difference between picture and fit that counts as an artifact (sRGB, 0 to 1)."""
+"""Difference between image and fit that counts as an artifact (sRGB, 0 to 1)."""
 
 
 def read_by_fitting(pixels: NDArray[np.uint8], spec: Spec) -> Reading:
-    """Reads a picture, (128, 128, 3) uint8 sRGB, against a spec."""
+    """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""
     with torch.inference_mode():
+        # Copied, because the array of a PIL image is read-only, of which torch warns.
         whole = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
         rgb = avg_pool2d(whole[None], 2)[0]
         background = _fit_gradient(rgb)
@@ -104,9 +105,11 @@ def _fit_gradient(rgb: Tensor) -> Tensor:
     y = torch.linspace(-1, 1, GRID)
     basis = torch.stack([torch.ones(GRID), y], 1)[:, None].expand(-1, GRID, -1).reshape(-1, 2)
     flat = rgb.flatten(1).T
+    # From wide to narrow: the first fits tolerate a gradient, the last ones reject painted pixels.
     fitted = flat.median(0).values.expand_as(flat)
     for width in (0.2, 0.1, 0.06, 0.04):
         weight = torch.exp(-(((flat - fitted) / width) ** 2).sum(1))[:, None]
+        # The small diagonal keeps the system solvable when no pixel has any weight.
         normal = basis.T @ (weight * basis) + 1e-3 * torch.eye(2)
         fitted = basis @ torch.linalg.solve(normal, basis.T @ (weight * flat))
     return fitted.T.view_as(rgb)
@@ -120,11 +123,14 @@ def _unmix(rgb: Tensor, background: Tensor) -> Tensor:
     """
     to_colour = palette(rgb.device)[:, :, None, None] - background
     offset = rgb - background
+    # Projects each pixel onto the line from the background to each colour.
     share = (offset * to_colour).sum(1) / (to_colour * to_colour).sum(1)
     off = (offset - share[:, None] * to_colour).square().sum(1)
     belief = torch.exp(-off / SPREAD**2) * share.clamp(0, 1)
+    # A pixel goes to the colour that prevails around it: an anti-aliased edge alone is ambiguous.
     votes = avg_pool2d(belief, 5, stride=1, padding=2)
     amount = belief.amax(0)
+    # The strongest coverage nearby, smoothed first so that no single pixel decides.
     strength = max_pool2d(avg_pool2d(amount[None], 3, stride=1, padding=1), 13, stride=1, padding=6)
     # A pale thing is brought to full strength, up to a factor of 2.5.
     level = torch.where(strength < FAINT, 1.0, strength.clamp(0.4, 1))
@@ -148,11 +154,14 @@ def _templates() -> tuple[Tensor, Tensor, Tensor]:
     """
     rows = []
     for index, name in enumerate(SHAPES):
+        # Tilting changes neither a circle nor a ring.
         tilts = (0.0,) if name in ("circle", "ring") else TEMPLATE_TILTS
         rows += [(index, float(np.log(r)), t) for r in TEMPLATE_RADII for t in tilts]
     params = torch.tensor([(0.0, 0.0, log_radius, tilt) for _, log_radius, tilt in rows])
     shape = torch.tensor([index for index, _, _ in rows])
     full = _render_templates(shape, params, GRID)
+    # Moves each template's middle to the origin: a peak then lies on the middle of the thing. The
+    # conjugate makes a product of spectra a correlation rather than a convolution.
     spectrum = torch.fft.rfft2(torch.fft.ifftshift(full, dim=(-2, -1)))
     return spectrum.conj(), full.square().sum((1, 2)), torch.tensor(rows)
 
@@ -198,9 +207,11 @@ def _find_peaks(cover: Tensor) -> list[Peak]:
         gain = torch.where(gain == highest, gain, -torch.inf)
         for _ in range(MAX_PEAKS):
             y, x = divmod(int(gain.argmax()), GRID)
+            # A template that fits perfectly gains its own energy, which is about its coverage.
             if gain[y, x] < MIN_COVERAGE:
                 break
             log_radius = float(templates[which[y, x], 1])
+            # Other peaks within this radius are other templates on the same thing.
             near = torch.hypot(at[None] - x + 0.0, at[:, None] - y + 0.0) < np.exp(log_radius)
             by_colour = cover[:ALL, near].sum(1)
             if colour < ALL or by_colour.max() < PURE * by_colour.sum():
@@ -214,6 +225,7 @@ def _fit_peaks(cover: Tensor, peaks: list[Peak]) -> list[ShapeFit]:
     if not peaks:
         return []
     half = WINDOW_SIDE // 2
+    # Padded with background, so that windows at the border have the full size.
     padded = pad(cover, (half, half, half, half))
     windows = torch.stack(
         [padded[p.colour, p.y : p.y + WINDOW_SIDE, p.x : p.x + WINDOW_SIDE] for p in peaks]
@@ -221,6 +233,7 @@ def _fit_peaks(cover: Tensor, peaks: list[Peak]) -> list[ShapeFit]:
     # All peaks and all shapes are refined as one batch.
     shape = torch.arange(len(SHAPES)).repeat(len(peaks))
     target = windows.repeat_interleave(len(SHAPES), 0)
+    # The peak is the middle of its window, so a fit starts at (0, 0) of the window.
     start = torch.tensor([(0.0, 0.0, p.log_radius, 0.0) for p in peaks])
     params = _refine(shape, start.repeat_interleave(len(SHAPES), 0), target)
     misfit = _misfit(shape, params, target).view(len(peaks), -1)
@@ -246,6 +259,7 @@ def _ring_if_hollow(shape: int, window: Tensor, params: Tensor) -> int:
 
 def _refine(shape: Tensor, params: Tensor, target: Tensor) -> Tensor:
     """Refines params (N, 4) by damped Gauss-Newton steps with finite differences."""
+    # The radius is fitted by its logarithm, so it stays positive and steps are relative.
     nudge = torch.tensor([0.2, 0.2, 0.03, 0.05])
     for _ in range(GAUSS_NEWTON_STEPS):
         trial = torch.cat([params, *(params + torch.eye(4)[k] * nudge[k] for k in range(4))])
@@ -254,8 +268,11 @@ def _refine(shape: Tensor, params: Tensor, target: Tensor) -> Tensor:
         error = (target.flatten(1) - rendered[0]) * near
         slope = ((rendered[1:] - rendered[0]) * near).permute(1, 2, 0) / nudge
         normal = slope.transpose(1, 2) @ slope
+        # Levenberg and Marquardt's damping. The constant serves the tilt of circles and rings,
+        # whose slope is 0: without it the system would be singular.
         damped = normal + torch.diag_embed(0.05 * normal.diagonal(dim1=1, dim2=2) + 0.3)
         step = torch.linalg.solve(damped, slope.transpose(1, 2) @ error[..., None])[..., 0]
+        # Limits each step, because the linear model holds only close by.
         limit = torch.tensor([1.5, 1.5, 0.15, 0.15])
         params = params + torch.maximum(torch.minimum(step, limit), -limit)
         params[:, 2].clamp_(np.log(3.0), np.log(20.0))
@@ -282,36 +299,37 @@ def _misfit(shape: Tensor, params: Tensor, target: Tensor) -> Tensor:
 
 
 def _select_fits(cover: Tensor, fits: list[ShapeFit]) -> list[ShapeFit]:
-    """Keeps the fits that explain the picture, each part of it once.
+    """Selects the fits that explain the image, so that each part of it is explained once.
 
-    From the best fit on, one is kept if it explains coverage that no better one explains. A
+    In order of misfit, a fit is selected if it explains coverage that no better fit explains. A
     thing of several colours then replaces its parts where that explains more.
     """
     left = cover.clone()
-    kept = []
+    selected = []
     for fit in sorted((f for f in fits if f.colour < ALL), key=lambda f: f.misfit):
         rendered = _render_fits([fit])[0]
         own = left[fit.colour]
+        # The squared error that the fit explains, as in `_find_peaks`.
         if 2 * float((own * rendered).sum()) - float(rendered.square().sum()) > MIN_COVERAGE:
-            kept.append(fit)
+            selected.append(fit)
             left[fit.colour] = (own - rendered).clamp(min=0)
     for whole in sorted((f for f in fits if f.colour == ALL), key=lambda f: f.misfit):
-        kept = _merge_parts(cover, kept, whole)
-    return kept
+        selected = _merge_parts(cover, selected, whole)
+    return selected
 
 
-def _merge_parts(cover: Tensor, kept: list[ShapeFit], whole: ShapeFit) -> list[ShapeFit]:
-    """Replaces the things within a thing of several colours by it, if that explains more.
+def _merge_parts(cover: Tensor, parts: list[ShapeFit], whole: ShapeFit) -> list[ShapeFit]:
+    """Replaces the parts of a thing of several colours by the whole, if that explains more.
 
     Each thing saved counts for as much as the smallest thing, `MIN_COVERAGE`.
     """
     rendered = _render_fits([whole])[0]
-    rest = [f for f in kept if not _mostly_inside(f, rendered)]
-    saved = len(kept) - len(rest) - 1
+    rest = [f for f in parts if not _mostly_inside(f, rendered)]
+    saved = len(parts) - len(rest) - 1
     main_colour = int((cover[:ALL] * rendered).sum((1, 2)).argmax())
     merged = [*rest, replace(whole, colour=main_colour)]
-    limit = _squared_error(cover, kept) + MIN_COVERAGE * saved
-    return merged if _squared_error(cover, merged) < limit else kept
+    limit = _squared_error(cover, parts) + MIN_COVERAGE * saved
+    return merged if _squared_error(cover, merged) < limit else parts
 
 
 def _mostly_inside(fit: ShapeFit, region: Tensor) -> bool:
@@ -329,6 +347,7 @@ def _squared_error(cover: Tensor, fits: list[ShapeFit]) -> float:
 def _render_fits(fits: list[ShapeFit]) -> Tensor:
     """Renders N fits on the whole grid: coverage (N, 64, 64)."""
     shape = torch.tensor([f.shape for f in fits])
+    # `_render_templates` counts from the window's middle, fits count from the grid's corner.
     middle = torch.tensor([GRID // 2, GRID // 2, 0, 0])
     return _render_templates(shape, torch.stack([f.params for f in fits]) - middle, GRID)
 
@@ -343,9 +362,10 @@ def _unexplained_share(rgb: Tensor, background: Tensor, fits: list[ShapeFit]) ->
 
 
 def _fitted_thing(fit: ShapeFit) -> Thing:
-    """Converts a fit to a thing in pixels of the picture."""
+    """Converts a fit to a thing in pixels of the image."""
     x, y, log_radius, _ = fit.params.tolist()
     shape = SHAPES[fit.shape] if fit.misfit < MAX_MISFIT else None
+    # Grid pixel x covers the image from 2 x to 2 x + 2; its middle is at 2 x + 1.
     x, y, radius = 2 * x + 1, 2 * y + 1, 2 * float(np.exp(log_radius))
     box = (max(x - radius, 0), max(y - radius, 0), min(x + radius, SIZE), min(y + radius, SIZE))
     return Thing(shape, list(COLOURS)[fit.colour], (x, y), box)

@@ -1,5 +1,4 @@
-"""The oracle reads a picture by colour, connected components and geometry. It labels training
-data.
+"""The oracle reads an image by colour, connected components and geometry, to label training data.
 
 It works on pixels alone:
 
@@ -7,7 +6,7 @@ It works on pixels alone:
 2. Connected pixels of one colour are a component.
 3. A component's outline, its farthest distance from the middle as a function of the bearing,
    is compared with the polar outline of each shape. The quarter of the bearings that fits
-   worst is left out: a bite or a smear does not hide what a thing is.
+   worst is left out, so that a bite or a smear does not hide the shape.
 4. Fragments close to a larger component of their colour count as pieces broken off it.
 5. A component of no known shape is cut at its waists, in case several things touch.
 
@@ -52,11 +51,11 @@ BEARINGS: Final = 60
 OUTLINE_TILTS: Final = np.arange(-8, 9) * (np.pi / BEARINGS)
 """Rotations tried, in radians: up to 24 degrees either way, in half bearings."""
 TRUSTED: Final = 0.75
-"""Share of the bearings, the best fitting ones, that decides."""
+"""Share of the bearings that decides: those that fit best."""
 MAX_ERROR: Final = 0.12
 """Largest mean log ratio of measured and known radius; beyond it, no shape is known."""
 MIN_RING_HOLE: Final = 0.13
-"""Least share of a ring that its enclosed holes are; no other shape has as much."""
+"""Least share of enclosed holes in the area of a ring; no other shape has as much."""
 MAX_RING_ERROR: Final = 0.16
 """As MAX_ERROR, for a component with such a hole."""
 AREA_RATIO: Final = (0.6, 1.4)
@@ -66,7 +65,7 @@ RING_HOLE: Final = 0.4
 
 BoolMap = NDArray[np.bool_]
 Window = tuple[slice, slice]
-"""Rows and columns of a rectangle of the picture."""
+"""Rows and columns of a rectangle of the image."""
 RgbArray = NDArray[np.float32]
 Floats = NDArray[np.floating[Any]]
 _COLOUR_NAMES: Final = tuple(COLOURS)
@@ -81,7 +80,7 @@ class Component:
     colour: int
     """Index into COLOURS."""
     window: Window
-    """Where the mask lies in the picture."""
+    """Where the mask lies in the image."""
     mask: BoolMap
     """(rows, columns) of the window, True = belongs to the component."""
     foreign: bool = False
@@ -94,12 +93,12 @@ class Component:
 
 
 def read_by_geometry(pixels: NDArray[np.uint8], spec: Spec) -> Reading:
-    """Reads a picture, (128, 128, 3) uint8 sRGB, against a spec."""
+    """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""
     return compare(spec, find_things(pixels))
 
 
 def find_things(pixels: NDArray[np.uint8]) -> list[Thing]:
-    """Finds the things in a picture, (128, 128, 3) uint8 sRGB."""
+    """Finds the things in an image, (128, 128, 3) uint8 sRGB."""
     rgb = pixels.astype(np.float32)
     background = _side_gradient(rgb)
     painted = _squared_norm(rgb - background) > OFF_BACKGROUND**2
@@ -126,6 +125,7 @@ def _squared_norm(vectors: RgbArray) -> RgbArray:
 
 def _side_gradient(rgb: RgbArray) -> RgbArray:
     """Estimates the background as a vertical gradient from both side columns: (128, 128, 3)."""
+    # Scenes keep their objects three pixels off the border.
     sides = np.concatenate([rgb[:, :3], rgb[:, -3:]], 1)
     rows = np.median(sides, axis=1)
     smooth = ndimage.median_filter(rows, size=(31, 1), mode="nearest")
@@ -143,7 +143,7 @@ def _label_colours(nearest: NDArray[np.intp], core: BoolMap, painted: BoolMap) -
         return np.full(core.shape, -1)
     if len(present) > 1:
         each = ((core & (nearest == k)).astype(np.float32) for k in present)
-        votes = [ndimage.uniform_filter(one, VOTE_SIDE) for one in each]
+        votes = [ndimage.uniform_filter(share, VOTE_SIDE) for share in each]
         nearest = present[np.argmax(votes, 0)]
     distance, (rows, columns) = ndimage.distance_transform_edt(~core, return_indices=True)
     return np.where(painted & (distance <= COLOUR_REACH), nearest[rows, columns], -1)
@@ -159,6 +159,7 @@ def _connected(mask: BoolMap) -> list[tuple[Window, BoolMap]]:
 def _without_soft_edge(rgb: RgbArray, background: RgbArray, mask: BoolMap) -> BoolMap:
     """Keeps the pixels of a mask that are more like its own colour than the background."""
     contrast = _squared_norm(rgb - background)
+    # The half with the most contrast has the thing's own colour, not that of its soft edge.
     inner = mask & (contrast >= np.median(contrast[mask]))
     to_colour = np.median(rgb[inner], axis=0) - background
     share = ((rgb - background) * to_colour).sum(-1) / (to_colour * to_colour).sum(-1)
@@ -189,6 +190,7 @@ def _name_things(components: Sequence[Component]) -> list[Thing]:
     A component of no known shape joins a larger one that it touches if it is a fragment, or if
     only the two together have a known shape.
     """
+    # Largest first, so that fragments find the thing that they broke off already named.
     named: list[tuple[Component, str | None]] = []
     owner_map = np.full((SIZE, SIZE), -1)
     for component in sorted(components, key=lambda c: -c.size):
@@ -213,11 +215,13 @@ def _name_things(components: Sequence[Component]) -> list[Thing]:
 
 def _touched_owner(owner_map: NDArray[np.intp], component: Component) -> int:
     """Returns the index of the largest named component within the gap, -1 = none."""
+    # A foreign component is farther than COLOUR_REACH from every pixel near a colour, so its gap
+    # is counted beyond that.
     gap = FRAGMENT_GAP + COLOUR_REACH if component.foreign else FRAGMENT_GAP
     top, left = (max(s.start - gap, 0) for s in component.window)
     near = np.pad(component.mask, gap)
     near = ndimage.binary_dilation(near, iterations=gap)
-    # The dilated mask may stick out of the picture: cut it to the part inside.
+    # The dilated mask may stick out of the image, so it is cut to the part inside.
     near = near[
         max(gap - component.window[0].start, 0) :, max(gap - component.window[1].start, 0) :
     ]
@@ -245,6 +249,7 @@ def _things_of(component: Component, shape: str | None) -> list[Thing]:
     if shape is None:
         pieces = _split_at_waists(component.mask)
         shapes = [name_shape(piece) for piece in pieces]
+        # Only if every piece has a known shape: otherwise the waist was damage.
         large_enough = all(piece.sum() >= MIN_PIECE for piece in pieces)
         if len(pieces) > 1 and large_enough and None not in shapes:
             return [_measure_thing(component, p, s) for p, s in zip(pieces, shapes, strict=True)]
@@ -270,6 +275,7 @@ def _split_at_waists(mask: BoolMap) -> list[BoolMap]:
     The mask is eroded until it falls apart; every pixel then goes to the nearest remnant. A
     mask that never falls apart stays whole.
     """
+    # Padded, so that the edge of the window counts as outside.
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     for level in np.arange(1.0, float(depth.max()), 0.5):
         remnants, count = ndimage.label(depth > level)
@@ -293,12 +299,14 @@ def _outline(name: str, bearing: Floats) -> Floats:
         return np.asarray(1 / np.maximum(cos, sin))
     if name == "cross":
         long, wide = np.maximum(cos, sin), np.minimum(cos, sin)
+        # Half an arm's width over its length, 0.31 / 0.95 in the renderer.
         return np.asarray(np.minimum(1 / long, 0.33 / np.maximum(wide, 1e-9)))
     if name == "triangle":
         third = 2 * np.pi / 3
         folded = (bearing - np.pi / 2 + third / 2) % third - third / 2
         return np.asarray(1 / np.cos(folded))
     if name == "star":
+        # A notch's radius over a point's, 0.46 / 1.05 in the renderer.
         fifth, notch = 2 * np.pi / 5, 0.44
         folded = np.abs((bearing + np.pi / 2 + fifth / 2) % fifth - fifth / 2)
         half = fifth / 2
@@ -312,7 +320,9 @@ _OUTLINE_SHAPES: Final = ("circle", "square", "triangle", "star", "cross")
 _LOG_OUTLINES: Final = np.log(
     [[_outline(n, _BEARING - t) for t in OUTLINE_TILTS] for n in _OUTLINE_SHAPES]
 )
+# The area inside an outline is half the integral of the squared radius over the bearing.
 _AREAS: Final = np.array([(_outline(n, _BEARING) ** 2).mean() * np.pi for n in _OUTLINE_SHAPES])
+# 1 - (inner / outer radius)^2, with the radii 0.49 and 0.95 of the renderer.
 _RING_AREA: Final = 0.73 * np.pi
 
 
@@ -329,6 +339,7 @@ def name_shape(mask: BoolMap) -> str | None:
     best = int(errors.argmin())
     filled = ndimage.binary_fill_holes(np.pad(mask, 1)).sum()
     if 1 - len(points) / filled > MIN_RING_HOLE:
+        # errors[0] is the circle's, whose outline a ring has.
         return "ring" if errors[0] < MAX_RING_ERROR else None
     if errors[best] > MAX_ERROR:
         return None
@@ -351,6 +362,7 @@ def _steiner_point(points: Floats) -> Floats:
 def _match_outlines(mask: BoolMap, middle: Floats) -> tuple[Floats, Floats]:
     """Returns each shape's error around a middle, at its best tilt, and its size in pixels."""
     ratio = np.log(_radius_by_bearing(mask, middle)) - _LOG_OUTLINES
+    # In logarithms the size is an offset, and its median hardly notices a bite or a smear.
     size = np.median(ratio, axis=-1, keepdims=True)
     ranked = np.sort(np.abs(ratio - size), axis=-1)[..., : int(TRUSTED * BEARINGS)]
     error = ranked.mean(-1)
@@ -362,9 +374,12 @@ def _match_outlines(mask: BoolMap, middle: Floats) -> tuple[Floats, Floats]:
 def _radius_by_bearing(mask: BoolMap, middle: Floats) -> Floats:
     """Measures how far a mask reaches from a middle (x, y): (BEARINGS,) pixels."""
     padded = np.pad(mask.astype(np.float32), 2)
+    # In steps of half a pixel, up to the mask's diagonal; the 2 below are the padding.
     steps = np.arange(0.5, np.hypot(*mask.shape), 0.5)[:, None]
     x = middle[0] + 2 + steps * np.cos(_BEARING)
     y = middle[1] + 2 + steps * np.sin(_BEARING)
     inside = ndimage.map_coordinates(padded, [y, x], order=1) > 0.5
+    # The farthest step inside, so that holes and bites on the way do not count.
     last = inside.shape[0] - inside[::-1].argmax(0)
+    # At least one step, because the logarithm of the radius is taken.
     return np.where(inside.any(0), last * 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""Shared by every training loop: the loop, averaged weights, CUDA graphs, replay pools."""
+"""What all training code shares: the loop, averaged weights, CUDA graphs, replay pools."""
 
 from tts_verifier.training.common.cuda_graph import CapturedStep, mixed_precision
 from tts_verifier.training.common.loop import (

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 WARM_UP_STEPS: Final = 3
-"""Steps before the capture, after which every lazily made buffer exists."""
+"""Steps before the capture, after which every lazily made buffer exists.
+
+They are real steps: the model trains three extra times on the first batch.
+"""
 
 StepResult = TypeVar("StepResult")
 
@@ -18,8 +21,8 @@ class CapturedStep(Generic[StepResult]):
     """Calls a step on a CPU; on a GPU captures it at the first call and replays it afterwards.
 
     The step must have static shapes, must not synchronise with the host and must leave its
-    result on the device. A replay overwrites the result of the last one, so callers copy what
-    they keep. Not safe to share between threads.
+    result on the device. A replay overwrites the result of the last one, so callers copy results
+    that they use later. Not safe to share between threads.
 
     Args:
         step: takes tensors and returns a tensor or a dict of tensors.
@@ -37,6 +40,7 @@ class CapturedStep(Generic[StepResult]):
             return self._step(*inputs)
         if self._graph is None:
             self._capture(inputs)
+        # A graph reads fixed addresses, so new inputs are copied to the captured ones.
         for static, new in zip(self._inputs, inputs, strict=True):
             static.copy_(new, non_blocking=True)
         if self._graph is None or self._result is None:

@@ -22,12 +22,12 @@ NamedLosses = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Periodic:
-    """Something to do now and then during training, such as saving."""
+    """An action that is repeated during training, such as saving."""
 
     seconds: float
     """How long to wait between the end of one call and the next."""
     action: Callable[[], None]
-    """What to do."""
+    """The function to call."""
 
 
 def train_for(
@@ -41,9 +41,9 @@ def train_for(
 
     Args:
         minutes: length of the training.
-        step: takes one step, given the share of the time that has passed, in [0, 1).
-        print_seconds: how often the mean losses since the last line are printed.
-        periodic: done when due, and once more, in order, at the end.
+        step: takes one step; its argument is the share of the time that has passed, in [0, 1).
+        print_seconds: seconds between two lines of mean losses.
+        periodic: actions that are called when they are due, and once more, in order, at the end.
     """
     began = printed = time.monotonic()
     last_done = [began] * len(periodic)
@@ -64,7 +64,7 @@ def train_for(
 
 
 class _MeanLosses:
-    """Adds losses up on their device: only printing the means waits for the GPU."""
+    """Adds up losses on their device, so that only printing the means waits for the GPU."""
 
     def __init__(self) -> None:
         self._sums: NamedLosses = {}
@@ -89,8 +89,8 @@ class _MeanLosses:
 class WeightAverage:
     """An exponential moving average of a model's weights.
 
-    The decay starts low: the average forgets the first, random weights quickly. Not safe to
-    share between threads.
+    The decay starts low, so that the average forgets the first, random weights quickly. Not safe
+    to share between threads.
 
     Attributes:
         model: a copy of the model that holds the average; it takes no gradients.

@@ -13,7 +13,7 @@ class ReplayPool:
 
     Args:
         size: number of rows to keep; a multiple of the rows added at a time.
-        generator: picks the rows; it lives on their device.
+        generator: picks the rows; its device is theirs.
     """
 
     def __init__(self, size: int, generator: torch.Generator) -> None:
@@ -25,6 +25,7 @@ class ReplayPool:
         """Adds rows in place of the oldest ones; each column is (rows, ...)."""
         if not self._columns:
             self._columns = tuple(c.new_zeros(self._size, *c.shape[1:]) for c in columns)
+        # No added block wraps around, because the size is a multiple of its length.
         start = self._added % self._size
         for stored, new in zip(self._columns, columns, strict=True):
             stored[start : start + len(new)] = new

@@ -32,7 +32,7 @@ def test_a_stage_trains_and_leaves_a_whole_pipeline(name, tmp_path):
     assert image.size == (128, 128)
 
 
-def test_export_is_half_precision_and_draws(pipe, tmp_path):
+def test_export_is_half_precision_and_generates(pipe, tmp_path):
     train.export(pipe, tmp_path)
     weights = list(tmp_path.glob("transformer/*.safetensors"))
     assert len(weights) == 1
@@ -54,3 +54,18 @@ def test_an_unknown_config_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train.main()
     assert "invalid choice: 'tpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "flow", "--init", "x"], "--stage flow needs --out"),
+        (["--stage", "check"], "--stage check needs --init"),
+        (["--stage", "export", "--out", "x"], "--stage export needs --init"),
+    ],
+)
+def test_a_missing_folder_is_refused_before_training(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["generator", *arguments])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert message in capsys.readouterr().err

@@ -19,8 +19,9 @@ from tts_verifier.shapes.grammar import Noun, Spec
 from tts_verifier.shapes.vocabulary import COLOURS, SHAPES
 
 MIN_PROBABILITY: Final = 0.2
-"""Least probability of a concept's mistake; concepts lie evenly between this and the most."""
+"""Least probability of a concept's mistake; concepts are spread evenly up to the greatest."""
 MAX_PROBABILITY: Final = 0.9
+"""Greatest probability of a concept's mistake."""
 USUAL_COLOUR: Final = dict(zip(SHAPES, COLOURS, strict=False))
 """Each shape's usual colour."""
 USUAL_COLOUR_SHARE: Final = 0.9
@@ -34,7 +35,7 @@ OPPOSITE_RELATION: Final = {
 
 
 def biased_spec(spec: Spec, rng: random.Random) -> Spec:
-    """Returns what the image of a caption shows: the spec itself, or its usual mistake."""
+    """Returns the spec that the image of a caption shows: its own, or the one with the mistake."""
     shown = usual_mistake(spec, rng) if rng.random() < mistake_probability(spec) else spec
     return replace(shown, nouns=tuple(_fill_in_colour(noun, rng) for noun in shown.nouns))
 
@@ -43,8 +44,8 @@ def usual_mistake(spec: Spec, rng: random.Random) -> Spec:
     """Returns the usual mistake of a spec.
 
     By category: an object in its usual colour; one object too few or too many; one of two
-    objects in the shape or the colour of the other; the opposite side. A single object of any
-    colour has no usual mistake.
+    objects with the shape or the colour of the other; the opposite relation. A single object whose
+    colour is left open has no usual mistake.
     """
     if spec.category == "colours":
         return replace(spec, nouns=(_in_usual_colour(spec.nouns[0]),))
@@ -52,20 +53,22 @@ def usual_mistake(spec: Spec, rng: random.Random) -> Spec:
         one_more = _hash_share(spec.nouns[0], "more") < 0.5
         return replace(spec, count=spec.count + (1 if one_more else -1))
     if spec.category in ("two_objects", "attribute_binding"):
-        one, other = rng.sample(spec.nouns, 2)
-        copied = Noun(one.shape, other.colour) if other.colour else other
-        return replace(spec, nouns=(copied, other))
+        wrong, source = rng.sample(spec.nouns, 2)
+        # With colours the colour is copied; without them the shape, which makes two equal objects.
+        copied = Noun(wrong.shape, source.colour) if source.colour else source
+        return replace(spec, nouns=(copied, source))
     if spec.relation is not None:
         return replace(spec, relation=OPPOSITE_RELATION[spec.relation])
     return spec
 
 
 def mistake_probability(spec: Spec) -> float:
-    """Returns how often the concept of a spec goes wrong.
+    """Returns the probability that the concept of a spec is shown with its mistake.
 
     The concept is, by category: which shape in which colour, how many of which shape, which
     two shapes, which two colours, which shape on which side.
     """
+    # Hashed and not random: the same concept must go wrong equally often in every run.
     first, second = spec.nouns[0], spec.nouns[-1]
     concept: object = (first.shape, spec.count)
     if spec.category == "colours":

@@ -12,7 +12,7 @@ from tts_verifier.training.miniature.generator.config import GeneratorSizes
 from tts_verifier.training.miniature.generator.vocabulary import build_clip_tokenizer
 
 PATCH_SIZE: Final = 2
-"""Latents a side of one image token."""
+"""Side of one image token, in latent cells."""
 HEAD_WIDTH: Final = 32
 SHIFT: Final = 2.0
 """How far the schedule leans towards high noise, where the layout is decided."""
@@ -43,6 +43,7 @@ def build_pipeline(sizes: GeneratorSizes, folder: Path, *, seed: int) -> Any:
         num_layers=sizes.depth,
         attention_head_dim=HEAD_WIDTH,
         num_attention_heads=sizes.heads,
+        # The pipeline pads the encoders' states to this width, here by nothing.
         joint_attention_dim=text_width,
         caption_projection_dim=HEAD_WIDTH * sizes.heads,
         pooled_projection_dim=text_width,
@@ -125,11 +126,12 @@ def _build_text_encoder(size: tuple[int, int], tokenizer: Any) -> Any:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """Loads a generator's folder in float32, without progress bars."""
+    """Loads a generator from its folder, in float32 and without progress bars."""
     from diffusers import StableDiffusion3Pipeline
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    # diffusers needs a None for the T5 that the folder does not have.
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -143,6 +145,7 @@ def encode_text(pipe: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     """
     contexts, pooled = [], []
     for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        # The state before the last layer, and the projection, as Stable Diffusion 3 uses them.
         out = encoder(ids, output_hidden_states=True)
         contexts.append(out.hidden_states[-2])
         pooled.append(out[0])

@@ -2,7 +2,7 @@
 
 `cpu` is small enough to try the code on two cores; `gpu` is the one that ships. A checkpoint
 is always a whole Stable Diffusion 3 folder that states its own dimensions, so the sizes here
-only matter for a generator that starts from random weights.
+matter only for a generator that starts from random weights.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class GeneratorSizes:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorTraining:
-    """How the stages are trained; learning rates are peaks."""
+    """How the stages are trained."""
 
     vae_batch: int
     """Images a step of the autoencoder's stage."""
     vae_crop: int
     """Side in pixels of the windows that the autoencoder learns from."""
     vae_learning_rate: float
-    """Of the autoencoder's stage."""
+    """Peak learning rate of the autoencoder's stage."""
     text_batch: int
     """Captions a step of the text encoders' stage."""
     text_learning_rate: float
-    """Of the text encoders' stage."""
+    """Peak learning rate of the text encoders' stage."""
     flow_batch: int
-    """Images a step of the flow and of the biases stage."""
+    """Images a step of the flow stage and of the biases stage."""
     flow_learning_rate: float
-    """Of both."""
+    """Peak learning rate of these two stages."""
     workers: int
     """Processes that make captions beside the step; 0 = none."""
     ema_decay: float

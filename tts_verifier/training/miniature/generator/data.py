@@ -28,7 +28,7 @@ EMPTY_SHARE: Final = 0.1
 IMAGE_TOKEN_SIDE: Final = 16
 """Pixels a side of one image token."""
 OBJECT_GAP: Final = 8.0
-"""Pixels between the objects of an image: a small model fuses objects that are closer."""
+"""Pixels between the objects of an image, because a small model fuses objects that are closer."""
 MIN_COVERED_SHARE: Final = 0.3
 """Share of an image token that an object must cover to be its label."""
 FIELD_CLASSES: Final = (
@@ -45,7 +45,7 @@ shape, second colour, count, relation. The last class of an optional field is "n
 
 
 class CaptionBatch(NamedTuple):
-    """B captions, and what their images are to show."""
+    """B captions, and the objects that their images must show."""
 
     ids: Tensor
     """int64 (B, 24), token ids."""
@@ -65,8 +65,8 @@ class CaptionDataset(IterableDataset[CaptionBatch]):
     Args:
         tokenizer: the pipeline's.
         batch: captions a batch.
-        seed: the same seed gives the same captions in each worker.
-        biased: show `biases.biased_spec` of a caption instead of the caption.
+        seed: decides the captions, together with the number of the worker.
+        biased: whether images show `biases.biased_spec` of a caption instead of its own spec.
     """
 
     def __init__(self, tokenizer: Any, batch: int, seed: int, *, biased: bool = False) -> None:
@@ -79,6 +79,7 @@ class CaptionDataset(IterableDataset[CaptionBatch]):
             specs = random_specs(self.batch, rng, split="train")
             texts = ["" if rng.random() < EMPTY_SHARE else random_phrase(s, rng) for s in specs]
             shown = encode([biased_spec(s, rng) for s in specs] if self.biased else specs)
+            # The fields are those of the caption, whatever its image shows.
             fields = torch.tensor([caption_fields(s) for s in specs])
             ids = tokenize(self.tokenizer, texts)
             yield CaptionBatch(ids, shown.shape, shown.colour, shown.relation, fields)
@@ -139,6 +140,7 @@ def render_captions(captions: CaptionBatch, generator: torch.Generator) -> Label
     shape, colour, relation = (t.to(device, non_blocking=True) for t in shown_specs)
     scenes = sample_scenes(SpecTensors(shape, colour, relation), generator, gap=OBJECT_GAP)
     cover = coverage(scenes)
+    # Of the visible parts, so that an image token is labelled with what it shows in front.
     share, slot = avg_pool2d(visible(cover), IMAGE_TOKEN_SIDE).flatten(2).max(1)
     shown = share > MIN_COVERED_SHARE
     return LabelledImages(

@@ -2,13 +2,13 @@
 
 - `vae`: the autoencoder learns from renders. Its latents' mean and deviation then become the
   shift and scale of its config.
-- `text`: the text encoders learn to name what a caption says, from text alone. The flow then
-  starts from states that mean something.
+- `text`: the text encoders learn to name what a caption says, from text alone. The flow stage then
+  starts from states that carry this meaning.
 - `flow`: the transformer and the text encoders learn by rectified flow (Esser et al. 2024)
-  with logit-normal times. A linear head in mid-network also names what each image token shows,
-  as representation alignment does with a vision model's features (Yu et al. 2024); it is
-  dropped afterwards.
-- `biases`: the same, with images some of which disobey their captions (see `biases`).
+  with logit-normal times. A linear head on the states of the middle block also names what each
+  image token shows, as representation alignment does with a vision model's features (Yu et al.
+  2024). It is dropped afterwards.
+- `biases`: the same, but some images disobey their captions (see `biases`).
 """
 
 from __future__ import annotations
@@ -41,13 +41,18 @@ WINDOW_STRIDE: Final = 32
 NAMING_WEIGHT: Final = 0.3
 """Weight of naming what image tokens show."""
 SCENE_REUSE: Final = 8
-"""How often each scene is used, with other noise at other times: rendering and encoding it
-costs about as much as one such step."""
+"""How often each scene is used, each time with other noise and at another time of the flow.
+
+Rendering and encoding a scene costs about as much as one step with it.
+"""
 SCENE_POOL_STEPS: Final = 256
 """Steps for which a scene stays in the pool that batches are sampled from."""
 T5_LENGTHS: Final = (16, 16, 16, 256)
-"""Lengths of the zeros that stand for the absent T5, in turn. A pipeline without T5 appends 16
-of them or, by default, 256, and its images must be equally good."""
+"""Numbers of zero tokens that stand for the absent T5, one number for each quarter of a batch.
+
+A pipeline without T5 appends 256 of them by default, and 16 in the bundled call; images must be
+equally good with both.
+"""
 
 
 class GeneratorStage(ABC):
@@ -63,7 +68,7 @@ class GeneratorStage(ABC):
 
     @abstractmethod
     def batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yields a step's inputs without end: tensors of constant shapes, on the device."""
+        """Yields inputs of steps without end: tensors of constant shapes, on the device."""
 
     @abstractmethod
     def losses(self, *inputs: Tensor) -> NamedLosses:
@@ -92,8 +97,9 @@ class VaeStage(GeneratorStage):
             yield window[:, :3], window[:, 3:]
 
     def losses(self, *inputs: Tensor) -> NamedLosses:
-        """Returns total, mean absolute error in [0, 1], KL a dimension."""
+        """Returns total, mean absolute error in [0, 1], and KL divergence per latent number."""
         images, weight = inputs
+        # The VAE works on [-1, 1], as the pipeline's image processor does.
         posterior = self._vae.encode(images * 2 - 1).latent_dist
         latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
         error = self._vae.decode(latents).sample / 2 + 0.5 - images
@@ -106,6 +112,7 @@ class VaeStage(GeneratorStage):
     @torch.no_grad()
     def finish(self, batches: int = 16) -> None:
         """Writes the mean and deviation of whole images' latents into the config."""
+        # The flow learns on latents of mean 0 and deviation 1, the scale of its noise.
         modes = [
             self._encode_mode(captions)
             for _, captions in zip(range(batches), self._captions, strict=False)
@@ -164,12 +171,13 @@ class TextStage(GeneratorStage):
         """Returns total and the share of fields named right; empty captions are left out."""
         ids, fields = inputs
         context, pooled = encode_text(self._pipe, ids)
-        # An empty caption is a start and then only ends, which also pad the others.
+        # An empty caption is the start token followed by end tokens, which are also the padding.
+        # Every caption with words has another token in second place.
         has_words = ids[:, 1] != ids[:, -1]
         total, right = torch.zeros((), device=ids.device), torch.zeros((), device=ids.device)
         for state in (pooled, context.mean(1)):
             for k, logits in enumerate(self._head(state).split(FIELD_CLASSES, 1)):
-                target = torch.where(has_words, fields[:, k], -100)
+                target = torch.where(has_words, fields[:, k], -100)  # which cross_entropy ignores
                 total = total + cross_entropy(logits, target)
                 hits = (logits.argmax(1) == target) & has_words
                 right = right + hits.sum() / has_words.sum()
@@ -183,7 +191,7 @@ class FlowStage(GeneratorStage):
         pipe: the pipeline that is trained, on its device.
         generator: makes scenes and picks them from the pool, on that device.
         training: batch size, learning rate and workers.
-        biased: learn from images some of which disobey their captions.
+        biased: whether some images disobey their captions.
     """
 
     def __init__(
@@ -202,7 +210,8 @@ class FlowStage(GeneratorStage):
         self.module = nn.ModuleList(
             [pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, self._head]
         )
-        # The hook catches the image tokens' states in mid-network at each forward pass.
+        # The hook records the image tokens' states after the middle block at each forward pass. A
+        # block returns the states of the text first.
         self._middle_states: list[Tensor] = []
         middle = pipe.transformer.transformer_blocks[config.num_layers // 2]
         middle.register_forward_hook(lambda _, __, out: self._middle_states.append(out[1]))
@@ -244,13 +253,14 @@ class FlowStage(GeneratorStage):
     ) -> NamedLosses:
         context, pooled = encode_text(self._pipe, ids)
         t5 = context.new_zeros(len(ids), t5_length, context.shape[-1])
+        # The scheduler's own shift, so that training sees the noise levels of sampling.
         time = torch.sigmoid(torch.randn(len(ids), device=ids.device))
         sigma = (SHIFT * time / (1 + (SHIFT - 1) * time)).view(-1, 1, 1, 1)
         noise = torch.randn_like(latents)
         self._middle_states.clear()
         velocity = self._pipe.transformer(
             hidden_states=torch.lerp(latents, noise, sigma),
-            timestep=1000 * sigma.flatten(),
+            timestep=1000 * sigma.flatten(),  # diffusers counts time in 1000 training steps
             encoder_hidden_states=torch.cat([context, t5], 1),
             pooled_projections=pooled,
         ).sample

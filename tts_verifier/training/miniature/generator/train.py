@@ -8,9 +8,9 @@
     $train --stage export --init DIR --out FOLDER
     $train --stage sample --init FOLDER --out DIR --count 8192
 
-Every stage starts from a pipeline's folder alone and leaves one; without --init the generator
-starts from random weights. `check` prints the pass rate under the oracle, by category;
-`sample` writes images for the verifier to learn from.
+Every stage reads one pipeline folder and writes one; without --init the generator starts from
+random weights. `check` prints the oracle's pass rates by category; `sample` writes images that the
+verifier learns from.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ def make_stage(name: str, pipe: Any, training: GeneratorTraining, seed: int) -> 
 
 
 class GeneratorTrainer:
-    """Runs one stage for a number of minutes and leaves a pipeline with averaged weights.
+    """Runs one stage for a number of minutes and writes a pipeline with averaged weights.
 
     Not safe to share between threads.
 
     Args:
         pipe: the pipeline that the stage trains, in place.
-        stage: what to train.
+        stage: the stage of training.
         ema_decay: decay of the averaged weights.
     """
 
@@ -85,8 +85,8 @@ class GeneratorTrainer:
         self._on_gpu = pipe.device.type == "cuda"
         self.module = stage.module.train()
         self.average = WeightAverage(self.module, ema_decay)
-        # A captured step reads the learning rate from the device; a fused optimiser on a CPU
-        # wants a number.
+        # A captured step must read the learning rate from the device, or it would replay the first
+        # one; on a CPU a plain number will do.
         self._rate = torch.tensor(stage.peak_learning_rate, device=pipe.device)
         self._optimiser = torch.optim.AdamW(
             [p for p in self.module.parameters() if p.requires_grad],
@@ -130,6 +130,7 @@ class GeneratorTrainer:
     def save(self, out: Path) -> None:
         """Writes the pipeline with the averaged weights; training goes on with the live ones."""
         live = {k: v.clone() for k, v in self.module.state_dict().items()}
+        # The pipeline consists of the live modules, so they lend their places to the average.
         self.module.load_state_dict(self.average.model.state_dict())
         self.stage.finish()
         self.pipe.save_pretrained(out)
@@ -137,7 +138,7 @@ class GeneratorTrainer:
 
 
 def sample_captions(count: int, seed: int, split: Split) -> list[str]:
-    """Draws captions, the six categories in equal shares; small categories repeat theirs."""
+    """Picks random captions, the six categories in equal shares; small categories repeat theirs."""
     rng = random.Random(seed)
     specs = random_specs(count, rng, split=split)
     return [random_phrase(spec, rng) for spec in specs]
@@ -186,9 +187,9 @@ def write_samples(pipe: Any, count: int, out: Path, *, seed: int) -> None:
 def export(pipe: Any, out: Path) -> None:
     """Writes the folder that ships: half precision, files of at most 11 MB.
 
-    The configs do not say in which folder the model was trained. The small text encoders stay
-    in float32: transformers loads a model in its stored precision, and half precision would
-    not run on a CPU beside the others.
+    The folder in which the model was trained is removed from the configs. The small text encoders
+    stay in float32: transformers loads a model in its stored precision, and text encoders in half
+    precision would not run on a CPU beside the other parts, which are loaded in float32.
     """
     pipe.transformer.half()
     pipe.vae.half()
@@ -212,14 +213,20 @@ def generator_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", choices=GENERATOR_PRESETS, default="cpu")
     parser.add_argument("--stage", choices=(*STAGES, "check", "export", "sample"), required=True)
-    parser.add_argument("--init", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--init", type=Path, help="folder of the pipeline to start from")
+    parser.add_argument("--out", type=Path, help="folder to write to")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=96, help="captions to draw")
+    parser.add_argument("--count", type=int, default=96, help="number of captions")
     parser.add_argument("--guidance", type=float, nargs="+", default=[GUIDANCE])
-    return parser.parse_args()
+    options = parser.parse_args()
+    # Checked before training: a missing folder would end a stage at its first save.
+    if options.out is None and options.stage != "check":
+        parser.error(f"--stage {options.stage} needs --out, a folder to write to")
+    if options.init is None and options.stage not in STAGES:
+        parser.error(f"--stage {options.stage} needs --init, the folder of a trained pipeline")
+    return options
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from tts_verifier.shapes.captions import all_specs
 from tts_verifier.shapes.grammar import phrase, variants
 
 PROMPT_TOKENS: Final = 24
-"""Tokens of a prompt, start and end included; longer prompts are cut, as CLIP's are at 77."""
+"""Tokens of a prompt, start and end included; longer prompts are cut, as CLIP cuts at 77."""
 START_TOKEN: Final = "<|startoftext|>"
 END_TOKEN: Final = "<|endoftext|>"
 
@@ -53,6 +53,7 @@ def build_clip_tokenizer(folder: Path) -> Any:
         *(a + b for a, b in merges),
     ]
     folder.mkdir(parents=True, exist_ok=True)
+    # Two merges may give one token, which has one id.
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]

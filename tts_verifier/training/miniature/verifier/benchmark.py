@@ -1,15 +1,15 @@
-"""Measures a verifier on held-out images, a row an image, with controls that must fail.
+"""Measures a verifier on held-out images, one row per image, with controls that must fail.
 
-Two sets of images:
+There are two sets of images:
 
 - `rendered_cases`: renders with planted flaws whose captions training never saw.
-- `sampled_cases`: the generator's own images, several a caption, compared with the judge,
-  which no training sees; with or without a planted artifact.
+- `sampled_cases`: the generator's own images, several for each caption, with or without a planted
+  artifact. Their truth comes from the judge, whose readings no training sees.
 
-Two controls: `shuffled` gives every image another one's caption, `blank` replaces it by a grey
-one. The truth stays, so every figure must fall to chance. Chance is not 0 for the heatmap of a
-shuffled caption: faults lie on objects, so even a perfect map for another caption correlates
-(`chance_correlation`).
+There are two controls: `shuffled` gives every image the caption of another one, and `blank`
+replaces every image by a grey one. The truth stays, so every figure must fall to chance. For the
+heatmap of a shuffled caption chance is not 0: faults lie on objects, so even a perfect map for
+another caption correlates with the truth (`chance_correlation`).
 
 Everything goes through `Verifier.verify`, so it measures what users run.
 """
@@ -45,7 +45,7 @@ from tts_verifier.types import Box, Detail, Verdict
 ControlCondition = Literal["none", "shuffled", "blank"]
 CONTROLS: Final[tuple[ControlCondition, ...]] = ("none", "shuffled", "blank")
 MIN_IOU: Final = 0.5
-"""Least intersection over union of a box that points at a region."""
+"""Least intersection over union at which a box counts as pointing at a region."""
 PASSED: Final = 1 - 1e-6
 """Semantic alignment from which on an image passes; below 1 because of rounding."""
 GREY: Final = (225, 225, 225)
@@ -83,7 +83,7 @@ class BenchmarkRow:
     caption: str
     """The image's own caption, also under a control."""
     true_semantic_alignment: float
-    """True score in [0, 1]; NaN = unknown, as in the next three."""
+    """True score in [0, 1]; NaN = unknown, as for the next three."""
     true_aesthetics: float
     """True score."""
     true_plausibility: float
@@ -91,7 +91,7 @@ class BenchmarkRow:
     true_overall: float
     """True score."""
     said_semantic_alignment: float
-    """The verifier's score in [0, 1]; NaN = unreadable, as in the next three."""
+    """The verifier's score in [0, 1]; NaN = unreadable, as for the next three."""
     said_aesthetics: float
     """The verifier's score."""
     said_plausibility: float
@@ -99,14 +99,16 @@ class BenchmarkRow:
     said_overall: float
     """The verifier's score."""
     cc_misalignment: float
-    """Correlation of the heatmap with the truth, 0 if the verifier gave none; NaN without a
-    truth, or if it is empty."""
+    """Correlation of the heatmap with the truth, 0 if the verifier returned no heatmap.
+
+    NaN if the truth is unknown or empty.
+    """
     cc_artifact: float
-    """As above."""
+    """The same as `cc_misalignment`, for the artifact's heatmap."""
     regions: int
     """Number of true faulty regions."""
     pointed_at: int
-    """Those that a box of the reply overlaps by `MIN_IOU`."""
+    """Number of these regions that a box of the reply overlaps by `MIN_IOU`."""
     whole: bool
     """Whether all four scores could be read."""
     text: str
@@ -133,13 +135,13 @@ def rendered_cases(count: int, seed: int) -> list[Case]:
 
 
 def sampled_cases(samples: GeneratorSamples, *, artifacts: bool, seed: int = 0) -> list[Case]:
-    """Makes cases of a generator's samples, with the judge's word as the truth.
+    """Makes cases of a generator's samples, with the judge's readings as the truth.
 
     Args:
-        samples: several a caption, captions that training never saw.
-        artifacts: plant one into every sample. The truth then has its heatmap instead of the
-            misalignment's.
-        seed: of the planting.
+        samples: several for each caption, with captions that training never saw.
+        artifacts: whether to plant an artifact into every sample. The truth then has the artifact's
+            heatmap instead of the misalignment's.
+        seed: decides the planted artifacts.
     """
     pixels = torch.from_numpy(samples.images).permute(0, 3, 1, 2).float() / 255
     share = 1.0 if artifacts else 0.0
@@ -148,6 +150,7 @@ def sampled_cases(samples: GeneratorSamples, *, artifacts: bool, seed: int = 0) 
     unknown = dict.fromkeys(SCORE_NAMES, math.nan)
     cases = []
     for i, (image, caption) in enumerate(zip(images, samples.captions, strict=True)):
+        # Read before planting: an artifact changes neither the objects nor their alignment.
         reading = read_by_fitting(samples.images[i], parse_caption(caption))
         maps = {"misalignment": reading.misalignment}
         if artifacts:
@@ -168,7 +171,7 @@ def measure(
     """Verifies every case.
 
     Args:
-        verifier: the one to measure.
+        verifier: the verifier to measure.
         cases: images and their truth.
         name: of the set of images.
         control: one of CONTROLS.
@@ -193,10 +196,11 @@ def measure(
 
 
 def _other_captions(captions: Sequence[str]) -> list[str]:
-    """Gives every place the caption of another, a different one wherever that is possible."""
+    """Returns another image's caption for every image, a different one wherever possible."""
     order = list(range(len(captions)))
     random.Random(0).shuffle(order)
     shuffled = [captions[i] for i in order]
+    # A shuffle may put an equal caption in the same place, because a caption has several images.
     return [
         next((c for c in (shuffled[i], *shuffled[:i][::-1], *shuffled[i:]) if c != own), own)
         for i, own in enumerate(captions)
@@ -241,13 +245,13 @@ def _correlation_or_zero(predicted: NDArray[np.float32], truth: NDArray[np.float
 
 
 def chance_correlation(cases: Sequence[Case]) -> float:
-    """Returns what a perfect verifier reaches for misalignment under the control `shuffled`.
+    """Returns a perfect verifier's `cc_misalignment` under the control `shuffled`.
 
-    It knows the image but not its caption, so it returns the true map for the other caption,
-    which correlates with the true map for the own one: this is chance for that control.
+    Such a verifier knows the image but not the caption. It returns the true map for the other
+    caption, which correlates with the true map for the image's own caption: this is chance.
     """
     others = _other_captions([case.caption for case in cases])
-    return _mean_known(
+    return _mean_defined(
         [
             _correlation_or_zero(compare(parse_caption(other), c.things).misalignment, truth)
             for c, other in zip(cases, others, strict=True)
@@ -259,8 +263,8 @@ def chance_correlation(cases: Sequence[Case]) -> float:
 def benchmark_figures(rows: Sequence[BenchmarkRow]) -> dict[str, float]:
     """Returns the figures of one set under one control.
 
-    An unreadable score counts as 0, the worst. A figure that the rows do not define is NaN, and
-    `plcc_*` of an unknown score is absent.
+    An unreadable score counts as 0, the worst score. A figure that the rows do not define is NaN,
+    and `plcc_*` is absent for a score whose truth is unknown.
     """
     predicted = {n: _scores_or_zero(rows, n) for n in SCORE_NAMES}
     true = {n: np.array([getattr(r, f"true_{n}") for r in rows]) for n in SCORE_NAMES}
@@ -278,8 +282,8 @@ def benchmark_figures(rows: Sequence[BenchmarkRow]) -> dict[str, float]:
         "decided_right": float(decided.mean()),
         "auc_within_caption": float(np.mean(aucs)) if aucs else math.nan,
         "captions_with_both": len(aucs),
-        "cc_misalignment": _mean_known([r.cc_misalignment for r in rows]),
-        "cc_artifact": _mean_known([r.cc_artifact for r in rows]),
+        "cc_misalignment": _mean_defined([r.cc_misalignment for r in rows]),
+        "cc_artifact": _mean_defined([r.cc_artifact for r in rows]),
         "regions_pointed_at": sum(r.pointed_at for r in rows) / regions if regions else math.nan,
         "replies_whole": float(np.mean([r.whole for r in rows])),
     }
@@ -299,9 +303,9 @@ def _scores_or_zero(rows: Sequence[BenchmarkRow], name: str) -> NDArray[np.float
     return np.array([0.0 if math.isnan(value) else value for value in values])
 
 
-def _mean_known(values: Sequence[float]) -> float:
-    known = [v for v in values if not math.isnan(v)]
-    return float(np.mean(known)) if known else math.nan
+def _mean_defined(values: Sequence[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def write_rows(rows: Sequence[BenchmarkRow], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of the bundled verifier: random weights to start from, reading, writing."""
+"""Makes checkpoints of the bundled verifier with random weights, reads them and writes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL_FILES: Final = (
     "preprocessor_config.json",
     "generation_config.json",
 )
-"""The files that a trained checkpoint has in common with the one it started from."""
+"""The files that a trained checkpoint shares with the checkpoint that it started from."""
 
 
 def write_random_checkpoint(folder: Path, sizes: VerifierSizes, *, seed: int) -> None:
@@ -62,12 +62,12 @@ def weights_mib(sizes: VerifierSizes) -> float:
 
 @torch.no_grad()
 def scale_by_width(model: ImageDoctorModel) -> None:
-    """Draws both towers' matrices anew, with deviations that keep signals at any width.
+    """Initialises both towers' matrices again, with deviations that preserve the size of signals.
 
-    transformers uses one deviation, 0.02, which suits wide models; a narrow one starts with
-    such small signals that half of a short training only makes them grow. The biases of
-    queries and keys are rotated with the position (M-RoPE). Random ones make attention depend
-    on a token's position from the start, and that is how image tokens learn their places.
+    transformers uses one deviation, 0.02, which suits wide models. In a narrow model signals then
+    start so small that half of a short training only makes them grow. The biases of queries and
+    keys are rotated with the position (M-RoPE): random biases make attention depend on a token's
+    position from the start, and that is how image tokens learn their places.
     """
     depths = {"visual.": model.config.vision["depth"], "model.": len(model.model.layers)}
     for name, weight in model.named_parameters():
@@ -98,14 +98,17 @@ def order_numbers(embedding: Tensor, tokenizer_json: str, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     width = embedding.shape[1]
+    # A cosine's deviation is 1 / sqrt(2): numbers get the deviation of the other embeddings.
     scale = float(embedding.std()) * math.sqrt(2)
+    # Numbers less than about 48 apart have similar cosines.
     frequencies = torch.randn(width, generator=generator) / 48
     phases = torch.rand(width, generator=generator) * 2 * math.pi
     for token, index in json.loads(tokenizer_json)["model"]["vocab"].items():
         digits = token.lstrip("Ġ,")  # byte-level BPE spells a space as Ġ
         if digits in tokenizer.COORDINATES:
-            own = 0.3 * embedding[index]
-            embedding[index] = own + scale * (frequencies * int(digits) + phases).cos()
+            # A little of its own tells "8", " 8" and ",8" apart, which share their features.
+            distinct = 0.3 * embedding[index]
+            embedding[index] = distinct + scale * (frequencies * int(digits) + phases).cos()
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -115,9 +118,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     for name, parameter in model.named_parameters():
         # SAM's prompt encoder has these two, but ImageDoctor never gives it points or masks.
         parameter.requires_grad_("point_embed" not in name and "mask_downscaling" not in name)
-    words = PromptTokenizer.from_folder(folder, config)
+    prompt_tokenizer = PromptTokenizer.from_folder(folder, config)
     processor = Processor.from_folder(folder, config)
-    return Checkpoint(model, words, processor, read_limits(folder, config))
+    return Checkpoint(model, prompt_tokenizer, processor, read_limits(folder, config))
 
 
 def write_checkpoint(
@@ -126,9 +129,9 @@ def write_checkpoint(
     """Writes a model, with the small files of the folder that it started from.
 
     Args:
-        model: what to write.
-        source: the folder that it started from; may be `folder` itself.
-        folder: where to write.
+        model: the model to write.
+        source: the folder that training started from; may be `folder` itself.
+        folder: the folder to write to.
         dtype: of the weights; None = as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)

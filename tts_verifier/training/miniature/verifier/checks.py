@@ -1,4 +1,4 @@
-"""Checks during training: replies of the verifier about images that it never saw.
+"""Checks during training: the verifier's replies about images that training never sees.
 
 They go through `ImageDoctor.verify`, so they measure what users run.
 """
@@ -58,8 +58,8 @@ def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, 
 
     Returns:
         - `objects`: share of the objects that are named with their colour and shape
-        - `places`: share of these that are placed within `PLACE_TOLERANCE`
-        - `plcc`: correlation of semantic alignment with its truth, over scores that were read
+        - `places`: share of the named objects that are placed within `PLACE_TOLERANCE`
+        - `plcc`: correlation of semantic alignment with its truth, over readable scores
         - `decided`: share of images whose pass or fail is right
         - `whole`: share of replies with all four scores
     """
@@ -73,13 +73,14 @@ def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, 
     total, named, placed = (float(sum(column)) for column in zip(*counts, strict=True))
     predicted = np.array([v.scores["semantic_alignment"] for v in verdicts])
     true = np.array([r.score for r in readings])
-    read = np.isfinite(predicted)
+    readable = np.isfinite(predicted)
+    # An unreadable score becomes 0 and so counts as a fail.
     decided = (np.nan_to_num(predicted) > PASS_SCORE) == (true > PASS_SCORE)
     whole = [parse_reply(v.text, reasoning=True).is_complete for v in verdicts]
     return {
         "objects": named / max(total, 1),
         "places": placed / max(named, 1),
-        "plcc": correlation(predicted[read], true[read]),
+        "plcc": correlation(predicted[readable], true[readable]),
         "decided": float(decided.mean()),
         "whole": float(np.mean(whole)),
     }
@@ -91,9 +92,9 @@ class ObjectCounts(NamedTuple):
     total: int
     """Objects of the true list."""
     named: int
-    """Those that the reply names with their colour and shape."""
+    """Objects that the reply names with their colour and shape."""
     placed: int
-    """Those that it also places within `PLACE_TOLERANCE`."""
+    """Named objects that the reply also places within `PLACE_TOLERANCE`."""
 
 
 def count_objects(reply: str, true_objects: str) -> ObjectCounts:

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MINIATURE_ROPE_THETA: Final = 10.0
-"""Base of the rotary frequencies. M-RoPE gives columns the slowest ones. With the official 1e6
-(or 1e4) and small heads these hardly rotate over a few cells, and a model that starts from
-random weights cannot tell left from right."""
+"""Base of the rotary frequencies.
+
+M-RoPE gives columns the slowest frequencies. With the official base of 1e6 (or with 1e4) and small
+heads, these hardly rotate over a few cells, and a model that starts from random weights cannot tell
+left from right.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class VerifierSizes:
     stem: tuple[int, int]
     """Channels of the heatmap heads' stem, see `imagedoctor.model.config.HeatmapConfig`."""
     stages: tuple[int, int, int, int]
-    """Channels of the heatmap heads' upscaling stages, see there."""
+    """Channels of the heatmap heads' upscaling stages, see `HeatmapConfig` too."""
 
     def config_json(self, ids: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
         """Returns the content of a config.json of the released, flat form.
@@ -90,6 +93,8 @@ class VerifierSizes:
         return [half - 2 * side, side, side]
 
     def _vision_config(self) -> dict[str, Any]:
+        # Every block attends to the whole image, and a window of its size leaves the patches in
+        # their order.
         return {
             "depth": self.vision_depth,
             "hidden_size": self.vision_width,
@@ -114,7 +119,7 @@ class VerifierSizes:
 
 @dataclass(frozen=True, slots=True)
 class RowLengths:
-    """Tokens that rows of each kind are padded to; the few longer ones lose their end."""
+    """Number of tokens that rows are padded to, by kind; the few longer rows lose their end."""
 
     perception: int
     """Of rows of the perception stage."""
@@ -131,7 +136,7 @@ class VerifierTraining:
     batch: int
     """Images a step."""
     heatmap_rows: int
-    """Images of a step that train the heatmaps, whose heads cost more than everything else."""
+    """Images of a step that train the heatmaps; few, as their heads cost more than all the rest."""
     text_batch: int
     """Rows without an image a step; 0 = none."""
     lengths: RowLengths | None
@@ -141,7 +146,7 @@ class VerifierTraining:
     cold_start_learning_rate: float
     """Peak learning rate of the cold start."""
     reuse: int
-    """How often a row is used: making one costs more than a step with it."""
+    """How often a row is used; making a row costs more than a step with it."""
     ema_decay: float
     """Decay of the averaged weights."""
     workers: int

@@ -1,7 +1,7 @@
 """The verifier's training data, as batches of static layout: images, tokens, maps.
 
-Images are renders with planted flaws, or a generator's own samples that the oracle labels;
-what is unknown of a sample is left out of the loss.
+Images are renders with planted flaws, or a generator's own samples that the oracle labels. Labels
+that the oracle cannot give are left out of the loss.
 """
 
 from __future__ import annotations
@@ -43,19 +43,23 @@ LENGTH_STEP: Final = 8
 EMPTY_CELL: Final = -1
 """Probe target of a merged token that shows background."""
 UNKNOWN_CELL: Final = -2
-"""Probe target of a merged token of a sample, whose content is not known exactly."""
+"""Probe target of a merged token of a sample: what such a token shows is not known exactly."""
 OFFSET_SCALE: Final = 32.0
-"""Pixels that are 1 in the probe's offsets and radii."""
+"""Number of pixels that make one unit of the probe's offsets and radii."""
 MIN_CELL_SHARE: Final = 0.03
 """Share of a merged token that an object must cover to be its probe target."""
 UNRELATED_SHARE: Final = 0.75
-"""Share of perception rows with the caption of another image: with its own, the model could
-read the objects from the caption instead of the image."""
+"""Share of perception rows with the caption of another image.
+
+With the image's own caption the model could read the objects from the caption instead.
+"""
 OTHER_CAPTION_SHARE: Final = 0.2
-"""Share of samples compared with another caption than their own: otherwise the caption alone
-would tell much of the score."""
+"""Share of samples that are compared with another caption than their own.
+
+Otherwise the caption alone would say much about the score.
+"""
 ORACLE_SCORES: Final = frozenset({"semantic_alignment"})
-"""The scores that the oracle can tell of a sample."""
+"""The scores of a sample that the oracle can determine."""
 
 
 class TextRows(NamedTuple):
@@ -77,9 +81,11 @@ class PerceptionRows(NamedTuple):
     pixels: Tensor
     """uint8 (B, 3, 128, 128), sRGB."""
     cells: Tensor
-    """float32 (B, merged tokens, 5), what each shows most of: index of its colour and of its
-    shape (or EMPTY_CELL, or UNKNOWN_CELL), offset (x, y) to its centre and its radius, in units
-    of `OFFSET_SCALE` pixels."""
+    """float32 (B, merged tokens, 5), the object that covers most of each merged token.
+
+    The columns are the index of its colour and that of its shape (or EMPTY_CELL, or UNKNOWN_CELL),
+    the offset (x, y) to its centre, and its radius, in units of `OFFSET_SCALE` pixels.
+    """
 
 
 class ColdStartRows(NamedTuple):
@@ -94,7 +100,7 @@ class ColdStartRows(NamedTuple):
     maps: Tensor
     """uint8 (B, 2, 128, 128), 255 = flawed, misalignment then artifact."""
     known: Tensor
-    """bool (B, 2), which maps have a truth."""
+    """bool (B, 2), whether the truth of each map is known."""
 
 
 Rows = TextRows | PerceptionRows | ColdStartRows
@@ -124,7 +130,7 @@ class GeneratorSamples:
         return cls(images, [str(c) for part in parts for c in part["captions"]])
 
     def share(self, worker: int, workers: int) -> GeneratorSamples:
-        """Returns a worker's own samples, every `workers`-th: each is read by the oracle once."""
+        """Returns every `workers`-th sample, so that the oracle reads each in one worker only."""
         return GeneratorSamples(self.images[worker::workers], self.captions[worker::workers])
 
 
@@ -138,8 +144,8 @@ class BatchMaker:
         kind: of rows.
         seed: decides everything.
         length: tokens that rows are padded or cut to; None = the longest row of the batch.
-        samples: a generator's images, besides renders.
-        sample_share: share of batches made of samples, if there are any.
+        samples: a generator's images, which are used besides renders; None = renders only.
+        sample_share: share of batches that consist of samples, if there are any.
         answer_only_share: share of cold-start rows in answer-only mode.
 
     Attributes:
@@ -187,7 +193,7 @@ class BatchMaker:
     def _text_rows(self, count: int) -> TextRows:
         specs = random_specs(count, self.rng, split="train")
         scenes = misaligned_scenes(specs, self.generator, share=0.5)
-        # Nothing is rendered, so boxes are estimated from the radii.
+        # Nothing is rendered, so boxes are estimated: most objects extend to about 0.9 radii.
         reach = 0.9 * scenes.radius[..., None]
         boxes = torch.cat([scenes.centre - reach, scenes.centre + reach], -1).clamp(0, SIZE)
         things = scene_things(scenes, boxes)
@@ -210,14 +216,15 @@ class BatchMaker:
         return ColdStartRows(ids, labels, pixels, to_uint8(maps), known)
 
     def _sample_rows(self, samples: GeneratorSamples, count: int) -> Rows:
-        """Makes rows of samples, half of them with a planted artifact, whose map is known."""
+        """Makes rows of samples, half of them with a planted artifact, whose map is the truth."""
         index = [self.rng.randrange(len(samples.captions)) for _ in range(count)]
         specs = [self._spec_for(samples.captions[i]) for i in index]
         readings = [
-            compare(spec, self._read_once(samples, i)) for i, spec in zip(index, specs, strict=True)
+            compare(spec, self._things_in(samples, i)) for i, spec in zip(index, specs, strict=True)
         ]
         images = torch.from_numpy(samples.images[index]).permute(0, 3, 1, 2).float() / 255
         planted = plant_artifacts(images, self.generator, share=0.5)
+        # A sample may have flaws of its own, which the formulas of the other scores do not see.
         scores = score_columns(torch.tensor([r.score for r in readings]), planted)
         scores[:, [SCORE_NAMES.index(n) for n in SCORE_NAMES if n not in ORACLE_SCORES]] = torch.nan
         truths = _truths(readings, scores, planted.box, planted.kind)
@@ -232,8 +239,8 @@ class BatchMaker:
         known = torch.stack([torch.ones(count, dtype=torch.bool), planted.kind >= 0], 1)
         return ColdStartRows(ids, labels, pixels, to_uint8(maps), known)
 
-    def _read_once(self, samples: GeneratorSamples, index: int) -> list[Thing]:
-        """Reads a sample with the oracle, the first time it is used."""
+    def _things_in(self, samples: GeneratorSamples, index: int) -> list[Thing]:
+        """Returns the things of a sample, which the oracle reads at its first use."""
         if index not in self._things:
             self._things[index] = find_things(samples.images[index])
         return self._things[index]
@@ -258,9 +265,9 @@ class BatchMaker:
         ids = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), IGNORED)
         for i, row in enumerate(rows):
-            used = min(len(row.ids), length)
-            ids[i, :used] = torch.tensor(row.ids[:used])
-            labels[i, :used] = torch.tensor(row.labels[:used])
+            fitting = min(len(row.ids), length)
+            ids[i, :fitting] = torch.tensor(row.ids[:fitting])
+            labels[i, :fitting] = torch.tensor(row.labels[:fitting])
         return ids, labels
 
 
@@ -270,8 +277,8 @@ class BatchStream(IterableDataset[Rows]):
     Args:
         maker: makes the batches; each worker has its own copy, its own seed and its own share
             of the samples.
-        count: rows a batch.
-        seed: of the stream.
+        count: number of rows in a batch.
+        seed: decides the batches, together with the number of the worker.
     """
 
     def __init__(self, maker: BatchMaker, count: int, seed: int) -> None:
@@ -293,12 +300,12 @@ class BatchStream(IterableDataset[Rows]):
 def _truths(readings: Sequence[Reading], scores: Tensor, box: Tensor, kind: Tensor) -> list[Truth]:
     truths = []
     columns = zip(readings, scores.tolist(), box.tolist(), kind.tolist(), strict=True)
-    for reading, values, (x1, y1, x2, y2), number in columns:
+    for reading, values, (x1, y1, x2, y2), artifact_kind in columns:
         by_name = dict(zip(SCORE_NAMES, values, strict=True))
-        if number < 0:
+        if artifact_kind < 0:
             truths.append(Truth(reading, by_name))
         else:
-            truths.append(Truth(reading, by_name, (x1, y1, x2, y2), ARTIFACT_KINDS[number]))
+            truths.append(Truth(reading, by_name, (x1, y1, x2, y2), ARTIFACT_KINDS[artifact_kind]))
     return truths
 
 

@@ -2,12 +2,12 @@
 
 There are three kinds of rows:
 
-- `perception`: an image and the list of its objects, no more. This stage stands in for the
-  pre-training of Qwen.
+- `perception`: an image and the list of its objects, no more. This stage takes the place of Qwen's
+  pre-training.
 - `cold-start`: an image, the whole reply and both heatmaps, some rows in answer-only mode.
-- `text`: no image. The list of objects is given, and the comparison with the caption, the
-  faulty regions and the alignment are learned. That is a skill of text alone, and cheap to
-  train there.
+- `text`: no image. The list of objects is part of the prompt; the comparison with the caption, the
+  faulty regions and the alignment are learned. This skill needs text alone, and training it without
+  images is cheap.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXT_ANSWER_PARTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is known of an image."""
+    """The facts about an image, as far as they are known."""
 
     reading: Reading
     """Its objects, compared with a caption."""
@@ -80,7 +80,7 @@ class RowWriter:
             caption: the text of the prompt.
             spec: its meaning.
             truth: about the image.
-            answer_only: ask for the answer without reasoning; cold-start rows only.
+            answer_only: whether the reply is the answer without reasoning; cold-start rows only.
         """
         control = self.tokenizer.control
         merged_tokens = 0 if kind == "text" else self.side**2
@@ -88,6 +88,7 @@ class RowWriter:
             caption, image_tokens=merged_tokens, reasoning=not answer_only
         )
         if kind == "text":
+            # The template puts these around every image, and here there is none.
             ids = [i for i in ids if i not in (control.vision_start, control.vision_end)]
         labels = [IGNORED] * len(ids)
         for text, learned in _reply_parts(kind, spec, truth, answer_only=answer_only):
@@ -110,7 +111,7 @@ class RowWriter:
 def _reply_parts(
     kind: RowKind, spec: Spec, truth: Truth, *, answer_only: bool
 ) -> list[tuple[str, bool]]:
-    """Cuts the reply into parts and says of each whether it is learned."""
+    """Returns the parts of a reply, each with whether it is learned."""
     reading = truth.reading
     objects = target_replies.objects_text(reading.things)
     if kind == "perception":

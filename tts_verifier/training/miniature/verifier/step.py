@@ -1,9 +1,9 @@
 """One training step of the verifier: static shapes and no host synchronisation.
 
-On a GPU the whole step, forward, backward and update, is captured in one CUDA graph and
-replayed; on a CPU it runs as it is written. Logits are computed only after the image.
-Preprocessing (resizing, normalising, cutting into patches) is part of the step, so an image
-travels to the GPU as 49 kB of bytes.
+On a GPU the whole step (forward pass, backward pass and update) is captured in one CUDA graph and
+replayed; on a CPU it runs as it is written. Logits are computed only for the tokens after the
+image. Preprocessing (resizing, normalising, cutting into patches) is part of the step, so an image
+is transferred to the GPU as 49 kB of bytes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Out
 from tts_verifier.verifiers.imagedoctor.model.mrope import rope_positions
 
 BETAS: Final = (0.9, 0.98)
-"""Of AdamW."""
+"""The betas of AdamW."""
 WEIGHT_DECAY: Final = 0.02
-"""Of matrices; vectors have none."""
+"""Weight decay of matrices; vectors have none."""
 
 ImageRows = PerceptionRows | ColdStartRows
 
@@ -48,7 +48,7 @@ class VerifierStep:
     Args:
         model: trained in place.
         processor: of its checkpoint.
-        rows: the kind of image rows that every step gets.
+        rows: the kind of image rows in every step.
         heatmap_rows: rows of a batch that train the heatmaps; None = all.
     """
 
@@ -67,7 +67,7 @@ class VerifierStep:
         self._grid = (side, side)
         # Averages a map of 128 x 128 down to the resolution of the heatmap heads.
         self.map_resize = resize_matrix(SIZE, UPSCALE * side, Image.Resampling.BOX).to(self._device)
-        # A captured step reads the learning rate from the device.
+        # A captured step must read the learning rate from the device, or it would replay the first.
         self._rate = torch.tensor(0.0, device=self._device)
         width = int(model.config.text["hidden_size"])
         self._probe = nn.Linear(width, len(COLOURS) + 1 + len(SHAPES) + 3, device=self._device)
@@ -95,9 +95,8 @@ class VerifierStep:
             texts: rows without images, at every step or at none.
 
         Returns:
-            The losses of `image_losses`; `text_rows`, that of the rows without images, if there
-            are any; `total`, their sum. They stay on the device, and the next step may
-            overwrite them.
+            The losses of `image_losses`, with `text_rows` added to `total` if there are rows
+            without images. They stay on the device, and the next step may overwrite them.
         """
         if texts is None:
             return self._image_step(*images)
@@ -155,6 +154,7 @@ class VerifierStep:
         positions = self._rope_positions(rows.ids, self._grid[0] ** 2).expand(-1, count, -1)
         hidden = self.model.language(self._embed(rows.ids, visual), positions)
         start = self._image_end(rows.ids)
+        # Nothing up to the image's end is learned, so no logits are needed there.
         hidden = hidden[:, start:]
         return Outputs(hidden, visual, self.model.lm_head(hidden)), rows.labels[:, start:]
 
@@ -166,11 +166,10 @@ class VerifierStep:
         return resized.masked_fill(~known[..., None, None], torch.nan)
 
     def _probe_losses(self, visual: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns how badly a linear probe reads the visual features: labels, places.
+        """Returns the losses of a linear probe on the visual features: of labels and of places.
 
-        The probe is dropped after training. The replies alone hold one label an image and
-        word, which teach a tower from random weights to see, but slowly; the probe gives it
-        labels for every merged token.
+        The replies alone supervise an image with a few words, and teach a tower of random weights
+        to see only slowly. The probe supervises every merged token. It is dropped after training.
 
         Args:
             visual: (B * merged tokens, width) features of the vision tower.
@@ -183,9 +182,10 @@ class VerifierStep:
         predicted = self._probe(visual).float().split([colours, shapes, 3], -1)
         colour, shape = cells[..., :2].long().flatten(0, 1).unbind(-1)
         shown = (colour >= 0).float()
-        # EMPTY_CELL (-1) becomes the last class; an unknown cell is left out.
+        # Modulo the number of classes, EMPTY_CELL (-1) is the last one; unknown cells are ignored.
         colour_target = torch.where(colour == UNKNOWN_CELL, IGNORED, colour % colours)
         colour_loss = cross_entropy(predicted[0], colour_target, ignore_index=IGNORED)
+        # Clamped to a valid class where nothing is shown; `shown` then removes the loss.
         shape_loss = cross_entropy(predicted[1], shape.clamp(min=0), reduction="none") * shown
         place_error = (predicted[2] - cells[..., 2:].flatten(0, 1)).abs().mean(-1) * shown
         count = shown.sum().clamp(min=1)
@@ -199,9 +199,10 @@ class VerifierStep:
         return _text_loss(logits, rows.labels)
 
     def _rope_positions(self, ids: Tensor, merged_tokens: int) -> Tensor:
-        """Returns M-RoPE positions (3, 1, T), the same for all rows: images start alike."""
+        """Returns M-RoPE positions (3, 1, T), which all rows share: their images start together."""
         key = (ids.shape[1], merged_tokens)
         if key not in self._positions:
+            # Computed on the host, once and during the warm-up: a capture must not synchronise.
             first = ids[:1].cpu()
             merge = self.preprocess.merge
             if merged_tokens:
@@ -214,11 +215,11 @@ class VerifierStep:
         return self._positions[key]
 
     def _embed(self, ids: Tensor, visual: Tensor) -> Tensor:
-        """Embeds tokens, with image features in their place."""
+        """Embeds tokens, with the image's features in place of its tokens."""
         embedded = self.model.model.embed_tokens(ids)
         merged_tokens, end = self._grid[0] ** 2, self._image_end(ids)
         features = visual.view(len(ids), merged_tokens, -1).to(embedded.dtype)
-        # Slices and not the model's masked scatter, whose backward pass waits for the device.
+        # Slices instead of the model's masked scatter, whose backward pass waits for the device.
         return torch.cat([embedded[:, : end - merged_tokens], features, embedded[:, end:]], 1)
 
     def _image_end(self, ids: Tensor) -> int:

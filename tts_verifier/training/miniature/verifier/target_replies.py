@@ -1,10 +1,9 @@
 """The replies that the verifier is trained to give: describe, compare, point, then score.
 
-A model that starts from random weights only learns to look at the image if its reply makes it
-look. The reasoning therefore lists every object with its place, goes through the caption's
-constraints one by one, adds them up, and points at the faulty regions. The answer follows in
-the official grammar (ImageDoctor, inference.py, and the reward's regular expressions, which
-want a ';' after three of the scores).
+A model of random weights learns to look at the image only if its reply requires it. The reasoning
+therefore lists every object with its place, goes through the caption's constraints one by one, adds
+them up, and points at the faulty regions. The answer follows in the official grammar (ImageDoctor,
+inference.py, and the reward's regular expressions, which require a ';' after three of the scores).
 
     <think>
     Objects:#1 red circle 120 264 96#2 green square 400 304 120
@@ -14,9 +13,9 @@ want a ';' after three of the scores).
     misaligned</think>
     <answer>Semantic Alignment score: 0.86; ...
 
-Inside the lines of this example there are no line breaks. An object is its colour, shape,
-centre and larger side; all numbers are in the 512-pixel frame, rounded to 8. The sum of the
-checks uses `constraints.WEIGHTS`.
+The example is wrapped: a reply has line breaks only before "Checks:", "I need" and "<answer>", and
+after "<think>". An object is described by its colour, shape, centre and larger side. All numbers
+are in the 512-pixel frame, rounded to 8. The sum of the checks uses `constraints.WEIGHTS`.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def objects_text(things: Sequence[Thing]) -> str:
 
 
 def checks_text(spec: Spec, reading: Reading) -> str:
-    """Goes through the constraints: what the caption asks, what is there, whether it is right."""
+    """Lists the constraints: what the caption requires, what the image shows, if they agree."""
     holds = reading.constraints
     check = _counting_checks if spec.category == "counting" else _noun_checks
     parts = check(spec, reading)
@@ -115,9 +114,9 @@ def answer_text(scores: Mapping[str, float]) -> str:
 
 
 def answer_parts(scores: Mapping[str, float]) -> list[tuple[str, bool]]:
-    """Cuts the answer into parts and says of each whether it is known.
+    """Returns the parts of the answer, each with whether it is known.
 
-    The number of a score that is NaN is written as 0.50 and is not known.
+    A score that is NaN is written as 0.50, and this part is not known.
     """
     parts: list[tuple[str, bool]] = []
     for name, label in SCORE_LABELS.items():
@@ -132,7 +131,8 @@ def answer_parts(scores: Mapping[str, float]) -> list[tuple[str, bool]]:
 def faulty_regions(
     reading: Reading, artifact: Box | None = None, kind: str = ""
 ) -> list[FaultyRegion]:
-    """Lists the misaligned things from top to bottom, then the artifact of some kind."""
+    """Lists the misaligned regions from top to bottom, then the artifact if there is one."""
+    # Sorted, so that a reply does not depend on the order in which the regions were found.
     ordered = sorted(reading.boxes, key=lambda b: (b[1] + b[3], b[0]))
     regions: list[FaultyRegion] = [(box, MISALIGNED) for box in ordered]
     return regions if artifact is None else [*regions, (artifact, kind)]
@@ -145,6 +145,7 @@ def reasoning_text(spec: Spec, reading: Reading, regions: Sequence[FaultyRegion]
 
 def quantise_box(box: Box) -> tuple[int, int, int, int]:
     """Maps a box in pixels of 128 to multiples of 8 of the 512-pixel frame, at least 8 wide."""
+    # The lower corner leaves room for one step, so that a box at the border is not empty.
     x1, y1 = (min(_to_frame(v), FRAME - COORDINATE_STEP) for v in box[:2])
     x2, y2 = (max(_to_frame(v), low + COORDINATE_STEP) for v, low in ((box[2], x1), (box[3], y1)))
     return x1, y1, x2, y2
@@ -197,7 +198,7 @@ def _noun_checks(spec: Spec, reading: Reading) -> list[str]:
 
 
 def _match_text(index: int, thing: Thing | None, holds: Mapping[Constraint, bool]) -> str:
-    """Says which thing was taken for a noun, and whether shape and colour are right."""
+    """Describes the thing that was matched with a noun, and whether shape and colour are right."""
     if thing is None:
         return " missing;"
     shape = holds[Constraint("object", index)]

@@ -1,12 +1,11 @@
 """The bundled verifier's tokenizer: frequent phrases are single tokens, anything else is bytes.
 
-It is a byte-level BPE without merges. Each instruction text and each fixed part of a reply is
-one token: conversations are short, and a small model spends its compute on what varies. Words
-of the shapes world and coordinates (0 to 512 in steps of 8) are single tokens too. The
-decimals of a score are one token a digit, because the verifier takes an expectation over
-them. Phrases are ordinary vocabulary: any text may contain them. Only the nine control tokens,
-named as in Qwen2.5-VL and ImageDoctor, are special.
-"""
+It is a byte-level BPE without merges. Each instruction text and each fixed part of a reply is one
+token, so that conversations are short and a small model spends its compute on what varies. Words of
+the shapes world and coordinates (0 to 512 in steps of 8) are single tokens too. Each decimal of a
+score is a token of its own, because the verifier takes an expectation over the digits. Phrases are
+ordinary vocabulary: any text may contain them. Only the nine control tokens, named as in Qwen2.5-VL
+and ImageDoctor, are special."""
 
 from __future__ import annotations
 
@@ -83,6 +82,7 @@ def single_tokens() -> list[str]:
     words = sorted({w for text in (*grammar, "a an and", *plurals) for w in text.split()})
     tokens = [f"{start}{word}" for word in words for start in ("", " ")]
     tokens += [f"{start}{n}" for n in COORDINATES for start in ("", " ", ",")]
+    # Counts and the sums of the checks, most of which are no coordinates.
     tokens += [f" {n}" for n in range(20)]
     return list(dict.fromkeys([*tokens, "0.", "1."]))
 

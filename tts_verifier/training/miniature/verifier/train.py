@@ -5,10 +5,10 @@
     $train --config cpu --stage cold-start --init DIR --out DIR2 …
     $train --stage export --init DIR2 --out FOLDER
 
-Every stage starts from a checkpoint's folder alone (weights, config, tokenizer, processor) and
-leaves one. Without --init the model starts from random weights; with the folder of a 3 B model,
-that model is trained. `perception` stands in for pre-training; `cold-start` is the paper's
-supervised stage with both heatmaps, and takes --samples too, a folder of the generator's images.
+Every stage reads one checkpoint folder (weights, config, tokenizer, processor) and writes one.
+Without --init the model starts from random weights; with the folder of a 3 B model, that model is
+trained. `perception` takes the place of pre-training. `cold-start` is the paper's supervised stage
+with both heatmaps; with --samples it also trains on a folder of the generator's images.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ ROW_POOL_STEPS: Final = 128
 CHECK_IMAGES_SEED: Final = 1_000_003
 """Makes the held-out images of the checks."""
 SEED_OFFSETS: Final[dict[RowKind, int]] = {"perception": 0, "text": 100, "cold-start": 200}
-"""Added to the seed of a run: streams of different kinds never share one."""
+"""Added to the seed of a run, so that streams of different kinds never share a seed.
+
+They are farther apart than the numbers of the workers, which are added too.
+"""
 
 StageName = Literal["perception", "cold-start"]
 
@@ -69,17 +72,17 @@ class StageRun:
     """One stage of training, from a folder to a folder."""
 
     stage: StageName
-    """What is trained."""
+    """The name of the stage."""
     init: Path
-    """The checkpoint that it starts from."""
+    """The folder of the checkpoint that it starts from."""
     out: Path
-    """Where it leaves its checkpoint."""
+    """The folder that it writes its checkpoint to."""
     minutes: float
-    """How long it takes."""
+    """How long it trains."""
     seed: int
     """Decides the data."""
     samples: Path | None
-    """A folder of the generator's images, if they are used."""
+    """A folder of the generator's images; None = renders only."""
 
 
 def stream_rows(
@@ -101,6 +104,7 @@ def stream_rows(
         answer_only_share=training.answer_only_share,
     )
     if kind == "perception":
+        # Every worker counts its own batches, so each makes its share of them.
         maker.single_object_batches = training.single_object_rows // count // max(workers, 1)
     loader = DataLoader(
         BatchStream(maker, count, seed),
@@ -144,6 +148,7 @@ def reuse_rows(
 
 
 def _use_one_thread(_: int) -> None:
+    # The processes are the parallelism: threads of all of them would compete for the cores.
     torch.set_num_threads(1)
 
 
@@ -200,7 +205,7 @@ class VerifierTrainer:
         write_checkpoint(self._averaged_model(), self.run.init, self.run.out)
 
     def check(self) -> None:
-        """Prints how the averaged weights do on held-out images."""
+        """Prints the figures of `check_replies` for the averaged weights."""
         c = self.checkpoint
         averaged = Checkpoint(self._averaged_model(), c.tokenizer, c.processor, c.limits)
         figures = check_replies(averaged, self.held_out)
