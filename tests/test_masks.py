@@ -110,7 +110,7 @@ def test_a_rule_that_cannot_be_used_is_refused(values: dict, message: str) -> No
 
 
 def test_a_heatmap_of_another_size_is_refused() -> None:
-    with pytest.raises(InputError, match=r"A map must have the image's shape \(64, 80\), got"):
+    with pytest.raises(InputError, match=r"A heatmap must have the image's shape \(64, 80\), got"):
         flaw_mask([np.zeros((8, 8), np.float32)], (), size=SIZE)
 
 

@@ -44,8 +44,9 @@ class MaskRule:
     level: float = 0.5
     """In (0, 1)."""
     area: tuple[float, float] = (0.005, 0.5)
-    """Least and largest share of the image. Smaller spots are dropped if there is a larger one;
-    a larger mask counts as "the whole image is flawed"."""
+    """(Least, most) share of the image. Spots below the least are dropped, but the largest spot is
+    always kept. If all spots together exceed the most, there is no mask: the whole image counts
+    as flawed."""
     dilate: float = 0.08
     """Share of the shorter side by which spots grow on each side, because a new object needs
     space."""
@@ -98,7 +99,7 @@ def flaw_mask(
     shape = (size[1], size[0])
     for heat in heatmaps:
         if heat.shape != shape:
-            raise InputError(f"A map must have the image's shape {shape}, got {heat.shape}.")
+            raise InputError(f"A heatmap must have the image's shape {shape}, got {heat.shape}.")
     if any(float(np.mean(heat)) > WHOLLY_FLAWED for heat in heatmaps):
         return None
     hot = np.zeros(shape, np.bool_)

@@ -63,7 +63,7 @@ def overlay(
 def _with_heatmap(image: Image.Image, heatmap: NDArray[np.float32]) -> Image.Image:
     if heatmap.shape != (image.height, image.width):
         raise InputError(
-            f"A map must have its image's size, got {heatmap.shape[1]} x {heatmap.shape[0]} "
+            f"A heatmap must have its image's size, got {heatmap.shape[1]} x {heatmap.shape[0]} "
             f"for an image of {image.width} x {image.height}."
         )
     value = np.clip(heatmap, 0, 1)

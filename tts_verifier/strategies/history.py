@@ -25,7 +25,7 @@ def rounds_done(history: Sequence[Trial]) -> int:
 
 
 def unfinished(trials: Sequence[Trial]) -> list[Trial]:
-    """Returns the previews that `Continue` can start from: not finished, and not failed."""
+    """Returns the previews that `Continue` can start from, also those without a usable score."""
     return [t for t in trials if t.progress < 1 and t.image is not None]
 
 
