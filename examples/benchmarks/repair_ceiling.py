@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--each", type=int, default=20, help="parents of a category")
     parser.add_argument("--strengths", default="0.6,0.8,1.0")
-    parser.add_argument("--dilate", type=int, default=MaskRule().dilate)
+    parser.add_argument("--dilate", type=float, default=MaskRule().dilate)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     strengths = [float(s) for s in options.strengths.split(",")]
