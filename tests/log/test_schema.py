@@ -13,7 +13,7 @@ from searches import InpaintReroll, SeedBeam
 from tts_verifier import BestOfN, run
 from tts_verifier.analysis.report import write_report
 from tts_verifier.interfaces import Strategy
-from tts_verifier.log import read_header, read_trials
+from tts_verifier.log import open_log, read_header, read_trials
 from tts_verifier.runner import RunResult
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 
@@ -80,6 +80,16 @@ def test_a_finished_log_of_schema_1_is_read_as_one_of_today(old: Path, tmp_path:
     assert set(session["busy"]) == set(session["devices"]) == {"generate", "verify"}
     assert all(t.cost.generate_seconds > 0 for t in read_trials(old / "finished")[:2])
     write_report([old / "finished", tmp_path / "new"], tmp_path / "report.html")
+
+
+def test_options_that_schema_1_called_otherwise_are_the_same_run(tmp_path: Path) -> None:
+    options = {"fit": "squash", "skeleton": False}
+    old = {"verifier": options, "judge": None, "recipe": {"verifier": options}, "seed": 0}
+    (tmp_path / "header.json").write_text(json.dumps({"schema_version": 1, "about": old}))
+    now = {"fit": "squash", "answer_template": False}
+    new = {"verifier": now, "judge": None, "recipe": {"verifier": now}, "seed": 0}
+    open_log(tmp_path, new, {}).close()
+    assert json.loads((tmp_path / "header.json").read_text())["about"] == new
 
 
 def test_a_killed_run_of_schema_1_goes_on_as_schema_2(old: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         )
     if version == 1:
         header["sessions"] = [_upgraded_session(entry) for entry in header.get("sessions", [])]
+        header["about"] = _upgraded_about(header["about"])
     return header
 
 
@@ -104,6 +105,26 @@ def _check_same(
             f"{folder} belongs to another run; these values differ:{lines}\n"
             "Choose another output folder, or give that run's recipe to continue it."
         )
+
+
+def _upgraded_about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what schema 1 says of a run under today's names of ImageDoctor's options.
+
+    The options stand twice: as the parts give them, and as the recipe does.
+    """
+
+    def renamed(parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            role: {{"skeleton": "answer_template"}.get(k, k): v for k, v in part.items()}
+            if role in ("verifier", "judge") and isinstance(part, Mapping)
+            else part
+            for role, part in parts.items()
+        }
+
+    upgraded = renamed(about)
+    if isinstance(about.get("recipe"), Mapping):
+        upgraded["recipe"] = renamed(about["recipe"])
+    return upgraded
 
 
 def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
