@@ -50,7 +50,7 @@ def script_replies(
     """Makes every reply `text`, with random states for the maps that it has."""
 
     def fake(
-        _engine: Engine, requests: Iterable[GenerationRequest]
+        _engine: Engine, requests: Iterable[GenerationRequest], *, expected: int
     ) -> Iterator[tuple[int, GeneratedReply]]:
         ids = doctor.checkpoint.tokenizer.encode(text)
         states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
@@ -206,7 +206,6 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
         "dtype": "float32",
         "device": "cpu",
         "fit": "pad",
-        "batch_size": 32,
         "max_new_tokens": 7,
         "repetition_penalty": 1.05,
         "answer_template": False,

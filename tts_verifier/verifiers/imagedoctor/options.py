@@ -27,7 +27,7 @@ class ImageDoctorOptions(TypedDict, total=False):
     fit: FitMode
     """How an image is fitted into the model's square: "squash" (official) or "pad"."""
     batch_size: int | None
-    """Images at a time, None = as many as the free memory allows, at most 32."""
+    """Images at a time, None = as many as the queue, the free memory and the device suggest."""
     heatmaps: bool | None
     """Whether to decode heatmaps, None = with detail "diagnose" only."""
     answer_template: bool
