@@ -33,8 +33,10 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GenerationLimits,
@@ -57,6 +59,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.images, self.tokens, self.sequences = args.images, args.tokens, args.sequences
+        self.together = min(self.sequences or GPU_SEQUENCES, self.images)
         self.cuda = args.device == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.grid = (args.grid, args.grid)
@@ -67,6 +70,8 @@ class Bench:
         else:
             self.model = random_model(args.device, self.dtype)
         self.model.requires_grad_(False).eval()
+        if args.precision == "fp8":
+            quantise_model(self.model)
         self.text = args.text
         self.requests = self._requests(args.images)
 
@@ -151,7 +156,7 @@ def floor(bench: Bench) -> list[Row]:
     cache = 2 * layers * text["num_key_value_heads"] * size * wide
     weights = sum(p.nbytes for p in model.model.layers.parameters()) + model.lm_head.weight.nbytes
     length = len(request.ids) + bench.tokens / 2
-    sequences = min(bench.sequences, bench.images)
+    sequences = bench.together
     step = max(
         (weights + sequences * length * cache) / bandwidth, 2 * sequences * weights / wide / matmul
     )
@@ -188,11 +193,11 @@ def ours(bench: Bench) -> list[Row]:
     step = engine.decode_step
     length = len(bench.requests[0].ids) + bench.tokens // 2
     with torch.inference_mode():
-        each = bench.rate(lambda: step(min(bench.sequences, bench.images), length), 20)
+        each = bench.rate(lambda: step(bench.together, length), 20)
     short = Engine(bench.model, GenerationLimits(1, ()), sequences=bench.sequences)
     list(short.replies(bench.requests))
     seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
-    steps = -(-bench.images // bench.sequences)
+    steps = -(-bench.images // bench.together)
     prefill = bench.images / max(seconds - steps * each, 1e-9)
     for r in rows:
         r |= {"ms_per_step": each * 1e3, "prefill_images_per_s": prefill}
@@ -235,7 +240,7 @@ def decoding(
 
     def run(maps: bool) -> list[list[int]]:
         map_queue, replies = MapQueue(decoder), {}
-        for number, reply in engine.replies(requests):
+        for number, reply in engine.replies(requests, expected=len(requests)):
             replies[number] = reply.ids
             if maps:
                 map_queue.add(number, replace(reply, has_map=(True, True)), bench.grid)
@@ -273,7 +278,7 @@ def generate(bench: Bench, part: str) -> list[Row]:
     """Times `generate`: "official" one by one with all states, "dynamic", "static" batched."""
     built = stock(bench)
     alone = part == "official"
-    requests = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.images, bench.sequences)]
+    requests = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.together, 32)]
     config = GenerationConfig(
         max_new_tokens=bench.tokens,
         min_new_tokens=bench.tokens,
@@ -370,7 +375,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, in order")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--sequences", type=int, help="replies at a time; default: automatic")
+    parser.add_argument("--precision", choices=["fp8"], help="of the products of ours and score")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--text", type=int, default=TEXT_TOKENS, help="text tokens of a prompt")
     parser.add_argument("--grid", type=int, default=36, help="patches a side, without --model")

@@ -203,6 +203,7 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
     assert loaded.settings == {
         "model": str(folder),
         "revision": None,
+        "precision": None,
         "dtype": "float32",
         "device": "cpu",
         "fit": "pad",
@@ -210,6 +211,19 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
         "repetition_penalty": 1.05,
         "answer_template": False,
     }
+
+
+def test_a_verifier_in_fp8_gives_verdicts_and_says_so(folder: Path) -> None:
+    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", precision="fp8")
+    assert loaded.settings["precision"] == "fp8"
+    assert loaded.checkpoint.model.model.layers[0].mlp.up_proj.weight.itemsize == 1
+    (verdict,) = loaded.verify([np.zeros((56, 56, 3), np.uint8)], ["a red circle"])
+    assert verdict.scores
+
+
+def test_an_unknown_precision_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="precision must be 'fp8' or left out, got 'fp4'"):
+        ImageDoctor.from_pretrained(str(folder), precision="fp4")
 
 
 def test_missing_bundled_weights_are_an_error(

@@ -28,8 +28,13 @@ from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
+from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
-from tts_verifier.verifiers.imagedoctor.options import ImageDoctorOptions, check_positive
+from tts_verifier.verifiers.imagedoctor.options import (
+    ImageDoctorOptions,
+    check_positive,
+    check_precision,
+)
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
@@ -135,6 +140,7 @@ class ImageDoctor(Verifier):
         )
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
+        check_precision(precision := options.get("precision"))
         dtype, device, home = options.get("dtype"), options.get("device"), None
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
@@ -145,6 +151,8 @@ class ImageDoctor(Verifier):
         checkpoint = load_checkpoint(
             folder, dtype=dtype, device=device, device_map=options.get("device_map")
         )
+        if precision == "fp8":
+            quantise_model(checkpoint.model)
         if max_new_tokens is not None:
             limits = replace(checkpoint.limits, max_new_tokens=max_new_tokens)
             checkpoint = replace(checkpoint, limits=limits)
@@ -154,7 +162,7 @@ class ImageDoctor(Verifier):
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
             answer_template=options.get("answer_template", False),
-            settings={"model": name_or_path, "revision": revision},
+            settings={"model": name_or_path, "revision": revision, "precision": precision},
             home=home,
         )
 
