@@ -10,7 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, fp8_kernels, pointwise_kernels
+from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels, row_kernels
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import LARGEST, Fp8Matrix, quantise_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
@@ -97,17 +97,29 @@ def test_products_of_few_rows_in_fp8(rows: int) -> None:
 def test_rows_end_in_fp8_with_a_scale_each() -> None:
     x = torch.randn(3, 300) * torch.tensor([[1e-3], [1.0], [1e4]])
     x[1] = 0
-    close_in_fp8(Fp8Matrix(*fp8_kernels.triton_quantise_rows(x), x.dtype), x.double())
+    close_in_fp8(Fp8Matrix(*row_kernels.triton_quantise_rows(x), x.dtype), x.double())
     both = torch.randn(3, 2 * 300)
-    gates = Fp8Matrix(*fp8_kernels.triton_gate_rows(both), both.dtype)
+    gates = Fp8Matrix(*row_kernels.triton_gate_rows(both), both.dtype)
     close_in_fp8(gates, silu_gate(both.double()))
     states, added, norm = torch.randn(3, 48), torch.randn(3, 48), torch.randn(48)
     expected = states.double() + added.double()
-    rows = Fp8Matrix(*fp8_kernels.triton_norm_rows(states, added, norm, 1e-6), states.dtype)
+    rows = Fp8Matrix(
+        *row_kernels.triton_norm_rows(states, added, norm, 1e-6, fp8=True), states.dtype
+    )
     close(states, expected)
     close_in_fp8(rows, normed(expected, norm.double(), 1e-6))
-    rows = Fp8Matrix(*fp8_kernels.triton_norm_rows(states, None, norm, 1e-6), states.dtype)
+    rows = Fp8Matrix(
+        *row_kernels.triton_norm_rows(states, None, norm, 1e-6, fp8=True), states.dtype
+    )
     close_in_fp8(rows, normed(expected, norm.double(), 1e-6))
+
+
+def test_a_sum_and_its_norm_stay_in_the_dtype_of_the_states() -> None:
+    states, added, norm = torch.randn(3, 48), torch.randn(3, 48), torch.randn(48)
+    expected = states.double() + added.double()
+    rows, _ = row_kernels.triton_norm_rows(states, added, norm, 1e-6, fp8=False)
+    close(states, expected)
+    close(rows, normed(expected, norm.double(), 1e-6))
 
 
 def close_in_fp8(got: object, expected: Tensor) -> None:

@@ -98,10 +98,11 @@ class SequenceBuffers:
         self.hidden[at] = hidden
         self.position[at] = length + shift
         self.length[at] = length
-        self.live[at] = True
-        self.count[at] = 0
-        self.has_map[at] = False
-        self.map_states[at] = 0
+        # Assigning a number to `[at]` would copy it from the host, which would wait for the device.
+        self.live.index_fill_(0, at, True)
+        self.count.index_fill_(0, at, 0)
+        self.has_map.index_fill_(0, at, False)
+        self.map_states.index_fill_(0, at, 0)
         if self.used.shape[1]:
             # A new tensor, because `self.used[at].scatter_` would change a copy.
             self.used[at] = torch.zeros_like(self.used[: len(ids)]).scatter_(1, ids, True)
@@ -112,7 +113,7 @@ class SequenceBuffers:
         for buffer in self.all_buffers():
             source, target = to_device(index, buffer.device)
             buffer[target] = buffer[source]
-        self.live[to_device(index[0], self.live.device)] = False
+        self.live.index_fill_(0, to_device(index[0], self.live.device), False)
 
     def copy_from(self, smaller: SequenceBuffers) -> None:
         """Takes over the state of buffers with less capacity and as many sequences."""

@@ -27,7 +27,7 @@ from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     matrix_of,
 )
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
-from tts_verifier.verifiers.imagedoctor.ops.products import gate_rows, norm_rows, product
+from tts_verifier.verifiers.imagedoctor.ops.products import add_and_norm, gate_rows, product
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
@@ -256,13 +256,14 @@ def _features_of_one_grid(
     window = tower.window_size // merge // tower.patch_size
     head_size = x.shape[-1] // tower.config.num_heads
     layout = window_layout(grids[0], len(grids), merge, window, head_size, x.device)
-    x = x[layout.order]
+    x, added = x[layout.order], None
     for i, block in enumerate(blocks):
         images = len(grids) if i in tower.fullatt_block_indexes else 0
-        normed = norm_rows(x, block.norm, block.eps, block.qkv.weight)
-        x = x + _attend(block, normed, layout, images)
-        normed = norm_rows(x, block.second_norm, block.eps, block.gate_up.weight)
-        x = x + block.down(gate_rows(block.gate_up(normed), block.down.weight))
+        x, normed = add_and_norm(x, added, block.norm, block.eps, block.qkv.weight)
+        added = _attend(block, normed, layout, images)
+        x, normed = add_and_norm(x, added, block.second_norm, block.eps, block.gate_up.weight)
+        added = block.down(gate_rows(block.gate_up(normed), block.down.weight))
+    x = x if added is None else x + added
     merged = tower.merger(x)[layout.merged_place]
     return cast(Tensor, merged.view(len(grids), -1, tower.config.out_hidden_size))
 

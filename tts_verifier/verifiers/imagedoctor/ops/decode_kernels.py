@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, Matrix
-from tts_verifier.verifiers.imagedoctor.ops.fp8_kernels import empty_fp8, store_quantised
+from tts_verifier.verifiers.imagedoctor.ops.row_kernels import empty_fp8, store_quantised
 
 CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
 """Up to so many sequences times key heads, one program attends to so many cached tokens, so many
@@ -197,7 +197,7 @@ def _attend_chunk_kernel(
     peak = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     mixed = tl.zeros((M, SIZE), tl.float32)
-    for i in range(0, CHUNK, BLOCK):
+    for i in range(0, tl.minimum(CHUNK, before - start), BLOCK):
         p = (start + i + tl.arange(0, BLOCK))[:, None]
         k = tl.load(keys + p * SIZE, mask=p < before, other=0.0)
         v = tl.load(values + p * SIZE, mask=p < before, other=0.0)

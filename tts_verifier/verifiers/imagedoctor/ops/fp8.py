@@ -105,9 +105,9 @@ def fuse_linears(layers: Sequence[Any], *, gap: int = 0) -> Matrix:
 def quantise_rows(x: Tensor) -> Fp8Matrix:
     """Rounds each row (M, K) to e4m3, scaled so that its largest value becomes `LARGEST`."""
     if use_triton(x):
-        from tts_verifier.verifiers.imagedoctor.ops import fp8_kernels
+        from tts_verifier.verifiers.imagedoctor.ops import row_kernels
 
-        return Fp8Matrix(*fp8_kernels.triton_quantise_rows(x), x.dtype)
+        return Fp8Matrix(*row_kernels.triton_quantise_rows(x), x.dtype)
     wide = x.float()
     scale = wide.abs().amax(-1).clamp(min=SMALLEST_PEAK) / LARGEST
     # Rounding of the quotient could exceed the largest number, which has no infinity above it.

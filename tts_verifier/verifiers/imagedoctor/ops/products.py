@@ -31,11 +31,35 @@ def product(x: Matrix, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     return multiply(_in_fp8(x), weight, bias)
 
 
-def norm_rows(states: Tensor, norm: Tensor, eps: float, following: Matrix | None) -> Matrix:
+def norm_rows(states: Tensor, norm: Tensor, eps: float, following: Matrix) -> Matrix:
     """Computes the RMS norm of states (M, H), as the rows that a product with `following` takes."""
-    if not isinstance(following, Fp8Matrix):
-        return rms_norm(states, norm.shape, norm, eps)
-    return _norm_rows_fp8(states, None, norm, eps)
+    return add_and_norm(states, None, norm, eps, following)[1]
+
+
+def add_and_norm(
+    states: Tensor, added: Tensor | None, norm: Tensor, eps: float, following: Matrix | None
+) -> tuple[Tensor, Matrix]:
+    """Adds to the residual states, and computes their RMS norm.
+
+    Args:
+        states: (M, H); overwritten where a kernel runs.
+        added: (M, H), None = nothing.
+        norm: (H,), the norm's weight.
+        eps: added to the mean square.
+        following: the weight that the norm will be multiplied by; None = none.
+
+    Returns:
+        The states, and their norm as the rows that a product with `following` takes.
+    """
+    in_fp8 = isinstance(following, Fp8Matrix)
+    if use_triton(states) and (in_fp8 or added is not None):
+        from tts_verifier.verifiers.imagedoctor.ops import row_kernels
+
+        rows, scales = row_kernels.triton_norm_rows(states, added, norm, eps, fp8=in_fp8)
+        return states, Fp8Matrix(rows, scales, states.dtype) if in_fp8 else rows
+    states = states if added is None else states + added
+    normed = rms_norm(states, norm.shape, norm, eps)
+    return states, quantise_rows(normed) if in_fp8 else normed
 
 
 def gate_rows(both: Tensor, following: Matrix) -> Matrix:
@@ -44,9 +68,9 @@ def gate_rows(both: Tensor, following: Matrix) -> Matrix:
         return silu_gate(both)
     if not use_triton(both):
         return quantise_rows(silu_gate(both))
-    from tts_verifier.verifiers.imagedoctor.ops import fp8_kernels
+    from tts_verifier.verifiers.imagedoctor.ops import row_kernels
 
-    return Fp8Matrix(*fp8_kernels.triton_gate_rows(both), both.dtype)
+    return Fp8Matrix(*row_kernels.triton_gate_rows(both), both.dtype)
 
 
 def gated_product(x: Matrix, weight: Matrix, following: Matrix) -> Matrix:
@@ -90,7 +114,7 @@ def add_product_and_norm(
         (M, H), as the rows that a product with `following` takes.
     """
     in_fp8 = isinstance(following, Fp8Matrix)
-    if not isinstance(weight, Tensor):
+    if isinstance(weight, Fp8Matrix):
         x = _in_fp8(x)
     if _in_decode_kernels(x, weight):
         from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
@@ -98,24 +122,13 @@ def add_product_and_norm(
         return decode_kernels.triton_add_product_and_norm(
             states, x, weight, norm, eps, in_fp8=in_fp8
         )
-    if in_fp8:
-        return _norm_rows_fp8(states, product(x, weight), norm, eps)
     if isinstance(weight, Tensor) and isinstance(x, Tensor):
         states.addmm_(x, weight.t())
+    elif use_triton(states):
+        return add_and_norm(states, product(x, weight), norm, eps, following)[1]
     else:
         states += product(x, weight)
-    return rms_norm(states, norm.shape, norm, eps)
-
-
-def _norm_rows_fp8(states: Tensor, added: Tensor | None, norm: Tensor, eps: float) -> Fp8Matrix:
-    """Adds to the states, in place, and returns their RMS norm in fp8."""
-    if use_triton(states):
-        from tts_verifier.verifiers.imagedoctor.ops import fp8_kernels
-
-        return Fp8Matrix(*fp8_kernels.triton_norm_rows(states, added, norm, eps), states.dtype)
-    if added is not None:
-        states += added
-    return quantise_rows(rms_norm(states, norm.shape, norm, eps))
+    return add_and_norm(states, None, norm, eps, following)[1]
 
 
 def _in_fp8(x: Matrix) -> Fp8Matrix:

@@ -1,4 +1,4 @@
-"""Triton kernels that end an operation by rounding its rows to e4m3, each with its scale.
+"""Triton kernels that work on whole rows, most of which end by rounding them to e4m3.
 
 A row's scale follows from its largest value, so one program computes a whole row. `fp8` and
 `products` define what each kernel computes, and run it without Triton too. Import this module
@@ -51,9 +51,9 @@ def _gate_rows_kernel(both, values, scales, columns, BLOCK: tl.constexpr):
 @triton.jit
 def _norm_rows_kernel(
     states, added, norm, values, scales, eps,
-    H: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+    H: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """Adds to a row of states, in place, norms it, and rounds the result to e4m3."""
+    """Adds to a row of states, in place, norms it, and perhaps rounds the result to e4m3."""
     row = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK)
     real = h < H
@@ -67,7 +67,10 @@ def _norm_rows_kernel(
     wide = state.to(tl.float32)
     wide *= tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
     wide *= tl.load(norm + h, mask=real, other=0.0).to(tl.float32)
-    store_quantised(wide, values, scales, row, at, real)
+    if FP8:
+        store_quantised(wide, values, scales, row, at, real)
+    else:
+        tl.store(values + at, wide, mask=real)
 
 
 def triton_quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,13 +90,19 @@ def triton_gate_rows(both: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def triton_norm_rows(
-    states: Tensor, added: Tensor | None, norm: Tensor, eps: float
+    states: Tensor, added: Tensor | None, norm: Tensor, eps: float, *, fp8: bool
 ) -> tuple[Tensor, Tensor]:
-    """Adds (M, H) to the states, in place; returns their norm as values (M, H) and scales (M,)."""
-    values, scales = empty_fp8(*states.shape, states.device)
+    """Adds (M, H) to the states, in place, and norms them.
+
+    Returns:
+        The norm (M, H), and with `fp8` the scales (M,) of its values.
+    """
+    values, scales = (
+        empty_fp8(*states.shape, states.device) if fp8 else (torch.empty_like(states), norm)
+    )
     _norm_rows_kernel[(len(states),)](
         states, states if added is None else added, norm, values, scales, eps,
-        H=states.shape[1], ADD=added is not None, **_block(states.shape[1]),
+        H=states.shape[1], ADD=added is not None, FP8=fp8, **_block(states.shape[1]),
     )  # fmt: skip
     return values, scales
 
