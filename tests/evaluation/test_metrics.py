@@ -16,7 +16,9 @@ def test_plcc_is_pearsons_and_srcc_spearmans() -> None:
     # Rounded, so that there are ties on one side, and many on the other.
     target = np.round(predicted + rng.normal(size=200), 1)
     predicted = np.round(predicted)
-    assert plcc(predicted, target) == pytest.approx(pearsonr(predicted, target).statistic, abs=1e-12)
+    assert plcc(predicted, target) == pytest.approx(
+        pearsonr(predicted, target).statistic, abs=1e-12
+    )
     assert srcc(predicted, target) == pytest.approx(
         spearmanr(predicted, target).statistic, abs=1e-12
     )

@@ -59,8 +59,7 @@ def _pairs(predicted: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats]:
     p, t = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     if p.ndim != 1 or p.shape != t.shape:
         raise InputError(
-            "A correlation needs two lists of one length, got the shapes "
-            f"{p.shape} and {t.shape}."
+            f"A correlation needs two lists of one length, got the shapes {p.shape} and {t.shape}."
         )
     return p, t
 
