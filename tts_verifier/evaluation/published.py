@@ -1,9 +1,9 @@
 """Published figures on the test split of RichHF-18K, to be printed beside measured ones.
 
-Sources. All but RAHF: the ImageDoctor paper (arXiv 2510.01010), its table of PLCC on RichHF-18K and
-its ablation, as quoted by a public note; what the note does not quote is absent. RAHF: the README of
-the public reproduction of RichHF. All of them are on 955 real pictures, so they say nothing about
-other data.
+Sources. All but RAHF: the ImageDoctor paper (arXiv 2510.01010), its table of PLCC on RichHF-18K
+and its ablation, as quoted by a public note; what the note does not quote is absent. RAHF: the
+README of the public reproduction of RichHF. All of them are on 955 real pictures, so they say
+nothing about other data.
 """
 
 from __future__ import annotations

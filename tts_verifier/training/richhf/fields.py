@@ -41,6 +41,8 @@ SCORE_FIELDS: Final[Mapping[str, str]] = {
 
 _ROUNDING: Final = 1e-6
 """How far a float32 may leave [0, 1] by rounding."""
+# Pillow's decoders leak these on damaged files.
+_BROKEN: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError)
 _SEPARATORS: Final = re.compile(r'[,.?!":; ]+')
 
 
@@ -56,8 +58,11 @@ class EncodedMaps(Mapping[str, NDArray[np.uint8]]):
         self.encoded, self.name = encoded, name
 
     def __getitem__(self, name: str) -> NDArray[np.uint8]:
-        with _opened(self.encoded[name], f"{self.name}: {name}_map") as image:
-            return np.asarray(image.convert("L"))
+        place = f"{self.name}: {name}_map"
+        try:
+            return np.asarray(_opened(self.encoded[name], place).convert("L"))
+        except _BROKEN as error:
+            raise _not_an_image(place, error) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.encoded)
@@ -169,18 +174,20 @@ def _score(features: Mapping[str, Feature], field: str) -> float:
 
 
 def _check_map(encoded: bytes, place: str) -> None:
-    with _opened(encoded, place) as image:
-        if image.size != (MAP_SIDE, MAP_SIDE):
-            width, height = image.size
-            raise InputError(
-                f"{place} must be {MAP_SIDE} x {MAP_SIDE} pixels, got {width} x {height}."
-            )
-        if image.mode not in ("L", "RGB"):
-            raise InputError(f"{place} must be grey with 8 bits, got the mode {image.mode}.")
+    image = _opened(encoded, place)
+    if image.size != (MAP_SIDE, MAP_SIDE):
+        width, height = image.size
+        raise InputError(f"{place} must be {MAP_SIDE} x {MAP_SIDE} pixels, got {width} x {height}.")
+    if image.mode not in ("L", "RGB"):
+        raise InputError(f"{place} must be grey with 8 bits, got the mode {image.mode}.")
 
 
 def _opened(encoded: bytes, place: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{place} must be an encoded image, and is not: {error}") from error
+    except _BROKEN as error:
+        raise _not_an_image(place, error) from error
+
+
+def _not_an_image(place: str, error: Exception) -> InputError:
+    return InputError(f"{place} must be an encoded image, and is not: {error}")
