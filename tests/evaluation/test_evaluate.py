@@ -17,7 +17,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.evaluation import MEASURES, RatedPicture
 from tts_verifier.evaluation.evaluate import evaluate, figures, score_names
 from tts_verifier.evaluation.published import PUBLISHED
-from tts_verifier.evaluation.rated import ASPECTS, MAPS
+from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS
 from tts_verifier.evaluation.table import table_text, write_figures
 from tts_verifier.interfaces import Verifier
 from tts_verifier.types import Heatmap, Heatmaps, Verdict
@@ -45,7 +45,7 @@ class Repeating(Verifier):
         maps: the heatmaps that it gives.
     """
 
-    def __init__(self, lost: Mapping[str, set[str]] | None = None, maps: Any = MAPS) -> None:
+    def __init__(self, lost: Mapping[str, set[str]] | None = None, maps: Any = MARKED_MAPS) -> None:
         self.lost, self.maps = lost or {}, maps
         self.seen: list[int] = []
 
@@ -160,9 +160,8 @@ def test_what_cannot_be_measured_is_refused(pictures: Any, options: Any, message
 def test_the_table_has_the_published_rows() -> None:
     text = table_text("mine", evaluate(Repeating(), PICTURES), 384)
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()[::-1] if line}
-    assert lines["ImageDoctor"][1:] == (
-        "0.727 / – 0.681 / – 0.808 / – 0.745 / – 0.741 / 0.724".split(" ")
-    )
+    published = "0.727 / – 0.681 / – 0.808 / – 0.745 / – 0.741 / 0.724"
+    assert " ".join(lines["ImageDoctor"][1:]) == published
     assert lines["mine"][1:4] == ["1.000", "/", "1.000"]
     assert "0.00724" in text
     assert {m.name for m in PUBLISHED} >= {"RichHF", "RAHF", "ImageDoctor"}

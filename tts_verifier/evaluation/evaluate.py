@@ -21,7 +21,7 @@ from tts_verifier.evaluation.heatmap_metrics import (
     resized,
 )
 from tts_verifier.evaluation.metrics import plcc, srcc
-from tts_verifier.evaluation.rated import ASPECTS, MAPS, RatedPicture
+from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS, RatedPicture
 from tts_verifier.interfaces import Verifier
 from tts_verifier.types import Detail, Verdict
 
@@ -50,7 +50,7 @@ class EvaluatedPicture:
         for aspect in ASPECTS:
             row[f"rated_{aspect}"] = self.picture.scores[aspect]
             row[aspect] = self.scores[aspect]
-        for name in MAPS:
+        for name in MARKED_MAPS:
             row[f"{name}_marked"] = self.marked[name]
             measures = self.maps.get(name, {})
             row |= {f"{name}_{m}": measures.get(m, math.nan) for m in MEASURES}
@@ -105,7 +105,7 @@ def figures(pictures: Sequence[EvaluatedPicture]) -> dict[str, dict[str, float]]
 
     Returns:
         Each of ASPECTS has `plcc`, `srcc` and the number of `missing` scores; `average` has the
-        means of the four. Each of MAPS has the means of MEASURES, `mse_empty` over pictures on
+        means of the four. Each of MARKED_MAPS has the means of MEASURES, `mse_empty` over pictures on
         which nothing is marked, the number of `missing` maps, and that of the `marked` pictures
         whose map is there: all measures but the MSEs are means over these.
     """
@@ -114,7 +114,7 @@ def figures(pictures: Sequence[EvaluatedPicture]) -> dict[str, dict[str, float]]
         name: float(np.mean([found[aspect][name] for aspect in ASPECTS]))
         for name in ("plcc", "srcc")
     }
-    return found | {name: _map_figures(pictures, name) for name in MAPS}
+    return found | {name: _map_figures(pictures, name) for name in MARKED_MAPS}
 
 
 def score_names(pictures: Sequence[EvaluatedPicture]) -> list[str]:
@@ -131,7 +131,7 @@ def _evaluated(
     picture: RatedPicture, verdict: Verdict, names: Mapping[str, str], resolution: int
 ) -> EvaluatedPicture:
     scores = {aspect: float(verdict.scores.get(names[aspect], math.nan)) for aspect in ASPECTS}
-    truths = {name: resized(picture.maps[name], resolution) for name in MAPS}
+    truths = {name: resized(picture.maps[name], resolution) for name in MARKED_MAPS}
     maps = {}
     for name, truth in truths.items():
         if name in verdict.heatmaps:

@@ -108,7 +108,8 @@ def resized(grid: NDArray[np.uint8], side: int = RESOLUTION) -> NDArray[np.float
     smooth rim counts as marked.
     """
     small = Image.fromarray(grid).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(small, np.float32) / 255
+    values: NDArray[np.float32] = np.asarray(small, np.float32) / np.float32(255)
+    return values
 
 
 def _as_maps(value: ArrayLike, name: str) -> Maps:
@@ -136,7 +137,8 @@ def _pearson(p: Maps, t: Maps) -> Maps:
 
 def _sum_normalised(maps: Maps) -> Maps:
     total = maps.sum(1, keepdims=True)
-    return np.divide(maps, total, out=np.zeros_like(maps), where=total > 0)
+    shares: Maps = np.divide(maps, total, out=np.zeros_like(maps), where=total > 0)
+    return shares
 
 
 def _kl_divergence(p: Maps, t: Maps) -> Maps:
@@ -152,4 +154,5 @@ def _normalised_scanpath_saliency(p: Maps, marked: NDArray[np.bool_]) -> Maps:
     # A constant map is told by its range: rounding may leave it a deviation above 0.
     defined = (np.ptp(p, axis=1) > 0) & marked.any(1)
     weight = deviation * marked.sum(1)
-    return np.divide(total, weight, out=np.zeros_like(total), where=defined)
+    values: Maps = np.divide(total, weight, out=np.zeros_like(total), where=defined)
+    return values

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from tts_verifier.errors import InputError
 from tts_verifier.types import Box
 
-Floats = NDArray[np.float64]
+Vector = NDArray[np.float64]
 
 
 def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
@@ -55,7 +55,7 @@ def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
     return plcc(_mean_ranks(p), _mean_ranks(t))
 
 
-def _pairs(predicted: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats]:
+def _pairs(predicted: ArrayLike, target: ArrayLike) -> tuple[Vector, Vector]:
     p, t = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
     if p.ndim != 1 or p.shape != t.shape:
         raise InputError(
@@ -64,10 +64,10 @@ def _pairs(predicted: ArrayLike, target: ArrayLike) -> tuple[Floats, Floats]:
     return p, t
 
 
-def _mean_ranks(values: Floats) -> Floats:
+def _mean_ranks(values: Vector) -> Vector:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     # The last rank of each distinct value, less half of its ties.
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ranks: Vector = (np.cumsum(counts) - (counts - 1) / 2)[place]
     return ranks
 
 

@@ -13,7 +13,7 @@ from tts_verifier.images import ImageLike
 
 ASPECTS: Final = ("plausibility", "aesthetics", "semantic_alignment", "overall")
 """The rated scores, in the order of the published table."""
-MAPS: Final = ("artifact", "misalignment")
+MARKED_MAPS: Final = ("artifact", "misalignment")
 """The marked heatmaps, in the order of the published table."""
 
 
@@ -30,4 +30,4 @@ class RatedPicture:
     scores: Mapping[str, float]
     """Each of ASPECTS in [0, 1], higher = better."""
     maps: Mapping[str, NDArray[np.uint8]]
-    """Each of MAPS, uint8 (H, W), 255 = marked by everyone; may be decoded at each access."""
+    """Each of MARKED_MAPS, uint8 (H, W), 255 = marked by everyone; may be decoded at each access."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.evaluation.evaluate import EvaluatedPicture, figures
 from tts_verifier.evaluation.published import PUBLISHED, SOURCE
-from tts_verifier.evaluation.rated import ASPECTS, MAPS
+from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS
 
 Figures = Mapping[str, Mapping[str, float]]
 
@@ -42,7 +42,7 @@ def table_text(name: str, pictures: Sequence[EvaluatedPicture], resolution: int)
     rows.append(["missing scores", *(str(int(found[a]["missing"])) for a in ASPECTS), ""])
     parts = [f"{len(pictures)} pictures; maps compared at {resolution} x {resolution} pixels"]
     parts.append(_aligned(rows))
-    for heatmap in MAPS:
+    for heatmap in MARKED_MAPS:
         missing, marked = (int(found[heatmap][key]) for key in ("missing", "marked"))
         rows = [[f"{heatmap} map", *_MAP_COLUMNS.values()]]
         rows += [

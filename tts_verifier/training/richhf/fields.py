@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.evaluation.rated import MAPS
+from tts_verifier.evaluation.rated import MARKED_MAPS
 from tts_verifier.training.richhf.example import Feature, parse_example, serialise_example
 
 MAP_SIDE: Final = 512
@@ -98,8 +98,8 @@ def parse_rating(record: bytes) -> Rating:
     """
     features = parse_example(record)
     filename = _one_text(features, "filename")
-    scores = {name: _score(features, field) for name, field in SCORE_FIELDS.items()}
-    maps = {name: _one_bytes(features, f"{name}_map") for name in MAPS}
+    scores = {name: _checked_score(features, field) for name, field in SCORE_FIELDS.items()}
+    maps = {name: _one_bytes(features, f"{name}_map") for name in MARKED_MAPS}
     for name, encoded in maps.items():
         _check_map(encoded, f"{filename}: {name}_map")
     labels = _one_text(features, "prompt_misalignment_label").split()
@@ -159,7 +159,7 @@ def _one_text(features: Mapping[str, Feature], field: str) -> str:
         raise InputError(f"The field {field!r} must be UTF-8, got {value!r:.80}.") from error
 
 
-def _score(features: Mapping[str, Feature], field: str) -> float:
+def _checked_score(features: Mapping[str, Feature], field: str) -> float:
     values, name = _feature_of(features, field), _one_text(features, "filename")
     if isinstance(values, list) or values.dtype != np.float32 or len(values) != 1:
         raise InputError(f"{name}: {field} must be one float32, got {values!r:.80}.")

@@ -23,7 +23,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.evaluation.rated import MAPS
+from tts_verifier.evaluation.rated import MARKED_MAPS
 from tts_verifier.identity import seed_for
 from tts_verifier.training.richhf.dataset import PROMPT_KEY, prompt_files
 from tts_verifier.training.richhf.fields import (
@@ -266,7 +266,7 @@ def _rated(filename: str, picture: MadePicture, panel: RaterPanel) -> Rating:
     from tts_verifier.training.richhf.pictures import aligned_words
 
     regions = {"artifact": picture.artifacts, "misalignment": picture.truth.reading.boxes}
-    maps = {name: _encoded_map(panel, regions[name]) for name in MAPS}
+    maps = {name: _encoded_map(panel, regions[name]) for name in MARKED_MAPS}
     words = panel.words(aligned_words(picture.caption, picture.truth.reading))
     return Rating(filename, panel.scores(picture.truth.scores), EncodedMaps(maps), words)
 

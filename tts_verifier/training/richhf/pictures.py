@@ -36,8 +36,8 @@ OWN_FLAW: Final = 0.6
 """What plausibility loses where all things of a sample have no known shape."""
 ARTIFACT_SHARE: Final = 0.4
 """Share of pictures with a planted artifact, as `shapes.flaws.render_flawed` has it."""
-STEPS: Final = 20
-GUIDANCE: Final = 4.0
+SAMPLE_STEPS: Final = 20
+SAMPLE_GUIDANCE: Final = 4.0
 
 Pixels = NDArray[np.uint8]
 
@@ -73,7 +73,7 @@ def draw_samples(captions: Sequence[str], seed: int, device: str) -> Pixels:
     # Noise from CPU generators is the same on every device.
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(captions))]
     images = pipe(
-        list(captions), generator=generators, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        list(captions), generator=generators, num_inference_steps=SAMPLE_STEPS, guidance_scale=SAMPLE_GUIDANCE,
         max_sequence_length=16, output_type="pt",
     ).images  # fmt: skip
     pixels: Pixels = to_uint8(images.float()).permute(0, 2, 3, 1).cpu().numpy()
@@ -105,7 +105,7 @@ def aligned_words(caption: str, reading: Reading) -> list[bool]:
     """
     holds, noun, found = reading.constraints, 0, []
     for word in prompt_words(caption):
-        constraint = Constraint("relation")
+        constraint: Constraint | None = Constraint("relation")
         if word in _SHAPE_WORDS:
             constraint = Constraint("object", noun)
             noun += 1
