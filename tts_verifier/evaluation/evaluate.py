@@ -105,8 +105,8 @@ def figures(pictures: Sequence[EvaluatedPicture]) -> dict[str, dict[str, float]]
 
     Returns:
         Each of ASPECTS has `plcc`, `srcc` and the number of `missing` scores; `average` has the
-        means of the four. Each of MARKED_MAPS has the means of MEASURES, `mse_empty` over pictures on
-        which nothing is marked, the number of `missing` maps, and that of the `marked` pictures
+        means of the four. Each of MARKED_MAPS has the means of MEASURES, `mse_empty` over pictures
+        on which nothing is marked, the number of `missing` maps, and that of the `marked` pictures
         whose map is there: all measures but the MSEs are means over these.
     """
     found = {aspect: _score_figures(pictures, aspect) for aspect in ASPECTS}

@@ -30,4 +30,4 @@ class RatedPicture:
     scores: Mapping[str, float]
     """Each of ASPECTS in [0, 1], higher = better."""
     maps: Mapping[str, NDArray[np.uint8]]
-    """Each of MARKED_MAPS, uint8 (H, W), 255 = marked by everyone; may be decoded at each access."""
+    """Each of MARKED_MAPS, uint8 (H, W), 255 = marked by all; may be decoded at each access."""

@@ -73,9 +73,13 @@ def draw_samples(captions: Sequence[str], seed: int, device: str) -> Pixels:
     # Noise from CPU generators is the same on every device.
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(captions))]
     images = pipe(
-        list(captions), generator=generators, num_inference_steps=SAMPLE_STEPS, guidance_scale=SAMPLE_GUIDANCE,
-        max_sequence_length=16, output_type="pt",
-    ).images  # fmt: skip
+        list(captions),
+        generator=generators,
+        num_inference_steps=SAMPLE_STEPS,
+        guidance_scale=SAMPLE_GUIDANCE,
+        max_sequence_length=16,
+        output_type="pt",
+    ).images
     pixels: Pixels = to_uint8(images.float()).permute(0, 2, 3, 1).cpu().numpy()
     return pixels
 
