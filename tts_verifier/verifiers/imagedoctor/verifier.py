@@ -280,6 +280,8 @@ class ImageDoctor(Verifier):
         checkpoint = self.checkpoint
         text = checkpoint.tokenizer.decode(reply.ids)
         parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
+        if parsed.problem:
+            warnings.warn(parsed.problem, RunWarning, stacklevel=3)
         scores = {**parsed.scores}
         if checkpoint.limits.watched_groups:
             # Each token alone, because a score's digits must be found among the tokens.
