@@ -17,6 +17,7 @@ from tts_verifier.recipe.signatures import parameters, value_fits
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Prompt
+from tts_verifier.verifiers.imagedoctor import ImageDoctor
 
 GOOD = """\
 generator: {name: fake, batch_size: 2}
@@ -214,6 +215,37 @@ def test_a_mistake_inside_a_table_is_named_with_the_line_of_the_table(write) -> 
 """
     expected = "mine.yaml:7: thresholds.overall must be in [0, 1], got 2."
     assert message(write(GOOD.replace("  name: best_of_n\n  n: 3\n", adaptive))) == expected
+
+
+ADAPTIVE = """\
+  name: adaptive
+  strategy: {name: best_of_n, n: 3}
+  thresholds:
+    overall: 0.9
+    overal: 0.5
+"""
+MISSPELT = "must name scores that the verifier gives, got 'overal'. Did you mean 'overall'? Avail"
+
+
+def test_a_misspelt_score_is_named_with_its_line(write) -> None:
+    weights = "objective:\n  weights:\n    aesthetics: 1\n    overal: 1\n"
+    expected = f"mine.yaml:11: An objective {MISSPELT}"
+    assert message(write(GOOD + weights)).startswith(expected)
+    override = "objective.weights.overal=1"
+    expected = f"override '{override}': An objective {MISSPELT}"
+    assert message(write(GOOD), override).startswith(expected)
+    thresholds = GOOD.replace("  name: best_of_n\n  n: 3\n", ADAPTIVE)
+    expected = f"mine.yaml:9: Adaptive's thresholds {MISSPELT}"
+    assert message(write(thresholds)).startswith(expected)
+
+
+def test_a_misspelt_score_is_named_before_weights_load(
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageDoctor, "__init__", None)
+    text = GOOD.replace("verifier:\n  name: fake", "verifier: {name: imagedoctor, model: shapes}")
+    got = message(write(text), "objective.weights.overal=1")
+    assert "Did you mean 'overall' or 'overall_expected'?" in got
 
 
 def test_a_budget_of_nothing_is_refused(write) -> None:

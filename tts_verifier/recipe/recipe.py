@@ -25,7 +25,7 @@ from tts_verifier.recipe.sections import (
 )
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
 from tts_verifier.runner.prompts import as_prompts, read_prompts
-from tts_verifier.runner.setup import RunSetup, check_needs
+from tts_verifier.runner.setup import RunSetup, check_needs, check_scores, known_scores
 from tts_verifier.types import Detail, Prompt
 
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -65,7 +65,8 @@ class Recipe:
             replacements: section's name -> an object to use in place of what the section describes.
 
         Raises:
-            RecipeError: a constructor refuses a value.
+            RecipeError: a constructor refuses a value, or the objective or the strategy names a
+                score that the verifier does not give.
             UnsupportedError: the generator cannot serve the strategy. This is checked before any
                 weights are loaded, if the generator's class says what it supports.
             CheckpointError: weights are missing or do not fit.
@@ -78,11 +79,22 @@ class Recipe:
         # The builder may be a function, or a class whose `supports` depends on the weights.
         if isinstance(getattr(generator, "supports", None), frozenset):
             check_needs(parts["strategy"], generator)
+        self._check_scores(parts, replacements.get("verifier", self.sections["verifier"].builder))
         heavy = [name for name in sections if name not in parts]
         parts |= {name: sections[name].build() for name in heavy}
+        self._check_scores(parts, parts["verifier"])
         setup = RunSetup(**parts, **self.simple)
         setup.check()
         return setup
+
+    def _check_scores(self, parts: Mapping[str, Any], verifier: Any) -> None:
+        """Raises RecipeError when a part names a score that the verifier does not give."""
+        known = known_scores(verifier)
+        if "objective" in parts and "objective" in self.sections:
+            with self.sections["objective"].errors_placed():
+                check_scores(parts["objective"], None, known)
+        with self.sections["strategy"].errors_placed():
+            check_scores(None, parts["strategy"], known)
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:

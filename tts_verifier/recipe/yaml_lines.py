@@ -101,9 +101,10 @@ def apply_override(document: Document, text: str) -> None:
             f"override {text!r}: the value must be YAML: {_error_text(error)}"
         ) from error
     table: Any = document.values
-    for word in path[:-1]:
+    for depth, word in enumerate(path[:-1], 1):
         if table.get(word) is None:
             table[word] = {}
+            document.places[path[:depth]] = f"override {text!r}"
         table = table[word]
         if not isinstance(table, dict):
             raise RecipeError(f"override {text!r}: {word} is a value, not a table of keys.")

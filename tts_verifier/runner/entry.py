@@ -22,7 +22,7 @@ from tts_verifier.types import Budget, Detail, Prompt
 class RunOptions(TypedDict, total=False):
     """The options of `run`; every key may be absent."""
 
-    objective: Objective
+    objective: Objective | Mapping[str, float]
     """As in `RunSetup`."""
     judge: Verifier | None
     """As in `RunSetup`."""
@@ -63,7 +63,7 @@ def run(
     """
     folder = options.pop("folder", None)
     progress = progress_view("auto") if options.pop("progress", False) else None
-    setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc]
+    setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc, arg-type]
     return execute(setup, as_prompts(prompts), folder=folder, progress=progress)
 
 

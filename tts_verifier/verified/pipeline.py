@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.objective import Objective, as_objective
 from tts_verifier.errors import InputError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
@@ -19,7 +19,7 @@ from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.traits import computing_device
 from tts_verifier.registry import suggestion
 from tts_verifier.runner import execute
-from tts_verifier.runner.setup import RunSetup, check_part
+from tts_verifier.runner.setup import RunSetup, check_part, check_scores, known_scores
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Budget, Detail, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackError
@@ -44,7 +44,7 @@ _OWN_ATTRIBUTES: Final = (*_GENERATOR_PARTS, "verifier", "strategy", "options", 
 class WrapOptions(TypedDict, total=False):
     """The options of a search besides its parts; see `RunSetup`."""
 
-    objective: Objective
+    objective: Objective | Mapping[str, float]
     budget: Budget
     judge: Verifier
     detail: Detail
@@ -98,6 +98,8 @@ class VerifiedPipeline:
         check_part("strategy", self.strategy)
         self.verifier = load_verifier(verifier) if isinstance(verifier, str) else verifier
         check_part("verifier", self.verifier)
+        objective = as_objective(options.get("objective"))
+        check_scores(objective, self.strategy, known_scores(self.verifier))
         self.batch_size = batch_size
         if isinstance(inpaint, (str, Path)):
             # Loaded beside the pipeline and in its precision, because both work on the same images.

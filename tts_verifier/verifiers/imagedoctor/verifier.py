@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.memory import fits_on_device, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
+from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
     find_checkpoint,
@@ -34,7 +35,7 @@ from tts_verifier.verifiers.imagedoctor.options import ImageDoctorOptions, check
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
-from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
+from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
 
 MAX_PROMPT_CHARACTERS: Final = 20_000
 """Longer prompts are refused; otherwise one of them could fill the memory."""
@@ -67,6 +68,8 @@ class ImageDoctor(Verifier):
             write scores digit by digit, which an answer template needs.
     """
 
+    score_names: Collection[str] = (*SCORE_NAMES, *(name + EXPECTED for name in SCORE_NAMES))
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -97,6 +100,8 @@ class ImageDoctor(Verifier):
             self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
         self._template_engine = _template_engine(checkpoint, self._template, batch_size)
         self._map_decoder = MapDecoder(checkpoint.model)
+        if not checkpoint.limits.watched_groups:
+            self.score_names = SCORE_NAMES
         # Everything that decides a verdict, for the log.
         weight = checkpoint.model.lm_head.weight
         self.settings = {
