@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from PIL import Image
@@ -184,7 +185,7 @@ class Verifier(ABC):
         return Ranking([Ranked(i, converted[i], values[i], verdicts[i]) for i in order(values)])
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, **kwargs: Any) -> Verifier:
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Verifier:
         """Loads an ImageDoctor: `"shapes"` (bundled), a folder, or a hub id.
 
         Keyword arguments go to `ImageDoctor.from_pretrained`. Subclasses override this.

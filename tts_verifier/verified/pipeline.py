@@ -71,7 +71,7 @@ class VerifiedPipeline:
 
     Args:
         pipe: a loaded pipeline, used as it is.
-        verifier: a verifier, or a name for `Verifier.from_pretrained`.
+        verifier: a verifier, or a folder or name for `Verifier.from_pretrained`.
         strategy: what to propose next; None = `BestOfN()`.
         batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
@@ -84,7 +84,7 @@ class VerifiedPipeline:
     def __init__(
         self,
         pipe: Any,
-        verifier: Verifier | str,
+        verifier: Verifier | str | Path,
         *,
         strategy: Strategy | None = None,
         batch_size: int | None = None,
@@ -96,7 +96,7 @@ class VerifiedPipeline:
         self.pipe = pipe
         self.strategy: Strategy = BestOfN() if strategy is None else strategy
         check_part("strategy", self.strategy)
-        self.verifier = load_verifier(verifier) if isinstance(verifier, str) else verifier
+        self.verifier = load_verifier(verifier) if isinstance(verifier, (str, Path)) else verifier
         check_part("verifier", self.verifier)
         objective = as_objective(options.get("objective"))
         check_scores(objective, self.strategy, known_scores(self.verifier))
@@ -204,7 +204,7 @@ class VerifiedPipeline:
         return f"VerifiedPipeline({', '.join(type(part).__name__ for part in parts)})"
 
 
-def wrap(pipe: Any, verifier: Verifier | str, **options: Any) -> VerifiedPipeline:
+def wrap(pipe: Any, verifier: Verifier | str | Path, **options: Any) -> VerifiedPipeline:
     """Returns the pipeline as one that searches; see `VerifiedPipeline` for the arguments."""
     return VerifiedPipeline(pipe, verifier, **options)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import fits_on_device, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
@@ -117,7 +118,7 @@ class ImageDoctor(Verifier):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str, **options: Unpack[ImageDoctorOptions]
+        cls, name_or_path: str | Path, **options: Unpack[ImageDoctorOptions]
     ) -> ImageDoctor:
         """Loads a verifier: "shapes" (bundled), a folder, or a hub id.
 
@@ -136,13 +137,16 @@ class ImageDoctor(Verifier):
                 f"Unknown options {', '.join(unknown)}; the known ones are "
                 f"{', '.join(ImageDoctorOptions.__annotations__)}."
             )
+        # First of all, since finding a checkpoint may download it.
+        given = check_device(options.get("device"))
+        dtype, home = check_dtype(options.get("dtype")), None
         revision = options.get("revision")
         folder = find_checkpoint(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
         )
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
-        dtype, device, home = options.get("dtype"), options.get("device"), None
+        device: torch.device | str | None = given
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
             home = _gpu_that_is_full(folder)
@@ -161,7 +165,7 @@ class ImageDoctor(Verifier):
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
             answer_template=options.get("answer_template", False),
-            settings={"model": name_or_path, "revision": revision},
+            settings={"model": str(name_or_path), "revision": revision},
             home=home,
         )
 
@@ -217,6 +221,7 @@ class ImageDoctor(Verifier):
 
     def to(self, device: torch.device | str) -> ImageDoctor:
         """Moves the weights; drops buffers and captured graphs, which are made anew when needed."""
+        check_device(device)
         before = str(self.device)
         # Captured graphs read the weights at their old addresses.
         for part in (self.engine, self._template_engine, self._map_decoder):
