@@ -39,7 +39,7 @@ def check_device(device: Any, *, argument: str = "device") -> torch.device | Non
     fault = "that is no device"
     if isinstance(device, (str, int, torch.device)) and not isinstance(device, bool):
         try:
-            parsed = torch.device(device)
+            parsed = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
             if not (fault := _absence(parsed)):
                 return parsed
         except (RuntimeError, ValueError, OverflowError):

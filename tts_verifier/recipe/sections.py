@@ -11,7 +11,7 @@ from typing import Any, Final
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.recipe.signatures import call, describe, parameters, value_fits
+from tts_verifier.recipe.signatures import call, describe, is_finite, parameters, value_fits
 from tts_verifier.recipe.yaml_lines import Document
 from tts_verifier.types import Budget
 
@@ -132,7 +132,28 @@ def check_keys(
 
 def check_type(document: Document, path: tuple[str, ...], value: object, *, kind: Any) -> None:
     """Raises RecipeError where a value does not fit an annotation."""
-    if not value_fits(value, kind):
+    if (inner := _infinite(value, path)) is not None:
         raise RecipeError(
-            f"{document.place(*path)}: {'.'.join(path)} must be {describe(kind)}, got {value!r}."
+            f"{document.place(*inner)}: {'.'.join(inner)} must be a finite number that a float can "
+            "hold, got another."
         )
+    if not value_fits(value, kind):
+        shown = repr(value)
+        shown = shown if len(shown) <= 200 else f"{shown[:197]}…"
+        raise RecipeError(
+            f"{document.place(*path)}: {'.'.join(path)} must be {describe(kind)}, got {shown}."
+        )
+
+
+def _infinite(value: object, path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns the key path of the first number in a value that is not finite, None if all are.
+
+    No part of a recipe takes such a number, wherever it stands: in tables and lists too.
+    """
+    if isinstance(value, dict):
+        found = (_infinite(item, (*path, str(key))) for key, item in value.items())
+    elif isinstance(value, list):
+        found = (_infinite(item, path) for item in value)
+    else:
+        return None if is_finite(value) else path
+    return next((place for place in found if place is not None), None)

@@ -1,19 +1,27 @@
 """YAML text -> plain values, and the line of each key.
 
-Stricter than YAML: keys are words and appear once, and there are no aliases.
+Stricter than YAML: keys are words and appear once, there are no aliases and no tags, and size and
+depth are limited.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from tts_verifier.errors import RecipeError
 
 KeyPath = tuple[str, ...]
+
+MAX_CHARACTERS: Final = 16 * 2**20
+"""A longer recipe is refused: longer lists of prompts belong into a file of their own."""
+MAX_NODES: Final = 200_000
+"""A recipe with more keys and values is refused; PyYAML reads about 20,000 a second."""
+MAX_DEPTH: Final = 50
+"""A recipe that is nested more deeply is refused; PyYAML itself would exhaust the stack."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,12 +70,12 @@ def parse_document(text: str, name: str) -> Document:
         name: the file's name, for messages.
 
     Raises:
-        RecipeError: the text is not YAML, is not a table whose keys are words, has an alias, or
-            sets a key twice.
+        RecipeError: the text is not YAML, is too long or too deep, is not a table whose keys are
+            words, has an alias or a tag, or sets a key twice.
     """
     places: dict[KeyPath, str] = {(): name}
     try:
-        _refuse_aliases(text, name)
+        _check_events(text, name)
         loader = _Loader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
@@ -95,7 +103,10 @@ def apply_override(document: Document, text: str) -> None:
     if not equals or not all(path):
         raise RecipeError(f"An override must look like strategy.n=16, got {text!r}.")
     try:
+        _check_events(raw, f"override {text!r}")
         value = yaml.load(raw, _Loader)
+    except RecipeError:
+        raise
     except _FAULTS as error:
         raise RecipeError(
             f"override {text!r}: the value must be YAML: {_error_text(error)}"
@@ -115,12 +126,34 @@ def apply_override(document: Document, text: str) -> None:
     document.places[path] = f"override {text!r}"
 
 
-def _refuse_aliases(text: str, name: str) -> None:
-    # A few nested aliases expand to gigabytes ("billion laughs").
+def _check_events(text: str, name: str) -> None:
+    """Raises RecipeError where a text is not what a recipe may be, before anything is built."""
+    if len(text) > MAX_CHARACTERS:
+        raise RecipeError(
+            f"{name}: a recipe must have at most {MAX_CHARACTERS} characters, it has {len(text)}."
+        )
+    depth = nodes = 0
     for event in yaml.parse(text, _Loader):
+        fault = ""
+        nodes += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        # A few nested aliases expand to gigabytes ("billion laughs").
         if isinstance(event, yaml.AliasEvent):
-            line = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
-            raise RecipeError(f"{line}: a recipe has no aliases, got *{event.anchor}.")
+            fault = f"a recipe has no aliases, got *{event.anchor}."
+        # A tag names a type, and so perhaps code; "!" alone says that a value is plain text.
+        elif getattr(event, "tag", None) not in (None, "!"):
+            fault = f"a recipe has no tags, got {str(event.tag)[:60]}."
+        elif depth > MAX_DEPTH:
+            fault = f"a recipe must be nested at most {MAX_DEPTH} deep, it is deeper."
+        elif nodes > MAX_NODES:
+            fault = (
+                f"a recipe must have at most {MAX_NODES} keys and values, it has more. Put long "
+                "lists of prompts into a file."
+            )
+        if fault:
+            line = f":{event.start_mark.line + 1}" if not name.startswith("override") else ""
+            raise RecipeError(f"{name}{line}: {fault}")
 
 
 def _note_places(

@@ -37,6 +37,7 @@ from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.schedule import ScheduleSlice
 from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
 from tts_verifier.identity import described
+from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.masks import paste
 from tts_verifier.types import (
     Continue,
@@ -72,8 +73,8 @@ class DiffusersGenerator:
         batch_size: candidates at a time. Every batch is filled up to this size, so that an image
             is the same bit for bit in float32. None = as many as fit; batches are not filled
             up, and an image is then the same within the rounding of the dtype.
-        dtype: "float32", "bfloat16" or "float16" for loading; None = bfloat16 on a GPU,
-            float32 elsewhere.
+        dtype: "float32", "bfloat16", "float16" or "float64" for loading; None = bfloat16 on a
+            GPU, float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
         inpaint: a pipeline that repaints and has weights of its own, such as FLUX Fill: a loaded
@@ -91,7 +92,7 @@ class DiffusersGenerator:
     Raises:
         InputError: the model is no text-to-image pipeline; a setting is out of range or is not
             an argument of the pipeline.
-        CheckpointError: the model cannot be found or loaded.
+        CheckpointError: the model cannot be found, trusted or loaded.
     """
 
     supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Near, LowBand})
@@ -114,8 +115,10 @@ class DiffusersGenerator:
         inpaint: Any = None,
     ) -> None:
         for name, value in (("steps", steps), ("batch_size", batch_size)):
-            if value is not None and value < 1:
+            if value is not None and not (_is_integer(value) and value >= 1):
                 raise InputError(f"{name} must be at least 1, got {value!r}.", argument=name)
+        check_device(device)
+        check_dtype(dtype)
         named = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,
@@ -364,6 +367,10 @@ class DiffusersGenerator:
         if rest:
             settings["call"] = json.dumps(rest, sort_keys=True, default=described)
         return settings
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _with_parents_pixels(sample: Sample, cell: int) -> Sample:

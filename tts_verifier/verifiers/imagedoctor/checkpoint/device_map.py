@@ -90,10 +90,9 @@ def _parse_entry(
             argument="device_map",
         )
     # "meta" holds shapes without values, which is enough to try a map out.
-    checked = torch.device("meta") if device == "meta" else None
-    return int(number), checked or check_device(device, argument="device_map") or torch.device(
-        "cpu"
-    )
+    if device == "meta":
+        return int(number), torch.device("meta")
+    return int(number), check_device(device, argument="device_map") or torch.device("cpu")
 
 
 def _move_inputs_to(module: nn.Module, device: torch.device) -> None:
