@@ -81,6 +81,7 @@ def parse_document(text: str, name: str) -> Document:
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{name}: a recipe must be a table of keys and values.")
         _note_places(node, (), name, places=places)
+        _refuse_twins(node, name)
         return Document(loader.construct_document(node), places)
     except RecipeError:
         raise
@@ -104,7 +105,10 @@ def apply_override(document: Document, text: str) -> None:
         raise RecipeError(f"An override must look like strategy.n=16, got {text!r}.")
     try:
         _check_events(raw, f"override {text!r}")
-        value = yaml.load(raw, _Loader)
+        loader = _Loader(raw)
+        node = loader.get_single_node()
+        _refuse_twins(node, f"override {text!r}")
+        value = None if node is None else loader.construct_document(node)
     except RecipeError:
         raise
     except _FAULTS as error:
@@ -154,6 +158,24 @@ def _check_events(text: str, name: str) -> None:
         if fault:
             line = f":{event.start_mark.line + 1}" if not name.startswith("override") else ""
             raise RecipeError(f"{name}{line}: {fault}")
+
+
+def _refuse_twins(node: yaml.Node | None, name: str) -> None:
+    """Raises RecipeError where a table has a key twice; PyYAML would take the last one."""
+    waiting = [] if node is None else [node]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, yaml.SequenceNode):
+            waiting += current.value
+        elif isinstance(current, yaml.MappingNode):
+            words: set[tuple[str, str]] = set()
+            for key, value in current.value:
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in words:
+                    raise RecipeError(
+                        f"{name}:{key.start_mark.line + 1}: {key.value} is set twice in a table."
+                    )
+                words.add((key.tag, str(key.value)))
 
 
 def _note_places(

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, noise
 from tts_verifier.generators.diffusers.batch import (
     BatchOutput,
@@ -31,6 +31,7 @@ from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
     check_call,
     check_reserved,
+    check_sizes,
     load_pipeline,
 )
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
@@ -114,9 +115,7 @@ class DiffusersGenerator:
         call: Mapping[str, Any] | None = None,
         inpaint: Any = None,
     ) -> None:
-        for name, value in (("steps", steps), ("batch_size", batch_size)):
-            if value is not None and not (_is_integer(value) and value >= 1):
-                raise InputError(f"{name} must be at least 1, got {value!r}.", argument=name)
+        check_sizes(steps=steps, batch_size=batch_size, height=height, width=width)
         check_device(device)
         check_dtype(dtype)
         named = {
@@ -367,10 +366,6 @@ class DiffusersGenerator:
         if rest:
             settings["call"] = json.dumps(rest, sort_keys=True, default=described)
         return settings
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _with_parents_pixels(sample: Sample, cell: int) -> Sample:

@@ -23,6 +23,8 @@ BUNDLED_CALL: Final = {
 """The call of the bundled generator. It has no T5 encoder, and 16 empty T5 tokens cost less than
 the default 256."""
 
+LARGEST_SIZE: Final = 65_536
+"""The most steps, images of a batch, or pixels along a side."""
 _HUB_ID: Final = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 
 RESERVED_ARGUMENTS: Final = frozenset(
@@ -105,6 +107,17 @@ def _empty_components(source: str | Path) -> dict[str, None]:
 
     index = DiffusionPipeline.load_config(source)
     return {k: None for k, v in index.items() if isinstance(v, list) and v == [None, None]}
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raises InputError at the first argument that is neither None nor an integer in range."""
+    for name, value in sizes.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= LARGEST_SIZE):
+            raise InputError(
+                f"{name} must be at least 1 and at most {LARGEST_SIZE}, got {value!r}.",
+                argument=name,
+            )
 
 
 def check_pipeline(pipe: Any) -> None:
