@@ -25,7 +25,7 @@ the default 256."""
 
 LARGEST_SIZE: Final = 65_536
 """The most steps, images of a batch, or pixels along a side."""
-_HUB_ID: Final = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_HUB_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 RESERVED_ARGUMENTS: Final = frozenset(
     {
@@ -77,9 +77,8 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: str | Non
     except TTSError:
         raise
     except Exception as error:  # a config of a stranger may fail anywhere in the libraries
-        raise CheckpointError(
-            f"No pipeline could be loaded from {model}: {str(error) or type(error).__name__}"
-        ) from error
+        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        raise CheckpointError(f"No pipeline could be loaded from {model}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(chosen)
 

@@ -30,7 +30,7 @@ from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 BUNDLED_VERIFIER: Final = "shapes"
 """Name of the checkpoint that comes with this package."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # No pickles and no Python files: neither is read, and both could run code.
 _HUB_FILES = ["*.json", "*.safetensors"]
 
