@@ -23,12 +23,14 @@ from tts_verifier.loading.headers import indexed_files, tensor_shapes
 INDEX: Final = "model_index.json"
 _LIBRARIES: Final = ("diffusers", "transformers")
 _PICKLES: Final = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5"})
-_LARGEST: Final = 2**24
+_LARGEST_NUMBER: Final = 2**24
 """The largest number in a config that is no size of a tensor, such as a number of positions."""
 _LARGEST_SIDE: Final = 2**16
 _LARGEST_IN_SCHEDULER: Final = 2**20
 _SPARE: Final = 1024
-"""A size may exceed the largest dimension of any tensor by so much: a head may have that size."""
+"""By how much a size may exceed the largest dimension of any tensor, and layers the tensors: some
+fields have values that are not used."""
+_SWITCH = re.compile(r"^(?:use|is|has|do|with|enable|add|apply|force|output)_")
 
 _LAYERS = re.compile(r"(?:^|_)(?:layers|layers_per_block|blocks|depth|resnets)$")
 _SIDES = re.compile(r"(?:^|_)(?:sample_size|image_size)$")
@@ -152,28 +154,31 @@ def _check_weights(path: Path, files: list[str]) -> None:
     config = read_json(path, "config.json")
 
     def check() -> None:
-        check_numbers("", config, max(_LARGEST, held.numbers))
-        _check_sizes("", config, held)
+        check_numbers("", config, max(_LARGEST_NUMBER, held.numbers))
+        _check_size_fields("", config, held)
 
     _in_file(path / "config.json", config, check)
 
 
-def _check_sizes(where: str, values: Mapping[str, Any], held: _Held) -> None:
+def _check_size_fields(where: str, values: Mapping[str, Any], held: _Held) -> None:
     """Raises CheckpointError at the first size that is none, or that the weights do not hold."""
     for key, value in values.items():
         name = f"{where}{key}"
         if isinstance(value, Mapping):
-            _check_sizes(f"{name}.", value, held)
-        elif value is not None and (limit := _limit(key, held)) is not None:
+            _check_size_fields(f"{name}.", value, held)
+        elif value is not None and (limit := _limit(key, values, held)) is not None:
             for item in value if isinstance(value, list) else [value]:
                 _check_size(name, item, limit, held)
 
 
-def _limit(key: str, held: _Held) -> int | None:
+def _limit(key: str, values: Mapping[str, Any], held: _Held) -> int | None:
     """Returns the most that a field can be for weights like these; None if it is no size."""
+    if _SWITCH.match(key):
+        return None
     if _LAYERS.search(key):
-        return max(held.tensors, 16)
-    if key == "pos_embed_max_size":
+        return held.tensors + _SPARE
+    # A table of positions on a square, and in AuraFlow of positions in a row.
+    if key == "pos_embed_max_size" and "AuraFlow" not in str(values.get("_class_name")):
         return math.isqrt(4 * held.largest) + 64
     if _SIDES.search(key):
         return _LARGEST_SIDE

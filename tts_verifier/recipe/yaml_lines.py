@@ -137,6 +137,7 @@ def _check_events(text: str, name: str) -> None:
             f"{name}: a recipe must have at most {MAX_CHARACTERS} characters, it has {len(text)}."
         )
     depth = nodes = 0
+    event: Any
     for event in yaml.parse(text, _Loader):
         fault = ""
         nodes += isinstance(event, yaml.NodeEvent)

@@ -157,7 +157,8 @@ class VerifiedPipeline:
         """Runs one search for requests that differ in nothing but their prompt."""
         prompts = {index: Prompt(f"{index:04d}", call.requests[index].prompt) for index in group}
         seed = call.requests[group[0]].seed
-        setup = RunSetup(generator, self.verifier, self.strategy, seed=seed, **self.options)
+        options: Any = self.options
+        setup = RunSetup(generator, self.verifier, self.strategy, seed=seed, **options)
         result = execute(setup, list(prompts.values()))
         trials: dict[str, list[Trial]] = {prompt.id: [] for prompt in prompts.values()}
         for trial in result.trials:

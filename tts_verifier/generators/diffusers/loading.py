@@ -25,7 +25,7 @@ the default 256."""
 
 LARGEST_SIZE: Final = 65_536
 """The most steps, images of a batch, or pixels along a side."""
-_HUB_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
+_PIPELINE_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 RESERVED_ARGUMENTS: Final = frozenset(
     {
@@ -90,7 +90,7 @@ def _find_folder(model: str | Path) -> Path:
     folder = user_path(model)
     if folder.is_dir():
         return folder
-    if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
+    if isinstance(model, Path) or not _PIPELINE_ID.fullmatch(model):
         raise CheckpointError(
             "No pipeline could be loaded from "
             f"{model}: it is no folder, and no hub id such as 'owner/name'."

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     find_checkpoint,
     load_checkpoint,
     load_model,
-    read_limits,
 )
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text import PromptTokenizer

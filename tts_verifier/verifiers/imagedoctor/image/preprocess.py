@@ -30,7 +30,7 @@ from tts_verifier.verifiers.imagedoctor.image.letterbox import (
 ChannelValues = tuple[float, float, float]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_SIDES = {
+_LARGEST_VALUES = {
     "input_size": 4096,
     "patch_size": 256,
     "temporal_patch_size": 16,
@@ -129,7 +129,7 @@ class Processor:
 
     def check(self) -> None:
         """Raises CheckpointError when a value has another type, or a size that cannot be meant."""
-        for name, most in _SIDES.items():
+        for name, most in _LARGEST_VALUES.items():
             integer_field(name, getattr(self, name), 1, most)
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
@@ -138,10 +138,13 @@ class Processor:
             for value in values:
                 number_field(name, value, 1e-6 if name == "image_std" else -1e3, 1e3)
         number_field("rescale_factor", self.rescale_factor, 1e-9, 1e3)
-        if self.min_pixels > self.max_pixels or max(self._resized()) > _SIDES["input_size"]:
+        if (
+            self.min_pixels > self.max_pixels
+            or max(self._resized()) > _LARGEST_VALUES["input_size"]
+        ):
             raise CheckpointError(
                 "min_pixels and max_pixels must frame an image of at most "
-                f"{_SIDES['input_size']} pixels a side, got {self.min_pixels} and "
+                f"{_LARGEST_VALUES['input_size']} pixels a side, got {self.min_pixels} and "
                 f"{self.max_pixels}."
             )
 
