@@ -304,6 +304,8 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in pairwi
             "mine.yaml:1: a recipe has no tags, got tag:ya",
         ),
         ("a: !!python/name:os.system", "mine.yaml:1: a recipe has no tags"),
+        ("a: 0x" + "f" * 9_000, "mine.yaml:1: a number must have fewer than 1000 digits, got 9002"),
+        ("a: 1" + ":59" * 9_000, "mine.yaml:1: a number must have fewer than 1000 digits"),
         ("a: !mine x", "mine.yaml:1: a recipe has no tags, got !mine"),
         ("a: [{b: 1, b: 2}]", "mine.yaml:1: b is set twice in a table."),
         ("a:\n- b: 1\n  c:\n  - d: 1\n    d: 1", "mine.yaml:5: d is set twice in a table."),

@@ -16,10 +16,10 @@ from tts_verifier.errors import RecipeError
 
 KeyPath = tuple[str, ...]
 
-MAX_CHARACTERS: Final = 16 * 2**20
+MAX_CHARACTERS: Final = 2**19
 """A longer recipe is refused: longer lists of prompts belong into a file of their own."""
-MAX_NODES: Final = 200_000
-"""A recipe with more keys and values is refused; PyYAML reads about 20,000 a second."""
+MAX_NODES: Final = 20_000
+"""A recipe with more keys and values is refused: PyYAML reads about 30,000 a second."""
 MAX_DEPTH: Final = 50
 """A recipe that is nested more deeply is refused; PyYAML itself would exhaust the stack."""
 
@@ -33,6 +33,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+# Python neither reads nor writes an integer of thousands of digits.
+_LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXo_:]{999,}")
 
 # Besides its own errors PyYAML leaks these on odd scalars, such as `!!int ""` or a 13th month.
 _FAULTS = (
@@ -149,6 +152,8 @@ def _check_events(text: str, name: str) -> None:
         # A tag names a type, and so perhaps code; "!" alone says that a value is plain text.
         elif getattr(event, "tag", None) not in (None, "!"):
             fault = f"a recipe has no tags, got {str(event.tag)[:60]}."
+        elif isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
+            fault = f"a number must have fewer than 1000 digits, got {len(event.value)}."
         elif depth > MAX_DEPTH:
             fault = f"a recipe must be nested at most {MAX_DEPTH} deep, it is deeper."
         elif nodes > MAX_NODES:

@@ -113,10 +113,8 @@ def check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (whole and 1 <= value <= LARGEST_SIZE):
-            raise InputError(
-                f"{name} must be at least 1 and at most {LARGEST_SIZE}, got {value!r}.",
-                argument=name,
-            )
+            rule = f"at most {LARGEST_SIZE}" if whole and value > 1 else "at least 1"
+            raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name)
 
 
 def check_pipeline(pipe: Any) -> None:
