@@ -20,7 +20,7 @@ FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
     ["environment", "errors", "memory"],
-    ["images", "registry"],
+    ["images", "loading", "registry"],
     ["types"],
     ["choice", "identity", "masks"],
     ["interfaces", "log"],

@@ -17,6 +17,7 @@ from tts_verifier.interfaces import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.text import reply
 
 REPLY = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
@@ -99,6 +100,18 @@ def test_a_reply_that_does_not_parse_is_nan_with_the_raw_text(
     assert all(math.isnan(v) for v in verdict.scores.values())
     assert len(verdict.scores) == 8
     assert verdict.text == "no idea"
+
+
+def test_a_reply_that_is_cut_is_warned_of_and_keeps_its_text(
+    doctor: ImageDoctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reply, "MAX_REPLY_CHARACTERS", REPLY.index("Plausibility"))
+    script_replies(monkeypatch, doctor, REPLY, (False, False))
+    with pytest.warns(RunWarning, match=r"A reply must have at most \d+ characters"):
+        verdict = doctor.verify([noise(20, 20)], ["cat"])[0]
+    assert verdict.scores["aesthetics"] == 0.25
+    assert math.isnan(verdict.scores["plausibility"])
+    assert verdict.text == REPLY
 
 
 def test_detail_score_gives_numbers_and_no_maps(

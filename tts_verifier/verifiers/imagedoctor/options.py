@@ -51,6 +51,7 @@ def check_precision(precision: object) -> None:
 
 
 def check_positive(name: str, value: int) -> None:
-    """Raises InputError unless the value of an option is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}.", argument=name)
+    """Raises InputError unless the value of an option is a positive integer below 2**24."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**24:
+        rule = "a positive integer" if not isinstance(value, int) or value < 2 else "below 2**24"
+        raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name)

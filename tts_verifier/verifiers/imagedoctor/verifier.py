@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from PIL import Image
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import fits_on_device, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
+from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
     find_checkpoint,
@@ -38,7 +40,7 @@ from tts_verifier.verifiers.imagedoctor.options import (
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
-from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
+from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
 
 MAX_PROMPT_CHARACTERS: Final = 20_000
 """Longer prompts are refused; otherwise one of them could fill the memory."""
@@ -72,6 +74,8 @@ class ImageDoctor(Verifier):
             write scores digit by digit, which an answer template needs.
     """
 
+    score_names: Collection[str] = (*SCORE_NAMES, *(name + EXPECTED for name in SCORE_NAMES))
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -101,6 +105,8 @@ class ImageDoctor(Verifier):
             self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
         self._template_engine = _template_engine(checkpoint, self._template, batch_size)
         self._map_decoder = MapDecoder(checkpoint.model)
+        if not checkpoint.limits.watched_groups:
+            self.score_names = SCORE_NAMES
         # Everything that decides a verdict, for the log.
         weight = checkpoint.model.lm_head.weight
         self.settings = {
@@ -115,7 +121,7 @@ class ImageDoctor(Verifier):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str, **options: Unpack[ImageDoctorOptions]
+        cls, name_or_path: str | Path, **options: Unpack[ImageDoctorOptions]
     ) -> ImageDoctor:
         """Loads a verifier: "shapes" (bundled), a folder, or a hub id.
 
@@ -134,6 +140,9 @@ class ImageDoctor(Verifier):
                 f"Unknown options {', '.join(unknown)}; the known ones are "
                 f"{', '.join(ImageDoctorOptions.__annotations__)}."
             )
+        # First of all, since finding a checkpoint may download it.
+        given = check_device(options.get("device"))
+        dtype, home = check_dtype(options.get("dtype")), None
         revision = options.get("revision")
         folder = find_checkpoint(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
@@ -141,7 +150,7 @@ class ImageDoctor(Verifier):
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
         check_precision(precision := options.get("precision"))
-        dtype, device, home = options.get("dtype"), options.get("device"), None
+        device: torch.device | str | None = given
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
             home = _gpu_that_is_full(folder)
@@ -162,7 +171,7 @@ class ImageDoctor(Verifier):
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
             answer_template=options.get("answer_template", False),
-            settings={"model": name_or_path, "revision": revision, "precision": precision},
+            settings={"model": str(name_or_path), "revision": revision, "precision": precision},
             home=home,
         )
 
@@ -218,6 +227,7 @@ class ImageDoctor(Verifier):
 
     def to(self, device: torch.device | str) -> ImageDoctor:
         """Moves the weights; drops buffers and captured graphs, which are made anew when needed."""
+        check_device(device)
         before = str(self.device)
         # Captured graphs read the weights at their old addresses.
         for part in (self.engine, self._template_engine, self._map_decoder):
@@ -286,6 +296,8 @@ class ImageDoctor(Verifier):
         checkpoint = self.checkpoint
         text = checkpoint.tokenizer.decode(reply.ids)
         parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
+        if parsed.problem:
+            warnings.warn(parsed.problem, RunWarning, stacklevel=3)
         scores = {**parsed.scores}
         if checkpoint.limits.watched_groups:
             # Each token alone, because a score's digits must be found among the tokens.
