@@ -53,7 +53,7 @@ class InFile(Generic[StoredT]):
         """Reads the file.
 
         Raises:
-            RunError: the file is missing, or its SHA-256 is another.
+            RunError: the file is missing, its SHA-256 is another, or it holds no such value.
         """
         file = self.folder / self.path
         try:
@@ -69,7 +69,14 @@ class InFile(Generic[StoredT]):
                 f"{file} was changed since the log was written. Move it away; the command that "
                 "made the run generates it again."
             )
-        return self.decoder.decode(content)
+        try:
+            return self.decoder.decode(content)
+        # In a run folder from somebody else a file may hold anything, and decoders raise anything.
+        except Exception as error:
+            raise RunError(
+                f"{file} is not what its row says: {error!r}. Move it away; the command that made "
+                "the run generates it again."
+            ) from error
 
 
 Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]

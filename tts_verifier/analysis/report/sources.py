@@ -20,6 +20,8 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier.errors import RunError
+from tts_verifier.files import open_regular
+from tts_verifier.images import open_image
 from tts_verifier.log.storage.codecs import heatmap_box
 from tts_verifier.types import Heatmap, Stored, Trial, path_of
 
@@ -135,7 +137,9 @@ class InlineThumbnails:
     def mask(self, path: str) -> str:
         """Returns a PNG."""
         try:
-            return _data_address(Image.open(self._folder / path).convert("L"), "png", _THUMBNAIL)
+            with open_regular(self._folder / path) as file:
+                mask = open_image(file, ("PNG",)).convert("L")
+            return _data_address(mask, "png", _THUMBNAIL)
         except OSError:
             return ""
 
