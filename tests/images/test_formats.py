@@ -129,8 +129,10 @@ def test_two_hundred_megapixels_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError, SyntaxError, MemoryError, OverflowError, ZeroDivisionError, KeyError]
-    + [struct.error, AttributeError, TypeError, AssertionError, EOFError, OSError],
+    [
+        *(RuntimeError, SyntaxError, MemoryError, OverflowError, ZeroDivisionError, KeyError),
+        *(struct.error, AttributeError, TypeError, AssertionError, EOFError, OSError),
+    ],
 )
 def test_whatever_a_decoder_raises_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
@@ -145,7 +147,7 @@ def test_whatever_a_decoder_raises_names_the_file(
         as_image(tmp_path / "a.png")
     with (
         Image.open(tmp_path / "a.png") as image,
-        pytest.raises(InputError, match="must be readable, this one is not.*odd"),
+        pytest.raises(InputError, match=r"must be readable, this one is not.*odd"),
     ):
         as_image(image)
 
