@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -108,15 +107,13 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
 def _from_file(path: str | os.PathLike[str]) -> Image.Image:
     name = printable(path)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about damaged metadata, which is harmless here, and about large sizes,
-            # which are an error below.
-            warnings.simplefilter("ignore")
-            with open_regular(path) as file, open_image(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width}x{image.height}")
-                return _to_rgb(image)
-    except Image.DecompressionBombError as error:
+        # Pillow's warnings, such as of damaged metadata, pass through: to silence them here would
+        # change the filters of the whole process, which other threads use meanwhile.
+        with open_regular(path) as file, open_image(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+            return _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"An image file must have at most {MAX_PIXELS:,} pixels, {name} has more "
             f"({error}). Make it smaller."

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import trial_id
@@ -27,6 +28,9 @@ from tts_verifier.types import (
     Task,
     Trial,
 )
+
+_MAX_REPEAT: Final = 1000
+"""How often a run may have the same text and still be verified again."""
 
 
 class RecordedGenerator:
@@ -60,7 +64,7 @@ class RecordedGenerator:
         for trial in self.trials:
             first.setdefault(trial.prompt.id, trial)
         self.prompts = tuple(
-            replace(trial.prompt, repeat=_repeat_of(trial, self.settings, len(about["prompts"])))
+            replace(trial.prompt, repeat=_repeat_of(trial, self.settings))
             for trial in first.values()
         )
         self._by_id = {trial.id: trial for trial in self.trials}
@@ -97,12 +101,12 @@ class RecordedGenerator:
         return Sample(job, image.load(), trial.progress, cost, state, stored=image)
 
 
-def _repeat_of(trial: Trial, settings: Mapping[str, Setting], prompts: int) -> int:
+def _repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
     """Returns the `repeat` of a trial's prompt, which the log has in the trial's id only."""
     return next(
         (
             repeat
-            for repeat in range(prompts)
+            for repeat in range(_MAX_REPEAT)
             if trial_id(trial.prompt.text, trial.proposal, settings, repeat) == trial.id
         ),
         0,

@@ -8,7 +8,7 @@ gets its position as its id.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -49,10 +49,11 @@ def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Pr
     """
     if isinstance(items, Path):
         return read_prompts(items)
-    if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+    # Iterating over these gives letters, keys or no order.
+    if isinstance(items, (str, bytes, Mapping, Set)) or not isinstance(items, Iterable):
         raise InputError(
-            f"Prompts must be a list, got {items!r:.200}. Put one prompt into a list; a file is "
-            "read by read_prompts(Path(...))."
+            f"A list of prompts is needed, got {items!r:.200}. Put one prompt into a list; a file "
+            "is read by read_prompts(Path(...))."
         )
     return _prompts_of_rows(rows_of(items))
 
