@@ -54,17 +54,3 @@ def _check_regular(status: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise OSError(errno.EINVAL, f"a regular file is needed, this is {kind}", name)
-
-
-def printable(text: str | os.PathLike[str]) -> str:
-    r"""Returns a file's name as text that every file and terminal can hold.
-
-    A byte that is no UTF-8 becomes an escape such as ``\xff``; other names stay as they are.
-    """
-    name = os.fspath(text)
-    try:
-        raw = name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        # Surrogates that stand for no byte: they come from JSON, not from a file's name.
-        raw = name.encode("utf-8", "backslashreplace")
-    return raw.decode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tts_verifier.errors import InputError
-from tts_verifier.tables import IMAGE, PROMPT, Columns, read_table, rows_of
+from tts_verifier.tables import IMAGE_ROLE, PROMPT_ROLE, RoleColumns, read_table, rows_of
 from tts_verifier.tables.rows import Row
 
 # Everything that Unicode, but not a file, calls a line end; and what csv and JSON escape.
@@ -81,7 +81,7 @@ def test_any_texts_come_back_from_every_format(
         return
     path = write(tmp_path_factory.mktemp("t"), name, WRITERS[name](texts))
     rows = read_table(path)
-    prompts = Columns(rows, PROMPT)
+    prompts = RoleColumns(rows, PROMPT_ROLE)
     assert [prompts.cell(row, "") for row in rows] == texts
     assert len({row.place for row in rows}) == len(rows)
 
@@ -204,9 +204,11 @@ def test_any_bytes_are_rows_or_a_clear_error(
 
 def test_columns_are_found_by_their_usual_names() -> None:
     for name in ("prompt", "Prompts", " TEXT ", "caption"):
-        assert Columns([Row({name: "a", "n": 1})], PROMPT).cell(Row({name: "a"}), "") == "a"
+        assert (
+            RoleColumns([Row({name: "a", "n": 1})], PROMPT_ROLE).cell(Row({name: "a"}), "") == "a"
+        )
     both = [Row({"prompt": None, "text": "b"}), Row({"text": "c"}), Row({"prompt": "d"})]
-    assert [Columns(both, PROMPT).cell(row, "") for row in both] == ["b", "c", "d"]
+    assert [RoleColumns(both, PROMPT_ROLE).cell(row, "") for row in both] == ["b", "c", "d"]
 
 
 def test_two_columns_of_the_same_kind_are_ambiguous() -> None:
@@ -215,11 +217,11 @@ def test_two_columns_of_the_same_kind_are_ambiguous() -> None:
         InputError,
         match=r"may hold a prompt: caption, text\. The columns are: caption, text, n\. Say which\.",
     ):
-        Columns(rows, PROMPT, remedy="Say which.")
-    assert Columns(rows, PROMPT, "caption").cell(rows[0], "") == "a"
+        RoleColumns(rows, PROMPT_ROLE, remedy="Say which.")
+    assert RoleColumns(rows, PROMPT_ROLE, "caption").cell(rows[0], "") == "a"
     with pytest.raises(InputError, match=r"no column 'x'\. The columns are: caption, text, n\."):
-        Columns(rows, PROMPT, "x")
-    assert not Columns(rows, IMAGE).found
+        RoleColumns(rows, PROMPT_ROLE, "x")
+    assert not RoleColumns(rows, IMAGE_ROLE).found
 
 
 @pytest.mark.parametrize(
@@ -228,14 +230,14 @@ def test_two_columns_of_the_same_kind_are_ambiguous() -> None:
 )
 def test_numbers_are_texts_and_null_is_absent(value: object, text: str | None) -> None:
     row = Row({"prompt": value})
-    assert Columns([row], PROMPT).cell(row, "") == text
+    assert RoleColumns([row], PROMPT_ROLE).cell(row, "") == text
 
 
 @pytest.mark.parametrize("value", [True, [1], {"a": 1}, b"a"])
 def test_other_values_are_refused(value: object) -> None:
     row = Row({"prompt": value})
     with pytest.raises(InputError, match="Row 3 must have a text or a number as prompt, got"):
-        Columns([row], PROMPT).cell(row, "Row 3")
+        RoleColumns([row], PROMPT_ROLE).cell(row, "Row 3")
 
 
 def test_tables_in_python_have_rows() -> None:

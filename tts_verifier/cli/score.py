@@ -53,8 +53,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score images/ "more/*.webp" --prompt "a red circle" --output scores.parquet
         tts-score pairs.csv --output scores.jsonl
     """
-    from tts_verifier.errors import InputError
-    from tts_verifier.files import printable
+    from tts_verifier.errors import InputError, printable
     from tts_verifier.scoring import (
         format_rows,
         score_files,
@@ -94,13 +93,10 @@ def _pairs(
 ) -> tuple[list[Pair], bool]:
     """Returns the pairs of all arguments, and whether a table is among these."""
     from tts_verifier.errors import InputError
-    from tts_verifier.scoring import find_images, pairs_of, read_pairs
-    from tts_verifier.tables import TABLE_SUFFIXES
+    from tts_verifier.scoring import find_images, is_table, pairs_of, read_pairs
 
-    # A .txt file has no columns.
-    suffixes = set(TABLE_SUFFIXES) - {".txt"}
-    tables = [Path(name) for name in arguments if Path(name).suffix.lower() in suffixes]
-    patterns = [name for name in arguments if Path(name) not in tables]
+    tables = [Path(name) for name in arguments if is_table(name)]
+    patterns = [name for name in arguments if not is_table(name)]
     columns = {name: options[name] for name in ("image_column", "prompt_column")}
     pairs: list[Pair] = []
     if patterns:

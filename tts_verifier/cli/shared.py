@@ -23,8 +23,7 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from tts_verifier.errors import RunWarning, TTSError
-        from tts_verifier.files import printable
+        from tts_verifier.errors import RunWarning, TTSError, printable
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, RunWarning):

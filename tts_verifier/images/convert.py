@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tts_verifier.errors import InputError
-from tts_verifier.files import open_regular, printable
+from tts_verifier.errors import InputError, printable
+from tts_verifier.files import open_regular
 from tts_verifier.images.formats import FORMATS, check_format, open_image
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ they hold as any format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO, Final
 
@@ -37,7 +36,7 @@ SUFFIXES: Final = frozenset(suffix for suffix, name in Image.EXTENSION.items() i
 """The suffixes of these formats, in lower case: what counts as a picture in a folder."""
 
 
-def open_image(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Opens a picture; its pixels are decoded when they are first used.
 
     Args:

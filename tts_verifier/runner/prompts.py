@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tts_verifier.errors import InputError
-from tts_verifier.files import printable
+from tts_verifier.errors import InputError, printable
 from tts_verifier.tables import (
-    CATEGORY,
-    PROMPT,
+    CATEGORY_ROLE,
+    PROMPT_ROLE,
     TABLE_SUFFIXES,
-    Columns,
+    RoleColumns,
     Row,
     as_cell,
     read_table,
@@ -31,7 +30,7 @@ _NAME_ONE: Final = (
     "Rename a column, or name it: read_prompts(path, column=...), or in a recipe "
     "`prompts: {file: ..., column: ...}`."
 )
-_KEYS: Final = ("file", "column", "category")
+_FILE_KEYS: Final = ("file", "column", "category")
 
 
 def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Prompt, ...]:
@@ -102,11 +101,11 @@ def prompts_of_recipe(value: object, folder: Path) -> tuple[Prompt, ...]:
         value = {"file": value}
     if isinstance(value, list):
         return as_prompts(value)
-    named = isinstance(value, Mapping) and "file" in value and set(value) <= set(_KEYS)
+    named = isinstance(value, Mapping) and "file" in value and set(value) <= set(_FILE_KEYS)
     if not isinstance(value, Mapping) or not named:
         raise InputError(
             "prompts must be a list or a .txt file or a table, or have the keys "
-            f"{', '.join(_KEYS)}, got {value!r:.200}."
+            f"{', '.join(_FILE_KEYS)}, got {value!r:.200}."
         )
     wrong = [name for name in value if not isinstance(value[name], str)]
     if wrong:
@@ -120,13 +119,13 @@ def _prompts_of_rows(
 ) -> tuple[Prompt, ...]:
     if not rows:
         raise InputError("A run needs at least one prompt, got none.")
-    texts = Columns(rows, PROMPT, column, remedy=_NAME_ONE)
-    categories = Columns(rows, CATEGORY, category, remedy=_NAME_ONE)
+    texts = RoleColumns(rows, PROMPT_ROLE, column, remedy=_NAME_ONE)
+    categories = RoleColumns(rows, CATEGORY_ROLE, category, remedy=_NAME_ONE)
     prompts = [_prompt_of_row(i, row, texts, categories) for i, row in enumerate(rows)]
     return _numbered(prompts)
 
 
-def _prompt_of_row(index: int, row: Row, texts: Columns, categories: Columns) -> Prompt:
+def _prompt_of_row(index: int, row: Row, texts: RoleColumns, categories: RoleColumns) -> Prompt:
     """Returns a row's prompt; its id is "" if it has none."""
     value, where = row.value, f"{row.place}: " if row.place else ""
     what = f"{where}Prompt {index}"

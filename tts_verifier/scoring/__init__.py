@@ -8,7 +8,7 @@ the lines at the end.
 
 from tts_verifier.scoring.find import find_images
 from tts_verifier.scoring.output import score_into, score_pairs_into
-from tts_verifier.scoring.pairs import Pair, pairs_of, read_pairs
+from tts_verifier.scoring.pairs import Pair, is_table, pairs_of, read_pairs
 from tts_verifier.scoring.rows import ScoreRow, format_rows, sorted_rows
 from tts_verifier.scoring.score import PairScorer, score_files, score_pairs
 
@@ -18,6 +18,7 @@ __all__ = [
     "ScoreRow",
     "find_images",
     "format_rows",
+    "is_table",
     "pairs_of",
     "read_pairs",
     "score_files",

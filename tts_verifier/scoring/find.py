@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from tts_verifier.errors import InputError, RunWarning
-from tts_verifier.files import printable
+from tts_verifier.errors import InputError, RunWarning, printable
 from tts_verifier.images import SUFFIXES
 
 
@@ -107,7 +106,7 @@ def files_below(folder: str) -> dict[str, str]:
         if real in seen:
             continue
         seen.add(real)
-        for entry in _entries(place):
+        for entry in _shown_entries(place):
             is_link = entry.is_symlink()
             # `entry.is_dir()` raises for a link to itself.
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
@@ -121,7 +120,7 @@ def files_below(folder: str) -> dict[str, str]:
     return files
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _shown_entries(folder: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as found:
             shown = [entry for entry in found if not entry.name.startswith(".")]

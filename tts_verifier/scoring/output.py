@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.files import printable, read_regular
+from tts_verifier.errors import InputError, RunError, printable
+from tts_verifier.files import read_regular
 from tts_verifier.interfaces import Verifier
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.pairs import Pair, pairs_of

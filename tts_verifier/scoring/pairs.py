@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tts_verifier.errors import InputError
-from tts_verifier.files import printable
-from tts_verifier.tables import IMAGE, PROMPT, Columns, Row, read_table
+from tts_verifier.errors import InputError, printable
+from tts_verifier.tables import (
+    IMAGE_ROLE,
+    PROMPT_ROLE,
+    TABLE_SUFFIXES,
+    RoleColumns,
+    Row,
+    read_table,
+)
 
 _NAME_ONE: Final = "Name one with --image-column or --prompt-column."
 
@@ -37,6 +43,12 @@ def pairs_of(paths: Sequence[str], prompt: str) -> list[Pair]:
     return [Pair(path, prompt) for path in paths]
 
 
+def is_table(name: str) -> bool:
+    """Returns whether a name is that of a table; a .txt file has no columns."""
+    suffix = Path(name).suffix.lower()
+    return suffix in TABLE_SUFFIXES and suffix != ".txt"
+
+
 def read_pairs(
     table: Path,
     *,
@@ -61,20 +73,22 @@ def read_pairs(
     if not rows:
         raise InputError(f"{name} has no row. Give a table of images and prompts.")
     try:
-        images = Columns(rows, IMAGE, image_column, remedy=_NAME_ONE)
-        texts = Columns(rows, PROMPT, prompt_column, remedy=_NAME_ONE)
+        images = RoleColumns(rows, IMAGE_ROLE, image_column, remedy=_NAME_ONE)
+        texts = RoleColumns(rows, PROMPT_ROLE, prompt_column, remedy=_NAME_ONE)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     if not images.found:
-        raise InputError(f"{name} has no column of images ({IMAGE.usual}). {images.listed}")
+        raise InputError(f"{name} has no column of images ({IMAGE_ROLE.usual}). {images.listed}")
     if not texts.found and prompt is None:
-        raise InputError(f"{name} has no column of prompts ({PROMPT.usual}). {texts.listed}")
+        raise InputError(f"{name} has no column of prompts ({PROMPT_ROLE.usual}). {texts.listed}")
     if texts.found and prompt is not None:
         raise InputError(f"{name} has prompts of its own. Leave out --prompt.")
     return [_pair(row, images, texts, folder=table.parent, prompt=prompt) for row in rows]
 
 
-def _pair(row: Row, images: Columns, texts: Columns, *, folder: Path, prompt: str | None) -> Pair:
+def _pair(
+    row: Row, images: RoleColumns, texts: RoleColumns, *, folder: Path, prompt: str | None
+) -> Pair:
     if not isinstance(row.value, Mapping):
         raise InputError(f"{row.place} must have columns, got {row.value!r:.80}.")
     given = images.cell(row, row.place)

@@ -8,8 +8,8 @@ from typing import Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError
-from tts_verifier.files import open_regular, printable
+from tts_verifier.errors import InputError, printable
+from tts_verifier.files import open_regular
 from tts_verifier.identity import canonical
 from tts_verifier.images import as_image
 from tts_verifier.interfaces import Verifier

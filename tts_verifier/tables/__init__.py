@@ -4,17 +4,24 @@ Every row keeps its place (file and line) for messages. Values stay as the file 
 finds the columns that hold what is asked for, by the names that published prompt sets use.
 """
 
-from tts_verifier.tables.columns import CATEGORY, IMAGE, PROMPT, Columns, Role, as_cell
+from tts_verifier.tables.columns import (
+    CATEGORY_ROLE,
+    IMAGE_ROLE,
+    PROMPT_ROLE,
+    Role,
+    RoleColumns,
+    as_cell,
+)
 from tts_verifier.tables.read import TABLE_SUFFIXES, read_table
 from tts_verifier.tables.rows import Row, rows_of
 
 __all__ = [
-    "CATEGORY",
-    "IMAGE",
-    "PROMPT",
+    "CATEGORY_ROLE",
+    "IMAGE_ROLE",
+    "PROMPT_ROLE",
     "TABLE_SUFFIXES",
-    "Columns",
     "Role",
+    "RoleColumns",
     "Row",
     "as_cell",
     "read_table",

@@ -28,15 +28,15 @@ class Role:
         return ", ".join(name for group in self.names for name in group)
 
 
-PROMPT: Final = Role("a prompt", (("prompt",), ("prompts", "text", "caption")))
-CATEGORY: Final = Role("a category", (("category",), ("tag",)))
-IMAGE: Final = Role(
+PROMPT_ROLE: Final = Role("a prompt", (("prompt",), ("prompts", "text", "caption")))
+CATEGORY_ROLE: Final = Role("a category", (("category",), ("tag",)))
+IMAGE_ROLE: Final = Role(
     "an image",
     (("image",), ("path", "file", "file_name", "filename", "image_path", "image_file", "filepath")),
 )
 
 
-class Columns:
+class RoleColumns:
     """The columns of some rows that have a role.
 
     Args:

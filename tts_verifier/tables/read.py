@@ -23,14 +23,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import InputError
-from tts_verifier.files import open_regular, printable, read_regular
-from tts_verifier.tables.columns import IMAGE, PROMPT
+from tts_verifier.errors import InputError, printable
+from tts_verifier.files import open_regular, read_regular
+from tts_verifier.tables.columns import IMAGE_ROLE, PROMPT_ROLE
 from tts_verifier.tables.rows import Row
 
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _TSV_CELL: Final = re.compile(r'"((?:[^"]++|"")*+)"(?=[\t\r\n]|\Z)|([^\t\r\n]*)')
-_KNOWN: Final = {name for role in (PROMPT, IMAGE) for group in role.names for name in group}
+_KNOWN: Final = {
+    name for role in (PROMPT_ROLE, IMAGE_ROLE) for group in role.names for name in group
+}
 _Line = tuple[int, list[str]]
 """The number of a line and its cells."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
+from tts_verifier.files import read_regular
 
 StoredT = TypeVar("StoredT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)
@@ -58,7 +59,7 @@ class InFile(Generic[StoredT]):
         file = self.folder / self.path
         try:
             # One read for both the digest and the decoder: the file cannot change in between.
-            content = file.read_bytes()
+            content = read_regular(file)
         except OSError as error:
             raise RunError(
                 f"{file} cannot be read: {error.strerror}. The command that made the run "
