@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
-    ["environment", "errors", "memory"],
-    ["images", "loading", "registry"],
+    ["environment", "errors", "files", "memory"],
+    ["images", "loading", "registry", "tables"],
     ["types"],
     ["choice", "identity", "masks"],
     ["interfaces", "log"],

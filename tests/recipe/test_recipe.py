@@ -174,11 +174,14 @@ def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
         ("verifier:\n  name: fake", "verifier:", "mine.yaml: a recipe needs 'verifier'"),
         ("prompts: [a red circle,", "prompts: [' ',", "mine.yaml:7: Prompt 0 must be a text"),
         ("prompts: [", "prompts: no.txt #", "mine.yaml:7: The prompts "),
-        ("prompts: [", "prompts: no.csv #", "mine.yaml:7: A file of prompts must be .txt or"),
+        ("prompts: [", "prompts: no.csv #", "mine.yaml:7: The prompts "),
+        ("prompts: [", "prompts: a cat #", "mine.yaml:7: A file of prompts must be .txt or"),
+        ("prompts: [", "prompts: {file: 5} #", "mine.yaml:7: prompts.file must be a text, got 5"),
+        ("prompts: [", "prompts: {x: 5} #", "mine.yaml:7: prompts must be a list or a .txt"),
         ("prompts: [", "prompts: 5 #", "mine.yaml:7: prompts must be a list or a .txt"),
         ("prompts: [", "prompts: [] #", "mine.yaml:7: A run needs at least one prompt"),
         ("{id: 7,", "{id: [7],", "mine.yaml:7: Prompt 1 must have a string or a number as id"),
-        ("{id: 7,", "{tag: 7,", "mine.yaml:7: Prompt 1 must have a word as category, got 7."),
+        ("{id: 7,", "{tag: [7],", "mine.yaml:7: Prompt 1 must have a text or a number as tag, got"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(write, old: str, new: str, expected: str) -> None:

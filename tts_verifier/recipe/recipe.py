@@ -2,9 +2,9 @@
 
 A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy` and
 `judge` have a `name` from the registry and the arguments of its constructor; `objective` and
-`budget` have the arguments of theirs. The other keys are `prompts` (a list, or a .txt or .jsonl
-file beside the recipe), `seed`, `detail`, `overlap` and `output`. Every mistake is an error that
-names the file's line.
+`budget` have the arguments of theirs. The other keys are `prompts` (a list, or a file beside the
+recipe, see `runner.prompts`), `seed`, `detail`, `overlap` and `output`. Every mistake is an error
+that names the file's line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tts_verifier.recipe.sections import (
     read_section,
 )
 from tts_verifier.recipe.yaml_lines import MAX_CHARACTERS, Document, apply_override, parse_document
-from tts_verifier.runner.prompts import as_prompts, read_prompts
+from tts_verifier.runner.prompts import prompts_of_recipe
 from tts_verifier.runner.setup import RunSetup, check_needs, check_scores, known_scores
 from tts_verifier.types import Detail, Prompt
 
@@ -48,7 +48,7 @@ class Recipe:
     sections: Mapping[str, Section]
     """Sections by name."""
     prompts: tuple[Prompt, ...]
-    """At least one; ids and texts are unique."""
+    """At least one; ids are unique."""
     output: Path
     """The run folder."""
     simple: Mapping[str, Any] = field(default_factory=dict)
@@ -192,14 +192,9 @@ def _user_path(path: str | Path, place: str = "") -> Path:
 
 def _prompts(document: Document, folder: Path) -> tuple[Prompt, ...]:
     value, place = document.values["prompts"], document.place("prompts")
+    # Whoever types an override means the folder in which they type it.
+    parent = Path() if place.startswith("override") else folder
     try:
-        if isinstance(value, str):
-            value = str(user_path(value))
-            # Whoever types an override means the folder in which they type it.
-            parent = Path() if place.startswith("override") else folder
-            return read_prompts(parent / value)
-        if not isinstance(value, list):
-            raise InputError(f"prompts must be a list or a .txt or .jsonl file, got {value!r}.")
-        return as_prompts(value)
+        return prompts_of_recipe(value, parent)
     except InputError as error:
         raise RecipeError(f"{place}: {error}") from error

@@ -51,7 +51,8 @@ def run(
     """Searches for a good image for every prompt.
 
     Args:
-        prompts: texts, or prompts with ids and categories.
+        prompts: texts, or prompts with ids and categories, or a table or a file of them; see
+            `as_prompts`.
         generator: carries out proposals.
         verifier: scores the images.
         strategy: decides what to generate next.
