@@ -16,7 +16,7 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import InputError
-from tts_verifier.images import ImageLike, as_images
+from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.registry import builder
 from tts_verifier.types import Detail, Job, Proposal, Sample, Setting, Task, Trial, Verdict
 
@@ -153,11 +153,16 @@ class Verifier(ABC):
             usable score come last.
 
         Raises:
-            InputError: there is no image, or one is not usable.
+            InputError: there is no image, one is not usable, or `prompt` is not one text.
         """
-        if not len(images):
-            raise InputError("rerank needs at least one image, got an empty list.")
+        if not isinstance(prompt, str):
+            raise InputError(
+                f"rerank needs one prompt as a text, got a {type(prompt).__name__}. For a prompt "
+                "for each image use verify."
+            )
         converted = as_images(images)
+        if not converted:
+            raise InputError("rerank needs at least one image, got an empty list.")
         verdicts = self.verify(converted, [prompt] * len(converted))
         values = [(objective or self.objective)(v.scores) for v in verdicts]
         return Ranking([Ranked(i, converted[i], values[i], verdicts[i]) for i in order(values)])
@@ -173,10 +178,20 @@ class Verifier(ABC):
         return verifier
 
 
-def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> None:
-    """Raises InputError unless there is one prompt for each image."""
-    if len(images) != len(prompts):
+def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    """Returns the prompts as a list, if there is one for each image.
+
+    Args:
+        images: from `as_images`.
+        prompts: a list, a tuple, a pandas Series or the like; a text would be one for each letter.
+
+    Raises:
+        InputError: `prompts` is no list, or the lengths differ.
+    """
+    listed = as_list(prompts, "prompts")
+    if len(images) != len(listed):
         raise InputError(
             f"verify needs one prompt for each image, got {len(images)} images and "
-            f"{len(prompts)} prompts. For one prompt and many images use rerank."
+            f"{len(listed)} prompts. For one prompt and many images use rerank."
         )
+    return listed

@@ -24,7 +24,7 @@ from PIL import Image
 from tts_verifier.choice.objective import order
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import canonical
-from tts_verifier.images import as_image
+from tts_verifier.images import as_image, as_list
 from tts_verifier.interfaces import Verifier
 from tts_verifier.log.schema import finite
 from tts_verifier.types import Detail
@@ -55,7 +55,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
         InputError: a pattern matches nothing, or a folder holds no image.
     """
     files: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in as_list(patterns, "patterns"):
         matches = _matches(pattern)
         if not matches:
             raise InputError(f"{pattern} has no image. Name files, folders or globs with some.")
@@ -90,8 +90,8 @@ def score_files(
     Raises:
         InputError: a file is no image, or the prompt is empty.
     """
-    scorer = FileScorer(verifier, prompt, detail)
-    return sorted_rows([row for batch in _batches(paths) for row in scorer.rows(batch)])
+    scorer, listed = FileScorer(verifier, prompt, detail), as_list(paths, "paths")
+    return sorted_rows([row for batch in _batches(listed) for row in scorer.rows(batch)])
 
 
 def score_into(
@@ -117,6 +117,7 @@ def score_into(
     """
     if output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"Scores are written to a .jsonl or .parquet file, got {output}.")
+    paths = as_list(paths, "paths")
     lines = output if output.suffix == ".jsonl" else output.with_name(f"{output.name}.lines")
     scorer = FileScorer(verifier, prompt, detail)
     try:

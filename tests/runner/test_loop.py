@@ -472,7 +472,7 @@ def test_any_generator_allows_a_look() -> None:
     ("prompts", "message"),
     [
         ([], "at least one prompt"),
-        ("a red circle", "must be a list"),
+        ("a red circle", "A list of prompts is needed"),
         ([" "], "Prompt 0 must be a text that is not empty"),
         ([None], "Prompt 0 must be a text"),
         (["a", "a"], "Prompts 0 and 1 have the same text, 'a'"),

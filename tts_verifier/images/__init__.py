@@ -2,5 +2,6 @@
 
 from tts_verifier.images.convert import MAX_PIXELS, ImageLike, as_image, as_images
 from tts_verifier.images.display import card, overlay
+from tts_verifier.images.listed import as_list
 
-__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "as_images", "card", "overlay"]
+__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "as_images", "as_list", "card", "overlay"]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from tts_verifier.errors import InputError
+from tts_verifier.images.listed import as_list
 
 if TYPE_CHECKING:
     import torch
@@ -78,17 +78,17 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
         InputError: `images` is one image, or one of the images cannot be used (the message
             has its index).
     """
-    # Strings can be iterated over too, letter by letter.
     single = isinstance(images, (str, os.PathLike, Image.Image))
-    if single or (hasattr(images, "ndim") and images.ndim != 4):
+    is_array = isinstance(images, np.ndarray) or _is_tensor(images)
+    if single or (is_array and images.ndim in (2, 3)):
         raise InputError(
             "A sequence of images is needed, got one "
             f"{type(images).__name__}. Put it into a list: [image]."
         )
-    if not isinstance(images, Iterable):
-        raise InputError(f"A sequence of images is needed, got a {type(images).__name__}.")
+    # An array of four axes is a batch; as_list refuses what has no images as its items.
+    listed = images if is_array and images.ndim == 4 else as_list(images, "images")
     converted = []
-    for i, image in enumerate(images):
+    for i, image in enumerate(listed):
         try:
             converted.append(as_image(image))
         except InputError as error:
@@ -99,15 +99,13 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
 def _from_file(path: str | os.PathLike[str]) -> Image.Image:
     name = os.fspath(path)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about damaged metadata, which is harmless here, and about large sizes,
-            # which are an error below.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width}x{image.height}")
-                return _to_rgb(image)
-    except Image.DecompressionBombError as error:
+        # Pillow's warnings, such as of damaged metadata, pass through: to silence them here would
+        # change the filters of the whole process, which other threads use meanwhile.
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+            return _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"An image file must have at most {MAX_PIXELS:,} pixels, {name} has more "
             f"({error}). Make it smaller."
@@ -116,7 +114,8 @@ def _from_file(path: str | os.PathLike[str]) -> Image.Image:
         raise InputError(f"There is no image file {name}.") from error
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except _BROKEN_FILE as error:
+    # A warning is raised where the user's filters make errors of warnings.
+    except (*_BROKEN_FILE, Warning) as error:
         raise InputError(f"An image file must be readable, {name} is not: {error}") from error
 
 

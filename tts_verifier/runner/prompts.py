@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tts_verifier.errors import InputError
+from tts_verifier.images import as_list
 from tts_verifier.types import Prompt
 
 
@@ -21,9 +22,7 @@ def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Pr
         InputError: there is no prompt, one is empty, or two have the same id or the same text
             (and would give the same images).
     """
-    if isinstance(items, (str, Mapping)):
-        raise InputError(f"Prompts must be a list, got {items!r}. Put it into a list.")
-    prompts = tuple(_as_prompt(i, item) for i, item in enumerate(items))
+    prompts = tuple(_as_prompt(i, item) for i, item in enumerate(as_list(items, "prompts")))
     if not prompts:
         raise InputError("A run needs at least one prompt, got none.")
     for field in ("id", "text"):

@@ -44,8 +44,7 @@ class ReadingVerifier(Verifier):
                 `shapes.grammar`, or the lengths differ.
         """
         pil_images = as_images(images)
-        check_pairs(pil_images, prompts)
-        specs = [parse_caption(prompt) for prompt in prompts]
+        specs = [parse_caption(prompt) for prompt in check_pairs(pil_images, prompts)]
         return [self._verdict(p, s, detail) for p, s in zip(pil_images, specs, strict=True)]
 
     def _verdict(self, image: Image.Image, spec: Spec, detail: Detail) -> Verdict:

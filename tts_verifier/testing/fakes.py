@@ -180,9 +180,9 @@ class FakeVerifier(Verifier):
     ) -> list[Verdict]:
         """Verifies image i against prompt i."""
         converted = as_images(images)
-        check_pairs(converted, prompts)
+        texts = check_pairs(converted, prompts)
         self.trace.append(f"{'v' if detail == 'diagnose' else 'l'}{len(converted)}")
-        return [self._verdict(i, p, detail) for i, p in zip(converted, prompts, strict=True)]
+        return [self._verdict(i, p, detail) for i, p in zip(converted, texts, strict=True)]
 
     def _verdict(self, image: Image.Image, prompt: str, detail: Detail) -> Verdict:
         scores, cost = self._scores(image, prompt), Cost(verifier_calls=1)
