@@ -9,6 +9,7 @@ it is full and its maps are fetched at the end, so the host does not wait in bet
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ MAPS: Final = ("misalignment", "artifact")
 """The maps' names, in the order of a reply's `map_states`."""
 MAP_BATCH: Final = 8
 """Maps decoded together."""
+_CUDNN_FLAGS: Final = Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,7 +175,10 @@ def decode_maps(
     Returns:
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
+    if not states.is_cuda:
+        return torch.sigmoid(model.heatmap_logits(states, visual, merged_grid).float())
     # cuDNN's TF32 would round the inputs of float32 convolutions to 10 bits. `enabled` is False
-    # by default here, and maps took six times as long without cuDNN.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    # by default here, and maps took six times as long without cuDNN. The flags are the process's:
+    # two threads at once would each put back what the other has set.
+    with _CUDNN_FLAGS, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.sigmoid(model.heatmap_logits(states, visual, merged_grid).float())
