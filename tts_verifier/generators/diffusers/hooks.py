@@ -1,7 +1,7 @@
-"""Hooks on a pipeline for the time of one call: its lock, replaced attributes, counts of what ran.
+"""Hooks on a pipeline for the time of one call: its lock, replaced attributes, what ran.
 
-A call replaces parts of the pipeline, such as its scheduler, so threads take turns. The lock belongs
-to the denoiser rather than to a wrapper: several wrappers, generators and pipelines may share it.
+A call replaces parts of the pipeline, such as its scheduler, so threads take turns. The lock
+belongs to the denoiser and not to a wrapper: wrappers, generators and pipelines may share it.
 """
 
 from __future__ import annotations
