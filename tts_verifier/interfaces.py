@@ -23,7 +23,10 @@ from tts_verifier.types import Detail, Job, Proposal, Sample, Setting, Task, Tri
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Decides what to generate next, as a pure function of the history. Keeps no state."""
+    """Decides what to generate next, as a pure function of the history. Keeps no state.
+
+    Safe to share between threads: one object serves many prompts and runs.
+    """
 
     needs: frozenset[type]
     """The kinds of proposal and noise that it uses; checked before any weights are loaded."""
@@ -48,7 +51,11 @@ class Extendable(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """Carries out proposals. The runner calls it from one thread at a time."""
+    """Carries out proposals.
+
+    One run calls it from one thread at a time, and runs of several threads at once if they share
+    it. The package's generators are safe for that; another one must be, or say that it is not.
+    """
 
     supports: frozenset[type]
     """The kinds of proposal and of noise (`Near`, `LowBand`) that it can serve."""
@@ -113,7 +120,11 @@ def is_movable(part: object) -> TypeGuard[Movable]:
 
 
 class Verifier(ABC):
-    """Says how well images match prompts. The runner calls it from one thread at a time."""
+    """Says how well images match prompts.
+
+    One run calls it from one thread at a time, and runs of several threads at once if they share
+    it. The package's verifiers are safe for that; another one must be, or say that it is not.
+    """
 
     settings: Mapping[str, Setting] = {}
     """Everything that determines a verdict (model, revision, dtype, fit), for the log."""

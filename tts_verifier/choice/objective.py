@@ -26,7 +26,7 @@ OFFICIAL_WEIGHTS: Mapping[str, float] = {
 class Objective:
     """Computes one number from scores by name: their weighted sum.
 
-    It is immutable by convention, and threads may share it.
+    Safe to share between threads: it is immutable by convention.
 
     Args:
         weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`.

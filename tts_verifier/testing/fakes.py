@@ -39,6 +39,8 @@ _GUIDED: Final = 2
 class FakeGenerator:
     """Generates small images whose colour and pattern are a function of the noise.
 
+    Safe to share between threads, as far as `fails` is; the entries of `trace` then mix.
+
     The noise is float32 (3, 4, 4). An unfinished image is the finished one faded to grey. `trace`
     gets an entry per call: "g" and the number of jobs.
 
@@ -152,6 +154,8 @@ def _initial_noise(draw: Draw, ancestors: Sequence[Trial]) -> NDArray[np.float32
 
 class FakeVerifier(Verifier):
     """Scores an image by its mean red, green and blue.
+
+    Safe to share between threads, as far as its functions are; the entries of `trace` then mix.
 
     `trace` gets an entry per call: "v" and the number of images, or "l" for detail "score".
 
