@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -23,26 +23,12 @@ from tts_verifier.testing import FakeGenerator, FakeVerifier
 TEXTS = ["a cat", "a dog"]
 
 
-class Series:
-    """Iterated over like a column of pandas."""
-
-    ndim = 1
-
-    def __iter__(self) -> Any:
-        return iter(TEXTS)
-
-
-def table() -> Any:
-    """A table of pandas has `columns`, two axes, and gives the names of its columns."""
-    return SimpleNamespace(columns=["prompt"], ndim=2, __iter__=lambda: iter(["prompt"]))
-
-
 LISTS = [
     TEXTS,
     tuple(TEXTS),
     np.array(TEXTS),
     np.array(TEXTS, object),
-    Series(),
+    pd.Series(TEXTS),
     iter(TEXTS),
     pa.array(TEXTS),
     pa.chunked_array([TEXTS]),
@@ -52,7 +38,7 @@ NO_LISTS = [
     (b"a cat", "got one bytes"),
     (Path("a.png"), "got one .*Path: 'a.png'"),
     ({"prompt": TEXTS}, "got a dict, whose items are the names of its columns or keys. Pass one"),
-    (table(), "got a SimpleNamespace, whose items are the names of its columns"),
+    (pd.DataFrame({"prompt": TEXTS}), "got a DataFrame, whose items are the names of its columns"),
     (pa.table({"prompt": TEXTS}), "got a Table, whose items .* Pass one of its columns"),
     (set(TEXTS), "got a set, which has no order. Sort it into a list"),
     (np.array([TEXTS]), "got a ndarray of 2 axes. Pass a list"),
@@ -86,7 +72,7 @@ def test_a_verifier_reads_every_kind_of_list() -> None:
     pictures = np.empty(2, object)
     pictures[:] = PICTURES[:2]
     wanted = [v.scores for v in FakeVerifier().verify(PICTURES[:2], TEXTS)]
-    for prompts in (np.array(TEXTS), Series(), tuple(TEXTS), iter(TEXTS)):
+    for prompts in (np.array(TEXTS), pd.Series(TEXTS), tuple(TEXTS), iter(TEXTS)):
         verdicts = FakeVerifier().verify(pictures, prompts)
         assert [v.scores for v in verdicts] == wanted
 
@@ -97,20 +83,24 @@ def test_rerank_takes_one_text(prompt: Any) -> None:
         FakeVerifier().rerank(PICTURES, prompt)
 
 
-@pytest.mark.parametrize("images", [{"a.png": 1}, table(), b"a.png", set(), 5])
+@pytest.mark.parametrize(
+    "images", [{"a.png": 1}, pd.DataFrame({"prompt": ["a"]}), b"a.png", set(), 5]
+)
 def test_images_are_a_list_too(images: Any) -> None:
     with pytest.raises(InputError, match="A list of images is needed"):
         as_images(images)
 
 
-@pytest.mark.parametrize("prompts", ["a cat", b"a cat", {"a": 1}, table(), {"a", "b"}, 5])
+@pytest.mark.parametrize(
+    "prompts", ["a cat", b"a cat", {"a": 1}, pd.DataFrame({"prompt": ["a"]}), {"a", "b"}, 5]
+)
 def test_a_run_takes_a_list_of_prompts(prompts: Any) -> None:
     with pytest.raises(InputError, match="A list of prompts is needed"):
         run(prompts, FakeGenerator(), FakeVerifier(), BestOfN(1))
 
 
 def test_a_run_reads_every_kind_of_list() -> None:
-    for prompts in (np.array(TEXTS), Series(), iter(TEXTS), pa.array(TEXTS)):
+    for prompts in (np.array(TEXTS), pd.Series(TEXTS), iter(TEXTS), pa.array(TEXTS)):
         assert [prompt.text for prompt in as_prompts(prompts)] == TEXTS
 
 

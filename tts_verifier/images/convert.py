@@ -80,13 +80,14 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
     """
     single = isinstance(images, (str, os.PathLike, Image.Image))
     is_array = isinstance(images, np.ndarray) or _is_tensor(images)
-    if single or (is_array and images.ndim in (2, 3)):
+    axes = getattr(images, "ndim", 0) if is_array else 0
+    if single or axes in (2, 3):
         raise InputError(
             "A sequence of images is needed, got one "
             f"{type(images).__name__}. Put it into a list: [image]."
         )
     # An array of four axes is a batch; as_list refuses what has no images as its items.
-    listed = images if is_array and images.ndim == 4 else as_list(images, "images")
+    listed = images if axes == 4 else as_list(images, "images")
     converted = []
     for i, image in enumerate(listed):
         try:

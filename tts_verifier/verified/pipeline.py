@@ -108,8 +108,9 @@ class VerifiedPipeline:
         self.pipe = pipe
         self.strategy: Strategy = BestOfN() if strategy is None else strategy
         check_part("strategy", self.strategy)
-        is_name = isinstance(verifier, (str, Path))
-        self.verifier: Verifier = load_verifier(str(verifier)) if is_name else verifier
+        if isinstance(verifier, (str, Path)):
+            verifier = load_verifier(str(verifier))
+        self.verifier = verifier
         check_part("verifier", self.verifier)
         self.batch_size = batch_size
         if isinstance(inpaint, (str, Path)):

@@ -94,11 +94,11 @@ def inpainting_pipeline(pipe: Any) -> Any:
     if why := inpainting_problem(pipe):
         raise UnsupportedError(why)
     kind = _inpainting_class(pipe)
-    scheduler = copy.deepcopy(getattr(pipe, "scheduler", None))
+    scheduler: Any = copy.deepcopy(getattr(pipe, "scheduler", None))
     options: dict[str, Any] = {"scheduler": scheduler}
     # diffusers would warn of what the user saw when the pipeline itself was built. To silence it
     # would change the filters and levels of the whole process, so nothing is left to warn of.
-    for name, value in _CORRECTED.get(kind.__name__, {}).items():
+    for name, value in (_CORRECTED.get(kind.__name__, {}) if scheduler else {}).items():
         if scheduler.config.get(name, value) != value:
             scheduler.register_to_config(**{name: value})
     takes_checker = "requires_safety_checker" in inspect.signature(kind.__init__).parameters
