@@ -159,6 +159,19 @@ def test_scores_are_a_table_best_first(pictures: list[Path]) -> None:
     ]
 
 
+def test_damaged_metadata_of_a_picture_is_no_noise(tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8), "red").save(file)
+    # Two samples per pixel's number instead of one, of which Pillow warns.
+    content = file.read_bytes()
+    damaged = content.replace(b"\x15\x01\x03\x00\x01\x00", b"\x15\x01\x03\x00\x02\x00")
+    assert damaged != content
+    file.write_bytes(damaged)
+    done = invoke("score", file, "--prompt", "x", "--verifier", "fake")
+    assert done.exit_code == 0
+    assert "Warning" not in done.output
+
+
 def test_scores_are_json_lines(pictures: list[Path]) -> None:
     arguments = ("--prompt", "x", "--verifier", "fake", "--format", "jsonl")
     done = invoke("score", *pictures, *arguments)

@@ -37,6 +37,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 show_usually = warnings.showwarning
                 warnings.showwarning = show  # type: ignore[assignment]
                 warnings.simplefilter("always", RunWarning)
+                # Of damaged metadata, which is harmless. A command has its process for itself.
+                warnings.filterwarnings("ignore", module=r"PIL\.")
                 command(*args, **kwargs)
         except TTSError as error:
             # A path in it may have bytes that no terminal shows.

@@ -62,9 +62,18 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     Raises:
         RunError: a file is damaged.
     """
+    while True:
+        try:
+            return _picks(folder, pa.array(ids, pa.string()))
+        except FileNotFoundError:
+            # A running process merged parts after they were listed: list them again.
+            continue
+
+
+def _picks(folder: Path, wanted: pa.Array) -> dict[str, Pick]:
     # File by file and group by group, so that memory does not grow with the run. Later rows of an
     # id replace earlier ones, as in `read_table`.
-    wanted, picks = pa.array(ids, pa.string()), {}
+    picks = {}
     for file in read_tables(folder):
         names = ColumnNames.of(file.schema)
         columns = ["trial_id", "objective", "detail", "image_path", "image_sha256", "error"]

@@ -36,6 +36,8 @@ _MAX_REPEAT: Final = 1000
 class RecordedGenerator:
     """A run folder as a generator: returns the recorded image for each job.
 
+    Safe to share between threads: nothing changes after construction.
+
     Args:
         folder: the recorded run's folder.
         new_folder: the new run's folder; the paths of images are relative to it.
@@ -114,7 +116,10 @@ def _repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
 
 
 class Proposed:
-    """A strategy that proposes what a recorded run proposed, round by round."""
+    """A strategy that proposes what a recorded run proposed, round by round.
+
+    Safe to share between threads: nothing changes after construction.
+    """
 
     # The header of the log records this class's name: under another name, such runs cannot be
     # continued. It also records a strategy's `__dict__`; slots keep the proposals out of it.

@@ -13,7 +13,7 @@ import yaml
 from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
-from tts_verifier.loading.files import user_path
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
 from tts_verifier.runner import execute

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from tts_verifier.errors import InputError, RunWarning, printable
-from tts_verifier.images import SUFFIXES
+from tts_verifier.images import SUFFIXES, as_list
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -33,7 +33,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
         InputError: a pattern matches nothing, or a folder holds no image.
     """
     files: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in as_list(patterns, "patterns"):
         matches = _matches(pattern)
         if not matches:
             raise InputError(

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tts_verifier.errors import InputError, RunError, printable
-from tts_verifier.files import read_regular
 from tts_verifier.interfaces import Verifier
+from tts_verifier.loading.regular_files import read_regular
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.pairs import Pair, pairs_of
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows

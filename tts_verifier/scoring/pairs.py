@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tts_verifier.errors import InputError, printable
+from tts_verifier.images import as_list
 from tts_verifier.tables import (
     IMAGE_ROLE,
     PROMPT_ROLE,
@@ -40,7 +41,7 @@ def pairs_of(paths: Sequence[str], prompt: str) -> list[Pair]:
     """
     if problem := _problem_of(prompt):
         raise InputError(f"The prompt {problem}, got {prompt!r:.80}.")
-    return [Pair(path, prompt) for path in paths]
+    return [Pair(path, prompt) for path in as_list(paths, "paths")]
 
 
 def is_table(name: str) -> bool:

@@ -9,10 +9,10 @@ from typing import Final
 from PIL import Image
 
 from tts_verifier.errors import InputError, printable
-from tts_verifier.files import open_regular
 from tts_verifier.identity import canonical
 from tts_verifier.images import as_image
 from tts_verifier.interfaces import Verifier
+from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.schema import finite
 from tts_verifier.scoring.pairs import Pair, pairs_of
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, printable
-from tts_verifier.files import open_regular, read_regular
+from tts_verifier.loading.regular_files import open_regular, read_regular
 from tts_verifier.tables.columns import IMAGE_ROLE, PROMPT_ROLE
 from tts_verifier.tables.rows import Row
 

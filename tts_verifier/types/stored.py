@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
-from tts_verifier.files import read_regular
+from tts_verifier.loading.regular_files import read_regular
 
 StoredT = TypeVar("StoredT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from tts_verifier.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+
+MAX_PROMPT_CHARACTERS: Final = 20_000
+"""Longer prompts are refused; otherwise one of them could fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +81,22 @@ class GeneratedReply:
     probs: NDArray[np.float32]
     """(tokens, W) in [0, 1], for each token the probabilities of the W watched tokens at the
     step that chose it."""
+
+
+def check_prompt(index: int, prompt: object) -> str:
+    """Returns the prompt, or raises InputError if it cannot be one."""
+    if not isinstance(prompt, str):
+        raise InputError(f"Prompt {index} must be a string, got {type(prompt).__name__}.")
+    if not prompt.strip():
+        raise InputError(f"Prompt {index} must say what the image should show; it is empty.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise InputError(
+            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters; "
+            f"it has {len(prompt)}."
+        )
+    # A lone surrogate is possible in a str, but not in the UTF-8 that the tokenizer takes.
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from None
+    return prompt

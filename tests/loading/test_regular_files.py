@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_verifier.errors import printable
-from tts_verifier.files import open_regular, read_regular
+from tts_verifier.loading.regular_files import open_regular, read_regular
 
 
 def test_regular_files_and_links_to_them_are_read(tmp_path: Path) -> None:
