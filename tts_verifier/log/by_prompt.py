@@ -52,6 +52,11 @@ class LoggedPrompts:
         return list(self._names.heatmap)
 
     @property
+    def judge(self) -> Sequence[str]:
+        """Names of the held-out judge's scores."""
+        return list(self._names.judge)
+
+    @property
     def sizes(self) -> list[int]:
         """The number of trials of each prompt."""
         return [len(rows) for rows in self._rows]

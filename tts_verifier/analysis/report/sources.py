@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from tts_verifier.errors import RunError
-from tts_verifier.log.storage.codecs import heatmap_box
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.log.storage.codecs import MASK, heatmap_box
 from tts_verifier.types import Heatmap, Stored, Trial, path_of
 
 _THUMBNAIL: Final = 224
@@ -59,6 +60,9 @@ class ShownImage:
 class Source(Protocol):
     """Finds the addresses of the images, heatmaps and masks of a run."""
 
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Is told which trials are shown next."""
+
     def image(self, trial: Trial) -> str:
         """Returns the address of a trial's image; empty if it has none."""
 
@@ -73,7 +77,11 @@ class LinkedFiles:
     """Relative links from the page to the files of a run folder."""
 
     def __init__(self, folder: Path, page: Path) -> None:
-        self._folder, self._page = folder.resolve(), page.resolve().parent
+        relative = Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
+        self._start = "" if relative == "." else f"{address_of(relative)}/"
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Does nothing: links are quick."""
 
     def image(self, trial: Trial) -> str:
         """Returns a link."""
@@ -84,9 +92,10 @@ class LinkedFiles:
         """Returns the whole grid, placed with the part that the image covers over the image."""
         address = self._link(path_of(stored))
         x1, y1, x2, y2 = box = heatmap_box(stored)
-        if box == (0, 0, 1, 1):
-            return HeatmapLayer(number, address)
         across, down = x2 - x1, y2 - y1
+        # A damaged box has no size.
+        if box == (0, 0, 1, 1) or not (across > 0 and down > 0):
+            return HeatmapLayer(number, address)
         place = (
             f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
             f"width:{1 / across:.3%};height:{1 / down:.3%}"
@@ -98,17 +107,30 @@ class LinkedFiles:
         return self._link(path)
 
     def _link(self, path: str) -> str:
-        return quote(Path(os.path.relpath(self._folder / path, self._page)).as_posix())
+        # A row of a log from somebody else may name any file; the page shows the run's only.
+        if path.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", path):
+            return ""
+        return self._start + address_of(path)
+
+
+def address_of(path: str) -> str:
+    """Returns a path as an address in HTML: no letter of it has a meaning there."""
+    return quote(os.fsencode(path))
 
 
 class InlineThumbnails:
     """Thumbnails as data addresses; a file that is missing or changed has an empty one.
 
-    The constructor makes the thumbnails of all `trials` together, on all cores.
+    Args:
+        folder: the run folder.
     """
 
-    def __init__(self, folder: Path, trials: Sequence[Trial] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._made: dict[str, str] = {}
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Makes the thumbnails of trials together, on all cores; forgets those of other trials."""
         todo: dict[str, Callable[[], str]] = {}
         for trial in trials:
             if trial.image is not None:
@@ -135,9 +157,10 @@ class InlineThumbnails:
     def mask(self, path: str) -> str:
         """Returns a PNG."""
         try:
-            return _data_address(Image.open(self._folder / path).convert("L"), "png", _THUMBNAIL)
-        except OSError:
+            mask = MASK.decode((self._folder / path).read_bytes()).array()
+        except (OSError, InputError):
             return ""
+        return _data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)
 
 
 def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> ShownImage | None:
@@ -154,7 +177,9 @@ def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> Shown
     if trial.verdict is None:
         return ShownImage(address, *trial.size, (), ())
     layers = [source.layer(kinds[n], s) for n, s in trial.verdict.heatmaps.stored.items()]
-    boxes = tuple((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.verdict.boxes)
+    boxes = tuple(
+        (x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.verdict.boxes if x2 >= x1 and y2 >= y1
+    )
     return ShownImage(address, *trial.size, tuple(layer for layer in layers if layer.source), boxes)
 
 
