@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-
 from searches import InpaintReroll
 
 from tts_verifier.analysis.expected_best import by_prompt, expected_best, expected_stop, misses

@@ -1,4 +1,4 @@
-"""Writes a page or a chart as a whole file or not at all, and never through a link."""
+"""Writes a page, a chart or an image as a whole file or not at all, and never through a link."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from tts_verifier.errors import RunError
 
 
-def write_whole(path: Path, text: str, option: str) -> None:
-    """Writes a text file in one step; a link at this path is replaced, not followed.
+def write_whole(path: Path, content: str | bytes, option: str) -> None:
+    """Writes a file in one step; a link at this path is replaced, not followed.
 
     Args:
         path: a browser may be reading the file that it replaces.
-        text: lone surrogates, which no file can hold, become "?".
+        content: bytes, or text; lone surrogates, which no file can hold, become "?".
         option: the command's option that names another path.
 
     Raises:
@@ -24,8 +24,10 @@ def write_whole(path: Path, text: str, option: str) -> None:
     draft = path.with_name(f".{os.getpid()}.{secrets.token_hex(8)}.draft")
     try:
         # "x" never opens what is there already. A run folder from somebody else may hold links.
-        with open(draft, "x", encoding="utf-8", errors="replace") as file:
-            file.write(text)
+        with open(draft, "xb") as file:
+            file.write(
+                content if isinstance(content, bytes) else content.encode("utf-8", "replace")
+            )
         draft.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -11,6 +11,8 @@ from typing import Any, ParamSpec
 
 import click
 
+from tts_verifier.terminal import printable
+
 P = ParamSpec("P")
 
 
@@ -27,7 +29,7 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, RunWarning):
-                click.echo(f"Warning: {message}", err=True)
+                say(f"Warning: {message}", err=True)
             else:
                 show_usually(message, category, *place)
 
@@ -39,7 +41,7 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 warnings.simplefilter("always", RunWarning)
                 command(*args, **kwargs)
         except TTSError as error:
-            click.echo(f"Error: {error}", err=True)
+            say(f"Error: {error}", err=True)
             sys.exit(2)
         # 130 is what a shell reports after Ctrl-C: 128 and the number of SIGINT.
         except KeyboardInterrupt:
@@ -51,6 +53,11 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(130)
 
     return wrapped
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Prints text; control characters in what others wrote are shown, not obeyed."""
+    click.echo(printable(text), err=err)
 
 
 def quiet_libraries() -> None:

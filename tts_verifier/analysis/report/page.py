@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,13 @@ from tts_verifier.analysis.report.figures import (
 )
 from tts_verifier.analysis.report.pages import TABLE, Pages, Part, divide, divide_comparison
 from tts_verifier.analysis.report.runs import LoggedRun, RunView
+from tts_verifier.analysis.report.snippets import (
+    format_number,
+    format_percent,
+    format_signed,
+    picture,
+    score_list,
+)
 from tts_verifier.analysis.report.sources import (
     InlineThumbnails,
     LinkedFiles,
@@ -78,8 +85,8 @@ class _Replies:
 
     def packed(self) -> str:
         """Returns all replies as a JSON list, deflated, in base64."""
-        # The default level: the highest one takes fifteen times as long for a tenth less.
-        content = zlib.compress(json.dumps(list(self._numbers)).encode())
+        # The highest level would take fifty times as long for a tenth less.
+        content = zlib.compress(json.dumps(list(self._numbers)).encode(), 4)
         return base64.b64encode(content).decode()
 
 
@@ -141,7 +148,9 @@ class _Report:
             self._pages,
             part.page,
         )
-        self._write_page(part.page, "further.html", title, last, replies, content=[table, *articles])
+        self._write_page(
+            part.page, "further.html", title, last, replies, content=[table, *articles]
+        )
 
     def _write_comparison(self, rows: Sequence[_SideBySide], part: Part, *, last: int) -> None:
         title = f"{' against '.join(self._labels)}, prompts {part.start + 1} to {part.stop}"
@@ -254,23 +263,10 @@ def _environment() -> Environment:
     environment.tests["finite"] = math.isfinite
     environment.globals |= {
         "nan": math.nan,
+        "pic": picture,
+        "score_list": score_list,
         "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
         "script": Markup(script),
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     return environment
-
-
-def format_number(value: float) -> str:
-    """Returns three decimals, or a dash if the value is not known."""
-    return f"{value:.3f}" if math.isfinite(value) else "–"
-
-
-def format_signed(value: float) -> str:
-    """Returns three decimals with a sign, or a dash if the value is not known."""
-    return f"{value:+.3f}" if math.isfinite(value) else "–"
-
-
-def format_percent(value: float) -> str:
-    """Returns a share in percent, or a dash if the value is not known."""
-    return f"{value:.1%}" if math.isfinite(value) else "–"

@@ -8,11 +8,10 @@ from __future__ import annotations
 import base64
 import io
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.log.storage.codecs import MASK, heatmap_box
-from tts_verifier.types import Heatmap, Stored, Trial, path_of
+from tts_verifier.types import Box, Heatmap, Stored, Trial, path_of
 
 _THUMBNAIL: Final = 224
 """Longer side of an inline image, in pixels."""
@@ -90,32 +89,37 @@ class LinkedFiles:
 
     def layer(self, number: int, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns the whole grid, placed with the part that the image covers over the image."""
-        address = self._link(path_of(stored))
-        x1, y1, x2, y2 = box = heatmap_box(stored)
-        across, down = x2 - x1, y2 - y1
-        # A damaged box has no size.
-        if box == (0, 0, 1, 1) or not (across > 0 and down > 0):
-            return HeatmapLayer(number, address)
-        place = (
-            f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
-            f"width:{1 / across:.3%};height:{1 / down:.3%}"
-        )
-        return HeatmapLayer(number, address, place)
+        return HeatmapLayer(number, self._link(path_of(stored)), _place_of(heatmap_box(stored)))
 
     def mask(self, path: str) -> str:
         """Returns a link."""
         return self._link(path)
 
     def _link(self, path: str) -> str:
-        # A row of a log from somebody else may name any file; the page shows the run's only.
-        if path.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", path):
-            return ""
-        return self._start + address_of(path)
+        # The images of a run that was verified again are those of another folder: "../other/…".
+        if ".." in path:
+            path = Path(os.path.normpath(path)).as_posix()
+        # No row of a log names a place outside of all runs.
+        return "" if path.startswith(("/", "\\")) else self._start + address_of(path)
+
+
+@lru_cache(maxsize=256)
+def _place_of(box: Box) -> str:
+    """Returns the CSS that lays a grid over an image that covers a part of it."""
+    x1, y1, x2, y2 = box
+    across, down = x2 - x1, y2 - y1
+    # A damaged box has no size.
+    if box == (0, 0, 1, 1) or not (across > 0 and down > 0):
+        return ""
+    return (
+        f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
+        f"width:{1 / across:.3%};height:{1 / down:.3%}"
+    )
 
 
 def address_of(path: str) -> str:
     """Returns a path as an address in HTML: no letter of it has a meaning there."""
-    return quote(os.fsencode(path))
+    return quote(path, errors="surrogateescape")
 
 
 class InlineThumbnails:
@@ -178,7 +182,9 @@ def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> Shown
         return ShownImage(address, *trial.size, (), ())
     layers = [source.layer(kinds[n], s) for n, s in trial.verdict.heatmaps.stored.items()]
     boxes = tuple(
-        (x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.verdict.boxes if x2 >= x1 and y2 >= y1
+        (x1, y1, x2 - x1, y2 - y1)
+        for x1, y1, x2, y2 in trial.verdict.boxes
+        if x2 >= x1 and y2 >= y1
     )
     return ShownImage(address, *trial.size, tuple(layer for layer in layers if layer.source), boxes)
 
