@@ -245,3 +245,11 @@ def test_a_continued_trial_without_its_parent_is_left_out() -> None:
     ]
     done = replay_trials([trial(0.5), lost, *circle])
     assert (done.candidates, done.left_out) == (1, 4)
+
+
+def test_a_plot_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("mine")
+    (tmp_path / "plot.svg").symlink_to(tmp_path / "kept")
+    write_plot(replay_trials([trial(0.5)]), tmp_path / "plot.svg")
+    assert (tmp_path / "kept").read_text() == "mine"
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")

@@ -19,7 +19,6 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from tts_verifier.errors import InputError, RunError
 from tts_verifier.log.storage.codecs import MASK, heatmap_box
 from tts_verifier.types import Box, Heatmap, Stored, Trial, path_of
 
@@ -162,7 +161,7 @@ class InlineThumbnails:
         """Returns a PNG."""
         try:
             mask = MASK.decode((self._folder / path).read_bytes()).array()
-        except (OSError, InputError):
+        except Exception:
             return ""
         return _data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)
 
@@ -192,15 +191,19 @@ def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> Shown
 def _thumbnail_address(stored: Stored[Image.Image]) -> str:
     try:
         return _data_address(stored.load(), "webp", _THUMBNAIL)
-    except RunError:
+    # Pillow raises nearly anything for a damaged file; a report is about the others too.
+    except Exception:
         return ""
 
 
 def _heatmap_address(stored: Stored[Heatmap]) -> str:
     try:
-        heatmap = stored.load()
-    except RunError:
+        return _small_heatmap(stored.load())
+    except Exception:
         return ""
+
+
+def _small_heatmap(heatmap: Heatmap) -> str:
     h, w = heatmap.grid.shape
     x1, y1, x2, y2 = heatmap.box
     grey = Image.fromarray(np.rint(heatmap.grid * 255).astype(np.uint8))

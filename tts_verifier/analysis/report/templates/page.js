@@ -31,8 +31,10 @@ function jump(by) {
   const tops = articles.map((article) => article.getBoundingClientRect().top - bar);
   const next = by > 0 ? tops.findIndex((top) => top > 20) : tops.findLastIndex((top) => top < -20);
   const target = articles[next];
-  // A large report has its prompts on several pages.
-  if (!target) document.querySelector(by > 0 ? "a[rel=next]" : "a[rel=prev]")?.click();
+  // A large report has its prompts on several pages. The last prompt of a page may be too short to
+  // reach the top of the window.
+  if (!target || target === document.activeElement)
+    document.querySelector(by > 0 ? "a[rel=next]" : "a[rel=prev]")?.click();
   target?.scrollIntoView();
   target?.focus({ preventScroll: true });
 }
