@@ -213,7 +213,9 @@ def test_prompts_together_give_every_bit_of_one_alone(digits: int, draws: int) -
     for threshold in (0.0, 0.5, 0.9, 2.0):
         for limit in {1, draws}:
             stops = expected_stop(goals, values, threshold, limit)
-            wanted = [plain_stop(g, v, threshold, limit) for g, v in zip(goals, values)]
+            wanted = [
+                plain_stop(g, v, threshold, limit) for g, v in zip(goals, values, strict=True)
+            ]
             np.testing.assert_array_equal(stops, wanted)
 
 

@@ -146,7 +146,7 @@ def by_prompt(
     lengths = np.array([len(row) for row in objective])
     rows: list[Array] = [np.empty(0)] * len(lengths)
     for length in np.unique(lengths):
-        places = np.flatnonzero(lengths == length)
+        places = np.flatnonzero(lengths == length).tolist()
         done = function(
             np.array([objective[i] for i in places]), np.array([values[i] for i in places])
         )

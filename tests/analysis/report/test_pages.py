@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from searches import InpaintReroll
 
 from tts_verifier.analysis.report import write_report
-from tts_verifier.analysis.report.pages import Part, Pages, divide, divide_comparison
+from tts_verifier.analysis.report.pages import Pages, Part, divide, divide_comparison
 from tts_verifier.cli.report import report_command
 from tts_verifier.errors import RunError
 from tts_verifier.log import LoggedPrompts, read_trials
@@ -145,8 +145,8 @@ def test_a_table_of_very_many_prompts_is_divided_too(
     monkeypatch.setattr("tts_verifier.analysis.report.page.TABLE", 8)
     main, *others = write_report(folders[:1], tmp_path / "report.html")
     assert "2 prompts in a table" in main.read_text("utf-8")
-    assert main.read_text("utf-8").count("<th scope=\"row\"><a") == 2
-    assert [p.read_text("utf-8").count("<th scope=\"row\"><a") for p in others] == [2, 2, 2, 1]
+    assert main.read_text("utf-8").count('<th scope="row"><a') == 2
+    assert [p.read_text("utf-8").count('<th scope="row"><a') for p in others] == [2, 2, 2, 1]
 
 
 @pytest.mark.usefixtures("small_pages")
