@@ -161,7 +161,7 @@ class _Report:
         sources = [self._source(run, part.page) for run in self._runs]
 
         def show(row: PromptRow, run: int) -> ShownImage | None:
-            return row.shown and shown_image(row.shown, sources[run], self._kinds)
+            return shown_image(row.shown, sources[run], self._kinds) if row.shown else None
 
         some = rows[part.start : part.stop]
         html: str = self._parts.compared(some, self._labels, show, self._pages, part.page)
