@@ -55,7 +55,7 @@ class RunWarning(UserWarning):
     """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""
 
 
-def printable(text: str | os.PathLike[str]) -> str:
+def readable_name(text: str | os.PathLike[str]) -> str:
     r"""Returns a file's name as text that every file and terminal can hold.
 
     A byte that is no UTF-8 becomes an escape such as ``\xff``; other names stay as they are.

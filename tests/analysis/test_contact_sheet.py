@@ -51,3 +51,34 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file/run cannot be written"):
         write_chosen(rows("a"), tmp_path / "file" / "run")
+
+
+def test_any_id_makes_a_name_of_its_own(tmp_path: Path) -> None:
+    names = ["x" * 252, "x" * 251, "猫" * 30, "猫" * 29 + "犬", "..", ".", "", "a\0b", "/" * 99]
+    write_chosen(rows(*names), tmp_path / "run")
+    written = [p.name for p in (tmp_path / "run" / "chosen").iterdir()]
+    assert len(written) == len(names)
+    assert max(map(len, written)) <= 255
+    assert all(name.isascii() and name.endswith(".png") for name in written)
+    assert sorted(p.name for p in tmp_path.rglob("*.png") if p.parent.name != "chosen") == [
+        "chosen.png"
+    ]
+
+
+def test_no_image_is_written_through_a_link(tmp_path: Path) -> None:
+    home, folder = tmp_path / "home", tmp_path / "run"
+    (folder / "chosen").mkdir(parents=True)
+    home.mkdir()
+    (home / "kept.png").write_text("mine")
+    (folder / "chosen.png").symlink_to(home / "kept.png")
+    (folder / "chosen" / "a.png").symlink_to(home / "kept.png")
+    write_chosen(rows("a"), folder)
+    assert (home / "kept.png").read_text() == "mine"
+    for path in (folder / "chosen.png", folder / "chosen" / "a.png"):
+        assert not path.is_symlink()
+        path.unlink()
+    (folder / "chosen").rmdir()
+    (folder / "chosen").symlink_to(home)
+    with pytest.raises(RunError, match="chosen is a link"):
+        write_chosen(rows("a"), folder)
+    assert [p.name for p in home.iterdir()] == ["kept.png"]

@@ -91,9 +91,7 @@ def test_images_are_a_list_too(images: Any) -> None:
         as_images(images)
 
 
-@pytest.mark.parametrize(
-    "prompts", ["a cat", b"a cat", {"a": 1}, {"a", "b"}, 5]
-)
+@pytest.mark.parametrize("prompts", ["a cat", b"a cat", {"a": 1}, {"a", "b"}, 5])
 def test_a_run_takes_a_list_of_prompts(prompts: Any) -> None:
     with pytest.raises(InputError, match="A list of prompts is needed"):
         run(prompts, FakeGenerator(), FakeVerifier(), BestOfN(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,6 +11,7 @@ from urllib.parse import quote
 
 from PIL import Image, ImageDraw
 
+from tts_verifier.analysis.whole_files import write_whole
 from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.errors import RunError
@@ -17,6 +20,8 @@ SHEET_PROMPTS: Final = 16
 """Prompts on the sheet."""
 _TILE: Final = 192
 """Longer side of an image on the sheet, in pixels."""
+_LONGEST_NAME: Final = 200
+"""Letters of a file's name that an id gives; 255 is the most that file systems accept."""
 _LINE_HEIGHT: Final = 16
 _SHEET_COLUMNS: Final = 4
 
@@ -27,16 +32,33 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
+    chosen = folder / "chosen"
     try:
-        (folder / "chosen").mkdir(parents=True, exist_ok=True)
+        chosen.mkdir(parents=True, exist_ok=True)
+        if chosen.is_symlink():
+            raise RunError(f"{chosen} is a link, and images are written into the run folder only.")
         for row in rows:
             if row.chosen is not None and row.chosen.image is not None:
-                # Quoting keeps an id from naming a file in another folder.
-                name = quote(row.prompt.id, safe=" ")
-                row.chosen.image.load().save(folder / "chosen" / f"{name}.png")
-        sheet(rows[:SHEET_PROMPTS]).save(folder / "chosen.png")
+                image = row.chosen.image.load()
+                write_whole(chosen / f"{_name_of(row.prompt.id)}.png", _png(image), "--output")
+        write_whole(folder / "chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), "--output")
     except OSError as error:
         raise RunError(f"{folder} cannot be written: {error}.") from error
+
+
+def _name_of(prompt_id: str) -> str:
+    """Returns the name of a prompt's file; it names no other folder, and no system refuses it."""
+    name = quote(prompt_id, safe=" ", errors="surrogatepass")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(prompt_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[:_LONGEST_NAME]}.{digest[:16]}"
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def sheet(rows: Sequence[PromptSummary]) -> Image.Image:

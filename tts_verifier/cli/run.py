@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
 
 
 @click.command("tts-run")
@@ -51,8 +51,11 @@ def run_command(
             checked,
             output=output,
             rejudge=options["rejudge"],
-            say=(lambda text: None) if quiet or as_json else click.echo,
+            say=(lambda text: None) if quiet or as_json else say,
             progress=progress,
         )
-    if not quiet:
-        click.echo(outcome.as_json() if as_json else outcome)
+    # JSON has its own way to write control characters.
+    if as_json and not quiet:
+        click.echo(outcome.as_json())
+    elif not quiet:
+        say(outcome)

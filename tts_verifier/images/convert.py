@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tts_verifier.errors import InputError, printable
+from tts_verifier.errors import InputError, readable_name
 from tts_verifier.images.formats import FORMATS, check_format, open_image
 from tts_verifier.images.listed import as_list
 from tts_verifier.loading.regular_files import open_regular
@@ -107,7 +107,7 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
 
 
 def _from_file(path: str | os.PathLike[str]) -> Image.Image:
-    name = printable(path)
+    name = readable_name(path)
     try:
         # Pillow's warnings, such as of damaged metadata, pass through: to silence them here would
         # change the filters of the whole process, which other threads use meanwhile.

@@ -149,15 +149,25 @@ def read_tables(
             damaged(path, str(error))
 
 
-def read_table(folder: Path) -> pa.Table | None:
+def read_table(
+    folder: Path, columns: Callable[[pa.Schema], list[str]] | None = None
+) -> pa.Table | None:
     """Returns all rows, without those that a later row of the same id replaces; None if no table.
+
+    Args:
+        folder: the run folder.
+        columns: returns those to read of a file with this schema, `trial_id` among them; None =
+            all.
 
     Raises:
         RunError: a file is damaged.
     """
     while True:
         try:
-            tables = [file.read() for file in read_tables(folder)]
+            tables = [
+                file.read(None if columns is None else columns(file.schema))
+                for file in read_tables(folder)
+            ]
         except FileNotFoundError:
             # A running process merged parts after they were listed: list them again.
             continue
