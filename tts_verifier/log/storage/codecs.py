@@ -6,8 +6,9 @@ Codecs hold no state that changes: threads may share them, and they pickle.
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -39,7 +40,7 @@ class ImageCodec:
 
     def decode(self, content: bytes) -> Image.Image:
         """Returns the RGB image of a PNG file."""
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        return _open_png(content).convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class HeatmapCodec:
 
     def decode(self, content: bytes) -> Heatmap:
         """Returns the heatmap of a grey PNG file."""
-        grid = np.asarray(Image.open(io.BytesIO(content))).astype(np.float32)
+        grid = np.asarray(_open_png(content)).astype(np.float32)
         return Heatmap(grid / np.float32(255), self.size, self.box)
 
 
@@ -71,7 +72,7 @@ class MaskCodec:
 
     def decode(self, content: bytes) -> Mask:
         """Returns the mask of a PNG file."""
-        return Mask.of(np.asarray(Image.open(io.BytesIO(content))).astype(np.bool_))
+        return Mask.of(np.asarray(_open_png(content)).astype(np.bool_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,26 @@ class StateCodec:
 
     def decode(self, content: bytes) -> State:
         """Returns the arrays of an .npz file; refuses pickled objects."""
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # What `encode` writes is not compressed, so it cannot take more memory than its file.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("the arrays of a state are not compressed, these are")
         # A pickle in a run folder from somebody else could run any code.
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCodec:
+    """Values in another run folder's files, byte for byte. The value's own decoder reads them."""
+
+    def encode(self, value: InFile[Any]) -> bytes:
+        """Returns the file's bytes, checked."""
+        return value.read()
+
+    def decode(self, content: bytes) -> Any:
+        """Is never called."""
+        raise NotImplementedError
 
 
 def heatmap_box(stored: Stored[Heatmap]) -> Box:
@@ -102,6 +120,12 @@ def heatmap_box(stored: Stored[Heatmap]) -> Box:
 IMAGE: Final = ImageCodec()
 MASK: Final = MaskCodec()
 STATE: Final = StateCodec()
+COPY: Final = CopyCodec()
+
+
+def _open_png(content: bytes) -> Image.Image:
+    # Pillow would hand other formats to other programs: PostScript, for one, to Ghostscript.
+    return Image.open(io.BytesIO(content), formats=("PNG",))
 
 
 def png(image: Image.Image) -> bytes:
