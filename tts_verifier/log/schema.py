@@ -290,9 +290,9 @@ def _check_values(row: Mapping[str, Any]) -> None:
 
 def _box_of_grid(box: Mapping[str, float] | None) -> Box:
     """Returns the part of a grid that an image covers; raises ValueError if there is none."""
-    x1, y1, x2, y2 = (box or {}).values()
-    if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
-        raise ValueError(f"an image cannot cover {(x1, y1, x2, y2)} of the grid of a heatmap")
+    x1, y1, x2, y2 = edges = tuple((box or {}).values()) or (None,) * 4
+    if not all(_is_finite(edge) and 0 <= edge <= 1 for edge in edges):
+        raise ValueError(f"an image cannot cover {edges} of the grid of a heatmap")
     return x1, y1, x2, y2
 
 

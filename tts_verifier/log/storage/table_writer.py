@@ -186,7 +186,6 @@ class TableWriter:
         # A kill before the rename leaves the old table, a kill after it the new one. Until the
         # rename is done, both digests are therefore valid.
         self._note_table([*self._binding.table, digest])
-        folder.settle()
         files.clear()
         folder.rename(draft, TABLE)
         self._binding = self._note_table([digest])

@@ -238,14 +238,25 @@ def stable(
     raise AssertionError("the last try returns or raises")
 
 
-def read_table(folder: Path, binding: Binding) -> pa.Table | None:
+def read_table(
+    folder: Path, binding: Binding, columns: Callable[[pa.Schema], list[str]] | None = None
+) -> pa.Table | None:
     """Returns all rows, without those that a later row of the same id replaces; None if no table.
+
+    Args:
+        folder: the run folder.
+        binding: from the header.
+        columns: returns those to read of a file with this schema, `trial_id` among them; None =
+            all.
 
     Raises:
         RunError: a file is damaged.
         FileNotFoundError: as `read_tables`.
     """
-    tables = [file.read() for file in read_tables(folder, binding)]
+    tables = [
+        file.read(None if columns is None else columns(file.schema))
+        for file in read_tables(folder, binding)
+    ]
     if not tables:
         return None
     try:
@@ -360,7 +371,19 @@ def _open_table(path: Path, expected: list[str], binding: Binding) -> TableFile:
     ids = file.read(None if not expected else ["trial_id", "prompt_id"])
     if ids["trial_id"].null_count or ids["prompt_id"].null_count:
         raise ValueError("a row of it has no id")
+    # A continued run has these from its jobs and does not read them.
+    if any(_has_nulls(file, name) for name in ("prompt", "proposal")):
+        raise ValueError("a row of it has no prompt or proposal")
     return table
+
+
+def _has_nulls(file: pq.ParquetFile, name: str) -> bool:
+    place = file.schema.names.index(name)
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    statistics = [group.column(place).statistics for group in groups]
+    if all(found is not None and found.has_null_count for found in statistics):
+        return any(found.null_count for found in statistics)
+    return bool(file.read([name])[name].null_count)
 
 
 def _written_of(spans: bytes | None, rows: int, about: os.stat_result) -> NDArray[np.int64]:
