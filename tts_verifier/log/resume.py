@@ -51,7 +51,7 @@ _NO_PLACES: Final = np.array([], np.int64)
 _BLOCK_ROWS: Final = 256
 """Rows that become Python objects at a time."""
 _MOST_WARNINGS: Final = 10
-_FOLDERS: Final = {"image": "images", "heatmap": "heatmaps", "mask": "masks"}
+_FOLDER_OF: Final = {"image": "images", "heatmap": "heatmaps", "mask": "masks"}
 """The folder of the files that a kind of column names."""
 
 
@@ -203,7 +203,7 @@ class LoggedTrials:
     def _is_own(self, path: str, column: str) -> bool:
         """Returns whether a path is in the folder's part for such files, and not behind a link."""
         parent = path.rpartition("/")[0]
-        if not stays_inside(path) or parent.partition("/")[0] != _FOLDERS[column.split("_")[0]]:
+        if not stays_inside(path) or parent.partition("/")[0] != _FOLDER_OF[column.split("_")[0]]:
             return False
         if parent not in self._plain_folders:
             # Raises an error that names the link.

@@ -290,10 +290,10 @@ def _check_values(row: Mapping[str, Any]) -> None:
 
 def _box_of_grid(box: Mapping[str, float] | None) -> Box:
     """Returns the part of a grid that an image covers; raises ValueError if there is none."""
-    x1, y1, x2, y2 = edges = tuple((box or {}).values()) or (None,) * 4
-    if not all(_is_finite(edge) and 0 <= edge <= 1 for edge in edges):
-        raise ValueError(f"an image cannot cover {edges} of the grid of a heatmap")
-    return x1, y1, x2, y2
+    edges = [edge for edge in (box or {}).values() if _is_finite(edge)]
+    if len(edges) != 4 or min(edges) < 0 or max(edges) > 1:
+        raise ValueError(f"an image cannot cover {box} of the grid of a heatmap")
+    return edges[0], edges[1], edges[2], edges[3]
 
 
 def _job_of_row(row: Mapping[str, Any], folder: Path) -> Job:

@@ -48,6 +48,7 @@ from tts_verifier.log.unverified import (
     write_notes,
 )
 from tts_verifier.types import (
+    Decoder,
     Heatmaps,
     InFile,
     InMemory,
@@ -71,14 +72,14 @@ class _PendingFile:
 
     path: str
     """Relative to the run folder."""
-    codec: Codec[Any]
-    """What encodes its value."""
+    decoder: Decoder[Any]
+    """What reads its value back."""
     written: Future[WrittenFile]
     """The file, once it is written."""
 
     def stored(self, folder: Path) -> InFile[Any]:
         """Waits until the file is written and returns the value that it holds."""
-        return InFile(folder, self.path, self.written.result().sha256, self.codec)
+        return InFile(folder, self.path, self.written.result().sha256, self.decoder)
 
 
 class RunLog:

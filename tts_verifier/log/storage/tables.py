@@ -200,12 +200,12 @@ def read_tables(
             damaged(path, str(error))
 
 
-ResultT = TypeVar("ResultT")
+ReadT = TypeVar("ReadT")
 
 
 def stable(
-    folder: Path, binding_of: Callable[[Path], Binding], read: Callable[[Binding], ResultT]
-) -> ResultT:
+    folder: Path, binding_of: Callable[[Path], Binding], read: Callable[[Binding], ReadT]
+) -> ReadT:
     """Reads the tables of a folder that another process may be writing.
 
     That process may merge parts after they were listed, or replace the finished table between
