@@ -17,6 +17,7 @@ from tts_verifier import run
 from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.log import RunLog, open_log, read_header, read_picks, read_trials
 from tts_verifier.log.storage import tables
+from tts_verifier.log.storage.binding import Binding
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
     Draw,
@@ -218,10 +219,10 @@ def _parts(folder: Path) -> list[tables.TablePart]:
     return tables.parts_of(folder)
 
 
-def _binding(folder: Path, *, unbound: bool = False) -> tables.Binding:
+def _binding(folder: Path, *, unbound: bool = False) -> Binding:
     header = read_header(folder)
     short = frozenset(digest[:16] for digest in header["table"] if unbound)
-    return tables.Binding(header["run"], tuple(header["table"]), short)
+    return Binding(header["run"], tuple(header["table"]), short)
 
 
 # -- rows that lead elsewhere --------------------------------------------------------------------

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from tts_verifier.environment import environment
 from tts_verifier.errors import RunError
+from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.files import Folder, is_digest
-from tts_verifier.log.storage.tables import TABLE, Binding, parts_of, table_digests
+from tts_verifier.log.storage.tables import TABLE, parts_of, table_digests
 from tts_verifier.types.paths import path_inside, read_inside
 
 SCHEMA_VERSION: Final = 3

@@ -20,10 +20,10 @@ from tts_verifier.log.schema import (
     scores_of_row,
     to_trial,
 )
+from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.codecs import IMAGE
 from tts_verifier.log.storage.tables import (
     TABLE,
-    Binding,
     parts_of,
     read_table,
     read_tables,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.log.schema import ColumnNames, to_trial
+from tts_verifier.log.storage.binding import TICK, Binding
 from tts_verifier.log.storage.columns import names_of
 from tts_verifier.log.storage.files import (
     Folder,
@@ -33,8 +34,6 @@ from tts_verifier.log.storage.files import (
     read_mask,
 )
 from tts_verifier.log.storage.tables import (
-    TICK,
-    Binding,
     TableFile,
     conform,
     damage,

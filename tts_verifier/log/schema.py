@@ -25,8 +25,8 @@ from tts_verifier.log.storage.columns import (
     COST_COLUMNS,
     FIXED,
     LAST_COLUMNS,
+    NAMED_ROLES,
     PROPOSAL_COLUMNS,
-    ROLES,
     VERDICT_COLUMNS,
     names_of,
 )
@@ -81,7 +81,7 @@ class ColumnNames:
     @classmethod
     def of(cls, schema: pa.Schema) -> ColumnNames:
         """Reads the names from a schema's metadata."""
-        return cls(*(names_of(schema, role) for role in ROLES))
+        return cls(*(names_of(schema, role) for role in NAMED_ROLES))
 
 
 @dataclass

@@ -35,11 +35,12 @@ from tts_verifier.log.header import note_session, note_table, write_header
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.resume import LoggedTrials
 from tts_verifier.log.schema import Columns, to_row
+from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.codecs import COPY, IMAGE, MASK, STATE, Codec, HeatmapCodec
 from tts_verifier.log.storage.files import ASIDE, DRAFTS, Folder, changed_at, files_in, mask_path
 from tts_verifier.log.storage.pending_files import PendingFiles, WrittenFile
 from tts_verifier.log.storage.table_writer import TableWriter
-from tts_verifier.log.storage.tables import PARTS, Binding, damage
+from tts_verifier.log.storage.tables import PARTS, damage
 from tts_verifier.log.unverified import (
     NOTES,
     note_of,

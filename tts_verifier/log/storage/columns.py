@@ -48,7 +48,7 @@ FIXED: Final = {
     "objective": pa.float64(),
 }
 """The columns that every log has, with their types."""
-ROLES: Final = ("score", "judge", "heatmap")
+NAMED_ROLES: Final = ("score", "judge", "heatmap")
 _OLD_NAMES: Final = {"draw_seconds": "generate_seconds", "judge_seconds": "verify_seconds"}
 """Columns of schema 1 and their names in schema 2."""
 

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError
+from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.files import Folder, digest_of
 from tts_verifier.log.storage.tables import (
     DIGESTS,
     PARTS,
     ROW_GROUP,
     TABLE,
-    Binding,
     TableFile,
     TablePart,
     UnusableTable,

@@ -14,7 +14,6 @@ merged parts leaves equal rows; a trial that was generated again leaves a newer 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError
+from tts_verifier.log.storage.binding import Binding, files_written, run_of
 from tts_verifier.log.storage.columns import check_columns, upgraded_schema
 from tts_verifier.log.storage.files import changed_at, files_in, is_digest, is_plain_file
 from tts_verifier.types.paths import read_inside
@@ -40,38 +40,9 @@ DIGESTS: Final = "trials.sha256"
 ROW_GROUP: Final = 4096
 LARGE: Final = 2**22
 """Bytes; a larger file stays on the disk until its rows are read."""
-TICK: Final = 50_000_000
-"""Nanoseconds; the times of two changes that are this far apart differ on every file system."""
-_RUN: Final = b"tts_run"
-_WRITTEN: Final = b"tts_files_written"
 _MOST_TRIES: Final = 20
 # The first logs named parts by their number alone.
 _PART_NAME: Final = re.compile(r"(\d{8,18})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """What binds tables to their run, as the header says it."""
-
-    run: str = ""
-    """The run's id; "" in logs before schema 3, whose tables name no run."""
-    table: tuple[str, ...] = ()
-    """Digests that the finished table may have."""
-    unbound: frozenset[str] = frozenset()
-    """The first 16 digits of the digests of tables that are older than schema 3."""
-
-    def metadata(self, written: NDArray[np.int64]) -> dict[bytes, bytes]:
-        """Returns the metadata of a table of the run.
-
-        Args:
-            written: for each row, when its files were last changed, as `changed_at`; 0 = unknown.
-        """
-        # Rows of one batch have one time: runs of equal times are short to write.
-        cuts = np.flatnonzero(np.diff(written)) + 1
-        starts = np.concatenate([[0], cuts]) if len(written) else cuts
-        counts = np.diff([*starts, len(written)])
-        spans = [counts.tolist(), written[starts].tolist()]
-        return {_RUN: self.run.encode(), _WRITTEN: json.dumps(spans).encode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +74,7 @@ class TableFile:
         """When the file was last changed, as `changed_at`."""
         self.schema = upgraded_schema(file.schema_arrow)
         self._name_in_file = dict(zip(self.schema.names, file.schema_arrow.names, strict=True))
-        spans = (file.metadata.metadata or {}).get(_WRITTEN)
-        self.written = _written_of(spans, file.metadata.num_rows, about)
+        self.written = files_written(file.metadata, about)
         """For each row, when its files were last changed; 0 = unknown."""
 
     @property
@@ -361,7 +331,7 @@ def _open_table(path: Path, expected: list[str], binding: Binding) -> TableFile:
     content.seek(0)
     file = pq.ParquetFile(content)
     check_columns(upgraded_schema(file.schema_arrow))
-    run = (file.metadata.metadata or {}).get(_RUN, b"").decode()
+    run = run_of(file.metadata)
     if run != binding.run and (run or digest[:16] not in binding.unbound):
         raise ValueError("it is a table of another run")
     if binding.run and not expected and digest[:16] not in binding.unbound:
@@ -384,14 +354,3 @@ def _has_nulls(file: pq.ParquetFile, name: str) -> bool:
     if all(found is not None and found.has_null_count for found in statistics):
         return any(found.null_count for found in statistics)
     return bool(file.read([name])[name].null_count)
-
-
-def _written_of(spans: bytes | None, rows: int, about: os.stat_result) -> NDArray[np.int64]:
-    """Returns for each row when its files were last changed, from a table's metadata."""
-    if spans is None:
-        # Before schema 3: the files were there before the table.
-        return np.full(rows, min(about.st_mtime_ns, about.st_ctime_ns) - TICK, np.int64)
-    counts, times = (np.array(numbers, np.int64) for numbers in json.loads(spans))
-    if (counts < 0).any() or counts.sum() != rows:
-        raise ValueError("its metadata are about other rows")
-    return np.repeat(times, counts)
