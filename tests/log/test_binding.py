@@ -209,7 +209,8 @@ def test_a_part_says_when_its_files_were_written_also_after_merges(tmp_path: Pat
     killed(tmp_path)
     before = [tables.open_table(p.path, (p.digest,), _binding(tmp_path)) for p in _parts(tmp_path)]
     search(tmp_path)
-    table = tables.open_table(tmp_path / "trials.parquet", (), _binding(tmp_path, unbound=True))
+    binding = _binding(tmp_path)
+    table = tables.open_table(tmp_path / "trials.parquet", binding.table, binding)
     assert set(table.written) >= {time for part in before for time in part.written}
     newest = max(p.stat().st_ctime_ns for p in (tmp_path / "images").iterdir())
     assert newest <= max(table.written) <= (tmp_path / "trials.parquet").stat().st_ctime_ns
@@ -219,10 +220,9 @@ def _parts(folder: Path) -> list[tables.TablePart]:
     return tables.parts_of(folder)
 
 
-def _binding(folder: Path, *, unbound: bool = False) -> Binding:
+def _binding(folder: Path) -> Binding:
     header = read_header(folder)
-    short = frozenset(digest[:16] for digest in header["table"] if unbound)
-    return Binding(header["run"], tuple(header["table"]), short)
+    return Binding(header["run"], tuple(header["table"]))
 
 
 # -- rows that lead elsewhere --------------------------------------------------------------------

@@ -334,7 +334,7 @@ def _open_table(path: Path, expected: list[str], binding: Binding) -> TableFile:
     run = run_of(file.metadata)
     if run != binding.run and (run or digest[:16] not in binding.unbound):
         raise ValueError("it is a table of another run")
-    if binding.run and not expected and digest[:16] not in binding.unbound:
+    if path.name == TABLE and binding.run and not expected:
         raise ValueError("no SHA-256 is noted for it")
     table = TableFile(path, file, about)
     # Without a digest, only reading every page shows whether the file is whole.
