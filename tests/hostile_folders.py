@@ -6,6 +6,7 @@ but an error of the package comes out, where the decoys change, or where a run t
 end has other rows than an unharmed one.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -81,9 +82,16 @@ def continued(kind: str, folder: Path) -> pd.DataFrame:
     return table.drop(columns=["generate_seconds", "verify_seconds"]).reset_index(drop=True)
 
 
+def _scratch() -> Path:
+    """Returns the path of a run folder that goes with the process."""
+    place = mkdtemp()
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return Path(place) / "run"
+
+
 @lru_cache
 def _template(kind: str, seed: int) -> Path:
-    folder = Path(mkdtemp(prefix="template-")) / "run"
+    folder = _scratch()
     generator: FakeGenerator = FakeGenerator(batch_size=2)
     verifier: FakeVerifier = FakeVerifier()
     if kind in ("repaints", "states"):
@@ -102,7 +110,7 @@ def _template(kind: str, seed: int) -> Path:
 @lru_cache
 def unharmed(kind: str) -> pd.DataFrame:
     """Returns the rows that the run of a kind has in the end."""
-    folder = Path(mkdtemp(prefix="unharmed-")) / "run"
+    folder = _scratch()
     shutil.copytree(_template(kind, 0), folder)
     return continued(kind, folder)
 
