@@ -86,6 +86,19 @@ def test_another_recipes_folder_is_an_error(tmp_path: Path) -> None:
     assert "recipe.seed: 0 there, 1 here" in done.stderr
 
 
+def test_a_run_whose_candidates_all_failed_has_a_status_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakeGenerator, jobs: object) -> None:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(FakeGenerator, "generate", fail)
+    done = invoke("run", "fake", "strategy.n=2", "--output", tmp_path / "run")
+    assert done.exit_code == 3
+    assert "none of 6 can: ValueError: no luck. The column error of" in done.stderr
+    assert "6 candidates, 6 failed" in done.stdout
+
+
 def test_what_was_set_aside_is_a_line_without_its_place_in_the_code(tmp_path: Path) -> None:
     invoke("run", "fake", "--output", tmp_path)
     (tmp_path / "parts" / "x").touch()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from PIL import Image, ImageDraw
 
-from tts_verifier.analysis.whole_files import write_whole
 from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
-from tts_verifier.errors import RunError
+from tts_verifier.log.storage.files import Folder
+from tts_verifier.types.paths import file_names
 
 SHEET_PROMPTS: Final = 16
 """Prompts on the sheet."""
 _TILE: Final = 192
 """Longer side of an image on the sheet, in pixels."""
-_LONGEST_NAME: Final = 200
-"""Letters of a file's name that an id gives; 255 is the most that file systems accept."""
 _LINE_HEIGHT: Final = 16
 _SHEET_COLUMNS: Final = 4
 
@@ -29,30 +25,19 @@ _SHEET_COLUMNS: Final = 4
 def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
     """Writes `chosen/<prompt id>.png` and the sheet `chosen.png` into a run folder.
 
+    An id that is no file name, or not everywhere, is replaced by one that is made of it.
+
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, or holds a link in the place of these files.
     """
-    chosen = folder / "chosen"
-    try:
-        chosen.mkdir(parents=True, exist_ok=True)
-        if chosen.is_symlink():
-            raise RunError(f"{chosen} is a link, and images are written into the run folder only.")
-        for row in rows:
-            if row.chosen is not None and row.chosen.image is not None:
-                image = row.chosen.image.load()
-                write_whole(chosen / f"{_name_of(row.prompt.id)}.png", _png(image), "--output")
-        write_whole(folder / "chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), "--output")
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error}.") from error
-
-
-def _name_of(prompt_id: str) -> str:
-    """Returns the name of a prompt's file; it names no other folder, and no system refuses it."""
-    name = quote(prompt_id, safe=" ", errors="surrogatepass")
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(prompt_id.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{name[:_LONGEST_NAME]}.{digest[:16]}"
+    files, names = Folder(folder), file_names(row.prompt.id for row in rows)
+    for row in rows:
+        if row.chosen is not None and row.chosen.image is not None:
+            path = f"chosen/{names[row.prompt.id]}.png"
+            # The run folder has them all, so a loss of power may cost these files.
+            files.write(path, _png(row.chosen.image.load()), flush=False)
+    files.write("chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), flush=False)
+    files.sweep()
 
 
 def _png(image: Image.Image) -> bytes:
@@ -77,6 +62,12 @@ def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
             draw.text((left + 2, y + _LINE_HEIGHT), caption, "black")
             _place_image(canvas, pick, (left, y + 2 * _LINE_HEIGHT))
     return canvas
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _place_image(canvas: Image.Image, pick: Pick | None, place: tuple[int, int]) -> None:

@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.log.schema import ColumnNames, Columns, judge_of_row, names_of, to_trial
+from tts_verifier.log.header import read_binding
+from tts_verifier.log.schema import ColumnNames, Columns, judge_of_row, to_trial
+from tts_verifier.log.storage.columns import names_of
 from tts_verifier.log.storage.tables import (
-    TableFile,
     conform,
     last_of_each_id,
     read_column,
     read_table,
     read_tables,
+    stable,
 )
 from tts_verifier.types import Cost, Mask, Prompt, Trial
 
@@ -53,7 +55,7 @@ class LoggedPrompts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        tables = _open_tables(folder)
+        tables = stable(folder, read_binding, lambda b: list(read_tables(folder, b)))
         self._groups = [(t, number) for t in tables for number in range(len(t.group_sizes))]
         sizes = (size for table in tables for size in table.group_sizes)
         self._starts = np.array(list(accumulate(sizes, initial=0)))
@@ -118,15 +120,6 @@ class LoggedPrompts:
         return conform(table.read_group(number), self._schema)
 
 
-def _open_tables(folder: Path) -> list[TableFile]:
-    while True:
-        try:
-            return list(read_tables(folder))
-        except FileNotFoundError:
-            # A running process merged parts after they were listed: list them again.
-            continue
-
-
 def _common_schema(folder: Path, schemas: Sequence[pa.Schema]) -> pa.Schema:
     """Returns the schema of all tables of a log.
 
@@ -157,7 +150,7 @@ def read_outlines(folder: Path) -> list[Trial]:
     Raises:
         RunError: a file is damaged, or a row is not a trial.
     """
-    table = read_table(folder, _outline_columns)
+    table = stable(folder, read_binding, lambda b: read_table(folder, b, _outline_columns))
     if table is None:
         return []
     try:
