@@ -26,6 +26,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
-from tts_verifier.errors import TTSError
+from tts_verifier.errors import RunWarning, TTSError
 
 RIGHT = ("right", "refused")
 """How cases should end."""
@@ -352,6 +353,8 @@ def _work(
     now: Any,
 ) -> None:
     shutil.rmtree(home, ignore_errors=True)
+    # They are shown to people at a terminal; here there would be thousands.
+    warnings.simplefilter("ignore", RunWarning)
     prepare(campaign, home)
     tally, sent = _tally(campaign, seed, with_rows), time.time()
     for number in numbers:
