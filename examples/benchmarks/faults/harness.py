@@ -21,6 +21,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -29,7 +30,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
@@ -41,6 +42,8 @@ from tts_verifier.errors import RunWarning, TTSError
 
 RIGHT = ("right", "refused")
 """How cases should end."""
+MEMORY = 3 * 2**30
+"""Bytes that a process may take beside what it has at its start."""
 _SECONDS_OF_GRACE = 5
 """A case that even an alarm does not end gets this much more before its process is killed."""
 
@@ -255,11 +258,24 @@ def run_here(
     campaign: ModuleType, numbers: Iterable[int], home: Path, *, seed: int = 0
 ) -> Tally:
     """Carries out cases in this process, which must not hang: for tests and for one case."""
-    tally = Tally(campaign.__name__.rpartition(".")[2], seed, rows=[])
-    prepare(campaign, home)
-    for number in numbers:
-        tally.add(number, run_case(campaign, seed, number, home))
+    tally = _tally(campaign, seed, True)
+    with limited_memory():
+        prepare(campaign, home)
+        for number in numbers:
+            tally.add(number, run_case(campaign, seed, number, home))
     return tally
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Makes memory run out in this process before it does on the machine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def prepare(campaign: ModuleType, home: Path) -> None:
@@ -355,6 +371,8 @@ def _work(
     shutil.rmtree(home, ignore_errors=True)
     # They are shown to people at a terminal; here there would be thousands.
     warnings.simplefilter("ignore", RunWarning)
+    stack = ExitStack()
+    stack.enter_context(limited_memory())
     prepare(campaign, home)
     tally, sent = _tally(campaign, seed, with_rows), time.time()
     for number in numbers:
