@@ -82,7 +82,7 @@ def expect(right: object, message: str = "") -> None:
 
 def run_case(campaign: ModuleType, seed: int, number: int, home: Path) -> list[Result]:
     """Carries out one case and never raises."""
-    dice = random.Random(f"{campaign.__name__.rpartition('.')[2]} {seed} {number}")
+    dice = random.Random(f"{name_of(campaign)} {seed} {number}")
     began = time.perf_counter()
     try:
         with _alarm(campaign.LIMIT):
@@ -355,7 +355,12 @@ def run_many(
 
 
 def _tally(campaign: ModuleType, seed: int, with_rows: bool) -> Tally:
-    return Tally(campaign.__name__.rpartition(".")[2], seed, rows=[] if with_rows else None)
+    return Tally(name_of(campaign), seed, rows=[] if with_rows else None)
+
+
+def name_of(campaign: ModuleType) -> str:
+    """Returns the name of a campaign."""
+    return campaign.__name__.rpartition(".")[2]
 
 
 def _work(
@@ -373,7 +378,11 @@ def _work(
     warnings.simplefilter("ignore", RunWarning)
     stack = ExitStack()
     stack.enter_context(limited_memory())
-    prepare(campaign, home)
+    try:
+        prepare(campaign, home)
+    except BaseException:
+        pipe.send(f"{name_of(campaign)} cannot be prepared:\n{traceback.format_exc()}")
+        raise
     tally, sent = _tally(campaign, seed, with_rows), time.time()
     for number in numbers:
         began = time.time()
@@ -398,6 +407,8 @@ def _collect(worker: _Worker, total: Tally) -> str:
             tally = worker.pipe.recv()
             if tally is None:
                 return "finished"
+            if isinstance(tally, str):
+                raise RuntimeError(tally)
             total.merge(tally)
     except EOFError:
         return "died"
