@@ -324,7 +324,7 @@ def run_many(
 
     def start(place: int, first: int, fatal: set[int]) -> _Worker:
         here, there = context.Pipe(duplex=False)
-        now = context.Array("d", [first, time.time(), first], lock=False)
+        now = context.Array("d", [first, float("inf"), first], lock=False)
         numbers = [n for n in range(first, cases, workers) if n not in fatal]
         arguments = (campaign, seed, home / f"worker{place}", numbers, until, with_rows, there, now)
         process = context.Process(target=_work, args=arguments)

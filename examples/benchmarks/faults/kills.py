@@ -185,14 +185,14 @@ class Process:
 
 
 def _start(job: Job, place: Path, kill_at: int | None) -> Process:
-    """Starts a command; it kills itself before its step number `kill_at`."""
+    """Starts a command; it kills itself before a step."""
     pid = os.fork()
     if pid:
         return Process(pid, place)
     code, text = 1, ""
     try:
-        steps = _count_steps(place, kill_at)
-        _note_work(place)
+        steps, step = _count_steps(place, kill_at)
+        _note_work(place, step)
         name, *arguments = job.arguments(place)
         runs.command(str(name), *arguments)
         code, text = 0, str(next(steps))
@@ -203,8 +203,10 @@ def _start(job: Job, place: Path, kill_at: int | None) -> Process:
         os._exit(code)
 
 
-def _count_steps(place: Path, kill_at: int | None) -> Iterator[int]:
-    """Counts what this process does to the disk below a folder."""
+def _count_steps(
+    place: Path, kill_at: int | None
+) -> tuple[Iterator[int], Callable[[], None]]:
+    """Counts what this process does to the disk below a folder, and returns what counts."""
     steps, root = itertools.count(), f"{place}/"
 
     def step() -> None:
@@ -217,24 +219,26 @@ def _count_steps(place: Path, kill_at: int | None) -> Iterator[int]:
 
     sys.addaudithook(hook)
     os.fsync = lambda descriptor: step()
-    return steps
+    return steps, step
 
 
 _AGAIN = ("generated", "verified")
 
 
-def _note_work(place: Path) -> None:
-    """Makes the fakes note how much they begin, and take a moment, as real work would."""
+def _note_work(place: Path, step: Callable[[], None]) -> None:
+    """Makes the fakes count as steps, note how much they begin, and take a moment, as real work would."""
     notes = {n: os.open(place / n, os.O_WRONLY | os.O_APPEND | os.O_CREAT) for n in _AGAIN}
     generate, verify = FakeGenerator.generate, FakeVerifier.verify
 
     def noted_generate(self: FakeGenerator, jobs: Any) -> Any:
         os.write(notes["generated"], f"{len(jobs)}\n".encode())
+        step()
         time.sleep(0.003)
         return generate(self, jobs)
 
     def noted_verify(self: FakeVerifier, images: Any, prompts: Any, **options: Any) -> Any:
         os.write(notes["verified"], f"{len(prompts)}\n".encode())
+        step()
         time.sleep(0.003)
         return verify(self, images, prompts, **options)
 
