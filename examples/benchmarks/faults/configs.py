@@ -26,6 +26,7 @@ from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 
 DEFAULT_CASES = 15_000
 LIMIT = 30.0
+MEMORY = 16 * 2**30
 SLOW = 1.0
 """Seconds of processor time."""
 _ODD = (

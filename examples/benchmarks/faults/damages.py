@@ -123,7 +123,9 @@ def _(scene: Scene) -> None:
 @_damage("digests gone or odd")
 def _(scene: Scene) -> None:
     path = scene.folder / "trials.sha256"
-    content = scene.dice.choice((None, b"", b"\n\n", b"\xff\xfe", b"0" * 64 + b"  trials.parquet\n", b" "))
+    content = scene.dice.choice(
+        (None, b"", b"\n\n", b"\xff\xfe", b"0" * 64 + b"  trials.parquet\n", b" ")
+    )
     if content is None:
         path.unlink(missing_ok=True)
     elif (scene.folder / "trials.parquet").exists():
@@ -164,7 +166,9 @@ def _clear(path: Path) -> None:
 
 @_damage("the header or lock is not a file", may_refuse=True)
 def _(scene: Scene) -> None:
-    path = scene.folder / scene.dice.choice(("header.json", "lock", "trials.parquet", "trials.sha256"))
+    path = scene.folder / scene.dice.choice(
+        ("header.json", "lock", "trials.parquet", "trials.sha256")
+    )
     _clear(path)
     _odd_entry(path, scene.dice)
 
@@ -262,7 +266,10 @@ def _(scene: Scene) -> None:
     path = _some(scene, "waiting/*.json") or scene.folder / "waiting" / "x.json"
     path.parent.mkdir(exist_ok=True)
     image = (str(scene.decoy / "photo.png"), "../../decoy/photo.png", 3, None, "images")
-    entry = {"image": [scene.dice.choice(image), "0" * 64], "state": [scene.dice.choice(image), "0"]}
+    entry = {
+        "image": [scene.dice.choice(image), "0" * 64],
+        "state": [scene.dice.choice(image), "0"],
+    }
     names = ["x", "../../../decoy/letter", *(p.stem for p in _files(scene, "images/*"))]
     notes = {name: {**entry, "progress": 1.0, "cost": {}} for name in names}
     content = scene.dice.choice((*_ODD_JSON, json.dumps(notes).encode()))
@@ -296,7 +303,17 @@ def _(scene: Scene) -> None:
 
 @_damage("a link in the place of a folder", may_refuse=True)
 def _(scene: Scene) -> None:
-    names = ("images", "heatmaps", "masks", "states", "parts", "waiting", "drafts", "aside", "chosen")
+    names = (
+        "images",
+        "heatmaps",
+        "masks",
+        "states",
+        "parts",
+        "waiting",
+        "drafts",
+        "aside",
+        "chosen",
+    )
     path = scene.folder / scene.dice.choice(names)
     _clear(path)
     path.symlink_to(scene.decoy / scene.dice.choice(("", "states", "images")))
@@ -379,7 +396,9 @@ def _(scene: Scene) -> None:
     elif action == 2:
         table = table.set_column(place, name, pa.array(["x"] * len(table)))
     else:
-        field = pa.field(f"judge_{'x' * 3000}", pa.float64(), metadata={"role": "score", "name": "../x"})
+        field = pa.field(
+            f"judge_{'x' * 3000}", pa.float64(), metadata={"role": "score", "name": "../x"}
+        )
         table = table.append_column(field, pa.array([1.0] * len(table)))
     _write(scene, path, table)
 
@@ -406,5 +425,3 @@ def _write(scene: Scene, path: Path, table: pa.Table) -> None:
         path.unlink()
         number, level, _, suffix = path.name.split(".")
         path.with_name(f"{number}.{level}.{digest[:16]}.{suffix}").write_bytes(buffer.getvalue())
-
-

@@ -254,12 +254,10 @@ class Tally:
         }
 
 
-def run_here(
-    campaign: ModuleType, numbers: Iterable[int], home: Path, *, seed: int = 0
-) -> Tally:
+def run_here(campaign: ModuleType, numbers: Iterable[int], home: Path, *, seed: int = 0) -> Tally:
     """Carries out cases in this process, which must not hang: for tests and for one case."""
     tally = _tally(campaign, seed, True)
-    with limited_memory():
+    with limited_memory(campaign):
         prepare(campaign, home)
         for number in numbers:
             tally.add(number, run_case(campaign, seed, number, home))
@@ -267,11 +265,11 @@ def run_here(
 
 
 @contextmanager
-def limited_memory() -> Iterator[None]:
+def limited_memory(campaign: ModuleType) -> Iterator[None]:
     """Makes memory run out in this process before it does on the machine."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + getattr(campaign, "MEMORY", MEMORY), hard))
     try:
         yield
     finally:
@@ -377,7 +375,7 @@ def _work(
     # They are shown to people at a terminal; here there would be thousands.
     warnings.simplefilter("ignore", RunWarning)
     stack = ExitStack()
-    stack.enter_context(limited_memory())
+    stack.enter_context(limited_memory(campaign))
     try:
         prepare(campaign, home)
     except BaseException:

@@ -176,7 +176,16 @@ def _write_files(folder: Path, dice: random.Random) -> Iterator[tuple[str, str]]
         suffix = dice.choice(_SUFFIXES)
         name = f"{number}{suffix}".encode()
         if draw < 0.1:
-            odd = (b"\xff\xfe", "é\u2028".encode(), b"\n", b"\x1b[31m", b"[1]", b"*", b" ", b"n" * 200)
+            odd = (
+                b"\xff\xfe",
+                "é\u2028".encode(),
+                b"\n",
+                b"\x1b[31m",
+                b"[1]",
+                b"*",
+                b" ",
+                b"n" * 200,
+            )
             name = dice.choice(odd) + name
             kind = f"{kind}, odd name"
         path = os.fsencode(folder) + b"/" + name
@@ -194,7 +203,9 @@ def _content(dice: random.Random) -> tuple[str, bytes]:
         return "PostScript", _POSTSCRIPT + bytes(dice.randrange(40))
     if draw < 0.2:
         name = dice.choice(list(_HEADERS))
-        return f"{name} header", _HEADERS[name] + bytes(dice.choices(range(256), k=dice.randrange(9)))
+        return f"{name} header", _HEADERS[name] + bytes(
+            dice.choices(range(256), k=dice.randrange(9))
+        )
     name = dice.choice(list(_shared["good"]))
     content = bytearray(_shared["good"][name])
     form = name.split()[0]
@@ -293,7 +304,9 @@ def _compare(
     for path, objective in good.items():
         row = by_path.get(path)
         fits = row is not None and not row.get("error") and row["objective"] == objective
-        yield Result("good neighbour", "right" if fits else "wrong", "" if fits else f"{path}: {row}")
+        yield Result(
+            "good neighbour", "right" if fits else "wrong", "" if fits else f"{path}: {row}"
+        )
     for path, kind in kinds.items():
         # A name that is no text has a row under a name that is.
         if (row := by_path.get(path)) is not None:

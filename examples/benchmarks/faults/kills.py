@@ -70,7 +70,9 @@ def prepare(home: Path) -> None:
     pictures = home / "pictures"
     pictures.mkdir(exist_ok=True)
     for number in range(20):
-        Image.new("RGB", (8, 8), (number, 7 * number, 255 - number)).save(pictures / f"{number}.png")
+        Image.new("RGB", (8, 8), (number, 7 * number, 255 - number)).save(
+            pictures / f"{number}.png"
+        )
     (pictures / "broken.png").write_bytes(b"no picture")
     _shared["whole"] = whole = {}
     for name, job in jobs.items():
@@ -88,7 +90,12 @@ def _jobs(home: Path) -> Iterator[tuple[str, Job]]:
             name = f"tts-run {strategy}{', overlap' if overlap else ''}"
             path = home / f"{name}.yaml"
             recipe = runs.write_recipe(path, strategy, overlap=overlap)
-            yield name, Job(lambda place, r=recipe: ("run", r, "--quiet", "--output", place / "run"), "run")
+            yield (
+                name,
+                Job(
+                    lambda place, r=recipe: ("run", r, "--quiet", "--output", place / "run"), "run"
+                ),
+            )
 
     def more(place: Path) -> tuple[object, ...]:
         return ("run", home / "source.yaml", "strategy.n=7", "--quiet", "--output",
@@ -107,8 +114,10 @@ def _jobs(home: Path) -> Iterator[tuple[str, Job]]:
         yield name, Job(
             lambda place, m=more_arguments: ("report", home / "source", *m, "--output",
                                              place / "page.html"), "page.html")  # fmt: skip
-    yield "tts-replay", Job(
-        lambda place: ("replay", home / "source", "--plot", place / "plot.svg"), "plot.svg")
+    yield (
+        "tts-replay",
+        Job(lambda place: ("replay", home / "source", "--plot", place / "plot.svg"), "plot.svg"),
+    )
 
 
 def _fresh(place: Path, job: Job) -> Path:
@@ -203,9 +212,7 @@ def _start(job: Job, place: Path, kill_at: int | None) -> Process:
         os._exit(code)
 
 
-def _count_steps(
-    place: Path, kill_at: int | None
-) -> tuple[Iterator[int], Callable[[], None]]:
+def _count_steps(place: Path, kill_at: int | None) -> tuple[Iterator[int], Callable[[], None]]:
     """Counts what this process does to the disk below a folder, and returns what counts."""
     steps, root = itertools.count(), f"{place}/"
 
@@ -260,7 +267,9 @@ def _lying(job: Job, place: Path) -> dict[str, Any]:
     if path.suffix == ".parquet":
         lines = path.with_name(f"{path.name}.lines")
         found = _lines(lines)
-        return found | ({r["image"]: r for r in pq.read_table(path).to_pylist()} if path.exists() else {})
+        return found | (
+            {r["image"]: r for r in pq.read_table(path).to_pylist()} if path.exists() else {}
+        )
     if path.suffix == ".jsonl":
         return _lines(path)
     return {path.name: path.read_bytes()} if path.exists() else {}

@@ -283,7 +283,12 @@ def _exploding(dice: random.Random, home: Path) -> None:
 def _round_trip(dice: random.Random, home: Path) -> None:
     values = _values(dice)
     values["prompts"] = dice.choice(
-        (["é", "no", "1"], [{"prompt": "a: b", "id": "#1"}], "prompts.txt", ["- x", "\u2028y", "null"])
+        (
+            ["é", "no", "1"],
+            [{"prompt": "a: b", "id": "#1"}],
+            "prompts.txt",
+            ["- x", "\u2028y", "null"],
+        )
     )
     first = _load(home, dump(values))
     try:

@@ -29,7 +29,7 @@ FIELDS = (
     "Plausibility score",
     "Overall Impression score",
 )
-_ODD = "ſKİıß\u2028\u2029\x85\x00\ufeff\u200b٣４½²∞−，：［］｛" "\U0001d7d8\ud800é\t\r\n\v\f\x1c"
+_ODD = "ſKİıß\u2028\u2029\x85\x00\ufeff\u200b٣４½²∞−，：［］｛\U0001d7d8\ud800é\t\r\n\v\f\x1c"
 _WORDS = (
     "<think>", "</think>", "<answer>", "</answer>", "score:", "[", "]", ",", ".", "1e5", "-", "+",
     "nan", "inf", "Infinity", "0x1", "1_0", "0.5", "1.0", "00.7", "/1", "%", "80 %", "[1,2,3,4]",
@@ -145,8 +145,28 @@ def _one_unusable(dice: random.Random) -> _Known:
     known = dict(zip(SCORE_NAMES, map(float, numbers), strict=True))
     place = dice.randrange(4)
     numbers[place] = dice.choice(
-        ("1.5", "-0.1", "nan", "inf", "1e400", "0.5/1", "80 %", "", "0,7", "0x1", "1_0", "０.5",
-         "٠.٣", "high", "0.5.1", "1e-", "--0.5", "9" * 400, "0.5 / 1", "²")  # fmt: skip
+        (
+            "1.5",
+            "-0.1",
+            "nan",
+            "inf",
+            "1e400",
+            "0.5/1",
+            "80 %",
+            "",
+            "0,7",
+            "0x1",
+            "1_0",
+            "０.5",
+            "٠.٣",
+            "high",
+            "0.5.1",
+            "1e-",
+            "--0.5",
+            "9" * 400,
+            "0.5 / 1",
+            "²",
+        )  # fmt: skip
     )
     return _reply(dice, numbers), known | {SCORE_NAMES[place]: math.nan}, ()
 
