@@ -36,10 +36,16 @@ _ODD = (
     {"mrope_section": [16, 24, 24], "rope_theta": "x"}, [16, 24, 24], list(range(9)), "\u2028",
 )  # fmt: skip
 _TEXTS = (
-    "", "null", "[]", "1", "{", "[" * 100_000, '{"a":' * 100_000, '{"model_type": ', "NaN", "\ufeff{}",
-    '{"hidden_size": 1e999}', '{"hidden_size": ' + "9" * 5000 + "}", "{}", '{"a": "\\ud800"}', "\x00",
+    "", "null", "[]", "1", "{", "[" * 100_000, '{"a":' * 100_000, '{"model_type": ', "NaN",
+    "\ufeff{}", '{"hidden_size": 1e999}', '{"hidden_size": ' + "9" * 5000 + "}", "{}",
+    '{"a": "\\ud800"}', "\x00",
     '{"auto_map": {"AutoModel": "evil.Evil"}, "trust_remote_code": true}',
 )  # fmt: skip
+_MORE = (
+    "text_config", "vision_config", "rope_scaling", "heatmap_config", "tie_word_embeddings",
+    "num_hidden_layers", "eos_token_id", "use_sliding_window", "heatmap_weight",
+)  # fmt: skip
+"""Keys that the tiny config need not have."""
 
 _shared: dict[str, Any] = {}
 
@@ -110,7 +116,7 @@ def _check_stated(stated: Mapping[str, Any], config: ImageDoctorConfig) -> None:
             expect(same, f"{name} is {source[name]!r}, read as {config.text[name]!r}"[:200])
 
 
-# -- kinds of damage -------------------------------------------------------------------------------------
+# -- kinds of damage ------------------------------------------------------------------------------
 
 
 def _places(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -124,10 +130,8 @@ def _places(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[
 
 def _odd_values(folder: Path, dice: random.Random) -> Mapping[str, Any]:
     config = copy.deepcopy(_shared["config"])
-    more = ("text_config", "vision_config", "rope_scaling", "heatmap_config", "tie_word_embeddings",
-            "num_hidden_layers", "eos_token_id", "use_sliding_window", "heatmap_weight")  # fmt: skip
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
-        path = dice.choice([*_places(config), *((name,) for name in more)])
+        path = dice.choice([*_places(config), *((name,) for name in _MORE)])
         table: Any = config
         for key in path[:-1]:
             table = table.get(key) if isinstance(table, dict) else None
@@ -179,8 +183,9 @@ def _other_file(folder: Path, dice: random.Random) -> None:
 
 
 def _weight_map(folder: Path, dice: random.Random) -> None:
-    files = ("../../decoy/letter.txt", str(_shared["decoy"].root / "letter.txt"), "../x.safetensors",
-             "config.json", ".", "", "/dev/zero", "a\0b", 3, None, [], "x.bin", "x.py")  # fmt: skip
+    outside = ("../../decoy/letter.txt", str(_shared["decoy"].root / "letter.txt"), "/dev/zero")
+    inside = ("config.json", ".", "", "a\0b", 3, None, [], "x.bin", "x.py", "../x.safetensors")
+    files = (*outside, *inside)
     table = {f"name{i}": dice.choice(files) for i in range(dice.randint(1, 3))}
     weight_map = dice.choice((table, table, table, [], 3, None, "x", {"a": {}}))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

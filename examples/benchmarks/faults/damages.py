@@ -62,7 +62,7 @@ def _some(scene: Scene, *patterns: str) -> Path | None:
     return scene.dice.choice(found) if found else None
 
 
-# -- accidents ----------------------------------------------------------------------------------------
+# -- accidents ------------------------------------------------------------------------------------
 
 
 def _spoil(path: Path | None, dice: random.Random) -> None:
@@ -180,7 +180,7 @@ def _(scene: Scene) -> None:
         (scene.folder / name).write_bytes(b"half")
 
 
-# -- files of other runs -------------------------------------------------------------------------------
+# -- files of other runs --------------------------------------------------------------------------
 
 
 @_damage("a part of another run")
@@ -224,7 +224,7 @@ def _(scene: Scene) -> None:
             os.utime(path, ns=(old, old))
 
 
-# -- JSON that is something else ---------------------------------------------------------------------------
+# -- JSON that is something else ------------------------------------------------------------------
 
 _ODD_JSON = (
     b"", b"null", b"[]", b"{}", b"1", b'"x"', b"\xff\xfe{", b"[" * 100_000, b'{"a":' * 100_000,
@@ -276,7 +276,7 @@ def _(scene: Scene) -> None:
     path.write_bytes(content)
 
 
-# -- somebody who means harm ------------------------------------------------------------------------------
+# -- somebody who means harm ----------------------------------------------------------------------
 
 
 @_damage("a link in the place of a file", may_refuse=True)
@@ -356,10 +356,15 @@ def _(scene: Scene) -> None:
     _forge(scene, change)
 
 
+_ODD_TEXTS = (
+    None, "", "../../../decoy/letter", "x" * 5000, "[" * 3000, "{}", "null", "\x00", "é<b>",
+    '{"kind": "draw"}', '{"kind": "repaint", "mask": "../../decoy/photo"}', "0" * 64,
+)  # fmt: skip
+
+
 @_damage("odd values in rows", forged=True, may_refuse=True)
 def _(scene: Scene) -> None:
-    texts = (None, "", "../../../decoy/letter", "x" * 5000, "[" * 3000, "{}", "null", "\x00", "é<b>",
-             '{"kind": "draw"}', '{"kind": "repaint", "mask": "../../decoy/photo"}', "0" * 64)  # fmt: skip
+    texts = _ODD_TEXTS
     numbers = (None, 0, -1, 2**62, -(2**62))
     floats = (None, float("nan"), float("inf"), -1.0, 1e308)
 

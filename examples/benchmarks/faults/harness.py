@@ -77,7 +77,7 @@ def expect(right: object, message: str = "") -> None:
         raise WrongError(message)
 
 
-# -- one case ------------------------------------------------------------------------------------
+# -- one case -------------------------------------------------------------------------------------
 
 
 def run_case(campaign: ModuleType, seed: int, number: int, home: Path) -> list[Result]:
@@ -185,7 +185,7 @@ def snapshot(root: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-# -- many cases ------------------------------------------------------------------------------------
+# -- many cases -----------------------------------------------------------------------------------
 
 
 @dataclass

@@ -132,7 +132,7 @@ def _text_bomb() -> bytes:
     return content[:33] + text + content[33:]
 
 
-# -- one case ---------------------------------------------------------------------------------------
+# -- one case -------------------------------------------------------------------------------------
 
 
 def case(number: int, dice: random.Random, home: Path) -> list[Result]:

@@ -85,39 +85,35 @@ def prepare(home: Path) -> None:
 
 
 def _jobs(home: Path) -> Iterator[tuple[str, Job]]:
+    def running(recipe: Path, *more: object) -> Callable[[Path], Sequence[object]]:
+        return lambda place: ("run", recipe, *more, "--quiet", "--output", place / "run")
+
+    def scoring(name: str) -> Callable[[Path], Sequence[object]]:
+        given = (home / "pictures", "--prompt", "a", "--verifier", "fake")
+        return lambda place: ("score", *given, "--output", place / name)
+
     for strategy in runs.STRATEGIES:
         for overlap in (False, True):
             name = f"tts-run {strategy}{', overlap' if overlap else ''}"
-            path = home / f"{name}.yaml"
-            recipe = runs.write_recipe(path, strategy, overlap=overlap)
-            yield (
-                name,
-                Job(
-                    lambda place, r=recipe: ("run", r, "--quiet", "--output", place / "run"), "run"
-                ),
-            )
-
-    def more(place: Path) -> tuple[object, ...]:
-        return ("run", home / "source.yaml", "strategy.n=7", "--quiet", "--output",
-                place / "run")  # fmt: skip
-
-    yield "tts-run, more of a run", Job(more, "run", lambda place: shutil.copytree(
-        home / "source", place / "run"))  # fmt: skip
-    yield "tts-run --rejudge", Job(
-        lambda place: ("run", home / "tts-run best_of_n.yaml", "--quiet", "--rejudge",
-                       home / "source", "--output", place / "run"), "rejudged")  # fmt: skip
-    for suffix in ("jsonl", "parquet"):
-        yield f"tts-score to .{suffix}", Job(
-            lambda place, s=suffix: ("score", home / "pictures", "--prompt", "a", "--verifier",
-                                     "fake", "--output", place / f"out.{s}"), f"out.{suffix}")  # fmt: skip
-    for name, more_arguments in (("tts-report", ()), ("tts-report --inline", ("--inline",))):
-        yield name, Job(
-            lambda place, m=more_arguments: ("report", home / "source", *m, "--output",
-                                             place / "page.html"), "page.html")  # fmt: skip
+            recipe = runs.write_recipe(home / f"{name}.yaml", strategy, overlap=overlap)
+            yield name, Job(running(recipe), "run")
+    source, recipe = home / "source", home / "source.yaml"
     yield (
-        "tts-replay",
-        Job(lambda place: ("replay", home / "source", "--plot", place / "plot.svg"), "plot.svg"),
+        "tts-run, more of a run",
+        Job(
+            running(recipe, "strategy.n=7"),
+            "run",
+            lambda place: shutil.copytree(source, place / "run"),
+        ),
     )
+    yield "tts-run --rejudge", Job(running(recipe, "--rejudge", source), "rejudged")
+    for name in ("out.jsonl", "out.parquet"):
+        yield f"tts-score to {name[3:]}", Job(scoring(name), name)
+    page, plot = "page.html", "plot.svg"
+    yield "tts-report", Job(lambda p: ("report", source, "--output", p / page), page)
+    inline = "tts-report --inline"
+    yield inline, Job(lambda p: ("report", source, "--inline", "--output", p / page), page)
+    yield "tts-replay", Job(lambda p: ("replay", source, "--plot", p / plot), plot)
 
 
 def _fresh(place: Path, job: Job) -> Path:
@@ -160,7 +156,7 @@ def case(number: int, dice: random.Random, home: Path) -> Result:
     return Result(name, "right", items=kills)
 
 
-# -- a process ----------------------------------------------------------------------------------------
+# -- a process ------------------------------------------------------------------------------------
 
 
 class Process:
@@ -253,7 +249,7 @@ def _note_work(place: Path, step: Callable[[], None]) -> None:
     FakeVerifier.verify = noted_verify  # type: ignore[method-assign]
 
 
-# -- what lies on the disk --------------------------------------------------------------------------------
+# -- what lies on the disk ------------------------------------------------------------------------
 
 
 def _lying(job: Job, place: Path) -> dict[str, Any]:
@@ -266,10 +262,8 @@ def _lying(job: Job, place: Path) -> dict[str, Any]:
     path = place / job.result
     if path.suffix == ".parquet":
         lines = path.with_name(f"{path.name}.lines")
-        found = _lines(lines)
-        return found | (
-            {r["image"]: r for r in pq.read_table(path).to_pylist()} if path.exists() else {}
-        )
+        table = pq.read_table(path).to_pylist() if path.exists() else []
+        return _lines(lines) | {row["image"]: row for row in table}
     if path.suffix == ".jsonl":
         return _lines(path)
     return {path.name: path.read_bytes()} if path.exists() else {}

@@ -41,6 +41,11 @@ _PIECES = (
     "{}", "[1]", "#", "- x", "'", '"', "\\", "\\n", "<b>", "../x", "\u200b", "\u202e", "None",
 )  # fmt: skip
 
+_ODD_BYTES = (
+    b"\0", b"\xff\xfe", b'"', b"\n", b"\r", b"\t", b",", b"[" * 50_000, b"{", b"\\ud800",
+    b'{"prompt": null}', b'{"prompt": 5, "id": [1]}', b"x" * 200_000, b"\xed\xa0\x80",
+)  # fmt: skip
+
 
 def case(number: int, dice: random.Random, home: Path) -> Result:
     """Writes one file and reads it."""
@@ -140,9 +145,7 @@ def _damaged(content: bytes, dice: random.Random) -> bytes:
         elif action == 1 and place < len(changed):
             changed[place] ^= 1 << dice.randrange(8)
         elif action == 2:
-            odd = (b"\0", b"\xff\xfe", b'"', b"\n", b"\r", b"\t", b",", b"[" * 50_000, b"{", b"\\ud800",
-                   b'{"prompt": null}', b'{"prompt": 5, "id": [1]}', b"x" * 200_000, b"\xed\xa0\x80")  # fmt: skip
-            changed[place:place] = dice.choice(odd)
+            changed[place:place] = dice.choice(_ODD_BYTES)
         elif action == 3:
             del changed[place : place + 9]
         elif action == 4:

@@ -37,6 +37,11 @@ _WORDS = (
     "９", "１", "Aesthetic score: ", "Plausibility score: 0.9", "9" * 400, "1e400", "." * 9,
 )  # fmt: skip
 
+_UNUSABLE = (
+    "1.5", "-0.1", "nan", "inf", "1e400", "0.5/1", "80 %", "", "0,7", "0x1", "1_0", "０.5", "٠.٣",
+    "high", "0.5.1", "1e-", "--0.5", "9" * 400, "0.5 / 1", "²",
+)  # fmt: skip
+
 
 def case(number: int, dice: random.Random, home: Path) -> Result:
     """Writes one reply and reads it."""
@@ -96,14 +101,15 @@ def same(known: Mapping[str, float], scores: Mapping[str, float]) -> None:
         expect(fits, f"{name} is {value}, read as {read}")
 
 
-# -- replies whose values are known -----------------------------------------------------------------
+# -- replies whose values are known ---------------------------------------------------------------
 
 _Known = tuple[str, Mapping[str, float] | None, tuple[tuple[float, ...], ...] | None]
 
 
 def _number(dice: random.Random) -> str:
-    return dice.choice((f"{dice.random():.2f}", f"{dice.random():.{dice.randint(1, 17)}f}", "1.0",
-                        "0", "1", "0.0", f"{dice.random():.3e}", ".5", "+0.25"))  # fmt: skip
+    digits = dice.randint(1, 17)
+    random_ones = (f"{dice.random():.2f}", f"{dice.random():.{digits}f}", f"{dice.random():.3e}")
+    return dice.choice((*random_ones, "1.0", "0", "1", "0.0", ".5", "+0.25"))
 
 
 def _boxes(dice: random.Random) -> tuple[tuple[float, ...], ...]:
@@ -144,30 +150,7 @@ def _one_unusable(dice: random.Random) -> _Known:
     numbers = [_number(dice) for _ in FIELDS]
     known = dict(zip(SCORE_NAMES, map(float, numbers), strict=True))
     place = dice.randrange(4)
-    numbers[place] = dice.choice(
-        (
-            "1.5",
-            "-0.1",
-            "nan",
-            "inf",
-            "1e400",
-            "0.5/1",
-            "80 %",
-            "",
-            "0,7",
-            "0x1",
-            "1_0",
-            "０.5",
-            "٠.٣",
-            "high",
-            "0.5.1",
-            "1e-",
-            "--0.5",
-            "9" * 400,
-            "0.5 / 1",
-            "²",
-        )  # fmt: skip
-    )
+    numbers[place] = dice.choice(_UNUSABLE)
     return _reply(dice, numbers), known | {SCORE_NAMES[place]: math.nan}, ()
 
 
@@ -189,7 +172,7 @@ def _one_twice(dice: random.Random) -> _Known:
     return text, known, ()
 
 
-# -- replies of which only little is known ------------------------------------------------------------
+# -- replies of which only little is known --------------------------------------------------------
 
 
 def _mutilated(dice: random.Random) -> _Known:
