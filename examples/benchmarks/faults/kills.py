@@ -229,7 +229,7 @@ _AGAIN = ("generated", "verified")
 
 
 def _note_work(place: Path, step: Callable[[], None]) -> None:
-    """Makes the fakes count as steps, note how much they begin, and take a moment, as real work would."""
+    """Makes the fakes count as steps, note what they begin, and take a moment as real work does."""
     notes = {n: os.open(place / n, os.O_WRONLY | os.O_APPEND | os.O_CREAT) for n in _AGAIN}
     generate, verify = FakeGenerator.generate, FakeVerifier.verify
 
