@@ -138,7 +138,7 @@ def _(scene: Scene) -> None:
 def _(scene: Scene) -> None:
     """A folder, FIFO, or link that leads nowhere or in a circle, named as a file of the log."""
     names = ("parts/00000099.0.0123456789abcdef.parquet", "parts/00000099.parquet", "parts/x",
-             "waiting/x.json", "states/x.npz", "drafts/1.x.png", "chosen.png", "aside")  # fmt: skip
+             "waiting/x.json", "states/x.npz", "drafts/1.x.png")  # fmt: skip
     path = scene.folder / scene.dice.choice(names)
     path.parent.mkdir(exist_ok=True)
     _clear(path)
@@ -166,9 +166,9 @@ def _clear(path: Path) -> None:
 
 @_damage("the header or lock is not a file", may_refuse=True)
 def _(scene: Scene) -> None:
-    path = scene.folder / scene.dice.choice(
-        ("header.json", "lock", "trials.parquet", "trials.sha256")
-    )
+    tables = ("trials.parquet", "trials.sha256")
+    names = ("header.json", "lock", *tables, "chosen.png", "aside", "replay.svg", "report.html")
+    path = scene.folder / scene.dice.choice(names)
     _clear(path)
     _odd_entry(path, scene.dice)
 

@@ -58,7 +58,7 @@ def prepare(home: Path) -> None:
     _shared["decoy"] = Decoy(home / "decoy")
 
 
-def case(number: int, dice: random.Random, home: Path) -> list[Result]:
+def case(number: int, dice: random.Random, home: Path) -> Result:
     """Damages a copy of a folder and gives it to a command."""
     origin: Origin = dice.choice(_shared["origins"])
     # Links to what is beside the folder are the point of some cases.
@@ -75,11 +75,7 @@ def case(number: int, dice: random.Random, home: Path) -> list[Result]:
         what = dice.choice(COMMANDS)
         with runs.no_waiting_for_the_disk():
             result = _carry_out(what, folder, origin, damage, home)
-    result = result._replace(kind=name, detail=f"{what} of {origin.folder.name}: {result.detail}")
-    results = [result]
-    if changed := _shared["decoy"].changed():
-        results.append(Result(name, "outside", f"{what}: {changed}"))
-    return results
+    return result._replace(kind=name, detail=f"{what} of {origin.folder.name}: {result.detail}")
 
 
 def _carry_out(

@@ -92,6 +92,11 @@ def run_case(campaign: ModuleType, seed: int, number: int, home: Path) -> list[R
         if isinstance(error, KeyboardInterrupt):
             raise
         results = [judged(error)]
+    decoy: Decoy | None = getattr(campaign, "_shared", {}).get("decoy")
+    # However the case ended: what it did outside counts, and must not be put on the next one.
+    if decoy is not None and (changed := decoy.changed()):
+        kind = results[0].kind if results else "?"
+        results.append(Result(kind, "outside", f"changed: {changed}; {results[0].detail}"[:300]))
     seconds = (time.perf_counter() - began) / max(len(results), 1)
     return [r if r.seconds else r._replace(seconds=seconds) for r in results]
 
@@ -313,18 +318,26 @@ def run_many(
         home: an empty folder; each process has its own below it.
         seed: another seed, other cases.
         workers: processes; number i goes to process i modulo `workers`.
-        seconds: no case begins later than this; 0 = no such limit.
+        seconds: no case begins later than this after all is prepared; 0 = no such limit.
         with_rows: keep every result.
     """
     total = _tally(campaign, seed, with_rows)
-    until = time.time() + seconds if seconds else float("inf")
     context = multiprocessing.get_context("fork")
 
     def start(place: int, first: int, fatal: set[int]) -> _Worker:
         here, there = context.Pipe(duplex=False)
         now = context.Array("d", [first, float("inf"), first], lock=False)
         numbers = [n for n in range(first, cases, workers) if n not in fatal]
-        arguments = (campaign, seed, home / f"worker{place}", numbers, until, with_rows, there, now)
+        arguments = (
+            campaign,
+            seed,
+            home / f"worker{place}",
+            numbers,
+            seconds,
+            with_rows,
+            there,
+            now,
+        )
         process = context.Process(target=_work, args=arguments)
         process.start()
         there.close()
@@ -366,7 +379,7 @@ def _work(
     seed: int,
     home: Path,
     numbers: Iterable[int],
-    until: float,
+    seconds: float,
     with_rows: bool,
     pipe: Connection,
     now: Any,
@@ -381,6 +394,7 @@ def _work(
     except BaseException:
         pipe.send(f"{name_of(campaign)} cannot be prepared:\n{traceback.format_exc()}")
         raise
+    until = time.time() + seconds if seconds else float("inf")
     tally, sent = _tally(campaign, seed, with_rows), time.time()
     for number in numbers:
         began = time.time()
