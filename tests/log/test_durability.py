@@ -457,21 +457,3 @@ def test_spent_seconds_carry_over(tmp_path: Path) -> None:
 
     assert generated() == 12, "a batch a prompt"
     assert generated() == 0
-
-
-# -- real kills ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("overlap", [[], ["--overlap"]])
-def test_a_few_real_kills_lose_nothing_and_cost_a_batch(tmp_path: Path, overlap: list[str]) -> None:
-    script = Path(__file__).parents[2] / "examples" / "benchmarks" / "kill_campaign.py"
-    command = [sys.executable, script, "--kills", "3", "--folder", tmp_path, "--seed", "1"]
-    only = ["--only", "inpaint_reroll"]
-    done = subprocess.run([*command, *overlap, *only], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert report.pop("kills") == 3
-    assert report.pop("episodes") >= 1
-    assert report.pop("repaints") > 0
-    assert max(report.pop("generated_again"), report.pop("verified_again")) <= 4
-    assert set(report.values()) == {0}, report

@@ -74,6 +74,12 @@ def test_overrides_are_typed_and_make_new_sections(write) -> None:
     assert recipe.output == Path("x=y")
 
 
+@pytest.mark.parametrize("name", sorted(p.stem for p in recipe_folder().glob("*.yaml")))
+def test_a_resolved_recipe_can_be_read_again(name: str, write) -> None:
+    resolved = load_recipe(name).resolved()
+    assert load_recipe(write(yaml.safe_dump(resolved))).resolved() == resolved
+
+
 def test_a_resolved_recipe_has_the_defaults_and_is_json(write) -> None:
     resolved = load_recipe(write(GOOD)).resolved()
     assert json.loads(json.dumps(resolved)) == resolved

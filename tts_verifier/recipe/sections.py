@@ -89,6 +89,8 @@ def read_section(document: Document, section: str) -> Section:
     arguments = {key: value for key, value in values.items() if name is None or key != "name"}
     signature = parameters(builder)
     check_keys(document, arguments, known=signature, section=section)
+    # As `resolved` writes an option that is not set: the builder must not see it.
+    arguments = {k: v for k, v in arguments.items() if v is not None or signature[k][1] is not None}
     for key, value in arguments.items():
         check_type(document, (section, key), value, kind=signature[key][0])
     missing = [
