@@ -164,11 +164,11 @@ def test_a_reply_of_any_kind_is_read_in_linear_time(
 
 def test_a_reply_that_is_too_long_is_cut_and_says_so() -> None:
     start, most = "<answer>Aesthetic score: 0.25\n", reply.MAX_REPLY_CHARACTERS
-    assert reply.MAX_REPLY_CHARACTERS == 32_768
+    assert reply.MAX_REPLY_CHARACTERS == 16_384
     whole = start.ljust(most, ".")
     assert parse_reply(whole, reasoning=True).problem == ""
     long = parse_reply(whole + "Overall Impression score: 1", reasoning=True)
-    assert "at most 32768 characters to be read to its end; one has 32795" in long.problem
+    assert "at most 16384 characters to be read to its end; one has 16411" in long.problem
     assert same(list(long.scores.values()), [NAN, 0.25, NAN, NAN])
     # The limit may cut a number: "0.2" may be the start of "0.25".
     cut = "<answer>" + "\n" * (most - 28) + "Aesthetic score: 0.25"

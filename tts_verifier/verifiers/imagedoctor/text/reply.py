@@ -29,8 +29,8 @@ _FIELD_TO_SCORE: Final[Mapping[str, str]] = {
     "plausibility": "plausibility",
     "overallimpression": "overall",
 }
-MAX_REPLY_CHARACTERS: Final = 32_768
-"""The most characters of a reply that are read, four times what 2048 tokens usually take."""
+MAX_REPLY_CHARACTERS: Final = 16_384
+"""The most characters of a reply that are read, twice what 2048 tokens usually take."""
 MAX_NUMBER_CHARACTERS: Final = 100
 """A longer score is no plain number."""
 
@@ -139,9 +139,10 @@ def _parse_score(written: str) -> float:
 def _parse_boxes(text: str) -> tuple[Box, ...]:
     """Returns each box once, in order of appearance, without boxes that have no area."""
     boxes: dict[Box, None] = {}
-    for x1, y1, x2, y2 in _BOX_PATTERN.findall(text):
-        box = (float(x1), float(y1), float(x2), float(y2))
+    # Each wording once: turning text into numbers takes most of the time of a long reply.
+    for corners in dict.fromkeys(_BOX_PATTERN.findall(text)):
+        x1, y1, x2, y2 = map(float, corners)
         # Three hundred digits are infinite.
-        if all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]:
-            boxes[box] = None
+        if -math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf:
+            boxes[x1, y1, x2, y2] = None
     return tuple(boxes)
