@@ -335,7 +335,7 @@ def test_a_recipe_that_is_too_long_is_refused(write, monkeypatch: pytest.MonkeyP
     assert "a recipe must have at most 30 keys and values" in message(write(f"a: {[1] * 30}"))
     monkeypatch.setattr(yaml_lines, "MAX_CHARACTERS", 100)
     assert message(write("#" * 101)) == "mine.yaml: a recipe must have at most 100 characters, " \
-        "it has 101."  # fmt: skip
+        "it has 101. Put long lists of prompts into a file."  # fmt: skip
 
 
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
@@ -364,7 +364,9 @@ def test_a_number_that_is_not_finite_is_named_with_its_line(
     assert message(write(GOOD + line.format(number))) == expected
     override = f"{key}={number}"
     if "[" not in line:
-        assert message(write(GOOD), override).startswith(f"override '{override}': {key} must be a")
+        refusal = message(write(GOOD), override)
+        assert refusal.startswith(f"override '{override}"[:200])
+        assert f"': {key} must be a" in refusal
 
 
 @pytest.mark.parametrize("n", ["10000000000000000000000", "1000001"])
@@ -537,3 +539,14 @@ def test_any_text_builds_or_is_refused_clearly(
         load_recipe(path)
     with pytest.raises(TTSError):
         load_recipe("fake", [text, "strategy.n=0"]).build()
+
+
+def test_an_override_is_shown_short_and_its_key_is_not_deep(write) -> None:
+    long = message(write(GOOD), "strategy.n=" + "x: 1, " * 1000)
+    assert long.startswith("override 'strategy.n=x: 1, x: 1")
+    assert "…'" in long
+    assert len(long) < 400
+    # Every table on the way to the key is noted with its place.
+    deep = message(write(GOOD), "a." * 20_000 + "a=1")
+    assert deep.startswith("override 'a.a.a.")
+    assert deep.endswith("a key must be at most 50 deep, got 20001.")

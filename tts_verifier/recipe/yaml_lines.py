@@ -16,16 +16,56 @@ from tts_verifier.errors import RecipeError
 
 KeyPath = tuple[str, ...]
 
-MAX_CHARACTERS: Final = 2**19
+MAX_CHARACTERS: Final = 2**18
 """A longer recipe is refused: longer lists of prompts belong into a file of their own."""
-MAX_NODES: Final = 20_000
-"""A recipe with more keys and values is refused: PyYAML reads about 30,000 a second."""
+MAX_NODES: Final = 10_000
+"""A recipe with more keys and values is refused: PyYAML may read no more in half a second."""
 MAX_DEPTH: Final = 50
 """A recipe that is nested more deeply is refused; PyYAML itself would exhaust the stack."""
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which also reads 1e-3 as a number (YAML 1.1 wants 1.0e-3)."""
+    """The safe loader, which also reads 1e-3 as a number (YAML 1.1 wants 1.0e-3).
+
+    It refuses what a recipe may not be before anything is built from it, event by event.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        if len(text) > MAX_CHARACTERS:
+            raise RecipeError(
+                f"{name}: a recipe must have at most {MAX_CHARACTERS} characters, it has "
+                f"{len(text)}. Put long lists of prompts into a file."
+            )
+        super().__init__(text)
+        self._name, self._depth, self._nodes = name, 0, 0
+
+    def get_event(self) -> Any:
+        event: Any = super().get_event()
+        self._nodes += isinstance(event, yaml.NodeEvent)
+        self._depth += isinstance(event, yaml.CollectionStartEvent)
+        self._depth -= isinstance(event, yaml.CollectionEndEvent)
+        if fault := self._fault(event):
+            line = "" if self._name.startswith("override") else f":{event.start_mark.line + 1}"
+            raise RecipeError(f"{self._name}{line}: {fault}")
+        return event
+
+    def _fault(self, event: Any) -> str:
+        # A few nested aliases expand to gigabytes ("billion laughs").
+        if isinstance(event, yaml.AliasEvent):
+            return f"a recipe has no aliases, got *{event.anchor}."
+        # A tag names a type, and so perhaps code; "!" alone says that a value is plain text.
+        if getattr(event, "tag", None) not in (None, "!"):
+            return f"a recipe has no tags, got {str(event.tag)[:60]}."
+        if isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
+            return f"a number must have fewer than 1000 digits, got {len(event.value)}."
+        if self._depth > MAX_DEPTH:
+            return f"a recipe must be nested at most {MAX_DEPTH} deep, it is deeper."
+        if self._nodes > MAX_NODES:
+            return (
+                f"a recipe must have at most {MAX_NODES} keys and values, it has more. Put long "
+                "lists of prompts into a file."
+            )
+        return ""
 
 
 _Loader.add_implicit_resolver(
@@ -78,8 +118,7 @@ def parse_document(text: str, name: str) -> Document:
     """
     places: dict[KeyPath, str] = {(): name}
     try:
-        _check_events(text, name)
-        loader = _Loader(text)
+        loader = _Loader(text, name)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{name}: a recipe must be a table of keys and values.")
@@ -105,65 +144,37 @@ def apply_override(document: Document, text: str) -> None:
     key, equals, raw = text.partition("=")
     path = tuple(key.split("."))
     if not equals or not all(path):
-        raise RecipeError(f"An override must look like strategy.n=16, got {text!r}.")
+        raise RecipeError(f"An override must look like strategy.n=16, got {_shown(text)}.")
+    place = f"override {_shown(text)}"
+    if len(path) > MAX_DEPTH:
+        raise RecipeError(f"{place}: a key must be at most {MAX_DEPTH} deep, got {len(path)}.")
     try:
-        _check_events(raw, f"override {text!r}")
-        loader = _Loader(raw)
+        loader = _Loader(raw, place)
         node = loader.get_single_node()
-        _refuse_twins(node, f"override {text!r}")
+        _refuse_twins(node, place)
         value = None if node is None else loader.construct_document(node)
     except RecipeError:
         raise
     except _FAULTS as error:
-        raise RecipeError(
-            f"override {text!r}: the value must be YAML: {_error_text(error)}"
-        ) from error
+        raise RecipeError(f"{place}: the value must be YAML: {_error_text(error)}") from error
     table: Any = document.values
     for depth, word in enumerate(path[:-1], 1):
         if table.get(word) is None:
             table[word] = {}
-            document.places[path[:depth]] = f"override {text!r}"
+            document.places[path[:depth]] = place
         table = table[word]
         if not isinstance(table, dict):
-            raise RecipeError(f"override {text!r}: {word} is a value, not a table of keys.")
+            raise RecipeError(f"{place}: {word} is a value, not a table of keys.")
     table[path[-1]] = value
     # An override that is a table replaces the keys below it, and so the lines that set them.
-    for key_path in [place for place in document.places if place[: len(path)] == path]:
-        del document.places[key_path]
-    document.places[path] = f"override {text!r}"
+    for below in [other for other in document.places if other[: len(path)] == path]:
+        del document.places[below]
+    document.places[path] = place
 
 
-def _check_events(text: str, name: str) -> None:
-    """Raises RecipeError where a text is not what a recipe may be, before anything is built."""
-    if len(text) > MAX_CHARACTERS:
-        raise RecipeError(
-            f"{name}: a recipe must have at most {MAX_CHARACTERS} characters, it has {len(text)}."
-        )
-    depth = nodes = 0
-    event: Any
-    for event in yaml.parse(text, _Loader):
-        fault = ""
-        nodes += isinstance(event, yaml.NodeEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        # A few nested aliases expand to gigabytes ("billion laughs").
-        if isinstance(event, yaml.AliasEvent):
-            fault = f"a recipe has no aliases, got *{event.anchor}."
-        # A tag names a type, and so perhaps code; "!" alone says that a value is plain text.
-        elif getattr(event, "tag", None) not in (None, "!"):
-            fault = f"a recipe has no tags, got {str(event.tag)[:60]}."
-        elif isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
-            fault = f"a number must have fewer than 1000 digits, got {len(event.value)}."
-        elif depth > MAX_DEPTH:
-            fault = f"a recipe must be nested at most {MAX_DEPTH} deep, it is deeper."
-        elif nodes > MAX_NODES:
-            fault = (
-                f"a recipe must have at most {MAX_NODES} keys and values, it has more. Put long "
-                "lists of prompts into a file."
-            )
-        if fault:
-            line = f":{event.start_mark.line + 1}" if not name.startswith("override") else ""
-            raise RecipeError(f"{name}{line}: {fault}")
+def _shown(override: str) -> str:
+    """Returns an override in quotes, a long one without its end."""
+    return repr(override if len(override) <= 200 else f"{override[:200]}…")
 
 
 def _refuse_twins(node: yaml.Node | None, name: str) -> None:
