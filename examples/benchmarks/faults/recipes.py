@@ -28,7 +28,7 @@ from tts_verifier.runner import execute
 DEFAULT_CASES = 20_000
 LIMIT = 20.0
 SLOW = 1.0
-"""Seconds of processor time."""
+"""Seconds of processor time, the least of three measurements."""
 LIGHT = ("strategy", "objective", "budget")
 """Sections whose builders need no weights."""
 _ODD_VALUES = (
@@ -69,19 +69,30 @@ _shared: dict[str, Any] = {}
 def case(number: int, dice: random.Random, home: Path) -> Result:
     """Writes one recipe and reads it."""
     name = dice.choices(list(_KINDS), [weight for weight, _ in _KINDS.values()])[0]
-    began = time.thread_time()
+    state, least = dice.getstate(), math.inf
     with of_kind(name):
-        try:
-            _KINDS[name][1](dice, home)
-            outcome, detail = "right", ""
-        except TTSError as error:
-            if isinstance(error, RecipeError):
-                _check_message(str(error))
-            outcome, detail = "refused", str(error)[:200]
-        seconds = time.thread_time() - began
-    if seconds > SLOW:
-        return Result(name, "slow", f"{seconds:.1f} s; {detail}", seconds=seconds)
-    return Result(name, outcome, detail, seconds=seconds)
+        # A busy machine makes one measurement long, but hardly three.
+        for _ in range(3):
+            dice.setstate(state)
+            began = time.thread_time()
+            outcome, detail = _carry_out(name, dice, home)
+            least = min(least, time.thread_time() - began)
+            if least <= SLOW or least > 5 * SLOW:
+                break
+    if least > SLOW:
+        return Result(name, "slow", f"{least:.1f} s; {detail}", seconds=least)
+    return Result(name, outcome, detail, seconds=least)
+
+
+def _carry_out(name: str, dice: random.Random, home: Path) -> tuple[str, str]:
+    """Returns how a case ended, and the message if there is one."""
+    try:
+        _KINDS[name][1](dice, home)
+    except TTSError as error:
+        if isinstance(error, RecipeError):
+            _check_message(str(error))
+        return "refused", str(error)[:200]
+    return "right", ""
 
 
 def _check_message(message: str) -> None:
