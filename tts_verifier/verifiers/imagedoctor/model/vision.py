@@ -113,8 +113,8 @@ def _fused_mlp(mlp: Any) -> tuple[AffineWeights, AffineWeights]:
     """Fuses gate and up, and pads the hidden width of all three to `WIDTH_MULTIPLE`."""
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
     missing = -len(gate.weight) % WIDTH_MULTIPLE
-    zeros = gate.bias.new_zeros(missing)
-    bias = torch.cat([gate.bias, zeros, up.bias, zeros])
+    # Not a copy: new values of the parameters must reach an engine that is running.
+    bias = fuse_rows([gate.bias, up.bias], gap=missing)
     gate_up = fuse_rows([gate.weight, up.weight], gap=missing)
     return (
         AffineWeights(gate_up, bias),

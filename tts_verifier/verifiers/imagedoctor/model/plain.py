@@ -1,0 +1,83 @@
+"""Checks that a model is no more than its weights, because the engine reads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from tts_verifier.errors import InputError
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+
+MERGE: Final = "Merge adapters into the weights first (peft: `model = model.merge_and_unload()`)."
+OWN_HOOK: Final = "_tts_verifier_moves_inputs"
+"""Attribute of the hooks that this package adds to move inputs between devices."""
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuses a model that computes something else than its weights say.
+
+    The engine multiplies by the weights itself, several at a time, so it would ignore an adapter
+    beside a layer, a hook, a parametrization, or another layer in the place of a linear one.
+    Adapters that peft has merged (`merge_adapter`) or disabled change no result, and may stay.
+
+    Raises:
+        InputError: the model has such a part; the message names the first.
+    """
+    if not isinstance(model, ImageDoctorModel):
+        raise InputError(
+            "The engine runs an ImageDoctorModel and would ignore what is wrapped around it, got "
+            f"{type(model).__name__}. {MERGE} Of other wrappers pass the module inside."
+        )
+    for name, module in model.named_modules():
+        if (fault := _fault_of(module, root=module is model)) is not None:
+            raise InputError(
+                f"The engine reads the weights and would ignore that {name or 'the model'} {fault}."
+            )
+    for name, layer in _layers_read(model):
+        plain = getattr(layer, "base_layer", layer)
+        if type(plain) is not nn.Linear or plain._modules or {*plain._parameters} - _LINEAR:
+            raise InputError(
+                f"The engine reads the weights of linear layers, but {name} is "
+                f"{type(plain).__module__}.{type(plain).__qualname__} with "
+                f"{', '.join(n for n, _ in plain.named_parameters()) or 'no parameters'}. {MERGE} "
+                "Load quantised weights in bf16."
+            )
+
+
+_LINEAR = {"weight", "bias"}
+_READ_IN_LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_READ_IN_VISION = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _fault_of(module: nn.Module, *, root: bool) -> str | None:
+    """Says what a module does that its weights do not tell, or None."""
+    if hasattr(module, "base_layer"):
+        # Both at once is no state to compute in: peft would take the adapter out of the weights.
+        if bool(getattr(module, "merged", False)) == bool(getattr(module, "disable_adapters", 0)):
+            return f"has an adapter that is not merged ({type(module).__name__}). {MERGE[:-1]}"
+    elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+        return f"has a trained copy beside it ({type(module).__name__}). {MERGE[:-1]}"
+    if parametrize.is_parametrized(module):
+        names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+        return (
+            f"is parametrized ({names}). Make the values permanent first: "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if foreign := [hook for hook in hooks if not hasattr(hook, OWN_HOOK)]:
+        return f"has a forward hook ({foreign[0]!r}). Remove it first"
+    # The whole model's may be another one: accelerate casts in it for training.
+    if "forward" in vars(module) and not root:
+        return "has another `forward` than its class. Remove it, or load the weights alone"
+    return None
+
+
+def _layers_read(model: ImageDoctorModel) -> Iterator[tuple[str, Any]]:
+    """Returns (name, layer) of all layers of which only weight and bias are read."""
+    parts = (("model.layers.", _READ_IN_LANGUAGE), ("visual.blocks.", _READ_IN_VISION))
+    for name, module in model.named_modules():
+        if any(name.startswith(p) and name.rpartition(".")[2] in read for p, read in parts):
+            yield name, module
