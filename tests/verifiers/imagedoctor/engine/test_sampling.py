@@ -213,7 +213,8 @@ def test_temperature_0_and_recording_leave_greedy_as_it_is(model: ImageDoctorMod
         dataclasses.replace(limits, sampling=Sampling(0.0, 5, 0.5)),
         dataclasses.replace(limits, log_probs=True),
     ):
-        for reply, old in zip(generate(model, seeded(model, copies=1), changed), expected):
+        replies = generate(model, seeded(model, copies=1), changed)
+        for reply, old in zip(replies, expected, strict=True):
             assert same(reply, old)
             assert torch.equal(reply.map_states, old.map_states)
     assert all(reply.log_probs is None for reply in expected)

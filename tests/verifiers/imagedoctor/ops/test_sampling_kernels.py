@@ -19,7 +19,7 @@ from tts_verifier.verifiers.imagedoctor.ops import sampling_kernels
 from tts_verifier.verifiers.imagedoctor.requests import Sampling
 
 GPU = torch.cuda.is_available()
-SIZES = [(64, 10), (64, 151_936)] if GPU else [(3, 10), (3, 300)]
+SIZES = [(64, 10), (64, 151_936)] if GPU else [(2, 300)]
 SETTINGS = [
     (1.0, 0, 1.0),
     (1e-6, 0, 1.0),
@@ -35,9 +35,9 @@ SETTINGS = [
 def _start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert sampling_kernels.BLOCK == next_token.BLOCK
     if not GPU:
-        # An interpreter runs the kernels: several blocks of few tokens.
+        # An interpreter runs the kernels: two blocks of few tokens.
         for module in (sampling_kernels, next_token):
-            monkeypatch.setattr(module, "BLOCK", 64)
+            monkeypatch.setattr(module, "BLOCK", 256)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         yield
@@ -66,7 +66,7 @@ def test_draws_are_those_of_the_plain_operations(
     torch.testing.assert_close(log_probs.double(), expected, atol=1e-5, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.5), (3, 0.6)])
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, 1.0), (0, 0.5)])
 def test_equal_scores_stay_together_and_impossible_tokens_are_never_drawn(
     top_k: int, top_p: float
 ) -> None:

@@ -28,6 +28,7 @@ DIGIT_BITS: Final = 4
 _KEYS = tl.constexpr(2**KEY_BITS)
 _STEPS = tl.constexpr(2.0 ** (KEY_BITS - 5))
 _DIGITS = tl.constexpr(2**DIGIT_BITS)
+_LOWEST = tl.constexpr(-1e30)
 _WARPS = 8
 
 
@@ -58,8 +59,9 @@ def _block_sums_kernel(
     """Finds the highest score of a block, and sums its weights relative to that one."""
     row, block = tl.program_id(0), tl.program_id(1)
     s = _load_block(scores, row, block, columns, BLOCK)
-    top = tl.max(s, 0)
-    weights = tl.where(s > float("-inf"), tl.exp((s - top) * scale), 0.0)
+    # Finite, because a block may hold impossible tokens only.
+    top = tl.maximum(tl.max(s, 0), _LOWEST)
+    weights = tl.exp((s - top) * scale)
     tl.store(highest + row * blocks + block, top)
     tl.store(sums + row * blocks + block, tl.sum(weights, 0))
 
