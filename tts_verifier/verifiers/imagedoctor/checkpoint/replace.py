@@ -55,9 +55,10 @@ def _check(
     *,
     partial: bool,
 ) -> None:
-    optional = {OUTPUT_MATRIX, EMBEDDING} & set(values) if model.config.tied else set()
+    both = {OUTPUT_MATRIX, EMBEDDING}
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
     # Of two names of one tensor either will do.
-    missing = set(weights) - set(values) - ({OUTPUT_MATRIX, EMBEDDING} if optional else set())
+    missing = set(weights) - set(values) - (both if tied and both & set(values) else set())
     known = sorted(set(weights) & set(values))
     faults = {
         "are missing": () if partial else sorted(missing),
@@ -84,7 +85,7 @@ def _check(
             f"{' '.join(parts)} Give a whole state dict with its adapters merged, or partial=True "
             "for some of the weights."
         )
-    if len(optional) == 2 and not torch.equal(values[OUTPUT_MATRIX], values[EMBEDDING]):
+    if tied and both <= set(values) and not torch.equal(values[OUTPUT_MATRIX], values[EMBEDDING]):
         raise CheckpointError(
             f"The model's {OUTPUT_MATRIX} is {EMBEDDING} itself, but the new weights give them "
             "different values. Leave one of them out."

@@ -1,4 +1,4 @@
-"""Checks that a model is no more than its weights, because the engine reads nothing else."""
+"""Checks that a model is no more than its weights, where nothing else of it is read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tts_verifier.errors import InputError
-from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 MERGE: Final = "Merge adapters into the weights first (peft: `model = model.merge_and_unload()`)."
 OWN_HOOK: Final = "_tts_verifier_moves_inputs"
 """Attribute of the hooks that this package adds to move inputs between devices."""
+_LINEAR = {"weight", "bias"}
+_READ_IN_LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_READ_IN_VISION = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
 
 
 def check_plain(model: nn.Module) -> None:
@@ -26,56 +28,67 @@ def check_plain(model: nn.Module) -> None:
     Raises:
         InputError: the model has such a part; the message names the first.
     """
-    if not isinstance(model, ImageDoctorModel):
+    # The class, because a wrapper's instance passes on the names of the model inside.
+    if not hasattr(type(model), "heatmap_logits"):
         raise InputError(
             "The engine runs an ImageDoctorModel and would ignore what is wrapped around it, got "
             f"{type(model).__name__}. {MERGE} Of other wrappers pass the module inside."
         )
     for name, module in model.named_modules():
         if (fault := _fault_of(module, root=module is model)) is not None:
-            raise InputError(
-                f"The engine reads the weights and would ignore that {name or 'the model'} {fault}."
-            )
+            raise InputError(f"The engine would ignore that {name or 'the model'} {fault}")
     for name, layer in _layers_read(model):
-        plain = getattr(layer, "base_layer", layer)
-        if type(plain) is not nn.Linear or plain._modules or {*plain._parameters} - _LINEAR:
-            raise InputError(
-                f"The engine reads the weights of linear layers, but {name} is "
-                f"{type(plain).__module__}.{type(plain).__qualname__} with "
-                f"{', '.join(n for n, _ in plain.named_parameters()) or 'no parameters'}. {MERGE} "
-                "Load quantised weights in bf16."
-            )
+        check_linear(layer, name)
 
 
-_LINEAR = {"weight", "bias"}
-_READ_IN_LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_READ_IN_VISION = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
+def check_linear(layer: nn.Module, name: str) -> None:
+    """Refuses a layer that is not the product with its weight and the sum with its bias.
+
+    Raises:
+        InputError: it is another layer, or has an adapter.
+    """
+    if (fault := _adapter_fault(layer)) is not None:
+        raise InputError(f"Of linear layers only the weights are read, but {name} {fault}")
+    plain: Any = getattr(layer, "base_layer", layer)
+    if type(plain) is not nn.Linear or plain._modules or {*plain._parameters} - _LINEAR:
+        raise InputError(
+            f"Of linear layers only the weights are read, but {name} is "
+            f"{type(plain).__module__}.{type(plain).__qualname__} with "
+            f"{', '.join(n for n, _ in plain.named_parameters()) or 'no parameters'}. {MERGE} "
+            "Load quantised weights in bf16."
+        )
+
+
+def _adapter_fault(module: nn.Module) -> str | None:
+    if hasattr(module, "base_layer"):
+        # Both at once is no state to compute in: peft would take the adapter out of the weights.
+        if bool(getattr(module, "merged", False)) == bool(getattr(module, "disable_adapters", 0)):
+            return f"has an adapter that is not merged ({type(module).__name__}). {MERGE}"
+    elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+        return f"has a trained copy beside it ({type(module).__name__}). {MERGE}"
+    return None
 
 
 def _fault_of(module: nn.Module, *, root: bool) -> str | None:
     """Says what a module does that its weights do not tell, or None."""
-    if hasattr(module, "base_layer"):
-        # Both at once is no state to compute in: peft would take the adapter out of the weights.
-        if bool(getattr(module, "merged", False)) == bool(getattr(module, "disable_adapters", 0)):
-            return f"has an adapter that is not merged ({type(module).__name__}). {MERGE[:-1]}"
-    elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-        return f"has a trained copy beside it ({type(module).__name__}). {MERGE[:-1]}"
+    if (fault := _adapter_fault(module)) is not None:
+        return fault
     if parametrize.is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
         return (
             f"is parametrized ({names}). Make the values permanent first: "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+            "torch.nn.utils.parametrize.remove_parametrizations."
         )
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     if foreign := [hook for hook in hooks if not hasattr(hook, OWN_HOOK)]:
-        return f"has a forward hook ({foreign[0]!r}). Remove it first"
+        return f"has a forward hook ({foreign[0]!r}). Remove it first."
     # The whole model's may be another one: accelerate casts in it for training.
     if "forward" in vars(module) and not root:
-        return "has another `forward` than its class. Remove it, or load the weights alone"
+        return "has another `forward` than its class. Remove it, or load the weights alone."
     return None
 
 
-def _layers_read(model: ImageDoctorModel) -> Iterator[tuple[str, Any]]:
+def _layers_read(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Returns (name, layer) of all layers of which only weight and bias are read."""
     parts = (("model.layers.", _READ_IN_LANGUAGE), ("visual.blocks.", _READ_IN_VISION))
     for name, module in model.named_modules():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
+from tts_verifier.verifiers.imagedoctor.model.plain import check_linear
 from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
@@ -78,6 +79,8 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
     """
     blocks = cast(Sequence[Any], tower.blocks)
     if not fuse:
+        # For an engine `check_plain` has looked at the whole model.
+        _check_blocks(blocks)
         return [
             _block(block, _concatenated_gate_up(block.mlp), _affine(block.mlp.down_proj))
             for block in blocks
@@ -85,6 +88,17 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
     # Weights that are made in inference mode could never be trained or updated in place later.
     with torch.inference_mode(False), torch.no_grad():
         return [_block(block, *_fused_mlp(block.mlp)) for block in blocks]
+
+
+def _check_blocks(blocks: Sequence[Any]) -> None:
+    """Refuses adapters, which would be trained in vain: forward passes read weights as well."""
+    for i, block in enumerate(blocks):
+        for part, names in (
+            (block.attn, ("qkv", "proj")),
+            (block.mlp, ("gate_proj", "up_proj", "down_proj")),
+        ):
+            for name in names:
+                check_linear(getattr(part, name), f"visual.blocks.{i} {name}")
 
 
 def _block(block: Any, gate_up: AffineWeights, down: AffineWeights) -> Block:
