@@ -25,6 +25,8 @@ class Brightness(Verifier):
     """Everything that decides a verdict; it becomes part of the log's header."""
     objective = Objective({"brightness": 1.0})
     """What `rerank` sorts by, and what a run climbs unless it is given another objective."""
+    score_names = ("brightness",)
+    """The names of all scores: a run refuses an objective of any other before it draws."""
 
     def verify(
         self,

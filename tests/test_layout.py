@@ -19,14 +19,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
-    ["environment", "errors", "memory"],
-    ["images", "registry"],
+    ["environment", "errors", "files", "memory"],
+    ["images", "loading", "registry", "tables"],
     ["types"],
     ["choice", "identity", "masks"],
     ["interfaces", "log"],
     ["evaluation", "generators", "runner", "shapes", "strategies", "verifiers"],
-    ["analysis", "scoring", "testing", "training", "verified"],
+    ["analysis", "scoring", "testing", "verified"],
     ["recipe"],
+    ["training"],
     ["cli", "__init__"],
 ]
 """A room imports from earlier rows only; the rooms of one row are strangers to one another."""

@@ -22,6 +22,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert fresh("import tts_verifier; tts_verifier.Objective, tts_verifier.Verifier") == "[]\n"
 
 
+def test_importing_the_package_imports_nothing_of_training() -> None:
+    code = """
+import tts_verifier
+for name in tts_verifier.__all__:
+    getattr(tts_verifier, name)
+print([name for name in sys.modules if name.startswith("tts_verifier.training")])
+"""
+    assert fresh(code).startswith("[]\n")
+
+
 def test_running_on_fakes_needs_no_torch() -> None:
     code = """
 from tts_verifier import BestOfN, run
@@ -31,7 +41,7 @@ run(['a red circle'], FakeGenerator(), FakeVerifier(), BestOfN(2))
     assert "torch" not in fresh(code)
 
 
-@pytest.mark.parametrize("command", ["run", "score", "replay", "report"])
+@pytest.mark.parametrize("command", ["run", "score", "replay", "report", "evaluate", "train"])
 def test_help_is_quick_because_it_loads_nothing_heavy(command: str) -> None:
     code = f"""
 from tts_verifier.cli.{command} import {command}_command

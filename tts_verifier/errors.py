@@ -12,6 +12,8 @@ A message states the rule, the value found and the remedy. `RunWarning` is the o
 
 from __future__ import annotations
 
+import os
+
 
 class TTSError(Exception):
     """A problem that the user can fix."""
@@ -49,3 +51,17 @@ class CheckpointError(TTSError):
 
 class RunWarning(UserWarning):
     """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    r"""Returns a file's name as text that every file and terminal can hold.
+
+    A byte that is no UTF-8 becomes an escape such as ``\xff``; other names stay as they are.
+    """
+    name = os.fspath(text)
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        # Surrogates that stand for no byte: they come from JSON, not from a file's name.
+        raw = name.encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")

@@ -93,14 +93,17 @@ def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
     return proposal
 
 
-def trial_id(prompt: str, proposal: Proposal, settings: Mapping[str, Setting]) -> str:
+def trial_id(
+    prompt: str, proposal: Proposal, settings: Mapping[str, Setting], repeat: int = 0
+) -> str:
     """Returns the id of the trial: 16 hex digits.
 
     The id is a hash of the prompt's text, the proposal and the generator's settings. A proposal
-    names its parent by such an id, so the hash covers all ancestors.
+    names its parent by such an id, so the hash covers all ancestors. `repeat` is the prompt's.
     """
     # 64 bits: among a million trials the probability of two equal ids is 3e-8.
-    key = canonical([prompt, proposal_to_json(proposal), dict(settings)])
+    again = [repeat] if repeat else []
+    key = canonical([prompt, proposal_to_json(proposal), dict(settings), *again])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -114,3 +117,8 @@ def seed_for(run_seed: int, prompt: str, index: int, purpose: str = "draw") -> i
     key = f"{run_seed}\0{purpose}\0{index}\0{prompt}".encode()
     # The shift makes room for the sign: many generators take a signed 64-bit seed.
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+
+
+def seed_of_repeat(run_seed: int, prompt: str, repeat: int) -> int:
+    """Returns the run's seed as a prompt's task has it: another one where the text repeats."""
+    return seed_for(run_seed, prompt, repeat, "repeat") if repeat else run_seed

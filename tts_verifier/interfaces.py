@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from PIL import Image
 
-from tts_verifier.choice.objective import Objective, order
+from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
@@ -44,6 +45,14 @@ class Extendable(Protocol):
 
     grows: Collection[str]
     """Names of constructor arguments. A larger value extends a finished run."""
+
+
+@runtime_checkable
+class ReadsScores(Protocol):
+    """A strategy that reads scores by their names, besides the objective."""
+
+    reads: Collection[str]
+    """Names of these scores. A run refuses those that its verifier does not give."""
 
 
 @runtime_checkable
@@ -119,6 +128,9 @@ class Verifier(ABC):
     """Everything that determines a verdict (model, revision, dtype, fit), for the log."""
     objective: Objective = Objective()
     """The objective that `rerank` sorts by unless it gets another."""
+    score_names: Collection[str] | None = None
+    """Names of all scores that its verdicts have. With them a misspelt name in an objective is
+    refused before anything is drawn; None = with the first verdict."""
 
     @abstractmethod
     def verify(
@@ -139,31 +151,41 @@ class Verifier(ABC):
         images: Sequence[ImageLike],
         prompt: str,
         *,
-        objective: Objective | Callable[[Mapping[str, float]], float] | None = None,
+        objective: Objective
+        | Mapping[str, float]
+        | Callable[[Mapping[str, float]], float]
+        | None = None,
     ) -> Ranking:
         """Sorts images by how well they match one prompt.
 
         Args:
             images: PIL images, numpy arrays, torch tensors or paths (see `images.as_image`).
             prompt: the prompt that they were generated for.
-            objective: turns scores by name into a number; None = the verifier's own.
+            objective: turns scores by name into a number, or weights by score name; None = the
+                verifier's own.
 
         Returns:
             A sequence of `(index, image, objective, verdict)`, best first; images without a
             usable score come last.
 
         Raises:
-            InputError: there is no image, or one is not usable.
+            InputError: there is no image, or one is not usable; the objective names a score that
+                the verifier does not give.
         """
         if not len(images):
             raise InputError("rerank needs at least one image, got an empty list.")
+        chosen = objective if callable(objective) else as_objective(objective) or self.objective
+        if isinstance(chosen, Objective):
+            chosen.check_names(self.score_names)
         converted = as_images(images)
         verdicts = self.verify(converted, [prompt] * len(converted))
-        values = [(objective or self.objective)(v.scores) for v in verdicts]
+        if isinstance(chosen, Objective):
+            chosen.check_names(names_of_scores(verdicts))
+        values = [chosen(v.scores) for v in verdicts]
         return Ranking([Ranked(i, converted[i], values[i], verdicts[i]) for i in order(values)])
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, **kwargs: Any) -> Verifier:
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Verifier:
         """Loads an ImageDoctor: `"shapes"` (bundled), a folder, or a hub id.
 
         Keyword arguments go to `ImageDoctor.from_pretrained`. Subclasses override this.
@@ -171,6 +193,11 @@ class Verifier(ABC):
         # Found by name: the interface must not import its implementations.
         verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
         return verifier
+
+
+def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | None:
+    """Returns the names of the scores of some verdicts; None if there is no score."""
+    return dict.fromkeys(name for v in verdicts if v is not None for name in v.scores) or None
 
 
 def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> None:

@@ -156,10 +156,10 @@ class BothMapsEngine(Engine):
     """An engine whose every reply asks for both maps, because random weights never do."""
 
     def replies(
-        self, requests: Iterable[GenerationRequest]
+        self, requests: Iterable[GenerationRequest], *, expected: int | None = None
     ) -> Iterator[tuple[int, GeneratedReply]]:
         """Generates a reply to every request."""
-        for number, reply in super().replies(requests):
+        for number, reply in super().replies(requests, expected=expected):
             yield number, replace(reply, has_map=(True, True))
 
 

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from tts_verifier import shapes
-from tts_verifier.evaluation import auc, correlation
+from tts_verifier.evaluation import auc, plcc
 from tts_verifier.shapes.grammar import parse_caption
 
 BOOTSTRAPS = 2000
@@ -65,8 +65,8 @@ def report(table: pd.DataFrame, name: str) -> None:
     rates = table.groupby("category")[name].mean()
     print(f"  {'mean of categories':18s} {rates.mean():6.1%}")
     scored = table.dropna(subset="semantic_alignment")
-    plcc = correlation(scored.semantic_alignment, scored[f"{name}_score"])
-    print(f"  PLCC of semantic alignment with its score {plcc:.3f}")
+    agreement = plcc(scored.semantic_alignment, scored[f"{name}_score"])
+    print(f"  PLCC of semantic alignment with its score {agreement:.3f}")
     prompts = [part for _, part in table.groupby("prompt_id")]
     aucs = [auc(p.objective, p[name]) for p in prompts if p[name].nunique() == 2]
     print(f"  AUC within a prompt {np.mean(aucs):.3f} ({len(aucs)} prompts with both)")

@@ -34,8 +34,10 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GenerationLimits,
@@ -66,6 +68,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.images, self.tokens, self.sequences = args.images, args.tokens, args.sequences
+        self.together = min(self.sequences or GPU_SEQUENCES, self.images)
         self.cuda = args.device == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.grid = (args.grid, args.grid)
@@ -76,6 +79,8 @@ class Bench:
         else:
             self.model = random_model(args.device, self.dtype)
         self.model.requires_grad_(False).eval()
+        if args.precision == "fp8":
+            quantise_model(self.model)
         self.text = args.text
         self.requests = self._requests(args.images)
 
@@ -160,7 +165,7 @@ def floor(bench: Bench) -> list[Row]:
     cache = 2 * layers * text["num_key_value_heads"] * size * wide
     weights = sum(p.nbytes for p in model.model.layers.parameters()) + model.lm_head.weight.nbytes
     length = len(request.ids) + bench.tokens / 2
-    sequences = min(bench.sequences, bench.images)
+    sequences = bench.together
     step = max(
         (weights + sequences * length * cache) / bandwidth, 2 * sequences * weights / wide / matmul
     )
@@ -197,11 +202,11 @@ def ours(bench: Bench) -> list[Row]:
     step = engine.decode_step
     length = len(bench.requests[0].ids) + bench.tokens // 2
     with torch.inference_mode():
-        each = bench.rate(lambda: step(min(bench.sequences, bench.images), length), 20)
+        each = bench.rate(lambda: step(bench.together, length), 20)
     short = Engine(bench.model, GenerationLimits(1, ()), sequences=bench.sequences)
     list(short.replies(bench.requests))
     seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
-    steps = -(-bench.images // bench.sequences)
+    steps = -(-bench.images // bench.together)
     prefill = bench.images / max(seconds - steps * each, 1e-9)
     for r in rows:
         r |= {"ms_per_step": each * 1e3, "prefill_images_per_s": prefill}
@@ -235,7 +240,8 @@ def queue(bench: Bench) -> list[Row]:
 def sampled(bench: Bench) -> list[Row]:
     """Times a decode step with each way to draw a token, and with recorded log-probabilities."""
     rows: list[Row] = []
-    count = min(bench.sequences, bench.images)
+    steps = 50 if bench.cuda else 5
+    count = bench.together
     length = len(bench.requests[0].ids) + bench.tokens // 2
     for name, sampling in SAMPLINGS.items():
         for log_probs in (False, True):
@@ -246,7 +252,9 @@ def sampled(bench: Bench) -> list[Row]:
             step = engine.decode_step
             assert step is not None
             with torch.inference_mode():
-                times = sorted(bench.rate(lambda s=step: s(count, length), 50) for _ in range(RUNS))
+                times = sorted(
+                    bench.rate(lambda s=step: s(count, length), steps) for _ in range(RUNS)
+                )
             milliseconds = times[RUNS // 2] * 1e3
             base = rows[0]["ms_per_step"] if rows else milliseconds
             part = f"sample: {name}{', log-probabilities' if log_probs else ''}"
@@ -267,7 +275,7 @@ def decoding(
 
     def run(maps: bool) -> list[list[int]]:
         map_queue, replies = MapQueue(decoder), {}
-        for number, reply in engine.replies(requests):
+        for number, reply in engine.replies(requests, expected=len(requests)):
             replies[number] = reply.ids
             if maps:
                 map_queue.add(number, replace(reply, has_map=(True, True)), bench.grid)
@@ -305,7 +313,7 @@ def generate(bench: Bench, part: str) -> list[Row]:
     """Times `generate`: "official" one by one with all states, "dynamic", "static" batched."""
     built = stock(bench)
     alone = part == "official"
-    requests = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.images, bench.sequences)]
+    requests = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.together, 32)]
     config = GenerationConfig(
         max_new_tokens=bench.tokens,
         min_new_tokens=bench.tokens,
@@ -403,7 +411,8 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, in order")
     parser.add_argument("--sample", action="store_true", help="also time steps that draw tokens")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--sequences", type=int, help="replies at a time; default: automatic")
+    parser.add_argument("--precision", choices=["fp8"], help="of the products of ours and score")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--text", type=int, default=TEXT_TOKENS, help="text tokens of a prompt")
     parser.add_argument("--grid", type=int, default=36, help="patches a side, without --model")

@@ -31,10 +31,24 @@ def test_a_score_of_weight_zero_is_not_needed() -> None:
     assert Objective({"a": 2.0, "b": 0.0})({"a": 0.5}) == 1.0
 
 
-@pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": NAN}, {"a": 1.0, "b": math.inf}])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        *({}, {"a": 0.0}, {"a": NAN}, {"a": 1.0, "b": math.inf}, {"a": 10**400}, {"a": True}),
+        *({"a": "1"}, {"a": None}, {"a": 1j}, {1: 1.0}, [("a", 1.0)], ["a"], "a", 5),
+    ],
+)
 def test_unusable_weights_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(InputError, match="An objective needs"):
         Objective(weights)
+
+
+def test_a_name_that_is_no_score_is_refused_with_a_similar_one() -> None:
+    objective = Objective({"aesthetics": 1.0, "plausability": 0.5})
+    objective.check_names(None)
+    objective.check_names(["aesthetics", "plausability"])
+    with pytest.raises(InputError, match=r"got 'plausability'\. Did you mean 'plausibility'"):
+        objective.check_names(["aesthetics", "plausibility"])
 
 
 def test_an_objective_shows_its_weights() -> None:
@@ -98,8 +112,23 @@ def test_a_ranking_by_another_objective() -> None:
     colours = [Image.new("RGB", (2, 2), c) for c in ("blue", "red")]
     ranking = FakeVerifier().rerank(colours, "x", objective=Objective({"plausibility": 1.0}))
     assert [item.index for item in ranking] == [0, 1]
+    ranking = FakeVerifier().rerank(colours, "x", objective={"plausibility": 1.0})
+    assert [item.index for item in ranking] == [0, 1]
     ranking = FakeVerifier().rerank(colours, "x", objective=lambda scores: -scores["aesthetics"])
     assert isinstance(ranking[0], Ranked)
+
+
+@pytest.mark.parametrize("objective", [Objective({"overal": 1.0}), {"overal": 1.0}])
+def test_a_ranking_by_a_misspelt_score_is_refused(objective: object) -> None:
+    colours, known = [Image.new("RGB", (2, 2), c) for c in ("blue", "red")], FakeVerifier()
+    unknown = FakeVerifier(lambda image, prompt: {"overall": 0.5})
+    for verifier in (known, unknown):
+        with pytest.raises(InputError, match=r"got 'overal'\. Did you mean 'overall'"):
+            verifier.rerank(colours, "x", objective=objective)
+    # A verifier that says its names is not asked for a verdict first.
+    assert known.trace == []
+    with pytest.raises(InputError, match="must be an Objective or weights"):
+        known.rerank(colours, "x", objective="overall")
 
 
 def test_an_unusable_score_ranks_last() -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +14,12 @@ from hypothesis import strategies as st
 
 from tts_verifier import registry
 from tts_verifier.errors import RecipeError, TTSError, UnsupportedError
-from tts_verifier.recipe import load_recipe, recipe_folder, run_recipe
+from tts_verifier.recipe import load_recipe, recipe_folder, run_recipe, yaml_lines
 from tts_verifier.recipe.signatures import parameters, value_fits
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Prompt
+from tts_verifier.verifiers.imagedoctor import ImageDoctor
 
 GOOD = """\
 generator: {name: fake, batch_size: 2}
@@ -171,11 +174,14 @@ def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
         ("verifier:\n  name: fake", "verifier:", "mine.yaml: a recipe needs 'verifier'"),
         ("prompts: [a red circle,", "prompts: [' ',", "mine.yaml:7: Prompt 0 must be a text"),
         ("prompts: [", "prompts: no.txt #", "mine.yaml:7: The prompts "),
-        ("prompts: [", "prompts: no.csv #", "mine.yaml:7: A file of prompts must be .txt or"),
+        ("prompts: [", "prompts: no.csv #", "mine.yaml:7: The prompts "),
+        ("prompts: [", "prompts: a cat #", "mine.yaml:7: A file of prompts must be .txt or"),
+        ("prompts: [", "prompts: {file: 5} #", "mine.yaml:7: prompts.file must be a text, got 5"),
+        ("prompts: [", "prompts: {x: 5} #", "mine.yaml:7: prompts must be a list or a .txt"),
         ("prompts: [", "prompts: 5 #", "mine.yaml:7: prompts must be a list or a .txt"),
         ("prompts: [", "prompts: [] #", "mine.yaml:7: A run needs at least one prompt"),
         ("{id: 7,", "{id: [7],", "mine.yaml:7: Prompt 1 must have a string or a number as id"),
-        ("{id: 7,", "{tag: 7,", "mine.yaml:7: Prompt 1 must have a word as category, got 7."),
+        ("{id: 7,", "{tag: [7],", "mine.yaml:7: Prompt 1 must have a text or a number as tag, got"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(write, old: str, new: str, expected: str) -> None:
@@ -216,6 +222,37 @@ def test_a_mistake_inside_a_table_is_named_with_the_line_of_the_table(write) -> 
     assert message(write(GOOD.replace("  name: best_of_n\n  n: 3\n", adaptive))) == expected
 
 
+ADAPTIVE = """\
+  name: adaptive
+  strategy: {name: best_of_n, n: 3}
+  thresholds:
+    overall: 0.9
+    overal: 0.5
+"""
+MISSPELT = "must name scores that the verifier gives, got 'overal'. Did you mean 'overall'? Avail"
+
+
+def test_a_misspelt_score_is_named_with_its_line(write) -> None:
+    weights = "objective:\n  weights:\n    aesthetics: 1\n    overal: 1\n"
+    expected = f"mine.yaml:11: An objective {MISSPELT}"
+    assert message(write(GOOD + weights)).startswith(expected)
+    override = "objective.weights.overal=1"
+    expected = f"override '{override}': An objective {MISSPELT}"
+    assert message(write(GOOD), override).startswith(expected)
+    thresholds = GOOD.replace("  name: best_of_n\n  n: 3\n", ADAPTIVE)
+    expected = f"mine.yaml:9: Adaptive's thresholds {MISSPELT}"
+    assert message(write(thresholds)).startswith(expected)
+
+
+def test_a_misspelt_score_is_named_before_weights_load(
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageDoctor, "__init__", None)
+    text = GOOD.replace("verifier:\n  name: fake", "verifier: {name: imagedoctor, model: shapes}")
+    got = message(write(text), "objective.weights.overal=1")
+    assert "Did you mean 'overall' or 'overall_expected'?" in got
+
+
 def test_a_budget_of_nothing_is_refused(write) -> None:
     with pytest.raises(TTSError, match="Every limit of a budget must be positive"):
         load_recipe(write(GOOD + "budget: {candidates: 0}")).build()
@@ -251,6 +288,127 @@ def test_a_wrong_override_is_named(write, override: str, expected: str) -> None:
 )
 def test_what_is_no_table_is_refused(write, text: str) -> None:
     assert message(write(text)).startswith("mine.yaml")
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in pairwise("abcdefghij"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BOMB, "mine.yaml:2: a recipe has no aliases, got *a."),
+        ("a: &a [*a]", "mine.yaml:1: a recipe has no aliases, got *a."),
+        ("a: " + "[" * 100_000, "mine.yaml:1: a recipe must be nested at most 50 deep"),
+        ("a: " + "{a: " * 5_000, "mine.yaml:1: a recipe must be nested at most 50 deep"),
+        ("\n".join("  " * i + "a:" for i in range(300)), "mine.yaml:51: a recipe must be nested"),
+        ("- " * 500, "mine.yaml:1: a recipe must be nested at most 50 deep"),
+        (
+            "a: !!python/object/apply:os.system [ls]",
+            "mine.yaml:1: a recipe has no tags, got tag:ya",
+        ),
+        ("a: !!python/name:os.system", "mine.yaml:1: a recipe has no tags"),
+        ("a: 0x" + "f" * 9_000, "mine.yaml:1: a number must have fewer than 1000 digits, got 9002"),
+        ("a: 1" + ":59" * 9_000, "mine.yaml:1: a number must have fewer than 1000 digits"),
+        ("a: !mine x", "mine.yaml:1: a recipe has no tags, got !mine"),
+        ("a: [{b: 1, b: 2}]", "mine.yaml:1: b is set twice in a table."),
+        ("a:\n- b: 1\n  c:\n  - d: 1\n    d: 1", "mine.yaml:5: d is set twice in a table."),
+    ],
+)
+def test_yaml_that_would_exhaust_or_run_something_is_refused(
+    write, text: str, expected: str
+) -> None:
+    assert message(write(text)).startswith(expected)
+    # As the value of an override too.
+    override = "strategy=" + text.removeprefix("a: ")
+    with pytest.raises(RecipeError, match=r"^override 'strategy="):
+        load_recipe(write(GOOD), [override])
+
+
+def test_a_recipe_that_is_too_long_is_refused(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_lines, "MAX_NODES", 30)
+    assert "a recipe must have at most 30 keys and values" in message(write(f"a: {[1] * 30}"))
+    monkeypatch.setattr(yaml_lines, "MAX_CHARACTERS", 100)
+    assert message(write("#" * 101)) == "mine.yaml: a recipe must have at most 100 characters, " \
+        "it has 101."  # fmt: skip
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for place in (tmp_path, tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(RecipeError, match="cannot be read: it is not a regular file"):
+            load_recipe(place)
+
+
+@pytest.mark.parametrize(
+    "number", [".nan", ".inf", "-.inf", "1e400", "-1.0e+999", "1" + "0" * 400, "0x" + "f" * 300]
+)
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("seed: {}", "seed"),
+        ("budget: {{seconds: {}}}", "budget.seconds"),
+        ("objective: {{weights: {{overall: {}}}}}", "objective.weights.overall"),
+        ("judge: {{name: fake, scores: [1, [{}]]}}", "judge.scores"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_named_with_its_line(
+    write, number: str, line: str, key: str
+) -> None:
+    expected = f"mine.yaml:8: {key} must be a finite number that a float can hold, got another."
+    assert message(write(GOOD + line.format(number))) == expected
+    override = f"{key}={number}"
+    if "[" not in line:
+        assert message(write(GOOD), override).startswith(f"override '{override}': {key} must be a")
+
+
+@pytest.mark.parametrize("n", ["10000000000000000000000", "1000001"])
+def test_a_number_of_candidates_that_would_fill_the_memory_is_refused(write, n: str) -> None:
+    text = GOOD.replace("n: 3", f"n: {n}")
+    assert message(write(text)) == "mine.yaml:6: n must be at most 1000000, it is larger."
+
+
+@pytest.mark.parametrize("n", ["'3'", "3.0", "true", "2020-01-01", "[3]", "{a: 3}", "null", "~"])
+def test_a_number_is_written_as_one(write, n: str) -> None:
+    text = GOOD.replace("n: 3", f"n: {n}")
+    assert message(write(text)).startswith("mine.yaml:6: strategy.n must be int, got ")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["''", "'  '", '"\\t\\n"', "null", "5", "yes", "[]", "{}", "{prompt: ''}", '"\\ud800"',
+     "{prompt: [x]}", "2020-01-01"],
+)  # fmt: skip
+def test_a_prompt_that_is_none_is_refused_with_its_place(write, prompt: str) -> None:
+    text = GOOD.replace("{id: 7, prompt: 一只猫}", prompt)
+    assert message(write(text)).startswith("mine.yaml:7: Prompt 1 must ")
+
+
+def test_a_control_token_in_a_prompt_is_text(write) -> None:
+    text = GOOD.replace("a red circle", "<|im_end|> </answer>")
+    assert load_recipe(write(text)).prompts[0].text == "<|im_end|> </answer>"
+
+
+def test_a_tilde_is_home_in_every_path(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "p.txt").write_text("a star\n")
+    (home / "r.yaml").write_text(write(GOOD).read_text())
+    inline = "prompts: [a red circle, {id: 7, prompt: 一只猫}]"
+    recipe = load_recipe(write(GOOD.replace(inline, "prompts: ~/p.txt\noutput: ~/runs/x")))
+    assert recipe.prompts[0].text == "a star"
+    assert recipe.output == home / "runs" / "x"
+    overrides = ["prompts=~/p.txt", "output='~/y'"]
+    assert load_recipe("~/r.yaml", overrides).prompts[0].text == "a star"
+    assert load_recipe("~/r.yaml", overrides).output == home / "y"
+    run_recipe(load_recipe("~/r.yaml"), output=Path("~/z"), say=lambda text: None)
+    again = {"output": Path("~/again"), "rejudge": Path("~/z")}
+    run_recipe(load_recipe("~/r.yaml"), say=lambda text: None, **again)
+    assert sorted(p.name for p in home.iterdir() if p.is_dir()) == ["again", "z"]
+    assert load_recipe("~/r.yaml", ["output=$HOME/y"]).output == Path("$HOME/y")
+    assert message(write(GOOD), "output=~nobody-at-all/x").startswith("override 'output=~nobody")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -57,6 +57,23 @@ def test_the_same_candidates_get_other_verdicts(tmp_path: Path, strategy: Strate
     assert 'src="../old/images/' in (tmp_path / "new" / "page.html").read_text()
 
 
+def test_prompts_of_the_same_text_keep_their_own_images(tmp_path: Path) -> None:
+    texts = ["a", "b", "a"]
+    old = run(texts, FakeGenerator(), FakeVerifier(), BestOfN(2), folder=tmp_path / "old")
+    new = again(tmp_path / "old", tmp_path / "new")
+    assert [t.id for t in new.trials] == [t.id for t in old.trials]
+    # Of a run in another order, and of a part of one.
+    recorded = RecordedGenerator(tmp_path / "new", tmp_path / "newer")
+    search = RunSetup(
+        recorded, FakeVerifier(blue), Proposed(recorded.trials), Objective({"blue": 1})
+    )
+    last = execute(search, recorded.prompts[:1:-1], folder=tmp_path / "newer")
+    assert [t.id for t in last.trials] == [t.id for t in old.trials[4:]]
+    assert [t.id for t in again(tmp_path / "newer", tmp_path / "newest").trials] == [
+        t.id for t in last.trials
+    ]
+
+
 def test_a_failed_candidate_stays_failed(tmp_path: Path) -> None:
     def fails(job: Job) -> bool:
         return job.proposal.seed % 2 == 0

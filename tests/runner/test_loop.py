@@ -3,15 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from searches import InpaintReroll, SeedBeam
 
-from tts_verifier import run
+from tts_verifier import Objective, run
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.identity import seed_for
+from tts_verifier.log import read_trials
+from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -357,10 +360,61 @@ def test_a_reply_that_does_not_parse_is_nan_with_its_text() -> None:
     assert result.choices["0000"].trial is not None
 
 
-def test_an_objective_without_its_score_is_a_reason_too() -> None:
-    verifier = FakeVerifier(lambda image, prompt: {"other": 0.5})
-    result = run([RED], FakeGenerator(), verifier, BestOfN(1))
-    assert result.trials[0].error == "the reply has no usable score for the objective"
+def test_a_score_that_a_reply_leaves_out_is_a_reason_too() -> None:
+    def scores(image: object, prompt: str) -> dict[str, float]:
+        return {"overall": 0.5} if prompt == RED else {"other": 0.5}
+
+    options: Any = {"objective": Objective({"overall": 1.0})}
+    result = run([RED, "x"], FakeGenerator(), FakeVerifier(scores), BestOfN(1), **options)
+    assert result.trials[1].error == "the reply has no usable score for the objective"
+
+
+MISSPELT = r"must name scores that the verifier gives, got 'overal'\. Did you mean 'overall'\?"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "objective"),
+    [
+        (BestOfN(2), Objective({"overal": 1.0})),
+        (BestOfN(2), {"overall": 1.0, "overal": 0.0}),
+        (Adaptive(BestOfN(2), {"overal": 0.5}), None),
+        (Adaptive(Adaptive(BestOfN(2), {"overal": 0.5}), {"overall": 0.5}), None),
+    ],
+)
+def test_a_misspelt_score_is_refused_before_anything_is_drawn(
+    strategy: Any, objective: Any
+) -> None:
+    generator = FakeGenerator()
+    with pytest.raises(InputError, match=MISSPELT):
+        run([RED], generator, FakeVerifier(), strategy, objective=objective)
+    assert generator.trace == []
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_verifier_that_does_not_say_its_scores_is_asked_with_the_first_batch(
+    overlap: bool, tmp_path: Path
+) -> None:
+    verifier, generator = FakeVerifier(lambda image, prompt: {"overall": 0.5}), FakeGenerator(2)
+    options: Any = {"objective": {"overal": 1}, "overlap": overlap, "folder": tmp_path}
+    with pytest.raises(InputError, match=MISSPELT):
+        run([RED], generator, verifier, BestOfN(8), **options)
+    assert generator.trace == ["g2"]
+    # What was drawn is in the log, for another objective to judge.
+    assert len(read_trials(tmp_path)) == 2
+
+
+def test_replies_without_any_score_do_not_say_which_ones_there_are() -> None:
+    replies = iter([{}, {"overall": 0.5}, {"overall": 0.7}])
+    verifier = FakeVerifier(lambda image, prompt: next(replies))
+    options: Any = {"objective": {"overall": 1}}
+    result = run([RED], FakeGenerator(1), verifier, BestOfN(3), **options)
+    assert [bool(t.error) for t in result.trials] == [True, False, False]
+
+
+@pytest.mark.parametrize("objective", ["overall", 0.5, [("overall", 1.0)], lambda scores: 1.0])
+def test_an_objective_is_one_or_its_weights(objective: Any) -> None:
+    with pytest.raises(InputError, match=r"must be an Objective or weights by score name, such as"):
+        run([RED], FakeGenerator(), FakeVerifier(), BestOfN(1), objective=objective)
 
 
 @pytest.mark.parametrize("what", ["sample", "verdict"])
@@ -472,10 +526,13 @@ def test_any_generator_allows_a_look() -> None:
     ("prompts", "message"),
     [
         ([], "at least one prompt"),
-        ("a red circle", "must be a list"),
+        ("a red circle", "A list of prompts is needed"),
         ([" "], "Prompt 0 must be a text that is not empty"),
         ([None], "Prompt 0 must be a text"),
-        (["a", "a"], "Prompts 0 and 1 have the same text, 'a'"),
+        (b"a red circle", "A list of prompts is needed"),
+        (5, "A list of prompts is needed, got 5"),
+        ({"prompt": "a"}, "A list of prompts is needed"),
+        ({"a", "b"}, "A list of prompts is needed"),
         ([Prompt("x", "a"), Prompt("x", "b")], "Prompts 0 and 1 have the same id, 'x'"),
         (["\ud800"], "Prompt 0 must be valid Unicode"),
     ],

@@ -173,6 +173,7 @@ class Odd(FakeVerifier):
         (lambda v, i: replace(v, scores={}), "a verdict has scores"),
         (lambda v, i: replace(v, scores={"a": 1.5}), r"must be in \[0, 1\]"),
         (lambda v, i: replace(v, scores={"a": i / 10}), "place in the batch"),
+        (lambda v, i: replace(v, scores={"a": 0.5}), "`score_names` must be the verdicts' names"),
         (lambda v, i: replace(v, boxes=((0, 0, 99, 1),)), "within the image"),
         (lambda v, i: replace(v, cost=type(v.cost)()), "counts as a verifier call"),
         (lambda v, i: replace(v, heatmaps={"m": np.zeros((2, 2))}), "on the image's pixels"),

@@ -1,15 +1,19 @@
 """A stored value pickles, and a file that changed is noticed when it is loaded."""
 
+import hashlib
+import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tts_verifier import BestOfN, run
 from tts_verifier.errors import RunError
 from tts_verifier.log import read_trials
+from tts_verifier.log.storage.codecs import IMAGE, MASK
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import InFile, InMemory, path_of
 
@@ -44,7 +48,26 @@ def test_a_file_that_is_gone_or_changed_is_an_error(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(RunError, match="cannot be read: No such file"):
         trial.image.load()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match="cannot be read: a regular file is needed, this is a named"):
+        trial.image.load()
 
 
 def test_a_value_in_memory_has_no_path() -> None:
     assert (InMemory(3).load(), path_of(InMemory(3)), path_of(None)) == (3, "", "")
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"GIF89a"])
+def test_a_file_that_is_not_what_its_row_says_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    stored = InFile(tmp_path, "a.png", hashlib.sha256(content).hexdigest(), IMAGE)
+    with pytest.raises(RunError, match=r"a\.png is not what its row says: UnidentifiedImageError"):
+        stored.load()
+
+
+def test_a_mask_of_two_hundred_megapixels_is_named(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "mask.png")
+    content = (tmp_path / "mask.png").read_bytes()
+    stored = InFile(tmp_path, "mask.png", hashlib.sha256(content).hexdigest(), MASK)
+    with pytest.raises(RunError, match=r"mask\.png is not what its row says: DecompressionBomb"):
+        stored.load()

@@ -17,6 +17,7 @@ from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
 from tts_verifier.choice.ranking import Ranking
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.runner import run
+from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Budget, Repaint
 
@@ -115,6 +116,16 @@ def test_parts_of_a_run_can_be_given(pipe):
     assert len(out.trials) == 2
     assert out.trials[0].objective == out.trials[0].scores["aesthetics"]
     assert not out.trials[0].verdict.heatmaps
+
+
+def test_a_misspelt_score_is_refused_when_the_pipeline_is_wrapped(pipe):
+    for options in (
+        {"objective": Objective({"overal": 1.0})},
+        {"objective": {"overal": 1.0}},
+        {"strategy": Adaptive(BestOfN(2), {"overal": 0.5})},
+    ):
+        with pytest.raises(InputError, match=r"got 'overal'\. Did you mean 'overall'"):
+            wrap(pipe, FakeVerifier(), **options)
 
 
 def test_other_strategies_work_and_what_a_pipeline_cannot_do_is_refused(pipe):

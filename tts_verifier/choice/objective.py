@@ -8,12 +8,14 @@ in the package goes through `order`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from tts_verifier.errors import InputError
+from tts_verifier.registry import suggestion
 from tts_verifier.types import Choice, Look, Stored, Trial
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
@@ -32,12 +34,16 @@ class Objective:
         weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`.
 
     Raises:
-        InputError: weights are empty, all zero or not finite.
+        InputError: weights are no mapping of names to numbers, are empty, all zero or not finite.
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         weights = OFFICIAL_WEIGHTS if weights is None else weights
-        if not weights or not all(math.isfinite(w) for w in weights.values()):
+        if (
+            not isinstance(weights, Mapping)
+            or not weights
+            or not all(map(_is_entry, weights.items()))
+        ):
             raise InputError(
                 f"An objective needs finite weights by score name, got {weights!r}.",
                 argument="weights",
@@ -54,8 +60,64 @@ class Objective:
         total = sum(w * scores.get(name, math.nan) for name, w in self.weights.items() if w)
         return total if math.isfinite(total) else math.nan
 
+    def check_names(self, known: Collection[str] | None) -> None:
+        """Raises InputError when it names a score that a verifier does not give.
+
+        Args:
+            known: names of the verifier's scores; None = not known yet.
+        """
+        check_score_names(self.weights, known, "An objective", argument="weights")
+
     def __repr__(self) -> str:
         return f"Objective({self.weights})"
+
+
+def as_objective(value: Any) -> Objective | None:
+    """Returns an objective, which may be given as its weights; None stays None.
+
+    Raises:
+        InputError: it is something else, or the weights are not usable.
+    """
+    if value is None or isinstance(value, Objective):
+        return value
+    if isinstance(value, Mapping):
+        return Objective(value)
+    raise InputError(
+        "An objective must be an Objective or weights by score name, such as "
+        f"{{'overall': 1.0}}, got {value!r}.",
+        argument="objective",
+    )
+
+
+def check_score_names(
+    wanted: Iterable[str], known: Collection[str] | None, what: str, *, argument: str
+) -> None:
+    """Raises InputError when a name is not one of a verifier's scores; suggests similar ones.
+
+    Args:
+        wanted: names of scores.
+        known: names of the verifier's scores; None = not known yet.
+        what: what names them, to begin the message with.
+        argument: the constructor's argument that names them.
+    """
+    for name in wanted:
+        if known is not None and name not in known:
+            raise InputError(
+                f"{what} must name scores that the verifier gives, got {name!r}. "
+                f"{suggestion(str(name), known)}",
+                argument=f"{argument}.{name}",
+            )
+
+
+def _is_entry(entry: tuple[Any, Any]) -> bool:
+    """Returns whether an entry of a mapping is a name with a finite number."""
+    name, weight = entry
+    if not isinstance(name, str) or isinstance(weight, bool):
+        return False
+    try:
+        return math.isfinite(weight)
+    except (TypeError, OverflowError):
+        return False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

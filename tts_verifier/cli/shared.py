@@ -23,11 +23,11 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from tts_verifier.errors import RunWarning, TTSError
+        from tts_verifier.errors import RunWarning, TTSError, printable
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, RunWarning):
-                click.echo(f"Warning: {message}", err=True)
+                click.echo(f"Warning: {printable(str(message))}", err=True)
             else:
                 show_usually(message, category, *place)
 
@@ -39,7 +39,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 warnings.simplefilter("always", RunWarning)
                 command(*args, **kwargs)
         except TTSError as error:
-            click.echo(f"Error: {error}", err=True)
+            # A path in it may have bytes that no terminal shows.
+            click.echo(f"Error: {printable(str(error))}", err=True)
             sys.exit(2)
         # 130 is what a shell reports after Ctrl-C: 128 and the number of SIGINT.
         except KeyboardInterrupt:

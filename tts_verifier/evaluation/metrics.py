@@ -1,7 +1,7 @@
-"""Agreement of numbers, decisions and boxes: Pearson correlation, AUC, box IoU.
+"""Agreement of numbers, decisions and boxes: PLCC, SRCC, AUC, box IoU.
 
-All three are plain functions of their arguments and may be called from any thread. A figure that
-the data do not define is NaN, never an exception.
+All are plain functions of their arguments and may be called from any thread. A figure that the
+data do not define is NaN, never an exception.
 """
 
 from __future__ import annotations
@@ -12,26 +12,63 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tts_verifier.errors import InputError
 from tts_verifier.types import Box
 
+Vector = NDArray[np.float64]
 
-def correlation(predicted: ArrayLike, target: ArrayLike) -> float:
-    """Returns Pearson's linear correlation coefficient (PLCC) of two samples.
+
+def plcc(predicted: ArrayLike, target: ArrayLike) -> float:
+    """Returns Pearson's linear correlation coefficient of two samples.
 
     r = sum((p - mean(p)) * (t - mean(t))) / sqrt(sum((p - mean(p))^2) * sum((t - mean(t))^2))
 
     Args:
-        predicted: (N,) finite numbers; the caller drops or replaces missing ones.
-        target: (N,) finite numbers, paired with `predicted`.
+        predicted: (N,) numbers; the caller drops or replaces missing ones.
+        target: (N,) numbers, paired with `predicted`.
 
     Returns:
-        r in [-1, 1]; NaN with fewer than three pairs or when either side is constant.
+        r in [-1, 1]; NaN with fewer than three pairs, when either side is constant, or when a
+        number is not finite.
+
+    Raises:
+        InputError: the two are not one-dimensional and of one length.
     """
-    p, t = np.asarray(predicted), np.asarray(target)
+    p, t = _pairs(predicted, target)
     # Two pairs always lie on a line, so their correlation is 1 or -1 and says nothing.
-    if len(p) < 3 or p.std() == 0 or t.std() == 0:
+    if len(p) < 3 or np.ptp(p) == 0 or np.ptp(t) == 0:
+        return math.nan
+    if not (np.isfinite(p).all() and np.isfinite(t).all()):
         return math.nan
     return float(np.corrcoef(p, t)[0, 1])
+
+
+def srcc(predicted: ArrayLike, target: ArrayLike) -> float:
+    """Returns Spearman's rank correlation coefficient: the PLCC of the ranks.
+
+    Equal numbers share the mean of their ranks. Arguments, undefined cases and errors are those
+    of `plcc`.
+    """
+    p, t = _pairs(predicted, target)
+    if not (np.isfinite(p).all() and np.isfinite(t).all()):
+        return math.nan
+    return plcc(_mean_ranks(p), _mean_ranks(t))
+
+
+def _pairs(predicted: ArrayLike, target: ArrayLike) -> tuple[Vector, Vector]:
+    p, t = np.asarray(predicted, np.float64), np.asarray(target, np.float64)
+    if p.ndim != 1 or p.shape != t.shape:
+        raise InputError(
+            f"A correlation needs two lists of one length, got the shapes {p.shape} and {t.shape}."
+        )
+    return p, t
+
+
+def _mean_ranks(values: Vector) -> Vector:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # The last rank of each distinct value, less half of its ties.
+    ranks: Vector = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:

@@ -2,5 +2,16 @@
 
 from tts_verifier.images.convert import MAX_PIXELS, ImageLike, as_image, as_images
 from tts_verifier.images.display import card, overlay
+from tts_verifier.images.formats import FORMATS, SUFFIXES, open_image
 
-__all__ = ["MAX_PIXELS", "ImageLike", "as_image", "as_images", "card", "overlay"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "ImageLike",
+    "as_image",
+    "as_images",
+    "card",
+    "open_image",
+    "overlay",
+]

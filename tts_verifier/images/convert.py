@@ -1,10 +1,14 @@
 """Converts anything that holds an image to a PIL image in RGB, once, where a user passes it in.
 
-- PIL image: any mode. EXIF orientation is applied, transparency is composited over white,
-  16-bit greys are scaled to 8 bits, CMYK is converted without a colour profile.
+- PIL image: any mode but LAB. EXIF orientation is applied, transparency is composited over white,
+  CMYK is converted without a colour profile. Greys of 16 bits are scaled to 8 bits; greys of 32
+  bits are in [0, 255] if no pixel is above 255, and in [0, 65535] otherwise.
 - numpy array: (H, W) or (H, W, C), uint8 in [0, 255] or floating in [0, 1]; C is 1, 3 or 4.
 - torch tensor: (H, W) or (C, H, W), the same types and ranges, on any device.
-- path: an image file that Pillow can read, of at most `MAX_PIXELS`; its first frame counts.
+- path: a regular file of one of `FORMATS` (by content, whatever its suffix), of at most
+  `MAX_PIXELS`; its first frame counts.
+
+Anything else in a file, or a damaged one, is an `InputError` whatever the decoder raises.
 
 Floats may leave [0, 1] by 1e-3, as rounding does, and are clipped. Values further out, NaN, other
 dtypes and empty images are refused. An image may be as small as one pixel.
@@ -15,17 +19,17 @@ The functions keep no state and may be called from several threads.
 from __future__ import annotations
 
 import os
-import struct
 import sys
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, printable
+from tts_verifier.files import open_regular
+from tts_verifier.images.formats import FORMATS, check_format, open_image
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +41,8 @@ MAX_PIXELS: Final = 89_000_000
 """Pixels that an image file may have; a larger one is refused as a decompression bomb."""
 
 _SLACK: Final = 1e-3
-# Pillow's decoders leak these on damaged files, besides its own UnidentifiedImageError (OSError).
-_BROKEN_FILE: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+# Scaled by their decoder to 16 bits, so a dark picture may stay below 256.
+_SIXTEEN_BIT_FILES: Final = ("PNG", "PPM")
 
 
 def as_image(image: ImageLike) -> Image.Image:
@@ -54,9 +58,13 @@ def as_image(image: ImageLike) -> Image.Image:
         return _from_file(image)
     if isinstance(image, Image.Image):
         try:
+            check_format(image)
             return _to_rgb(image)
-        except _BROKEN_FILE as error:
-            raise InputError(f"An image must be readable, this one is not: {error}") from error
+        except InputError:
+            raise
+        # The file may still be unread, and decoders raise almost anything on a damaged one.
+        except Exception as error:
+            raise InputError(f"An image must be readable, this one is not: {error!r}") from error
     if isinstance(image, np.ndarray):
         return _from_array(image, "numpy array")
     if _is_tensor(image):
@@ -97,39 +105,53 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
 
 
 def _from_file(path: str | os.PathLike[str]) -> Image.Image:
-    name = os.fspath(path)
+    name = printable(path)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about damaged metadata, which is harmless here, and about large sizes,
-            # which are an error below.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{image.width}x{image.height}")
-                return _to_rgb(image)
-    except Image.DecompressionBombError as error:
+        # Pillow's warnings, such as of damaged metadata, pass through: to silence them here would
+        # change the filters of the whole process, which other threads use meanwhile.
+        with open_regular(path) as file, open_image(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height}")
+            return _to_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"An image file must have at most {MAX_PIXELS:,} pixels, {name} has more "
             f"({error}). Make it smaller."
         ) from error
     except FileNotFoundError as error:
         raise InputError(f"There is no image file {name}.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"An image file must be readable, {name} is not: its content is none of "
+            f"{', '.join(FORMATS)}."
+        ) from error
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except _BROKEN_FILE as error:
-        raise InputError(f"An image file must be readable, {name} is not: {error}") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"An image file must be readable, {name} is not: {reason}") from error
+    # Decoders raise almost anything on a damaged file: RuntimeError, struct.error, MemoryError, ...
+    except Exception as error:
+        raise InputError(f"An image file must be readable, {name} is not: {error!r}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts any mode to RGB; returns a copy that no longer needs the file."""
     if not image.width or not image.height:
         raise InputError(f"An image needs pixels, this one is {image.width}x{image.height}.")
+    if image.mode == "LAB":
+        raise InputError("An image of mode LAB is not read. Convert it to RGB by its profile.")
+    # A copy has no format.
+    sixteen_bits = image.mode != "I" or image.format in _SIXTEEN_BIT_FILES
     image = ImageOps.exif_transpose(image)
     # Pillow would clip these modes at 255 instead of scaling them.
     if image.mode == "F":
         return _from_array(np.asarray(image), "PIL image of mode F")
     if image.mode == "I" or image.mode.startswith("I;"):
-        return _from_grey16(image)
+        return _from_grey_integers(image, sixteen_bits=sixteen_bits)
+    if image.mode == "La":
+        # Pillow converts premultiplied greys to nothing else.
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -140,15 +162,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
-def _from_grey16(image: Image.Image) -> Image.Image:
+def _from_grey_integers(image: Image.Image, *, sixteen_bits: bool) -> Image.Image:
+    """Converts modes I and I;16; without `sixteen_bits` the values tell how many bits they have."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise InputError(
             "A grey image of integers must stay in [0, 65535] (16 bits), this one has "
             f"[{values.min()}, {values.max()}]."
         )
-    # 65535 = 257 * 255, so white stays white.
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8)).convert("RGB")
+    if sixteen_bits or values.max() > 255:
+        # 65535 = 257 * 255, so white stays white.
+        values = np.rint(values / 257)
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def _is_tensor(image: object) -> bool:
@@ -168,11 +193,18 @@ def _from_tensor(tensor: torch.Tensor) -> Image.Image:
             "A torch image must have the shape (H, W) or (C, H, W) with 1, 3 or 4 channels, "
             f"got {tuple(tensor.shape)}. Move the channels to the front: permute(2, 0, 1)."
         )
-    tensor = tensor.detach().cpu()
-    # NumPy has no bfloat16.
-    if tensor.is_floating_point():
-        tensor = tensor.float()
-    array = tensor.numpy()
+    try:
+        tensor = tensor.detach().cpu()
+        # NumPy has no bfloat16.
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        array = tensor.numpy()
+    # On the meta device, sparse, quantised, ...
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"A torch image must have plain numbers, got {tensor.dtype}, {tensor.layout}, on "
+            f"{tensor.device}: {error}"
+        ) from error
     return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, "torch tensor")
 
 
@@ -194,7 +226,7 @@ def _from_array(array: NDArray[Any], what: str) -> Image.Image:
     elif array.dtype != np.uint8:
         raise InputError(
             "An image's numbers must be uint8 in [0, 255] or floating in [0, 1], got "
-            f"{array.dtype}."
+            f"{array.dtype}. If they are in [0, 255], use array.astype('uint8')."
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]

@@ -27,13 +27,14 @@ class FolderLock:
 
     Args:
         folder: created if it does not exist.
+        name: of the lock file.
 
     Raises:
         RunError: another process holds the folder, or the lock file cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOCK
+    def __init__(self, folder: Path, name: str = LOCK) -> None:
+        self.path = folder / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: int | None = self._acquire()

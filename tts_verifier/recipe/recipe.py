@@ -2,19 +2,21 @@
 
 A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy` and
 `judge` have a `name` from the registry and the arguments of its constructor; `objective` and
-`budget` have the arguments of theirs. The other keys are `prompts` (a list, or a .txt or .jsonl
-file beside the recipe), `seed`, `detail`, `overlap` and `output`. Every mistake is an error that
-names the file's line.
+`budget` have the arguments of theirs. The other keys are `prompts` (a list, or a file beside the
+recipe, see `runner.prompts`), `seed`, `detail`, `overlap` and `output`. Every mistake is an error
+that names the file's line.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.loading.files import user_path
 from tts_verifier.recipe.sections import (
     ROLES,
     UNNAMED,
@@ -23,9 +25,9 @@ from tts_verifier.recipe.sections import (
     check_type,
     read_section,
 )
-from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
-from tts_verifier.runner.prompts import as_prompts, read_prompts
-from tts_verifier.runner.setup import RunSetup, check_needs
+from tts_verifier.recipe.yaml_lines import MAX_CHARACTERS, Document, apply_override, parse_document
+from tts_verifier.runner.prompts import prompts_of_recipe
+from tts_verifier.runner.setup import RunSetup, check_needs, check_scores, known_scores
 from tts_verifier.types import Detail, Prompt
 
 _PACKAGE: Final = Path(__file__).parents[1]
@@ -46,7 +48,7 @@ class Recipe:
     sections: Mapping[str, Section]
     """Sections by name."""
     prompts: tuple[Prompt, ...]
-    """At least one; ids and texts are unique."""
+    """At least one; ids are unique."""
     output: Path
     """The run folder."""
     simple: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +67,8 @@ class Recipe:
             replacements: section's name -> an object to use in place of what the section describes.
 
         Raises:
-            RecipeError: a constructor refuses a value.
+            RecipeError: a constructor refuses a value, or the objective or the strategy names a
+                score that the verifier does not give.
             UnsupportedError: the generator cannot serve the strategy. This is checked before any
                 weights are loaded, if the generator's class says what it supports.
             CheckpointError: weights are missing or do not fit.
@@ -78,11 +81,22 @@ class Recipe:
         # The builder may be a function, or a class whose `supports` depends on the weights.
         if isinstance(getattr(generator, "supports", None), frozenset):
             check_needs(parts["strategy"], generator)
+        self._check_scores(parts, replacements.get("verifier", self.sections["verifier"].builder))
         heavy = [name for name in sections if name not in parts]
         parts |= {name: sections[name].build() for name in heavy}
+        self._check_scores(parts, parts["verifier"])
         setup = RunSetup(**parts, **self.simple)
         setup.check()
         return setup
+
+    def _check_scores(self, parts: Mapping[str, Any], verifier: Any) -> None:
+        """Raises RecipeError when a part names a score that the verifier does not give."""
+        known = known_scores(verifier)
+        if "objective" in parts and "objective" in self.sections:
+            with self.sections["objective"].errors_placed():
+                check_scores(parts["objective"], None, known)
+        with self.sections["strategy"].errors_placed():
+            check_scores(None, parts["strategy"], known)
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -98,8 +112,8 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = _locate(recipe)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = _read(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
     document = parse_document(text, str(path))
     for item in overrides:
@@ -131,7 +145,7 @@ def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
     simple = {name: values[name] for name in _SIMPLE if name in values}
     for name, value in simple.items():
         check_type(document, (name,), value, kind=_SIMPLE[name])
-    output = Path(simple.pop("output", f"runs/{stem}"))
+    output = _user_path(simple.pop("output", f"runs/{stem}"), document.place("output"))
     return Recipe(sections, _prompts(document, folder), output, {"seed": 0, **simple})
 
 
@@ -144,10 +158,21 @@ def recipe_folder(package: Path = _PACKAGE) -> Path:
     return packed if packed.is_dir() else package.parent / "recipes"
 
 
+def _read(path: Path) -> str:
+    """Returns the text of a recipe, as far as a recipe may be long."""
+    # A pipe would be waited for, and a device may have no end.
+    if not path.is_file():
+        path.stat()
+        raise OSError("it is not a regular file")
+    with path.open("rb") as file:
+        # A character has at most four bytes; the parser says what is too long.
+        return file.read(4 * MAX_CHARACTERS + 4).decode("utf-8")
+
+
 def _locate(recipe: str | Path) -> Path:
-    path = Path(recipe)
+    path = _user_path(recipe)
     # A file that does not exist, but looks like one, is reported as such when it is read.
-    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+    if os.path.lexists(path) or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path
     packaged = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
     if str(recipe) not in packaged:
@@ -158,15 +183,18 @@ def _locate(recipe: str | Path) -> Path:
     return packaged[str(recipe)]
 
 
+def _user_path(path: str | Path, place: str = "") -> Path:
+    try:
+        return user_path(path)
+    except InputError as error:
+        raise RecipeError(f"{place}: {error}" if place else str(error)) from error
+
+
 def _prompts(document: Document, folder: Path) -> tuple[Prompt, ...]:
     value, place = document.values["prompts"], document.place("prompts")
+    # Whoever types an override means the folder in which they type it.
+    parent = Path() if place.startswith("override") else folder
     try:
-        if isinstance(value, str):
-            # Whoever types an override means the folder in which they type it.
-            parent = Path() if place.startswith("override") else folder
-            return read_prompts(parent / value)
-        if not isinstance(value, list):
-            raise InputError(f"prompts must be a list or a .txt or .jsonl file, got {value!r}.")
-        return as_prompts(value)
+        return prompts_of_recipe(value, parent)
     except InputError as error:
         raise RecipeError(f"{place}: {error}") from error

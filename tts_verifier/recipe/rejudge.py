@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import trial_id
@@ -27,6 +28,9 @@ from tts_verifier.types import (
     Task,
     Trial,
 )
+
+_MAX_REPEAT: Final = 1000
+"""How often a run may have the same text and still be verified again."""
 
 
 class RecordedGenerator:
@@ -56,7 +60,13 @@ class RecordedGenerator:
         self.trials = read_trials(folder)
         if not self.trials:
             raise InputError(f"{folder} has no verified candidate yet. Try again later.")
-        self.prompts = tuple({t.prompt.id: t.prompt for t in self.trials}.values())
+        first: dict[str, Trial] = {}
+        for trial in self.trials:
+            first.setdefault(trial.prompt.id, trial)
+        self.prompts = tuple(
+            replace(trial.prompt, repeat=_repeat_of(trial, self.settings))
+            for trial in first.values()
+        )
         self._by_id = {trial.id: trial for trial in self.trials}
         self._folder, self._new_folder = folder.resolve(), new_folder.resolve()
 
@@ -74,7 +84,8 @@ class RecordedGenerator:
         return [self._sample(job) for job in jobs]
 
     def _sample(self, job: Job) -> Sample:
-        trial = self._by_id[trial_id(job.prompt.text, job.proposal, self.settings)]
+        prompt = job.prompt
+        trial = self._by_id[trial_id(prompt.text, job.proposal, self.settings, prompt.repeat)]
         if not isinstance(trial.image, InFile):
             return Sample(job, None, trial.progress, error=trial.error)
         # The recorded run may itself refer to the images of another, so its path is resolved
@@ -88,6 +99,18 @@ class RecordedGenerator:
         # The new verifier's cost is added to what generating the image took then.
         cost = replace(trial.cost, verifier_calls=0, verify_seconds=0.0)
         return Sample(job, image.load(), trial.progress, cost, state, stored=image)
+
+
+def _repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
+    """Returns the `repeat` of a trial's prompt, which the log has in the trial's id only."""
+    return next(
+        (
+            repeat
+            for repeat in range(_MAX_REPEAT)
+            if trial_id(trial.prompt.text, trial.proposal, settings, repeat) == trial.id
+        ),
+        0,
+    )
 
 
 class Proposed:

@@ -13,6 +13,7 @@ import yaml
 from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
+from tts_verifier.loading.files import user_path
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
 from tts_verifier.runner import execute
@@ -61,10 +62,11 @@ def run_recipe(
     Raises:
         TTSError: a part cannot be built, or the run folder cannot be used.
     """
-    resolved, folder, prompts = recipe.resolved(), output or recipe.output, recipe.prompts
+    resolved, prompts = recipe.resolved(), recipe.prompts
+    folder = user_path(output or recipe.output)
     parts: dict[str, Any] = {}
     if rejudge is not None:
-        recorded = RecordedGenerator(rejudge, folder)
+        recorded = RecordedGenerator(user_path(rejudge), folder)
         strategy = Proposed(recorded.trials)
         parts = {"generator": recorded, "strategy": strategy, "budget": Budget()}
         again = ("verifier", "judge", "objective", "detail")

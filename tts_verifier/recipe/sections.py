@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, Final
@@ -10,7 +11,7 @@ from typing import Any, Final
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.recipe.signatures import call, describe, parameters, value_fits
+from tts_verifier.recipe.signatures import call, describe, is_finite, parameters, value_fits
 from tts_verifier.recipe.yaml_lines import Document
 from tts_verifier.types import Budget
 
@@ -37,7 +38,8 @@ class Section:
     place: str
     """Where the section starts, as "file:line" or "override 'text'"."""
     places: Mapping[str, str]
-    """Argument -> where the recipe or an override sets it."""
+    """Argument, or a key in it such as "weights.overall" -> where the recipe or an override sets
+    it."""
     name: str | None = None
     """The builder's name in the registry; None for a section of `UNNAMED`."""
 
@@ -47,12 +49,21 @@ class Section:
         Raises:
             RecipeError: the builder refuses a value; the message names its line.
         """
-        try:
+        with self.errors_placed():
             return call(self.builder, self.values)
+
+    @contextmanager
+    def errors_placed(self) -> Iterator[None]:
+        """Turns an InputError into a RecipeError that names the line of the argument at fault."""
+        try:
+            yield
         except InputError as error:
-            # Without the argument's name, the section's own line has to do.
-            place = self.places.get(error.argument or "", self.place)
-            raise RecipeError(f"{place}: {error}") from error
+            # A key inside an argument may have no line of its own, and an error no argument:
+            # the nearest line above it has to do.
+            argument = error.argument or ""
+            while argument and argument not in self.places:
+                argument = argument.rpartition(".")[0]
+            raise RecipeError(f"{self.places.get(argument, self.place)}: {error}") from error
 
     def resolved(self) -> dict[str, Any]:
         """Returns the values and those defaults that a YAML file can hold."""
@@ -88,6 +99,9 @@ def read_section(document: Document, section: str) -> Section:
     if missing:
         raise RecipeError(f"{place}: {section} needs {', '.join(missing)}.")
     places = {key: document.place(section, key) for key in arguments}
+    places |= {
+        ".".join(p[1:]): where for p, where in document.places.items() if p[:1] == (section,)
+    }
     return Section(builder, arguments, place, places, name)
 
 
@@ -118,7 +132,28 @@ def check_keys(
 
 def check_type(document: Document, path: tuple[str, ...], value: object, *, kind: Any) -> None:
     """Raises RecipeError where a value does not fit an annotation."""
-    if not value_fits(value, kind):
+    if (inner := _infinite(value, path)) is not None:
         raise RecipeError(
-            f"{document.place(*path)}: {'.'.join(path)} must be {describe(kind)}, got {value!r}."
+            f"{document.place(*inner)}: {'.'.join(inner)} must be a finite number that a float can "
+            "hold, got another."
         )
+    if not value_fits(value, kind):
+        shown = repr(value)
+        shown = shown if len(shown) <= 200 else f"{shown[:197]}…"
+        raise RecipeError(
+            f"{document.place(*path)}: {'.'.join(path)} must be {describe(kind)}, got {shown}."
+        )
+
+
+def _infinite(value: object, path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Returns the key path of the first number in a value that is not finite, None if all are.
+
+    No part of a recipe takes such a number, wherever it stands: in tables and lists too.
+    """
+    if isinstance(value, dict):
+        found = (_infinite(item, (*path, str(key))) for key, item in value.items())
+    elif isinstance(value, list):
+        found = (_infinite(item, path) for item in value)
+    else:
+        return None if is_finite(value) else path
+    return next((place for place in found if place is not None), None)

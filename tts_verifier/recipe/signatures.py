@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -50,7 +51,8 @@ def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:
 def value_fits(value: object, kind: Any) -> bool:
     """Returns whether a plain value fits an annotation; True where that cannot be decided.
 
-    An int fits a float, and a list fits any sequence. A bool is not a number.
+    An int fits a float, and a list fits any sequence. A bool is not a number, and neither is NaN,
+    an infinity or an integer that no float can hold.
     """
     if kind in (UNCHECKED, Any):
         return True
@@ -64,7 +66,7 @@ def value_fits(value: object, kind: Any) -> bool:
         return value is None
     # bool is a subclass of int, and YAML reads `yes` as True.
     if kind in (int, float):
-        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+        return isinstance(value, (int, kind)) and not isinstance(value, bool) and is_finite(value)
     holder = origin or kind
     # A callable or another special form: no plain value can be refused with certainty.
     if not isinstance(holder, type):
@@ -76,6 +78,14 @@ def value_fits(value: object, kind: Any) -> bool:
         items = inner[0] if inner else UNCHECKED
         return isinstance(value, list) and all(value_fits(item, items) for item in value)
     return isinstance(value, holder)
+
+
+def is_finite(value: object) -> bool:
+    """Returns False for NaN, infinities and integers that no float can hold; otherwise True."""
+    try:
+        return not isinstance(value, (int, float)) or math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _entry_fits(item: tuple[Any, Any], inner: tuple[Any, ...]) -> bool:

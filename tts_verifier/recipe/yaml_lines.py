@@ -1,19 +1,27 @@
 """YAML text -> plain values, and the line of each key.
 
-Stricter than YAML: keys are words and appear once, and there are no aliases.
+Stricter than YAML: keys are words and appear once, there are no aliases and no tags, and size and
+depth are limited.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from tts_verifier.errors import RecipeError
 
 KeyPath = tuple[str, ...]
+
+MAX_CHARACTERS: Final = 2**19
+"""A longer recipe is refused: longer lists of prompts belong into a file of their own."""
+MAX_NODES: Final = 20_000
+"""A recipe with more keys and values is refused: PyYAML reads about 30,000 a second."""
+MAX_DEPTH: Final = 50
+"""A recipe that is nested more deeply is refused; PyYAML itself would exhaust the stack."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -25,6 +33,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+# Python neither reads nor writes an integer of thousands of digits.
+_LONG_NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-FxXo_:]{999,}")
 
 # Besides its own errors PyYAML leaks these on odd scalars, such as `!!int ""` or a 13th month.
 _FAULTS = (
@@ -62,17 +73,18 @@ def parse_document(text: str, name: str) -> Document:
         name: the file's name, for messages.
 
     Raises:
-        RecipeError: the text is not YAML, is not a table whose keys are words, has an alias, or
-            sets a key twice.
+        RecipeError: the text is not YAML, is too long or too deep, is not a table whose keys are
+            words, has an alias or a tag, or sets a key twice.
     """
     places: dict[KeyPath, str] = {(): name}
     try:
-        _refuse_aliases(text, name)
+        _check_events(text, name)
         loader = _Loader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{name}: a recipe must be a table of keys and values.")
         _note_places(node, (), name, places=places)
+        _refuse_twins(node, name)
         return Document(loader.construct_document(node), places)
     except RecipeError:
         raise
@@ -95,15 +107,22 @@ def apply_override(document: Document, text: str) -> None:
     if not equals or not all(path):
         raise RecipeError(f"An override must look like strategy.n=16, got {text!r}.")
     try:
-        value = yaml.load(raw, _Loader)
+        _check_events(raw, f"override {text!r}")
+        loader = _Loader(raw)
+        node = loader.get_single_node()
+        _refuse_twins(node, f"override {text!r}")
+        value = None if node is None else loader.construct_document(node)
+    except RecipeError:
+        raise
     except _FAULTS as error:
         raise RecipeError(
             f"override {text!r}: the value must be YAML: {_error_text(error)}"
         ) from error
     table: Any = document.values
-    for word in path[:-1]:
+    for depth, word in enumerate(path[:-1], 1):
         if table.get(word) is None:
             table[word] = {}
+            document.places[path[:depth]] = f"override {text!r}"
         table = table[word]
         if not isinstance(table, dict):
             raise RecipeError(f"override {text!r}: {word} is a value, not a table of keys.")
@@ -114,12 +133,55 @@ def apply_override(document: Document, text: str) -> None:
     document.places[path] = f"override {text!r}"
 
 
-def _refuse_aliases(text: str, name: str) -> None:
-    # A few nested aliases expand to gigabytes ("billion laughs").
+def _check_events(text: str, name: str) -> None:
+    """Raises RecipeError where a text is not what a recipe may be, before anything is built."""
+    if len(text) > MAX_CHARACTERS:
+        raise RecipeError(
+            f"{name}: a recipe must have at most {MAX_CHARACTERS} characters, it has {len(text)}."
+        )
+    depth = nodes = 0
+    event: Any
     for event in yaml.parse(text, _Loader):
+        fault = ""
+        nodes += isinstance(event, yaml.NodeEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        # A few nested aliases expand to gigabytes ("billion laughs").
         if isinstance(event, yaml.AliasEvent):
-            line = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
-            raise RecipeError(f"{line}: a recipe has no aliases, got *{event.anchor}.")
+            fault = f"a recipe has no aliases, got *{event.anchor}."
+        # A tag names a type, and so perhaps code; "!" alone says that a value is plain text.
+        elif getattr(event, "tag", None) not in (None, "!"):
+            fault = f"a recipe has no tags, got {str(event.tag)[:60]}."
+        elif isinstance(event, yaml.ScalarEvent) and _LONG_NUMBER.fullmatch(event.value):
+            fault = f"a number must have fewer than 1000 digits, got {len(event.value)}."
+        elif depth > MAX_DEPTH:
+            fault = f"a recipe must be nested at most {MAX_DEPTH} deep, it is deeper."
+        elif nodes > MAX_NODES:
+            fault = (
+                f"a recipe must have at most {MAX_NODES} keys and values, it has more. Put long "
+                "lists of prompts into a file."
+            )
+        if fault:
+            line = f":{event.start_mark.line + 1}" if not name.startswith("override") else ""
+            raise RecipeError(f"{name}{line}: {fault}")
+
+
+def _refuse_twins(node: yaml.Node | None, name: str) -> None:
+    """Raises RecipeError where a table has a key twice; PyYAML would take the last one."""
+    waiting = [] if node is None else [node]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, yaml.SequenceNode):
+            waiting += current.value
+        elif isinstance(current, yaml.MappingNode):
+            words: set[tuple[str, str]] = set()
+            for key, value in current.value:
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in words:
+                    raise RecipeError(
+                        f"{name}:{key.start_mark.line + 1}: {key.value} is set twice in a table."
+                    )
+                words.add((key.tag, str(key.value)))
 
 
 def _note_places(

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from tts_verifier.choice.objective import Objective
 from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
+from tts_verifier.loading.files import user_path
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.runner.loop import Loop
 from tts_verifier.runner.progress import Progress, progress_view
@@ -22,7 +23,7 @@ from tts_verifier.types import Budget, Detail, Prompt
 class RunOptions(TypedDict, total=False):
     """The options of `run`; every key may be absent."""
 
-    objective: Objective
+    objective: Objective | Mapping[str, float]
     """As in `RunSetup`."""
     judge: Verifier | None
     """As in `RunSetup`."""
@@ -50,7 +51,8 @@ def run(
     """Searches for a good image for every prompt.
 
     Args:
-        prompts: texts, or prompts with ids and categories.
+        prompts: texts, or prompts with ids and categories, or a table or a file of them; see
+            `as_prompts`.
         generator: carries out proposals.
         verifier: scores the images.
         strategy: decides what to generate next.
@@ -63,7 +65,7 @@ def run(
     """
     folder = options.pop("folder", None)
     progress = progress_view("auto") if options.pop("progress", False) else None
-    setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc]
+    setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc, arg-type]
     return execute(setup, as_prompts(prompts), folder=folder, progress=progress)
 
 
@@ -86,7 +88,7 @@ def execute(
     """
     setup.check()
     # Absolute: results are read from the folder later, when the working folder may be another.
-    path = None if folder is None else Path(folder).absolute()
+    path = None if folder is None else user_path(folder).absolute()
     # On exit, in reverse: parts return to their devices, the display ends, the log is closed.
     with ExitStack() as stack:
         log = None

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
+from tts_verifier.interfaces import names_of_scores
 from tts_verifier.log import RunLog
 from tts_verifier.runner.batch import SampleBatch, generate_batch, verify_batch
 from tts_verifier.runner.devices import DevicePlacement
 from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.scheduling import PromptScheduler
-from tts_verifier.runner.setup import RunSetup
+from tts_verifier.runner.setup import RunSetup, check_scores, known_scores
 from tts_verifier.types import Job, Prompt, Sample, Trial, kind_of
 
 _MAX_BATCHES_AHEAD: Final = 2
@@ -47,6 +48,8 @@ class Loop:
         self.placement = DevicePlacement(setup)
         self.seconds = {"generate": 0.0, "verify": 0.0}
         """Seconds of work on each side."""
+        self._scores_known = known_scores(setup.verifier) is not None
+        """Whether the names of the verifier's scores were compared with those that the run uses."""
         self._scheduler = PromptScheduler(setup, prompts, log=log, progress=progress)
         self._verifying = deque[Future[list[Trial]]]()
         """Batches in the thread that verifies, oldest first."""
@@ -69,7 +72,8 @@ class Loop:
                     self._hand_over(batch, verify_thread)
                 elif not (self._scheduler.has_work or self._verifying or self._unverified):
                     return
-                self._collect(wait=not jobs)
+                # A misspelt score shows in the first verdict: nothing more is drawn before that.
+                self._collect(wait=not jobs or not self._scores_known)
 
     def _generate(self, jobs: Sequence[Job]) -> SampleBatch:
         kind = kind_of(jobs[0].proposal)
@@ -125,4 +129,8 @@ class Loop:
         for trial in trials:
             self.seconds["generate"] += trial.cost.generate_seconds
             self.seconds["verify"] += trial.cost.verify_seconds
+        names = names_of_scores(trial.verdict for trial in trials)
+        if not self._scores_known and names is not None:
+            check_scores(self._setup.objective, self._setup.strategy, names)
+            self._scores_known = True
         self._scheduler.add(trials)

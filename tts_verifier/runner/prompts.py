@@ -1,101 +1,180 @@
-"""Reads the prompts of a run from strings, mappings, a text file or a file of JSON lines."""
+"""Reads the prompts of a run from lists, mappings, tables and files.
+
+The columns are those of published prompt sets: `prompt` (or `prompts`, `text`, `caption`) in any
+case, and `category` (or `tag`). Other columns are left out. An `id` is kept; a prompt without one
+gets its position as its id.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, printable
+from tts_verifier.tables import (
+    CATEGORY_ROLE,
+    PROMPT_ROLE,
+    TABLE_SUFFIXES,
+    RoleColumns,
+    Row,
+    as_cell,
+    read_table,
+    rows_of,
+)
 from tts_verifier.types import Prompt
+
+_NAME_ONE: Final = (
+    "Rename a column, or name it: read_prompts(path, column=...), or in a recipe "
+    "`prompts: {file: ..., column: ...}`."
+)
+_FILE_KEYS: Final = ("file", "column", "category")
 
 
 def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Prompt, ...]:
     """Returns prompts with ids. A prompt without an id gets its position: "0000", "0001", ...
 
+    A text may occur more than once, as in some benchmarks: each has images of its own.
+
     Args:
         items: prompts, texts, or mappings with `prompt` (or `text`) and perhaps `id` and
-            `category` (or `tag`), a word by which reports group prompts.
+            `category` (or `tag`), a word by which reports group prompts; or a table of pandas,
+            polars or Arrow with such columns; or the path of a file, for `read_prompts`.
 
     Raises:
-        InputError: there is no prompt, one is empty, or two have the same id or the same text
-            (and would give the same images).
+        InputError: there is no prompt, one is empty, or two have the same id.
     """
-    if isinstance(items, (str, Mapping)):
-        raise InputError(f"Prompts must be a list, got {items!r}. Put it into a list.")
-    prompts = tuple(_as_prompt(i, item) for i, item in enumerate(items))
-    if not prompts:
-        raise InputError("A run needs at least one prompt, got none.")
-    for field in ("id", "text"):
-        positions: dict[str, int] = {}
-        for i, prompt in enumerate(prompts):
-            value = getattr(prompt, field)
-            if value in positions:
-                raise InputError(
-                    f"Prompts {positions[value]} and {i} have the same {field}, {value[:60]!r}; "
-                    "each must have its own."
-                )
-            positions[value] = i
-    return prompts
+    if isinstance(items, Path):
+        return read_prompts(items)
+    # Iterating over these gives letters, keys or no order.
+    if isinstance(items, (str, bytes, Mapping, Set)) or not isinstance(items, Iterable):
+        raise InputError(
+            f"A list of prompts is needed, got {items!r:.200}. Put one prompt into a list; a file "
+            "is read by read_prompts(Path(...))."
+        )
+    return _prompts_of_rows(rows_of(items))
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Reads a .txt file (one prompt a line, blank lines skipped) or a .jsonl file.
+def read_prompts(
+    path: Path, *, column: str | None = None, category: str | None = None
+) -> tuple[Prompt, ...]:
+    """Reads a .txt file (one prompt a line, blank lines skipped) or a table.
+
+    Args:
+        path: .txt, .csv, .tsv, .json, .jsonl, .ndjson or .parquet, in any case; see
+            `tables.read`.
+        column: the column of prompts; None = the one with a usual name.
+        category: the column of categories, likewise.
 
     Raises:
         InputError: the file cannot be read, or a line is not a prompt.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"A file of prompts must be .txt or .jsonl, got {path}.")
-    try:
-        # Editors on Windows write a byte order mark, which "utf-8-sig" drops.
-        content = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The prompts {path} cannot be read: {error}") from error
-    if path.suffix == ".txt":
-        items: list[object] = [line.strip() for line in content.splitlines() if line.strip()]
-    else:
-        # Not `splitlines`: a JSON string may hold U+2028 and other separators as they are.
-        lines = enumerate(content.split("\n"), 1)
-        items = [_parse_json_line(path, i, line) for i, line in lines if line.strip()]
-    try:
-        return as_prompts(items)  # type: ignore[arg-type]
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _parse_json_line(path: Path, number: int, line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}:{number} must be JSON: {error}.") from error
-
-
-def _as_prompt(index: int, item: object) -> Prompt:
-    if isinstance(item, Prompt):
-        prompt = item
-    elif isinstance(item, Mapping):
-        prompt = _prompt_of_mapping(index, item)
-    else:
-        prompt = Prompt(f"{index:04d}", item if isinstance(item, str) else "")
-    if not prompt.text.strip() or not prompt.id:
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        tables = ", ".join(suffix for suffix in TABLE_SUFFIXES if suffix != ".txt")
         raise InputError(
-            f"Prompt {index} must be a text that is not empty, or have one as `prompt`: {item!r}."
+            f"A file of prompts must be .txt or a table ({tables}), got {printable(path)}. One "
+            "prompt is a list too: [a cat]."
+        )
+    try:
+        rows = read_table(path)
+    except InputError as error:
+        raise InputError(f"The prompts {error}") from error
+    try:
+        return _prompts_of_rows(rows, column=column, category=category)
+    except InputError as error:
+        raise InputError(f"{printable(path)}: {error}") from error
+
+
+def prompts_of_recipe(value: object, folder: Path) -> tuple[Prompt, ...]:
+    """Returns the prompts that a recipe gives: a list, a file, or a file with its columns.
+
+    Args:
+        value: the recipe's `prompts`; a mapping has `file` and perhaps `column` and `category`.
+        folder: what the path of a file is relative to; `~` is the home folder.
+
+    Raises:
+        InputError: the value is none of these, or its prompts cannot be used.
+    """
+    if isinstance(value, str):
+        value = {"file": value}
+    if isinstance(value, list):
+        return as_prompts(value)
+    named = isinstance(value, Mapping) and "file" in value and set(value) <= set(_FILE_KEYS)
+    if not isinstance(value, Mapping) or not named:
+        raise InputError(
+            "prompts must be a list or a .txt file or a table, or have the keys "
+            f"{', '.join(_FILE_KEYS)}, got {value!r:.200}."
+        )
+    wrong = [name for name in value if not isinstance(value[name], str)]
+    if wrong:
+        raise InputError(f"prompts.{wrong[0]} must be a text, got {value[wrong[0]]!r:.80}.")
+    path = folder / Path(value["file"]).expanduser()
+    return read_prompts(path, column=value.get("column"), category=value.get("category"))
+
+
+def _prompts_of_rows(
+    rows: Sequence[Row], *, column: str | None = None, category: str | None = None
+) -> tuple[Prompt, ...]:
+    if not rows:
+        raise InputError("A run needs at least one prompt, got none.")
+    texts = RoleColumns(rows, PROMPT_ROLE, column, remedy=_NAME_ONE)
+    categories = RoleColumns(rows, CATEGORY_ROLE, category, remedy=_NAME_ONE)
+    prompts = [_prompt_of_row(i, row, texts, categories) for i, row in enumerate(rows)]
+    return _numbered(prompts)
+
+
+def _prompt_of_row(index: int, row: Row, texts: RoleColumns, categories: RoleColumns) -> Prompt:
+    """Returns a row's prompt; its id is "" if it has none."""
+    value, where = row.value, f"{row.place}: " if row.place else ""
+    what = f"{where}Prompt {index}"
+    if isinstance(value, Prompt):
+        prompt = value
+    elif isinstance(value, Mapping):
+        own_id = as_cell(value.get("id"), f"{what} must have a string or a number as id")
+        text, word = texts.cell(row, what), categories.cell(row, what)
+        prompt = Prompt(own_id or "", text or "", word or "")
+    else:
+        prompt = Prompt("", str(value) if isinstance(value, str) else "")
+    if not prompt.text.strip() or (isinstance(value, Prompt) and not prompt.id):
+        # Without a single prompt, the columns are probably named in another way.
+        listed = f" {texts.listed}" if isinstance(value, Mapping) and not texts.found else ""
+        raise InputError(
+            f"{what} must be a text that is not empty, or have one as `prompt`: "
+            f"{value!r:.200}.{listed}"
         )
     # A lone surrogate, which JSON can express, would fail much later: in a hash or in the log.
     try:
         (prompt.text + prompt.id + prompt.category).encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from error
+        raise InputError(f"{what} must be valid Unicode: {error.reason}.") from error
     return prompt
 
 
-def _prompt_of_mapping(index: int, item: Mapping[str, object]) -> Prompt:
-    text = item.get("prompt", item.get("text"))
-    prompt_id = item.get("id", f"{index:04d}")
-    if isinstance(prompt_id, bool) or not isinstance(prompt_id, (str, int)):
-        raise InputError(f"Prompt {index} must have a string or a number as id: {prompt_id!r}.")
-    category = item.get("category", item.get("tag", ""))
-    if not isinstance(category, str):
-        raise InputError(f"Prompt {index} must have a word as category, got {category!r}.")
-    return Prompt(str(prompt_id), text if isinstance(text, str) else "", category)
+def _numbered(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """Returns the prompts with an id each, and with the number of earlier ones of their text."""
+    positions: dict[str, int] = {}
+    for i, prompt in enumerate(prompts):
+        if prompt.id in positions:
+            raise InputError(
+                f"Prompts {positions[prompt.id]} and {i} have the same id, {prompt.id[:60]!r}; "
+                "each must have its own."
+            )
+        if prompt.id:
+            positions[prompt.id] = i
+    earlier = Counter[str]()
+    numbered = []
+    for i, prompt in enumerate(prompts):
+        own_id = prompt.id or _free_id(i, positions)
+        numbered.append(replace(prompt, id=own_id, repeat=earlier[prompt.text]))
+        earlier[prompt.text] += 1
+    return tuple(numbered)
+
+
+def _free_id(index: int, taken: Mapping[str, int]) -> str:
+    name = f"{index:04d}"
+    # Other rows may have this as the id that they came with.
+    while name in taken:
+        name += "+"
+    return name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Final
 
-from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.objective import Objective, as_objective, check_score_names
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.interfaces import ExplainsLimits, Generator, Strategy, Verifier
+from tts_verifier.interfaces import ExplainsLimits, Generator, ReadsScores, Strategy, Verifier
 from tts_verifier.types import KINDS, Budget, Detail, Look, LowBand, Near, Prompt
 
 _METHODS: Final = {
@@ -33,7 +33,8 @@ class RunSetup:
     strategy: Strategy
     """Decides what to generate next."""
     objective: Objective = None  # type: ignore[assignment]
-    """The number that the search maximises. None = the verifier's own."""
+    """The number that the search maximises; weights by score name will do. None = the verifier's
+    own."""
     judge: Verifier | None = None
     """A held-out verifier that fills the `judge_*` columns; no strategy sees its scores."""
     seed: int = 0
@@ -51,15 +52,18 @@ class RunSetup:
     together, they take turns instead (see `devices`)."""
 
     def __post_init__(self) -> None:
-        if self.objective is None:
+        objective = as_objective(self.objective)
+        if objective is None:
             own = isinstance(self.verifier, Verifier)
-            object.__setattr__(self, "objective", self.verifier.objective if own else Objective())
+            objective = self.verifier.objective if own else Objective()
+        object.__setattr__(self, "objective", objective)
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
         for role in _METHODS:
             check_part(role, getattr(self, role))
         check_needs(self.strategy, self.generator)
+        check_scores(self.objective, self.strategy, known_scores(self.verifier))
         if self.budget.spent:
             raise InputError(f"Every limit of a budget must be positive, got {self.budget}.")
         if self.detail not in ("score", "diagnose"):
@@ -120,6 +124,33 @@ def check_needs(strategy: Any, generator: Any) -> None:
             f"{_class_name(strategy)} needs a generator that can {kinds}, {_class_name(generator)} "
             f"cannot{why}. Choose another strategy or generator."
         )
+
+
+def known_scores(verifier: Any) -> Collection[str] | None:
+    """Returns the names of a verifier's scores, None if it does not say them.
+
+    Args:
+        verifier: an instance, or what builds one: a class, or a method of it.
+    """
+    names: Collection[str] | None = getattr(
+        getattr(verifier, "__self__", verifier), "score_names", None
+    )
+    return names
+
+
+def check_scores(objective: Objective | None, strategy: Any, known: Collection[str] | None) -> None:
+    """Raises InputError when objective or strategy name a score that the verifier does not give.
+
+    Args:
+        objective: of the run; None = the verifier's own, which is not checked.
+        strategy: an instance.
+        known: from `known_scores`.
+    """
+    if objective is not None:
+        objective.check_names(known)
+    if isinstance(strategy, ReadsScores):
+        what = f"{_class_name(strategy)}'s thresholds"
+        check_score_names(strategy.reads, known, what, argument="thresholds")
 
 
 def _class_name(part: Any) -> str:

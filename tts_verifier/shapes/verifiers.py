@@ -74,6 +74,7 @@ class OracleVerifier(ReadingVerifier):
     """Reads images by colour and geometry, with the oracle."""
 
     settings: Mapping[str, Setting] = {"verifier": "shapes-oracle"}
+    score_names = ("passed", "score")
 
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
         """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""
@@ -86,6 +87,7 @@ class JudgeVerifier(ReadingVerifier):
     """Reads images by fitting the renderer; also scores `clean`, 1 - the unexplained share."""
 
     settings: Mapping[str, Setting] = {"verifier": "shapes-judge"}
+    score_names = ("passed", "score", "clean")
 
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
         """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""

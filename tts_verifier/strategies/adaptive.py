@@ -8,13 +8,13 @@ Cost: at most that of the inner strategy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import Strategy
+from tts_verifier.interfaces import ReadsScores, Strategy
 from tts_verifier.registry import builder
 from tts_verifier.strategies.arguments import check_integer, check_number
 from tts_verifier.types import Draw, Proposal, Task, Trial
@@ -61,6 +61,12 @@ class Adaptive:
         )
         self.least = check_integer("least", least, 3)
         self.at_once = check_integer("at_once", at_once)
+
+    @property
+    def reads(self) -> Collection[str]:
+        """Names of the scores that have a threshold, here or in the inner strategy."""
+        inner = self.strategy.reads if isinstance(self.strategy, ReadsScores) else ()
+        return dict.fromkeys([*self.thresholds, *inner])
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the next few proposals of the inner strategy, or none to stop.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Final
 
 from tts_verifier.errors import InputError
 
+MOST: Final = 1_000_000
+"""The largest number of candidates, rounds or particles; more proposals would fill the memory."""
+
 
 def check_integer(name: str, value: int, least: int = 1) -> int:
-    """Returns an integer of at least `least`.
+    """Returns an integer of at least `least`, and at most `MOST`.
 
     Raises:
         InputError: the value is not one.
@@ -18,6 +22,8 @@ def check_integer(name: str, value: int, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         rule = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise InputError(f"{name} must be {rule}, got {value!r}.", argument=_argument(name))
+    if value > MOST:
+        raise InputError(f"{name} must be at most {MOST}, it is larger.", argument=_argument(name))
     return value
 
 

@@ -198,6 +198,8 @@ def check_verifier(
         expected, scores = forward_verdict.scores, verdict.scores
         same = all(_nearly_equal(expected[n], scores.get(n, math.nan)) for n in expected)
         _require(same, "a verdict does not depend on its place in the batch")
+        known = set(scores if verifier.score_names is None else verifier.score_names)
+        _require(set(scores) == known, f"`score_names` must be the verdicts' names, got {known}")
     ranking = verifier.rerank(images, prompts[0])
     values = [-math.inf if math.isnan(item.objective) else item.objective for item in ranking]
     _require(values == sorted(values, reverse=True), "a ranking goes from best to worst")

@@ -32,6 +32,7 @@ from tts_verifier.types import (
 )
 
 _CELLS: Final = 4
+_OFFICIAL: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
 _GUIDED: Final = 2
 """Network evaluations per step, as with classifier-free guidance."""
 
@@ -169,6 +170,7 @@ class FakeVerifier(Verifier):
         self.settings: Mapping[str, Setting] = {"model": "fake"}
         self.trace: list[str] = []
         self._scores = scores or _colour_scores
+        self.score_names = None if scores else _OFFICIAL
         self._unparsable = unparsable
 
     def verify(
@@ -200,9 +202,5 @@ class FakeVerifier(Verifier):
 
 def _colour_scores(image: Image.Image, prompt: str) -> Mapping[str, float]:
     red, green, blue = (np.asarray(image, np.float64).mean(axis=(0, 1)) / 255).tolist()
-    return {
-        "semantic_alignment": red,
-        "aesthetics": green,
-        "plausibility": blue,
-        "overall": (red + green + blue) / 3,
-    }
+    values = (red, green, blue, (red + green + blue) / 3)
+    return dict(zip(_OFFICIAL, values, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ class Prompt:
     """What the user asked for."""
     category: str = ""
     """A word by which reports group prompts."""
+    repeat: int = field(default=0, compare=False)
+    """How many earlier prompts of the run have the same text. Seeds and trial ids derive from it,
+    so that each of them has images of its own."""
 
 
 @dataclass(frozen=True, slots=True)

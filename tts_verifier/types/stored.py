@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
+from tts_verifier.files import read_regular
 
 StoredT = TypeVar("StoredT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)
@@ -53,12 +54,12 @@ class InFile(Generic[StoredT]):
         """Reads the file.
 
         Raises:
-            RunError: the file is missing, or its SHA-256 is another.
+            RunError: the file is missing, its SHA-256 is another, or it holds no such value.
         """
         file = self.folder / self.path
         try:
             # One read for both the digest and the decoder: the file cannot change in between.
-            content = file.read_bytes()
+            content = read_regular(file)
         except OSError as error:
             raise RunError(
                 f"{file} cannot be read: {error.strerror}. The command that made the run "
@@ -69,7 +70,14 @@ class InFile(Generic[StoredT]):
                 f"{file} was changed since the log was written. Move it away; the command that "
                 "made the run generates it again."
             )
-        return self.decoder.decode(content)
+        try:
+            return self.decoder.decode(content)
+        # In a run folder from somebody else a file may hold anything, and decoders raise anything.
+        except Exception as error:
+            raise RunError(
+                f"{file} is not what its row says: {error!r}. Move it away; the command that made "
+                "the run generates it again."
+            ) from error
 
 
 Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
-from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.objective import Objective, as_objective
 from tts_verifier.errors import InputError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
@@ -19,7 +19,7 @@ from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.traits import computing_device
 from tts_verifier.registry import suggestion
 from tts_verifier.runner import execute
-from tts_verifier.runner.setup import RunSetup, check_part
+from tts_verifier.runner.setup import RunSetup, check_part, check_scores, known_scores
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Budget, Detail, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackError
@@ -44,7 +44,7 @@ _OWN_ATTRIBUTES: Final = (*_GENERATOR_PARTS, "verifier", "strategy", "options", 
 class WrapOptions(TypedDict, total=False):
     """The options of a search besides its parts; see `RunSetup`."""
 
-    objective: Objective
+    objective: Objective | Mapping[str, float]
     budget: Budget
     judge: Verifier
     detail: Detail
@@ -71,7 +71,7 @@ class VerifiedPipeline:
 
     Args:
         pipe: a loaded pipeline, used as it is.
-        verifier: a verifier, or a name for `Verifier.from_pretrained`.
+        verifier: a verifier, or a folder or name for `Verifier.from_pretrained`.
         strategy: what to propose next; None = `BestOfN()`.
         batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
@@ -84,7 +84,7 @@ class VerifiedPipeline:
     def __init__(
         self,
         pipe: Any,
-        verifier: Verifier | str,
+        verifier: Verifier | str | Path,
         *,
         strategy: Strategy | None = None,
         batch_size: int | None = None,
@@ -96,8 +96,10 @@ class VerifiedPipeline:
         self.pipe = pipe
         self.strategy: Strategy = BestOfN() if strategy is None else strategy
         check_part("strategy", self.strategy)
-        self.verifier = load_verifier(verifier) if isinstance(verifier, str) else verifier
+        self.verifier = load_verifier(verifier) if isinstance(verifier, (str, Path)) else verifier
         check_part("verifier", self.verifier)
+        objective = as_objective(options.get("objective"))
+        check_scores(objective, self.strategy, known_scores(self.verifier))
         self.batch_size = batch_size
         if isinstance(inpaint, (str, Path)):
             # Loaded beside the pipeline and in its precision, because both work on the same images.
@@ -155,7 +157,8 @@ class VerifiedPipeline:
         """Runs one search for requests that differ in nothing but their prompt."""
         prompts = {index: Prompt(f"{index:04d}", call.requests[index].prompt) for index in group}
         seed = call.requests[group[0]].seed
-        setup = RunSetup(generator, self.verifier, self.strategy, seed=seed, **self.options)
+        options: Any = self.options
+        setup = RunSetup(generator, self.verifier, self.strategy, seed=seed, **options)
         result = execute(setup, list(prompts.values()))
         trials: dict[str, list[Trial]] = {prompt.id: [] for prompt in prompts.values()}
         for trial in result.trials:
@@ -202,7 +205,7 @@ class VerifiedPipeline:
         return f"VerifiedPipeline({', '.join(type(part).__name__ for part in parts)})"
 
 
-def wrap(pipe: Any, verifier: Verifier | str, **options: Any) -> VerifiedPipeline:
+def wrap(pipe: Any, verifier: Verifier | str | Path, **options: Any) -> VerifiedPipeline:
     """Returns the pipeline as one that searches; see `VerifiedPipeline` for the arguments."""
     return VerifiedPipeline(pipe, verifier, **options)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tts_verifier import registry
 from tts_verifier.interfaces import Verifier
 
 
-def load_verifier(name: str) -> Verifier:
+def load_verifier(name: str | Path) -> Verifier:
     """Loads a verifier.
 
     Args:
@@ -18,7 +20,7 @@ def load_verifier(name: str) -> Verifier:
     """
     # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So it is looked up as
     # one, and the error then says what a checkpoint may be.
-    if name in registry.names("verifier") and name != "imagedoctor":
+    if isinstance(name, str) and name != "imagedoctor" and name in registry.names("verifier"):
         verifier: Verifier = registry.builder("verifier", name)()
         return verifier
     return Verifier.from_pretrained(name)

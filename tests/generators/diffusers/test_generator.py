@@ -268,6 +268,13 @@ def test_numbers_below_one_are_refused(pipe, name):
         DiffusersGenerator(pipe, **{name: 0})
 
 
+@pytest.mark.parametrize("argument", ["steps", "batch_size", "height", "width"])
+@pytest.mark.parametrize("value", [10**12, -1, True, 1.5, "8", float("nan")])
+def test_sizes_that_no_pipeline_has_are_refused(generator, argument, value):
+    with pytest.raises(InputError, match=f"{argument} must be at (least 1|most 65536), got"):
+        DiffusersGenerator(generator.pipe, **{argument: value})
+
+
 def test_a_folder_that_holds_no_pipeline_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="No pipeline could be loaded from"):
         DiffusersGenerator(tmp_path / "absent")

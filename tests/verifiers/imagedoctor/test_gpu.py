@@ -97,13 +97,14 @@ def test_memory_that_runs_out_halves_the_sequences(model: ImageDoctorModel) -> N
     long = dataclasses.replace(limits, max_new_tokens=200_000)
     torch.cuda.set_per_process_memory_fraction(2**30 / total)
     try:
-        engine = Engine(built, long, sequences=64)
-        with pytest.warns(RunWarning, match="Memory ran out with batch_size 64"):
+        # 1.6 MB of reply tokens for each sequence.
+        engine = Engine(built, long, sequences=1024)
+        with pytest.warns(RunWarning, match="Memory ran out with batch_size 1024"):
             replies = dict(engine.replies(requests(model)))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         model.cpu()
-    assert engine.sequences < 64
+    assert engine.sequences < 1024
     assert [replies[i].ids[: len(ids)] for i, ids in enumerate(expected)] == expected
 
 

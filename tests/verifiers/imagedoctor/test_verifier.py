@@ -17,6 +17,7 @@ from tts_verifier.interfaces import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.text import reply
 
 REPLY = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "
@@ -50,7 +51,7 @@ def script_replies(
     """Makes every reply `text`, with random states for the maps that it has."""
 
     def fake(
-        _engine: Engine, requests: Iterable[GenerationRequest]
+        _engine: Engine, requests: Iterable[GenerationRequest], *, expected: int
     ) -> Iterator[tuple[int, GeneratedReply]]:
         ids = doctor.checkpoint.tokenizer.encode(text)
         states = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
@@ -99,6 +100,18 @@ def test_a_reply_that_does_not_parse_is_nan_with_the_raw_text(
     assert all(math.isnan(v) for v in verdict.scores.values())
     assert len(verdict.scores) == 8
     assert verdict.text == "no idea"
+
+
+def test_a_reply_that_is_cut_is_warned_of_and_keeps_its_text(
+    doctor: ImageDoctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reply, "MAX_REPLY_CHARACTERS", REPLY.index("Plausibility"))
+    script_replies(monkeypatch, doctor, REPLY, (False, False))
+    with pytest.warns(RunWarning, match=r"A reply must have at most \d+ characters"):
+        verdict = doctor.verify([noise(20, 20)], ["cat"])[0]
+    assert verdict.scores["aesthetics"] == 0.25
+    assert math.isnan(verdict.scores["plausibility"])
+    assert verdict.text == REPLY
 
 
 def test_detail_score_gives_numbers_and_no_maps(
@@ -203,14 +216,27 @@ def test_settings_say_what_decides_a_verdict(folder: Path) -> None:
     assert loaded.settings == {
         "model": str(folder),
         "revision": None,
+        "precision": None,
         "dtype": "float32",
         "device": "cpu",
         "fit": "pad",
-        "batch_size": 32,
         "max_new_tokens": 7,
         "repetition_penalty": 1.05,
         "answer_template": False,
     }
+
+
+def test_a_verifier_in_fp8_gives_verdicts_and_says_so(folder: Path) -> None:
+    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", precision="fp8")
+    assert loaded.settings["precision"] == "fp8"
+    assert loaded.checkpoint.model.model.layers[0].mlp.up_proj.weight.itemsize == 1
+    (verdict,) = loaded.verify([np.zeros((56, 56, 3), np.uint8)], ["a red circle"])
+    assert verdict.scores
+
+
+def test_an_unknown_precision_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="precision must be 'fp8' or left out, got 'fp4'"):
+        ImageDoctor.from_pretrained(str(folder), precision="fp4")
 
 
 def test_missing_bundled_weights_are_an_error(

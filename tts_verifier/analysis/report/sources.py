@@ -19,7 +19,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.images import as_image
 from tts_verifier.log.storage.codecs import heatmap_box
 from tts_verifier.types import Heatmap, Stored, Trial, path_of
 
@@ -135,8 +136,9 @@ class InlineThumbnails:
     def mask(self, path: str) -> str:
         """Returns a PNG."""
         try:
-            return _data_address(Image.open(self._folder / path).convert("L"), "png", _THUMBNAIL)
-        except OSError:
+            mask = as_image(self._folder / path).convert("L")
+            return _data_address(mask, "png", _THUMBNAIL)
+        except InputError:
             return ""
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, noise
 from tts_verifier.generators.diffusers.batch import (
     BatchOutput,
@@ -31,12 +31,14 @@ from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
     check_call,
     check_reserved,
+    check_sizes,
     load_pipeline,
 )
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.schedule import ScheduleSlice
 from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
 from tts_verifier.identity import described
+from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.masks import paste
 from tts_verifier.types import (
     Continue,
@@ -72,8 +74,8 @@ class DiffusersGenerator:
         batch_size: candidates at a time. Every batch is filled up to this size, so that an image
             is the same bit for bit in float32. None = as many as fit; batches are not filled
             up, and an image is then the same within the rounding of the dtype.
-        dtype: "float32", "bfloat16" or "float16" for loading; None = bfloat16 on a GPU,
-            float32 elsewhere.
+        dtype: "float32", "bfloat16", "float16" or "float64" for loading; None = bfloat16 on a
+            GPU, float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
         inpaint: a pipeline that repaints and has weights of its own, such as FLUX Fill: a loaded
@@ -91,7 +93,7 @@ class DiffusersGenerator:
     Raises:
         InputError: the model is no text-to-image pipeline; a setting is out of range or is not
             an argument of the pipeline.
-        CheckpointError: the model cannot be found or loaded.
+        CheckpointError: the model cannot be found, trusted or loaded.
     """
 
     supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Near, LowBand})
@@ -113,9 +115,9 @@ class DiffusersGenerator:
         call: Mapping[str, Any] | None = None,
         inpaint: Any = None,
     ) -> None:
-        for name, value in (("steps", steps), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value!r}.", argument=name)
+        check_sizes(steps=steps, batch_size=batch_size, height=height, width=width)
+        check_device(device)
+        check_dtype(dtype)
         named = {
             "num_inference_steps": steps,
             "guidance_scale": guidance,

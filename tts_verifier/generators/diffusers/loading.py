@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.errors import CheckpointError, InputError, TTSError
+from tts_verifier.loading.devices import check_device, check_dtype
+from tts_verifier.loading.files import user_path
+from tts_verifier.loading.pipeline_folder import check_pipeline_folder
 from tts_verifier.registry import suggestion
 
 BUNDLED_PIPELINE: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
@@ -18,6 +22,10 @@ BUNDLED_CALL: Final = {
 }
 """The call of the bundled generator. It has no T5 encoder, and 16 empty T5 tokens cost less than
 the default 256."""
+
+LARGEST_SIZE: Final = 65_536
+"""The most steps, images of a batch, or pixels along a side."""
+_PIPELINE_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 RESERVED_ARGUMENTS: Final = frozenset(
     {
@@ -38,33 +46,75 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: str | Non
     """Loads a pipeline from a folder, a hub id or `"shapes"`.
 
     Args:
-        model: the folder, the hub id or `"shapes"`, the bundled pipeline.
-        dtype: "float32", "bfloat16" or "float16"; None = float32 on a CPU, bfloat16 elsewhere.
+        model: the folder, the hub id or `"shapes"`, the bundled pipeline. Only safetensors are
+            read, and no code that comes with them is run.
+        dtype: a name of `DTYPES`; None = float32 on a CPU, bfloat16 elsewhere.
         device: where to load it; None = the first GPU, else the CPU.
 
     Raises:
-        CheckpointError: it cannot be found or loaded.
+        CheckpointError: it cannot be found, trusted or loaded.
+        InputError: this machine has no such device, or there is no such dtype.
     """
     import torch
     from diffusers import DiffusionPipeline
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
-    folder = BUNDLED_PIPELINE if model == "shapes" else model
+    chosen, checked_dtype = check_device(device), check_dtype(dtype or None)
+    if chosen is None:
+        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if checked_dtype is None:
+        checked_dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
     if model == "shapes" and not (BUNDLED_PIPELINE / "model_index.json").exists():
         raise CheckpointError(
             f"The bundled generator's weights belong in {BUNDLED_PIPELINE}, and are missing there. "
             "Install the package from its wheel or a full clone."
         )
     try:
-        # diffusers needs a None for every component that the folder leaves out, such as T5.
-        index = DiffusionPipeline.load_config(folder)
-        empty = {k: None for k, v in index.items() if isinstance(v, list) and v == [None, None]}
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), **empty)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"No pipeline could be loaded from {model}: {error}") from error
+        folder = BUNDLED_PIPELINE if model == "shapes" else _find_folder(model)
+        check_pipeline_folder(folder)
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, dtype=checked_dtype, use_safetensors=True, **_empty_components(folder)
+        )
+    except TTSError:
+        raise
+    except Exception as error:  # a config of a stranger may fail anywhere in the libraries
+        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        raise CheckpointError(f"No pipeline could be loaded from {model}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(chosen)
+
+
+def _find_folder(model: str | Path) -> Path:
+    """Returns the folder of a pipeline; one on the hub is downloaded if it is not cached."""
+    from diffusers import DiffusionPipeline
+
+    folder = user_path(model)
+    if folder.is_dir():
+        return folder
+    if isinstance(model, Path) or not _PIPELINE_ID.fullmatch(model):
+        raise CheckpointError(
+            "No pipeline could be loaded from "
+            f"{model}: it is no folder, and no hub id such as 'owner/name'."
+        )
+    # No pickles are downloaded, and no code.
+    found = DiffusionPipeline.download(model, use_safetensors=True, **_empty_components(model))
+    return Path(found)
+
+
+def _empty_components(source: str | Path) -> dict[str, None]:
+    """Returns a None for each component that a pipeline leaves out, such as T5: diffusers asks."""
+    from diffusers import DiffusionPipeline
+
+    index = DiffusionPipeline.load_config(source)
+    return {k: None for k, v in index.items() if isinstance(v, list) and v == [None, None]}
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raises InputError at the first argument that is neither None nor an integer in range."""
+    for name, value in sizes.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= LARGEST_SIZE):
+            rule = f"at most {LARGEST_SIZE}" if whole and value > 1 else "at least 1"
+            raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name)
 
 
 def check_pipeline(pipe: Any) -> None:

@@ -53,7 +53,7 @@ def jobs_for(
         problem = _problem(proposal, task, trials)
         if problem:
             raise InputError(f"{where} for {task.prompt.text[:60]!r}: {problem}")
-        job_id = trial_id(task.prompt.text, proposal, settings)
+        job_id = trial_id(task.prompt.text, proposal, settings, task.prompt.repeat)
         # Equal proposals have equal ids, and the log has one row per id.
         if job_id in ids:
             raise InputError(

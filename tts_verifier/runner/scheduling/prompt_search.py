@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tts_verifier.identity import seed_of_repeat
 from tts_verifier.log import LoggedPrompt
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.scheduling.budget import Account, Budgets, affordable_jobs
@@ -79,7 +80,8 @@ class PromptSearch:
             return []
         # The runner serves looks itself, with any generator.
         supports = frozenset(setup.generator.supports | {Look})
-        task = Task(self.prompt, setup.seed, supports, left, setup.objective)
+        seed = seed_of_repeat(setup.seed, self.prompt.text, self.prompt.repeat)
+        task = Task(self.prompt, seed, supports, left, setup.objective)
         history = tuple(self.history)
         jobs = jobs_for(
             setup.strategy.propose(task, history),

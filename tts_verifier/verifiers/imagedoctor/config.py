@@ -10,13 +10,14 @@ with the shapes of the weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import CheckpointError
+from tts_verifier.loading.fields import integer_field, integer_fields, number_field, table_field
+from tts_verifier.loading.files import read_json
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
@@ -59,6 +60,26 @@ TOKEN_ID_DEFAULTS: Mapping[str, int] = {
     "misalignment_token_id": 151665,
     "artifact_token_id": 151666,
 }
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "vocab_size": (1, 2**22),
+    "hidden_size": (1, 2**16),
+    "intermediate_size": (1, 2**20),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 1024),
+    "num_key_value_heads": (1, 1024),
+    "max_position_embeddings": (1, 2**24),
+    "depth": (1, 1024),
+    "num_heads": (1, 1024),
+    "in_channels": (1, 64),
+    "patch_size": (1, 256),
+    "spatial_merge_size": (1, 16),
+    "temporal_patch_size": (1, 16),
+    "tokens_per_second": (1, 1000),
+    "window_size": (1, 2**16),
+    "out_hidden_size": (1, 2**16),
+}
+"""Field -> its least and its largest value: ten times what any model has, and no more."""
+_FRACTIONS = ("initializer_range", "rms_norm_eps", "attention_dropout")
 DEFAULT_ROPE_THETA = 1e6
 DEFAULT_MROPE_SECTION = (16, 24, 24)
 """Frequencies of time, row and column: half the size of an attention head."""
@@ -90,6 +111,13 @@ class HeatmapConfig:
     """Weight of the map losses in training."""
 
     def __post_init__(self) -> None:
+        for name in ("width", "heads", "mlp", "mask_channels", "text_hidden", "image_hidden"):
+            if (value := getattr(self, name)) is not None or not name.endswith("_hidden"):
+                integer_field(f"heatmap_config.{name}", value, 1, 2**16)
+        integer_field("heatmap_config.depth", self.depth, 1, 64)
+        for name in ("stem", "stages"):
+            integer_fields(f"heatmap_config.{name}", getattr(self, name), 1, 2**16, most=4)
+        number_field("heatmap_config.weight", self.weight, -1e9, 1e9)
         # The two-way transformer halves the width for cross attention, then splits it into heads.
         if self.width % (2 * self.heads):
             raise CheckpointError(
@@ -136,7 +164,7 @@ class ImageDoctorConfig:
             CheckpointError: a dimension does not fit the others, or a key has a value that this
                 code does not support.
         """
-        nested = raw.get("text_config") or {}
+        nested = table_field("text_config", raw.get("text_config"))
         source = {**raw, **nested}
         text = {key: source.get(key, value) for key, value in TEXT_DEFAULTS.items()}
         text["rope_parameters"] = _rope_parameters(source)
@@ -145,18 +173,26 @@ class ImageDoctorConfig:
             raise CheckpointError(
                 "use_sliding_window must be false, as in the released model; it is true."
             )
-        stated = dict(raw.get("vision_config") or {})
+        stated = table_field("vision_config", raw.get("vision_config"))
         if "in_chans" in stated:  # the released file's name for it
             stated.setdefault("in_channels", stated["in_chans"])
         vision = {key: stated.get(key, value) for key, value in VISION_DEFAULTS.items()}
         vision["out_hidden_size"] = stated.get("out_hidden_size", text["hidden_size"])
-        ids = {key: int(raw.get(key, value)) for key, value in TOKEN_ID_DEFAULTS.items()}
+        _check_sizes("", text)
+        _check_sizes("vision_config.", vision)
+        ids = {
+            key: integer_field(key, raw.get(key, value), 0, 2**22)
+            for key, value in TOKEN_ID_DEFAULTS.items()
+        }
+        tied = raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", True))
+        if not isinstance(tied, bool):
+            raise CheckpointError(f"tie_word_embeddings must be true or false, got {tied!r}.")
         config = cls(
             text=text,
             vision=vision,
             heatmap=_heatmap_config(raw),
             **ids,
-            tied=bool(raw.get("tie_word_embeddings", nested.get("tie_word_embeddings", True))),
+            tied=tied,
             raw=dict(raw),
         )
         config._check()
@@ -171,13 +207,9 @@ class ImageDoctorConfig:
         """
         path = folder / "config.json"
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(folder, path.name)
         except FileNotFoundError:
             raise CheckpointError(f"A checkpoint needs a config.json; {path} is missing.") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
-        if not isinstance(raw, dict):
-            raise CheckpointError(f"{path} must be a JSON object, it is a {type(raw).__name__}.")
         return cls.from_dict(raw)
 
     @property
@@ -219,6 +251,13 @@ class ImageDoctorConfig:
 
     def _check(self) -> None:
         text, vision = self.text, self.vision
+        for width, heads, where in (
+            (text["hidden_size"], text["num_attention_heads"], "num_attention_heads"),
+            (text["num_attention_heads"], text["num_key_value_heads"], "num_key_value_heads"),
+            (vision["hidden_size"], vision["num_heads"], "vision_config.num_heads"),
+        ):
+            if width % heads:
+                raise CheckpointError(f"{where} must divide {width}, got {heads}.")
         head_dim = text["hidden_size"] // text["num_attention_heads"]
         section = text["rope_parameters"]["mrope_section"]
         if 2 * sum(section) != head_dim:
@@ -235,37 +274,65 @@ class ImageDoctorConfig:
                 f"{vision['out_hidden_size']} and {text['hidden_size']}."
             )
         for name in TOKEN_ID_DEFAULTS:
-            if not 0 <= getattr(self, name) < text["vocab_size"]:
+            if getattr(self, name) >= text["vocab_size"]:
                 raise CheckpointError(
                     f"{name} must be below vocab_size {text['vocab_size']}, "
                     f"got {getattr(self, name)}."
                 )
 
 
+def _check_sizes(where: str, part: Mapping[str, Any]) -> None:
+    """Raises CheckpointError at the first field whose type or size is impossible.
+
+    Args:
+        where: what to put before the name of a field.
+        part: the fields of the language model or of the vision tower.
+    """
+    for name, value in part.items():
+        if name in _RANGES:
+            integer_field(where + name, value, *_RANGES[name])
+        elif name in _FRACTIONS:
+            number_field(where + name, value, 0, 1)
+        elif name == "fullatt_block_indexes":
+            integer_fields(where + name, value, 0, 1024, most=1024)
+        elif name == "bos_token_id" and value is not None:
+            integer_field(name, value, 0, part["vocab_size"] - 1)
+        elif name == "eos_token_id":
+            ids = value if isinstance(value, list | tuple) else [value]
+            integer_fields(name, ids, 0, part["vocab_size"] - 1, most=1000)
+
+
 def _rope_parameters(source: Mapping[str, Any]) -> dict[str, Any]:
     """Returns today's `rope_parameters` from the keys of either generation."""
-    stated = source.get("rope_parameters") or source.get("rope_scaling") or {}
+    stated = table_field(
+        "rope_scaling", source.get("rope_parameters") or source.get("rope_scaling")
+    )
     # Qwen's own files say "mrope", the released one "default"; `mrope_section` makes both M-RoPE.
     kind = stated.get("rope_type", stated.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise CheckpointError(f"rope type must be 'default' or 'mrope', got {kind!r}.")
+    theta = stated.get("rope_theta", source.get("rope_theta", DEFAULT_ROPE_THETA))
+    section = stated.get("mrope_section", DEFAULT_MROPE_SECTION)
+    number_field("rope_theta", theta, 1e-6, 1e30)
     return {
         "rope_type": "default",
-        "rope_theta": stated.get("rope_theta", source.get("rope_theta", DEFAULT_ROPE_THETA)),
-        "mrope_section": list(stated.get("mrope_section", DEFAULT_MROPE_SECTION)),
+        "rope_theta": theta,
+        "mrope_section": list(integer_fields("mrope_section", section, 1, 2**16, most=3)),
     }
 
 
 def _heatmap_config(raw: Mapping[str, Any]) -> HeatmapConfig:
     """Reads `heatmap_config`, and the weight that the released file states beside it."""
-    stated = dict(raw.get("heatmap_config") or {})
+    stated = table_field("heatmap_config", raw.get("heatmap_config"))
     names = {f.name for f in fields(HeatmapConfig)}
     if unknown := sorted(set(stated) - names):
         raise CheckpointError(
             f"heatmap_config: unknown keys {unknown}; the known ones are {sorted(names)}."
         )
-    stated.setdefault("weight", float(raw.get("heatmap_weight", 1.0)))
+    weight = raw.get("heatmap_weight", 1.0)
+    stated.setdefault("weight", number_field("heatmap_weight", weight, -1e9, 1e9))
     for name in ("stem", "stages"):
         if name in stated:
-            stated[name] = tuple(stated[name])
+            name_in_file = f"heatmap_config.{name}"
+            stated[name] = integer_fields(name_in_file, stated[name], 1, 2**16, most=64)
     return HeatmapConfig(**stated)

@@ -8,10 +8,10 @@ and may be shared between threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tts_verifier.errors import InputError
 
@@ -43,7 +43,7 @@ class Sampling:
     this, and those that equal the last one; 1 = all (Holtzman et al. 2020, section 3.1)."""
 
     def __post_init__(self) -> None:
-        rules = (
+        rules: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
             (
                 "temperature",
                 f"0 or a finite number of at least {MIN_TEMPERATURE}",

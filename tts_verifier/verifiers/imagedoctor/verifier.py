@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from PIL import Image
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import fits_on_device, release, weight_bytes
 from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
+from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
     find_checkpoint,
@@ -26,15 +28,19 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
+from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
-from tts_verifier.verifiers.imagedoctor.options import ImageDoctorOptions, check_positive
+from tts_verifier.verifiers.imagedoctor.options import (
+    ImageDoctorOptions,
+    check_positive,
+    check_precision,
+)
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
-from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
+from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
 
 MAX_PROMPT_CHARACTERS: Final = 20_000
 """Longer prompts are refused; otherwise one of them could fill the memory."""
@@ -54,7 +60,8 @@ class ImageDoctor(Verifier):
     Args:
         checkpoint: from `load_checkpoint`.
         fit: how an image is fitted into the model's square.
-        batch_size: images at a time, None = as many as the free memory allows, at most 32.
+        batch_size: images at a time, None = as many as there are, as the free memory allows, and
+            as the device gains from (at most 512 on a GPU, 32 on a CPU).
         heatmaps: whether to decode heatmaps, None = with detail "diagnose" only.
         answer_template: with detail "score", give the text of the answer and ask for its digits
             alone. This is faster, and gives the same numbers if the model would have written
@@ -66,6 +73,8 @@ class ImageDoctor(Verifier):
         InputError: `fit` or `batch_size` is not usable, or the checkpoint's tokenizer does not
             write scores digit by digit, which an answer template needs.
     """
+
+    score_names: Collection[str] = (*SCORE_NAMES, *(name + EXPECTED for name in SCORE_NAMES))
 
     def __init__(
         self,
@@ -82,9 +91,8 @@ class ImageDoctor(Verifier):
             raise InputError(
                 f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.", argument="fit"
             )
-        if batch_size is None:
-            batch_size = sequences_that_fit(checkpoint.model, checkpoint.limits)
-        check_positive("batch_size", batch_size)
+        if batch_size is not None:
+            check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.home = home
         self.fit: FitMode = fit
@@ -97,6 +105,8 @@ class ImageDoctor(Verifier):
             self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
         self._template_engine = _template_engine(checkpoint, self._template, batch_size)
         self._map_decoder = MapDecoder(checkpoint.model)
+        if not checkpoint.limits.watched_groups:
+            self.score_names = SCORE_NAMES
         # Everything that decides a verdict, for the log.
         weight = checkpoint.model.lm_head.weight
         self.settings = {
@@ -104,7 +114,6 @@ class ImageDoctor(Verifier):
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": weight.device.type,
             "fit": fit,
-            "batch_size": batch_size,
             "max_new_tokens": checkpoint.limits.max_new_tokens,
             "repetition_penalty": checkpoint.limits.penalty,
             "answer_template": answer_template,
@@ -112,7 +121,7 @@ class ImageDoctor(Verifier):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str, **options: Unpack[ImageDoctorOptions]
+        cls, name_or_path: str | Path, **options: Unpack[ImageDoctorOptions]
     ) -> ImageDoctor:
         """Loads a verifier: "shapes" (bundled), a folder, or a hub id.
 
@@ -131,13 +140,17 @@ class ImageDoctor(Verifier):
                 f"Unknown options {', '.join(unknown)}; the known ones are "
                 f"{', '.join(ImageDoctorOptions.__annotations__)}."
             )
+        # First of all, since finding a checkpoint may download it.
+        given = check_device(options.get("device"))
+        dtype, home = check_dtype(options.get("dtype")), None
         revision = options.get("revision")
         folder = find_checkpoint(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
         )
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
-        dtype, device, home = options.get("dtype"), options.get("device"), None
+        check_precision(precision := options.get("precision"))
+        device: torch.device | str | None = given
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
             home = _gpu_that_is_full(folder)
@@ -147,6 +160,8 @@ class ImageDoctor(Verifier):
         checkpoint = load_checkpoint(
             folder, dtype=dtype, device=device, device_map=options.get("device_map")
         )
+        if precision == "fp8":
+            quantise_model(checkpoint.model)
         if max_new_tokens is not None:
             limits = replace(checkpoint.limits, max_new_tokens=max_new_tokens)
             checkpoint = replace(checkpoint, limits=limits)
@@ -156,7 +171,7 @@ class ImageDoctor(Verifier):
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
             answer_template=options.get("answer_template", False),
-            settings={"model": name_or_path, "revision": revision},
+            settings={"model": str(name_or_path), "revision": revision, "precision": precision},
             home=home,
         )
 
@@ -212,6 +227,7 @@ class ImageDoctor(Verifier):
 
     def to(self, device: torch.device | str) -> ImageDoctor:
         """Moves the weights; drops buffers and captured graphs, which are made anew when needed."""
+        check_device(device)
         before = str(self.device)
         # Captured graphs read the weights at their old addresses.
         for part in (self.engine, self._template_engine, self._map_decoder):
@@ -232,7 +248,7 @@ class ImageDoctor(Verifier):
         # Maps are decoded in groups as replies end, so their states and features are freed early.
         map_queue = MapQueue(self._map_decoder)
         replies: dict[int, _ReplyTokens] = {}
-        for number, reply in engine.replies(requests):
+        for number, reply in engine.replies(requests, expected=len(images)):
             if with_maps:
                 map_queue.add(number, reply, self.checkpoint.processor.grid)
             replies[number] = _ReplyTokens.of(reply, template)
@@ -280,6 +296,8 @@ class ImageDoctor(Verifier):
         checkpoint = self.checkpoint
         text = checkpoint.tokenizer.decode(reply.ids)
         parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
+        if parsed.problem:
+            warnings.warn(parsed.problem, RunWarning, stacklevel=3)
         scores = {**parsed.scores}
         if checkpoint.limits.watched_groups:
             # Each token alone, because a score's digits must be found among the tokens.
@@ -341,7 +359,9 @@ def _gpu_that_is_full(folder: Path) -> str | None:
     return gpu
 
 
-def _template_engine(checkpoint: Checkpoint, template: AnswerTemplate, sequences: int) -> Engine:
+def _template_engine(
+    checkpoint: Checkpoint, template: AnswerTemplate, sequences: int | None
+) -> Engine:
     """Returns the engine that fills in a template; it takes no memory until it is used."""
     steps = template.forced_steps
     count = sum(1 + len(step.forced) for step in steps)

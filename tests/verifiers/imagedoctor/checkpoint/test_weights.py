@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tts_verifier.errors import CheckpointError
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+from tts_verifier.verifiers.imagedoctor.checkpoint import loading
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_checkpoint, load_model
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,6 +56,45 @@ def test_pickles_are_refused(folder: Path) -> None:
         load_model(folder)
     (folder / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"a pickle can run code.*pytorch_model.bin"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "a\\..\\..\\x.safetensors"])
+def test_an_index_that_names_a_file_outside_is_refused(folder: Path, name: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match=r"must lie in its folder, but .* which is outside"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"]
+)
+def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path, file: str) -> None:
+    (folder / file).rename(tmp_path / file)
+    (folder / file).symlink_to(tmp_path / file)
+    with pytest.raises(CheckpointError, match=rf"{file} is a link to .*Copy the file"):
+        load_checkpoint(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 1000}, r"^num_hidden_layers 1000 must fit the weights, which are"),
+        ({"vocab_size": 2**22, "hidden_size": 2**16}, "^vocab_size x hidden_size must fit the we"),
+        ({"intermediate_size": 2**20, "hidden_size": 2**16, "vocab_size": 300}, "^num_hidden_laye"),
+    ],
+)
+def test_a_config_that_claims_more_than_the_files_hold_is_refused_before_anything_is_built(
+    folder: Path, change: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = json.loads((folder / "config.json").read_text()) | change
+    half = raw["hidden_size"] // raw["num_attention_heads"] // 2
+    raw["rope_scaling"] = {"type": "default", "mrope_section": [half - 2, 1, 1]}
+    raw["vision_config"]["out_hidden_size"] = raw["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    monkeypatch.setattr(loading, "ImageDoctorModel", None)
+    with pytest.raises(CheckpointError, match=message):
         load_model(folder)
 
 

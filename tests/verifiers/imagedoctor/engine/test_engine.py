@@ -270,3 +270,37 @@ def test_features_can_be_trained_after_they_were_used_for_inference(
     patch = torch.randn(64, 1176, requires_grad=True)
     features(model.visual, patch, [(8, 8)]).sum().backward()
     assert patch.grad is not None
+
+
+def test_a_reply_beyond_the_first_block_grows_the_kv_cache(model: ImageDoctorModel) -> None:
+    limits = GenerationLimits(560, ())
+    request = requests(model)[0]
+    ids = torch.tensor([request.ids])
+    expected = stock(model).generate(
+        input_ids=ids,
+        pixel_values=torch.tensor(request.patches),
+        image_grid_thw=torch.tensor([[1, *request.grid]]),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        max_new_tokens=560,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    engine = Engine(model, limits, sequences=2)
+    (_, reply), *_ = engine.replies([request])
+    assert reply.ids == expected[0, ids.shape[1] :].tolist()
+    assert engine.decode_step.buffers.capacity >= ids.shape[1] + 560
+
+
+def test_a_longer_queue_gets_more_sequences_and_a_shorter_one_keeps_them(
+    model: ImageDoctorModel,
+) -> None:
+    prompts, limits = requests(model), GenerationLimits(8, (EOS,))
+    expected = [reply.ids for reply in generate(model, prompts, limits)]
+    engine = Engine(model, limits)
+    sequences = []
+    for count in (3, 1, len(prompts), 2):
+        replies = dict(engine.replies(prompts[:count], expected=count))
+        assert [replies[i].ids for i in range(count)] == expected[:count]
+        sequences.append(engine.decode_step.buffers.sequences)
+    assert sequences == [4, 4, 8, 8]

@@ -17,6 +17,7 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.checkpoint.replace import copy_weights
 from tts_verifier.verifiers.imagedoctor.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits
 
 LIMITS = GenerationLimits(12, (EOS,), log_probs=True)
@@ -84,6 +85,28 @@ def test_names_of_newer_checkpoints_and_some_of_the_weights_will_do(
     assert all(torch.equal(tensor, new[n]) for n, tensor in own.state_dict().items())
 
 
+def test_new_weights_are_rounded_for_a_model_in_fp8(own: ImageDoctorModel) -> None:
+    new = other_weights(own)
+    fresh = copy.deepcopy(own)
+    fresh.load_state_dict(new)
+    for quantised in (own, fresh):
+        quantise_model(quantised)
+    engine = Engine(own, LIMITS, sequences=3)
+    list(engine.replies(requests(own)))
+    step = engine.decode_step
+    for state in (new, fresh.state_dict()):
+        copy_weights(own, state)
+        replies = dict(engine.replies(requests(own)))
+        expected = generate(fresh, requests(own), LIMITS)
+        assert [replies[i].ids for i in range(5)] == [reply.ids for reply in expected]
+    assert engine.decode_step is step
+    name = "model.layers.0.mlp.down_proj.weight"
+    with pytest.raises(CheckpointError, match="hold no usable numbers: lm_head"):
+        copy_weights(own, new | {"lm_head.weight": new["lm_head.weight"].to(torch.float8_e4m3fn)})
+    with pytest.raises(CheckpointError, match=r"1 are missing: .*down_proj\.scale"):
+        copy_weights(own, new | {name: new[name].to(torch.float8_e4m3fn)})
+
+
 Change = Callable[[dict[str, torch.Tensor]], object]
 
 
@@ -98,11 +121,11 @@ Change = Callable[[dict[str, torch.Tensor]], object]
         ),
         (
             lambda s: s.update({"model.norm.weight": s["model.norm.weight"].int()}),
-            "1 hold no floating numbers: model.norm.weight torch.int32",
+            "1 hold no usable numbers: model.norm.weight torch.int32",
         ),
         (
             lambda s: s.update({"model.norm.weight": s["model.norm.weight"].to("meta")}),
-            "1 hold no floating numbers: model.norm.weight torch.float32 on meta",
+            "1 hold no usable numbers: model.norm.weight torch.float32 on meta",
         ),
         (
             lambda s: s.update({"model.language_model.norm.weight": s["model.norm.weight"]}),

@@ -10,7 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels
+from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels, row_kernels
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import LARGEST, Fp8Matrix, quantise_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 
@@ -75,6 +76,62 @@ def test_products_of_few_rows(rows: int) -> None:
     got = decode_kernels.triton_add_product_and_norm(states, x, weight, norm, 1e-6)
     close(states, expected)
     close(got, normed(expected, norm.double(), 1e-6))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_products_of_few_rows_in_fp8(rows: int) -> None:
+    x, norm = torch.randn(rows, 512), torch.randn(256)
+    weight = quantise_rows(torch.randn(256, 512) / 16)
+    quantised = quantise_rows(x)
+    whole = quantised.dequantise().double() @ weight.dequantise().double().T
+    close(decode_kernels.triton_gated_product(quantised, weight), silu_gate(whole))
+    states = torch.randn(rows, 256)
+    expected = states.double() + whole
+    got = decode_kernels.triton_add_product_and_norm(
+        states, quantised, weight, norm, 1e-6, in_fp8=True
+    )
+    close(states, expected)
+    close_in_fp8(got, normed(expected, norm.double(), 1e-6))
+
+
+def test_rows_end_in_fp8_with_a_scale_each() -> None:
+    x = torch.randn(3, 300) * torch.tensor([[1e-3], [1.0], [1e4]])
+    x[1] = 0
+    close_in_fp8(Fp8Matrix(*row_kernels.triton_quantise_rows(x), x.dtype), x.double())
+    both = torch.randn(3, 2 * 300)
+    gates = Fp8Matrix(*row_kernels.triton_gate_rows(both), both.dtype)
+    close_in_fp8(gates, silu_gate(both.double()))
+    states, added, norm = torch.randn(3, 48), torch.randn(3, 48), torch.randn(48)
+    expected = states.double() + added.double()
+    rows = Fp8Matrix(
+        *row_kernels.triton_norm_rows(states, added, norm, 1e-6, fp8=True), states.dtype
+    )
+    close(states, expected)
+    close_in_fp8(rows, normed(expected, norm.double(), 1e-6))
+    rows = Fp8Matrix(
+        *row_kernels.triton_norm_rows(states, None, norm, 1e-6, fp8=True), states.dtype
+    )
+    close_in_fp8(rows, normed(expected, norm.double(), 1e-6))
+
+
+def test_a_sum_and_its_norm_stay_in_the_dtype_of_the_states() -> None:
+    states, added, norm = torch.randn(3, 48), torch.randn(3, 48), torch.randn(48)
+    expected = states.double() + added.double()
+    rows, _ = row_kernels.triton_norm_rows(states, added, norm, 1e-6, fp8=False)
+    close(states, expected)
+    close(rows, normed(expected, norm.double(), 1e-6))
+
+
+def close_in_fp8(got: object, expected: Tensor) -> None:
+    """Asserts that each value is off by at most half a step of e4m3's three bits."""
+    assert isinstance(got, Fp8Matrix)
+    peak = expected.abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(got.scale.double(), peak[:, 0].clamp(1e-12) / LARGEST)
+    # Below 2 ** -6 the numbers are subnormal: their steps no longer shrink.
+    step = expected.abs().clamp(min=2.0**-6 * peak / LARGEST) * 2**-4
+    near = (got.dequantise().double() - expected).abs() <= step * 1.001 + 1e-12
+    # Triton's interpreter loses the carry where rounding up reaches the next power of two.
+    assert near.double().mean() >= (1.0 if expected.is_cuda else 0.94)
 
 
 def test_partial_sums_are_float32_whatever_the_default_dtype_is() -> None:

@@ -33,11 +33,11 @@ SETTINGS = [
 
 @pytest.fixture(autouse=True)
 def _start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    assert sampling_kernels.BLOCK == next_token.BLOCK
+    assert sampling_kernels.VOCABULARY_BLOCK == next_token.DRAW_BLOCK
     if not GPU:
         # An interpreter runs the kernels: two blocks of few tokens.
-        for module in (sampling_kernels, next_token):
-            monkeypatch.setattr(module, "BLOCK", 256)
+        monkeypatch.setattr(sampling_kernels, "VOCABULARY_BLOCK", 256)
+        monkeypatch.setattr(next_token, "DRAW_BLOCK", 256)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         yield

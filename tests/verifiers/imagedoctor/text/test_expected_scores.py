@@ -40,6 +40,7 @@ def test_a_one_counts_against_just_less() -> None:
         (["semantic alignment score:", " .5"], 0.5),
         (["semantic alignment score: ", "1"], 1.0),
         (["semantic alignment score: 0", ".", "4"], 0.4),
+        (["semantic alignment score: ", "0", ".", "5", "e", "-", "1"], 0.05),
         (["nothing"], float("nan")),
     ],
 )

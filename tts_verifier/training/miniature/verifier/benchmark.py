@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError
-from tts_verifier.evaluation import auc, box_iou, correlation
+from tts_verifier.evaluation import auc, box_iou, plcc
 from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.artifacts import plant_artifacts
 from tts_verifier.shapes.flaws import SCORE_NAMES
@@ -240,7 +240,7 @@ def _map_correlation(case: Case, verdict: Verdict, name: str) -> float:
 
 def _correlation_or_zero(predicted: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
     """Correlates two maps; a constant map says nothing and counts as 0."""
-    value = correlation(predicted.ravel(), truth.ravel())
+    value = plcc(predicted.ravel(), truth.ravel())
     return 0.0 if math.isnan(value) else value
 
 
@@ -275,7 +275,7 @@ def benchmark_figures(rows: Sequence[BenchmarkRow]) -> dict[str, float]:
     return {
         "pictures": len(rows),
         **{
-            f"plcc_{n}": correlation(predicted[n], true[n])
+            f"plcc_{n}": plcc(predicted[n], true[n])
             for n in SCORE_NAMES
             if not np.isnan(true[n]).any()
         },

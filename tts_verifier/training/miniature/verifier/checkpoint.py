@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tts_verifier.training.miniature.verifier import tokenizer
 from tts_verifier.training.miniature.verifier.config import VerifierSizes
+from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
     load_model,
-    read_limits,
 )
 from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tts_verifier.evaluation import correlation
+from tts_verifier.evaluation import plcc
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import FlawedImages, render_flawed
 from tts_verifier.shapes.grammar import random_phrase
@@ -80,7 +80,7 @@ def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, 
     return {
         "objects": named / max(total, 1),
         "places": placed / max(named, 1),
-        "plcc": correlation(predicted[readable], true[readable]),
+        "plcc": plcc(predicted[readable], true[readable]),
         "decided": float(decided.mean()),
         "whole": float(np.mean(whole)),
     }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_verifier.errors import InputError
+from tts_verifier.loading.devices import check_device
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.plain import OWN_HOOK
 
@@ -89,7 +90,10 @@ def _parse_entry(
             f"{LAYER_PREFIX}{layers - 1}; got {name!r}. Use device= for the rest.",
             argument="device_map",
         )
-    return int(number), torch.device(device)
+    # "meta" holds shapes without values, which is enough to try a map out.
+    if device == "meta":
+        return int(number), torch.device("meta")
+    return int(number), check_device(device, argument="device_map") or torch.device("cpu")
 
 
 def _move_inputs_to(module: nn.Module, device: torch.device) -> None:

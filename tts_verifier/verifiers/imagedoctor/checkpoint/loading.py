@@ -7,19 +7,20 @@ read (see `weights`).
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
-from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.errors import CheckpointError
+from tts_verifier.loading.devices import check_device, check_dtype
+from tts_verifier.loading.files import user_path
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
+from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
@@ -29,9 +30,7 @@ from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 BUNDLED_VERIFIER: Final = "shapes"
 """Name of the checkpoint that comes with this package."""
-MAX_NEW_TOKENS: Final = 2048
-"""Limit of a reply's length where a checkpoint states none; the official scorer's."""
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # No pickles and no Python files: neither is read, and both could run code.
 _HUB_FILES = ["*.json", "*.safetensors"]
 
@@ -68,10 +67,14 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: a file is missing, or the parts do not fit together.
-        InputError: `dtype` is not one to compute in, or `device_map` is not usable.
+        InputError: `dtype` is not one to compute in, this machine has no such device, or
+            `device_map` is not usable.
     """
+    main = check_device(device)
+    if main is None:
+        main = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen_dtype = check_dtype(dtype)
     config = ImageDoctorConfig.from_folder(folder)
-    main = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     devices = LayerDevices(main, config.layers, device_map)
     # The small files come first: a fault in them shows before the weights are read.
     tokenizer = PromptTokenizer.from_folder(folder, config)
@@ -79,7 +82,8 @@ def load_checkpoint(
     limits = read_limits(folder, config)
     if (score_tokens := ScoreTokens.from_tokenizer(tokenizer)) is not None:
         limits = replace(limits, watched_groups=(score_tokens.digits, score_tokens.units))
-    compute_dtype = _compute_dtype(dtype, devices.main)
+    usual_dtype = torch.float32 if devices.main.type == "cpu" else torch.bfloat16
+    compute_dtype = usual_dtype if chosen_dtype is None else chosen_dtype
     model = load_model(folder, config, dtype=compute_dtype, devices=devices)
     return Checkpoint(model.requires_grad_(False).eval(), tokenizer, processor, limits)
 
@@ -106,10 +110,11 @@ def load_model(
 
     config = config or ImageDoctorConfig.from_folder(folder)
     devices = devices or LayerDevices(torch.device("cpu"), config.layers)
+    stored = weights.read_headers(weights.weight_files(folder))
+    weights.check_claims(config, stored)
     # Buffers get real memory: they are small, and files do not hold the rotary frequencies.
     with init_empty_weights(include_buffers=False):
         model = ImageDoctorModel(config)
-    stored = weights.read_headers(weights.weight_files(folder))
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     weights.check_shapes(expected, stored, tied=config.tied)
     for tensors in weights.read_tensors(stored, devices.device_of, dtype):
@@ -120,7 +125,7 @@ def load_model(
 
 
 def find_checkpoint(
-    name_or_path: str, *, revision: str | None = None, offline: bool = False
+    name_or_path: str | Path, *, revision: str | None = None, offline: bool = False
 ) -> Path:
     """Finds a checkpoint's folder; downloads it if it is a hub id that is not cached.
 
@@ -139,7 +144,8 @@ def find_checkpoint(
                 f"The bundled verifier's weights are missing: {folder}. Install the package anew."
             )
         return folder
-    folder = Path(name_or_path).expanduser()
+    folder = user_path(name_or_path)
+    name_or_path = str(name_or_path)
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(name_or_path):
@@ -164,40 +170,3 @@ def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
             "name and the network, or give a local folder."
         ) from error
     return Path(folder)
-
-
-def read_limits(folder: Path, config: ImageDoctorConfig) -> GenerationLimits:
-    """Reads the limits of a reply from generation_config.json, which may be absent.
-
-    Decoding is greedy. Qwen2.5-VL's own file asks for sampling at temperature 1e-6, which is the
-    same. The file's repetition penalty and end tokens apply.
-
-    Raises:
-        CheckpointError: the file is not a JSON object.
-    """
-    path = folder / "generation_config.json"
-    raw: Mapping[str, Any] = {}
-    if path.exists():
-        try:
-            raw = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} must be a JSON object: {error}.") from None
-    # Both files count: Qwen's generation_config.json names more end tokens than config.json.
-    eos = raw.get("eos_token_id") or ()
-    end_tokens = {*config.eos_token_ids, *(eos if isinstance(eos, list | tuple) else (eos,))}
-    return GenerationLimits(
-        int(raw.get("max_new_tokens") or MAX_NEW_TOKENS),
-        tuple(sorted(end_tokens)),
-        float(raw.get("repetition_penalty") or 1.0),
-    )
-
-
-def _compute_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if chosen not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise InputError(
-            f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}.", argument="dtype"
-        )
-    return chosen

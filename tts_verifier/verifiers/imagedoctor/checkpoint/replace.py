@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from torch import Tensor
 from tts_verifier.errors import CheckpointError
 from tts_verifier.verifiers.imagedoctor.checkpoint.weights import OUTPUT_MATRIX, official_name
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import DTYPE, Fp8Linear, quantise_rows
 
-EMBEDDING = "model.embed_tokens.weight"
-MAX_NAMED = 6
+EMBEDDING: Final = "model.embed_tokens.weight"
+MAX_NAMED: Final = 6
 """The most names of a kind that an error message shows."""
 
 
@@ -29,7 +31,7 @@ def copy_weights(
     count from the next call of `Engine.replies` on.
 
     Args:
-        model: the engine's model; its dtype and devices stay.
+        model: the engine's model; its dtypes and devices stay, and what is in fp8 is rounded anew.
         state: name -> values, under the names of either generation (see `checkpoint.weights`),
             of any floating dtype, on any device.
         partial: whether weights may be missing, which then keep their values.
@@ -43,9 +45,26 @@ def copy_weights(
         if (official := official_name(name)) in values:
             raise CheckpointError(f"The new weights hold {official} twice. Keep one of them.")
         values[official] = tensor
-    _check(model, weights, values, partial=partial)
+    rounded = _layers_to_round(model, values)
+    scales = {name.removesuffix("weight") + "scale" for name in rounded}
+    _check(model, {n: t for n, t in weights.items() if n not in scales}, values, partial=partial)
     for name, tensor in values.items():
-        weights[name].copy_(tensor)
+        if (layer := rounded.get(name)) is None:
+            weights[name].copy_(tensor)
+            continue
+        quantised = quantise_rows(tensor.to(layer.weight.device, layer.dtype))
+        layer.weight.copy_(quantised.values)
+        layer.scale.copy_(quantised.scale)
+
+
+def _layers_to_round(model: ImageDoctorModel, values: Mapping[str, Tensor]) -> dict[str, Fp8Linear]:
+    """Returns the layers in fp8, by their weight's name, whose new values are not in fp8 yet."""
+    named = ((f"{name}.weight", layer) for name, layer in model.named_modules())
+    return {
+        name: layer
+        for name, layer in named
+        if isinstance(layer, Fp8Linear) and name in values and values[name].dtype != DTYPE
+    }
 
 
 def _check(
@@ -61,17 +80,17 @@ def _check(
     missing = set(weights) - set(values) - (both if tied and both & set(values) else set())
     known = sorted(set(weights) & set(values))
     faults = {
-        "are missing": () if partial else sorted(missing),
+        "are missing": [] if partial else sorted(missing),
         "are not in the model": sorted(set(values) - set(weights)),
         "have another shape": [
             f"{name} {tuple(values[name].shape)} instead of {tuple(weights[name].shape)}"
             for name in known
             if values[name].shape != weights[name].shape
         ],
-        "hold no floating numbers": [
+        "hold no usable numbers": [
             f"{name} {values[name].dtype} on {values[name].device}"
             for name in known
-            if not values[name].is_floating_point() or values[name].is_meta
+            if not _is_usable(values[name], weights[name])
         ],
     }
     parts = [
@@ -90,3 +109,9 @@ def _check(
             f"The model's {OUTPUT_MATRIX} is {EMBEDDING} itself, but the new weights give them "
             "different values. Leave one of them out."
         )
+
+
+def _is_usable(values: Tensor, weight: Tensor) -> bool:
+    # Numbers in 8 bits mean something only with their scale, which a plain weight lacks.
+    wide = values.is_floating_point() and (values.dtype.itemsize > 1 or weight.dtype == DTYPE)
+    return wide and not values.is_meta

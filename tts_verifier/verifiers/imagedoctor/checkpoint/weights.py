@@ -8,16 +8,19 @@ read.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tts_verifier.errors import CheckpointError
+from tts_verifier.loading.files import file_inside
+from tts_verifier.loading.headers import indexed_files, tensor_shapes
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -27,6 +30,8 @@ NEWER_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model
 """(prefix of newer transformers, released prefix)."""
 READ_BYTES = 2**28
 """The most bytes of tensors that are read at a time: loading needs so much spare memory."""
+CLAIM_SLACK = 10**9
+"""By how many numbers a config may exceed its weights before it is refused unbuilt."""
 MAX_LISTED = 12
 """The most names of a kind that an error message shows."""
 
@@ -54,14 +59,15 @@ def weight_files(folder: Path) -> list[Path]:
     """Finds a folder's safetensors files, by its index if there is one.
 
     Raises:
-        CheckpointError: there are no weights, only pickles, or the index names a missing file.
+        CheckpointError: there are no weights, only pickles, or a file is missing or lies outside
+            the folder.
     """
-    index = folder / INDEX_FILE
-    if index.exists():
-        return _indexed_files(index)
-    if (folder / SINGLE_FILE).exists():
-        return [folder / SINGLE_FILE]
-    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    if file_inside(folder, INDEX_FILE).exists():
+        return indexed_files(folder, INDEX_FILE)
+    if (single := file_inside(folder, SINGLE_FILE)).exists():
+        return [single]
+    suffixes = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in suffixes)
     if pickles:
         raise CheckpointError(
             f"Only safetensors are read, since a pickle can run code; {folder} has "
@@ -72,18 +78,6 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _indexed_files(index: Path) -> list[Path]:
-    try:
-        file_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(file_of.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} must be a safetensors index: {error!r}.") from None
-    paths = [index.parent / name for name in names]
-    if absent := [path.name for path in paths if not path.exists()]:
-        raise CheckpointError(f"{index} names files that are missing: {', '.join(absent)}.")
-    return paths
-
-
 def read_headers(paths: list[Path]) -> dict[str, StoredTensor]:
     """Reads the headers of safetensors files: official name -> tensor on disk.
 
@@ -92,18 +86,51 @@ def read_headers(paths: list[Path]) -> dict[str, StoredTensor]:
     """
     stored: dict[str, StoredTensor] = {}
     for path in paths:
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                for stored_name in file.keys():  # noqa: SIM118  (not a mapping)
-                    name = official_name(stored_name)
-                    if name in stored:
-                        raise CheckpointError(f"{path.parent} holds {name} twice.")
-                    # A slice knows its shape from the header, without reading the tensor.
-                    shape = tuple(file.get_slice(stored_name).get_shape())
-                    stored[name] = StoredTensor(path, stored_name, shape)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} must be a safetensors file: {error}.") from None
+        for stored_name, shape in tensor_shapes(path).items():
+            name = official_name(stored_name)
+            if name in stored:
+                raise CheckpointError(f"{path.parent} holds {name} twice.")
+            stored[name] = StoredTensor(path, stored_name, shape)
     return stored
+
+
+def check_claims(config: ImageDoctorConfig, stored: Mapping[str, StoredTensor]) -> None:
+    """Refuses a config that claims far more than the files hold, before anything is built.
+
+    Args:
+        config: of the checkpoint.
+        stored: the result of `read_headers`.
+
+    Raises:
+        CheckpointError: it names more layers than there are tensors, or its matrices are many
+            times as large as all tensors together.
+    """
+    text, vision = config.text, config.vision
+    held = sum(math.prod(tensor.shape) for tensor in stored.values())
+    layers = {"num_hidden_layers": config.layers, "vision_config.depth": vision["depth"]}
+    for name, count in {**layers, "heatmap_config.depth": config.heatmap.depth}.items():
+        if count > max(len(stored), 1):
+            raise CheckpointError(
+                f"{name} {count} must fit the weights, which are {len(stored)} tensors. Take both "
+                "from the same checkpoint."
+            )
+    claimed = {
+        "vocab_size x hidden_size": text["vocab_size"] * text["hidden_size"],
+        "num_hidden_layers x hidden_size x intermediate_size": config.layers
+        * text["hidden_size"]
+        * text["intermediate_size"],
+        "vision_config: depth x hidden_size x intermediate_size": vision["depth"]
+        * vision["hidden_size"]
+        * vision["intermediate_size"],
+        "heatmap_config: width x mlp": config.heatmap.width * config.heatmap.mlp,
+    }
+    for name, count in claimed.items():
+        # Sizes that are wrong by less are listed tensor by tensor, once the model is built.
+        if count > 4 * held + CLAIM_SLACK:
+            raise CheckpointError(
+                f"{name} must fit the weights: config.json claims {count} numbers there, but the "
+                f"files hold {held} in all. Take both from the same checkpoint."
+            )
 
 
 def check_shapes(

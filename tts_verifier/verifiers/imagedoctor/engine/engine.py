@@ -18,7 +18,11 @@ from torch import Tensor
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import FREE_STEP, DecodeStep
 from tts_verifier.verifiers.imagedoctor.engine.finish import ended_sequences, read_replies
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import allocate_buffers
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import (
+    allocate_buffers,
+    max_sequences,
+    sequences_that_fit,
+)
 from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, fuse_model
 from tts_verifier.verifiers.imagedoctor.engine.next_token import ChooseToken, greedy
 from tts_verifier.verifiers.imagedoctor.engine.prefill import prefill
@@ -34,6 +38,12 @@ from tts_verifier.verifiers.imagedoctor.requests import (
 
 STEPS_PER_CHECK: Final = 8
 """Decode steps between two checks for ended replies. A check waits for the device."""
+EXPECTED_PROMPT: Final = 1024
+"""Tokens assumed for a prompt when sequences are counted by memory."""
+REPLY_BLOCK: Final = 512
+"""Tokens of a reply for which capacity is reserved at first, and added whenever they are used up.
+A checkpoint may allow 2048, which few replies need; reserving them would leave memory for a third
+of the sequences."""
 
 
 class Engine:
@@ -48,7 +58,8 @@ class Engine:
     Args:
         model: on its devices, for inference; its weights may change between calls.
         limits: of every reply.
-        sequences: how many replies are generated at a time; halved when memory runs out.
+        sequences: how many replies are generated at a time; None = as many as the queue has, the
+            free memory allows, and the device gains from. Halved when memory runs out.
         choose: chooses each next token where the limits ask for no sampling.
         capture: captures decode steps as CUDA graphs where that is possible. A `choose` that
             works on the host needs False.
@@ -62,7 +73,7 @@ class Engine:
         model: ImageDoctorModel,
         limits: GenerationLimits,
         *,
-        sequences: int,
+        sequences: int | None = None,
         choose: ChooseToken = greedy,
         capture: bool = True,
     ) -> None:
@@ -71,7 +82,8 @@ class Engine:
                 "Tokens are either chosen by `choose` or drawn with the limits' sampling, got "
                 f"{choose!r} and {limits.sampling}. Leave one of them out."
             )
-        self.model, self.limits, self.sequences = model, limits, sequences
+        self.model, self.limits = model, limits
+        self._most, self._measured = sequences or max_sequences(model), sequences is None
         self._choose, self._capture = choose, capture
         self._addresses: tuple[int, ...] = ()
         self._decode_step: DecodeStep | None = None
@@ -87,9 +99,14 @@ class Engine:
         """Frees the buffers and captured steps; the next call makes them anew."""
         self._decode_step, self._addresses = None, ()
 
+    @property
+    def sequences(self) -> int:
+        """How many replies are generated at a time by the next call with a long queue."""
+        return self._count_sequences(self._most)
+
     @torch.inference_mode()
     def replies(
-        self, requests: Iterable[GenerationRequest | None]
+        self, requests: Iterable[GenerationRequest | None], *, expected: int | None = None
     ) -> Iterator[tuple[int, GeneratedReply]]:
         """Generates a reply to every request.
 
@@ -97,6 +114,10 @@ class Engine:
         the KV cache need not grow later. Where a source yields None, it has no request yet and is
         asked again after some steps. A `LiveSource`, such as `RequestQueue`, is waited for while
         nothing runs, and may cancel requests; those get no reply.
+
+        Args:
+            requests: taken lazily.
+            expected: how many requests there are, about; None = many.
 
         Yields:
             (place among the requests, reply), in the order in which replies end.
@@ -106,8 +127,9 @@ class Engine:
             torch.OutOfMemoryError: memory does not suffice for a single sequence.
         """
         refill = not self.limits.forced_steps
-        scheduler = Scheduler(requests, self.sequences, refill=refill)
         fused = self._fuse()
+        sequences = self._count_sequences(self._most if expected is None else expected)
+        scheduler = Scheduler(requests, sequences, refill=refill)
         self._visual = {}
         while scheduler.has_work():
             self._drop_cancelled(scheduler)
@@ -119,19 +141,19 @@ class Engine:
             try:
                 finished = self._step(fused, scheduler)
             except torch.OutOfMemoryError:
-                if self.sequences == 1:
+                if scheduler.sequences == 1:
                     raise
                 out_of_memory = True
             # Outside of `except`, because the exception keeps the failed step's tensors alive.
             if out_of_memory:
-                self._halve()
-                scheduler.restart(self.sequences)
+                self._halve(scheduler.sequences)
+                scheduler.restart(self._most)
             yield from finished
 
     def _step(self, fused: FusedModel, scheduler: Scheduler) -> list[tuple[int, GeneratedReply]]:
         """Schedules, prefills, decodes some tokens, and returns the replies that have ended."""
         for batch in scheduler.prefill_batches():
-            self._prefill(fused, batch, keep=len(scheduler.running) > len(batch))
+            self._prefill(fused, scheduler, batch)
         decode_step = self._decode(fused, scheduler)
         return self._finish(decode_step, scheduler)
 
@@ -141,15 +163,18 @@ class Engine:
             for running in dropped.values():
                 self._visual.pop(running.number, None)
             live = self._decode_step.buffers.live
-            live[to_device(torch.tensor(list(dropped)), live.device)] = False
+            live.index_fill_(0, to_device(torch.tensor(list(dropped)), live.device), False)
 
-    def _prefill(self, fused: FusedModel, batch: dict[int, RunningSequence], *, keep: bool) -> None:
-        """Prefills a batch; `keep`: other sequences are running and must survive growth."""
+    def _prefill(
+        self, fused: FusedModel, scheduler: Scheduler, batch: dict[int, RunningSequence]
+    ) -> None:
+        """Prefills a batch of the running sequences."""
         requests = [running.request for running in batch.values()]
         longest = max(len(request.ids) for request in requests)
-        # Enough for whole replies: growth would copy the cache and capture all steps again.
-        tokens = longest + self.limits.max_new_tokens
-        buffers = self._reserve(fused, tokens, keep=keep).buffers
+        tokens = longest + min(REPLY_BLOCK, self.limits.max_new_tokens)
+        # If other sequences are running, they must survive growth.
+        keep = len(scheduler.running) > len(batch)
+        buffers = self._reserve(fused, scheduler.sequences, tokens, keep=keep).buffers
         visual = prefill(fused, buffers, list(batch), requests)
         if self.limits.temperature:
             buffers.seed(list(batch), [request.seed for request in requests])
@@ -158,17 +183,17 @@ class Engine:
 
     def _decode(self, fused: FusedModel, scheduler: Scheduler) -> DecodeStep:
         """Runs `STEPS_PER_CHECK` decode steps, or all forced steps, for every running sequence."""
-        # Prefill has reserved enough, so this returns the current step.
-        decode_step = self._reserve(fused, scheduler.longest(), keep=True)
+        free_steps = [FREE_STEP] * min(STEPS_PER_CHECK, self.limits.max_new_tokens)
+        steps = self.limits.forced_steps or free_steps
+        decode_step = self._grow(fused, scheduler, sum(1 + len(step.forced) for step in steps))
         buffers = decode_step.buffers
         if moves := scheduler.compact():
             buffers.move(list(moves), list(moves.values()))
         span = scheduler.span()
-        free_steps = [FREE_STEP] * min(STEPS_PER_CHECK, self.limits.max_new_tokens)
-        for step in self.limits.forced_steps or free_steps:
+        for step in steps:
             decode_step(span, scheduler.longest(), step)
             # Replies that end between checks are counted on. The bound keeps their count from
-            # exceeding the capacity, which would make `_reserve` grow the buffers.
+            # exceeding the capacity.
             scheduler.advance(1 + len(step.forced), most=buffers.capacity - 1)
         return decode_step
 
@@ -188,17 +213,30 @@ class Engine:
             del self._visual[number]
         return list(zip(numbers, replies, strict=True))
 
-    def _reserve(self, fused: FusedModel, tokens: int, *, keep: bool) -> DecodeStep:
-        """Returns a decode step whose buffers have capacity for `tokens` tokens a sequence.
+    def _grow(self, fused: FusedModel, scheduler: Scheduler, added: int) -> DecodeStep:
+        """Returns a decode step with capacity for `added` more tokens of the running sequences."""
+        most = self.limits.max_new_tokens
+        tokens = scheduler.longest_after(added, most=most)
+        current = self._decode_step
+        if current is None or current.buffers.capacity < tokens:
+            # By a block at least, because growth copies the cache and captures all steps again.
+            tokens = scheduler.longest_after(max(added, REPLY_BLOCK), most=most)
+        return self._reserve(fused, scheduler.sequences, tokens, keep=True)
+
+    def _reserve(self, fused: FusedModel, sequences: int, tokens: int, *, keep: bool) -> DecodeStep:
+        """Returns a decode step over so many sequences with capacity for `tokens` tokens each.
 
         If the current buffers are too small, larger ones replace them, with the state of the
         running sequences if `keep` asks for it.
         """
         current = self._decode_step
-        if current is not None and current.buffers.capacity >= tokens:
+        if current is not None and current.buffers.fits(sequences, tokens):
             return current
-        buffers = allocate_buffers(self.model, self.sequences, tokens, self.limits)
-        if current is not None and keep:
+        if not keep:
+            # Before larger ones are allocated, so that both need not fit.
+            self._decode_step = current = None
+        buffers = allocate_buffers(self.model, sequences, tokens, self.limits)
+        if current is not None:
             buffers.copy_from(current.buffers)
         self._decode_step = DecodeStep(
             fused, buffers, self.limits, choose=self._choose, capture=self._capture
@@ -215,21 +253,36 @@ class Engine:
             self._addresses, self._decode_step = addresses, None
         return fused
 
-    def _halve(self) -> None:
-        """Frees the buffers, and goes on with half as many sequences."""
+    def _count_sequences(self, expected: int) -> int:
+        """Returns how many sequences to decode together for a queue of `expected` requests."""
+        if not self._measured:
+            return self._most
+        # Powers of two, so that queues of similar lengths share buffers and captured steps.
+        wanted = min(self._most, 1 << max(expected - 1, 0).bit_length())
+        current = self._decode_step.buffers if self._decode_step else None
+        if current is not None and current.sequences >= wanted:
+            return current.sequences
+        capacity = EXPECTED_PROMPT + min(REPLY_BLOCK, self.limits.max_new_tokens)
+        fit = sequences_that_fit(self.model, capacity, self.limits, current)
+        if current is not None:
+            fit = max(fit, current.sequences)
+        return min(wanted, fit)
+
+    def _halve(self, sequences: int) -> None:
+        """Frees the buffers, and goes on with half of so many sequences."""
         self._decode_step, self._visual = None, {}
         # The allocator's cached blocks have the sizes of the larger buffers.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if not self._warned:
             warnings.warn(
-                f"Memory ran out with batch_size {self.sequences}; going on with half as many, "
+                f"Memory ran out with batch_size {sequences}; going on with half as many, "
                 "and half again where needed. Give a smaller batch_size to avoid the wait.",
                 RunWarning,
                 stacklevel=3,
             )
         self._warned = True
-        self.sequences //= 2
+        self._most = sequences // 2
 
 
 def generate(
@@ -246,5 +299,5 @@ def generate(
     """
     sequences = max(len(requests), 1)
     engine = Engine(model, limits, sequences=sequences, choose=choose, capture=capture)
-    replies = dict(engine.replies(requests))
+    replies = dict(engine.replies(requests, expected=sequences))
     return [replies[i] for i in range(len(requests))]

@@ -3,11 +3,12 @@
 The heatmap head's inner tensors are large (32 MB for each map of the official model in bf16), so
 only few maps are decoded together. Its many small kernels are hard to launch in time, so on a
 GPU the decoding of a group is captured once for each grid and replayed. A group starts as soon as
-it is full and its maps are fetched at the end, so the host does not wait in between.
+it is full and is fetched a few groups later, so the host seldom waits.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -24,6 +25,8 @@ MAPS: Final = ("misalignment", "artifact")
 """The maps' names, in the order of a reply's `map_states`."""
 MAP_BATCH: Final = 8
 """Maps decoded together."""
+GROUPS_IN_FLIGHT: Final = 4
+"""Groups that may be decoding before the host waits for the oldest: enough to keep a GPU busy."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +103,17 @@ class _PendingMap(NamedTuple):
     """(merged tokens, H), the image's merged features."""
 
 
+class _DecodedGroup(NamedTuple):
+    """A group whose maps are being decoded and copied to the host."""
+
+    group: list[_PendingMap]
+    """The maps, in order."""
+    maps: Tensor
+    """(maps, 16 rows, 16 columns), on the host."""
+    ready: torch.cuda.Event | None
+    """Tells that the copy is complete; None = it is already."""
+
+
 class MapQueue:
     """Collects maps to decode by grid, and decodes them in groups. Not thread-safe.
 
@@ -111,7 +125,8 @@ class MapQueue:
         self._decoder, model = decoder, decoder.model
         self._merge = int(model.config.vision["spatial_merge_size"])
         self._pending: dict[Grid, list[_PendingMap]] = {}
-        self._decoded: list[tuple[list[_PendingMap], Tensor]] = []
+        self._in_flight: deque[_DecodedGroup] = deque()
+        self._maps: dict[int, dict[str, NDArray[np.float32]]] = {}
 
     def add(self, number: int, reply: GeneratedReply, grid: Grid) -> None:
         """Queues the maps that a reply asks for, and decodes groups that are full.
@@ -136,26 +151,34 @@ class MapQueue:
             if pending:
                 self._decode(merged_grid, pending)
         self._pending = {}
-        if any(maps.is_pinned() for _, maps in self._decoded):
-            torch.cuda.current_stream().synchronize()
-        by_number: dict[int, dict[str, NDArray[np.float32]]] = {}
-        for group, maps in self._decoded:
-            for pending_map, grid_map in zip(group, maps.numpy(), strict=True):
-                by_name = by_number.setdefault(pending_map.number, {})
-                # A copy, because a view would keep its whole group in pinned memory.
-                by_name[pending_map.name] = grid_map.copy()
-        return by_number
+        while self._in_flight:
+            self._fetch()
+        return self._maps
 
     def _decode(self, merged_grid: Grid, group: list[_PendingMap]) -> None:
         """Starts the decoding of a group and the copy to the host."""
         states = torch.stack([pending_map.state for pending_map in group])
         visual = torch.stack([pending_map.visual for pending_map in group])
         maps = self._decoder(states, visual, merged_grid)
-        # Into pinned memory, so that the host need not wait; `finish` does once for all groups.
+        ready = None
+        # Into pinned memory, so that the host need not wait for this group.
         if maps.is_cuda:
             host_maps = torch.empty(maps.shape, dtype=maps.dtype, pin_memory=True)
             maps = host_maps.copy_(maps, non_blocking=True)
-        self._decoded.append((group, maps))
+            ready = torch.cuda.Event()
+            ready.record()
+        self._in_flight.append(_DecodedGroup(group, maps, ready))
+        # Pinned memory is slow to allocate. Once fetched, it serves a later group.
+        if len(self._in_flight) > GROUPS_IN_FLIGHT:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        """Waits for the oldest group in flight, and keeps its maps in ordinary memory."""
+        group, maps, ready = self._in_flight.popleft()
+        if ready is not None:
+            ready.synchronize()
+        for pending_map, grid_map in zip(group, maps.numpy(), strict=True):
+            self._maps.setdefault(pending_map.number, {})[pending_map.name] = grid_map.copy()
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 
+from tts_verifier.memory import free_bytes
 from tts_verifier.verifiers.imagedoctor.engine.next_token import draws_of
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
@@ -21,11 +22,11 @@ from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits
 
 CAPACITY_BLOCK: Final = 128
 """The capacity of a KV cache is a multiple of this."""
-MAX_SEQUENCES: Final = 32
-"""The most sequences that are chosen by memory. A GPU with a long queue gains from more, which a
-user may ask for; all images of a batch wait for its longest reply."""
-EXPECTED_PROMPT: Final = 1024
-"""Tokens assumed for a prompt when sequences are counted by memory."""
+CPU_SEQUENCES: Final = 32
+"""The most sequences on a CPU, which is bound by arithmetic: more would only wait longer."""
+GPU_SEQUENCES: Final = 512
+"""The most sequences on a GPU. A decode step reads all weights once for all sequences; from some
+300 sequences on, an H100 is bound by arithmetic there too, and more gain little."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,6 +74,15 @@ class SequenceBuffers:
         """How many tokens a sequence's KV cache can hold."""
         return self.kv_cache[0].shape[-2]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self.all_buffers())
+
+    def fits(self, sequences: int, tokens: int) -> bool:
+        """Says whether these are the buffers of so many sequences of up to so many tokens."""
+        return self.sequences == sequences and self.capacity >= tokens
+
     def reply_state(self) -> tuple[Tensor, ...]:
         """Returns all buffers but the KV cache, sequences first."""
         progress = (self.hidden, self.position, self.length, self.live, self.count, self.tokens)
@@ -96,10 +106,11 @@ class SequenceBuffers:
         self.hidden[at] = hidden
         self.position[at] = length + shift
         self.length[at] = length
-        self.live[at] = True
-        self.count[at] = 0
-        self.has_map[at] = False
-        self.map_states[at] = 0
+        # Assigning a number to `[at]` would copy it from the host, which would wait for the device.
+        self.live.index_fill_(0, at, True)
+        self.count.index_fill_(0, at, 0)
+        self.has_map.index_fill_(0, at, False)
+        self.map_states.index_fill_(0, at, 0)
         if self.used.shape[1]:
             # A new tensor, because `self.used[at].scatter_` would change a copy.
             self.used[at] = torch.zeros_like(self.used[: len(ids)]).scatter_(1, ids, True)
@@ -116,7 +127,7 @@ class SequenceBuffers:
         for buffer in self.all_buffers():
             source, target = to_device(index, buffer.device)
             buffer[target] = buffer[source]
-        self.live[to_device(index[0], self.live.device)] = False
+        self.live.index_fill_(0, to_device(index[0], self.live.device), False)
 
     def copy_from(self, smaller: SequenceBuffers) -> None:
         """Takes over the state of buffers with less capacity and as many sequences."""
@@ -177,15 +188,30 @@ def _layer_devices(model: ImageDoctorModel) -> list[torch.device]:
     return [layer.input_layernorm.weight.device for layer in layers]
 
 
-def sequences_that_fit(model: ImageDoctorModel, limits: GenerationLimits) -> int:
+def max_sequences(model: ImageDoctorModel) -> int:
+    """Returns the most sequences that are worth decoding together on the model's device."""
+    return GPU_SEQUENCES if model.lm_head.weight.is_cuda else CPU_SEQUENCES
+
+
+def sequences_that_fit(
+    model: ImageDoctorModel,
+    capacity: int,
+    limits: GenerationLimits,
+    replaced: SequenceBuffers | None = None,
+) -> int:
     """Returns how many sequences half of a GPU's free memory holds, at least 1.
 
-    Half, because prefill and heatmaps need memory too. On a CPU: `MAX_SEQUENCES`.
+    Half, because prefill and heatmaps need memory too. On a CPU: `CPU_SEQUENCES`.
+
+    Args:
+        model: see `allocate_buffers`.
+        capacity: tokens of a prompt and its reply.
+        limits: see `allocate_buffers`.
+        replaced: buffers that will be freed first.
     """
     device = model.lm_head.weight.device
     if device.type != "cuda":
-        return MAX_SEQUENCES
-    free, _ = torch.cuda.mem_get_info(device)
-    single = allocate_buffers(model, 1, EXPECTED_PROMPT + limits.max_new_tokens, limits)
-    nbytes = sum(buffer.nbytes for buffer in single.all_buffers())
-    return max(1, min(MAX_SEQUENCES, free // 2 // nbytes))
+        return CPU_SEQUENCES
+    single = allocate_buffers(model, 1, capacity, limits)
+    free = (free_bytes(str(device)) or 0) + (replaced.nbytes if replaced else 0)
+    return max(1, free // 2 // single.nbytes)

@@ -14,12 +14,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm
 
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Block, blocks_of
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import Matrix, fuse_linears
 from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
-from tts_verifier.verifiers.imagedoctor.ops.products import add_product_and_norm, gated_product
+from tts_verifier.verifiers.imagedoctor.ops.products import (
+    add_product_and_norm,
+    gated_product,
+    norm_rows,
+    product,
+)
 
 Rope = tuple[Tensor, Tensor]
 """Cosine and signed sine of M-RoPE's angles, (N * T, head size) each."""
@@ -36,17 +41,17 @@ class FusedLayer:
 
     norm: Tensor
     """(H,), the norm before attention."""
-    qkv: Tensor
+    qkv: Matrix
     """(queries + keys + values, H)."""
     bias: Tensor
     """(queries + keys + values,)."""
-    out: Tensor
+    out: Matrix
     """(H, heads * head size), the attention's output projection."""
     second_norm: Tensor
     """(H,), the norm before the MLP."""
-    gate_up: Tensor
+    gate_up: Matrix
     """(2 * inner, H), the gate's rows and then those of the up projection."""
-    down: Tensor
+    down: Matrix
     """(H, inner)."""
     next_norm: Tensor
     """(H,), the norm after this layer: the next layer's first, or the final one."""
@@ -120,15 +125,15 @@ def _fuse_layers(model: ImageDoctorModel) -> list[FusedLayer]:
 
 def _fuse_layer(layer: Any, next_norm: Any) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     return FusedLayer(
         norm=layer.input_layernorm.weight.detach(),
-        qkv=fuse_rows([projection.weight for projection in projections]),
+        qkv=fuse_linears(projections),
         bias=fuse_rows([projection.bias for projection in projections]),
-        out=attention.o_proj.weight.detach(),
+        out=fuse_linears([attention.o_proj]),
         second_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=fuse_rows([mlp.gate_proj.weight, mlp.up_proj.weight]),
-        down=mlp.down_proj.weight.detach(),
+        gate_up=fuse_linears([mlp.gate_proj, mlp.up_proj]),
+        down=fuse_linears([mlp.down_proj]),
         # A copy if the next layer is on another device; fused anew with each call of the engine.
         next_norm=next_norm.detach().to(mlp.down_proj.weight.device),
     )
@@ -154,7 +159,9 @@ def mrope(fused: FusedModel, positions: Tensor) -> Rope:
     return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-def run_layers(fused: FusedModel, x: Tensor, rope: Rope, *, attend: Attend) -> Tensor:
+def run_layers(
+    fused: FusedModel, x: Tensor, rope: Rope, *, attend: Attend, rows: Tensor | None = None
+) -> Tensor:
     """Runs all layers and the final norm.
 
     Args:
@@ -162,22 +169,32 @@ def run_layers(fused: FusedModel, x: Tensor, rope: Rope, *, attend: Attend) -> T
         x: (N, T, H), embedded tokens; overwritten.
         rope: from `mrope`.
         attend: the attention, which also keeps keys and values.
+        rows: (R,), the places in (N * T) whose states are needed; None = all.
 
     Returns:
-        (N, T, H) on the last layer's device.
+        (N, T, H), or (R, H) with `rows`, on the last layer's device.
     """
     layers, eps = fused.layers, fused.shape.eps
     # A view of `x`: the residual is updated in place from here on.
     states = x.flatten(0, 1)
-    normed = rms_norm(states, layers[0].norm.shape, layers[0].norm.to(x.device), eps)
+    normed = norm_rows(states, layers[0].norm.to(x.device), eps, layers[0].qkv)
     for i, layer in enumerate(layers):
+        last = i == len(layers) - 1
         if layer.norm.device != states.device:
             device = layer.norm.device
             states, normed = states.to(device), normed.to(device)
             rope = rope[0].to(device), rope[1].to(device)
-        qkv = linear(normed, layer.qkv, layer.bias).unflatten(0, x.shape[:2])
+        qkv = product(normed, layer.qkv, layer.bias).unflatten(0, x.shape[:2])
         attended = attend(i, qkv, rope).flatten(0, 1)
-        normed = add_product_and_norm(states, attended, layer.out, layer.second_norm, eps)
-        gates = gated_product(normed, layer.gate_up)
-        normed = add_product_and_norm(states, gates, layer.down, layer.next_norm, eps)
-    return normed.view(x.shape)
+        # After the last attention no token needs another one's state any more.
+        if rows is not None and last:
+            rows = rows.to(states.device)
+            states, attended = states[rows], attended[rows]
+        normed = add_product_and_norm(
+            states, attended, layer.out, layer.second_norm, eps, layer.gate_up
+        )
+        gates = gated_product(normed, layer.gate_up, layer.down)
+        following = None if last else layers[i + 1].qkv
+        normed = add_product_and_norm(states, gates, layer.down, layer.next_norm, eps, following)
+    assert isinstance(normed, Tensor)  # nothing follows the last layer, so it is not in fp8
+    return normed.view(x.shape) if rows is None else normed

@@ -26,8 +26,9 @@ ChooseToken = Callable[[Tensor], Tensor]
 It runs inside a captured CUDA graph, so it must neither read values on the host nor bring any
 from there, unless the engine was told not to capture."""
 
-BLOCK: Final = 4096
-"""Tokens of a block of the vocabulary: first a block is drawn, then a token in it."""
+DRAW_BLOCK: Final = 4096
+"""Tokens of a block of the vocabulary: first a block is drawn, then a token in it. Kernels take
+the same (`sampling_kernels.VOCABULARY_BLOCK`), so that they draw the same tokens."""
 _BITS: Final = 24
 """Random bits of a draw: as many as a float32 in [0, 1) holds exactly."""
 
@@ -87,10 +88,10 @@ def sample(scores: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     probs = scores.softmax(-1)
     if sampling.top_p < 1:
         probs = keep_top_p(probs, sampling.top_p)
-    blocks = pad(probs, (0, -probs.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks = pad(probs, (0, -probs.shape[-1] % DRAW_BLOCK)).unflatten(-1, (-1, DRAW_BLOCK))
     block = _invert(blocks.sum(-1), draws[:, 0])
     in_block = blocks[torch.arange(len(blocks), device=blocks.device), block]
-    return block * BLOCK + _invert(in_block, draws[:, 1])
+    return block * DRAW_BLOCK + _invert(in_block, draws[:, 1])
 
 
 def keep_top_p(probs: Tensor, top_p: float) -> Tensor:

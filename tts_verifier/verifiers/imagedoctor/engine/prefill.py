@@ -44,10 +44,11 @@ def prefill(
     # Images and rows are in the same order, so each row's image tokens get their own features.
     attention = PrefillAttention(buffers, at, fused.shape)
     rope = mrope(fused, positions)
-    states = run_layers(fused, model.embed(ids, visual), rope, attend=attention.attend)
     length = real.sum(1)
-    last = states.to(device)[torch.arange(len(ids), device=device), length - 1]
-    buffers.start(at, ids, last, length, shift[:, 0])
+    ends = torch.arange(len(ids), device=device) * ids.shape[1] + length - 1
+    x = model.embed(ids, visual)
+    last = run_layers(fused, x, rope, attend=attention.attend, rows=ends)
+    buffers.start(at, ids, last.to(device), length, shift[:, 0])
     merge = int(model.config.vision["spatial_merge_size"])
     return torch.split(visual, [h * w // merge**2 for h, w in grids])
 

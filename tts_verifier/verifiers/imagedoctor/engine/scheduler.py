@@ -162,6 +162,11 @@ class Scheduler:
         """Returns an upper bound of the tokens in any running sequence's KV cache."""
         return max(sequence.cached for sequence in self.running.values())
 
+    def longest_after(self, tokens: int, *, most: int) -> int:
+        """Returns `longest` after that many more tokens, if replies have `most` tokens at most."""
+        running = self.running.values()
+        return max(min(s.cached + tokens, len(s.request.ids) + most) for s in running)
+
     def advance(self, tokens: int, *, most: int) -> None:
         """Counts tokens that a decode step added to every running sequence, up to `most`."""
         for sequence in self.running.values():

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import CheckpointError
+from tts_verifier.loading.fields import integer_field, number_field
+from tts_verifier.loading.files import file_inside, read_json
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.letterbox import (
     FitMode,
@@ -28,6 +30,15 @@ from tts_verifier.verifiers.imagedoctor.image.letterbox import (
 ChannelValues = tuple[float, float, float]
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_LARGEST_VALUES = {
+    "input_size": 4096,
+    "patch_size": 256,
+    "temporal_patch_size": 16,
+    "merge_size": 16,
+    "min_pixels": 2**40,
+    "max_pixels": 2**40,
+}
+"""Field -> its largest value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +85,21 @@ class Processor:
         Raises:
             CheckpointError: the file is missing, damaged, or does not fit the vision tower.
         """
-        path = next((folder / name for name in PROCESSOR_FILES if (folder / name).exists()), None)
+        files = (file_inside(folder, name) for name in PROCESSOR_FILES)
+        path = next((path for path in files if path.exists()), None)
         if path is None:
             raise CheckpointError(
                 f"{folder} has no {PROCESSOR_FILES[0]}. Save the checkpoint's image processor "
                 "there."
             )
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(folder, path.name)
             processor = cls.from_dict(raw.get("image_processor", raw))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            processor.check()
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path} must describe an image processor: {error}.") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} must describe an image processor: {error}") from None
         for name in ("patch_size", "temporal_patch_size"):
             if getattr(processor, name) != config.vision[name]:
                 raise CheckpointError(
@@ -111,6 +126,27 @@ class Processor:
             if name in arguments:
                 arguments[name] = tuple(map(float, arguments[name]))
         return cls(**arguments)
+
+    def check(self) -> None:
+        """Raises CheckpointError when a value has another type, or a size that cannot be meant."""
+        for name, most in _LARGEST_VALUES.items():
+            integer_field(name, getattr(self, name), 1, most)
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if len(values) != 3:
+                raise CheckpointError(f"{name} must have 3 numbers, got {len(values)}.")
+            for value in values:
+                number_field(name, value, 1e-6 if name == "image_std" else -1e3, 1e3)
+        number_field("rescale_factor", self.rescale_factor, 1e-9, 1e3)
+        if (
+            self.min_pixels > self.max_pixels
+            or max(self._resized()) > _LARGEST_VALUES["input_size"]
+        ):
+            raise CheckpointError(
+                "min_pixels and max_pixels must frame an image of at most "
+                f"{_LARGEST_VALUES['input_size']} pixels a side, got {self.min_pixels} and "
+                f"{self.max_pixels}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of preprocessor_config.json, which transformers can read too."""

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tts_verifier.errors import InputError
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Linear
 
 MERGE: Final = "Merge adapters into the weights first (peft: `model = model.merge_and_unload()`)."
 OWN_HOOK: Final = "_tts_verifier_moves_inputs"
@@ -50,12 +51,16 @@ def check_linear(layer: nn.Module, name: str) -> None:
     if (fault := _adapter_fault(layer)) is not None:
         raise InputError(f"Of linear layers only the weights are read, but {name} {fault}")
     plain: Any = getattr(layer, "base_layer", layer)
-    if type(plain) is not nn.Linear or plain._modules or {*plain._parameters} - _LINEAR:
+    if (
+        type(plain) not in (nn.Linear, Fp8Linear)
+        or plain._modules
+        or {*plain._parameters} - _LINEAR
+    ):
         raise InputError(
             f"Of linear layers only the weights are read, but {name} is "
             f"{type(plain).__module__}.{type(plain).__qualname__} with "
             f"{', '.join(n for n, _ in plain.named_parameters()) or 'no parameters'}. {MERGE} "
-            "Load quantised weights in bf16."
+            "Load weights that another library has quantised in bf16."
         )
 
 

@@ -17,33 +17,41 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.model.plain import check_linear
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
+    Fp8Linear,
+    Fp8Matrix,
+    Matrix,
+    fuse_linears,
+    matrix_of,
+)
 from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
+from tts_verifier.verifiers.imagedoctor.ops.products import add_and_norm, gate_rows, product
 
 Grid = tuple[int, int]
 """(rows, columns) of patches."""
 
 ROTARY_BASE = 10000.0
 """Base of the vision tower's rotary frequencies."""
-WIDTH_MULTIPLE = 8
+WIDTH_MULTIPLE = 16
 """Hidden widths are padded with zeros to a multiple of this: fast kernels need rows that start at
-multiples of 16 bytes, and the official width, 3420, is none."""
+multiples of 16 bytes, in fp8 too, and the official width, 3420, is none."""
 
 
 class AffineWeights(NamedTuple):
     """A matrix and its bias."""
 
-    weight: Tensor
+    weight: Matrix
     """(out, in)."""
     bias: Tensor
     """(out,)."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Maps (…, in) to (…, out)."""
-        return linear(x, self.weight, self.bias)
+    def __call__(self, x: Matrix) -> Tensor:
+        """Maps (M, in) to (M, out)."""
+        return product(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,10 +83,10 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
         tower: transformers' vision tower.
         fuse: True, for inference, fuses weights in place: the tower's parameters become views of
             the fused ones, so no weight is held twice. False concatenates copies, through which
-            gradients reach the parameters.
+            gradients reach the parameters. Weights in fp8 are always fused.
     """
     blocks = cast(Sequence[Any], tower.blocks)
-    if not fuse:
+    if not fuse and not isinstance(blocks[0].attn.qkv, Fp8Linear):
         # For an engine `check_plain` has looked at the whole model.
         _check_blocks(blocks)
         return [
@@ -115,7 +123,7 @@ def _block(block: Any, gate_up: AffineWeights, down: AffineWeights) -> Block:
 
 
 def _affine(layer: Any) -> AffineWeights:
-    return AffineWeights(layer.weight, layer.bias)
+    return AffineWeights(matrix_of(layer), layer.bias)
 
 
 def _concatenated_gate_up(mlp: Any) -> AffineWeights:
@@ -129,14 +137,14 @@ def _fused_mlp(mlp: Any) -> tuple[AffineWeights, AffineWeights]:
     missing = -len(gate.weight) % WIDTH_MULTIPLE
     # Not a copy: new values of the parameters must reach an engine that is running.
     bias = fuse_rows([gate.bias, up.bias], gap=missing)
-    gate_up = fuse_rows([gate.weight, up.weight], gap=missing)
-    return (
-        AffineWeights(gate_up, bias),
-        AffineWeights(_pad_columns(down.weight, missing), down.bias),
-    )
+    gate_up = fuse_linears([gate, up], gap=missing)
+    padded = _pad_columns(down.weight, missing)
+    if isinstance(down, Fp8Linear):
+        padded = Fp8Matrix(padded, down.scale, down.dtype)
+    return AffineWeights(gate_up, bias), AffineWeights(padded, down.bias)
 
 
-def _pad_columns(matrix: nn.Parameter, missing: int) -> Tensor:
+def _pad_columns(matrix: Tensor, missing: int) -> Tensor:
     """Returns the matrix with `missing` more columns of zeros; it becomes a view of the result."""
     rows, columns = matrix.shape
     # The stride tells whether an earlier call has padded it already.
@@ -263,17 +271,19 @@ def _features_of_one_grid(
     window = tower.window_size // merge // tower.patch_size
     head_size = x.shape[-1] // tower.config.num_heads
     layout = window_layout(grids[0], len(grids), merge, window, head_size, x.device)
-    x = x[layout.order]
+    x, added = x[layout.order], None
     for i, block in enumerate(blocks):
         images = len(grids) if i in tower.fullatt_block_indexes else 0
-        x = x + _attend(block, rms_norm(x, x.shape[-1:], block.norm, block.eps), layout, images)
-        normed = rms_norm(x, x.shape[-1:], block.second_norm, block.eps)
-        x = x + block.down(silu_gate(block.gate_up(normed)))
+        x, normed = add_and_norm(x, added, block.norm, block.eps, block.qkv.weight)
+        added = _attend(block, normed, layout, images)
+        x, normed = add_and_norm(x, added, block.second_norm, block.eps, block.gate_up.weight)
+        added = block.down(gate_rows(block.gate_up(normed), block.down.weight))
+    x = x if added is None else x + added
     merged = tower.merger(x)[layout.merged_place]
     return cast(Tensor, merged.view(len(grids), -1, tower.config.out_hidden_size))
 
 
-def _attend(block: Block, x: Tensor, layout: WindowLayout, images: int) -> Tensor:
+def _attend(block: Block, x: Matrix, layout: WindowLayout, images: int) -> Tensor:
     """Attends over each of `images` whole images, or within windows if 0; keeps (T, width)."""
     heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
     qkv = rotate_heads(heads, layout.cos, layout.sin, 2 * block.heads)

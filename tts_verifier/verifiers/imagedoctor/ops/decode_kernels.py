@@ -18,8 +18,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-CACHE_CHUNK: Final = 128
-"""Cached tokens that one program attends to."""
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, Matrix
+from tts_verifier.verifiers.imagedoctor.ops.row_kernels import empty_fp8, store_quantised
+
+CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
+"""Up to so many sequences times key heads, one program attends to so many cached tokens, so many
+at a time. Few sequences fill a GPU in small chunks only."""
 SPLITS: Final = 2
 """Parts into which the inner width of the output and down products is split."""
 SIZE_MULTIPLE: Final = 256
@@ -28,13 +32,12 @@ SIZE_MULTIPLE: Final = 256
 # Columns and inner steps of a tile: the fastest of some two hundred combinations on an H100.
 _TILE_COLUMNS: Final = 32
 _INNER_STEP: Final = 128
-_KEY_BLOCK: Final = 32
 
 
 @triton.jit
 def _product_kernel(
-    x, w, out, rows, columns, K: tl.constexpr, SHARE: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GATED: tl.constexpr,
+    x, w, x_scale, w_scale, out, rows, columns, K: tl.constexpr, SHARE: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STEP: tl.constexpr, GATED: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Computes x @ w.T for N columns and a share of K; gated: w[columns + n] holds values."""
     m = tl.arange(0, M)
@@ -49,33 +52,54 @@ def _product_kernel(
     # "ieee" concerns float32 only, which tests use: without it tensor cores would round to TF32.
     for start in range(0, SHARE, STEP):
         part = tl.load(inputs + start, mask=real, other=0.0)
-        total = tl.dot(part, tl.load(weights + start), total, input_precision="ieee")
+        weight = tl.load(weights + start)
+        # float16 holds every number of e4m3, and small tiles of it multiply on any tensor core.
+        if FP8:
+            part, weight = part.to(tl.float16), weight.to(tl.float16)
+        total = tl.dot(part, weight, total, input_precision="ieee")
         if GATED:
             values = tl.load(weights + start + columns * K)
+            if FP8:
+                values = values.to(tl.float16)
             value = tl.dot(part, values, value, input_precision="ieee")
+    if FP8:
+        row_scale = tl.load(x_scale + m, mask=m < rows, other=0.0)[:, None]
+        total *= row_scale * tl.load(w_scale + n)[None, :]
+        if GATED:
+            value *= row_scale * tl.load(w_scale + columns + n)[None, :]
     if GATED:
         total = total * tl.sigmoid(total) * value
     tl.store(out + (split * rows + m[:, None]) * columns + n[None, :], total, mask=real)
 
 
-def triton_gated_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Computes `products.gated_product`."""
-    rows, inner = x.shape
+def triton_gated_product(x: Matrix, weight: Matrix) -> Tensor:
+    """Computes `products.gated_product`, in 16 bits whatever follows."""
+    factors, fp8 = _factors(x, weight)
+    rows, inner = factors[0].shape
     columns = len(weight) // 2
-    out = x.new_empty(rows, columns)
+    out = torch.empty(rows, columns, dtype=x.dtype, device=factors[0].device)
     _product_kernel[(columns // _TILE_COLUMNS, 1)](
-        x, weight, out, rows, columns, inner, inner, M=_tile_rows(rows), N=_TILE_COLUMNS,
-        STEP=_INNER_STEP, GATED=True, num_stages=3, num_warps=2,
+        *factors, out, rows, columns, inner, inner, M=_tile_rows(rows), N=_TILE_COLUMNS,
+        STEP=_INNER_STEP, GATED=True, FP8=fp8, num_stages=3, num_warps=2,
     )  # fmt: skip
     return out
 
 
+def _factors(x: Matrix, weight: Matrix) -> tuple[list[Tensor], bool]:
+    """Returns the kernel's arguments for two factors, and whether they are in fp8."""
+    if isinstance(x, Fp8Matrix) and isinstance(weight, Fp8Matrix):
+        return [x.values, weight.values, x.scale, weight.scale], True
+    assert isinstance(x, Tensor)
+    assert isinstance(weight, Tensor)
+    return [x, weight, x, weight], False  # the scales are not read
+
+
 @triton.jit
 def _add_parts_and_norm_kernel(
-    states, parts, norm, out, rows, eps,
-    H: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    states, parts, norm, out, scales, rows, eps,
+    H: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """Adds all parts of one row to its state, and norms it."""
+    """Adds all parts of one row to its state, norms it, and perhaps rounds it to e4m3."""
     row = tl.program_id(0)
     h = tl.arange(0, BLOCK)
     real = h < H
@@ -90,26 +114,32 @@ def _add_parts_and_norm_kernel(
     wide = state.to(tl.float32)
     wide *= tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
     wide *= tl.load(norm + h, mask=real, other=0.0).to(tl.float32)
-    tl.store(out + at, wide, mask=real)
+    if FP8:
+        store_quantised(wide, out, scales, row, at, real)
+    else:
+        tl.store(out + at, wide, mask=real)
 
 
 def triton_add_product_and_norm(
-    states: Tensor, x: Tensor, weight: Tensor, norm: Tensor, eps: float
-) -> Tensor:
-    """Computes `products.add_product_and_norm`."""
-    rows, inner = x.shape
+    states: Tensor, x: Matrix, weight: Matrix, norm: Tensor, eps: float, *, in_fp8: bool = False
+) -> Matrix:
+    """Computes `products.add_product_and_norm`; the result is in fp8 if `in_fp8` asks for it."""
+    factors, fp8 = _factors(x, weight)
+    rows, inner = factors[0].shape
     columns = len(weight)
-    parts = torch.empty(SPLITS, rows, columns, dtype=torch.float32, device=x.device)
+    parts = torch.empty(SPLITS, rows, columns, dtype=torch.float32, device=states.device)
     _product_kernel[(columns // _TILE_COLUMNS, SPLITS)](
-        x, weight, parts, rows, columns, inner, inner // SPLITS, M=_tile_rows(rows),
-        N=_TILE_COLUMNS, STEP=_INNER_STEP, GATED=False, num_stages=6, num_warps=4,
+        *factors, parts, rows, columns, inner, inner // SPLITS, M=_tile_rows(rows),
+        N=_TILE_COLUMNS, STEP=_INNER_STEP, GATED=False, FP8=fp8, num_stages=6, num_warps=4,
     )  # fmt: skip
-    out = torch.empty_like(states)
+    out, scales = (
+        empty_fp8(rows, columns, states.device) if in_fp8 else (torch.empty_like(states), states)
+    )
     _add_parts_and_norm_kernel[(rows,)](
-        states, parts, norm, out, rows, eps, H=columns, SPLITS=SPLITS,
-        BLOCK=triton.next_power_of_2(columns), num_warps=8,
+        states, parts, norm, out, scales, rows, eps, H=columns, SPLITS=SPLITS,
+        BLOCK=triton.next_power_of_2(columns), FP8=in_fp8, num_warps=8,
     )  # fmt: skip
-    return out
+    return Fp8Matrix(out, scales, states.dtype) if in_fp8 else out
 
 
 @triton.jit
@@ -167,7 +197,7 @@ def _attend_chunk_kernel(
     peak = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     mixed = tl.zeros((M, SIZE), tl.float32)
-    for i in range(0, CHUNK, BLOCK):
+    for i in range(0, tl.minimum(CHUNK, before - start), BLOCK):
         p = (start + i + tl.arange(0, BLOCK))[:, None]
         k = tl.load(keys + p * SIZE, mask=p < before, other=0.0)
         v = tl.load(values + p * SIZE, mask=p < before, other=0.0)
@@ -233,9 +263,13 @@ def triton_cached_attention(
     _, _, kv, capacity, size = cache.shape
     # For each key head there are `group` query heads, one key and one value.
     group = width // size // kv - 2
-    queries, chunks = _tile_rows(group * count), triton.cdiv(bucket, CACHE_CHUNK)
+    queries = _tile_rows(group * count)
+    # The tiles of several new tokens leave room for small blocks only.
+    heads = rows * kv if count == 1 else 1
+    chunk, block = next((c, b) for most, c, b in CACHE_CHUNKS if heads <= most)
+    chunks = triton.cdiv(bucket, chunk)
     shape: dict[str, Any] = {
-        "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": queries, "CHUNK": CACHE_CHUNK,
+        "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": queries, "CHUNK": chunk,
     }  # fmt: skip
     # The dtype is explicit because torch's default may be a 16-bit one.
     partial: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
@@ -244,7 +278,7 @@ def triton_cached_attention(
     out = qkv.new_empty(rows, count, group * kv * size)
     _attend_chunk_kernel[(rows * kv, chunks)](
         qkv, *rope, cache, length, sums, peaks, capacity, size**-0.5, chunks, **shape,
-        NEW=_tile_rows(count), BLOCK=_KEY_BLOCK, num_stages=2, num_warps=max(2, queries // 16),
+        NEW=_tile_rows(count), BLOCK=block, num_stages=2, num_warps=max(2, queries // 16),
     )  # fmt: skip
     _combine_chunks_kernel[(rows * kv, group * count)](
         sums, peaks, length, out, chunks, **shape,

@@ -17,15 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK: Final = 4096
-"""Tokens that one program reads; `next_token.BLOCK`."""
+VOCABULARY_BLOCK: Final = 4096
+"""Tokens that one program reads."""
 KEY_BITS: Final = 24
 """Bits of a key: a score's distance from the highest one, 0 to 32 in steps of 2**-19. Scores of
 one step, which is about float32's rounding of a score, stay or fall together."""
 DIGIT_BITS: Final = 4
 """Bits that one pass finds."""
 
-_KEYS = tl.constexpr(2**KEY_BITS)
+_KEY_COUNT = tl.constexpr(2**KEY_BITS)
 _STEPS = tl.constexpr(2.0 ** (KEY_BITS - 5))
 _DIGITS = tl.constexpr(2**DIGIT_BITS)
 _LOWEST = tl.constexpr(-1e30)
@@ -49,7 +49,7 @@ def _highest_of(highest, row, blocks, BLOCKS: tl.constexpr):
 @triton.jit
 def _keys_of(scores, top, scale):
     """Returns the keys of scores: small for high ones."""
-    return tl.minimum((top - scores) * scale * _STEPS, _KEYS - 1.0).to(tl.int32)
+    return tl.minimum((top - scores) * scale * _STEPS, _KEY_COUNT - 1.0).to(tl.int32)
 
 
 @triton.jit
@@ -127,7 +127,7 @@ def _kept_sums_kernel(
 
 
 @triton.jit
-def _invert(weights, draw, N: tl.constexpr):
+def _first_above(weights, draw, N: tl.constexpr):
     """Returns the first place with a weight at which the running sum exceeds a draw."""
     at = tl.arange(0, N)
     running = tl.cumsum(weights, 0)
@@ -150,12 +150,12 @@ def _draw_kernel(
     weights = tl.load(sums + row * blocks + b, mask=in_row, other=0.0)
     if not CUT:
         weights *= tl.exp((top_of - top) * scale)
-    block = _invert(weights, tl.load(draws + 2 * row), BLOCKS)
+    block = _first_above(weights, tl.load(draws + 2 * row), BLOCKS)
     s = _load_block(scores, row, block, columns, BLOCK)
     weights = tl.exp((s - top) * scale)
     if CUT:
         weights = tl.where(_keys_of(s, top, scale) <= tl.load(kept + row), weights, 0.0)
-    place = _invert(weights, tl.load(draws + 2 * row + 1), BLOCK)
+    place = _first_above(weights, tl.load(draws + 2 * row + 1), BLOCK)
     tl.store(out + row, (block * BLOCK + place).to(tl.int64))
 
 
@@ -165,17 +165,17 @@ class _Rows:
     def __init__(self, scores: Tensor, temperature: float) -> None:
         self.scores, self.scale = scores.contiguous(), 1.0 / temperature
         self.rows, self.columns = scores.shape
-        self.blocks = triton.cdiv(self.columns, BLOCK)
+        self.blocks = triton.cdiv(self.columns, VOCABULARY_BLOCK)
         self.grid = (self.rows, self.blocks)
         self.highest, self.sums = (scores.new_empty(self.grid) for _ in range(2))
         self.sizes: dict[str, Any] = {
             "BLOCKS": triton.next_power_of_2(self.blocks),
-            "BLOCK": BLOCK,
+            "BLOCK": VOCABULARY_BLOCK,
             "num_warps": _WARPS,
         }
         _block_sums_kernel[self.grid](
             self.scores, self.highest, self.sums, self.columns, self.blocks, self.scale,
-            BLOCK=BLOCK, num_warps=_WARPS,
+            BLOCK=VOCABULARY_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
 
     def keep(self, allowed: Tensor, limit: float, *, share: bool) -> Tensor:

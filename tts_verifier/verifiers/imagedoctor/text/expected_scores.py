@@ -26,6 +26,7 @@ from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.imagedoctor.text.reply import ParsedReply
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
+DIGITS: Final = "0123456789"
 _JUST_BELOW_ONE: Final = 0.99
 """The value of 0.…, where the reply says 1.… and the other decimals are unknown."""
 _COLUMN_OF_ONE: Final = 11
@@ -110,7 +111,8 @@ def _expected_value(
     fraction = 0.0
     # The first two characters are the unit and the point.
     for j, (digit, token) in enumerate(zip(decimals, tokens[2:], strict=True), 1):
-        if token is None or pieces[token] != digit:
+        # An exponent is made of tokens too, whose probabilities are those of no digit.
+        if token is None or digit not in DIGITS or pieces[token] != digit:
             return None
         fraction += float(probs[token, :10] @ np.arange(10)) * 10.0**-j
     prob_one = float(probs[first, _COLUMN_OF_ONE])

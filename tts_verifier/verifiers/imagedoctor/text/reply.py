@@ -4,7 +4,10 @@ The grammar is the official one: fields `<name> score: <number>` inside <answer>
 `[x1,y1,x2,y2]` anywhere. The official regular expressions are in modify/flow_grpo/flow_grpo/
 doctor_hp.py and in the grounding rewards. Unlike them this parser guesses nothing. A field is
 NaN if it is missing, cut off, not a plain number, outside [0, 1], or given twice with two
-values; the official scorer writes 0 or clamps instead.
+values; the official scorer writes 0 or clamps instead. Letters and digits are those of ASCII.
+
+The time is linear in the length of the reply, whatever it says: quantifiers that could share
+their text with another one are possessive (`*+`), and a number has `MAX_NUMBER_CHARACTERS` at most.
 """
 
 from __future__ import annotations
@@ -26,16 +29,25 @@ _FIELD_TO_SCORE: Final[Mapping[str, str]] = {
     "plausibility": "plausibility",
     "overallimpression": "overall",
 }
+MAX_REPLY_CHARACTERS: Final = 32_768
+"""The most characters of a reply that are read, four times what 2048 tokens usually take."""
+MAX_NUMBER_CHARACTERS: Final = 100
+"""A longer score is no plain number."""
+
 # The look-ahead leaves the number unconsumed: an empty field must not swallow the next name.
-# Its last group finds the unit of "0.8/1" and "80 %", which are not plain numbers.
+# Its last group finds the unit of "0.8/1" and "80 %", which are not plain numbers. One character
+# more than a number may have, so that a longer one is seen to be longer.
+# Without (?a:…) the long s and the dotless i count as an s and an i in another case.
 _FIELD_PATTERN = re.compile(
-    r"(?<![a-z])(semantic\s*alignment|aesthetic|plausibility|overall\s*impression)"
-    r"\s*score\s*:(?=\s*([^\s;<\"']*)(\s*[/%])?)",
+    r"(?<![a-z])((?a:semantic)\s*+(?a:alignment)|(?a:aesthetic)|(?a:plausibility)"
+    r"|(?a:overall)\s*+(?a:impression))\s*+(?a:score)\s*+:"
+    rf"(?=\s*+([^\s;<\"']{{0,{MAX_NUMBER_CHARACTERS + 1}}})(\s*+[/%])?)",
     re.IGNORECASE,
 )
 # [0-9] and not \d, which also matches digits of other scripts.
-_NUMBER_PATTERN = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_COORDINATE = r"\s*([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*"
+_UNSIGNED = r"(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)"
+_NUMBER_PATTERN = re.compile(rf"[-+]?+{_UNSIGNED}(?:[eE][-+]?[0-9]+)?")
+_COORDINATE = rf"\s*+([-+]?+{_UNSIGNED})\s*+"
 _BOX_PATTERN = re.compile(rf"\[{_COORDINATE},{_COORDINATE},{_COORDINATE},{_COORDINATE}\]")
 
 
@@ -49,6 +61,8 @@ class ParsedReply:
     """Boxes (x1, y1, x2, y2) in the model's 512-pixel frame, as written; only those with area."""
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """For each score that occurs, the (start, end) of its first number in the text."""
+    problem: str = ""
+    """Why a part of the reply was not read; empty if all of it was."""
 
     @property
     def is_complete(self) -> bool:
@@ -60,14 +74,21 @@ def parse_reply(text: str, *, reasoning: bool, ended: bool = True) -> ParsedRepl
     """Parses a reply. Never raises, whatever the text is.
 
     Args:
-        text: the generated text.
+        text: the generated text. What comes after `MAX_REPLY_CHARACTERS` is not read.
         reasoning: True if the model wrote the whole reply, so that scores count only after an
             opening <answer>. False if <answer> was part of its input.
         ended: False if the limit on its length cut the reply off.
     """
+    problem = ""
+    if len(text) > MAX_REPLY_CHARACTERS:
+        problem = (
+            f"A reply must have at most {MAX_REPLY_CHARACTERS} characters to be read to its end; "
+            f"one has {len(text)}. Lower max_new_tokens."
+        )
+        text, ended = text[:MAX_REPLY_CHARACTERS], False
     start, end = _answer_span(text, reasoning=reasoning, ended=ended)
     scores, spans = _parse_scores(text, start, end)
-    return ParsedReply(scores, _parse_boxes(text), spans)
+    return ParsedReply(scores, _parse_boxes(text), spans, problem)
 
 
 def _answer_span(text: str, *, reasoning: bool, ended: bool) -> tuple[int, int]:
@@ -109,7 +130,7 @@ def _parse_scores(
 def _parse_score(written: str) -> float:
     """Returns a number in [0, 1] or NaN; a final point or comma is punctuation."""
     written = written.rstrip(".,")
-    if not _NUMBER_PATTERN.fullmatch(written):
+    if len(written) > MAX_NUMBER_CHARACTERS or not _NUMBER_PATTERN.fullmatch(written):
         return math.nan
     value = float(written)
     return abs(value) if 0.0 <= value <= 1.0 else math.nan  # abs: "-0.0" is 0
@@ -120,6 +141,7 @@ def _parse_boxes(text: str) -> tuple[Box, ...]:
     boxes: dict[Box, None] = {}
     for x1, y1, x2, y2 in _BOX_PATTERN.findall(text):
         box = (float(x1), float(y1), float(x2), float(y2))
-        if box[0] < box[2] and box[1] < box[3]:
+        # Three hundred digits are infinite.
+        if all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]:
             boxes[box] = None
     return tuple(boxes)

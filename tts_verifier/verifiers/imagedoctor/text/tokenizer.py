@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from tts_verifier.errors import CheckpointError
+from tts_verifier.loading.files import read_text
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.instruction import PREFILLED, SYSTEM, user_text
 
@@ -57,6 +58,12 @@ class PromptTokenizer:
         self._plain.no_truncation()
         self._plain.no_padding()
         self.control = _control_tokens(self._full, parsed, config)
+        largest, size = max(self._full.get_vocab().values()), int(config.text["vocab_size"])
+        if largest >= size:
+            raise CheckpointError(
+                f"tokenizer.json must have ids below config.json's vocab_size {size}, it has the "
+                f"id {largest}. Take both from the same checkpoint."
+            )
 
     @classmethod
     def from_folder(cls, folder: Path, config: ImageDoctorConfig) -> PromptTokenizer:
@@ -66,17 +73,21 @@ class PromptTokenizer:
             CheckpointError: the file is missing, damaged, or disagrees with the config.
         """
         path = folder / "tokenizer.json"
-        if not path.exists():
+        try:
+            return cls(read_text(folder, path.name), config)
+        except FileNotFoundError:
             raise CheckpointError(
                 f"{folder} has no tokenizer.json. Save the checkpoint's tokenizer there, with "
                 "save_pretrained of transformers' fast tokenizer."
-            )
-        try:
-            return cls(path.read_text(encoding="utf-8"), config)
+            ) from None
         except CheckpointError:
             raise
-        except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(f"{path} must be a fast tokenizer's file: {error}.") from None
+        except BaseException as error:
+            # tokenizers raises bare Exception; where it panics, what it raises is not even that.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                fault = str(error)[:200] or type(error).__name__
+                raise CheckpointError(f"{path} must be a fast tokenizer's file: {fault}.") from None
+            raise
 
     def encode(self, text: str) -> list[int]:
         """Encodes text; the name of a special token in it is ordinary text."""

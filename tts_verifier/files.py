@@ -1,0 +1,56 @@
+"""Opens files that users name: regular files only, so that no command waits for a pipe.
+
+The functions keep no state and may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO, Final
+
+_KINDS: Final = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is a folder, a pipe, a socket or a
+            device. These are never opened: that may wait for ever, or change a device.
+    """
+    name = os.fspath(path)
+    try:
+        _check_regular(os.stat(name), name)
+        # Should a pipe take the file's place in between, opening it does not wait either.
+        file = os.open(
+            name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
+    # A name with a NUL is a ValueError.
+    except ValueError as error:
+        raise FileNotFoundError(errno.ENOENT, str(error), name) from error
+    try:
+        _check_regular(os.fstat(file), name)
+        return open(file, "rb")
+    except BaseException:
+        os.close(file)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Returns the bytes of a regular file; raises as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _check_regular(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"a regular file is needed, this is {kind}", name)

@@ -1,0 +1,1 @@
+"""What is checked before weights are loaded: devices, paths, and the files of strangers."""

@@ -1,0 +1,111 @@
+"""Images with their prompts, from a list of files and one prompt or from a table of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tts_verifier.errors import InputError, printable
+from tts_verifier.tables import (
+    IMAGE_ROLE,
+    PROMPT_ROLE,
+    TABLE_SUFFIXES,
+    RoleColumns,
+    Row,
+    read_table,
+)
+
+_NAME_ONE: Final = "Name one with --image-column or --prompt-column."
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image file and what it should show."""
+
+    image: str
+    """The file's path."""
+    prompt: str
+    """What the image should show."""
+    error: str = ""
+    """Why the pair cannot be scored, if that is known already."""
+
+
+def pairs_of(paths: Sequence[str], prompt: str) -> list[Pair]:
+    """Returns a pair for each file, all with the same prompt.
+
+    Raises:
+        InputError: the prompt is empty, or no valid Unicode.
+    """
+    if problem := _problem_of(prompt):
+        raise InputError(f"The prompt {problem}, got {prompt!r:.80}.")
+    return [Pair(path, prompt) for path in paths]
+
+
+def is_table(name: str) -> bool:
+    """Returns whether a name is that of a table; a .txt file has no columns."""
+    suffix = Path(name).suffix.lower()
+    return suffix in TABLE_SUFFIXES and suffix != ".txt"
+
+
+def read_pairs(
+    table: Path,
+    *,
+    prompt: str | None = None,
+    image_column: str | None = None,
+    prompt_column: str | None = None,
+) -> list[Pair]:
+    """Reads a table of images and prompts.
+
+    Args:
+        table: a .csv, .tsv, .json, .jsonl, .ndjson or .parquet file. Its paths are relative to
+            its folder; `~` is the home folder.
+        prompt: for all images, where the table has no column of prompts.
+        image_column: the column of paths; None = `image`, or else `path`, `file`, `file_name`, ...
+        prompt_column: the column of prompts; None = `prompt`, or else `prompts`, `text`, `caption`.
+
+    Raises:
+        InputError: the table cannot be read, or has no such columns.
+    """
+    rows = read_table(table)
+    name = printable(table)
+    if not rows:
+        raise InputError(f"{name} has no row. Give a table of images and prompts.")
+    try:
+        images = RoleColumns(rows, IMAGE_ROLE, image_column, remedy=_NAME_ONE)
+        texts = RoleColumns(rows, PROMPT_ROLE, prompt_column, remedy=_NAME_ONE)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    if not images.found:
+        raise InputError(f"{name} has no column of images ({IMAGE_ROLE.usual}). {images.listed}")
+    if not texts.found and prompt is None:
+        raise InputError(f"{name} has no column of prompts ({PROMPT_ROLE.usual}). {texts.listed}")
+    if texts.found and prompt is not None:
+        raise InputError(f"{name} has prompts of its own. Leave out --prompt.")
+    return [_pair(row, images, texts, folder=table.parent, prompt=prompt) for row in rows]
+
+
+def _pair(
+    row: Row, images: RoleColumns, texts: RoleColumns, *, folder: Path, prompt: str | None
+) -> Pair:
+    if not isinstance(row.value, Mapping):
+        raise InputError(f"{row.place} must have columns, got {row.value!r:.80}.")
+    given = images.cell(row, row.place)
+    text = (texts.cell(row, row.place) if texts.found else prompt) or ""
+    # One bad row of a table is no reason to score none of the others.
+    if not given or not given.strip():
+        return Pair("", text, f"{row.place} names no image.")
+    path = str(folder / Path(given).expanduser())
+    problem = _problem_of(text)
+    return Pair(path, printable(text), f"The prompt of {row.place} {problem}." if problem else "")
+
+
+def _problem_of(prompt: str) -> str:
+    if not prompt.strip():
+        return "must be a text that is not empty"
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        return f"must be valid Unicode: {error.reason}"
+    return ""

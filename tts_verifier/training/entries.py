@@ -1,0 +1,85 @@
+"""The entries of `tts-train`: name -> a function whose arguments are the keys of a config.
+
+A config is a YAML file; packaged ones lie in `recipes/training` and are found by their name. Keys,
+types and values are checked before anything is loaded, and a mistake names the file's line.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.recipe.recipe import recipe_folder
+from tts_verifier.recipe.sections import check_keys, check_type
+from tts_verifier.recipe.signatures import call, parameters
+from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
+from tts_verifier.registry import suggestion
+
+ENTRIES: Final[Mapping[str, str]] = {
+    "miniature-richhf": "tts_verifier.training.richhf.miniature:make_miniature_richhf",
+}
+"""Entry -> "module:function". The module is imported only for its entry."""
+
+
+def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> None:
+    """Runs an entry with a config.
+
+    Args:
+        entry: one of ENTRIES.
+        config: a path, or the name of a packaged config, which may be that of the entry.
+        overrides: texts such as `seed=1` or `sizes.train=64`.
+
+    Raises:
+        RecipeError: there is no such entry or config, or the config has a mistake.
+    """
+    if entry not in ENTRIES:
+        raise RecipeError(f"Unknown entry {entry!r}. {suggestion(entry, ENTRIES)}")
+    document = _load_config(config)
+    for item in overrides:
+        apply_override(document, item)
+    module, _, name = ENTRIES[entry].partition(":")
+    function = getattr(import_module(module), name)
+    check_config(document, function)
+    try:
+        call(function, document.values)
+    except InputError as error:
+        if error.argument is None:
+            raise
+        raise RecipeError(f"{document.place(error.argument)}: {error}") from error
+
+
+def check_config(document: Document, function: Any) -> None:
+    """Checks the keys and types of a config against the arguments of an entry.
+
+    Raises:
+        RecipeError: a key is unknown or missing, or a value has the wrong type.
+    """
+    signature = parameters(function)
+    check_keys(document, document.values, known=signature)
+    for key, value in document.values.items():
+        check_type(document, (key,), value, kind=signature[key][0])
+    required = [k for k, (_, default) in signature.items() if default is inspect.Parameter.empty]
+    missing = [key for key in required if key not in document.values]
+    if missing:
+        raise RecipeError(f"{document.place()}: the config needs {', '.join(missing)}.")
+
+
+def _load_config(config: str | Path) -> Document:
+    path = Path(config)
+    if not (path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
+        packaged = {p.stem: p for p in sorted((recipe_folder() / "training").glob("*.yaml"))}
+        if str(config) not in packaged:
+            raise RecipeError(
+                f"There is no config file and no packaged config {str(config)!r}. Available: "
+                f"{', '.join(packaged) or 'none'}."
+            )
+        path = packaged[str(config)]
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The config {path} cannot be read: {error}") from error
+    return parse_document(text, str(path))
