@@ -33,7 +33,9 @@ def main() -> None:
         scores = "  ".join(f"{name} {value:.2f}" for name, value in item.verdict.scores.items())
         print(f"candidate {item.index}  {item.objective:.3f}  ({scores})")
     if out.images[0] is None:
-        raise SystemExit("No candidate could be generated and verified.")
+        raise SystemExit("No candidate could be generated.")
+    if not out.verified[0]:
+        print("No candidate has a usable verdict; this is the first drawing.")
     out.images[0].save(args.output)
 
 

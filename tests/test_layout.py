@@ -19,8 +19,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
-    ["environment", "errors", "files", "memory"],
-    ["images", "loading", "registry", "tables"],
+    ["environment", "errors", "memory", "terminal"],
+    ["loading", "registry"],
+    ["images", "tables"],
     ["types"],
     ["choice", "identity", "masks"],
     ["interfaces", "log"],

@@ -13,6 +13,8 @@ A message states the rule, the value found and the remedy. `RunWarning` is the o
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class TTSError(Exception):
@@ -53,7 +55,7 @@ class RunWarning(UserWarning):
     """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""
 
 
-def printable(text: str | os.PathLike[str]) -> str:
+def readable_name(text: str | os.PathLike[str]) -> str:
     r"""Returns a file's name as text that every file and terminal can hold.
 
     A byte that is no UTF-8 becomes an escape such as ``\xff``; other names stay as they are.
@@ -65,3 +67,11 @@ def printable(text: str | os.PathLike[str]) -> str:
         # Surrogates that stand for no byte: they come from JSON, not from a file's name.
         raw = name.encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace")
+
+
+def suggestion(name: str, available: Iterable[str]) -> str:
+    """Returns "Did you mean …? Available: …" for a name that is not available."""
+    available = list(available)
+    near = get_close_matches(name, available, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return f"{hint}Available: {', '.join(sorted(available)) or 'none'}."

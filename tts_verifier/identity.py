@@ -90,6 +90,9 @@ def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
         else:
             fields["noise"] = LowBand(tuple(noise["coefficients"]), noise["level"])
     proposal: Proposal = kind(**fields)
+    for name in {"seed", "until", "strength", "renoise", "eta"} & fields.keys():
+        if not isinstance(fields[name], int | float):
+            raise TypeError(f"{name} must be a number, got {fields[name]!r}")
     return proposal
 
 

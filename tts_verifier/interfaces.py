@@ -17,14 +17,17 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import InputError
-from tts_verifier.images import ImageLike, as_images
+from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.registry import builder
 from tts_verifier.types import Detail, Job, Proposal, Sample, Setting, Task, Trial, Verdict
 
 
 @runtime_checkable
 class Strategy(Protocol):
-    """Decides what to generate next, as a pure function of the history. Keeps no state."""
+    """Decides what to generate next, as a pure function of the history. Keeps no state.
+
+    Safe to share between threads: one object serves many prompts and runs.
+    """
 
     needs: frozenset[type]
     """The kinds of proposal and noise that it uses; checked before any weights are loaded."""
@@ -57,7 +60,11 @@ class ReadsScores(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """Carries out proposals. The runner calls it from one thread at a time."""
+    """Carries out proposals.
+
+    One run calls it from one thread at a time, and runs of several threads at once if they share
+    it. The package's generators are safe for that; another one must be, or say that it is not.
+    """
 
     supports: frozenset[type]
     """The kinds of proposal and of noise (`Near`, `LowBand`) that it can serve."""
@@ -122,7 +129,11 @@ def is_movable(part: object) -> TypeGuard[Movable]:
 
 
 class Verifier(ABC):
-    """Says how well images match prompts. The runner calls it from one thread at a time."""
+    """Says how well images match prompts.
+
+    One run calls it from one thread at a time, and runs of several threads at once if they share
+    it. The package's verifiers are safe for that; another one must be, or say that it is not.
+    """
 
     settings: Mapping[str, Setting] = {}
     """Everything that determines a verdict (model, revision, dtype, fit), for the log."""
@@ -169,15 +180,20 @@ class Verifier(ABC):
             usable score come last.
 
         Raises:
-            InputError: there is no image, or one is not usable; the objective names a score that
-                the verifier does not give.
+            InputError: there is no image, or one is not usable; `prompt` is not one text; the
+                objective names a score that the verifier does not give.
         """
-        if not len(images):
-            raise InputError("rerank needs at least one image, got an empty list.")
+        if not isinstance(prompt, str):
+            raise InputError(
+                f"rerank needs one prompt as a text, got a {type(prompt).__name__}. For a prompt "
+                "for each image use verify."
+            )
         chosen = objective if callable(objective) else as_objective(objective) or self.objective
         if isinstance(chosen, Objective):
             chosen.check_names(self.score_names)
         converted = as_images(images)
+        if not converted:
+            raise InputError("rerank needs at least one image, got an empty list.")
         verdicts = self.verify(converted, [prompt] * len(converted))
         if isinstance(chosen, Objective):
             chosen.check_names(names_of_scores(verdicts))
@@ -200,10 +216,20 @@ def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | Non
     return dict.fromkeys(name for v in verdicts if v is not None for name in v.scores) or None
 
 
-def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> None:
-    """Raises InputError unless there is one prompt for each image."""
-    if len(images) != len(prompts):
+def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
+    """Returns the prompts as a list, if there is one for each image.
+
+    Args:
+        images: from `as_images`.
+        prompts: a list, a tuple, a pandas Series or the like; a text would be one for each letter.
+
+    Raises:
+        InputError: `prompts` is no list, or the lengths differ.
+    """
+    listed = as_list(prompts, "prompts")
+    if len(images) != len(listed):
         raise InputError(
             f"verify needs one prompt for each image, got {len(images)} images and "
-            f"{len(prompts)} prompts. For one prompt and many images use rerank."
+            f"{len(listed)} prompts. For one prompt and many images use rerank."
         )
+    return listed

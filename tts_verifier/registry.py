@@ -7,13 +7,12 @@ recipes and commands use names. Third parties add names through the entry-point 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from tts_verifier.errors import RecipeError
+from tts_verifier.errors import RecipeError, suggestion
 
 GROUP: Final = "tts_verifier.plugins"
 """The entry-point group of plug-ins."""
@@ -85,11 +84,3 @@ def builder(role: str, name: str) -> Callable[..., Any]:
             f"The {role} {name!r} is {available[name]}, which fails: {error}"
         ) from error
     return target  # type: ignore[no-any-return]
-
-
-def suggestion(name: str, available: Iterable[str]) -> str:
-    """Returns "Did you mean …? Available: …" for a name that is not available."""
-    available = list(available)
-    near = get_close_matches(name, available, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}Available: {', '.join(sorted(available)) or 'none'}."

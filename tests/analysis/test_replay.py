@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 from statistics import fmean
@@ -14,14 +15,20 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from searches import InpaintReroll
 
-from tts_verifier.analysis.expected_best import expected_best, expected_stop, misses
-from tts_verifier.analysis.replay import replay_trials
+from tts_verifier.analysis.expected_best import by_prompt, expected_best, expected_stop, misses
+from tts_verifier.analysis.replay import replay_log, replay_trials
 from tts_verifier.analysis.replay_output import replay_text, write_plot
 from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.types import Cost, Draw, Near, Prompt, Proposal, Trial, Verdict
+from tts_verifier.log import read_trials
+from tts_verifier.runner import run
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.successive_halving import SuccessiveHalving
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Continue, Cost, Draw, Near, Prompt, Proposal, Trial, Verdict
 
 GOALS = st.sampled_from([0.1, 0.25, 0.5, 0.75, math.nan])
 POOLS = st.lists(st.tuples(GOALS, st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=6)
@@ -162,3 +169,89 @@ def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(replay_command, [str(tmp_path)])
     assert done.exit_code == 2
     assert "must be a run's header" in done.stderr
+
+
+# -- many prompts at once ----------------------------------------------------------------------
+
+
+def plain_best(objective: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The same expectation for one prompt, group by group."""
+    total, better = len(objective), 0
+    expected = np.zeros(total)
+    for goal in np.unique(objective[~np.isnan(objective)])[::-1]:
+        group = objective == goal
+        size = int(group.sum())
+        chance = misses(total, better) - misses(total, better + size)
+        expected += chance[1:] * values[group].mean()
+        better += size
+    return expected
+
+
+def plain_stop(
+    objective: np.ndarray, values: np.ndarray, threshold: float, limit: int
+) -> np.ndarray:
+    hits = objective >= threshold
+    none = misses(len(objective), int(hits.sum()))
+    value = (1 - none[limit]) * values[hits].mean() if hits.any() else 0.0
+    if int((~hits).sum()) >= limit:
+        value += none[limit] * plain_best(objective[~hits], values[~hits])[limit - 1]
+    return np.array([none[:limit].sum(), value])
+
+
+@pytest.mark.parametrize("digits", [1, 2, 9])
+@pytest.mark.parametrize("draws", [1, 4, 16, 40])
+def test_prompts_together_give_every_bit_of_one_alone(digits: int, draws: int) -> None:
+    dice = np.random.default_rng(draws)
+    goals = dice.random((60, draws)).round(digits)
+    goals[dice.random(goals.shape) < 0.1] = np.nan
+    goals[0] = np.nan
+    values = dice.random(goals.shape)
+    values[dice.random(goals.shape) < 0.01] = np.nan
+    together = expected_best(goals, values)
+    alone = [plain_best(g, v) for g, v in zip(goals, values, strict=True)]
+    np.testing.assert_array_equal(together, alone)
+    for threshold in (0.0, 0.5, 0.9, 2.0):
+        for limit in {1, draws}:
+            stops = expected_stop(goals, values, threshold, limit)
+            wanted = [
+                plain_stop(g, v, threshold, limit) for g, v in zip(goals, values, strict=True)
+            ]
+            np.testing.assert_array_equal(stops, wanted)
+
+
+def test_prompts_of_different_lengths_keep_their_places() -> None:
+    rows = [np.arange(float(n)) for n in (3, 1, 3, 2)]
+    sums = by_prompt(lambda goals, values: goals.sum(axis=1) + values[:, 0], rows, rows)
+    assert sums.tolist() == [3, 0, 3, 1]
+    assert by_prompt(lambda goals, values: goals, [], []).shape == (0,)
+
+
+def test_a_folder_is_replayed_from_its_numbers_alone(tmp_path: Path) -> None:
+    prompts, judge = ["a ring", "a cube", "a cone"], FakeVerifier()
+    for strategy in (BestOfN(6), SuccessiveHalving(6, keep=1.0), InpaintReroll(3, 2)):
+        folder = tmp_path / type(strategy).__name__
+        run(prompts, FakeGenerator(), FakeVerifier(), strategy, judge=judge, folder=folder)
+        assert repr(replay_log(folder)) == repr(replay_trials(read_trials(folder)))
+    for mask in (folder / "masks").iterdir():
+        mask.unlink()
+    assert replay_log(folder).left_out > 0, "what a replay leaves out needs no files"
+
+
+def test_a_continued_trial_without_its_parent_is_left_out() -> None:
+    lost = trial(0.9, proposal=Continue("gone", 1.0, 0))
+    own, other = Continue("y", 1.0, 0), Continue("z", 1.0, 0)
+    circle = [
+        replace(trial(0.9, proposal=own), id="z"),
+        replace(trial(0.9, proposal=other), id="y"),
+        replace(trial(0.9, proposal=own), id="end"),
+    ]
+    done = replay_trials([trial(0.5), lost, *circle])
+    assert (done.candidates, done.left_out) == (1, 4)
+
+
+def test_a_plot_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("mine")
+    (tmp_path / "plot.svg").symlink_to(tmp_path / "kept")
+    write_plot(replay_trials([trial(0.5)]), tmp_path / "plot.svg")
+    assert (tmp_path / "kept").read_text() == "mine"
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")

@@ -86,6 +86,19 @@ def test_another_recipes_folder_is_an_error(tmp_path: Path) -> None:
     assert "recipe.seed: 0 there, 1 here" in done.stderr
 
 
+def test_a_run_whose_candidates_all_failed_has_a_status_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakeGenerator, jobs: object) -> None:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(FakeGenerator, "generate", fail)
+    done = invoke("run", "fake", "strategy.n=2", "--output", tmp_path / "run")
+    assert done.exit_code == 3
+    assert "none of 6 can: ValueError: no luck. The column error of" in done.stderr
+    assert "6 candidates, 6 failed" in done.stdout
+
+
 def test_what_was_set_aside_is_a_line_without_its_place_in_the_code(tmp_path: Path) -> None:
     invoke("run", "fake", "--output", tmp_path)
     (tmp_path / "parts" / "x").touch()
@@ -157,6 +170,19 @@ def test_scores_are_a_table_best_first(pictures: list[Path]) -> None:
         [str(pictures[1]), "0.800", "1.000", "0.000", "0.000", "0.333"],
         [str(pictures[0]), "0.100", "0.000", "0.000", "1.000", "0.333"],
     ]
+
+
+def test_damaged_metadata_of_a_picture_is_no_noise(tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    Image.new("RGB", (8, 8), "red").save(file)
+    # Two samples per pixel's number instead of one, of which Pillow warns.
+    content = file.read_bytes()
+    damaged = content.replace(b"\x15\x01\x03\x00\x01\x00", b"\x15\x01\x03\x00\x02\x00")
+    assert damaged != content
+    file.write_bytes(damaged)
+    done = invoke("score", file, "--prompt", "x", "--verifier", "fake")
+    assert done.exit_code == 0
+    assert "Warning" not in done.output
 
 
 def test_scores_are_json_lines(pictures: list[Path]) -> None:

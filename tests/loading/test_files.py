@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.loading import files
-from tts_verifier.loading.files import file_inside, parse_json, read_json, user_path
+from tts_verifier.loading.files import file_inside, parse_json, read_json
 from tts_verifier.loading.headers import indexed_files, tensor_shapes
+from tts_verifier.loading.regular_files import user_path
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_file_that_is_no_part_is_set_aside(broken: Path, whole: pd.DataFrame) 
 
 def test_a_foreign_table_among_the_parts_is_set_aside(broken: Path, whole: pd.DataFrame) -> None:
     pd.DataFrame({"x": [1]}).to_parquet(broken / "parts" / "00000009.parquet")
-    with pytest.warns(RunWarning, match="it has no column image_path"):
+    with pytest.warns(RunWarning, match="it has no column prompt_id"):
         same(search(broken), whole)
 
 

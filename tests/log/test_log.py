@@ -1,5 +1,6 @@
 """The run folder: what other tools read, and what a continued run reads back."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -146,10 +148,22 @@ def test_what_failed_is_null_and_never_sorts(tmp_path: Path) -> None:
     assert best == [(True,)]
 
 
+def forge(folder: Path, table: pa.Table) -> None:
+    """Replaces the finished table as somebody could who knows how logs are bound together."""
+    path = folder / "trials.parquet"
+    old = pq.read_metadata(path).metadata
+    with pq.ParquetWriter(path, table.schema) as writer:
+        writer.add_key_value_metadata({k: v for k, v in old.items() if k.startswith(b"tts_")})
+        writer.write_table(table)
+    header = json.loads((folder / "header.json").read_bytes())
+    header["table"] = [hashlib.sha256(path.read_bytes()).hexdigest()]
+    (folder / "header.json").write_text(json.dumps(header))
+
+
 def test_the_header_says_what_was_run(tmp_path: Path) -> None:
     finished(tmp_path, BestOfN(2), seed=3, budget=Budget(candidates=9))
     header = read_header(tmp_path)
-    assert header["schema_version"] == 2
+    assert header["schema_version"] == 3
     assert header["about"] == {
         "recipe": None,
         "generator": {"model": "fake", "size": 16, "steps": 10},
@@ -169,6 +183,7 @@ def test_the_header_says_what_was_run(tmp_path: Path) -> None:
     }
     assert set(header) == {
         "schema_version", "about", "python", "versions", "git_revision", "device", "sessions",
+        "run", "table",
     }  # fmt: skip
     assert header["versions"]["pyarrow"]
 
@@ -427,13 +442,15 @@ def test_a_row_that_is_no_trial_is_noticed(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "trials.parquet")
     place = table.schema.get_field_index("proposal")
     bad = table.set_column(place, "proposal", [["{}"] * len(table)])
-    pq.write_table(bad, tmp_path / "trials.parquet")
-    (tmp_path / "trials.sha256").unlink()
+    forge(tmp_path, bad)
     with pytest.raises(RunError, match="holds a row that is not a trial"):
         read_trials(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["seed", "objective", "chosen", "judge_passed"])
+@pytest.mark.parametrize(
+    "name",
+    ["seed", "objective", "chosen", "judge_passed", "generator_steps", "heatmap_artifact_path"],
+)
 def test_a_score_cannot_have_a_columns_name(tmp_path: Path, name: str) -> None:
     verifier = FakeVerifier(lambda image, prompt: {name: 0.5})
     judge = FakeVerifier(lambda image, prompt: {"passed": 1.0})

@@ -16,6 +16,7 @@ from tts_verifier import run
 from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Strategy
 from tts_verifier.log import open_log, read_trials
+from tts_verifier.log.header import read_binding
 from tts_verifier.log.resume import LoggedTrials
 from tts_verifier.log.storage import table_writer
 from tts_verifier.log.storage.files import Folder
@@ -43,7 +44,7 @@ def test_of_rows_with_one_id_the_last_counts(
         with open_log(folder, {}, {}) as log:
             for batch in batches:
                 log.append([trial(*row) for row in batch])
-        logged = LoggedTrials(Folder(folder))
+        logged = LoggedTrials(Folder(folder), read_binding(folder))
         assert logged.counts() == Counter(prompt for batch in batches for prompt, _, _ in batch)
         jobs = [Job(Prompt(p, p), Draw(7), id=f"{p}{i}") for p in "abcd" for i in range(5)]
         trials = [logged.of_prompt(job.prompt.id).trial(job) for job in jobs]

@@ -92,13 +92,13 @@ def test_options_that_schema_1_called_otherwise_are_the_same_run(tmp_path: Path)
     assert json.loads((tmp_path / "header.json").read_text())["about"] == new
 
 
-def test_a_killed_run_of_schema_1_goes_on_as_schema_2(old: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_schema_1_goes_on_as_schema_3(old: Path, tmp_path: Path) -> None:
     prompts, generator = ["a red circle", "a blue star"], FakeGenerator(batch_size=2)
     search(old / "killed", BestOfN(3), generator=generator, prompts=prompts)
     search(tmp_path / "new", BestOfN(3), prompts=prompts)
     assert sorted(trial_figures(old / "killed")) == sorted(trial_figures(tmp_path / "new"))
     assert sum(int(call[1:]) for call in generator.trace) == 6 - 4
-    assert json.loads((old / "killed" / "header.json").read_text())["schema_version"] == 2
+    assert json.loads((old / "killed" / "header.json").read_text())["schema_version"] == 3
     columns = pq.read_schema(old / "killed" / "trials.parquet").names
     assert {"generate_seconds", "verify_seconds", "generator_steps"} <= set(columns)
     assert not [name for name in columns if name.startswith("draw_")]

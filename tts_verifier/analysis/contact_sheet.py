@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from PIL import Image, ImageDraw
 
 from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
-from tts_verifier.errors import RunError
+from tts_verifier.log.storage.files import Folder
+from tts_verifier.types.paths import file_names
 
 SHEET_PROMPTS: Final = 16
 """Prompts on the sheet."""
@@ -24,19 +25,25 @@ _SHEET_COLUMNS: Final = 4
 def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
     """Writes `chosen/<prompt id>.png` and the sheet `chosen.png` into a run folder.
 
+    An id that is no file name, or not everywhere, is replaced by one that is made of it.
+
     Raises:
-        RunError: the folder cannot be written.
+        RunError: the folder cannot be written, or holds a link in the place of these files.
     """
-    try:
-        (folder / "chosen").mkdir(parents=True, exist_ok=True)
-        for row in rows:
-            if row.chosen is not None and row.chosen.image is not None:
-                # Quoting keeps an id from naming a file in another folder.
-                name = quote(row.prompt.id, safe=" ")
-                row.chosen.image.load().save(folder / "chosen" / f"{name}.png")
-        sheet(rows[:SHEET_PROMPTS]).save(folder / "chosen.png")
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written: {error}.") from error
+    files, names = Folder(folder), file_names(row.prompt.id for row in rows)
+    for row in rows:
+        if row.chosen is not None and row.chosen.image is not None:
+            path = f"chosen/{names[row.prompt.id]}.png"
+            # The run folder has them all, so a loss of power may cost these files.
+            files.write(path, _png(row.chosen.image.load()), flush=False)
+    files.write("chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), flush=False)
+    files.sweep()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
@@ -55,6 +62,12 @@ def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
             draw.text((left + 2, y + _LINE_HEIGHT), caption, "black")
             _place_image(canvas, pick, (left, y + 2 * _LINE_HEIGHT))
     return canvas
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _place_image(canvas: Image.Image, pick: Pick | None, place: tuple[int, int]) -> None:

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tts_verifier.analysis.expected_best import Array, Estimate, estimate, expected_best
+from tts_verifier.analysis.expected_best import (
+    Array,
+    Estimate,
+    by_prompt,
+    estimate,
+    expected_best,
+)
 from tts_verifier.choice.objective import order
 from tts_verifier.choice.rank_correlation import spearman
 from tts_verifier.types import Continue, Draw, Trial
@@ -88,7 +94,11 @@ def whole_draws(trials: Sequence[Trial]) -> list[WholeDraw]:
             continue
         lineage = [trial]
         while isinstance(proposal := lineage[0].proposal, Continue):
-            lineage.insert(0, trials_by_id[proposal.parent])
+            parent = trials_by_id.get(proposal.parent)
+            # A damaged log may lack a parent, or have a trial among its own ancestors.
+            if parent is None or parent in lineage:
+                break
+            lineage.insert(0, parent)
         if isinstance(proposal, Draw) and proposal.noise is None:
             draws.append(WholeDraw(tuple(lineage)))
             unfinished = trial.proposal.until < 1 and not trial.error
@@ -117,44 +127,65 @@ def pruning_outcomes(
     # At another stop, some of the finished draws would have no preview to rank by.
     stops = sorted(set.intersection(*stops_of)) if stops_of else []
     shares = [2**-i for i in range(1, max(map(len, pools)).bit_length())]
-    return tuple(_outcome(pools, measures, stop, share) for stop in stops for share in shares)
-
-
-def _outcome(
-    pools: Sequence[Sequence[WholeDraw]],
-    measures: Mapping[str, Sequence[Array]],
-    stop: float,
-    share: float,
-) -> PruningOutcome:
-    survivors, costs, correlations = [], [], []
-    for pool in pools:
-        previews = [draw.preview(stop) for draw in pool]
-        best = order(previews)[: math.ceil(share * len(pool))]
-        survivors.append(best)
-        # A dropped draw costs what it took up to its preview.
-        spent = [d if i in best else d.until(stop) for i, d in enumerate(pool)]
-        costs.append([sum(d.evaluations for d in spent), sum(d.seconds for d in spent)])
-        pairs = zip(previews, (d.objective for d in pool), strict=True)
-        correlations.append(spearman([p for p in pairs if not math.isnan(sum(p))]))
-    evaluations, seconds = np.mean(costs, axis=0)
-    values = {}
-    for name, columns in measures.items():
-        rows = [_chosen_value(p, v, s) for p, v, s in zip(pools, columns, survivors, strict=True)]
-        finite = np.array([row for row in rows if math.isfinite(row)]).reshape(-1, 1)
-        values[name] = estimate(finite)[0]
-    return PruningOutcome(
-        stop=stop,
-        share=share,
-        agreement=float(np.mean(correlations)),
-        evaluations=float(evaluations),
-        seconds=float(seconds),
-        values=values,
+    return tuple(
+        outcome for stop in stops for outcome in _outcomes_at(stop, pools, measures, shares=shares)
     )
 
 
-def _chosen_value(pool: Sequence[WholeDraw], values: Array, survivors: Sequence[int]) -> float:
-    """Returns the value of the best of the finished draws; NaN if no objective is usable."""
-    objectives = np.array([pool[i].objective for i in survivors])
-    if np.isnan(objectives).all():
-        return math.nan
-    return float(expected_best(objectives, values[list(survivors)])[-1])
+def _outcomes_at(
+    stop: float,
+    pools: Sequence[Sequence[WholeDraw]],
+    measures: Mapping[str, Sequence[Array]],
+    *,
+    shares: Sequence[float],
+) -> Iterator[PruningOutcome]:
+    """Yields the outcomes of every share at one stop."""
+    goals = [np.array([draw.objective for draw in pool]) for pool in pools]
+    previews = [[draw.preview(stop) for draw in pool] for pool in pools]
+    pairs = [list(zip(p, g.tolist(), strict=True)) for p, g in zip(previews, goals, strict=True)]
+    agreement = np.mean([spearman([p for p in some if not math.isnan(sum(p))]) for some in pairs])
+    ranked = [order(values) for values in previews]
+    # A dropped draw costs what it took up to its preview.
+    spent = [[_costs(draw, stop) for draw in pool] for pool in pools]
+    for share in shares:
+        best = [ranks[: math.ceil(share * len(ranks))] for ranks in ranked]
+        costs = [_sum_costs(draws, kept) for draws, kept in zip(spent, best, strict=True)]
+        evaluations, seconds = np.mean(costs, axis=0)
+        yield PruningOutcome(
+            stop=stop,
+            share=share,
+            agreement=float(agreement),
+            evaluations=float(evaluations),
+            seconds=float(seconds),
+            values={name: _mean_chosen(goals, rows, best) for name, rows in measures.items()},
+        )
+
+
+def _costs(draw: WholeDraw, stop: float) -> list[tuple[float, float]]:
+    """Returns network evaluations and seconds up to a stop, and of the whole draw."""
+    return [(some.evaluations, some.seconds) for some in (draw.until(stop), draw)]
+
+
+def _sum_costs(
+    draws: Sequence[Sequence[tuple[float, float]]], kept: Sequence[int]
+) -> tuple[float, float]:
+    """Returns network evaluations and seconds of a prompt that finishes only some draws."""
+    spent = [whole if i in kept else part for i, (part, whole) in enumerate(draws)]
+    return sum(evaluations for evaluations, _ in spent), sum(seconds for _, seconds in spent)
+
+
+def _mean_chosen(
+    goals: Sequence[Array], values: Sequence[Array], survivors: Sequence[Sequence[int]]
+) -> Estimate:
+    """Returns the value of the best of the finished draws, over prompts with a finite one."""
+
+    def chosen(goals: Array, values: Array) -> Array:
+        rows = expected_best(goals, values)[:, -1]
+        return np.where(np.isnan(goals).all(axis=1), math.nan, rows)
+
+    kept = [
+        [row[places] for row, places in zip(rows, survivors, strict=True)]
+        for rows in (goals, values)
+    ]
+    found = by_prompt(chosen, *kept)
+    return estimate(found[np.isfinite(found)].reshape(-1, 1))[0]

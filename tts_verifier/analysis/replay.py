@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ import numpy as np
 from tts_verifier.analysis.expected_best import (
     Array,
     Estimate,
+    by_prompt,
     estimate,
     expected_best,
     expected_stop,
@@ -30,7 +32,7 @@ from tts_verifier.analysis.pruning_outcomes import (
     whole_draws,
 )
 from tts_verifier.errors import InputError
-from tts_verifier.log import read_header, read_trials
+from tts_verifier.log import read_header, read_outlines
 from tts_verifier.types import Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -96,7 +98,7 @@ def replay_log(folder: Path) -> Replay:
     """
     # Checks that it is a run folder; the trials alone would be an empty list.
     read_header(folder)
-    return replay_trials(read_trials(folder))
+    return replay_trials(read_outlines(folder))
 
 
 def replay_trials(trials: Sequence[Trial]) -> Replay:
@@ -118,6 +120,7 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
     count = min(map(len, pools.values()))
     measures = _measure_values([*pools.values()])
     goals = measures["objective"]
+    usable = {name: _with_measure(name, goals, values) for name, values in measures.items()}
     return Replay(
         prompts=len(pools),
         candidates=count,
@@ -127,8 +130,8 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
         left_out=len(trials) - sum(len(d.trials) for d in draws),
         evaluations=float(np.mean([d.evaluations for d in draws])),
         seconds=float(np.mean([d.seconds for d in draws])),
-        curves=tuple(_curve(n, goals, values, count) for n, values in measures.items()),
-        stopping=tuple(_stopping(t, goals, measures, count) for t in _thresholds(goals)),
+        curves=tuple(_curve(n, *rows, count) for n, rows in usable.items()),
+        stopping=tuple(_stopping(t, goals, usable, count) for t in _thresholds(goals)),
         pruning=pruning_outcomes([*pools.values()], measures),
     )
 
@@ -156,6 +159,14 @@ def _thresholds(goals: Sequence[Array]) -> list[float]:
     return [float(q) for q in np.unique(np.quantile(usable, QUANTILES, method="higher"))]
 
 
+def _with_measure(
+    name: str, goals: Sequence[Array], values: Sequence[Array]
+) -> tuple[list[Array], list[Array]]:
+    """Returns objectives and values of the prompts that have a measure."""
+    pairs = [(g, v) for g, v in zip(goals, values, strict=True) if _has_measure(name, g, v)]
+    return [g for g, _ in pairs], [v for _, v in pairs]
+
+
 def _has_measure(name: str, goals: Array, values: Array) -> bool:
     """Returns whether a prompt has an objective, or a judge's score for every usable draw.
 
@@ -167,37 +178,44 @@ def _has_measure(name: str, goals: Array, values: Array) -> bool:
 
 
 def _chance_of_usable(goals: Array) -> Array:
-    """Returns for n = 0 … N the chance that n draws contain a usable one.
+    """Returns for n = 0 … N the chance that n draws contain a usable one, for each prompt.
 
     Expectations count a subset without a usable draw as 0. Dividing by this chance gives the mean
     over the other subsets.
+
+    Args:
+        goals: (prompts, N).
     """
-    return 1 - misses(len(goals), int((~np.isnan(goals)).sum()))
+    hits = (~np.isnan(goals)).sum(axis=1)
+    return 1 - np.array([misses(goals.shape[1], int(one)) for one in hits])
 
 
 def _curve(name: str, goals: Sequence[Array], values: Sequence[Array], count: int) -> Curve:
-    rows = []
-    for g, v in zip(goals, values, strict=True):
-        if _has_measure(name, g, v):
-            row = expected_best(g, v)
-            if name == "objective":
-                row /= _chance_of_usable(g)[1:]
-            rows.append(row[:count])
-    table = np.array(rows) if rows else np.empty((0, count))
-    return Curve(name, len(rows), tuple(estimate(table)))
+    def best(goals: Array, values: Array) -> Array:
+        rows = expected_best(goals, values)
+        if name == "objective":
+            rows /= _chance_of_usable(goals)[:, 1:]
+        return rows[:, :count]
+
+    table = by_prompt(best, goals, values).reshape(-1, count)
+    return Curve(name, len(goals), tuple(estimate(table)))
 
 
 def _stopping(
-    threshold: float, goals: Sequence[Array], measures: Mapping[str, Sequence[Array]], count: int
+    threshold: float,
+    goals: Sequence[Array],
+    measures: Mapping[str, tuple[Sequence[Array], Sequence[Array]]],
+    count: int,
 ) -> StoppingOutcome:
-    values, stops = {}, np.array([expected_stop(g, g, threshold, count)[0] for g in goals])
-    for name, columns in measures.items():
-        rows = []
-        for g, v in zip(goals, columns, strict=True):
-            if _has_measure(name, g, v):
-                _, value = expected_stop(g, v, threshold, count)
-                if name == "objective":
-                    value /= _chance_of_usable(g)[count]
-                rows.append(value)
-        values[name] = estimate(np.array(rows).reshape(-1, 1))[0]
-    return StoppingOutcome(threshold, estimate(stops.reshape(-1, 1))[0], values)
+    def stop(name: str, goals: Array, values: Array) -> Array:
+        stops = expected_stop(goals, values, threshold, count)
+        if name == "objective":
+            stops[:, 1] /= _chance_of_usable(goals)[:, count]
+        return stops
+
+    draws = by_prompt(partial(stop, ""), goals, goals)[:, :1]
+    values = {
+        name: estimate(by_prompt(partial(stop, name), *rows).reshape(-1, 2)[:, 1:])[0]
+        for name, rows in measures.items()
+    }
+    return StoppingOutcome(threshold, estimate(draws)[0], values)

@@ -8,8 +8,8 @@ from pathlib import Path
 from tts_verifier.analysis.expected_best import Estimate
 from tts_verifier.analysis.replay import Replay
 from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
+from tts_verifier.analysis.whole_files import write_whole
 from tts_verifier.choice.summary_output import aligned_columns
-from tts_verifier.errors import RunError
 
 
 def replay_text(result: Replay) -> str:
@@ -31,10 +31,7 @@ def write_plot(result: Replay, path: Path) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    try:
-        path.write_text(standalone_svg(_replay_charts(result), "Expected best of n"), "utf-8")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error}. Give another with --plot.") from error
+    write_whole(path, standalone_svg(_replay_charts(result), "Expected best of n"), "--plot")
 
 
 def _notes(result: Replay) -> list[str]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escape_html
 from typing import Final
+
+from tts_verifier.terminal import printable
 
 Point = tuple[float, float]
 
@@ -190,6 +192,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def escape(text: str) -> str:
+    """Returns text as SVG has it: a file with control characters would not be XML."""
+    return escape_html(printable(text))
 
 
 def _value_range(values: Sequence[float]) -> Point:

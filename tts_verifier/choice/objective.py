@@ -14,8 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from tts_verifier.errors import InputError
-from tts_verifier.registry import suggestion
+from tts_verifier.errors import InputError, suggestion
 from tts_verifier.types import Choice, Look, Stored, Trial
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
@@ -28,7 +27,7 @@ OFFICIAL_WEIGHTS: Mapping[str, float] = {
 class Objective:
     """Computes one number from scores by name: their weighted sum.
 
-    It is immutable by convention, and threads may share it.
+    Safe to share between threads: it is immutable by convention.
 
     Args:
         weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`.

@@ -26,7 +26,10 @@ class Ranked:
 
 
 class Ranking(Sequence[Ranked]):
-    """Images in order, best first; an objective of NaN ranks last. Immutable."""
+    """Images in order, best first; an objective of NaN ranks last.
+
+    Safe to share between threads: it is immutable.
+    """
 
     def __init__(self, items: Sequence[Ranked]) -> None:
         self._items = tuple(items)

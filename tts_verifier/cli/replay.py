@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors
+from tts_verifier.cli.shared import friendly_errors, say
 
 
 @click.command("tts-replay")
@@ -17,7 +17,7 @@ def replay_command(log: Path, plot: Path | None) -> None:
     """Computes from one run what fewer candidates, or stopping early, would have given.
 
     LOG is the folder of a best_of_n run, finished or still running. No model is loaded: the
-    figures are exact expectations over all subsets of the recorded candidates.
+    figures are exact expectations over all subsets of the recorded draws.
 
     \b
     Example:
@@ -28,4 +28,4 @@ def replay_command(log: Path, plot: Path | None) -> None:
 
     result, path = replay_log(log), plot or log / "replay.svg"
     write_plot(result, path)
-    click.echo(f"{replay_text(result)}\n\nplot: {path}")
+    say(f"{replay_text(result)}\n\nplot: {path}")

@@ -6,21 +6,24 @@ from pathlib import Path
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors
+from tts_verifier.cli.shared import friendly_errors, say
 
 
 @click.command("tts-report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="[default: RUN/report.html]")
 @click.option(
-    "--inline", is_flag=True, help="Write thumbnails into the page, so that one file is enough."
+    "--inline",
+    is_flag=True,
+    help="Write thumbnails into the page, so that the images of the runs are not needed.",
 )
 @friendly_errors
 def report_command(runs: tuple[Path, ...], output: Path | None, inline: bool) -> None:
     """Writes an HTML page about RUNS, finished or still running.
 
     The page links to the images in the run folders, unless --inline is given. Several runs are
-    compared with the first one, prompt by prompt.
+    compared with the first one, prompt by prompt. With more than 4,096 candidates, further pages
+    are written into a folder beside the page; keep the two together.
 
     \b
     Example:
@@ -29,5 +32,7 @@ def report_command(runs: tuple[Path, ...], output: Path | None, inline: bool) ->
     from tts_verifier.analysis.report import write_report
 
     path = output or runs[0] / "report.html"
-    write_report(runs, path, inline=inline)
-    click.echo(f"report: {path}")
+    pages = write_report(runs, path, inline=inline)
+    say(f"report: {path}")
+    if len(pages) > 1:
+        say(f"{len(pages) - 1} more pages: {pages[1].parent}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
+
+NOTHING_USABLE: Final = 3
+"""The exit status of a run that went to its end without one usable candidate."""
 
 
 @click.command("tts-run")
@@ -33,7 +37,10 @@ def run_command(
     RECIPE is a YAML file, or the name of a packaged one. OVERRIDES such as strategy.n=16 change it.
     The same command on the same folder continues a run that was stopped; with a larger
     strategy.n it generates only the missing candidates. --rejudge generates nothing: the new
-    run refers to the images of LOG.
+    run gets copies of the images of LOG.
+
+    Exit status: 0 when done; 2 with a message when something must be changed; 3 when it is done
+    and no candidate is usable; 130 when stopped by Ctrl-C.
 
     \b
     Example:
@@ -51,8 +58,14 @@ def run_command(
             checked,
             output=output,
             rejudge=options["rejudge"],
-            say=(lambda text: None) if quiet or as_json else click.echo,
+            say=(lambda text: None) if quiet or as_json else say,
             progress=progress,
         )
-    if not quiet:
-        click.echo(outcome.as_json() if as_json else outcome)
+    # JSON has its own way to write control characters.
+    if as_json and not quiet:
+        click.echo(outcome.as_json())
+    elif not quiet:
+        say(outcome)
+    if outcome.failure:
+        say(f"Error: {outcome.failure}", err=True)
+        sys.exit(NOTHING_USABLE)

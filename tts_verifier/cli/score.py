@@ -53,7 +53,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score images/ "more/*.webp" --prompt "a red circle" --output scores.parquet
         tts-score pairs.csv --output scores.jsonl
     """
-    from tts_verifier.errors import InputError, printable
+    from tts_verifier.errors import InputError, readable_name
     from tts_verifier.scoring import (
         format_rows,
         score_files,
@@ -84,7 +84,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     click.echo(format_rows(rows[: options["top"]], options["form"]))
     # To the standard error, because the standard output may go to a program.
     if output is not None:
-        place = printable(output)
+        place = readable_name(output)
         click.echo(f"{len(rows)} images, {len(failed)} failed: {place}", err=True)
 
 

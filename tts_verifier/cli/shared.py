@@ -11,6 +11,8 @@ from typing import Any, ParamSpec
 
 import click
 
+from tts_verifier.terminal import printable
+
 P = ParamSpec("P")
 
 
@@ -23,11 +25,11 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from tts_verifier.errors import RunWarning, TTSError, printable
+        from tts_verifier.errors import RunWarning, TTSError
 
         def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
             if issubclass(category, RunWarning):
-                click.echo(f"Warning: {printable(str(message))}", err=True)
+                say(f"Warning: {message}", err=True)
             else:
                 show_usually(message, category, *place)
 
@@ -37,10 +39,11 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 show_usually = warnings.showwarning
                 warnings.showwarning = show  # type: ignore[assignment]
                 warnings.simplefilter("always", RunWarning)
+                # Of damaged metadata, which is harmless. A command has its process for itself.
+                warnings.filterwarnings("ignore", module=r"PIL\.")
                 command(*args, **kwargs)
         except TTSError as error:
-            # A path in it may have bytes that no terminal shows.
-            click.echo(f"Error: {printable(str(error))}", err=True)
+            say(f"Error: {error}", err=True)
             sys.exit(2)
         # 130 is what a shell reports after Ctrl-C: 128 and the number of SIGINT.
         except KeyboardInterrupt:
@@ -52,6 +55,11 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(130)
 
     return wrapped
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Prints text; control characters in what others wrote are shown, not obeyed."""
+    click.echo(printable(text), err=err)
 
 
 def quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from tts_verifier.images.convert import MAX_PIXELS, ImageLike, as_image, as_images
 from tts_verifier.images.display import card, overlay
 from tts_verifier.images.formats import FORMATS, SUFFIXES, open_image
+from tts_verifier.images.listed import as_list
 
 __all__ = [
     "FORMATS",
@@ -11,6 +12,7 @@ __all__ = [
     "ImageLike",
     "as_image",
     "as_images",
+    "as_list",
     "card",
     "open_image",
     "overlay",

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tts_verifier.errors import InputError, printable
-from tts_verifier.files import open_regular
+from tts_verifier.errors import InputError, readable_name
 from tts_verifier.images.formats import FORMATS, check_format, open_image
+from tts_verifier.images.listed import as_list
+from tts_verifier.loading.regular_files import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -86,17 +87,18 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
         InputError: `images` is one image, or one of the images cannot be used (the message
             has its index).
     """
-    # Strings can be iterated over too, letter by letter.
     single = isinstance(images, (str, os.PathLike, Image.Image))
-    if single or (hasattr(images, "ndim") and images.ndim != 4):
+    is_array = isinstance(images, np.ndarray) or _is_tensor(images)
+    axes = getattr(images, "ndim", 0) if is_array else 0
+    if single or axes in (2, 3):
         raise InputError(
             "A sequence of images is needed, got one "
             f"{type(images).__name__}. Put it into a list: [image]."
         )
-    if not isinstance(images, Iterable):
-        raise InputError(f"A sequence of images is needed, got a {type(images).__name__}.")
+    # An array of four axes is a batch; as_list refuses what has no images as its items.
+    listed = images if axes == 4 else as_list(images, "images")
     converted = []
-    for i, image in enumerate(images):
+    for i, image in enumerate(listed):
         try:
             converted.append(as_image(image))
         except InputError as error:
@@ -105,7 +107,7 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
 
 
 def _from_file(path: str | os.PathLike[str]) -> Image.Image:
-    name = printable(path)
+    name = readable_name(path)
     try:
         # Pillow's warnings, such as of damaged metadata, pass through: to silence them here would
         # change the filters of the whole process, which other threads use meanwhile.

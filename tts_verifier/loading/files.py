@@ -13,31 +13,12 @@ import stat
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.errors import CheckpointError
 
 MAX_JSON_BYTES: Final = 64 * 2**20
 """A larger JSON file is refused; the largest tokenizers take 35 MB."""
 MAX_JSON_DEPTH: Final = 64
 """A file that is nested more deeply is refused."""
-
-
-def user_path(path: str | os.PathLike[str]) -> Path:
-    """Returns a path that a user wrote, with `~` as the home folder.
-
-    Environment variables are not expanded.
-
-    Raises:
-        InputError: there is no such user, or a path cannot have such characters.
-    """
-    try:
-        if "\0" in os.fspath(path):
-            raise InputError(f"A path must not have the character NUL, got {os.fspath(path)!r}.")
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(
-            f"{os.fspath(path)!r} must begin with the home folder of a user, and there is none of "
-            "that name. Write the path out."
-        ) from error
 
 
 def file_inside(folder: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """The run folder, written so that a kill loses nothing that was verified."""
 
+from tts_verifier.log.by_prompt import LoggedPrompts, read_outlines
 from tts_verifier.log.header import read_header
 from tts_verifier.log.reader import is_running, read_picks, read_rows, read_trials
 from tts_verifier.log.resume import LoggedPrompt
@@ -7,10 +8,12 @@ from tts_verifier.log.writer import RunLog, open_log
 
 __all__ = [
     "LoggedPrompt",
+    "LoggedPrompts",
     "RunLog",
     "is_running",
     "open_log",
     "read_header",
+    "read_outlines",
     "read_picks",
     "read_rows",
     "read_trials",

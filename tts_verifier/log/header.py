@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+import os
+import re
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.environment import environment
 from tts_verifier.errors import RunError
-from tts_verifier.log.storage.files import Folder
-from tts_verifier.log.storage.tables import TABLE, parts_of
+from tts_verifier.log.storage.binding import Binding
+from tts_verifier.log.storage.files import Folder, is_digest
+from tts_verifier.log.storage.tables import TABLE, parts_of, table_digests
+from tts_verifier.types.paths import path_inside, read_inside
 
-SCHEMA_VERSION: Final = 2
-"""Version 1 had other names for some columns; it is read and continued as version 2."""
+SCHEMA_VERSION: Final = 3
+"""Older versions are read, and continued as this one; `SCHEMA.md` says what changed."""
 HEADER: Final = "header.json"
+_MOST_BYTES: Final = 2**28
+_DEEPEST: Final = 64
+"""Levels of nesting. Recipes have a few; Python's own limit is reached at about a thousand."""
+_KINDS: Final[Mapping[str, type]] = {
+    "about": dict,
+    "sessions": list,
+    "extended": list,
+    "versions": dict,
+    "run": str,
+    "table": list,
+    "unbound": list,
+}
+_RUN_ID: Final = re.compile("[0-9a-f]{32}")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -23,12 +42,16 @@ def read_header(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: it is missing or unreadable, or a newer version wrote it.
     """
+    path = folder / HEADER
     try:
-        header: dict[str, Any] = json.loads((folder / HEADER).read_bytes())
-        version = header["schema_version"]
-        header["about"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder / HEADER} must be a run's header: {error!r}.") from error
+        content = read_inside(folder, HEADER, most=_MOST_BYTES)
+        header = json.loads(content)
+        if b"\\u" in content:
+            # Half a character, which JSON can express, cannot be written again.
+            json.dumps(header, ensure_ascii=False).encode()
+        version = _checked_version(header)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} must be a run's header: {error!r:.300}.") from error
     if version not in range(1, SCHEMA_VERSION + 1):
         raise RunError(
             f"{folder} has log version {version}; this tts_verifier reads versions 1 to "
@@ -37,10 +60,23 @@ def read_header(folder: Path) -> dict[str, Any]:
     if version == 1:
         header["sessions"] = [_upgraded_session(entry) for entry in header.get("sessions", [])]
         header["about"] = _upgraded_about(header["about"])
-    return header
+    return header  # type: ignore[no-any-return]
 
 
-def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[str] = ()) -> None:
+def read_binding(folder: Path) -> Binding:
+    """Returns what binds the tables of a run folder to their run.
+
+    Raises:
+        RunError: there are tables but no readable header.
+    """
+    if not os.path.lexists(folder / HEADER) and not _has_tables(folder):
+        return Binding()
+    return _binding(folder, read_header(folder))
+
+
+def write_header(
+    folder: Folder, about: Mapping[str, Any], *, grows: Collection[str] = ()
+) -> Binding:
     """Writes the header of a new run folder, or checks that an existing one is the same run's.
 
     Args:
@@ -49,39 +85,121 @@ def write_header(folder: Folder, about: Mapping[str, Any], *, grows: Collection[
         grows: names of the strategy's arguments that may be larger than in the folder. The
             header then holds the new values, and keeps the old ones in `extended`.
 
+    Returns:
+        What binds tables to the run.
+
     Raises:
         RunError: the folder belongs to another run, or cannot be read or written.
     """
     root = folder.root
     # As it would be read back, for the comparison: tuples become lists, and keys become text.
     about = json.loads(json.dumps(about))
-    if (root / HEADER).exists():
+    if os.path.lexists(root / HEADER):
         header = read_header(root)
         before = header["about"]
         if before == about and header["schema_version"] == SCHEMA_VERSION:
-            return
-        # From now on the rows are written in this version's schema.
-        header["schema_version"] = SCHEMA_VERSION
+            return _binding(root, header)
         if before != about:
             _check_same(root, before, about, grows=grows)
             header |= {"about": about, "extended": [*header.get("extended", []), before]}
-    elif parts_of(root) or (root / TABLE).exists():
-        raise RunError(
-            f"{root} holds the rows of a run but no {HEADER} that says which run. Choose another "
-            "output folder."
-        )
+        if header["schema_version"] < SCHEMA_VERSION:
+            # From now on the rows are written in this version's schema.
+            header |= {"schema_version": SCHEMA_VERSION, "run": uuid.uuid4().hex, **_adopted(root)}
+    elif _has_tables(root):
+        raise _headless(root)
     else:
-        header = {"schema_version": SCHEMA_VERSION, "about": about, **environment()}
-    folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
-    folder.settle()
+        run = {"run": uuid.uuid4().hex, "table": []}
+        header = {"schema_version": SCHEMA_VERSION, "about": about, **environment(), **run}
+    _write(folder, header)
+    return _binding(root, header)
 
 
 def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
     """Adds an entry about the process that finishes the run to `sessions` of the header."""
     header = read_header(folder.root)
     header |= {"sessions": [*header.get("sessions", []), session]}
+    _write(folder, header)
+
+
+def note_table(folder: Folder, digests: Sequence[str]) -> Binding:
+    """Writes the digests that the finished table may have; returns the new binding."""
+    header = read_header(folder.root) | {"table": list(digests)}
+    _write(folder, header)
+    return _binding(folder.root, header)
+
+
+def _write(folder: Folder, header: Mapping[str, Any]) -> None:
     folder.write(HEADER, json.dumps(header, indent=2, ensure_ascii=False).encode())
     folder.settle()
+
+
+def _has_tables(folder: Path) -> bool:
+    return bool(parts_of(folder)) or os.path.lexists(folder / TABLE)
+
+
+def _headless(folder: Path) -> RunError:
+    return RunError(
+        f"{folder} holds the rows of a run but no {HEADER} that says which run. Choose another "
+        "output folder."
+    )
+
+
+def _binding(folder: Path, header: Mapping[str, Any]) -> Binding:
+    if header["schema_version"] < 3:
+        return Binding(table=tuple(table_digests(folder)))
+    return Binding(header["run"], tuple(header["table"]), frozenset(header.get("unbound", [])))
+
+
+def _adopted(folder: Path) -> dict[str, list[str]]:
+    """Returns the keys that bind the tables of an older version, which name no run, to it."""
+    paths = [part.path for part in parts_of(folder) if not part.digest]
+    digests = [part.digest for part in parts_of(folder) if part.digest]
+    table = table_digests(folder)
+    if os.path.lexists(folder / TABLE) and not table:
+        paths.append(folder / TABLE)
+    found = [_digest_of_file(folder, path) for path in paths]
+    if paths and paths[-1] == folder / TABLE:
+        table = found[-1:]
+    return {"table": table, "unbound": [d[:16] for d in [*digests, *found, *table]]}
+
+
+def _digest_of_file(folder: Path, path: Path) -> str:
+    try:
+        with open(path_inside(folder, path.relative_to(folder).as_posix()), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}. Move it away.") from error
+
+
+def _checked_version(header: Any) -> int:
+    """Returns the schema's version; raises ValueError, KeyError or TypeError for no header."""
+    version = header["schema_version"]
+    if type(version) is not int:
+        raise ValueError(f"schema_version is {version!r:.80}")
+    header["about"]
+    for name, kind in _KINDS.items():
+        if name in header and not isinstance(header[name], kind):
+            raise ValueError(f"{name} is {type(header[name]).__name__}, not {kind.__name__}")
+    for name in ("sessions", "extended"):
+        if not all(isinstance(entry, dict) for entry in header.get(name, [])):
+            raise ValueError(f"{name} must hold objects")
+    if version == SCHEMA_VERSION:
+        if not _RUN_ID.fullmatch(header["run"]) or not all(map(is_digest, header["table"])):
+            raise ValueError("run and table must be an id and digests")
+        if not all(isinstance(entry, str) for entry in header.get("unbound", [])):
+            raise ValueError("unbound must hold digests")
+    _check_depth(header)
+    return version
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        nested = [v for v in level if isinstance(v, (dict, list))]
+        level = [item for v in nested for item in (v.values() if isinstance(v, dict) else v)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _check_same(

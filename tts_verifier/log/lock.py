@@ -3,7 +3,8 @@
 The kernel holds the lock (`flock`) and releases it when the process ends, for whatever reason. The
 lock file also names the holder, for people and for other machines: on a network file system they
 may not see the kernel's lock. A lock file that another machine left is therefore respected. One
-that a process of this machine left, and that is not locked, is stale.
+that a process of this machine left, and that is not locked, is stale. Where the file system has no
+locks, it is stale if that process is gone.
 """
 
 from __future__ import annotations
@@ -11,14 +12,28 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
+import warnings
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, RunWarning
+from tts_verifier.log.storage.files import REFUSED
 
 LOCK: Final = "lock"
+# Neither a link nor a FIFO leads out of the folder or keeps us waiting.
+_FLAGS: Final = (
+    os.O_RDWR
+    | os.O_CREAT
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    # A child process that inherited the file would hold the lock after this process ends.
+    | getattr(os, "O_CLOEXEC", 0)
+)
+_held: Final[set[tuple[int, int]]] = set()
+"""Device and inode of the lock files that this process holds."""
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,10 +61,17 @@ class FolderLock:
 
     def _acquire(self) -> int:
         while True:
-            # A child process that inherited the file would hold the lock after this process ends.
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if self.path.is_symlink():
+                raise self._odd("a link")
+            file = os.open(self.path, _FLAGS, 0o644)
             try:
-                if not _try_lock(file):
+                about = os.fstat(file)
+                if not stat.S_ISREG(about.st_mode):
+                    raise self._odd("something else")
+                # Of two names of one file, the other may be outside the folder.
+                if about.st_nlink > 1:
+                    raise self._odd("one that has other names too")
+                if not self._try_lock(file):
                     raise self._in_use(_read_holder(file), "is writing")
                 if not _is_at(file, self.path):
                     # Its holder removed the file after we opened it and before we locked it.
@@ -64,22 +86,54 @@ class FolderLock:
                 os.close(file)
                 raise
 
+    def _try_lock(self, file: int) -> bool:
+        """Locks without waiting. Where there are no locks, only the file's text protects."""
+        try:
+            import fcntl
+        except ImportError:
+            return not _is_alive(_read_holder(file), file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            warnings.warn(
+                f"The file system of {self.path.parent} has no locks ({error.strerror}). The run "
+                "goes on; do not start another that writes this folder.",
+                RunWarning,
+                stacklevel=2,
+            )
+            return not _is_alive(_read_holder(file), file)
+        return True
+
     def _sign(self, file: int) -> None:
         try:
             # The file may hold the name of a process that was killed, and that name may be longer.
             os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(_this_process()).encode(), 0)
-            os.fsync(file)
+            os.lseek(file, 0, os.SEEK_SET)
+            os.write(file, json.dumps(_this_process()).encode())
+            try:
+                os.fsync(file)
+            except OSError as error:
+                # The folder says so when it flushes its first file.
+                if error.errno not in REFUSED:
+                    raise
         except OSError:
             self.path.unlink()
             raise
+        _held.add(_place_of(file))
 
     def _in_use(self, holder: dict[str, Any], action: str) -> RunError:
-        process = f"process {holder.get('pid', '?')} of {holder.get('host', '?')}"
+        pid, host, started = (_printable(holder.get(key)) for key in ("pid", "host", "started"))
         return RunError(
-            f"{self.path.parent} is in use: {process}, started {holder.get('started', '?')}, "
+            f"{self.path.parent} is in use: process {pid} of {host}, started {started}, "
             f"{action} it. Wait for it or stop it; if it is surely gone, delete {self.path}."
         )
+
+    def _odd(self, found: str) -> RunError:
+        return RunError(f"{self.path} must be a file of its own, and is {found}. Delete it.")
 
     def release(self) -> None:
         """Removes the lock file and releases the folder; a second call does nothing."""
@@ -89,22 +143,10 @@ class FolderLock:
         # The file goes while it is locked: afterwards it may be another process's. On a disk that
         # refuses, the file stays behind; closing it ends the kernel's lock anyway.
         with suppress(OSError):
+            _held.discard(_place_of(file))
             if _is_at(file, self.path):
                 self.path.unlink()
         os.close(file)
-
-
-def _try_lock(file: int) -> bool:
-    """Locks without waiting. Without `flock` (Windows), only the file's text protects."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_at(file: int, path: Path) -> bool:
@@ -116,11 +158,42 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _read_holder(file: int) -> dict[str, Any]:
     try:
+        os.lseek(file, 0, os.SEEK_SET)
         # A file that was just created is empty, which is not JSON.
-        holder = json.loads(os.pread(file, 4096, 0))
-    except ValueError:
+        holder = json.loads(os.read(file, 4096))
+    except (ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+def _place_of(file: int) -> tuple[int, int]:
+    about = os.fstat(file)
+    return about.st_dev, about.st_ino
+
+
+def _printable(value: object) -> str:
+    text = "?" if value is None else str(value)[:80]
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _is_alive(holder: dict[str, Any], file: int) -> bool:
+    """Returns whether the holder is a process of this machine that still runs."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or not _is_this_machine(holder):
+        return False
+    if pid == os.getpid():
+        # Else a process of another container, or one before the restart, had our number.
+        return _place_of(file) in _held
+    if os.name == "nt":
+        # There, the question would be a signal.
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _this_process() -> dict[str, Any]:

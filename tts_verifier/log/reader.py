@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tts_verifier.choice.objective import Pick
+from tts_verifier.log.header import read_binding
 from tts_verifier.log.schema import (
     ColumnNames,
     file_of_row,
@@ -18,8 +20,15 @@ from tts_verifier.log.schema import (
     scores_of_row,
     to_trial,
 )
+from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.codecs import IMAGE
-from tts_verifier.log.storage.tables import TABLE, parts_of, read_table, read_tables
+from tts_verifier.log.storage.tables import (
+    TABLE,
+    parts_of,
+    read_table,
+    read_tables,
+    stable,
+)
 from tts_verifier.types import Trial
 
 
@@ -32,7 +41,7 @@ def read_trials(folder: Path) -> list[Trial]:
     Raises:
         RunError: a file is damaged.
     """
-    table = read_table(folder)
+    table = _whole_table(folder)
     if table is None:
         return []
     names = ColumnNames.of(table.schema)
@@ -45,7 +54,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: a file is damaged.
     """
-    table = read_table(folder)
+    table = _whole_table(folder)
     return [] if table is None else list(_rows_of(table))
 
 
@@ -62,10 +71,24 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     Raises:
         RunError: a file is damaged.
     """
+    wanted = pa.array(ids, pa.string())
+    return stable(folder, read_binding, lambda binding: _picks(folder, binding, wanted))
+
+
+def is_running(folder: Path) -> bool:
+    """Returns whether a run folder has no finished table, or rows that are not in it yet."""
+    return bool(parts_of(folder)) or not os.path.lexists(folder / TABLE)
+
+
+def _whole_table(folder: Path) -> pa.Table | None:
+    return stable(folder, read_binding, lambda binding: read_table(folder, binding))
+
+
+def _picks(folder: Path, binding: Binding, wanted: pa.Array) -> dict[str, Pick]:
     # File by file and group by group, so that memory does not grow with the run. Later rows of an
     # id replace earlier ones, as in `read_table`.
-    wanted, picks = pa.array(ids, pa.string()), {}
-    for file in read_tables(folder):
+    picks = {}
+    for file in read_tables(folder, binding):
         names = ColumnNames.of(file.schema)
         columns = ["trial_id", "objective", "detail", "image_path", "image_sha256", "error"]
         columns += [*names.score, *(f"judge_{name}" for name in names.judge)]
@@ -81,11 +104,6 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
                     error=row["error"] or "",
                 )
     return picks
-
-
-def is_running(folder: Path) -> bool:
-    """Returns whether a run folder has no finished table, or rows that are not in it yet."""
-    return bool(parts_of(folder)) or not (folder / TABLE).exists()
 
 
 def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:

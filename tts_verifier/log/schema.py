@@ -7,6 +7,7 @@ then skip it. Null is read back as NaN where there is a verdict (`detail` is set
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,16 @@ import pyarrow as pa
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import mask_digest, proposal_from_json, proposal_to_json
 from tts_verifier.log.storage.codecs import IMAGE, STATE, HeatmapCodec, heatmap_box
+from tts_verifier.log.storage.columns import (
+    BOX_TYPE,
+    COST_COLUMNS,
+    FIXED,
+    LAST_COLUMNS,
+    NAMED_ROLES,
+    PROPOSAL_COLUMNS,
+    VERDICT_COLUMNS,
+    names_of,
+)
 from tts_verifier.log.storage.files import mask_path, read_mask
 from tts_verifier.types import (
     Box,
@@ -36,46 +47,6 @@ from tts_verifier.types import (
     kind_of,
 )
 
-_BOX_TYPE: Final = pa.struct([(edge, pa.float64()) for edge in ("x1", "y1", "x2", "y2")])
-_PROPOSAL_COLUMNS: Final = [
-    ("prompt_id", pa.string()),
-    ("prompt", pa.string()),
-    ("category", pa.string()),
-    ("trial_id", pa.string()),
-    ("parent_id", pa.string()),
-    ("round", pa.int64()),
-    ("kind", pa.string()),
-    ("seed", pa.int64()),
-    ("proposal", pa.string()),
-    ("mask_sha256", pa.string()),
-    ("mask_path", pa.string()),
-]
-_COST_COLUMNS: Final = [
-    ("network_evaluations", pa.int64()),
-    ("vae_passes", pa.int64()),
-    ("verifier_calls", pa.int64()),
-    ("generate_seconds", pa.float64()),
-    ("verify_seconds", pa.float64()),
-    ("progress", pa.float64()),
-]
-_VERDICT_COLUMNS: Final = [
-    ("boxes", pa.list_(_BOX_TYPE)),
-    ("reply", pa.string()),
-    ("detail", pa.string()),
-    ("image_path", pa.string()),
-    ("image_sha256", pa.string()),
-    ("image_width", pa.int64()),
-    ("image_height", pa.int64()),
-]
-_LAST_COLUMNS: Final = [
-    ("state_path", pa.string()),
-    ("state_sha256", pa.string()),
-    ("error", pa.string()),
-    ("chosen", pa.bool_()),
-]
-_FIXED: Final = {
-    name for name, _ in [*_PROPOSAL_COLUMNS, *_COST_COLUMNS, *_VERDICT_COLUMNS, *_LAST_COLUMNS]
-} | {"objective"}
 # By exact type, because bool is a subclass of int.
 _SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
     bool: pa.bool_(),
@@ -85,10 +56,15 @@ _SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
     type(None): pa.string(),
 }
 _COST_FIELDS: Final = tuple(Cost.__dataclass_fields__)
+_NO_TRIAL: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a row raises that somebody else has written."""
+_NEEDED: Final = ("prompt", "round", "kind", "proposal", "progress", *Cost.__dataclass_fields__)
+"""Columns that are never null."""
+_MOST_PIXELS: Final = 2**28
+"""Of an image; Pillow refuses to open larger ones."""
 # One C call for all fields of a cost: a continued run reads up to a million rows.
 _costs_of_row: Final = itemgetter(*_COST_FIELDS)
 _costs_of_cost: Final = attrgetter(*_COST_FIELDS)
-_ROLES: Final = ("score", "judge", "heatmap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +81,7 @@ class ColumnNames:
     @classmethod
     def of(cls, schema: pa.Schema) -> ColumnNames:
         """Reads the names from a schema's metadata."""
-        return cls(*(names_of(schema, role) for role in _ROLES))
+        return cls(*(names_of(schema, role) for role in NAMED_ROLES))
 
 
 @dataclass
@@ -138,10 +114,12 @@ class Columns:
             self.judge.update(dict.fromkeys(trial.judge))
             if trial.verdict is not None:
                 self.heatmaps.update(dict.fromkeys(trial.verdict.heatmaps))
-        # A score's column has the score's name alone; only a judge's has a prefix.
-        judge = {f"judge_{name}" for name in self.judge}
-        taken = sorted(self.scores.keys() & (_FIXED | judge) | judge & _FIXED)
-        if taken:
+        # A score's column has the score's name alone; the others have prefixes.
+        columns = Counter([*FIXED, *self.scores, *(f"generator_{name}" for name in self.generator)])
+        columns.update(f"judge_{name}" for name in self.judge)
+        for name in self.heatmaps:
+            columns.update(f"heatmap_{name}_{end}" for end in ("path", "sha256", "box"))
+        if taken := sorted(name for name, count in columns.items() if count > 1):
             raise InputError(
                 f"A score cannot be called {', '.join(taken)}: that is a column of the log. "
                 "Rename the verifier's score."
@@ -161,28 +139,19 @@ class Columns:
             for name, value in self.generator.items()
         ]
         fields = [
-            *(pa.field(*column) for column in _PROPOSAL_COLUMNS),
+            *(pa.field(*column) for column in PROPOSAL_COLUMNS),
             *settings,
-            *(pa.field(*column) for column in _COST_COLUMNS),
+            *(pa.field(*column) for column in COST_COLUMNS),
             *(named("score", name, name, pa.float64()) for name in self.scores),
             pa.field("objective", pa.float64()),
             *(named("judge", name, f"judge_{name}", pa.float64()) for name in self.judge),
-            *(pa.field(*column) for column in _VERDICT_COLUMNS),
+            *(pa.field(*column) for column in VERDICT_COLUMNS),
         ]
         for name in self.heatmaps:
             fields.append(named("heatmap", name, f"heatmap_{name}_path", pa.string()))
             fields.append(pa.field(f"heatmap_{name}_sha256", pa.string()))
-            fields.append(pa.field(f"heatmap_{name}_box", _BOX_TYPE))
-        return pa.schema([*fields, *(pa.field(*column) for column in _LAST_COLUMNS)])
-
-
-def names_of(schema: pa.Schema, role: str) -> list[str]:
-    """Returns the names of one role in a schema: "generator", "score", "judge" or "heatmap"."""
-    return [
-        f.metadata[b"name"].decode()
-        for f in schema
-        if f.metadata and f.metadata.get(b"role") == role.encode()
-    ]
+            fields.append(pa.field(f"heatmap_{name}_box", BOX_TYPE))
+        return pa.schema([*fields, *(pa.field(*column) for column in LAST_COLUMNS)])
 
 
 # -- from a trial to a row -----------------------------------------------------------------
@@ -272,9 +241,10 @@ def to_trial(
         RunError: the row does not describe a trial, or its mask is gone.
     """
     try:
+        _check_values(row)
         return _trial_of_row(row, folder, names, job or _job_of_row(row, folder))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
+    except _NO_TRIAL as error:
+        raise RunError(f"{folder} holds a row that is not a trial: {error!r:.300}.") from error
 
 
 def scores_of_row(row: Mapping[str, Any], names: ColumnNames) -> dict[str, float]:
@@ -302,6 +272,28 @@ def file_of_row(
 def objective_of_row(row: Mapping[str, Any]) -> float:
     """Returns the objective, NaN where it is null."""
     return _nan(row["objective"])
+
+
+def _check_values(row: Mapping[str, Any]) -> None:
+    """Raises ValueError for values that no trial has. The types were checked with the table."""
+    # A continued run has the prompt and the proposal from its job, and does not read them again.
+    if nulls := [name for name in _NEEDED if row.get(name, "") is None]:
+        raise ValueError(f"{', '.join(nulls)} must not be null")
+    if not all(map(math.isfinite, (row["progress"], *_costs_of_row(row)))):
+        raise ValueError("progress and costs must be finite")
+    size = (row["image_width"], row["image_height"])
+    if size != (None, None):
+        width, height = size
+        if min(size) < 1 or width * height > _MOST_PIXELS:
+            raise ValueError(f"its image has {width} x {height} pixels")
+
+
+def _box_of_grid(box: Mapping[str, float] | None) -> Box:
+    """Returns the part of a grid that an image covers; raises ValueError if there is none."""
+    edges = [edge for edge in (box or {}).values() if _is_finite(edge)]
+    if len(edges) != 4 or min(edges) < 0 or max(edges) > 1:
+        raise ValueError(f"an image cannot cover {box} of the grid of a heatmap")
+    return edges[0], edges[1], edges[2], edges[3]
 
 
 def _job_of_row(row: Mapping[str, Any], folder: Path) -> Job:
@@ -333,16 +325,17 @@ def _verdict_of_row(
 ) -> Verdict | None:
     if row["detail"] is None:
         return None
+    boxes = [(b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"] or ()]
     heatmaps = {}
     for name in names.heatmap:
         if path := row[f"heatmap_{name}_path"]:
-            box = tuple((row[f"heatmap_{name}_box"] or {}).values())
+            box = _box_of_grid(row[f"heatmap_{name}_box"])
             codec = HeatmapCodec(size, box)
             heatmaps[name] = InFile(folder, path, row[f"heatmap_{name}_sha256"], codec)
     return Verdict(
         scores=scores_of_row(row, names),
         heatmaps=Heatmaps(heatmaps),
-        boxes=tuple((b["x1"], b["y1"], b["x2"], b["y2"]) for b in row["boxes"] or ()),
+        boxes=tuple(box for box in boxes if all(map(_is_finite, box))),
         text=row["reply"] or "",
         detail=row["detail"],
         # The row has one cost for image and verdict; these two fields belong to the verdict.
@@ -350,5 +343,9 @@ def _verdict_of_row(
     )
 
 
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
+    return value if value is not None and math.isfinite(value) else math.nan

@@ -8,17 +8,21 @@ sample before it is verified. The file is deleted once the rows are written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import RunError
 from tts_verifier.log.storage.codecs import IMAGE, STATE
-from tts_verifier.log.storage.files import Folder
+from tts_verifier.log.storage.files import Folder, files_in
 from tts_verifier.types import Cost, Decoder, InFile, Job, Sample
+from tts_verifier.types.paths import read_inside
 
 NOTES: Final = "waiting"
+_MOST_BYTES: Final = 2**26
 
 Note = Mapping[str, Any]
 """Holds `progress` and `cost`; under `image` and `state` the (path, SHA-256) of a file, or None."""
@@ -35,27 +39,38 @@ def note_of(sample: Sample, files: Mapping[str, tuple[str, str]]) -> Note:
     return {"progress": sample.progress, "cost": asdict(sample.cost), **columns}
 
 
-def write_notes(folder: Folder, notes: Mapping[str, Note]) -> None:
-    """Writes the notes on one batch to a file named after the first trial."""
-    path = _note_file(folder.root, next(iter(notes))).relative_to(folder.root)
-    folder.write(path.as_posix(), json.dumps(notes).encode())
+def write_notes(folder: Folder, notes: Mapping[str, Note]) -> str:
+    """Writes the notes on one batch to a file named after the first trial; returns its path.
+
+    An earlier process may have left a note of that name on a larger batch; it stays.
+    """
+    first, count = next(iter(notes)), 0
+    path = f"{NOTES}/{first}.json"
+    while os.path.lexists(folder.root / path):
+        count += 1
+        path = f"{NOTES}/{first}.{count}.json"
+    folder.write(path, json.dumps(notes).encode())
+    return path
 
 
-def delete_notes(folder: Path, ids: Iterable[str]) -> None:
-    """Deletes the files of notes that are named after these trials."""
-    for trial_id in ids:
-        _note_file(folder, trial_id).unlink(missing_ok=True)
+def read_notes(folder: Folder, set_aside: Callable[[Path, str], None]) -> dict[str, Note]:
+    """Returns all notes by trial id, also those on trials with rows.
 
+    Args:
+        folder: the run folder.
+        set_aside: called with the path of a file that holds no notes, and the reason.
 
-def read_notes(folder: Path) -> dict[str, Note]:
-    """Returns all notes by trial id, also those on trials with rows; deletes unreadable files."""
+    Raises:
+        RunError: the folder of notes is a link or no folder.
+    """
     notes: dict[str, Note] = {}
-    for path in sorted((folder / NOTES).glob("*.json")):
+    for path in files_in(folder.root, NOTES):
         try:
-            notes |= json.loads(path.read_bytes())
-        except (OSError, ValueError, TypeError):
-            # Its samples will be generated again.
-            path.unlink()
+            found = json.loads(read_inside(folder.root, f"{NOTES}/{path.name}", most=_MOST_BYTES))
+            notes |= {name: note for name, note in found.items() if isinstance(note, dict)}
+        # Its samples will be generated again.
+        except (RunError, OSError, ValueError, AttributeError, RecursionError) as error:
+            set_aside(path, f"it holds no notes: {error!r:.200}")
     return notes
 
 
@@ -64,9 +79,11 @@ def sample_of_note(note: Note, job: Job, folder: Path) -> Sample | None:
     try:
         image = _file_of_note(note["image"], folder, IMAGE)
         state = _file_of_note(note["state"], folder, STATE).load() if note["state"] else None
-        cost = Cost(**note["cost"])
-        return Sample(job, image.load(), note["progress"], cost, state, stored=image)
-    except (RunError, KeyError, TypeError, ValueError):
+        cost, progress = Cost(**note["cost"]), note["progress"]
+        if not all(map(math.isfinite, (progress, *asdict(cost).values()))):
+            return None
+        return Sample(job, image.load(), progress, cost, state, stored=image)
+    except (RunError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
@@ -75,7 +92,3 @@ def _file_of_note(
 ) -> InFile[Any]:
     path, digest = path_and_digest
     return InFile(folder, path, digest, decoder)
-
-
-def _note_file(folder: Path, trial_id: str) -> Path:
-    return folder / NOTES / f"{trial_id}.json"

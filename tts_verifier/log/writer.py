@@ -9,38 +9,47 @@
     waiting/           notes on samples that are not verified yet, if a run generates ahead
     aside/             torn, changed and foreign files, which the user may inspect or delete
 
-Every file appears by an atomic rename, and a row only after the files that it names. Threads
+Every file appears by an atomic rename, and a row only after the files that it names. The run's id
+in the header binds all tables to it, and digests bind the files to their rows. Threads
 write images while the verifier scores them. A kill costs at most the generation of one batch
 and the verification of one.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Final, Self
 
 import pyarrow as pa
 
+from tts_verifier.errors import RunError
 from tts_verifier.identity import mask_digest
-from tts_verifier.log.header import note_session, write_header
+from tts_verifier.log.header import note_session, note_table, write_header
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.resume import LoggedTrials
 from tts_verifier.log.schema import Columns, to_row
-from tts_verifier.log.storage.codecs import IMAGE, MASK, STATE, Codec, HeatmapCodec
-from tts_verifier.log.storage.files import Folder, mask_path
-from tts_verifier.log.storage.pending_files import PendingFiles
+from tts_verifier.log.storage.binding import Binding
+from tts_verifier.log.storage.codecs import COPY, IMAGE, MASK, STATE, Codec, HeatmapCodec
+from tts_verifier.log.storage.files import ASIDE, DRAFTS, Folder, changed_at, files_in, mask_path
+from tts_verifier.log.storage.pending_files import PendingFiles, WrittenFile
 from tts_verifier.log.storage.table_writer import TableWriter
+from tts_verifier.log.storage.tables import PARTS, damage
 from tts_verifier.log.unverified import (
-    delete_notes,
+    NOTES,
     note_of,
     read_notes,
     sample_of_note,
     write_notes,
 )
 from tts_verifier.types import (
+    Decoder,
     Heatmaps,
     InFile,
     InMemory,
@@ -52,6 +61,10 @@ from tts_verifier.types import (
     Stored,
     Trial,
 )
+from tts_verifier.types.paths import file_names, path_inside
+
+_STATES: Final = "states"
+_FOLDERS: Final = (PARTS, NOTES, DRAFTS, ASIDE, _STATES, "images", "heatmaps", "masks")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,14 +73,14 @@ class _PendingFile:
 
     path: str
     """Relative to the run folder."""
-    codec: Codec[Any]
-    """What encodes its value."""
-    digest: Future[str]
-    """Its SHA-256 as hex digits, once it is written."""
+    decoder: Decoder[Any]
+    """What reads its value back."""
+    written: Future[WrittenFile]
+    """The file, once it is written."""
 
     def stored(self, folder: Path) -> InFile[Any]:
         """Waits until the file is written and returns the value that it holds."""
-        return InFile(folder, self.path, self.digest.result(), self.codec)
+        return InFile(folder, self.path, self.written.result().sha256, self.decoder)
 
 
 class RunLog:
@@ -77,28 +90,40 @@ class RunLog:
     verifies calls `append`. `finish` and `close` come after the last `append`.
     """
 
-    def __init__(self, folder: Folder, lock: FolderLock, settings: Mapping[str, Setting]) -> None:
+    def __init__(
+        self, folder: Folder, lock: FolderLock, binding: Binding, settings: Mapping[str, Setting]
+    ) -> None:
         self.folder, self._folder, self._lock = folder.root, folder, lock
-        self.logged = LoggedTrials(folder)
+        self.logged = LoggedTrials(folder, binding)
         """The rows of earlier processes."""
         self._columns = Columns(settings)
         self._columns.add_names(self.logged.names)
-        self._tables = TableWriter(folder)
+        self._tables = TableWriter(folder, binding, partial(note_table, folder))
         self._pending = PendingFiles(folder)
         # A note waits for its images; meanwhile it would occupy a thread of their pool.
         self._note_thread = ThreadPoolExecutor(1, "notes")
-        self._notes: dict[str, Future[None]] = {}
-        """The notes of this process that are being written, by the id of their first trial."""
+        # Ctrl-C interrupts the main thread only: rows of a batch are written in another.
+        self._row_thread = ThreadPoolExecutor(1, "rows")
+        self._notes: dict[str, Future[str]] = {}
+        """The paths of the notes of this process that are being written, by their first trial."""
         # Without a lock: one thread adds notes and another removes them, and each such step is
         # atomic, as is the copy in `flush`.
-        self._earlier_notes = read_notes(folder.root)
+        self._earlier_notes = read_notes(folder, self.logged.set_aside)
         self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except RunError as closing:
+            if error is None:
+                raise
+            # What ended the run is what the user must know first.
+            error.add_note(f"The log could not be closed either: {closing}")
 
     def unverified(self, jobs: Iterable[Job]) -> dict[str, Sample]:
         """Returns the samples of jobs that an earlier process left unverified, by trial id."""
@@ -132,6 +157,8 @@ class RunLog:
     def append(self, trials: Sequence[Trial]) -> list[Trial]:
         """Writes verified trials, and waits until they are on the disk.
 
+        The first Ctrl-C during the call takes effect once they are.
+
         Returns:
             The same trials, with images, heatmaps and states in files.
 
@@ -139,6 +166,14 @@ class RunLog:
             RunError: something cannot be written.
             InputError: a score has the name of a column.
         """
+        written = self._row_thread.submit(self._append, trials)
+        try:
+            return written.result()
+        except KeyboardInterrupt:
+            written.result()
+            raise
+
+    def _append(self, trials: Sequence[Trial]) -> list[Trial]:
         self._columns.add_trials(trials)
         # All files start before the first is waited for: the pool writes them side by side.
         files = [self._start_trial(trial) for trial in trials]
@@ -146,14 +181,18 @@ class RunLog:
         rows = [to_row(trial, self._columns.generator) for trial in logged]
         # The files' names are on the disk before a row refers to them.
         self._folder.settle()
-        self._tables.append(pa.Table.from_pylist(rows, schema=self._columns.schema()))
+        table = pa.Table.from_pylist(rows, schema=self._columns.schema())
+        self._tables.append(table, self._last_change(logged, files))
         self._pending.forget(file.path for started in files for file in started.values())
         self._delete_notes(trials)
         return logged
 
     def forget_states(self, trials: Iterable[Trial]) -> None:
         """Deletes the states of trials that no proposal can refer to any more."""
-        self._delete(t.state.path for t in trials if isinstance(t.state, InFile))
+        for trial in trials:
+            # A row may name any file as its state; the name that we gave it is the only one to go.
+            if isinstance(trial.state, InFile) and trial.state.path == _state_path(trial.id):
+                self._folder.delete(trial.state.path)
 
     def flush(self) -> None:
         """Waits until all notes are on the disk, with the files that they name.
@@ -181,9 +220,14 @@ class RunLog:
             note_session(self._folder, session)
         # The finished table is written now, and it replaces files that are open here.
         self.logged.close()
-        self._tables.finish(self._columns.schema(), chosen)
-        for pattern in ("states/*.npz", "waiting/*.json"):
-            self._delete(path.relative_to(self.folder) for path in self.folder.glob(pattern))
+        try:
+            self._tables.finish(self._columns.schema(), chosen)
+        except FileNotFoundError as error:
+            raise damage(Path(error.filename or self.folder), error.strerror) from error
+        for name, suffix in ((_STATES, ".npz"), (NOTES, ".json")):
+            for path in files_in(self.folder, name):
+                if path.suffix == suffix and not path.is_dir():
+                    self._folder.delete(f"{name}/{path.name}")
 
     def close(self) -> None:
         """Waits until everything is written and releases the folder; a second call does nothing.
@@ -194,14 +238,14 @@ class RunLog:
         if self._closed:
             return
         self._closed = True
-        # Whatever a note raises, the threads end and other processes may have the folder.
-        try:
+        # Whatever a step raises, the threads end and other processes may have the folder.
+        with ExitStack() as stack:
+            stack.callback(self._lock.release)
+            stack.callback(self._folder.sweep)
+            stack.callback(self._pending.close)
+            stack.callback(self._note_thread.shutdown)
+            stack.callback(self._row_thread.shutdown)
             self.flush()
-        finally:
-            self._note_thread.shutdown()
-            self._pending.close()
-            self._folder.sweep()
-            self._lock.release()
 
     # -- files -------------------------------------------------------------------------------
 
@@ -213,7 +257,7 @@ class RunLog:
         trial_id = sample.job.id
         files = {"image": self._start(f"images/{trial_id}.png", IMAGE, sample.image)}
         if with_state and sample.state is not None:
-            files["state"] = self._start(f"states/{trial_id}.npz", STATE, sample.state)
+            files["state"] = self._start(_state_path(trial_id), STATE, sample.state)
         return files
 
     def _start_trial(self, trial: Trial) -> dict[str, _PendingFile]:
@@ -223,14 +267,20 @@ class RunLog:
         def start(column: str, stored: Stored[Any] | None, path: str, codec: Codec[Any]) -> None:
             if isinstance(stored, InMemory):
                 files[column] = self._start(path, codec, stored.value)
+            elif stored is not None and stored.folder != self.folder:
+                # The image of a recorded run: this folder refers to no other.
+                written = self._pending.start(path, COPY, stored)
+                files[column] = _PendingFile(path, stored.decoder, written)
 
         start("image", trial.image, f"images/{trial.id}.png", IMAGE)
-        start("state", trial.state, f"states/{trial.id}.npz", STATE)
-        if trial.verdict is not None:
-            for name, stored in trial.verdict.heatmaps.stored.items():
-                if isinstance(stored, InMemory):
-                    codec = HeatmapCodec(stored.value.size, stored.value.box)
-                    start(f"heatmap_{name}", stored, f"heatmaps/{trial.id}.{name}.png", codec)
+        start("state", trial.state, _state_path(trial.id), STATE)
+        heatmaps = {} if trial.verdict is None else trial.verdict.heatmaps.stored
+        names = file_names(heatmaps)
+        for name, stored in heatmaps.items():
+            codec: Codec[Any] = IMAGE
+            if isinstance(stored, InMemory):
+                codec = HeatmapCodec(stored.value.size, stored.value.box)
+            start(f"heatmap_{name}", stored, f"heatmaps/{trial.id}.{names[name]}.png", codec)
         if isinstance(trial.proposal, Repaint):
             mask = trial.proposal.mask
             files["mask"] = self._start(mask_path(mask_digest(mask)), MASK, mask)
@@ -250,35 +300,52 @@ class RunLog:
         image, state = stored.get("image", trial.image), stored.get("state", trial.state)
         return replace(trial, verdict=verdict, image=image, state=state)
 
-    def _delete(self, paths: Iterable[str | Path]) -> None:
-        for path in paths:
-            (self.folder / path).unlink(missing_ok=True)
+    def _last_change(
+        self, trials: Sequence[Trial], files: Sequence[Mapping[str, _PendingFile]]
+    ) -> int:
+        """Returns when the last file of a batch of logged trials was changed."""
+        changes = [file.written.result().changed for some in files for file in some.values()]
+        # What has no new file was in a file already, and was checked when it was loaded.
+        for trial, started in zip(trials, files, strict=True):
+            if isinstance(trial.image, InFile) and "image" not in started:
+                try:
+                    place = path_inside(self.folder, trial.image.path)
+                    changes.append(changed_at(os.lstat(place)))
+                except OSError:
+                    # The next process will find that it is gone.
+                    continue
+        return max(changes, default=0)
 
     # -- notes -------------------------------------------------------------------------------
 
     def _write_notes(
         self, samples: Sequence[Sample], files: Sequence[Mapping[str, _PendingFile]]
-    ) -> None:
+    ) -> str:
         notes = {
             sample.job.id: note_of(
-                sample, {kind: (file.path, file.digest.result()) for kind, file in started.items()}
+                sample,
+                {kind: (f.path, f.written.result().sha256) for kind, f in started.items()},
             )
             for sample, started in zip(samples, files, strict=True)
         }
         # The files' names are on the disk before a note refers to them.
         self._folder.settle()
-        write_notes(self._folder, notes)
+        path = write_notes(self._folder, notes)
         self._folder.settle()
+        return path
 
     def _delete_notes(self, trials: Sequence[Trial]) -> None:
         """Deletes the notes on trials that have rows now.
 
         The notes of earlier processes stay to the end: one may cover more than this batch.
         """
-        noted = [trial.id for trial in trials if trial.id in self._notes]
-        for trial_id in noted:
-            self._notes.pop(trial_id).result()
-        delete_notes(self.folder, noted)
+        for trial in trials:
+            if trial.id in self._notes:
+                self._folder.delete(self._notes.pop(trial.id).result())
+
+
+def _state_path(trial_id: str) -> str:
+    return f"{_STATES}/{trial_id}.npz"
 
 
 def open_log(
@@ -302,9 +369,12 @@ def open_log(
     files = Folder(folder)
     lock = FolderLock(folder)
     try:
-        write_header(files, about, grows=grows)
+        binding = write_header(files, about, grows=grows)
         files.sweep()
-        return RunLog(files, lock, settings)
+        for name in _FOLDERS:
+            # Now, rather than when the first image has been paid for: an error that names a link.
+            path_inside(folder, name)
+        return RunLog(files, lock, binding, settings)
     except BaseException:
         lock.release()
         raise

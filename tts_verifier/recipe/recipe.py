@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.loading.files import user_path
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.recipe.sections import (
     ROLES,
     UNNAMED,

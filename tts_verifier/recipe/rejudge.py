@@ -1,7 +1,7 @@
 """Verifies a recorded run's candidates again, with another verifier, judge or objective.
 
-The recorded run stands in for the generator and the strategy of a new run. Nothing is generated,
-and the new run folder refers to the image files of the old one instead of copying them.
+The recorded run stands in for the generator and the strategy of a new run. Nothing is generated;
+the new run folder gets copies of the image files, since no run folder refers to another.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ _MAX_REPEAT: Final = 1000
 class RecordedGenerator:
     """A run folder as a generator: returns the recorded image for each job.
 
+    Safe to share between threads: nothing changes after construction.
+
     Args:
         folder: the recorded run's folder.
-        new_folder: the new run's folder; the paths of images are relative to it.
+        new_folder: the new run's folder.
 
     Raises:
         RunError: `folder` is not a run folder, or is the new run's own.
@@ -88,17 +90,11 @@ class RecordedGenerator:
         trial = self._by_id[trial_id(prompt.text, job.proposal, self.settings, prompt.repeat)]
         if not isinstance(trial.image, InFile):
             return Sample(job, None, trial.progress, error=trial.error)
-        # The recorded run may itself refer to the images of another, so its path is resolved
-        # against its own folder first.
-        path = os.path.relpath(self._folder / trial.image.path, self._new_folder)
-        image = InFile(
-            self._new_folder, Path(path).as_posix(), trial.image.sha256, trial.image.decoder
-        )
         # The runner wants a state for an unfinished image; nothing will ever continue it.
         state: State | None = {} if trial.progress < 1 else None
         # The new verifier's cost is added to what generating the image took then.
         cost = replace(trial.cost, verifier_calls=0, verify_seconds=0.0)
-        return Sample(job, image.load(), trial.progress, cost, state, stored=image)
+        return Sample(job, trial.image.load(), trial.progress, cost, state, stored=trial.image)
 
 
 def _repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
@@ -114,7 +110,10 @@ def _repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
 
 
 class Proposed:
-    """A strategy that proposes what a recorded run proposed, round by round."""
+    """A strategy that proposes what a recorded run proposed, round by round.
+
+    Safe to share between threads: nothing changes after construction.
+    """
 
     # The header of the log records this class's name: under another name, such runs cannot be
     # continued. It also records a strategy's `__dict__`; slots keep the proposals out of it.

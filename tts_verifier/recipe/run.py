@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ import yaml
 from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
-from tts_verifier.loading.files import user_path
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
-from tts_verifier.runner import execute
+from tts_verifier.runner import RunResult, execute
 from tts_verifier.runner.progress import Progress
 from tts_verifier.types import Budget
 
@@ -29,6 +30,8 @@ class Outcome:
     """Scores, costs and the choice of each prompt."""
     folder: Path
     """The run folder: the log, the chosen images and a sheet of them."""
+    failure: str = ""
+    """Why no candidate of any prompt is usable; empty if one is."""
 
     def __str__(self) -> str:
         """Returns the text for a terminal."""
@@ -79,4 +82,16 @@ def run_recipe(
     result = execute(setup, prompts, folder=folder, progress=progress, recipe=resolved)
     summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
-    return Outcome(summary, folder)
+    return Outcome(summary, folder, _failure(result, summary, folder))
+
+
+def _failure(result: RunResult, summary: Summary, folder: Path) -> str:
+    if any(row.chosen is not None for row in summary.prompts):
+        return ""
+    reasons = Counter(trial.error for trial in result.trials if trial.error)
+    why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
+    return (
+        f"A run needs a candidate that can be chosen, and none of {summary.candidates} can{why}. "
+        f"The column error of {folder / 'trials.parquet'} has the reasons; mend them and give the "
+        "command with another --output."
+    )

@@ -43,6 +43,16 @@ class SampleBatch:
     looks: bool
     """Whether all of the samples belong to looks; otherwise none does."""
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody stopped the generator, which ends the search."""
+        return any(sample.interrupted for sample in self.samples)
+
+    @property
+    def whole(self) -> list[Sample]:
+        """The samples but those that an interruption cut short."""
+        return [s for s in self.samples if not (s.interrupted and s.error)]
+
 
 def generate_batch(
     setup: RunSetup, jobs: Sequence[Job], unverified: Mapping[str, Sample]
@@ -77,10 +87,10 @@ def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
     held-out judge's time is not counted.
     """
     detail: Detail = "diagnose" if batch.looks else setup.detail
-    with_image = [sample for sample in batch.samples if sample.image is not None]
+    with_image = [sample for sample in batch.whole if sample.image is not None]
     verdicts, seconds = _timed(lambda: _verify(setup.verifier, with_image, detail))
     by_id = {s.job.id: verdict for s, verdict in zip(with_image, verdicts, strict=True)}
-    judge_scores = _judge(setup.judge, batch.samples)
+    judge_scores = _judge(setup.judge, batch.whole)
     share = seconds / max(len(with_image), 1)
     return [
         _trial(setup, sample, by_id.get(sample.job.id), share, judge_scores.get(sample.job.id, {}))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from tts_verifier.choice.objective import Objective
+from tts_verifier.errors import RunWarning
 from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
-from tts_verifier.loading.files import user_path
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.runner.loop import Loop
 from tts_verifier.runner.progress import Progress, progress_view
@@ -18,6 +20,11 @@ from tts_verifier.runner.prompts import as_prompts
 from tts_verifier.runner.result import RunResult
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import Budget, Detail, Prompt
+
+_INTERRUPTED: Final = (
+    "The generator was interrupted: the search ends with what is there. Unfinished candidates are "
+    "not chosen, and not logged; the same call continues a run folder."
+)
 
 
 class RunOptions(TypedDict, total=False):
@@ -104,11 +111,14 @@ def execute(
         loop.run()
         # A run that finds everything in the log may take no measurable time.
         wall = max(time.perf_counter() - began, 1e-9)
-        if log is not None:
+        if loop.interrupted:
+            warnings.warn(_INTERRUPTED, RunWarning, stacklevel=2)
+        elif log is not None:
             progress.phase("finish")
             _finish_log(log, loop, wall)
     busy = {side: seconds / wall for side, seconds in loop.seconds.items()}
-    return RunResult([loop.results[prompt.id] for prompt in prompts], path, busy)
+    results = [loop.results[prompt.id] for prompt in prompts]
+    return RunResult(results, path, busy, interrupted=loop.interrupted)
 
 
 def _finish_log(log: RunLog, loop: Loop, wall: float) -> None:

@@ -55,6 +55,8 @@ class Loop:
         """Batches in the thread that verifies, oldest first."""
         self._unverified = deque[SampleBatch]()
         """Batches that this thread verifies once the verifier is on its device."""
+        self.interrupted = False
+        """Whether somebody stopped the generator; the search ended with what was there."""
 
     @property
     def results(self) -> dict[str, PromptResult]:
@@ -70,6 +72,9 @@ class Loop:
                 if jobs:
                     batch = self._generate(jobs)
                     self._hand_over(batch, verify_thread)
+                    if batch.interrupted:
+                        self._stop()
+                        return
                 elif not (self._scheduler.has_work or self._verifying or self._unverified):
                     return
                 # A misspelt score shows in the first verdict: nothing more is drawn before that.
@@ -89,7 +94,7 @@ class Loop:
         batch = generate_batch(self._setup, jobs, unverified)
         if self._log is not None:
             # Otherwise the rows are on the disk before the next batch, and notes are not needed.
-            self._log.start_images(batch.samples, note=self.placement.generates_ahead)
+            self._log.start_images(batch.whole, note=self.placement.generates_ahead)
         return batch
 
     def _hand_over(self, batch: SampleBatch, verify_thread: ThreadPoolExecutor) -> None:
@@ -102,7 +107,18 @@ class Loop:
     def _verify_and_log(self, batch: SampleBatch) -> list[Trial]:
         """Returns a batch's trials, once they are in the log if there is one."""
         trials = verify_batch(self._setup, batch)
-        return trials if self._log is None else self._log.append(trials)
+        if self._log is None:
+            return trials
+        # An interrupted candidate is generated again by the process that continues the run.
+        whole = {sample.job.id for sample in batch.whole}
+        return self._log.append([trial for trial in trials if trial.id in whole])
+
+    def _stop(self) -> None:
+        """Verifies what was generated, and ends all searches with the trials that are there."""
+        self.interrupted = True
+        while self._verifying or self._unverified:
+            self._collect(wait=True)
+        self._scheduler.stop()
 
     def _collect(self, *, wait: bool) -> None:
         """Takes the trials of verified batches.

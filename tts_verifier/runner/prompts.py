@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tts_verifier.errors import InputError, printable
+from tts_verifier.errors import InputError, readable_name
 from tts_verifier.tables import (
     CATEGORY_ROLE,
     PROMPT_ROLE,
@@ -74,7 +74,7 @@ def read_prompts(
     if path.suffix.lower() not in TABLE_SUFFIXES:
         tables = ", ".join(suffix for suffix in TABLE_SUFFIXES if suffix != ".txt")
         raise InputError(
-            f"A file of prompts must be .txt or a table ({tables}), got {printable(path)}. One "
+            f"A file of prompts must be .txt or a table ({tables}), got {readable_name(path)}. One "
             "prompt is a list too: [a cat]."
         )
     try:
@@ -84,7 +84,7 @@ def read_prompts(
     try:
         return _prompts_of_rows(rows, column=column, category=category)
     except InputError as error:
-        raise InputError(f"{printable(path)}: {error}") from error
+        raise InputError(f"{readable_name(path)}: {error}") from error
 
 
 def prompts_of_recipe(value: object, folder: Path) -> tuple[Prompt, ...]:

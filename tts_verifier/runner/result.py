@@ -55,14 +55,22 @@ class PromptResult:
 class RunResult:
     """The result of a run. With a log, trials and images are read on first use.
 
+    Safe to share between threads; two that read at once may get equal objects.
+
     Args:
         results: one for each prompt, in order.
         folder: the run folder; None = no log.
         busy: as the attribute.
+        interrupted: as the attribute.
     """
 
     def __init__(
-        self, results: Sequence[PromptResult], folder: Path | None, busy: Mapping[str, float]
+        self,
+        results: Sequence[PromptResult],
+        folder: Path | None,
+        busy: Mapping[str, float],
+        *,
+        interrupted: bool = False,
     ) -> None:
         self._results = results
         self.folder = folder
@@ -70,6 +78,8 @@ class RunResult:
         self.busy = busy
         """The fractions of the run's time that went into "generate" and "verify". They add up to
         more than 1 when the two overlap."""
+        self.interrupted = interrupted
+        """Whether somebody stopped the generator: the search ended with what was there."""
 
     @cached_property
     def summaries(self) -> list[PromptSummary]:

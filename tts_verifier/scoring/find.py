@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from tts_verifier.errors import InputError, RunWarning, printable
-from tts_verifier.images import SUFFIXES
+from tts_verifier.errors import InputError, RunWarning, readable_name
+from tts_verifier.images import SUFFIXES, as_list
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -33,11 +33,11 @@ def find_images(patterns: Sequence[str]) -> list[str]:
         InputError: a pattern matches nothing, or a folder holds no image.
     """
     files: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in as_list(patterns, "patterns"):
         matches = _matches(pattern)
         if not matches:
             raise InputError(
-                f"{printable(pattern)} has no image. Name files, folders or globs with some."
+                f"{readable_name(pattern)} has no image. Name files, folders or globs with some."
             )
         for real, path in matches.items():
             files.setdefault(real, path)
@@ -126,7 +126,7 @@ def _shown_entries(folder: str) -> list[os.DirEntry[str]]:
             shown = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         warnings.warn(
-            f"The folder {printable(folder)} cannot be read and is left out: {error.strerror}.",
+            f"The folder {readable_name(folder)} cannot be read and is left out: {error.strerror}.",
             RunWarning,
             stacklevel=2,
         )

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tts_verifier.errors import InputError, RunError, printable
-from tts_verifier.files import read_regular
+from tts_verifier.errors import InputError, RunError, readable_name
 from tts_verifier.interfaces import Verifier
+from tts_verifier.loading.regular_files import read_regular
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.pairs import Pair, pairs_of
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows
@@ -57,7 +57,7 @@ def score_pairs_into(
 def _score_into(output: Path, scorer: PairScorer, pairs: Sequence[Pair]) -> list[ScoreRow]:
     if output.suffix not in (".jsonl", ".parquet"):
         raise InputError(
-            f"Scores are written to a .jsonl or .parquet file, got {printable(output)}."
+            f"Scores are written to a .jsonl or .parquet file, got {readable_name(output)}."
         )
     lines = output if output.suffix == ".jsonl" else output.with_name(f"{output.name}.lines")
     try:
@@ -73,7 +73,7 @@ def _score_into(output: Path, scorer: PairScorer, pairs: Sequence[Pair]) -> list
                 lines.unlink()
     except OSError as error:
         raise RunError(
-            f"{printable(output)} cannot be written: {error.strerror or error}."
+            f"{readable_name(output)} cannot be written: {error.strerror or error}."
         ) from error
     return rows
 
@@ -88,7 +88,7 @@ def _held(output: Path) -> Iterator[None]:
     try:
         lock = FolderLock(place.parent, f"{place.name}.lock")
     except RunError as error:
-        raise RunError(f"Scores cannot be written to {printable(output)}: {error}") from error
+        raise RunError(f"Scores cannot be written to {readable_name(output)}: {error}") from error
     try:
         yield
     finally:
@@ -134,7 +134,7 @@ def _read_score_lines(lines: Path) -> tuple[set[tuple[str, str]], dict[str, Scor
         _ = [row["objective"] for row in rows]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(
-            f"{printable(lines)} must hold scores of this command, a line of JSON each: "
+            f"{readable_name(lines)} must hold scores of this command, a line of JSON each: "
             f"{error!r}. Give another --output."
         ) from error
     if len(whole) < len(content):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tts_verifier.errors import InputError, printable
+from tts_verifier.errors import InputError, readable_name
+from tts_verifier.images import as_list
 from tts_verifier.tables import (
     IMAGE_ROLE,
     PROMPT_ROLE,
@@ -40,7 +41,7 @@ def pairs_of(paths: Sequence[str], prompt: str) -> list[Pair]:
     """
     if problem := _problem_of(prompt):
         raise InputError(f"The prompt {problem}, got {prompt!r:.80}.")
-    return [Pair(path, prompt) for path in paths]
+    return [Pair(path, prompt) for path in as_list(paths, "paths")]
 
 
 def is_table(name: str) -> bool:
@@ -69,7 +70,7 @@ def read_pairs(
         InputError: the table cannot be read, or has no such columns.
     """
     rows = read_table(table)
-    name = printable(table)
+    name = readable_name(table)
     if not rows:
         raise InputError(f"{name} has no row. Give a table of images and prompts.")
     try:
@@ -98,7 +99,9 @@ def _pair(
         return Pair("", text, f"{row.place} names no image.")
     path = str(folder / Path(given).expanduser())
     problem = _problem_of(text)
-    return Pair(path, printable(text), f"The prompt of {row.place} {problem}." if problem else "")
+    return Pair(
+        path, readable_name(text), f"The prompt of {row.place} {problem}." if problem else ""
+    )
 
 
 def _problem_of(prompt: str) -> str:

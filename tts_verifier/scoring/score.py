@@ -8,11 +8,11 @@ from typing import Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, printable
-from tts_verifier.files import open_regular
+from tts_verifier.errors import InputError, readable_name
 from tts_verifier.identity import canonical
 from tts_verifier.images import as_image
 from tts_verifier.interfaces import Verifier
+from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.schema import finite
 from tts_verifier.scoring.pairs import Pair, pairs_of
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows
@@ -76,7 +76,7 @@ class PairScorer:
                     content.update(block)
         except OSError:
             content = digest
-            content.update(f"no file: {printable(pair.image)}{pair.error}".encode())
+            content.update(f"no file: {readable_name(pair.image)}{pair.error}".encode())
         return content.hexdigest()[:16]
 
     def rows(self, pairs: Sequence[Pair]) -> list[ScoreRow]:
@@ -99,7 +99,7 @@ class PairScorer:
     def named(self, pair: Pair) -> ScoreRow:
         """Returns the beginning of a pair's row: what it is about."""
         prompt = {"prompt": pair.prompt} if self._prompts else {}
-        return {"image": printable(pair.image), **prompt}
+        return {"image": readable_name(pair.image), **prompt}
 
     def _verdicts(self, pairs: dict[int, tuple[Image.Image, str]]) -> dict[int, Verdict | str]:
         """Returns verdicts by number, or why there is none."""

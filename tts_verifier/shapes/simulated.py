@@ -15,7 +15,9 @@ from tts_verifier.types import Cost, Draw, Job, Sample, Setting, kind_of
 
 
 class SimulatedGenerator:
-    """Generates images for captions of the shapes world. It may be shared between threads.
+    """Generates images for captions of the shapes world.
+
+    Safe to share between threads: it keeps no state.
 
     Args:
         misalignment: share of images that contradict their caption, in [0, 1].

@@ -21,7 +21,7 @@ from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Ve
 class ReadingVerifier(Verifier):
     """Scores `passed` (0 or 1) and `score` (the weighted share of constraints that hold).
 
-    It holds no state and may be shared between threads.
+    Safe to share between threads: it keeps no state.
     """
 
     objective = Objective({"score": 1.0})
@@ -44,8 +44,7 @@ class ReadingVerifier(Verifier):
                 `shapes.grammar`, or the lengths differ.
         """
         pil_images = as_images(images)
-        check_pairs(pil_images, prompts)
-        specs = [parse_caption(prompt) for prompt in prompts]
+        specs = [parse_caption(prompt) for prompt in check_pairs(pil_images, prompts)]
         return [self._verdict(p, s, detail) for p, s in zip(pil_images, specs, strict=True)]
 
     def _verdict(self, image: Image.Image, spec: Spec, detail: Detail) -> Verdict:
@@ -71,7 +70,10 @@ class ReadingVerifier(Verifier):
 
 
 class OracleVerifier(ReadingVerifier):
-    """Reads images by colour and geometry, with the oracle."""
+    """Reads images by colour and geometry, with the oracle.
+
+    Safe to share between threads: it keeps no state.
+    """
 
     settings: Mapping[str, Setting] = {"verifier": "shapes-oracle"}
     score_names = ("passed", "score")
@@ -84,7 +86,10 @@ class OracleVerifier(ReadingVerifier):
 
 
 class JudgeVerifier(ReadingVerifier):
-    """Reads images by fitting the renderer; also scores `clean`, 1 - the unexplained share."""
+    """Reads images by fitting the renderer; also scores `clean`, 1 - the unexplained share.
+
+    Safe to share between threads: it keeps no state.
+    """
 
     settings: Mapping[str, Setting] = {"verifier": "shapes-judge"}
     score_names = ("passed", "score", "clean")

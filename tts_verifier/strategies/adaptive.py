@@ -23,6 +23,8 @@ from tts_verifier.types import Draw, Proposal, Task, Trial
 class Adaptive:
     """Stops an inner strategy when an image is good enough or the next one is not worth its cost.
 
+    Safe to share between threads: it keeps no state.
+
     It hands out the rounds of the inner strategy `at_once` proposals at a time. The inner strategy
     sees whole rounds only, as if it ran alone.
 

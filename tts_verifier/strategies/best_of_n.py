@@ -15,6 +15,8 @@ from tts_verifier.types import Draw, Proposal, Task, Trial
 class BestOfN:
     """Draws `n` independent candidates.
 
+    Safe to share between threads: it keeps no state.
+
     Raises:
         InputError: `n` is not a positive integer.
     """

@@ -27,6 +27,8 @@ Weights = NDArray[np.float64]
 class FKSteering:
     """Continues `n` particles with fresh noise and resamples them when their weights are uneven.
 
+    Safe to share between threads: it keeps no state.
+
     At every stop the log-weight of a particle grows by `strength` times its potential: its
     objective minus its parent's (`diff`), the highest objective of its lineage (`max`), or the sum
     over its lineage (`add`). When the effective sample size is below n / 2, the particles are

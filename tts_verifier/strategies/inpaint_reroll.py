@@ -24,6 +24,8 @@ from tts_verifier.types import Draw, Look, Mask, Proposal, Repaint, Task, Trial
 class InpaintReroll:
     """Repaints the flaws of the best image so far, round after round.
 
+    Safe to share between threads: it keeps no state.
+
     A repaint is accepted if its objective exceeds its parent's by more than `gain` and, where both
     have heatmaps, its masked part is no hotter. Accepted repaints may be repainted in turn. An
     image is repainted in one round only; the next round takes the next best. If the verifier

@@ -19,6 +19,8 @@ from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 class SearchOverPaths:
     """Draws `n` previews, then continues the best `keep` on `n // keep` paths each, step by step.
 
+    Safe to share between threads: it keeps no state.
+
     Args:
         n: previews of the first round.
         keep: previews that are continued, at most n.

@@ -19,6 +19,8 @@ from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 class SeedBeam:
     """Draws `n` previews; at every stop continues the best of them, each in several branches.
 
+    Safe to share between threads: it keeps no state.
+
     At most half of the continued previews, rounded up, descend from one root, as long as there
     are others.
 

@@ -28,6 +28,8 @@ FLOOR = 0.05
 class Spectral:
     """Draws populations whose low bands follow the best so far; the high bands have one seed.
 
+    Safe to share between threads: it keeps no state.
+
     Args:
         population: candidates of a round, at least 3.
         rounds: number of populations.

@@ -23,6 +23,8 @@ from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 class SuccessiveHalving:
     """Draws `n` previews and continues the better share of them at every stop.
 
+    Safe to share between threads: it keeps no state.
+
     A strategy sees the history of one prompt only, so it cannot learn from other prompts that
     previews at some stop do not predict the result. Two rules guard against this. First, the
     share `spare` of the continued previews is picked from the worse ones at random, by seed.

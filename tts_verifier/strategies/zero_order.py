@@ -19,6 +19,8 @@ from tts_verifier.types import Draw, Near, Proposal, Task, Trial
 class ZeroOrder:
     """Draws one pivot, then `neighbours` near the best so far, for `rounds` rounds.
 
+    Safe to share between threads: it keeps no state.
+
     As long as no candidate has a usable score, a round draws from fresh noise.
 
     Args:

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import InputError, printable
-from tts_verifier.files import open_regular, read_regular
+from tts_verifier.errors import InputError, readable_name
+from tts_verifier.loading.regular_files import open_regular, read_regular
 from tts_verifier.tables.columns import IMAGE_ROLE, PROMPT_ROLE
 from tts_verifier.tables.rows import Row
 
@@ -49,12 +49,14 @@ def read_table(path: Path) -> list[Row]:
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise InputError(
-            f"A table must be one of {', '.join(TABLE_SUFFIXES)}, got {printable(path)}."
+            f"A table must be one of {', '.join(TABLE_SUFFIXES)}, got {readable_name(path)}."
         )
     try:
-        return read(path, printable(path))
+        return read(path, readable_name(path))
     except OSError as error:
-        raise InputError(f"{printable(path)} cannot be read: {error.strerror or error}.") from error
+        raise InputError(
+            f"{readable_name(path)} cannot be read: {error.strerror or error}."
+        ) from error
 
 
 def _text(path: Path, name: str) -> str:

@@ -40,6 +40,8 @@ _GUIDED: Final = 2
 class FakeGenerator:
     """Generates small images whose colour and pattern are a function of the noise.
 
+    Safe to share between threads, as far as `fails` is; the entries of `trace` then mix.
+
     The noise is float32 (3, 4, 4). An unfinished image is the finished one faded to grey. `trace`
     gets an entry per call: "g" and the number of jobs.
 
@@ -154,6 +156,8 @@ def _initial_noise(draw: Draw, ancestors: Sequence[Trial]) -> NDArray[np.float32
 class FakeVerifier(Verifier):
     """Scores an image by its mean red, green and blue.
 
+    Safe to share between threads, as far as its functions are; the entries of `trace` then mix.
+
     `trace` gets an entry per call: "v" and the number of images, or "l" for detail "score".
 
     Args:
@@ -182,9 +186,9 @@ class FakeVerifier(Verifier):
     ) -> list[Verdict]:
         """Verifies image i against prompt i."""
         converted = as_images(images)
-        check_pairs(converted, prompts)
+        texts = check_pairs(converted, prompts)
         self.trace.append(f"{'v' if detail == 'diagnose' else 'l'}{len(converted)}")
-        return [self._verdict(i, p, detail) for i, p in zip(converted, prompts, strict=True)]
+        return [self._verdict(i, p, detail) for i, p in zip(converted, texts, strict=True)]
 
     def _verdict(self, image: Image.Image, prompt: str, detail: Detail) -> Verdict:
         scores, cost = self._scores(image, prompt), Cost(verifier_calls=1)

@@ -12,12 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.recipe.recipe import recipe_folder
 from tts_verifier.recipe.sections import check_keys, check_type
 from tts_verifier.recipe.signatures import call, parameters
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
-from tts_verifier.registry import suggestion
 
 ENTRIES: Final[Mapping[str, str]] = {
     "miniature-richhf": "tts_verifier.training.richhf.miniature:make_miniature_richhf",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
-from tts_verifier.files import read_regular
+from tts_verifier.types.paths import read_inside, stays_inside
 
 StoredT = TypeVar("StoredT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)
@@ -54,12 +54,22 @@ class InFile(Generic[StoredT]):
         """Reads the file.
 
         Raises:
-            RunError: the file is missing, its SHA-256 is another, or it holds no such value.
+            RunError: the file is missing, its SHA-256 is another, it holds no such value, or it
+                is not inside the folder.
         """
+        content = self.read()
+        try:
+            return self.decoder.decode(content)
+        except Exception as error:
+            # Damaged files make decoders raise whatever they like: SyntaxError, struct.error, ...
+            raise RunError(f"{self.folder / self.path} cannot be decoded: {error!r}.") from error
+
+    def read(self) -> bytes:
+        """Returns the file's bytes, checked; raises RunError as `load` does."""
         file = self.folder / self.path
         try:
             # One read for both the digest and the decoder: the file cannot change in between.
-            content = read_regular(file)
+            content = read_inside(self.folder, self.path)
         except OSError as error:
             raise RunError(
                 f"{file} cannot be read: {error.strerror}. The command that made the run "
@@ -70,14 +80,7 @@ class InFile(Generic[StoredT]):
                 f"{file} was changed since the log was written. Move it away; the command that "
                 "made the run generates it again."
             )
-        try:
-            return self.decoder.decode(content)
-        # In a run folder from somebody else a file may hold anything, and decoders raise anything.
-        except Exception as error:
-            raise RunError(
-                f"{file} is not what its row says: {error!r}. Move it away; the command that made "
-                "the run generates it again."
-            ) from error
+        return content
 
 
 Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]
@@ -85,5 +88,9 @@ Stored: TypeAlias = InMemory[StoredT] | InFile[StoredT]
 
 
 def path_of(stored: Stored[Any] | None) -> str:
-    """Returns the path of a value's file relative to its run folder, "" if it has none."""
-    return stored.path if isinstance(stored, InFile) else ""
+    """Returns the path of a value's file relative to its run folder.
+
+    Returns:
+        "" if the value is in no file, or if the path leads out of the folder.
+    """
+    return stored.path if isinstance(stored, InFile) and stays_inside(stored.path) else ""

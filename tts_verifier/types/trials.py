@@ -117,6 +117,9 @@ class Sample:
     """Why there is no image."""
     stored: Stored[Image.Image] | None = None
     """The same image, if a file holds it already; the log then refers to that file."""
+    interrupted: bool = False
+    """Whether somebody stopped the generator, which ends the search. With an `error`, the image is
+    unfinished or absent, and it is neither verified nor logged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

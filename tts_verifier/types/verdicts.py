@@ -66,6 +66,8 @@ class Heatmap:
 class Heatmaps(Mapping[str, NDArray[np.float32]]):
     """Heatmaps by name, each float32 (H, W) in [0, 1] on the image's own pixels.
 
+    Safe to share between threads: nothing changes after construction.
+
     Every access reads and resizes the map. A map that the model did not give is absent, not zero.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from tts_verifier.errors import InputError, TTSError
 from tts_verifier.generators.diffusers.loading import check_call
 from tts_verifier.identity import seed_for
+from tts_verifier.images import as_list
 
 _OUTPUT_TYPES: Final = ("pil", "np", "pt")
 _COUNT_ARGUMENTS: Final = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -79,6 +80,10 @@ class Call:
         call = _named_arguments(pipe, args, kwargs)
         # As in diffusers, None for the type of the output or for a count means the default.
         prompt, output_type = call.pop("prompt", None), call.pop("output_type", "pil") or "pil"
+        # Columns and arrays of texts are lists; a pipeline takes only lists.
+        is_list = prompt is not None and not isinstance(prompt, str)
+        prompt = as_list(prompt, "prompts") if is_list else prompt
+        call = {k: _listed_texts(v) if "prompt" in k else v for k, v in call.items()}
         counts = [call.pop(name, None) for name in _COUNT_ARGUMENTS]
         count = next((number for number in counts if number is not None), 1)
         _check_values(prompt, call, output_type=output_type, count=count)
@@ -122,11 +127,16 @@ def _named_arguments(pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 def _check_values(prompt: Any, call: Mapping[str, Any], *, output_type: str, count: int) -> None:
     prompts = [prompt] if isinstance(prompt, str) else prompt
-    is_list = isinstance(prompts, Sequence) and len(prompts) > 0
-    if not is_list or not all(isinstance(p, str) for p in prompts):
+    if not prompts or not all(isinstance(p, str) for p in prompts):
         raise InputError(
             f"prompt must be a text or a list of texts, which the verifier reads, got {prompt!r}."
         )
+    for place, text in enumerate(prompts):
+        if not text.strip():
+            raise InputError(
+                f"Prompt {place} must say what the image should show; it is empty. Call the "
+                "pipeline without the wrapper to generate from no prompt."
+            )
     if taken := [name for name in _SEARCH_ARGUMENTS if call.get(name) is not None]:
         raise InputError(
             f"The search makes {', '.join(taken)} itself. Leave it out, or call the pipeline "
@@ -218,6 +228,14 @@ def _lists_by_prompt(pipe: Any, count: int, call: Mapping[str, Any]) -> dict[str
                 f"{name} must have one item for each of {count} prompts, got {len(values)}."
             )
     return lists
+
+
+def _listed_texts(value: Any) -> Any:
+    """Returns a column or an array of texts as a list; everything else as it is."""
+    if getattr(value, "ndim", 0) != 1 or hasattr(value, "columns"):
+        return value
+    listed = as_list(value, "prompts")
+    return listed if _is_list_of_texts(listed) else value
 
 
 def _is_list_of_texts(value: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from tts_verifier.errors import InputError
+from tts_verifier.generators.diffusers.hooks import exclusive
 from tts_verifier.verified.pipeline import VerifiedPipeline
 
 _VERIFIED: Final[WeakKeyDictionary[Any, tuple[Any, VerifiedPipeline]]] = WeakKeyDictionary()
@@ -26,6 +27,12 @@ def search_as(base: type, pipe: Any) -> VerifiedPipeline:
     Raises:
         InputError: the verifier is None.
     """
+    # One thread at a time, or the verifier would be loaded twice.
+    with exclusive(pipe):
+        return _search_as(base, pipe)
+
+
+def _search_as(base: type, pipe: Any) -> VerifiedPipeline:
     verifier, strategy, options = pipe.search
     if verifier is None:
         raise InputError(

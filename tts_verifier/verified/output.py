@@ -10,8 +10,8 @@ import numpy as np
 
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import RunWarning, UnsupportedError
-from tts_verifier.generators.diffusers.batch import BLANKED_ERROR
-from tts_verifier.types import Choice, Trial
+from tts_verifier.generators.diffusers.batch import BLANKED_ERROR, INTERRUPTED_ERROR
+from tts_verifier.types import Choice, Look, Trial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,12 +24,25 @@ class SearchOutcome(NamedTuple):
     """The chosen trial, and all finished ones, best first."""
     trials: tuple[Trial, ...]
     """All trials, in the order in which they were made."""
+    interrupted: bool = False
+    """Whether somebody stopped the pipeline."""
+
+
+class Returned(NamedTuple):
+    """An image that a call returns."""
+
+    image: Image | None
+    """None if there are too few candidates."""
+    verified: bool
+    """Whether it was chosen by its verdict; otherwise the verifier gave none that is usable."""
 
 
 def check_generated(trials: Sequence[Trial]) -> None:
     """Raises UnsupportedError if all candidates failed for one reason, which lies in the call."""
     # Images that a safety checker blanked were generated: the call itself works.
-    reasons = {trial.error for trial in trials} - {BLANKED_ERROR}
+    # So were those that somebody interrupted.
+    errors = {t.error for t in trials if not t.error.startswith(INTERRUPTED_ERROR)}
+    reasons = errors - {BLANKED_ERROR}
     generated = any(trial.image or trial.cost.network_evaluations for trial in trials)
     if len(reasons) == 1 and not generated:
         raise UnsupportedError(
@@ -38,18 +51,47 @@ def check_generated(trials: Sequence[Trial]) -> None:
         )
 
 
-def best_images(choice: Choice, count: int) -> list[Image | None]:
-    """Returns the images of the `count` best usable trials, None for those that are missing."""
-    usable = [t for t in choice.order if t.image is not None and not np.isnan(t.objective)]
-    images: list[Image | None] = [t.image.load() for t in usable[:count] if t.image is not None]
-    if len(images) < count:
-        warnings.warn(
-            f"A prompt has {len(images)} usable candidates of the {count} images requested; the "
-            "others are None. `trials` has all candidates, with their errors.",
-            RunWarning,
-            stacklevel=3,
+def best_images(outcome: SearchOutcome, count: int) -> list[Returned]:
+    """Returns the images of the `count` best usable trials.
+
+    Where they do not suffice, drawings without a usable verdict follow, whole ones first and in
+    the order in which they were drawn, and then None.
+    """
+    order = outcome.choice.order
+    usable = [t for t in order if t.image is not None and not np.isnan(t.objective)][:count]
+    chosen = {trial.id for trial in usable}
+    # A look has its parent's image.
+    others = [t for t in outcome.trials if t.id not in chosen and not isinstance(t.proposal, Look)]
+    drawn = sorted((t for t in others if t.image is not None), key=lambda t: -t.progress)
+    unusable = drawn[: count - len(usable)]
+    missing = count - len(usable) - len(unusable)
+    if unusable or missing:
+        _warn_of_unusable(outcome, usable, unusable, missing)
+    # `image` is not None, which the filters above have seen to.
+    images = [t.image.load() for t in (*usable, *unusable) if t.image is not None]
+    flags = [True] * len(usable) + [False] * len(unusable)
+    returned = [Returned(image, flag) for image, flag in zip(images, flags, strict=True)]
+    return returned + [Returned(None, False)] * missing
+
+
+def _warn_of_unusable(
+    outcome: SearchOutcome, usable: Sequence[Trial], unusable: Sequence[Trial], missing: int
+) -> None:
+    total = len(usable) + len(unusable) + missing
+    said = f"A prompt has {len(usable)} usable candidates of the {total} images requested."
+    if unusable:
+        whole = sum(trial.progress >= 1 for trial in unusable)
+        part = f" (unfinished: {len(unusable) - whole})" if whole < len(unusable) else ""
+        said += (
+            f" {len(unusable)} drawn without a usable verdict follow{part}: {unusable[0].error}."
         )
-    return images + [None] * (count - len(images))
+    if missing:
+        said += f" {missing} are None."
+    warnings.warn(
+        f"{said} `verified` marks the images; `trials` has all candidates, with their errors.",
+        RunWarning,
+        stacklevel=4,
+    )
 
 
 def ranking_of(outcome: SearchOutcome) -> Ranking:

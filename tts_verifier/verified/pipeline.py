@@ -7,23 +7,29 @@ searches, and their results into the pipeline's own output.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 from tts_verifier.choice.objective import Objective, as_objective
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, suggestion
 from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.generators.diffusers.hooks import (
+    exclusive,
+    interrupt_of,
+    refuse_inside_its_call,
+)
 from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.traits import computing_device
-from tts_verifier.registry import suggestion
 from tts_verifier.runner import execute
 from tts_verifier.runner.setup import RunSetup, check_part, check_scores, known_scores
 from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.types import Budget, Detail, Prompt, Trial
+from tts_verifier.types import Budget, Choice, Detail, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackError
 from tts_verifier.verified.output import (
+    Returned,
     SearchOutcome,
     as_output_type,
     best_images,
@@ -33,8 +39,6 @@ from tts_verifier.verified.output import (
 from tts_verifier.verifiers.load import load_verifier
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from tts_verifier.interfaces import Strategy, Verifier
 
 _GENERATOR_PARTS: Final = ("pipe", "batch_size", "inpaint")
@@ -61,13 +65,20 @@ class VerifiedPipeline:
     - `.ranking`: a `Ranking` of the finished candidates, best first; a list of them when
       `prompt` is a list,
     - `.trials`: every candidate of every prompt,
-    - `.seed`: the seed that repeats the call, None when `generator` yielded several.
+    - `.seed`: the seed that repeats the call, None when `generator` yielded several,
+    - `.verified`: for each image, whether it was chosen by its verdict,
+    - `.interrupted`: whether `pipe._interrupt` ended the search.
 
     With several prompts, a list of images such as `image` has one image for each of them. If a
-    prompt has too few usable candidates, the missing images are None, and a warning says so. If a
-    callback is a function, an error that it raises ends the call. All other attributes are the
-    pipeline's: setting the scheduler here sets the pipeline's. Like a pipeline, it must not be
-    shared between threads.
+    prompt has too few usable candidates, drawings without a usable verdict take their place, and
+    then None; a warning says so. If a callback is a function, an error that it raises ends the
+    call. `_interrupt = True`, set by a callback or another thread, ends the search with what is
+    there. All other attributes are the pipeline's: setting the scheduler here sets the pipeline's.
+
+    Safe to share between threads: calls, moves and settings of attributes wait for the calls before
+    them, also for those of another wrapper of the same pipeline. To call it from within its own
+    callback raises UnsupportedError at once. Other methods are the pipeline's own, and wait for
+    nobody.
 
     Args:
         pipe: a loaded pipeline, used as it is.
@@ -114,9 +125,14 @@ class VerifiedPipeline:
 
         Raises:
             InputError: an argument that the pipeline does not know, or that the search sets.
-            UnsupportedError: the pipeline cannot do what the strategy needs, or no candidate could
-                be generated.
+            UnsupportedError: the pipeline cannot do what the strategy needs, no candidate could be
+                generated, or this is its own callback.
         """
+        with self._exclusive():
+            refuse_inside_its_call(self.pipe)
+            return self._search(args, kwargs)
+
+    def _search(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         call = Call.from_arguments(self.pipe, args, kwargs)
         try:
             outcomes = self._search_prompts(call)
@@ -125,10 +141,11 @@ class VerifiedPipeline:
             raise error.original from None
         trials = tuple(trial for outcome in outcomes for trial in outcome.trials)
         check_generated(trials)
-        images: list[Image | None] = []
+        returned: list[Returned] = []
         for outcome in outcomes:
-            images += best_images(outcome.choice, call.images_per_prompt)
+            returned += best_images(outcome, call.images_per_prompt)
         traits = self._shared_generator().traits
+        images = [image for image, _ in returned]
         output = traits.output(as_output_type(images, call.output_type))
         if not call.return_dict:
             return tuple(getattr(output, field.name) for field in fields(output))
@@ -136,6 +153,8 @@ class VerifiedPipeline:
         output.ranking = rankings[0] if call.single_prompt else rankings
         output.trials = trials
         output.seed = call.seeds[0] if len(set(call.seeds)) == 1 else None
+        output.verified = [verified for _, verified in returned]
+        output.interrupted = any(outcome.interrupted for outcome in outcomes)
         return output
 
     def _search_prompts(self, call: Call) -> list[SearchOutcome]:
@@ -143,12 +162,19 @@ class VerifiedPipeline:
         # Encodings live for one call, since the user may load a LoRA before the next one.
         cache = PromptCache()
         outcomes: dict[int, SearchOutcome] = {}
+        interrupted = False
         for group in call.groups():
+            # Set while the verifier was at work: no later group may begin.
+            interrupted = interrupted or bool(outcomes and interrupt_of(self.pipe, clear=True))
+            if interrupted:
+                outcomes |= dict.fromkeys(group, SearchOutcome(Choice(None, ()), (), True))
+                continue
             own = call.requests[group[0]].arguments
             generator = self._shared_generator().with_call(
                 {**call.shared_arguments, **own}, prompt_cache=cache
             )
             outcomes |= self._search_group(generator, call, group)
+            interrupted = outcomes[group[0]].interrupted
         return [outcomes[index] for index in range(len(call.requests))]
 
     def _search_group(
@@ -164,7 +190,9 @@ class VerifiedPipeline:
         for trial in result.trials:
             trials[trial.prompt.id].append(trial)
         return {
-            index: SearchOutcome(result.choices[prompt.id], tuple(trials[prompt.id]))
+            index: SearchOutcome(
+                result.choices[prompt.id], tuple(trials[prompt.id]), result.interrupted
+            )
             for index, prompt in prompts.items()
         }
 
@@ -178,8 +206,13 @@ class VerifiedPipeline:
 
     def to(self, *args: Any, **kwargs: Any) -> VerifiedPipeline:
         """Moves the pipeline, as its own `to` does, and returns the wrapped one."""
-        self.pipe.to(*args, **kwargs)
+        with self._exclusive():
+            self.pipe.to(*args, **kwargs)
         return self
+
+    def _exclusive(self) -> AbstractContextManager[None]:
+        # A loaded pipeline that repaints takes part in the calls.
+        return exclusive(self.pipe, self.inpaint)
 
     def __getattr__(self, name: str) -> Any:
         # `copy` and `pickle` look attributes up on an object that has none yet: asking for `pipe`
@@ -193,7 +226,9 @@ class VerifiedPipeline:
         if name in WrapOptions.__annotations__:
             raise InputError(f"{name} must be passed when the pipeline is wrapped. Wrap it again.")
         if name not in _OWN_ATTRIBUTES:
-            setattr(self.pipe, name, value)
+            # A flag such as `_interrupt` is for the call that runs and must not wait for its end.
+            with nullcontext() if name.startswith("_") else self._exclusive():
+                setattr(self.pipe, name, value)
             return
         object.__setattr__(self, name, value)
         if name in _GENERATOR_PARTS:

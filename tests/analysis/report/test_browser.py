@@ -6,6 +6,7 @@ Not part of the default run; needs Chromium on the path.
 """
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from tts_verifier.analysis.report import write_report
 from tts_verifier.runner import run
+from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Prompt, Verdict
 
@@ -212,3 +214,34 @@ def test_without_scripts_all_but_the_other_replies_is_there(
         assert chromium.look("document.querySelector('details .reply').textContent.length") > 0
     finally:
         chromium.call("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_keys_and_old_addresses_lead_over_the_pages_of_a_large_report(
+    chromium: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in (("SINGLE", 8), ("LINKED", 8)):
+        monkeypatch.setattr(f"tts_verifier.analysis.report.pages.{name}", count)
+    prompts = [f"image {i}" for i in range(8)]
+    run(prompts, FakeGenerator(), Wordy(), BestOfN(4), folder=tmp_path / "run")
+    main, *others = write_report([tmp_path / "run"], tmp_path / "a page.html")
+    assert len(others) == 3
+    chromium.size(1200, 900)
+    chromium.open(main)
+    here = "decodeURIComponent(location.pathname.split('/').pop())"
+    for key, pages in (("j", ["0002.html", "0003.html"]), ("k", ["0002.html", "a page.html"])):
+        for name in pages:
+            for _ in range(3):
+                if chromium.look(here) != name:
+                    chromium.press(key)
+                    time.sleep(0.2)
+            chromium.wait(f"{here} == {name!r} && document.readyState == 'complete'")
+    chromium.look("location.hash = 'r0p5'")
+    chromium.wait(f"{here} == '0003.html' && document.readyState == 'complete'")
+    assert chromium.look("document.querySelector('article:target').id") == "r0p5"
+    chromium.wait("document.querySelector('pre[data-r]').textContent")
+    chromium.look("document.querySelectorAll('img').forEach((i) => (i.loading = 'eager'))")
+    chromium.wait("[...document.images].every((image) => image.complete && image.naturalWidth)")
+    chromium.look("document.querySelector('.sheet button.pic').click()")
+    assert chromium.look("document.querySelector('dialog').open")
+    chromium.look("document.querySelector('dialog .close').click()")
+    assert not chromium.look("document.querySelector('dialog').open"), "the policy lets it close"

@@ -1,6 +1,7 @@
 """The masked part of an image is generated anew, the rest stays exactly."""
 
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import (
     AutoPipelineForInpainting,
     FlowMatchHeunDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
@@ -101,6 +103,18 @@ def test_making_the_sibling_logs_nothing_again(tmp_path, caplog, monkeypatch):
     caplog.clear()
     inpainting.inpainting_pipeline(pipe)
     assert caplog.text == ""
+
+
+def test_making_the_sibling_leaves_nothing_to_warn_of(tmp_path):
+    pipe = sd15(tmp_path)
+    pipe.scheduler = PNDMScheduler(steps_offset=0, skip_prk_steps=False)
+    before = list(warnings.filters), logging.getLogger("diffusers").level
+    # pytest makes errors of warnings.
+    sibling = inpainting.inpainting_pipeline(pipe)
+    assert (list(warnings.filters), logging.getLogger("diffusers").level) == before
+    assert sibling.scheduler.config.steps_offset == 1
+    assert sibling.scheduler.config.skip_prk_steps
+    assert pipe.scheduler.config.steps_offset == 0
 
 
 def test_the_sibling_is_made_only_to_repaint(tmp_path, monkeypatch):

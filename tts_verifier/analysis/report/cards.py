@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
-from tts_verifier.choice.objective import choose
+from tts_verifier.choice.objective import Pick, choose
 from tts_verifier.choice.summary import first_draw
 from tts_verifier.identity import mask_digest
 from tts_verifier.log.storage.files import mask_path
@@ -79,6 +79,25 @@ class PromptView:
     def gain(self) -> float:
         """The chosen image's objective minus the first draw's; NaN if one is not known."""
         return self.lines[0].change if self.lines else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One prompt as tables and comparisons show it; unlike its view, it takes little memory."""
+
+    anchor: str
+    """As in `PromptView`."""
+    page: int
+    """The number of the page that has the prompt."""
+    prompt: Prompt
+    first: Pick | None
+    """As in `PromptSummary`."""
+    chosen: Pick | None
+    """As in `PromptSummary`."""
+    gain: float
+    """As in `PromptView`."""
+    shown: Trial | None = None
+    """The chosen trial without its reply, if runs are compared."""
 
 
 def prompt_view(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from statistics import fmean
 
 import numpy as np
@@ -28,7 +31,7 @@ class SearchState:
     """So far."""
     cost: Cost
     """So far."""
-    best: Trial
+    best: Pick
     """So far."""
 
 
@@ -54,12 +57,15 @@ def search_states(trials: Sequence[Trial]) -> list[SearchState]:
         elif trial.finished and (best is None or trial.objective > best.objective):
             best = None if math.isnan(trial.objective) else trial
         if best is not None:
-            states.append(SearchState(count, cost, best))
+            # A trial would keep its reply and maps in memory, for every state of a long run.
+            if not states or states[-1].best.id != best.id:
+                pick = Pick.of(best)
+            states.append(SearchState(count, cost, pick))
     return states
 
 
 def progress_series(
-    name: str, prompts: Sequence[Sequence[SearchState]], axis: str, value: Callable[[Trial], float]
+    name: str, prompts: Sequence[Sequence[SearchState]], axis: str, value: Callable[[Pick], float]
 ) -> Series:
     """Returns a value of the best so far against the cost per prompt, as mean over prompts.
 
@@ -86,24 +92,67 @@ def progress_series(
     return Series(name, list(zip(grid.tolist(), np.mean(rows, axis=0).tolist(), strict=True)))
 
 
-def score_histograms(trials: Sequence[Trial], summary: Summary) -> list[str]:
-    """Returns histograms of the objective and of every score, of all images and of the chosen."""
-    chosen = [row.chosen for row in summary.prompts if row.chosen]
-    scores = dict.fromkeys(name for t in trials for name in written_scores(t.scores))
-    judge = dict.fromkeys(name for t in trials for name in t.judge)
-    reads: dict[str, Callable[[Trial | Pick], float]] = {"objective": lambda t: t.objective}
-    reads |= {n: lambda t, n=n: t.scores.get(n, math.nan) for n in scores}  # type: ignore[misc]
-    reads |= {f"judge: {n}": lambda t, n=n: t.judge.get(n, math.nan) for n in judge}  # type: ignore[misc]
+class RunFigures:
+    """Collects the scores and the costs of a run, prompt by prompt.
 
-    def points(of: Sequence[Trial | Pick], read: Callable[[Trial | Pick], float]) -> list[Point]:
-        return [(read(t), 0.0) for t in of]
+    Not for sharing between threads.
+    """
 
-    return [
-        histogram(Chart(name, "", [
-            Series("all", points(trials, read)), Series("chosen", points(chosen, read))
-        ]))
-        for name, read in reads.items()
-    ]  # fmt: skip
+    def __init__(self) -> None:
+        self.scores: dict[str, array[float]] = {"objective": array("d")}
+        """Score -> its finite values, one per image; a judge's scores come last."""
+        self.costs: dict[str, tuple[int, Cost]] = {}
+        """Kind of proposal -> trials, cost."""
+        self._judge: dict[str, array[float]] = {}
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Adds the trials of a prompt."""
+        for trial in trials:
+            _add_values(self.scores, {"objective": trial.objective})
+            _add_values(self.scores, written_scores(trial.scores))
+            _add_values(self._judge, trial.judge)
+        for name, count, cost in cost_table(trials):
+            known, spent = self.costs.get(name, (0, Cost()))
+            self.costs[name] = (known + count, spent + cost)
+
+    def histograms(self, summary: Summary) -> list[str]:
+        """Returns histograms of the objective and every score, of all images and of the chosen."""
+        chosen = [row.chosen for row in summary.prompts if row.chosen]
+
+        def chart(title: str, values: array[float], read: Callable[[Pick], float]) -> str:
+            points: list[Point] = [(value, 0.0) for value in values]
+            picked: list[Point] = [(read(pick), 0.0) for pick in chosen]
+            return histogram(Chart(title, "", [Series("all", points), Series("chosen", picked)]))
+
+        charts = []
+        for name, values in self.scores.items():
+            read = partial(_score_of, name)
+            charts.append(chart(name, values, attrgetter(name) if name == "objective" else read))
+        for name, values in self._judge.items():
+            charts.append(chart(f"judge: {name}", values, partial(_judge_of, name)))
+        return charts
+
+    def cost_rows(self) -> list[tuple[str, int, Cost]]:
+        """Returns the costs as `cost_table` does."""
+        everything = self.costs.get("all", (0, Cost()))
+        kinds = [(name, *row) for name, row in self.costs.items() if name != "all"]
+        return [*kinds, ("all", *everything)]
+
+
+def _add_values(columns: dict[str, array[float]], values: Mapping[str, float]) -> None:
+    for name, value in values.items():
+        if name not in columns:
+            columns[name] = array("d")
+        if math.isfinite(value):
+            columns[name].append(value)
+
+
+def _score_of(name: str, pick: Pick) -> float:
+    return pick.scores.get(name, math.nan)
+
+
+def _judge_of(name: str, pick: Pick) -> float:
+    return pick.judge.get(name, math.nan)
 
 
 def cost_table(trials: Sequence[Trial]) -> list[tuple[str, int, Cost]]:
@@ -164,9 +213,8 @@ def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> Ca
     )
 
 
-def main_judge_score(trials: Sequence[Trial]) -> str | None:
-    """Returns the name of the judge's score that a summary shows: "passed", or the first one."""
-    names = dict.fromkeys(name for t in trials for name in t.judge)
+def main_judge_score(names: Collection[str]) -> str | None:
+    """Returns the judge's score that a summary shows: "passed", or the first of its names."""
     return "passed" if "passed" in names else next(iter(names), None)
 
 
@@ -216,7 +264,7 @@ def progress_charts(
         runs: name -> the states of each prompt.
         judge: the judge's main score; None = no judge.
     """
-    reads: dict[str, Callable[[Trial], float]] = {"objective": lambda t: t.objective}
+    reads: dict[str, Callable[[Pick], float]] = {"objective": lambda t: t.objective}
     if judge is not None:
         reads[f"judge, {judge}"] = lambda t: t.judge.get(judge, math.nan)
     charts = []

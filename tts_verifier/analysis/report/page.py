@@ -1,6 +1,6 @@
-"""The whole page: reads the logs, makes the views, fills the templates.
+"""The pages of a report: reads the logs, fills the templates, writes page after page.
 
-The page loads nothing from outside. Its content security policy allows one script only, by its
+A page loads nothing from outside. Its content security policy allows one script only, by its
 hash, so that text with a script in it cannot run even if the escaping failed.
 """
 
@@ -10,154 +10,217 @@ import base64
 import hashlib
 import json
 import math
-import os
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
-from tts_verifier.analysis.report.cards import PromptView, prompt_view
+from tts_verifier.analysis.report.cards import PromptRow
 from tts_verifier.analysis.report.figures import (
-    CategoryFigures,
     PairedDifference,
-    SearchState,
-    categories,
-    cost_table,
-    main_judge_score,
     paired_difference,
     progress_charts,
-    score_histograms,
-    search_states,
 )
-from tts_verifier.analysis.report.sources import InlineThumbnails, LinkedFiles, Source
+from tts_verifier.analysis.report.pages import TABLE, Pages, Part, divide, divide_comparison
+from tts_verifier.analysis.report.runs import LoggedRun, RunView
+from tts_verifier.analysis.report.snippets import (
+    format_number,
+    format_percent,
+    format_signed,
+    picture,
+    score_list,
+)
+from tts_verifier.analysis.report.sources import (
+    InlineThumbnails,
+    LinkedFiles,
+    ShownImage,
+    Source,
+    shown_image,
+)
 from tts_verifier.analysis.svg import STYLE
-from tts_verifier.choice.summary import Summary, summarise, summarise_prompt, wilson
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import is_running, read_header, read_trials
-from tts_verifier.types import Cost, Trial
+from tts_verifier.analysis.whole_files import write_whole
+from tts_verifier.choice.summary import wilson
+from tts_verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """One run as the page shows it."""
+def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -> list[Path]:
+    """Writes an HTML page about run folders, finished or still running.
 
-    name: str
-    """The folder's name."""
-    anchor: str
-    """Its id in the page."""
-    running: bool
-    """True if the run has not finished."""
-    summary: Summary
-    judge: str | None
-    """The judge's main score; None without a judge."""
-    prompts: tuple[PromptView, ...]
-    states: tuple[tuple[SearchState, ...], ...]
-    """The states of each prompt's search."""
-    categories: tuple[CategoryFigures, ...]
-    histograms: tuple[str, ...]
-    """SVG, one per score."""
-    costs: tuple[tuple[str, int, Cost], ...]
-    """(kind of proposal, trials, cost); the last one is the sum."""
-    recipe: str
-    """YAML."""
-    provenance: tuple[tuple[str, str], ...]
-    """Device and versions: (name, value)."""
-
-    def chosen(self, measure: str) -> dict[str, float]:
-        """Returns prompt text -> the chosen image's objective, or a score of the judge.
-
-        Args:
-            measure: "objective", or the name of the judge's score.
-        """
-        picks = [(r.prompt.text, r.chosen) for r in self.summary.prompts if r.chosen]
-        if measure == "objective":
-            return {text: pick.objective for text, pick in picks}
-        return {text: pick.judge.get(measure, math.nan) for text, pick in picks}
-
-
-def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -> None:
-    """Writes one HTML page about run folders, finished or still running.
+    A report of more than 4,096 candidates has further pages in the folder `NAME_pages` beside the
+    page `NAME.html`; memory does not grow with the candidates' text and images.
 
     Args:
         folders: the runs; the others are compared with the first.
         path: of the page.
-        inline: put thumbnails into the page instead of links to the runs' files.
+        inline: put thumbnails into the pages instead of links to the runs' files.
+
+    Returns:
+        The pages, the main page first.
 
     Raises:
-        RunError: a folder is not a run folder, or the page cannot be written.
+        RunError: a folder is not a run folder, or a page cannot be written.
         InputError: there is nothing to show, or jinja2 is missing.
     """
     if find_spec("jinja2") is None:
         raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
-    logs = [(folder, read_header(folder), read_trials(folder)) for folder in folders]
-    names = dict.fromkeys(
-        name for _, _, trials in logs for t in trials if t.verdict for name in t.verdict.heatmaps
-    )
-    kinds = {name: i for i, name in enumerate(names)}
-    runs = []
-    for i, (folder, header, trials) in enumerate(logs):
-        if not trials:
-            raise InputError(f"{folder} has no verified candidate yet. Report on it later.")
-        source = InlineThumbnails(folder, trials) if inline else LinkedFiles(folder, path)
-        runs.append(_run_view(folder, f"r{i}", header, trials, source=source, kinds=kinds))
-    page = _render_page(runs, kinds)
-    # Renaming replaces a page that a browser may be reading in one step.
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(page, "utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error}. Give another with --output.") from error
+    runs = [LoggedRun(folder, f"r{i}") for i, folder in enumerate(folders)]
+    return _Report(runs, Pages(path), inline=inline).write()
 
 
-def _run_view(
-    folder: Path,
-    anchor: str,
-    header: Mapping[str, Any],
-    trials: Sequence[Trial],
-    *,
-    source: Source,
-    kinds: Mapping[str, int],
-) -> RunView:
-    by_prompt: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_prompt.setdefault(trial.prompt.id, []).append(trial)
-    summary = summarise([summarise_prompt(some[0].prompt, some) for some in by_prompt.values()])
-    views = [
-        prompt_view(f"{anchor}p{i}", some, source=source, kinds=kinds)
-        for i, some in enumerate(by_prompt.values())
-    ]
-    about, judge = header["about"], main_judge_score(trials)
-    return RunView(
-        name=folder.resolve().name,
-        anchor=anchor,
-        running=is_running(folder),
-        summary=summary,
-        judge=judge,
-        prompts=tuple(views),
-        states=tuple(tuple(search_states(some)) for some in by_prompt.values()),
-        categories=tuple(categories(summary, judge)),
-        histograms=tuple(score_histograms(trials, summary)),
-        costs=tuple(cost_table(trials)),
-        recipe=yaml.safe_dump(about.get("recipe") or about, sort_keys=False, allow_unicode=True),
-        provenance=_provenance(header),
-    )
+class _Replies:
+    """The replies on one page. They are many and alike: the page has each once, compressed."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, text: str) -> int:
+        """Returns the number of a reply, a new one for a new text."""
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    def packed(self) -> str:
+        """Returns all replies as a JSON list, deflated, in base64."""
+        # The highest level would take fifty times as long for a tenth less.
+        content = zlib.compress(json.dumps(list(self._numbers)).encode(), 4)
+        return base64.b64encode(content).decode()
 
 
-def _provenance(header: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    values = {
-        "device": header.get("device"),
-        "git revision": header.get("git_revision"),
-        "python": header.get("python"),
-        **header.get("versions", {}),
-    }
-    return tuple((name, str(value)) for name, value in values.items() if value)
+class _Report:
+    """A report that is being written."""
+
+    def __init__(self, runs: Sequence[LoggedRun], pages: Pages, *, inline: bool) -> None:
+        self._runs, self._pages, self._inline = runs, pages, inline
+        names = dict.fromkeys(name for run in runs for name in run.heatmaps)
+        self._kinds = {name: i for i, name in enumerate(names)}
+        self._templates = _environment()
+        self._parts: Any = self._templates.get_template("parts.html").module
+        names_of_runs = [run.name for run in runs]
+        # Folders of different parents may have the same name.
+        self._labels = [
+            n if names_of_runs.count(n) == 1 else f"{n} ({i + 1})"
+            for i, n in enumerate(names_of_runs)
+        ]
+
+    def write(self) -> list[Path]:
+        """Writes the further pages, then the main page; returns their paths."""
+        divided = divide([run.sizes for run in self._runs], inline=self._inline)
+        numbers = [part.page for parts in divided for part in parts]
+        replies, articles = _Replies(), []
+        if max(numbers) > 1:
+            self._pages.make_folder()
+        for run, label, parts in zip(self._runs, self._labels, divided, strict=True):
+            articles.append(self._articles(run, parts[0], replies))
+            for part in parts[1:]:
+                self._write_part(run, label, part, last=max(numbers))
+        views = [run.view() for run in self._runs]
+        rows = _side_by_side(views)
+        compared = divide_comparison(len(rows), max(numbers)) if rows else []
+        for part in compared:
+            if part.page > 1:
+                self._write_comparison(rows, part, last=compared[-1].page)
+        self._write_main(views, articles, replies, parts=divided, rows=rows, compared=compared)
+        pages = {1, *numbers, *(part.page for part in compared)}
+        return [self._pages.path(number) for number in sorted(pages)]
+
+    def _source(self, run: LoggedRun, page: int) -> Source:
+        if self._inline:
+            return InlineThumbnails(run.folder)
+        return LinkedFiles(run.folder, self._pages.path(page))
+
+    def _articles(self, run: LoggedRun, part: Part, replies: _Replies) -> list[str]:
+        source = self._source(run, part.page)
+        views = run.read(part, source, self._kinds, compared=len(self._runs) > 1)
+        return [self._parts.article(view, replies) for view in views]
+
+    def _write_part(self, run: LoggedRun, label: str, part: Part, *, last: int) -> None:
+        replies = _Replies()
+        articles = self._articles(run, part, replies)
+        title = f"{label}, prompts {part.start + 1} to {part.stop}"
+        table = self._parts.index(
+            f"{part.stop - part.start} prompts in a table",
+            run.rows[part.start : part.stop],
+            run.judge,
+            self._pages,
+            part.page,
+        )
+        self._write_page(
+            part.page, "further.html", title, last, replies, content=[table, *articles]
+        )
+
+    def _write_comparison(self, rows: Sequence[_SideBySide], part: Part, *, last: int) -> None:
+        title = f"{' against '.join(self._labels)}, prompts {part.start + 1} to {part.stop}"
+        content = [self._compared(rows, part)]
+        self._write_page(part.page, "further.html", title, last, _Replies(), content=content)
+
+    def _compared(self, rows: Sequence[_SideBySide], part: Part) -> str:
+        sources = [self._source(run, part.page) for run in self._runs]
+
+        def show(row: PromptRow, run: int) -> ShownImage | None:
+            return shown_image(row.shown, sources[run], self._kinds) if row.shown else None
+
+        some = rows[part.start : part.stop]
+        html: str = self._parts.compared(some, self._labels, show, self._pages, part.page)
+        return html
+
+    def _write_main(
+        self,
+        views: Sequence[RunView],
+        articles: Sequence[Sequence[str]],
+        replies: _Replies,
+        *,
+        parts: Sequence[Sequence[Part]],
+        rows: Sequence[_SideBySide],
+        compared: Sequence[Part],
+    ) -> None:
+        runs = list(zip(self._labels, views, strict=True))
+        states = {label: view.states for label, view in runs}
+        last = max(part.page for part in [*(p for some in parts for p in some), *compared])
+        self._write_page(
+            1,
+            "page.html",
+            ", ".join(self._labels),
+            last,
+            replies,
+            runs=runs,
+            articles=articles,
+            parts_of=parts,
+            charts=progress_charts(states, views[0].judge),
+            comparisons=_comparisons(views),
+            compared=compared,
+            side_by_side=[self._compared(rows, part) for part in compared if part.page == 1],
+            longest_table=TABLE,
+            interval=wilson,
+        )
+
+    def _write_page(
+        self,
+        page: int,
+        template: str,
+        title: str,
+        last: int,
+        replies: _Replies,
+        **values: Any,
+    ) -> None:
+        text = self._templates.get_template(template).render(
+            title=title,
+            page=page,
+            last=last,
+            pages=self._pages,
+            labels=self._labels,
+            kinds=self._kinds,
+            replies=replies,
+            **values,
+        )
+        write_whole(self._pages.path(page), text, "--output")
+
+
+_SideBySide = tuple[str, Sequence[PromptRow | None]]
+"""A prompt's text, and the prompt as each run has it."""
 
 
 def _comparisons(runs: Sequence[RunView]) -> list[tuple[RunView, list[PairedDifference]]]:
@@ -171,18 +234,19 @@ def _comparisons(runs: Sequence[RunView]) -> list[tuple[RunView, list[PairedDiff
     ]
 
 
-def _side_by_side(runs: Sequence[RunView]) -> list[tuple[str, list[PromptView | None]]]:
-    """Returns every prompt that at least two runs have, with the view of each run."""
-    by_text = [{view.prompt.text: view for view in run.prompts} for run in runs]
-    texts = dict.fromkeys(text for views in by_text for text in views)
-    rows = [(text, [views.get(text) for views in by_text]) for text in texts]
-    return [row for row in rows if len(row[1]) - row[1].count(None) > 1]
+def _side_by_side(runs: Sequence[RunView]) -> list[_SideBySide]:
+    """Returns every prompt that at least two runs have, with the row of each run."""
+    by_text = [{row.prompt.text: row for row in run.prompts} for run in runs]
+    texts = dict.fromkeys(text for rows in by_text for text in rows)
+    found: list[_SideBySide] = [(text, [rows.get(text) for rows in by_text]) for text in texts]
+    return [row for row in found if len(row[1]) - list(row[1]).count(None) > 1]
 
 
-def _render_page(runs: Sequence[RunView], kinds: Mapping[str, int]) -> str:
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
+    script = (TEMPLATES / "page.js").read_text("utf-8")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -194,53 +258,15 @@ def _render_page(runs: Sequence[RunView], kinds: Mapping[str, int]) -> str:
         "number": format_number,
         "signed": format_signed,
         "percent": format_percent,
+        "svg": Markup,
     }
     environment.tests["finite"] = math.isfinite
-    script = (TEMPLATES / "page.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names = [run.name for run in runs]
-    # Folders of different parents may have the same name.
-    labels = [n if names.count(n) == 1 else f"{n} ({i + 1})" for i, n in enumerate(names)]
-    replies: dict[str, int] = {}
-    text: str = environment.get_template("page.html").render(
-        runs=list(zip(labels, runs, strict=True)),
-        charts=[
-            Markup(chart)
-            for chart in progress_charts(
-                {n: r.states for n, r in zip(labels, runs, strict=True)}, runs[0].judge
-            )
-        ],
-        comparisons=_comparisons(runs),
-        side_by_side=_side_by_side(runs),
-        kinds=kinds,
-        # Replies are many and alike: the page has each once, compressed.
-        reply_number=lambda text: replies.setdefault(text, len(replies)),
-        replies=lambda: _compressed(list(replies)),
-        safe=Markup,
-        style=Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
-        script=Markup(script),
-        digest=digest,
-        interval=wilson,
-        nan=math.nan,
-    )
-    return text
-
-
-def _compressed(texts: Sequence[str]) -> str:
-    """Returns texts as a JSON list, deflated, in base64."""
-    return base64.b64encode(zlib.compress(json.dumps(texts).encode(), 9)).decode()
-
-
-def format_number(value: float) -> str:
-    """Returns three decimals, or a dash if the value is not known."""
-    return f"{value:.3f}" if math.isfinite(value) else "–"
-
-
-def format_signed(value: float) -> str:
-    """Returns three decimals with a sign, or a dash if the value is not known."""
-    return f"{value:+.3f}" if math.isfinite(value) else "–"
-
-
-def format_percent(value: float) -> str:
-    """Returns a share in percent, or a dash if the value is not known."""
-    return f"{value:.1%}" if math.isfinite(value) else "–"
+    environment.globals |= {
+        "nan": math.nan,
+        "pic": picture,
+        "score_list": score_list,
+        "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
+        "script": Markup(script),
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return environment

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import quote
@@ -19,10 +19,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.images import as_image
-from tts_verifier.log.storage.codecs import heatmap_box
-from tts_verifier.types import Heatmap, Stored, Trial, path_of
+from tts_verifier.log.storage.codecs import MASK, heatmap_box
+from tts_verifier.types import Box, Heatmap, Stored, Trial, path_of
 
 _THUMBNAIL: Final = 224
 """Longer side of an inline image, in pixels."""
@@ -60,6 +58,9 @@ class ShownImage:
 class Source(Protocol):
     """Finds the addresses of the images, heatmaps and masks of a run."""
 
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Is told which trials are shown next."""
+
     def image(self, trial: Trial) -> str:
         """Returns the address of a trial's image; empty if it has none."""
 
@@ -74,7 +75,11 @@ class LinkedFiles:
     """Relative links from the page to the files of a run folder."""
 
     def __init__(self, folder: Path, page: Path) -> None:
-        self._folder, self._page = folder.resolve(), page.resolve().parent
+        relative = Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
+        self._start = "" if relative == "." else f"{address_of(relative)}/"
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Does nothing: links are quick."""
 
     def image(self, trial: Trial) -> str:
         """Returns a link."""
@@ -83,33 +88,52 @@ class LinkedFiles:
 
     def layer(self, number: int, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns the whole grid, placed with the part that the image covers over the image."""
-        address = self._link(path_of(stored))
-        x1, y1, x2, y2 = box = heatmap_box(stored)
-        if box == (0, 0, 1, 1):
-            return HeatmapLayer(number, address)
-        across, down = x2 - x1, y2 - y1
-        place = (
-            f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
-            f"width:{1 / across:.3%};height:{1 / down:.3%}"
-        )
-        return HeatmapLayer(number, address, place)
+        return HeatmapLayer(number, self._link(path_of(stored)), _place_of(heatmap_box(stored)))
 
     def mask(self, path: str) -> str:
         """Returns a link."""
         return self._link(path)
 
     def _link(self, path: str) -> str:
-        return quote(Path(os.path.relpath(self._folder / path, self._page)).as_posix())
+        # The images of a run that was verified again are those of another folder: "../other/…".
+        if ".." in path:
+            path = Path(os.path.normpath(path)).as_posix()
+        # No row of a log names a place outside of all runs.
+        return "" if path.startswith(("/", "\\")) else self._start + address_of(path)
+
+
+@lru_cache(maxsize=256)
+def _place_of(box: Box) -> str:
+    """Returns the CSS that lays a grid over an image that covers a part of it."""
+    x1, y1, x2, y2 = box
+    across, down = x2 - x1, y2 - y1
+    # A damaged box has no size.
+    if box == (0, 0, 1, 1) or not (across > 0 and down > 0):
+        return ""
+    return (
+        f"left:{(0 - x1) / across:.3%};top:{(0 - y1) / down:.3%};"
+        f"width:{1 / across:.3%};height:{1 / down:.3%}"
+    )
+
+
+def address_of(path: str) -> str:
+    """Returns a path as an address in HTML: no letter of it has a meaning there."""
+    return quote(path, errors="surrogateescape")
 
 
 class InlineThumbnails:
     """Thumbnails as data addresses; a file that is missing or changed has an empty one.
 
-    The constructor makes the thumbnails of all `trials` together, on all cores.
+    Args:
+        folder: the run folder.
     """
 
-    def __init__(self, folder: Path, trials: Sequence[Trial] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._made: dict[str, str] = {}
+
+    def prepare(self, trials: Sequence[Trial]) -> None:
+        """Makes the thumbnails of trials together, on all cores; forgets those of other trials."""
         todo: dict[str, Callable[[], str]] = {}
         for trial in trials:
             if trial.image is not None:
@@ -136,10 +160,10 @@ class InlineThumbnails:
     def mask(self, path: str) -> str:
         """Returns a PNG."""
         try:
-            mask = as_image(self._folder / path).convert("L")
-            return _data_address(mask, "png", _THUMBNAIL)
-        except InputError:
+            mask = MASK.decode((self._folder / path).read_bytes()).array()
+        except Exception:
             return ""
+        return _data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)
 
 
 def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> ShownImage | None:
@@ -156,22 +180,30 @@ def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> Shown
     if trial.verdict is None:
         return ShownImage(address, *trial.size, (), ())
     layers = [source.layer(kinds[n], s) for n, s in trial.verdict.heatmaps.stored.items()]
-    boxes = tuple((x1, y1, x2 - x1, y2 - y1) for x1, y1, x2, y2 in trial.verdict.boxes)
+    boxes = tuple(
+        (x1, y1, x2 - x1, y2 - y1)
+        for x1, y1, x2, y2 in trial.verdict.boxes
+        if x2 >= x1 and y2 >= y1
+    )
     return ShownImage(address, *trial.size, tuple(layer for layer in layers if layer.source), boxes)
 
 
 def _thumbnail_address(stored: Stored[Image.Image]) -> str:
     try:
         return _data_address(stored.load(), "webp", _THUMBNAIL)
-    except RunError:
+    # Pillow raises nearly anything for a damaged file; a report is about the others too.
+    except Exception:
         return ""
 
 
 def _heatmap_address(stored: Stored[Heatmap]) -> str:
     try:
-        heatmap = stored.load()
-    except RunError:
+        return _small_heatmap(stored.load())
+    except Exception:
         return ""
+
+
+def _small_heatmap(heatmap: Heatmap) -> str:
     h, w = heatmap.grid.shape
     x1, y1, x2, y2 = heatmap.box
     grey = Image.fromarray(np.rint(heatmap.grid * 255).astype(np.uint8))

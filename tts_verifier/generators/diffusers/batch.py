@@ -21,6 +21,8 @@ IMAGE_FIELDS: Final = ("images", "image", "frames")
 SAFETY_FIELDS: Final = ("nsfw_content_detected", "nsfw_detected")
 """The names that pipelines give to the field that says which images a safety checker blanked."""
 BLANKED_ERROR: Final = "The pipeline's safety checker blanked it."
+INTERRUPTED_ERROR: Final = "The pipeline was interrupted"
+"""How the error of a candidate begins that `pipe._interrupt` stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,11 @@ class BatchOutput:
     latents: torch.Tensor | None = None
     """The latents of unfinished images, (B, ...)."""
     progress: float = 1.0
-    """The fraction of the steps that were taken, in (0, 1]."""
+    """The fraction of the steps that were taken, in [0, 1]."""
+    interrupted: bool = False
+    """Whether somebody stopped the pipeline."""
+    error: str = ""
+    """Why the steps that were asked for were not all taken."""
 
     @classmethod
     def from_pipeline(cls, output: Any) -> BatchOutput:
@@ -72,26 +78,38 @@ class BatchOutput:
             )
         return cls(pixels, _first_field(output, SAFETY_FIELDS))
 
+    def interrupt(self, taken: int, steps: int) -> None:
+        """Notes that somebody stopped the pipeline after some of its steps."""
+        self.interrupted = True
+        # During the last step it comes too late to leave one out: the images are finished.
+        if taken < steps:
+            self.progress = taken / steps
+            self.error = f"{INTERRUPTED_ERROR} after {taken} of {steps} steps."
+
     def sample(self, row: int, job: Job, cost: Cost) -> Sample:
         """Returns a row as the sample of a job, with an `error` if it is no usable image."""
         pixels = self.pixels[row]
-        error = ""
+        error = self.error
         # Checked before rounding, because a cast to uint8 turns NaN into an arbitrary value.
-        if not np.isfinite(pixels).all():
+        if not error and not np.isfinite(pixels).all():
             error = (
                 f"The image of seed {getattr(job.proposal, 'seed', None)} has NaN or infinite "
                 "pixels. A VAE in float16 may overflow; bfloat16 or float32 does not."
             )
         if not error and self.blanked and self.blanked[row]:
             error = BLANKED_ERROR
-        if error:
-            return Sample(job, None, self.progress, cost, error=error)
-        image = Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8))
+        if error and not self.error:
+            return Sample(job, None, self.progress, cost, error=error, interrupted=self.interrupted)
+        # An unfinished image may have NaN.
+        finite = np.nan_to_num(pixels, nan=0.0, posinf=1.0, neginf=0.0)
+        image = Image.fromarray(np.rint(np.clip(finite, 0, 1) * 255).astype(np.uint8))
         state: State | None = None
         if self.latents is not None:
             # NumPy has no bfloat16; float32 holds every 16-bit value exactly.
             state = {"latents": self.latents[row].detach().float().cpu().numpy()}
-        return Sample(job, image, self.progress, cost, state)
+        return Sample(
+            job, image, self.progress, cost, state, error=error, interrupted=self.interrupted
+        )
 
 
 def _first_field(output: Any, names: Sequence[str]) -> Any:

@@ -40,7 +40,7 @@ class MemoryUse(NamedTuple):
 class BatchSize:
     """Splits items into batches that fit into memory, and learns how many fit.
 
-    Do not share it between threads.
+    Not safe to share between threads; a generator uses it with its pipeline's lock.
 
     Args:
         given: the number of items at a time that the user set; None = find it out.

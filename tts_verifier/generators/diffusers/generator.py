@@ -12,7 +12,6 @@ import copy
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,22 @@ from typing import TYPE_CHECKING, Any
 from tts_verifier.errors import UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, noise
 from tts_verifier.generators.diffusers.batch import (
+    INTERRUPTED_ERROR,
     BatchOutput,
     BatchPlan,
     check_fractions,
     prompt_arguments,
     seeded_generators,
 )
-from tts_verifier.generators.diffusers.hooks import counted_rows
+from tts_verifier.generators.diffusers.hooks import (
+    counted_rows,
+    counted_steps,
+    exclusive,
+    inside_its_call,
+    interrupt_of,
+    refuse_inside_its_call,
+    steps_of_call,
+)
 from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
     check_call,
@@ -39,7 +47,6 @@ from tts_verifier.generators.diffusers.schedule import ScheduleSlice
 from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
 from tts_verifier.identity import described
 from tts_verifier.loading.devices import check_device, check_dtype
-from tts_verifier.masks import paste
 from tts_verifier.types import (
     Continue,
     Cost,
@@ -63,8 +70,12 @@ class DiffusersGenerator:
     """Generates images with a diffusers pipeline.
 
     The class's `supports` lists what at least one pipeline can do. An instance's `supports` lists
-    what its own pipeline can do, given its class, its scheduler and the arguments of the call. Do
-    not share an instance between threads.
+    what its own pipeline can do, given its class, its scheduler and the arguments of the call.
+
+    Safe to share between threads: calls and moves wait for each other, also those of other
+    generators with the same pipeline. To generate from within a callback of the same pipeline
+    raises UnsupportedError at once. `pipe._interrupt = True`, from any thread, stops the search:
+    candidates that are not finished get an `error`.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
@@ -154,7 +165,8 @@ class DiffusersGenerator:
                 candidate.
         """
         generator = copy.copy(self)
-        generator._use_call(call, prompt_cache or self.prompt_cache, stacklevel=3)
+        with exclusive(self.traits.pipe):
+            generator._use_call(call, prompt_cache or self.prompt_cache, stacklevel=3)
         return generator
 
     def _use_call(
@@ -174,6 +186,8 @@ class DiffusersGenerator:
         self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
         # Rehearsed when it is first needed: a search of whole images from seeds alone needs none.
         self._rehearsed: noise.Rehearsal | None = None
+        self._started = False
+        self._interrupted = False
 
     @property
     def batch_size(self) -> int:
@@ -187,8 +201,9 @@ class DiffusersGenerator:
 
     def to(self, device: str) -> None:
         """Moves the weights."""
-        self.traits.to(device)
-        self.device = computing_device(self.pipe)
+        with exclusive(self.pipe, self.traits.inpaint):
+            self.traits.to(device)
+            self.device = computing_device(self.pipe)
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
         """Serves every job, in batches of `batch_size`, which is halved when memory runs out.
@@ -201,6 +216,14 @@ class DiffusersGenerator:
             UnsupportedError: the pipeline or its scheduler cannot do what a job asks.
             InputError: a job's mask, noise, parent or numbers do not fit.
         """
+        with exclusive(self.pipe, self.traits.inpaint):
+            refuse_inside_its_call(self.pipe)
+            # Before the first batch, it was meant for an earlier call of the pipeline.
+            self._interrupted = interrupt_of(self.pipe, clear=True) and self._started
+            self._started = True
+            return self._generate(jobs)
+
+    def _generate(self, jobs: Sequence[Job]) -> list[Sample]:
         places_by_plan: dict[BatchPlan, list[int]] = {}
         for place, job in enumerate(jobs):
             places_by_plan.setdefault(self._plan(job), []).append(place)
@@ -261,6 +284,9 @@ class DiffusersGenerator:
     # -- one batch ---------------------------------------------------------------------------
 
     def _generate_batch(self, plan: BatchPlan, jobs: Sequence[Job]) -> list[Sample]:
+        if self._interrupted:
+            error = f"{INTERRUPTED_ERROR} before its first step."
+            return [Sample(job, None, 0.0, error=error, interrupted=True) for job in jobs]
         missing = self._batch_size.limit - len(jobs) if self._batch_size.fixed else 0
         batch = [*jobs, *[jobs[-1]] * missing]
         # diffusers' own inpainting pipeline runs the modules of `self.pipe`; only a pipeline that
@@ -275,7 +301,7 @@ class DiffusersGenerator:
         if not plan.strength:
             return samples
         cell = self.pipe.image_processor.config.vae_scale_factor
-        return [_with_parents_pixels(sample, cell) for sample in samples]
+        return [inpainting.with_parents_pixels(sample, cell) for sample in samples]
 
     def _denoise(self, jobs: Sequence[Job], plan: BatchPlan) -> BatchOutput:
         """Takes the steps of the plan, from noise or from the parents' latents."""
@@ -337,15 +363,23 @@ class DiffusersGenerator:
             call["latents"] = self._rehearsal.latents_argument(latents, steps.start, steps.stop)
         with steps.applied_to(self.pipe):
             output = self._run_pipeline(self.pipe, call)
-        output.latents, output.progress = steps.final_latents, steps.stop / steps.total_steps
+        taken = output.progress * (steps.stop - steps.start)
+        output.latents = steps.final_latents
+        output.progress = (steps.start + round(taken)) / steps.total_steps
         return output
 
     def _run_pipeline(self, pipe: Any, call: Mapping[str, Any]) -> BatchOutput:
-        with self.prompt_cache.applied_to(pipe):
+        with self.prompt_cache.applied_to(pipe), counted_steps(pipe) as step, inside_its_call(pipe):
             output = pipe(output_type="np", **call)
         if pipe is self.pipe:
             self.traits.output_class = type(output)
-        return BatchOutput.from_pipeline(output)
+        batch = BatchOutput.from_pipeline(output)
+        if interrupt_of(pipe, clear=True):
+            batch.interrupt(step.taken, steps_of_call(pipe))
+        # A pipeline that repaints is another object, and users may stop either.
+        batch.interrupted |= interrupt_of(self.pipe, clear=True)
+        self._interrupted = batch.interrupted
+        return batch
 
     # -- the log -----------------------------------------------------------------------------
 
@@ -366,14 +400,3 @@ class DiffusersGenerator:
         if rest:
             settings["call"] = json.dumps(rest, sort_keys=True, default=described)
         return settings
-
-
-def _with_parents_pixels(sample: Sample, cell: int) -> Sample:
-    """Returns a repainted sample with exactly the parent's pixels where no cell was repainted."""
-    if sample.image is None:
-        return sample
-    proposal, parent = inpainting.repaint_source(sample.job)
-    # The mask is grown as it was for the pipeline: a cell that is new in half would show a seam,
-    # and fewer repaints would be better than their parents.
-    repainted = inpainting.grown_to_cells(proposal.mask, cell)
-    return replace(sample, image=paste(parent, sample.image, repainted))

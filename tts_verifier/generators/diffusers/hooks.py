@@ -1,11 +1,123 @@
-"""Hooks on a pipeline for the time of one call: replaced attributes, and counts of what ran."""
+"""Hooks on a pipeline for the time of one call: its lock, replaced attributes, what ran.
+
+A call replaces parts of the pipeline, such as its scheduler, so threads take turns. The lock
+belongs to the denoiser and not to a wrapper: wrappers, generators and pipelines may share it.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from threading import Lock, RLock
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from tts_verifier.errors import UnsupportedError
+
+
+@dataclass(slots=True, eq=False)
+class _PipelineLock:
+    """Who may call a pipeline now."""
+
+    lock: Any = field(default_factory=RLock)
+    """Held by the thread whose call runs; the same thread may take it again."""
+    calling: bool = False
+    """Whether that thread is inside the pipeline, so that it can only come from a callback."""
+
+
+_LOCKS: Final[WeakKeyDictionary[Any, _PipelineLock]] = WeakKeyDictionary()
+_LOCKS_GUARD: Final = Lock()
+
+
+def _lock_of(pipe: Any) -> _PipelineLock:
+    network = denoiser_of(pipe)
+    # Not an attribute of the pipeline, which could then be neither copied nor pickled.
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(pipe if network is None else network, _PipelineLock())
+
+
+@contextmanager
+def exclusive(*pipes: Any) -> Iterator[None]:
+    """Lets other threads wait that want one of the pipelines; None stands for no pipeline."""
+    locks = {id(own): own for own in (_lock_of(pipe) for pipe in pipes if pipe is not None)}
+    with ExitStack() as stack:
+        # In the same order in every thread, or two could wait for each other for ever.
+        for _, own in sorted(locks.items()):
+            stack.enter_context(own.lock)
+        yield
+
+
+def refuse_inside_its_call(pipe: Any) -> None:
+    """Raises UnsupportedError if this thread, which has the lock, is inside a call of `pipe`."""
+    if _lock_of(pipe).calling:
+        raise UnsupportedError(
+            "A pipeline cannot generate from within its own callback: it has one scheduler, which "
+            "is in use. Generate once the outer call has returned, or with another pipeline."
+        )
+
+
+@contextmanager
+def inside_its_call(pipe: Any) -> Iterator[None]:
+    """Marks a pipeline as called inside the `with` block."""
+    own = _lock_of(pipe)
+    own.calling = True
+    try:
+        yield
+    finally:
+        own.calling = False
+
+
+def interrupt_of(pipe: Any, *, clear: bool = False) -> bool:
+    """Says whether somebody set `pipe._interrupt`, as diffusers' users do to stop a call."""
+    interrupted = bool(getattr(pipe, "_interrupt", False))
+    if interrupted and clear:
+        pipe._interrupt = False
+    return interrupted
+
+
+class CountedStep:
+    """Counts the calls of a scheduler's `step`; a copy of the scheduler has a step of its own.
+
+    Used by the thread that calls the pipeline.
+
+    Args:
+        own: the scheduler's method.
+
+    Attributes:
+        taken: how many steps were taken.
+    """
+
+    def __init__(self, own: Callable[..., Any]) -> None:
+        # Pipelines inspect the signature of the method, which `update_wrapper` passes on.
+        functools.update_wrapper(self, own)
+        self._own = own
+        self.taken = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes a step."""
+        result = self._own(*args, **kwargs)
+        self.taken += 1
+        return result
+
+
+@contextmanager
+def counted_steps(pipe: Any) -> Iterator[CountedStep]:
+    """Counts the steps that a pipeline takes inside the `with` block."""
+    scheduler = getattr(pipe, "scheduler", None)
+    step = CountedStep(getattr(scheduler, "step", lambda: None))
+    if scheduler is None:
+        yield step
+        return
+    with replaced_attribute(scheduler, "step", step):
+        yield step
+
+
+def steps_of_call(pipe: Any) -> int:
+    """Returns how many steps the last call of a pipeline was to take, at least 1."""
+    timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", ())
+    return int(getattr(pipe, "_num_timesteps", 0) or len(timesteps) or 1)
 
 
 @contextmanager

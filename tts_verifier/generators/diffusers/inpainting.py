@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
-import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.types import Job, Mask, Repaint
+from tts_verifier.masks import paste
+from tts_verifier.types import Job, Mask, Repaint, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +39,12 @@ BLENDING_PIPELINES: Final = (
     "PixArtAlphaPipeline",
 )
 """Pipelines that repaint by blending: their latents are the VAE's own, shifted and scaled."""
+
+_CORRECTED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
+    "StableDiffusionPAGInpaintPipeline": {"steps_offset": 1, "clip_sample": False},
+}
+"""What these classes (diffusers 0.42) correct in a scheduler's config, with a warning."""
 
 
 # -- what can repaint ------------------------------------------------------------------------
@@ -87,23 +93,24 @@ def inpainting_pipeline(pipe: Any) -> Any:
 
     if why := inpainting_problem(pipe):
         raise UnsupportedError(why)
-    log = logging.getLogger("diffusers")
-    level = log.level
+    kind = _inpainting_class(pipe)
+    scheduler: Any = copy.deepcopy(getattr(pipe, "scheduler", None))
+    options: dict[str, Any] = {"scheduler": scheduler}
+    # diffusers would warn of what the user saw when the pipeline itself was built. To silence it
+    # would change the filters and levels of the whole process, so nothing is left to warn of.
+    for name, value in (_CORRECTED.get(kind.__name__, {}) if scheduler else {}).items():
+        if scheduler.config.get(name, value) != value:
+            scheduler.register_to_config(**{name: value})
+    takes_checker = "requires_safety_checker" in inspect.signature(kind.__init__).parameters
+    if takes_checker and getattr(pipe, "safety_checker", None) is None:
+        options["requires_safety_checker"] = False
     try:
-        with warnings.catch_warnings():
-            # diffusers warns about the scheduler's config and about an absent safety checker. The
-            # user saw both warnings when the pipeline itself was built.
-            warnings.simplefilter("ignore", FutureWarning)
-            log.setLevel(logging.ERROR)
-            scheduler = copy.deepcopy(getattr(pipe, "scheduler", None))
-            sibling = AutoPipelineForInpainting.from_pipe(pipe, scheduler=scheduler)
+        sibling = AutoPipelineForInpainting.from_pipe(pipe, **options)
     except (AttributeError, ValueError) as error:
         raise UnsupportedError(
             f"{type(pipe).__name__} has no inpainting sibling ({error}), and no pipeline was given "
             "as inpaint"
         ) from error
-    finally:
-        log.setLevel(level)
     sibling.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return sibling
 
@@ -204,6 +211,17 @@ def grown_to_cells(mask: Mask, cell: int) -> Mask:
     grown = np.kron(latent_cells(mask, cell), np.ones((cell, cell), np.bool_))
     # The image's edge may cut the last cells, which `latent_cells` padded to their full side.
     return Mask.of(grown[: mask.height, : mask.width])
+
+
+def with_parents_pixels(sample: Sample, cell: int) -> Sample:
+    """Returns a repainted sample with exactly the parent's pixels where no cell was repainted."""
+    if sample.image is None:
+        return sample
+    proposal, parent = repaint_source(sample.job)
+    # The mask is grown as it was for the pipeline: a cell that is new in half would show a seam,
+    # and fewer repaints would be better than their parents.
+    repainted = grown_to_cells(proposal.mask, cell)
+    return replace(sample, image=paste(parent, sample.image, repainted))
 
 
 # -- blending --------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import CheckpointError, InputError, TTSError
+from tts_verifier.errors import CheckpointError, InputError, TTSError, suggestion
 from tts_verifier.loading.devices import check_device, check_dtype
-from tts_verifier.loading.files import user_path
 from tts_verifier.loading.pipeline_folder import check_pipeline_folder
-from tts_verifier.registry import suggestion
+from tts_verifier.loading.regular_files import user_path
 
 BUNDLED_PIPELINE: Final = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
 BUNDLED_CALL: Final = {

@@ -29,8 +29,8 @@ class _CannotConcatenate(Exception):
 class PromptCache:
     """The encodings of the prompts so far, the least recently used ones dropped when it is full.
 
-    It is valid as long as the weights of the pipeline do not change. Do not share it between
-    threads.
+    It is valid as long as the weights of the pipeline do not change. Not safe to share between
+    threads; a generator uses it with its pipeline's lock.
 
     Args:
         max_bytes: how much memory the encodings may take, on the device where they are.

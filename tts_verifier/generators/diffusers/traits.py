@@ -22,7 +22,7 @@ class PipelineTraits:
     """The properties of a pipeline, found once and shared by all generators that call it.
 
     Properties that a user may change between calls, such as the scheduler or the device, are looked
-    up each time. Do not share it between threads.
+    up each time. Not safe to share between threads; a generator uses it with its pipeline's lock.
 
     Args:
         pipe: the text-to-image pipeline.

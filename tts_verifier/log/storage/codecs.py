@@ -6,8 +6,9 @@ Codecs hold no state that changes: threads may share them, and they pickle.
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -40,7 +41,7 @@ class ImageCodec:
 
     def decode(self, content: bytes) -> Image.Image:
         """Returns the RGB image of a PNG file."""
-        return _decoded(content).convert("RGB")
+        return _open_png(content).convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class HeatmapCodec:
 
     def decode(self, content: bytes) -> Heatmap:
         """Returns the heatmap of a grey PNG file."""
-        grid = np.asarray(_decoded(content)).astype(np.float32)
+        grid = np.asarray(_open_png(content)).astype(np.float32)
         return Heatmap(grid / np.float32(255), self.size, self.box)
 
 
@@ -72,7 +73,7 @@ class MaskCodec:
 
     def decode(self, content: bytes) -> Mask:
         """Returns the mask of a PNG file."""
-        return Mask.of(np.asarray(_decoded(content)).astype(np.bool_))
+        return Mask.of(np.asarray(_open_png(content)).astype(np.bool_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,26 @@ class StateCodec:
 
     def decode(self, content: bytes) -> State:
         """Returns the arrays of an .npz file; refuses pickled objects."""
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # What `encode` writes is not compressed, so it cannot take more memory than its file.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("the arrays of a state are not compressed, these are")
         # A pickle in a run folder from somebody else could run any code.
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCodec:
+    """Values in another run folder's files, byte for byte. The value's own decoder reads them."""
+
+    def encode(self, value: InFile[Any]) -> bytes:
+        """Returns the file's bytes, checked."""
+        return value.read()
+
+    def decode(self, content: bytes) -> Any:
+        """Is never called."""
+        raise NotImplementedError
 
 
 def heatmap_box(stored: Stored[Heatmap]) -> Box:
@@ -103,6 +121,12 @@ def heatmap_box(stored: Stored[Heatmap]) -> Box:
 IMAGE: Final = ImageCodec()
 MASK: Final = MaskCodec()
 STATE: Final = StateCodec()
+COPY: Final = CopyCodec()
+
+
+def _open_png(content: bytes) -> Image.Image:
+    # A run folder from somebody else may hold anything under the name of a PNG file.
+    return open_image(io.BytesIO(content), ("PNG",))
 
 
 def png(image: Image.Image) -> bytes:
@@ -111,8 +135,3 @@ def png(image: Image.Image) -> bytes:
     # Level 1 is several times faster than the default; files are about a tenth larger.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _decoded(content: bytes) -> Image.Image:
-    # A run folder from somebody else may hold anything under the name of a PNG file.
-    return open_image(io.BytesIO(content), ("PNG",))

@@ -3,9 +3,9 @@
 A part's name is `NUMBER.LEVEL.DIGEST.parquet`. Every verified batch is a part of level 0. When a
 level has many parts or many rows, they are merged into one part of the next level, as in a
 log-structured merge tree (O'Neil et al. 1996): a million rows are then about a hundred files. The
-digest is the first 16 hex digits of the file's SHA-256 and reveals a torn or foreign file. The
-digest of the finished table is in `trials.sha256`. That file is written before the table is
-replaced, and names the old and the new digest until then.
+digest is the first 16 hex digits of the file's SHA-256 and reveals a torn file. The digest of the
+finished table is in the header, which names the old and the new one while the table is replaced.
+The metadata of every table name its run: a table of another one is noticed.
 
 The later of two rows with the same trial id counts. A kill between a merge and the removal of the
 merged parts leaves equal rows; a trial that was generated again leaves a newer one.
@@ -14,11 +14,13 @@ merged parts leaves equal rows; a trial that was generated again leaves a newer 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +29,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError
+from tts_verifier.log.storage.binding import Binding, files_written, run_of
+from tts_verifier.log.storage.columns import check_columns, upgraded_schema
+from tts_verifier.log.storage.files import changed_at, files_in, is_digest, is_plain_file
+from tts_verifier.types.paths import read_inside
 
 TABLE: Final = "trials.parquet"
 PARTS: Final = "parts"
@@ -34,11 +40,9 @@ DIGESTS: Final = "trials.sha256"
 ROW_GROUP: Final = 4096
 LARGE: Final = 2**22
 """Bytes; a larger file stays on the disk until its rows are read."""
-_NEEDED: Final = {"trial_id", "prompt_id", "proposal", "image_path", "mask_path"}
-_OLD_NAMES: Final = {"draw_seconds": "generate_seconds", "judge_seconds": "verify_seconds"}
-"""Columns of schema 1 and their names in schema 2."""
+_MOST_TRIES: Final = 20
 # The first logs named parts by their number alone.
-_PART_NAME: Final = re.compile(r"(\d{8,})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet")
+_PART_NAME: Final = re.compile(r"(\d{8,18})(?:\.(\d)\.([0-9a-f]{16}))?\.parquet", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +61,21 @@ class TablePart:
     """The rows of a small part of this process: merging need not read them back."""
     rows: int = 0
     """The number of rows of a part of this process, else 0."""
+    written: NDArray[np.int64] | None = None
+    """As `TableFile.written`, for a small part of this process."""
 
 
 class TableFile:
     """A checked Parquet file whose rows are read on demand, with the column names of schema 2."""
 
-    def __init__(self, file: pq.ParquetFile, written: int) -> None:
-        self._file = file
-        self.written = written
-        """When the file was written, in nanoseconds since the epoch."""
+    def __init__(self, path: Path, file: pq.ParquetFile, about: os.stat_result) -> None:
+        self.path, self._file = path, file
+        self.changed = changed_at(about)
+        """When the file was last changed, as `changed_at`."""
         self.schema = upgraded_schema(file.schema_arrow)
         self._name_in_file = dict(zip(self.schema.names, file.schema_arrow.names, strict=True))
+        self.written = files_written(file.metadata, about)
+        """For each row, when its files were last changed; 0 = unknown."""
 
     @property
     def group_sizes(self) -> list[int]:
@@ -81,11 +89,18 @@ class TableFile:
         Args:
             columns: the columns to read; a missing one is skipped; None = all.
         """
-        return self._renamed(self._file.read(self._names_in_file(columns)))
+        return self._renamed(self._checked(self._file.read, self._names_in_file(columns)))
 
     def read_group(self, number: int, columns: Iterable[str] | None = None) -> pa.Table:
         """Returns the rows of one row group; `columns` as in `read`."""
-        return self._renamed(self._file.read_row_group(number, self._names_in_file(columns)))
+        names = self._names_in_file(columns)
+        return self._renamed(self._checked(self._file.read_row_group, number, names))
+
+    def _checked(self, read: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
+        try:
+            return read(*arguments)
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise damage(self.path, error) from error
 
     def _names_in_file(self, columns: Iterable[str] | None) -> list[str] | None:
         if columns is None:
@@ -100,10 +115,18 @@ class TableFile:
         return pa.table(table.columns, schema=schema)
 
 
+def damage(path: Path, why: object) -> RunError:
+    """Returns the error for a table that cannot be used."""
+    return RunError(
+        f"{path} is damaged ({why}). The command that made the run sets it aside and generates "
+        "its rows again."
+    )
+
+
 def parts_of(folder: Path) -> list[TablePart]:
     """Returns the parts of a run folder in the order in which they were written."""
     parts = []
-    for path in (folder / PARTS).glob("*.parquet"):
+    for path in files_in(folder, PARTS):
         if match := _PART_NAME.fullmatch(path.name):
             number, level, digest = match.groups()
             parts.append(TablePart(path, int(number), int(level or 0), digest or ""))
@@ -114,58 +137,103 @@ def parts_of(folder: Path) -> list[TablePart]:
 
 def foreign_files(folder: Path) -> list[Path]:
     """Returns the files in the folder of parts that are not parts."""
-    files = (folder / PARTS).glob("*")
-    return sorted(path for path in files if not _PART_NAME.fullmatch(path.name))
+    return [path for path in files_in(folder, PARTS) if not _PART_NAME.fullmatch(path.name)]
 
 
 def read_tables(
-    folder: Path, damaged: Callable[[Path, str], None] | None = None
+    folder: Path, binding: Binding, damaged: Callable[[Path, str], None] | None = None
 ) -> Iterator[TableFile]:
     """Yields the finished table, if there is one, then the parts.
 
     Args:
         folder: the run folder.
-        damaged: called with the path of a damaged file and the reason; None = raise an error.
+        binding: from the header.
+        damaged: called with the path of a table that is damaged or another run's, and the reason;
+            None = raise an error.
 
     Raises:
-        RunError: a file is damaged.
+        RunError: such a table.
         FileNotFoundError: a part was merged since the folder was listed.
     """
     files: list[tuple[Path, Iterable[str]]] = [(p.path, (p.digest,)) for p in parts_of(folder)]
-    if (folder / TABLE).exists():
-        files.insert(0, (folder / TABLE, table_digests(folder)))
+    if os.path.lexists(folder / TABLE):
+        files.insert(0, (folder / TABLE, binding.table))
     for path, digests in files:
         try:
-            yield open_table(path, digests)
+            yield open_table(path, digests, binding)
         except FileNotFoundError:
-            # Not damage: a running process merged the part. `read_table` starts again.
+            # Not damage: a running process merged the part. `stable` starts again.
             raise
-        except (OSError, pa.ArrowException, ValueError) as error:
+        except UnusableTable as error:
             if damaged is None:
-                raise RunError(
-                    f"{path} is damaged ({error}). The command that made the run sets it aside "
-                    "and generates its rows again."
-                ) from error
+                raise damage(path, error) from error
             damaged(path, str(error))
 
 
-def read_table(folder: Path) -> pa.Table | None:
+ReadT = TypeVar("ReadT")
+
+
+def stable(
+    folder: Path, binding_of: Callable[[Path], Binding], read: Callable[[Binding], ReadT]
+) -> ReadT:
+    """Reads the tables of a folder that another process may be writing.
+
+    That process may merge parts after they were listed, or replace the finished table between
+    the look at the header and the look at the table. Then everything is read again.
+
+    Args:
+        folder: the run folder.
+        binding_of: reads the binding from the folder's header.
+        read: reads the tables.
+
+    Raises:
+        RunError: a table is damaged.
+    """
+    before = None
+    for tries_left in reversed(range(_MOST_TRIES)):
+        binding = binding_of(folder)
+        now = (binding, [part.path.name for part in parts_of(folder)])
+        try:
+            return read(binding)
+        except FileNotFoundError as error:
+            if not tries_left:
+                raise damage(Path(error.filename or folder), error.strerror) from error
+            if now == before:
+                # A network file system may list names that are gone for a while.
+                time.sleep(0.05)
+        except RunError:
+            if not tries_left or binding_of(folder) == binding:
+                raise
+        before = now
+    raise AssertionError("the last try returns or raises")
+
+
+def read_table(
+    folder: Path, binding: Binding, columns: Callable[[pa.Schema], list[str]] | None = None
+) -> pa.Table | None:
     """Returns all rows, without those that a later row of the same id replaces; None if no table.
+
+    Args:
+        folder: the run folder.
+        binding: from the header.
+        columns: returns those to read of a file with this schema, `trial_id` among them; None =
+            all.
 
     Raises:
         RunError: a file is damaged.
+        FileNotFoundError: as `read_tables`.
     """
-    while True:
-        try:
-            tables = [file.read() for file in read_tables(folder)]
-        except FileNotFoundError:
-            # A running process merged parts after they were listed: list them again.
-            continue
-        break
+    tables = [
+        file.read(None if columns is None else columns(file.schema))
+        for file in read_tables(folder, binding)
+    ]
     if not tables:
         return None
-    # "permissive": a score that came later is missing in earlier parts.
-    table = pa.concat_tables(tables, promote_options="permissive")
+    try:
+        # "permissive": a score that came later is missing in earlier parts.
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise damage(folder, f"its tables have different columns: {error}") from error
     keep = last_of_each_id(table["trial_id"])
     return table if keep.all() else table.filter(pa.array(keep))
 
@@ -176,11 +244,14 @@ def read_column(name: str, files: Iterable[TableFile]) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], pa.string())
 
 
-def chosen_of(folder: Path) -> set[str] | None:
+def chosen_of(folder: Path, binding: Binding) -> set[str] | None:
     """Returns the ids of the chosen trials in the finished table, None without a table."""
-    if not (folder / TABLE).exists():
+    if not os.path.lexists(folder / TABLE):
         return None
-    table = pq.read_table(folder / TABLE, columns=["trial_id", "chosen"])
+    try:
+        table = open_table(folder / TABLE, binding.table, binding).read(["trial_id", "chosen"])
+    except UnusableTable as error:
+        raise damage(folder / TABLE, error) from error
     return set(table.filter(table["chosen"])["trial_id"].to_pylist())
 
 
@@ -206,51 +277,80 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def table_digests(folder: Path) -> list[str]:
-    """Returns the digests that the finished table may have; empty = it cannot be checked."""
-    try:
-        lines = (folder / DIGESTS).read_text("ascii").splitlines()
-    except OSError:
-        return []
-    return [line.split()[0] for line in lines if line.strip()]
+    """Returns the digests in `trials.sha256`; empty = there are none.
 
-
-def open_table(path: Path, digests: Iterable[str]) -> TableFile:
-    """Opens a table and checks it.
+    Logs before schema 3 have no others. Later ones have the file for people, who may check the
+    table by `sha256sum -c`.
 
     Raises:
-        ValueError: its SHA-256 begins with none of the digests, or it lacks columns of a log.
+        RunError: the file is none, or is a link.
     """
-    about = path.stat()
+    try:
+        lines = read_inside(folder, DIGESTS, most=2**16).decode("ascii", "replace").splitlines()
+    except OSError:
+        return []
+    return [word for line in lines if (word := line.split(" ")[0]) and is_digest(word)]
+
+
+class UnusableTable(Exception):
+    """A table that is damaged, no part of a log, or another run's: the message says which."""
+
+
+def open_table(path: Path, digests: Iterable[str], binding: Binding) -> TableFile:
+    """Opens a table and checks it.
+
+    Args:
+        path: of a file in a run folder.
+        digests: beginnings of its SHA-256, of which one must fit; none = the binding decides.
+        binding: from the header.
+
+    Raises:
+        UnusableTable: its SHA-256 begins with none of the digests, it lacks columns of a log, or
+            it is another run's.
+        FileNotFoundError: it does not exist.
+    """
+    try:
+        return _open_table(path, [digest for digest in digests if digest], binding)
+    except FileNotFoundError:
+        raise
+    # A hostile table makes Arrow and the decoders of its metadata raise whatever they like.
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UnusableTable(str(error)) from error
+
+
+def _open_table(path: Path, expected: list[str], binding: Binding) -> TableFile:
+    about = os.lstat(path)
+    if not is_plain_file(about):
+        raise ValueError("it is no plain file")
     # A small file is read whole and does not stay open; there may be a hundred of them.
     large = about.st_size > LARGE
     content = pa.OSFile(str(path)) if large else pa.BufferReader(path.read_bytes())
-    expected = [digest for digest in digests if digest]
     digest = hashlib.file_digest(content, "sha256").hexdigest()
     if expected and not digest.startswith(tuple(expected)):
         raise ValueError("its SHA-256 is not the one noted")
     content.seek(0)
     file = pq.ParquetFile(content)
-    if missing := _NEEDED - set(file.schema_arrow.names):
-        raise ValueError(f"it has no column {min(missing)}")
-    if not expected:
-        # Without a digest, only reading every page shows whether the file is whole.
-        file.read()
-    return TableFile(file, about.st_mtime_ns)
+    check_columns(upgraded_schema(file.schema_arrow))
+    run = run_of(file.metadata)
+    if run != binding.run and (run or digest[:16] not in binding.unbound):
+        raise ValueError("it is a table of another run")
+    if path.name == TABLE and binding.run and not expected:
+        raise ValueError("no SHA-256 is noted for it")
+    table = TableFile(path, file, about)
+    # Without a digest, only reading every page shows whether the file is whole.
+    ids = file.read(None if not expected else ["trial_id", "prompt_id"])
+    if ids["trial_id"].null_count or ids["prompt_id"].null_count:
+        raise ValueError("a row of it has no id")
+    # A continued run has these from its jobs and does not read them.
+    if any(_has_nulls(file, name) for name in ("prompt", "proposal")):
+        raise ValueError("a row of it has no prompt or proposal")
+    return table
 
 
-def upgraded_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns a table's schema with the names of schema 2; the order of columns stays.
-
-    Schema 1 has `draw_seconds` and `judge_seconds` for the times, and `draw_NAME` for the
-    generator's settings. Only a table of schema 1 has a column `draw_seconds` without a role.
-    """
-    if "draw_seconds" not in schema.names or schema.field("draw_seconds").metadata:
-        return schema
-
-    def renamed(f: pa.Field) -> pa.Field:
-        if f.metadata and f.metadata.get(b"role") == b"draw":
-            metadata = {**f.metadata, b"role": b"generator"}
-            return f.with_name(f"generator_{f.name.removeprefix('draw_')}").with_metadata(metadata)
-        return f.with_name(_OLD_NAMES.get(f.name, f.name)) if not f.metadata else f
-
-    return pa.schema([renamed(f) for f in schema])
+def _has_nulls(file: pq.ParquetFile, name: str) -> bool:
+    place = file.schema.names.index(name)
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    statistics = [group.column(place).statistics for group in groups]
+    if all(found is not None and found.has_null_count for found in statistics):
+        return any(found.null_count for found in statistics)
+    return bool(file.read([name])[name].null_count)

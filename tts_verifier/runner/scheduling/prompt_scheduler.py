@@ -69,6 +69,15 @@ class PromptScheduler:
             self._queue_if_ready(search)
         self._progress.done(trials)
 
+    def stop(self) -> None:
+        """Ends all searches with the trials that are there."""
+        while self._new_prompts:
+            self._open_next()
+        for search in self._searches.values():
+            search.close_round()
+            self.results[search.prompt.id] = search.result()
+        self._searches.clear()
+
     # -- propose -----------------------------------------------------------------------------
 
     def _propose(self) -> None:

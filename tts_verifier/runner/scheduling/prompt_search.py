@@ -38,7 +38,7 @@ class PromptSearch:
 
     def next_round(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
         """Closes the last round and opens the next; returns its jobs, none when it is over."""
-        self._close_round()
+        self.close_round()
         jobs = self._propose(setup, budgets)
         self.jobs = {job.id: job for job in jobs}
         self.pending = set(self.jobs)
@@ -67,7 +67,8 @@ class PromptSearch:
         self.account.settle(job_id)
         self.pending.discard(job_id)
 
-    def _close_round(self) -> None:
+    def close_round(self) -> None:
+        """Moves the open round's trials into the history."""
         # Trials come in the order of batches; the history has the order of the proposals.
         self.history += [self._trials[i] for i in self.jobs if i in self._trials]
         # The strategy would propose the same round again for ever.

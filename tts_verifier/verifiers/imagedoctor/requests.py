@@ -58,6 +58,10 @@ class Sampling:
                 raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name)
 
 
+MAX_PROMPT_CHARACTERS: Final = 20_000
+"""Longer prompts are refused; otherwise one of them could fill the memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class ForcedStep:
     """A decode step that chooses one token and then appends tokens that are already known."""
@@ -147,3 +151,22 @@ class GeneratedReply:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_prompt(index: int, prompt: object) -> str:
+    """Returns the prompt, or raises InputError if it cannot be one."""
+    if not isinstance(prompt, str):
+        raise InputError(f"Prompt {index} must be a string, got {type(prompt).__name__}.")
+    if not prompt.strip():
+        raise InputError(f"Prompt {index} must say what the image should show; it is empty.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise InputError(
+            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters; "
+            f"it has {len(prompt)}."
+        )
+    # A lone surrogate is possible in a str, but not in the UTF-8 that the tokenizer takes.
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from None
+    return prompt

@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -37,13 +38,15 @@ from tts_verifier.verifiers.imagedoctor.options import (
     check_positive,
     check_precision,
 )
-from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.requests import (
+    GeneratedReply,
+    GenerationRequest,
+    check_prompt,
+)
+from tts_verifier.verifiers.imagedoctor.shared_calls import SharedCalls, calls_of
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
 from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
-
-MAX_PROMPT_CHARACTERS: Final = 20_000
-"""Longer prompts are refused; otherwise one of them could fill the memory."""
 
 
 class ImageDoctor(Verifier):
@@ -53,9 +56,10 @@ class ImageDoctor(Verifier):
     value over the probabilities of the digits (see `text.expected_scores`), which seldom ties; an
     objective may name either. The heatmaps are `misalignment` and `artifact`, 1 = flawed.
 
-    Not safe to share between threads: each call writes into the buffers of the same engines. The
-    first call also fuses weights of `checkpoint.model` in place (see `ops.fused_weights`); its
-    state dict stays the same.
+    Safe to share between threads: calls wait for each other, and those of one `detail` that wait
+    together run as one batch (see `shared_calls`). A move waits for the calls before it. A call
+    from within a call, in the same thread, raises UnsupportedError at once. The first call fuses
+    weights of `checkpoint.model` in place (see `ops.fused_weights`); its state dict stays the same.
 
     Args:
         checkpoint: from `load_checkpoint`.
@@ -201,90 +205,115 @@ class ImageDoctor(Verifier):
         if detail not in ("score", "diagnose"):
             raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
         rgb = as_images(images)
-        check_pairs(rgb, prompts)
-        texts = [_check_prompt(i, prompt) for i, prompt in enumerate(prompts)]
-        # Longest first, so that the KV cache need not grow later. Characters stand in for
-        # tokens: the tokenizer runs later, beside the GPU.
-        order = sorted(range(len(rgb)), key=lambda i: -len(texts[i]))
-        with _current_device(self.device):
-            results = self._generate([rgb[i] for i in order], [texts[i] for i in order], detail)
-        verdicts = {
-            i: self._verdict(reply, maps, rgb[i].size, detail)
-            for i, (reply, maps) in zip(order, results, strict=True)
-        }
-        return [verdicts[i] for i in range(len(rgb))]
+        texts = check_pairs(rgb, prompts)
+        # All that may be wrong with this call is found here, before it joins other threads' calls.
+        inputs = [
+            _Input(image, self._token_ids(check_prompt(i, text), detail))
+            for i, (image, text) in enumerate(zip(rgb, texts, strict=True))
+        ]
+        if not inputs:
+            return []
+        # Two verifiers may share a model, but not a pass: each has its own engines and options.
+        results = self._calls.run((id(self), detail), inputs, partial(self._generate, detail))
+        return [
+            self._verdict(reply, maps, image.size, detail)
+            for image, (reply, maps) in zip(rgb, results, strict=True)
+        ]
 
     @property
     def device(self) -> torch.device:
         """The device that it computes on; of several devices the one that images are sent to."""
-        return self.checkpoint.model.lm_head.weight.device
+        with self._calls.moving:
+            return self.checkpoint.model.lm_head.weight.device
 
     @property
     def nbytes(self) -> int | None:
         """Bytes of the weights; None if they are on several devices, and so must not be moved."""
-        devices = {p.device for p in self.checkpoint.model.parameters()}
-        return weight_bytes([self.checkpoint.model]) if len(devices) == 1 else None
+        with self._calls.moving:
+            devices = {p.device for p in self.checkpoint.model.parameters()}
+            return weight_bytes([self.checkpoint.model]) if len(devices) == 1 else None
 
     def to(self, device: torch.device | str) -> ImageDoctor:
         """Moves the weights; drops buffers and captured graphs, which are made anew when needed."""
         check_device(device)
-        before = str(self.device)
-        # Captured graphs read the weights at their old addresses.
-        for part in (self.engine, self._template_engine, self._map_decoder):
-            part.forget()
-        self.checkpoint.model.to(device)
-        if str(self.device) != before:
-            release(before)
+        with self._calls.alone(), self._calls.moving:
+            before = str(self.device)
+            self._forget()
+            self.checkpoint.model.to(device)
+            if str(self.device) != before:
+                release(before)
         return self
 
+    @property
+    def _calls(self) -> SharedCalls:
+        return calls_of(self.checkpoint.model)
+
+    def _forget(self) -> None:
+        # Captured graphs read weights and buffers at fixed addresses.
+        for part in (self.engine, self._template_engine, self._map_decoder):
+            part.forget()
+
     def _generate(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+        self, detail: Detail, inputs: Sequence[_Input]
     ) -> list[tuple[_ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
-        """Returns the reply and the heatmaps of each image; maps decode while replies are made."""
-        template = self._template if detail == "score" else AnswerTemplate()
+        """Returns the reply and the heatmaps of each input; one thread at a time calls it."""
+        # Longest first, so that the KV cache need not grow later.
+        order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
+        try:
+            # A verdict depends on the settings alone, not on the precision that a thread asks for.
+            with _current_device(self.device), torch.autocast(self.device.type, enabled=False):
+                results = self._replies(detail, [inputs[i] for i in order])
+        except BaseException:
+            # The buffers may be in any state.
+            self._forget()
+            raise
+        by_place = dict(zip(order, results, strict=True))
+        return [by_place[i] for i in range(len(inputs))]
+
+    def _replies(
+        self, detail: Detail, inputs: Sequence[_Input]
+    ) -> list[tuple[_ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
+        """Returns the reply and the heatmaps of each input; maps decode while replies are made."""
+        template = self._template_for(detail)
         engine = self._template_engine if template.forced_steps else self.engine
-        requests = self._requests(images, prompts, template, reasoning=detail == "diagnose")
         with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
         # Maps are decoded in groups as replies end, so their states and features are freed early.
         map_queue = MapQueue(self._map_decoder)
         replies: dict[int, _ReplyTokens] = {}
-        for number, reply in engine.replies(requests, expected=len(images)):
+        for number, reply in engine.replies(self._requests(inputs), expected=len(inputs)):
             if with_maps:
                 map_queue.add(number, reply, self.checkpoint.processor.grid)
             replies[number] = _ReplyTokens.of(reply, template)
         maps = map_queue.finish()
-        return [(replies[i], maps.get(i, {})) for i in range(len(images))]
+        return [(replies[i], maps.get(i, {})) for i in range(len(inputs))]
 
-    def _requests(
-        self,
-        images: Sequence[Image.Image],
-        prompts: Sequence[str],
-        template: AnswerTemplate,
-        *,
-        reasoning: bool,
-    ) -> Iterator[GenerationRequest]:
+    def _requests(self, inputs: Sequence[_Input]) -> Iterator[GenerationRequest]:
         """Prepares requests when the engine asks for them; beside a GPU, images a few ahead."""
-        tokenizer = self.checkpoint.tokenizer
-        image_tokens = self.checkpoint.processor.merged_tokens
-        prepared = map_ahead(self._patches, images, self.device)
-        for patches, prompt in zip(prepared, prompts, strict=True):
-            ids = tokenizer.encode_conversation(
-                prompt, image_tokens=image_tokens, reasoning=reasoning
-            )
-            ids += template.before
-            self._check_length(ids, prompt)
+        prepared = map_ahead(self._patches, [image for image, _ in inputs], self.device)
+        for patches, (_, ids) in zip(prepared, inputs, strict=True):
             yield GenerationRequest(ids, patches.values, patches.grid)
 
     def _patches(self, image: Image.Image) -> Patches:
         return self.checkpoint.processor(image, fit=self.fit)
 
-    def _check_length(self, ids: list[int], prompt: str) -> None:
+    def _template_for(self, detail: Detail) -> AnswerTemplate:
+        return self._template if detail == "score" else AnswerTemplate()
+
+    def _token_ids(self, prompt: str, detail: Detail) -> list[int]:
+        """Returns the tokens of a conversation up to the place where the model writes."""
+        ids = self.checkpoint.tokenizer.encode_conversation(
+            prompt,
+            image_tokens=self.checkpoint.processor.merged_tokens,
+            reasoning=detail == "diagnose",
+        )
+        ids += self._template_for(detail).before
         limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
         if len(ids) >= limit:
             raise InputError(
                 f"A prompt must fit into the model's {limit} tokens with its instruction and "
                 f"image; together they take {len(ids)}. Shorten the prompt: {prompt[:60]!r}…"
             )
+        return ids
 
     def _verdict(
         self,
@@ -314,6 +343,15 @@ class ImageDoctor(Verifier):
             detail=detail,
             cost=Cost(verifier_calls=1),
         )
+
+
+class _Input(NamedTuple):
+    """An image and its conversation, checked and ready for a pass."""
+
+    image: Image.Image
+    """RGB."""
+    ids: list[int]
+    """The tokens before the reply."""
 
 
 class _ReplyTokens(NamedTuple):
@@ -368,22 +406,3 @@ def _template_engine(
     # An empty template makes the count 0; `ImageDoctor` then never calls this engine.
     limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=steps)
     return Engine(checkpoint.model, limits, sequences=sequences)
-
-
-def _check_prompt(index: int, prompt: str) -> str:
-    """Returns the prompt, or raises InputError if it cannot be one."""
-    if not isinstance(prompt, str):
-        raise InputError(f"Prompt {index} must be a string, got {type(prompt).__name__}.")
-    if not prompt.strip():
-        raise InputError(f"Prompt {index} must say what the image should show; it is empty.")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise InputError(
-            f"Prompt {index} must have at most {MAX_PROMPT_CHARACTERS} characters; "
-            f"it has {len(prompt)}."
-        )
-    # A lone surrogate is possible in a str, but not in the UTF-8 that the tokenizer takes.
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"Prompt {index} must be valid Unicode: {error.reason}.") from None
-    return prompt

@@ -31,6 +31,10 @@ function jump(by) {
   const tops = articles.map((article) => article.getBoundingClientRect().top - bar);
   const next = by > 0 ? tops.findIndex((top) => top > 20) : tops.findLastIndex((top) => top < -20);
   const target = articles[next];
+  // A large report has its prompts on several pages. The last prompt of a page may be too short to
+  // reach the top of the window.
+  if (!target || target === document.activeElement)
+    document.querySelector(by > 0 ? "a[rel=next]" : "a[rel=prev]")?.click();
   target?.scrollIntoView();
   target?.focus({ preventScroll: true });
 }
@@ -60,3 +64,13 @@ async function fillReplies() {
   for (const part of document.querySelectorAll("[data-r]")) part.textContent = replies[part.dataset.r];
 }
 addEventListener("load", () => setTimeout(fillReplies));
+
+// An address such as report.html#r0p4000 leads to the page that has this prompt.
+function findPage() {
+  if (location.hash.length < 2 || document.getElementById(location.hash.slice(1))) return;
+  const links = [...document.querySelectorAll("table a[href*='#']")];
+  const link = links.find((one) => one.hash === location.hash && one.pathname !== location.pathname);
+  if (link) location.replace(link.href);
+}
+findPage();
+addEventListener("hashchange", findPage);

@@ -17,7 +17,7 @@ import torch
 
 from tts_verifier.errors import CheckpointError
 from tts_verifier.loading.devices import check_device, check_dtype
-from tts_verifier.loading.files import user_path
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
 from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits

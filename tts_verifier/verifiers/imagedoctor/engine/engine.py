@@ -52,8 +52,8 @@ class Engine:
     The first call of `replies` fuses weights: it **re-points `parameter.data` of the caller's
     model** into larger matrices (see `ops.fused_weights`). Values, names and state dict stay, and
     in-place updates of the parameters, as by `copy_weights`, take effect in the next step.
-    Buffers and captured steps are kept between calls. Not thread-safe; one call of `replies` at a
-    time.
+    Buffers and captured steps are kept between calls. Not safe to share between threads: one call
+    of `replies` at a time, which `shared_calls` sees to, or a `RequestQueue` of several threads.
 
     Args:
         model: on its devices, for inference; its weights may change between calls.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ MAP_BATCH: Final = 8
 """Maps decoded together."""
 GROUPS_IN_FLIGHT: Final = 4
 """Groups that may be decoding before the host waits for the oldest: enough to keep a GPU busy."""
+_CUDNN_FLAGS: Final = Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,7 +198,10 @@ def decode_maps(
     Returns:
         float32 (N, 16 rows, 16 columns) in [0, 1], on the model's device.
     """
+    if not states.is_cuda:
+        return torch.sigmoid(model.heatmap_logits(states, visual, merged_grid).float())
     # cuDNN's TF32 would round the inputs of float32 convolutions to 10 bits. `enabled` is False
-    # by default here, and maps took six times as long without cuDNN.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    # by default here, and maps took six times as long without cuDNN. The flags are the process's:
+    # two threads at once would each put back what the other has set.
+    with _CUDNN_FLAGS, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.sigmoid(model.heatmap_logits(states, visual, merged_grid).float())

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_verifier.errors import printable
-from tts_verifier.files import open_regular, read_regular
+from tts_verifier.errors import readable_name
+from tts_verifier.loading.regular_files import open_regular, read_regular
 
 
 def test_regular_files_and_links_to_them_are_read(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_what_is_no_regular_file_is_not_opened(
 
 @given(st.text())
 def test_names_are_printable(text: str) -> None:
-    shown = printable(text)
+    shown = readable_name(text)
     shown.encode()
     assert shown == text or any("\ud800" <= character <= "\udfff" for character in text)
-    assert printable("a\udcff") == "a\\xff"
+    assert readable_name("a\udcff") == "a\\xff"

@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO, Final
+
+from tts_verifier.errors import InputError
 
 _KINDS: Final = {
     stat.S_IFDIR: "a folder",
@@ -17,6 +20,25 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Returns a path that a user wrote, with `~` as the home folder.
+
+    Environment variables are not expanded.
+
+    Raises:
+        InputError: there is no such user, or a path cannot have such characters.
+    """
+    try:
+        if "\0" in os.fspath(path):
+            raise InputError(f"A path must not have the character NUL, got {os.fspath(path)!r}.")
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(
+            f"{os.fspath(path)!r} must begin with the home folder of a user, and there is none of "
+            "that name. Write the path out."
+        ) from error
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
