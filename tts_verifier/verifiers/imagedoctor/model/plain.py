@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Linear
@@ -35,11 +33,13 @@ def check_plain(model: nn.Module) -> None:
             "The engine runs an ImageDoctorModel and would ignore what is wrapped around it, got "
             f"{type(model).__name__}. {MERGE} Of other wrappers pass the module inside."
         )
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
         if (fault := _fault_of(module, root=module is model)) is not None:
             raise InputError(f"The engine would ignore that {name or 'the model'} {fault}")
-    for name, layer in _layers_read(model):
-        check_linear(layer, name)
+    for name, module in modules.items():
+        if _is_read(name):
+            check_linear(module, name)
 
 
 def check_linear(layer: nn.Module, name: str) -> None:
@@ -50,7 +50,7 @@ def check_linear(layer: nn.Module, name: str) -> None:
     """
     if (fault := _adapter_fault(layer)) is not None:
         raise InputError(f"Of linear layers only the weights are read, but {name} {fault}")
-    plain: Any = getattr(layer, "base_layer", layer)
+    plain: Any = layer._modules.get("base_layer", layer)
     if (
         type(plain) not in (nn.Linear, Fp8Linear)
         or plain._modules
@@ -65,11 +65,12 @@ def check_linear(layer: nn.Module, name: str) -> None:
 
 
 def _adapter_fault(module: nn.Module) -> str | None:
-    if hasattr(module, "base_layer"):
+    # `_modules`, because `hasattr` takes long on a module that lacks the name.
+    if "base_layer" in module._modules:
         # Both at once is no state to compute in: peft would take the adapter out of the weights.
         if bool(getattr(module, "merged", False)) == bool(getattr(module, "disable_adapters", 0)):
             return f"has an adapter that is not merged ({type(module).__name__}). {MERGE}"
-    elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+    elif {"modules_to_save", "original_module"} <= module._modules.keys():
         return f"has a trained copy beside it ({type(module).__name__}). {MERGE}"
     return None
 
@@ -78,7 +79,7 @@ def _fault_of(module: nn.Module, *, root: bool) -> str | None:
     """Says what a module does that its weights do not tell, or None."""
     if (fault := _adapter_fault(module)) is not None:
         return fault
-    if parametrize.is_parametrized(module):
+    if "parametrizations" in module._modules:
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
         return (
             f"is parametrized ({names}). Make the values permanent first: "
@@ -93,9 +94,9 @@ def _fault_of(module: nn.Module, *, root: bool) -> str | None:
     return None
 
 
-def _layers_read(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Returns (name, layer) of all layers of which only weight and bias are read."""
-    parts = (("model.layers.", _READ_IN_LANGUAGE), ("visual.blocks.", _READ_IN_VISION))
-    for name, module in model.named_modules():
-        if any(name.startswith(p) and name.rpartition(".")[2] in read for p, read in parts):
-            yield name, module
+def _is_read(name: str) -> bool:
+    """Says whether only weight and bias are read of the layer of this name."""
+    part = name.rpartition(".")[2]
+    return (name.startswith("model.layers.") and part in _READ_IN_LANGUAGE) or (
+        name.startswith("visual.blocks.") and part in _READ_IN_VISION
+    )
