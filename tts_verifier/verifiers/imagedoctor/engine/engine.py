@@ -248,7 +248,8 @@ class Engine:
         check_plain(self.model)
         fused = fuse_model(self.model)
         # Captured steps read the weights at fixed addresses.
-        addresses = tuple(p.data_ptr() for p in self.model.parameters())
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        addresses = tuple(tensor.data_ptr() for tensor in tensors)
         if addresses != self._addresses:
             self._addresses, self._decode_step = addresses, None
         return fused

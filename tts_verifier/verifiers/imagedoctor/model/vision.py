@@ -138,8 +138,8 @@ def _fused_mlp(mlp: Any) -> tuple[AffineWeights, AffineWeights]:
     # Not a copy: new values of the parameters must reach an engine that is running.
     bias = fuse_rows([gate.bias, up.bias], gap=missing)
     gate_up = fuse_linears([gate, up], gap=missing)
-    padded = _pad_columns(down.weight, missing)
-    if isinstance(down, Fp8Linear):
+    padded: Matrix = _pad_columns(down.weight, missing)
+    if isinstance(padded, Tensor) and isinstance(down, Fp8Linear):
         padded = Fp8Matrix(padded, down.scale, down.dtype)
     return AffineWeights(gate_up, bias), AffineWeights(padded, down.bias)
 
