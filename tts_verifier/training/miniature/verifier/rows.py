@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tts_verifier.shapes.grammar import Spec
-from tts_verifier.shapes.readers.constraints import Reading
+from tts_verifier.shapes.grammar import Constraint, Spec
+from tts_verifier.shapes.readers.constraints import Reading, match_nouns
+from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.miniature.verifier import target_replies
 from tts_verifier.training.verifier.sft_loss import IGNORED
 from tts_verifier.types import Box
@@ -27,6 +28,22 @@ RowKind = Literal["perception", "text", "cold-start"]
 
 TEXT_ANSWER_PARTS: Final = 3
 """Parts of the answer that text rows learn: the alignment's label, number and location."""
+CHECKED: Final = (
+    Constraint("object", 0),
+    Constraint("colour", 0),
+    Constraint("object", 1),
+    Constraint("colour", 1),
+    Constraint("count", 0),
+    Constraint("relation"),
+    Constraint("nothing_else"),
+)
+"""Every constraint that a caption can have."""
+CHECK_CLASSES: Final = 10
+"""Classes of a check; no check has more."""
+PLACE_BINS: Final = 8
+"""Classes of a place along one axis."""
+CHECKS: Final = len(CHECKED) + 1 + 4
+"""Checks of a row: constraints, the number of things, x and y of what either noun matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,23 @@ class TokenRow:
     """Token ids."""
     labels: list[int]
     """The same ids where a token is learned, `IGNORED` elsewhere."""
+
+
+def check_targets(spec: Spec, reading: Reading) -> list[int]:
+    """Says what an image shows of its caption, as `CHECKS` classes; `IGNORED` = not applicable.
+
+    A reply with reasons spells this out. A reply without them must have found it silently, and a
+    probe on its first score asks for it.
+    """
+    holds = [reading.constraints.get(c) for c in CHECKED]
+    verdicts = [IGNORED if value is None else int(value) for value in holds]
+    places = [IGNORED] * 4
+    if spec.category != "counting":
+        for index, thing in enumerate(match_nouns(spec, reading.things)):
+            if thing is not None:
+                bins = (int(v * PLACE_BINS / SIZE) for v in thing.centre)
+                places[2 * index : 2 * index + 2] = [min(max(b, 0), PLACE_BINS - 1) for b in bins]
+    return [*verdicts, min(len(reading.things), CHECK_CLASSES - 1), *places]
 
 
 class RowWriter:
