@@ -19,7 +19,9 @@ from tts_verifier.shapes.grammar import Constraint, Spec
 from tts_verifier.shapes.readers.constraints import Reading, match_nouns
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.miniature.verifier import target_replies
+from tts_verifier.training.verifier.answers import ANSWER_START, answer_parts
 from tts_verifier.training.verifier.sft_loss import IGNORED
+from tts_verifier.training.verifier.token_rows import TokenRow, encode_reply
 from tts_verifier.types import Box
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
@@ -60,16 +62,6 @@ class Truth:
     """One of ARTIFACT_KINDS, if there is an artifact."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A conversation as tokens."""
-
-    ids: list[int]
-    """Token ids."""
-    labels: list[int]
-    """The same ids where a token is learned, `IGNORED` elsewhere."""
-
-
 def check_targets(spec: Spec, reading: Reading) -> list[int]:
     """Says what an image shows of its caption, as `CHECKS` classes; `IGNORED` = not applicable.
 
@@ -99,10 +91,7 @@ class RowWriter:
     def __init__(self, tokenizer: PromptTokenizer, config: ImageDoctorConfig, side: int) -> None:
         self.tokenizer = tokenizer
         self.side = side
-        self._heatmap_tokens = {
-            "<|misalignment|>": config.misalignment_token_id,
-            "<|artifact|>": config.artifact_token_id,
-        }
+        self._config = config
 
     def row(
         self, kind: RowKind, caption: str, spec: Spec, truth: Truth, *, answer_only: bool
@@ -126,20 +115,12 @@ class RowWriter:
             ids = [i for i in ids if i not in (control.vision_start, control.vision_end)]
         labels = [IGNORED] * len(ids)
         for text, learned in _reply_parts(kind, spec, truth, answer_only=answer_only):
-            tokens = self._encode(text)
+            tokens = encode_reply(text, self.tokenizer, self._config)
             ids += tokens
             labels += tokens if learned else [IGNORED] * len(tokens)
         # Only a cold-start row holds a whole reply, which ends here.
         end = [control.im_end] if kind == "cold-start" else []
         return TokenRow(ids + end, labels + end)
-
-    def _encode(self, text: str) -> list[int]:
-        """Encodes a reply, in which the two heatmap tokens are special."""
-        for name, token in self._heatmap_tokens.items():
-            before, separator, after = text.partition(name)
-            if separator:
-                return [*self._encode(before), token, *self._encode(after)]
-        return self.tokenizer.encode(text) if text else []
 
 
 def _reply_parts(
@@ -150,14 +131,14 @@ def _reply_parts(
     objects = target_replies.objects_text(reading.things)
     if kind == "perception":
         return [(objects + target_replies.CHECKS_START, True)]
-    answer = target_replies.answer_parts(truth.scores)
+    answer = answer_parts(truth.scores)
     if kind == "text":
         regions = target_replies.faulty_regions(reading)
         reasoning = target_replies.reasoning_text(spec, reading, regions)
-        learned = reasoning.removeprefix(objects) + target_replies.ANSWER_START
+        learned = reasoning.removeprefix(objects) + ANSWER_START
         return [(objects, False), (learned, True), *answer[:TEXT_ANSWER_PARTS]]
     if answer_only:
         return answer
     regions = target_replies.faulty_regions(reading, truth.artifact, truth.kind)
     reasoning = target_replies.reasoning_text(spec, reading, regions)
-    return [(reasoning + target_replies.ANSWER_START, True), *answer]
+    return [(reasoning + ANSWER_START, True), *answer]

@@ -25,9 +25,14 @@ from tts_verifier.training.miniature.verifier.data import (
     Rows,
     TextRows,
 )
-from tts_verifier.training.miniature.verifier.preprocess import DevicePreprocess, resize_matrix
 from tts_verifier.training.miniature.verifier.rows import CHECK_CLASSES, CHECKS
-from tts_verifier.training.verifier.sft_loss import IGNORED, loss
+from tts_verifier.training.verifier.preprocess import DevicePreprocess, resize_matrix
+from tts_verifier.training.verifier.sft_loss import (
+    IGNORED,
+    loss,
+    mean_cross_entropy,
+    text_loss,
+)
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
@@ -66,7 +71,7 @@ class VerifierStep:
         self.model, self._rows, self._heatmap_rows = model, rows, heatmap_rows
         self._answer_weight = answer_weight
         self._device = model.lm_head.weight.device
-        self.preprocess = DevicePreprocess(processor).to(self._device)
+        self.preprocess = DevicePreprocess(processor, SIZE).to(self._device)
         side = self.preprocess.side
         self._grid = (side, side)
         # Averages a map of 128 x 128 down to the resolution of the heatmap heads.
@@ -137,7 +142,7 @@ class VerifierStep:
         """
         outputs, labels = self._forward(rows)
         if isinstance(rows, PerceptionRows):
-            text = _text_loss(outputs.logits, labels)
+            text = text_loss(outputs.logits, labels)
             named, placed = self._probe_losses(outputs.visual, rows.cells)
             total = text + named + placed
             return {"total": total, "text": text, "probe_labels": named, "probe_places": placed}
@@ -221,21 +226,19 @@ class VerifierStep:
             Cross-entropy of the answers' tokens, and of the checks; 0 without such rows.
         """
         alone = (checks != IGNORED).any(1)
-        text = _mean_cross_entropy(
-            outputs.logits[:, :-1], labels[:, 1:].masked_fill(~alone[:, None], IGNORED)
-        )
+        text = text_loss(outputs.logits, labels.masked_fill(~alone[:, None], IGNORED))
         # The first learned token is the first score's label, whose state predicts the score.
         first = (labels != IGNORED).int().argmax(1)
         states = outputs.hidden[torch.arange(len(first), device=first.device), first]
         predicted = self._answer_probe(states).unflatten(-1, (CHECKS, CHECK_CLASSES))
-        return text, _mean_cross_entropy(predicted, checks)
+        return text, mean_cross_entropy(predicted, checks)
 
     def _text_row_loss(self, rows: TextRows) -> Tensor:
         """Returns the cross-entropy of rows without images."""
         positions = self._rope_positions(rows.ids, 0).expand(-1, len(rows.ids), -1)
         embedded = self.model.model.embed_tokens(rows.ids)
         logits = self.model.lm_head(self.model.language(embedded, positions))
-        return _text_loss(logits, rows.labels)
+        return text_loss(logits, rows.labels)
 
     def _rope_positions(self, ids: Tensor, merged_tokens: int) -> Tensor:
         """Returns M-RoPE positions (3, 1, T), which all rows share: their images start together."""
@@ -267,18 +270,6 @@ class VerifierStep:
             image = ids[0] == self.model.config.image_token_id
             self._end = int(image.nonzero().max()) + 1
         return self._end
-
-
-def _mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Averages over the targets that are not `IGNORED`; 0 if there is none."""
-    flat = logits.flatten(0, 1).float()
-    total = cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
-
-
-def _text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    flat = logits[:, :-1].flatten(0, 1).float()
-    return cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def _parameter_groups(model: nn.Module) -> Sequence[dict[str, object]]:
