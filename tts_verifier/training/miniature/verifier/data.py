@@ -43,6 +43,7 @@ from tts_verifier.training.miniature.verifier.rows import (
     check_targets,
 )
 from tts_verifier.training.verifier.sft_loss import IGNORED
+from tts_verifier.training.verifier.token_rows import TokenRow
 
 LENGTH_STEP: Final = 8
 """Rows of a batch without a fixed length are padded to a multiple of this."""
@@ -263,7 +264,7 @@ class BatchMaker:
         self, specs: Sequence[Spec], truths: Sequence[Truth]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Writes rows and pads them: ids and labels, int64 (B, T), and checks (B, `CHECKS`)."""
-        rows = []
+        rows: list[TokenRow] = []
         checks = torch.full((len(specs), CHECKS), IGNORED)
         for spec, truth in zip(specs, truths, strict=True):
             if self.kind == "perception" and self.rng.random() < UNRELATED_SHARE:

@@ -148,17 +148,17 @@ class VerifierStep:
             return {"total": total, "text": text, "probe_labels": named, "probe_places": placed}
         targets = self._map_targets(rows)
         losses = loss(self.model, outputs, labels, targets, grid=self._grid)
-        named = {
+        listed = {
             "total": losses.total,
             "text": losses.text,
             "artifact": losses.artifact,
             "misalignment": losses.misalignment,
         }
         if not self._answer_weight:
-            return named
+            return listed
         answers, probe = self._answer_losses(outputs, labels, rows.checks)
         total = losses.total + self._answer_weight * (answers + probe)
-        return named | {"total": total, "answers": answers, "answer_probe": probe}
+        return listed | {"total": total, "answers": answers, "answer_probe": probe}
 
     def _forward(self, rows: ImageRows) -> tuple[Outputs, Tensor]:
         """Runs the network; returns its outputs and the labels from the image's end on."""
