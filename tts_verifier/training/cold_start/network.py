@@ -74,7 +74,7 @@ class ColdStartNetwork(nn.Module):
         if lora_rank:
             add_adapters(self.model, lora_rank)
         if recompute:
-            self.model.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(self.model.model)
         self.train()
 
     def forward(self, block: RowBlock, shares: Tensor) -> dict[str, Tensor]:
@@ -124,6 +124,13 @@ class ColdStartNetwork(nn.Module):
         places = block.reply[..., None].expand(-1, -1, hidden.shape[-1])
         replying = hidden.gather(1, places)
         return Outputs(replying, visual, model.lm_head(replying))
+
+
+def recompute_activations(language_model: Any) -> None:
+    """Makes transformers compute each layer's activations again in the backward pass."""
+    # transformers 5 has renamed it on the way.
+    enable = getattr(language_model, "activation_checkpointing_enable", None)
+    (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def choose_trained(model: ImageDoctorModel, *, heads: bool, tower: bool) -> None:

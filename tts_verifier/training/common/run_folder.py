@@ -12,6 +12,7 @@ the state are dropped when a run goes on, as these steps are taken again.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ class RunFolder:
         self.save_metrics()
         draft, final = self.folder / "state" / "draft", self.folder / "state" / f"{step:08d}"
         self._accelerator.wait_for_everyone()
+        # accelerate warns that a tied output matrix is stored once, as it should be.
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         self._accelerator.save_state(str(draft))
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
