@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -365,3 +367,19 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
 
 def test_every_setting_is_a_key() -> None:
     assert all_keys_listed()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_that_one_takes(doctor: Path, tmp_path: Path) -> None:
+    """As users do it, through `accelerate launch`."""
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
+    for name, command in (("one", []), ("two", [*launch, *plain])):
+        keys = {"init": doctor, "output": tmp_path / name, "steps": 3, "batch": 8, "block": 2}
+        keys |= {"map_rows": 1, "workers": 0, "learning_rate": 1e-3}
+        entry = ["tts_verifier.training", "cold-start-2", "both-modes"]
+        overrides = [f"{key}={value}" for key, value in keys.items()]
+        subprocess.run([sys.executable, "-m", *command, *entry, *overrides], check=True)
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    for name in ("total", "text", "artifact", "gradient", "tokens", "rows"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-5)

@@ -228,8 +228,9 @@ class VerifierStep:
         alone = (checks != IGNORED).any(1)
         text = text_loss(outputs.logits, labels.masked_fill(~alone[:, None], IGNORED))
         # The first learned token is the first score's label, whose state predicts the score.
-        first = (labels != IGNORED).int().argmax(1)
-        states = outputs.hidden[torch.arange(len(first), device=first.device), first]
+        first = (labels != IGNORED).int().argmax(1)[:, None, None]
+        width = outputs.hidden.shape[-1]
+        states = outputs.hidden.gather(1, first.expand(-1, -1, width)).squeeze(1)
         predicted = self._answer_probe(states).unflatten(-1, (CHECKS, CHECK_CLASSES))
         return text, mean_cross_entropy(predicted, checks)
 
