@@ -250,6 +250,12 @@ def test_two_processes_make_the_rows_that_one_makes(doctor: Path, ratings: Path)
     assert all(torch.equal(a, b) for a, b in zip(first, endless.block(5, 1), strict=True))
 
 
+def test_stage_1_learns_from_endless_pictures_too(doctor: Path, tmp_path: Path) -> None:
+    cold_start_1(init=str(doctor), data="miniature", output=str(tmp_path), workers=1, **FAST)
+    assert all(set(row) >= {"total", "text"} for row in read_metrics(tmp_path))
+    assert "artifact" not in read_metrics(tmp_path)[0]
+
+
 def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own(
     doctor: Path, ratings: Path
 ) -> None:
@@ -328,6 +334,8 @@ def test_ratings_without_reasons_are_enough_for_stage_1_only(
         ("trackers=[excel]", "trackers must be of tensorboard, wandb, got 'excel'"),
         ("trackers=[wandb]", "The tracker wandb is not installed"),
         ("data=absent", "data must be a folder of RichHF-18K"),
+        ("samples=x", "samples to data: miniature; got samples with data"),
+        ("data=miniature reasons=x", "got reasons with data 'miniature'"),
         ("precision=fp8", "precision must be"),
         ("lora_rank=2 train_tower=true", "adapts the language model alone"),
         ("colour=red", "unknown key 'colour'"),

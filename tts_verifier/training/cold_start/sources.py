@@ -50,7 +50,7 @@ MAP_NAMES: Final = ("misalignment", "artifact")
 """In the order of a block's maps."""
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """Makes blocks of rows."""
 
     def block(self, step: int, number: int) -> RowBlock:
@@ -233,7 +233,7 @@ class BlockStream(Dataset[list[RowBlock]]):
         numbers: of the blocks of this process.
     """
 
-    def __init__(self, source: Source, numbers: range) -> None:
+    def __init__(self, source: RowSource, numbers: range) -> None:
         self.source, self.numbers = source, numbers
 
     def __getitem__(self, step: int) -> list[RowBlock]:

@@ -34,7 +34,7 @@ from tts_verifier.training.cold_start.sources import (
     BlockStream,
     MiniatureSource,
     RatedSource,
-    Source,
+    RowSource,
     read_reasons,
 )
 from tts_verifier.training.common.run_folder import RunFolder
@@ -71,7 +71,7 @@ def cold_start_1(
 
     Args:
         init: see `RunSettings`, as for `output`, `steps`, `batch` and the other keys.
-        data: a folder of RichHF-18K or of its miniature.
+        data: a folder of RichHF-18K or of its miniature, or "miniature", as in stage 2.
         output: the folder of the run.
         steps: its length.
         batch: rows of a step.
@@ -83,20 +83,23 @@ def cold_start_1(
     accelerator = start_processes(run)
     checkpoint = read_for_training(find_checkpoint(init))
     blocks = run.blocks_for(accelerator.num_processes)
-    source = RatedSource(
-        checkpoint,
-        existing_folder(data),
-        split,
-        {},
-        rows=batch // blocks,
-        blocks=blocks,
-        map_rows=0,
-        answer_only_share=1.0,
-        seed=run.seed,
-        in_memory=in_memory,
-    )
+    common: dict[str, Any] = {
+        "rows": batch // blocks,
+        "map_rows": 0,
+        "answer_only_share": 1.0,
+        "seed": run.seed,
+    }
+    source: RowSource
+    if data == MINIATURE:
+        source = MiniatureSource(checkpoint, **common)
+    else:
+        folder = existing_folder(data)
+        source = RatedSource(
+            checkpoint, folder, split, {}, blocks=blocks, in_memory=in_memory, **common
+        )
     network = ColdStartNetwork(
         checkpoint,
+        source=SIZE if data == MINIATURE else None,
         map_weight=0.0,
         **network_keys(run),
     )
@@ -145,6 +148,13 @@ def cold_start_2(
             f"answer_only_share must be in [0, 1], got {answer_only_share}.",
             argument="answer_only_share",
         )
+    foreign = {"reasons": reasons} if data == MINIATURE else {"samples": samples}
+    for name in (name for name, value in foreign.items() if value):
+        raise InputError(
+            "reasons belong to a folder of ratings, and samples to data: miniature; got "
+            f"{name} with data {data!r}.",
+            argument=name,
+        )
     run = RunSettings(init, output, steps, batch, **keys)
     accelerator = start_processes(run)
     checkpoint = read_for_training(find_checkpoint(init))
@@ -156,7 +166,7 @@ def cold_start_2(
         "answer_only_share": answer_only_share,
         "seed": run.seed,
     }
-    source: Source
+    source: RowSource
     if data == MINIATURE:
         source = MiniatureSource(checkpoint, samples=Path(samples) if samples else None, **common)
     else:
@@ -209,8 +219,8 @@ def existing_folder(data: str) -> Path:
     folder = Path(data)
     if not folder.exists():
         raise InputError(
-            f"data must be a folder of RichHF-18K or of its miniature, or {MINIATURE!r} in stage "
-            f"2; {data!r} does not exist. tts-train miniature-richhf makes one.",
+            f"data must be a folder of RichHF-18K or of its miniature, or {MINIATURE!r}; "
+            f"{data!r} does not exist. tts-train miniature-richhf makes one.",
             argument="data",
         )
     return folder
@@ -232,7 +242,7 @@ def read_for_training(folder: Path) -> Checkpoint:
 
 def train(
     network: ColdStartNetwork,
-    source: Source,
+    source: RowSource,
     run: RunSettings,
     accelerator: Accelerator,
     settings: dict[str, Any],
@@ -295,7 +305,7 @@ def train(
 
 
 def loaded(
-    source: Source, run: RunSettings, accelerator: Accelerator, first: int
+    source: RowSource, run: RunSettings, accelerator: Accelerator, first: int
 ) -> Iterator[list[RowBlock]]:
     """Yields this process' blocks of each step from `first` on."""
     numbers = range(
