@@ -145,27 +145,36 @@ def hostile_paths(site: Site, dice: random.Random) -> list[str]:
     ]  # fmt: skip
 
 
-def forge(site: Site, edit: Callable[[dict[str, Any]], None]) -> None:
+def forge(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     """Edits the rows of all tables as somebody could who knows how logs are bound together."""
-    for path in [*sorted((site.run / "parts").glob("*.parquet")), site.run / "trials.parquet"]:
-        if not path.exists():
-            continue
-        table = pq.read_table(path)
+
+    def edited(table: pa.Table) -> pa.Table:
         rows = table.to_pylist()
         for row in rows:
             edit(row)
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    forge_tables(folder, edited)
+
+
+def forge_tables(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Replaces the tables of a run folder as `forge` does."""
+    for path in [*sorted((folder / "parts").glob("*.parquet")), folder / "trials.parquet"]:
+        if not path.exists():
+            continue
+        table = change(pq.read_table(path))
         metadata = {k: v for k, v in pq.read_metadata(path).metadata.items() if k[:4] == b"tts_"}
         with pq.ParquetWriter(path, table.schema) as writer:
             writer.add_key_value_metadata(metadata)
-            writer.write_table(pa.Table.from_pylist(rows, schema=table.schema))
+            writer.write_table(table)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.parent.name == "parts":
             number, level, _ = path.name.split(".", 2)
             path.rename(path.with_name(f"{number}.{level}.{digest[:16]}.parquet"))
         else:
-            header = json.loads((site.run / "header.json").read_bytes())
+            header = json.loads((folder / "header.json").read_bytes())
             header["table"] = [digest]
-            (site.run / "header.json").write_text(json.dumps(header))
+            (folder / "header.json").write_text(json.dumps(header))
 
 
 def odd_paths_in_rows(site: Site, dice: random.Random) -> None:
@@ -178,7 +187,7 @@ def odd_paths_in_rows(site: Site, dice: random.Random) -> None:
                 row[f"{column}_path"] = dice.choice(hostile_paths(site, dice))
                 row[f"{column}_sha256"] = dice.choice([digest, row[f"{column}_sha256"], "../x", ""])
 
-    forge(site, edit)
+    forge(site.run, edit)
 
 
 def null_values_in_rows(site: Site, dice: random.Random) -> None:
@@ -189,7 +198,7 @@ def null_values_in_rows(site: Site, dice: random.Random) -> None:
         if dice.random() < 0.5:
             row[column] = None
 
-    forge(site, edit)
+    forge(site.run, edit)
 
 
 def a_link_for_a_folder(site: Site, dice: random.Random) -> None:

@@ -16,6 +16,11 @@ def printable(text: object) -> str:
     r"""Returns text that a terminal shows and does not obey: an escape becomes `\x1b`.
 
     Ids, prompts and errors in a run folder from somebody else may hold codes that clear the
-    screen, rename the window or write over earlier lines.
+    screen, rename the window or write over earlier lines. Lines of JSON stay JSON.
     """
-    return _OBEYED.sub(lambda match: ascii(match.group())[1:-1], str(text))
+    return _OBEYED.sub(lambda match: _escape(match.group()), str(text))
+
+
+def _escape(letter: str) -> str:
+    # JSON escapes the letters before DEL itself, and for the others it knows this form alone.
+    return ascii(letter)[1:-1] if letter < "\x7f" else f"\\u{ord(letter):04x}"

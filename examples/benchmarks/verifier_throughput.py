@@ -3,6 +3,7 @@
     python examples/benchmarks/verifier_throughput.py                    # real size, random, GPU
     python examples/benchmarks/verifier_throughput.py --model FOLDER     # a checkpoint, any device
     python examples/benchmarks/verifier_throughput.py --only ours,dynamic --images 32 --tokens 64
+    python examples/benchmarks/verifier_throughput.py --only "" --sample # steps that draw tokens
 
 All parts share weights, prompts, images and the number of reply tokens (end tokens are switched
 off). `ours` comes first, because its warm-up then includes everything that a process compiles. It
@@ -41,6 +42,7 @@ from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GenerationLimits,
     GenerationRequest,
+    Sampling,
 )
 
 PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")
@@ -48,6 +50,13 @@ OFFICIAL_IMAGES = 2
 TEXT_TOKENS = 366
 SPANS = (14, 6, 14, 0)
 """Forced tokens after each of an answer's four numbers, about, in the official vocabulary."""
+SAMPLINGS = {
+    "greedy": None,
+    "temperature": Sampling(0.9),
+    "top-k": Sampling(0.9, 50),
+    "top-p": Sampling(0.9, 0, 0.9),
+    "top-k, top-p": Sampling(0.9, 50, 0.9),
+}
 RUNS = 3
 QUEUE = 8
 GIB = 2**30
@@ -228,6 +237,32 @@ def queue(bench: Bench) -> list[Row]:
     return decoding(bench, GenerationLimits(bench.tokens, ()), "queue", times=QUEUE)[1]
 
 
+def sampled(bench: Bench) -> list[Row]:
+    """Times a decode step with each way to draw a token, and with recorded log-probabilities."""
+    rows: list[Row] = []
+    steps = 50 if bench.cuda else 5
+    count = bench.together
+    length = len(bench.requests[0].ids) + bench.tokens // 2
+    for name, sampling in SAMPLINGS.items():
+        for log_probs in (False, True):
+            limits = GenerationLimits(bench.tokens, (), sampling=sampling, log_probs=log_probs)
+            engine = Engine(bench.model, limits, sequences=count)
+            # Its first reply prefills all rows and makes the buffers.
+            next(engine.replies(bench.requests[:count]))
+            step = engine.decode_step
+            assert step is not None
+            with torch.inference_mode():
+                times = sorted(
+                    bench.rate(lambda s=step: s(count, length), steps) for _ in range(RUNS)
+                )
+            milliseconds = times[RUNS // 2] * 1e3
+            base = rows[0]["ms_per_step"] if rows else milliseconds
+            part = f"sample: {name}{', log-probabilities' if log_probs else ''}"
+            more = milliseconds / base - 1
+            rows.append({"part": part, "ms_per_step": milliseconds, "more_than_greedy": more})
+    return rows
+
+
 def decoding(
     bench: Bench, limits: GenerationLimits, name: str, *, times: int = 1
 ) -> tuple[Engine, list[Row]]:
@@ -325,7 +360,7 @@ def compare(rows: list[Row]) -> list[Row]:
     """Adds each part's share of the floor, and how many of its replies equal ours."""
     of = {r["part"]: r for r in rows}
     for r in rows:
-        if r["part"].startswith(("score", "queue")):
+        if r["part"].startswith(("score", "queue", "sample")):
             continue  # another amount of work than the floor's and the other parts'
         if "floor" in of:
             r["share_of_floor"] = r["images_per_s"] / of["floor"]["images_per_s"]
@@ -374,6 +409,7 @@ def main() -> None:
     parser.add_argument("--model", help="a checkpoint's folder; default: random, official size")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, in order")
+    parser.add_argument("--sample", action="store_true", help="also time steps that draw tokens")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--sequences", type=int, help="replies at a time; default: automatic")
     parser.add_argument("--precision", choices=["fp8"], help="of the products of ours and score")
@@ -389,8 +425,8 @@ def main() -> None:
     seconds = time.perf_counter() - began
     print(f"{environment()['device']}; model and images ready after {seconds:.1f} s", flush=True)
     rows: list[Row] = []
-    own = {"floor": floor, "ours": ours, "score": score, "queue": queue}
-    for part in args.only.split(","):
+    own = {"floor": floor, "ours": ours, "score": score, "queue": queue, "sample": sampled}
+    for part in [*filter(None, args.only.split(",")), *(["sample"] if args.sample else [])]:
         if time.perf_counter() - began > args.seconds:
             print(f"{part} is left out: {args.seconds:g} s are over", flush=True)
             continue

@@ -15,6 +15,9 @@ def test_regular_files_and_links_to_them_are_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"text")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert read_regular(tmp_path / "a") == read_regular(str(tmp_path / "b")) == b"text"
+    with pytest.raises(OSError, match="a regular file is needed, this is a link"):
+        open_regular(tmp_path / "b", links=False)
+    open_regular(tmp_path / "a", links=False).close()
 
 
 def test_what_is_no_regular_file_is_not_opened(

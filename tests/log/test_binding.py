@@ -80,7 +80,7 @@ def test_the_table_of_another_run_is_not_taken_for_this_ones(
         pd.testing.assert_frame_equal(search(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize("content", [None, "", "0\n", "x", "folder"])
+@pytest.mark.parametrize("content", [None, "", "0\n", "x", "folder", "fifo", "link"])
 def test_a_digest_file_that_is_gone_is_not_needed_and_comes_back(
     tmp_path: Path, content: str | None
 ) -> None:
@@ -90,6 +90,10 @@ def test_a_digest_file_that_is_gone_is_not_needed_and_comes_back(
     path.unlink()
     if content == "folder":
         path.mkdir()
+    elif content == "fifo":
+        os.mkfifo(path)
+    elif content == "link":
+        path.symlink_to("header.json")
     elif content is not None:
         path.write_text(content)
     table = tmp_path / "trials.parquet"
@@ -256,8 +260,10 @@ def test_links_fifos_and_giants_are_refused(tmp_path: Path) -> None:
     for path in ("to_folder/x", "folder/to_file"):
         with pytest.raises(RunError, match="must hold files, not links"):
             read_inside(tmp_path, path)
-    with pytest.raises(RunError, match="must be a plain file"):
+    with pytest.raises(RunError, match="this is a named pipe"):
         read_inside(tmp_path, "fifo")
+    with pytest.raises(RunError, match="a regular file is needed, this is a folder"):
+        read_inside(tmp_path, "folder")
     with pytest.raises(RunError, match="at most 4 bytes, and has 5"):
         read_inside(tmp_path, "file", most=4)
 

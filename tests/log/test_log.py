@@ -1,6 +1,5 @@
 """The run folder: what other tools read, and what a continued run reads back."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,9 +12,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hostile_folders import forge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -23,7 +21,7 @@ from killing import DyingGenerator, Killed, images_generated
 from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
-from tts_verifier import run
+from tts_verifier import Objective, run
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.interfaces import Strategy
@@ -146,18 +144,6 @@ def test_what_failed_is_null_and_never_sorts(tmp_path: Path) -> None:
     assert all((objective is None) == bool(error) for error, objective, *_ in rows)
     best = duckdb.sql(f"select chosen from {table} order by objective desc limit 1").fetchall()
     assert best == [(True,)]
-
-
-def forge(folder: Path, table: pa.Table) -> None:
-    """Replaces the finished table as somebody could who knows how logs are bound together."""
-    path = folder / "trials.parquet"
-    old = pq.read_metadata(path).metadata
-    with pq.ParquetWriter(path, table.schema) as writer:
-        writer.add_key_value_metadata({k: v for k, v in old.items() if k.startswith(b"tts_")})
-        writer.write_table(table)
-    header = json.loads((folder / "header.json").read_bytes())
-    header["table"] = [hashlib.sha256(path.read_bytes()).hexdigest()]
-    (folder / "header.json").write_text(json.dumps(header))
 
 
 def test_the_header_says_what_was_run(tmp_path: Path) -> None:
@@ -350,7 +336,9 @@ def test_parts_of_different_columns_become_one_table(tmp_path: Path) -> None:
             detail = "diagnose" if self.trace else "score"
             return super().verify(images, prompts, detail=detail)
 
-    run(PROMPTS[:1], FakeGenerator(batch_size=2), Late(), BestOfN(4), folder=tmp_path)
+    objective = Objective({"a": 1.0})
+    generator = FakeGenerator(batch_size=2)
+    run(PROMPTS[:1], generator, Late(), BestOfN(4), objective=objective, folder=tmp_path)
     table = pd.read_parquet(tmp_path / "trials.parquet")
     assert table.b.tolist()[2:] == [0.25, 0.25]
     assert table.b.isna().tolist()[:2] == [True, True]
@@ -439,10 +427,7 @@ def test_a_changed_or_missing_mask_is_noticed(tmp_path: Path, damage: str) -> No
 
 def test_a_row_that_is_no_trial_is_noticed(tmp_path: Path) -> None:
     finished(tmp_path)
-    table = pq.read_table(tmp_path / "trials.parquet")
-    place = table.schema.get_field_index("proposal")
-    bad = table.set_column(place, "proposal", [["{}"] * len(table)])
-    forge(tmp_path, bad)
+    forge(tmp_path, lambda row: row.update(proposal="{}"))
     with pytest.raises(RunError, match="holds a row that is not a trial"):
         read_trials(tmp_path)
 

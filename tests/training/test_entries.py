@@ -40,6 +40,13 @@ def test_every_entry_has_a_packaged_config_that_fits(monkeypatch: pytest.MonkeyP
         assert (recipe_folder() / "training" / f"{entry}.yaml").is_file()
 
 
+def test_both_modes_is_a_config_of_stage_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[dict[str, Any]] = []
+    monkeypatch.setattr(entries, "call", lambda function, values: called.append(values))
+    run_entry("cold-start-2", "both-modes")
+    assert called[0]["data"] == "miniature"
+
+
 def test_the_packaged_miniature_has_the_sizes_of_richhf(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[dict[str, Any]] = []
     monkeypatch.setattr(entries, "call", lambda function, values: called.append(values))
@@ -96,7 +103,7 @@ def test_an_input_error_of_no_single_key_stays_as_it_is(
 @pytest.mark.parametrize(
     ("entry", "name", "message"),
     [
-        ("miniature", "x", r"Unknown entry 'miniature'\. Did you mean 'miniature-richhf'\?"),
+        ("miniature", "x", r"Unknown entry 'miniature'\. Did you mean 'miniature-richhf'"),
         ("miniature-richhf", "x", r"no packaged config 'x'\. Available: .*miniature-richhf"),
         ("miniature-richhf", "x.yaml", r"The config x\.yaml cannot be read"),
     ],
@@ -111,7 +118,7 @@ def test_the_module_runs_entries_too(config: Path) -> None:
         command = [sys.executable, "-m", "tts_verifier.training", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert "Entries: miniature-richhf" in run().stderr
+    assert "Entries: cold-start-1, " in run().stderr
     failed = run("miniature-richhf", str(config), "part=0")
     assert (failed.returncode, failed.stderr) == (
         2,

@@ -61,8 +61,14 @@ def test_a_value_in_memory_has_no_path() -> None:
 def test_a_file_that_is_not_what_its_row_says_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     stored = InFile(tmp_path, "a.png", hashlib.sha256(content).hexdigest(), IMAGE)
-    with pytest.raises(RunError, match=r"a\.png is not what its row says: UnidentifiedImageError"):
+    with pytest.raises(
+        RunError, match=r"a\.png is not what its row says: .*it is no PNG"
+    ) as caught:
         stored.load()
+    assert str(caught.value).endswith(
+        "Move it away; the command that made the run generates it again."
+    )
+    assert "\n" not in str(caught.value)
 
 
 def test_a_mask_of_two_hundred_megapixels_is_named(tmp_path: Path) -> None:

@@ -40,12 +40,6 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
     files.sweep()
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
     """Returns a contact sheet: the first draw beside the chosen image, for every prompt."""
     width, height = 2 * _TILE + 12, _TILE + 2 * _LINE_HEIGHT + 12

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
 
 
 @click.command("tts-evaluate")
@@ -89,11 +89,11 @@ def evaluate_command(data: Path, verifier: str, split: str, **options: Any) -> N
         detail=options["detail"],
         names=names,
         resolution=options["resolution"],
-        progress=lambda done: click.echo(f"{done} of {len(pictures)} pictures", err=True),
+        progress=lambda done: say(f"{done} of {len(pictures)} pictures", err=True),
     )
-    click.echo(table_text(verifier, rated, options["resolution"]))
+    say(table_text(verifier, rated, options["resolution"]))
     if not score_names(rated):
-        click.echo("No aspect has a score: name the verifier's own with --score.", err=True)
+        say("No aspect has a score: name the verifier's own with --score.", err=True)
     for output in options["outputs"]:
         write_figures(output, verifier, rated, options["resolution"])
-        click.echo(f"figures: {output}", err=True)
+        say(f"figures: {output}", err=True)

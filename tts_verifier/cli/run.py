@@ -61,11 +61,8 @@ def run_command(
             say=(lambda text: None) if quiet or as_json else say,
             progress=progress,
         )
-    # JSON has its own way to write control characters.
-    if as_json and not quiet:
-        click.echo(outcome.as_json())
-    elif not quiet:
-        say(outcome)
+    if not quiet:
+        say(outcome.as_json() if as_json else outcome)
     if outcome.failure:
         say(f"Error: {outcome.failure}", err=True)
         sys.exit(NOTHING_USABLE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
     from tts_verifier.scoring import Pair
@@ -81,11 +81,11 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     failed = [row["error"] for row in rows if "error" in row]
     if failed and len(failed) == len(rows):
         raise InputError(f"None of {len(rows)} images could be scored. The first: {failed[0]}")
-    click.echo(format_rows(rows[: options["top"]], options["form"]))
+    say(format_rows(rows[: options["top"]], options["form"]))
     # To the standard error, because the standard output may go to a program.
     if output is not None:
         place = readable_name(output)
-        click.echo(f"{len(rows)} images, {len(failed)} failed: {place}", err=True)
+        say(f"{len(rows)} images, {len(failed)} failed: {place}", err=True)
 
 
 def _pairs(

@@ -19,12 +19,13 @@ def train_command(entry: str, config: str, overrides: tuple[str, ...]) -> None:
     what a stopped one left. For several processes use accelerate launch -m tts_verifier.training
     with the same arguments.
 
-    Entries: miniature-richhf.
+    Entries: cold-start-1, cold-start-2, init-from-qwen, miniature-richhf.
 
     \b
     Example:
         tts-train miniature-richhf miniature-richhf output=runs/richhf
         tts-train miniature-richhf my.yaml "sizes={train: 64, test: 16}" sample_share=0
+        tts-train cold-start-2 both-modes output=runs/both minutes=9
     """
     from tts_verifier.training.entries import run_entry
 

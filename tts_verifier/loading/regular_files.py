@@ -14,12 +14,16 @@ from typing import BinaryIO, Final
 from tts_verifier.errors import InputError
 
 _KINDS: Final = {
+    stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+# Flags that a system does not have do nothing there.
+_READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -41,8 +45,12 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, links: bool = True) -> BinaryIO:
     """Opens a regular file, or a link to one, for reading.
+
+    Args:
+        path: of the file.
+        links: False = a link is none; links to the folders on its way are followed all the same.
 
     Raises:
         OSError: there is no such file, it cannot be read, or it is a folder, a pipe, a socket or a
@@ -50,11 +58,9 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     name = os.fspath(path)
     try:
-        _check_regular(os.stat(name), name)
+        _check_regular(os.stat(name, follow_symlinks=links), name)
         # Should a pipe take the file's place in between, opening it does not wait either.
-        file = os.open(
-            name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        )
+        file = os.open(name, _READ if links else _READ | _NO_LINK)
     # A name with a NUL is a ValueError.
     except ValueError as error:
         raise FileNotFoundError(errno.ENOENT, str(error), name) from error

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from tts_verifier.errors import RunError
 from tts_verifier.identity import proposal_from_json
 from tts_verifier.log.header import read_binding
-from tts_verifier.log.schema import ColumnNames, Columns, judge_of_row, to_trial
+from tts_verifier.log.schema import ColumnNames, judge_of_row, to_trial
 from tts_verifier.log.storage.columns import names_of
 from tts_verifier.log.storage.tables import (
     conform,
+    damage,
     last_of_each_id,
     read_column,
     read_table,
@@ -121,25 +122,11 @@ class LoggedPrompts:
 
 
 def _common_schema(folder: Path, schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the schema of all tables of a log.
-
-    Raises:
-        RunError: a column has another type than in a log: text, say, in place of numbers.
-    """
+    """Returns the schema of all tables of a log; raises RunError if they do not fit together."""
     try:
-        schema = pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
+        return pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
     except pa.ArrowException as error:
-        raise RunError(f"The tables of {folder} do not fit together: {error}.") from error
-    expected = Columns({})
-    expected.add_names(ColumnNames.of(schema))
-    for column in expected.schema():
-        kind = schema.field(column.name).type if column.name in schema.names else pa.null()
-        if kind not in (column.type, pa.null()):
-            raise RunError(
-                f"The column {column.name} of a log must hold {column.type}, {folder} has {kind}. "
-                "Restore its table from where it was made."
-            )
-    return schema
+        raise damage(folder, f"its tables have different columns: {error}") from error
 
 
 def read_outlines(folder: Path) -> list[Trial]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.recipe.signatures import call, describe, is_finite, parameters, value_fits
 from tts_verifier.recipe.yaml_lines import Document
 from tts_verifier.types import Budget
@@ -128,7 +128,7 @@ def check_keys(
     for key in values:
         if key not in allowed:
             path = (section, key) if section else (key,)
-            hint = registry.suggestion(key, allowed)
+            hint = suggestion(key, allowed)
             raise RecipeError(f"{document.place(*path)}: unknown key {'.'.join(path)!r}. {hint}")
 
 

@@ -6,6 +6,7 @@ such a text become a path: whatever leads out of the folder, or through a link, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,17 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from tts_verifier.errors import RunError
+from tts_verifier.loading.regular_files import open_regular
 
 MOST_BYTES: Final = 2**31
 """A larger file is none of a run folder's images, maps, masks, states or JSON files."""
-# Flags that a system does not have do nothing there. Without O_NONBLOCK, a FIFO waits for ever.
-_READ: Final = (
-    os.O_RDONLY
-    | getattr(os, "O_NOFOLLOW", 0)
-    | getattr(os, "O_NONBLOCK", 0)
-    | getattr(os, "O_CLOEXEC", 0)
-    | getattr(os, "O_BINARY", 0)
-)
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .-]{0,63}(?<![. ])", re.ASCII)
 # Windows gives these names to devices, with any suffix.
 _DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -86,16 +80,16 @@ def read_inside(folder: Path, path: str, *, most: int = MOST_BYTES) -> bytes:
         OSError: the file is missing or cannot be read.
     """
     place = path_inside(folder, path)
-    # A folder and a socket cannot be opened; a FIFO can.
-    with open(os.open(place, _READ), "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise RunError(f"{place} must be a plain file and is none. Delete it.")
-        if about.st_size > most:
-            raise RunError(
-                f"{place} must have at most {most} bytes, and has {about.st_size}. Delete it."
-            )
-        return file.read()
+    try:
+        with open_regular(place, links=False) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= most:
+                return file.read()
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise RunError(f"{place} cannot be read: {error.strerror}. Move it away.") from error
+    raise RunError(f"{place} must have at most {most} bytes, and has {size}. Move it away.")
 
 
 def file_names(texts: Iterable[str]) -> dict[str, str]:
@@ -118,7 +112,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _derived(text: str) -> str:
-    readable = "".join(c if c.isalnum() else "_" for c in text[:_READABLE])
+    readable = "".join(c if c.isalnum() else "_" for c in text[:_READABLE]) or "_"
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     # Letters beyond ASCII take up to four bytes each, and a name may have 255.
     return f"{readable.encode('utf-8', 'ignore')[:120].decode('utf-8', 'ignore')}-{digest}"

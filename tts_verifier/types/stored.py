@@ -12,6 +12,7 @@ from tts_verifier.types.paths import read_inside, stays_inside
 
 StoredT = TypeVar("StoredT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)
+_REMEDY = "Move it away; the command that made the run generates it again."
 
 
 class Decoder(Protocol[DecodedT_co]):
@@ -62,7 +63,9 @@ class InFile(Generic[StoredT]):
             return self.decoder.decode(content)
         except Exception as error:
             # Damaged files make decoders raise whatever they like: SyntaxError, struct.error, ...
-            raise RunError(f"{self.folder / self.path} cannot be decoded: {error!r}.") from error
+            raise RunError(
+                f"{self.folder / self.path} is not what its row says: {error!r:.200}. {_REMEDY}"
+            ) from error
 
     def read(self) -> bytes:
         """Returns the file's bytes, checked; raises RunError as `load` does."""
@@ -76,10 +79,7 @@ class InFile(Generic[StoredT]):
                 "generates it again."
             ) from error
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise RunError(
-                f"{file} was changed since the log was written. Move it away; the command that "
-                "made the run generates it again."
-            )
+            raise RunError(f"{file} was changed since the log was written. {_REMEDY}")
         return content
 
 

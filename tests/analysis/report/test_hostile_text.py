@@ -1,16 +1,22 @@
 """A run folder from somebody else: whatever its texts say, they are text in pages and terminals."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from hostile_folders import forge, forge_tables
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from tts_verifier.analysis.report import write_report
 from tts_verifier.analysis.report.sources import InlineThumbnails, LinkedFiles, _place_of
@@ -18,8 +24,7 @@ from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.report import report_command
 from tts_verifier.errors import RunError
 from tts_verifier.identity import proposal_from_json
-from tts_verifier.log import LoggedPrompts, open_log
-from tts_verifier.log.storage.codecs import IMAGE, HeatmapCodec
+from tts_verifier.log import LoggedPrompts, open_log, read_outlines, read_trials
 from tts_verifier.terminal import printable
 from tts_verifier.types import (
     Continue,
@@ -27,7 +32,7 @@ from tts_verifier.types import (
     Draw,
     Heatmap,
     Heatmaps,
-    InFile,
+    InMemory,
     Mask,
     Prompt,
     Proposal,
@@ -133,11 +138,10 @@ class Tags(HTMLParser):
 
 
 def hostile_trial(text: str, number: int, proposal: Proposal, error: str = "") -> Trial:
-    # Files are named in rows, and only a stranger's folder names them so. They do not exist.
-    heatmap: InFile[Heatmap] = InFile(Path(), f"maps/{text}", "0" * 64, HeatmapCodec((2, 2), BOX))
+    heatmap = InMemory(Heatmap(np.zeros((2, 2), np.float32), (2, 2), BOX))
     scores = {f"score{text}": 0.5, text: 0.25}
     return Trial(
-        id=f"{number:016x}{text}",
+        id=f"{number:016x}",
         prompt=Prompt(text, text, text),
         round=0,
         proposal=proposal,
@@ -145,7 +149,7 @@ def hostile_trial(text: str, number: int, proposal: Proposal, error: str = "") -
         verdict=Verdict(scores, Heatmaps({text: heatmap}), ((0.0, 0.0, 1.0, 1.0),), text),
         objective=number / 100,
         cost=Cost(1, 1, 1, 0.5, 0.5),
-        image=InFile(Path(), f"images/{text}", "0" * 64, IMAGE),
+        image=InMemory(Image.new("RGB", (2, 2))),
         size=(2, 2),
         judge={text: 0.5},
         error=error,
@@ -162,6 +166,15 @@ def hostile_run(folder: Path, texts: Sequence[str] = TEXTS) -> Path:
     header = json.loads((folder / "header.json").read_text())
     header |= {"device": texts[0], "git_revision": texts[1], "versions": {texts[2]: texts[3]}}
     (folder / "header.json").write_text(json.dumps(header))
+
+    def edit(row: dict[str, Any]) -> None:
+        # Ids and files that only a stranger's folder names so. The files do not exist.
+        text = row["prompt_id"]
+        row["trial_id"] += text
+        for column, place in (("image", "images"), (f"heatmap_{text}", "heatmaps")):
+            row |= {f"{column}_path": f"{place}/{text}", f"{column}_sha256": "0" * 64}
+
+    forge(folder, edit)
     return folder
 
 
@@ -233,9 +246,16 @@ def test_commands_print_no_control_characters(tmp_path: Path) -> None:
 def test_control_characters_are_shown_and_other_text_stays() -> None:
     assert printable("a\tb\nc é 猫 👍 \\x1b") == "a\tb\nc é 猫 👍 \\x1b"
     assert printable("\x1b[31m\r\x9b\u202e\u2066\ud800\x7f") == (
-        r"\x1b[31m\r\x9b\u202e\u2066\ud800\x7f"
+        r"\x1b[31m\r\u009b\u202e\u2066\ud800\u007f"
     )
     assert printable(RunError("no\x07")) == r"no\x07"
+
+
+@given(st.text())
+def test_lines_of_json_stay_json_when_they_are_printed(text: str) -> None:
+    line = printable(json.dumps(text, ensure_ascii=False))
+    assert json.loads(line) == text
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e]", line)
 
 
 # -- values of a stranger's rows ---------------------------------------------------------------
@@ -244,13 +264,16 @@ def test_control_characters_are_shown_and_other_text_stays() -> None:
 def test_addresses_lead_to_files_of_runs_only(tmp_path: Path) -> None:
     linked = LinkedFiles(tmp_path / "run", tmp_path / "run" / "page.html")
     assert linked.mask("masks/a b.png") == "masks/a%20b.png"
-    assert linked.mask("/etc/passwd") == ""
-    assert linked.mask("images/../..//etc/../../etc/x") == "../../etc/x"
-    assert linked.mask("x/../javascript:owned()") == "javascript%3Aowned%28%29"
-    assert linked.mask("\\\\server\\x.png") == ""
+    assert linked.mask("javascript:owned()") == "javascript%3Aowned%28%29"
+    for path in ("/etc/passwd", "images/../../x", "..", "x/../y", "\\\\server\\x.png", "a\x1b"):
+        assert linked.mask(path) == ""
     for content in (b"", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\n" + b"0" * 40):
         (tmp_path / "mask.png").write_bytes(content)
         assert InlineThumbnails(tmp_path).mask("mask.png") == ""
+    (tmp_path / "link.png").symlink_to("mask.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    for name in ("link.png", "fifo.png", "../mask.png"):
+        assert InlineThumbnails(tmp_path).mask(name) == ""
 
 
 @pytest.mark.parametrize("box", [(0.5, 0.0, 0.5, 1.0), (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0)])
@@ -267,16 +290,16 @@ def test_a_column_of_another_type_is_an_error(tmp_path: Path, name: str) -> None
     )
     with open_log(tmp_path / "run", {}, {}) as log:
         log.append([trial])
-    (part,) = (tmp_path / "run" / "parts").iterdir()
-    table = pq.read_table(part)
-    place = table.column_names.index(name)
-    field = table.schema.field(name)
     wrong = pa.array([1]) if name == "reply" else pa.array(['"><b>'])
-    table = table.set_column(place, field.with_type(wrong.type), wrong)
-    part.unlink()
-    pq.write_table(table, part.with_name("00000000.parquet"))
-    with pytest.raises(RunError, match=f"column {name} of a log must hold .*, .*run has "):
-        LoggedPrompts(tmp_path / "run")
+
+    def change(table: pa.Table) -> pa.Table:
+        field = table.schema.field(name).with_type(wrong.type)
+        return table.set_column(table.column_names.index(name), field, wrong)
+
+    forge_tables(tmp_path / "run", change)
+    for read in (LoggedPrompts, read_outlines, read_trials):
+        with pytest.raises(RunError, match=rf"is damaged \(its column {name} is .*, not .*\)"):
+            read(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

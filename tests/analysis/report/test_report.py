@@ -218,6 +218,8 @@ def test_what_cannot_be_reported_is_named(
     open_log(tmp_path / "empty", {}, {})
     with pytest.raises(InputError, match="empty has no verified candidate yet"):
         write_report([tmp_path / "empty"], tmp_path / "page.html")
+    with pytest.raises(InputError, match="A list of run folders is needed, got one str: '/"):
+        write_report(str(painted), tmp_path / "page.html")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"cannot be written.*--output"):
         write_report([painted], tmp_path / "no" / "page.html")
     monkeypatch.setattr("tts_verifier.analysis.report.page.find_spec", lambda name: None)

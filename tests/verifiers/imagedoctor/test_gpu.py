@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -12,10 +13,16 @@ from golden_numbers import EXPECTED, TOLERANCES, check
 from tiny_engine import EOS, ForcedTokens, requests
 
 from tts_verifier.errors import RunWarning
+from tts_verifier.verifiers.imagedoctor.checkpoint.replace import copy_weights
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.next_token import draws_of, sample
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.requests import (
+    GenerationLimits,
+    GenerationRequest,
+    Sampling,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -99,3 +106,94 @@ def test_memory_that_runs_out_halves_the_sequences(model: ImageDoctorModel) -> N
         model.cpu()
     assert engine.sequences < 1024
     assert [replies[i].ids[: len(ids)] for i, ids in enumerate(expected)] == expected
+
+
+SETTINGS = [Sampling(1.2), Sampling(1.3, 40), Sampling(1.0, 0, 0.9), Sampling(1.5, 60, 0.95)]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_drawn_replies_are_those_of_a_cpu_in_any_batch(
+    model: ImageDoctorModel, setting: Sampling
+) -> None:
+    limits = GenerationLimits(24, (EOS,), 1.05, sampling=setting, log_probs=True)
+    prompts = [
+        dataclasses.replace(request, seed=seed) for seed in range(4) for request in requests(model)
+    ]
+    expected = generate(model, prompts, limits)
+    built = model.cuda()
+    try:
+        for sequences, order in ((1, 1), (3, -1), (20, 1)):
+            engine = Engine(built, limits, sequences=sequences)
+            for _ in range(2):  # captured, then replayed
+                replies = dict(engine.replies(prompts[::order]))
+                for i, reply in enumerate(expected[::order]):
+                    assert (replies[i].ids, replies[i].end) == (reply.ids, reply.end)
+                    np.testing.assert_allclose(
+                        replies[i].log_probs, reply.log_probs, atol=1e-4, rtol=1e-4
+                    )
+    finally:
+        model.cpu()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("columns", [320, 151_936])
+def test_a_row_draws_the_same_token_in_any_number_of_rows(setting: Sampling, columns: int) -> None:
+    g = torch.Generator("cuda").manual_seed(0)
+    scores = torch.randn(64, columns, generator=g, device="cuda") * 3
+    draws = torch.from_numpy(draws_of(range(64), 1))[:, 0].cuda()
+    with torch.inference_mode():
+        together = sample(scores, draws, setting)
+        for rows in (1, 2, 5, 33):
+            part = sample(scores[64 - rows :], draws[64 - rows :], setting)
+            assert torch.equal(part, together[64 - rows :])
+    # Rounding moves a draw across the border of two tokens once in some 100,000.
+    assert (together.cpu() != sample(scores.cpu(), draws.cpu(), setting)).sum() <= 1
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    logits = torch.randn(1, 16, generator=torch.Generator().manual_seed(1)).cuda() * 2
+    draws = torch.from_numpy(draws_of(range(4000), 4))[:, 3].cuda()
+    with torch.inference_mode():
+        counts = torch.bincount(sample(logits.expand(4000, -1), draws, Sampling()), minlength=16)
+    probs = logits.softmax(-1)[0]
+    sigma = (4000 * probs * (1 - probs)).sqrt()
+    assert ((counts - 4000 * probs).abs() <= 3 * sigma + 1e-3).all()
+
+
+def test_log_probabilities_are_those_of_a_teacher_forced_pass(model: ImageDoctorModel) -> None:
+    limits = GenerationLimits(24, (EOS,), sampling=Sampling(0.8, 50, 0.9), log_probs=True)
+    prompts = requests(model)
+    built = model.cuda()
+    try:
+        replies = generate(built, prompts, limits)
+        for request, reply in zip(prompts, replies, strict=True):
+            completion = [*reply.ids, *([reply.end] if reply.ended else [])]
+            ids = torch.tensor([[*request.ids, *completion]], device="cuda")
+            with torch.no_grad():
+                pixels = torch.from_numpy(request.patches).cuda()
+                logits = built(ids, pixels, [(1, *request.grid)]).logits
+            log_probs = (logits[0, len(request.ids) - 1 : -1].double() / 0.8).log_softmax(-1).cpu()
+            expected = log_probs.gather(1, torch.tensor(completion)[:, None])[:, 0]
+            np.testing.assert_allclose(reply.log_probs, expected, atol=1e-4)
+    finally:
+        model.cpu()
+
+
+def test_captured_steps_use_weights_that_were_replaced_in_place(model: ImageDoctorModel) -> None:
+    limits = GenerationLimits(24, (EOS,))
+    g = torch.Generator().manual_seed(5)
+    new = {
+        name: tensor + 0.05 * torch.randn(tensor.shape, generator=g)
+        for name, tensor in model.state_dict().items()
+    }
+    fresh, built = copy.deepcopy(model), copy.deepcopy(model).cuda()
+    fresh.load_state_dict(new)
+    expected = [reply.ids for reply in generate(fresh, requests(model), limits)]
+    engine = Engine(built, limits, sequences=3)
+    list(engine.replies(requests(model)))
+    step = engine.decode_step
+    copy_weights(built, new)
+    replies = dict(engine.replies(requests(model)))
+    assert [replies[i].ids for i in range(5)] == expected
+    # The same step with what it had captured: graphs with old weights would reply as before.
+    assert engine.decode_step is step

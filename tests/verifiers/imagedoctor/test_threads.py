@@ -149,7 +149,7 @@ def test_two_verifiers_of_one_checkpoint_wait_for_each_other(doctor: ImageDoctor
 def test_a_call_from_within_a_call_is_refused(
     doctor: ImageDoctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def again(*_: Any) -> Iterator[Any]:
+    def again(*_: Any, **_options: Any) -> Iterator[Any]:
         yield doctor.verify(IMAGES[:1], ["a dog"])
 
     with monkeypatch.context() as patched:

@@ -42,6 +42,7 @@ from tts_verifier.analysis.svg import STYLE
 from tts_verifier.analysis.whole_files import write_whole
 from tts_verifier.choice.summary import wilson
 from tts_verifier.errors import InputError
+from tts_verifier.images import as_list
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,11 +66,11 @@ def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -
 
     Raises:
         RunError: a folder is not a run folder, or a page cannot be written.
-        InputError: there is nothing to show, or jinja2 is missing.
+        InputError: there is nothing to show, `folders` is no list, or jinja2 is missing.
     """
     if find_spec("jinja2") is None:
         raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
-    runs = [LoggedRun(folder, f"r{i}") for i, folder in enumerate(folders)]
+    runs = [LoggedRun(folder, f"r{i}") for i, folder in enumerate(as_list(folders, "run folders"))]
     return _Report(runs, Pages(path), inline=inline).write()
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from tts_verifier.log.storage.codecs import MASK, heatmap_box
 from tts_verifier.types import Box, Heatmap, Stored, Trial, path_of
+from tts_verifier.types.paths import read_inside, stays_inside
 
 _THUMBNAIL: Final = 224
 """Longer side of an inline image, in pixels."""
@@ -95,11 +96,7 @@ class LinkedFiles:
         return self._link(path)
 
     def _link(self, path: str) -> str:
-        # The images of a run that was verified again are those of another folder: "../other/…".
-        if ".." in path:
-            path = Path(os.path.normpath(path)).as_posix()
-        # No row of a log names a place outside of all runs.
-        return "" if path.startswith(("/", "\\")) else self._start + address_of(path)
+        return self._start + address_of(path) if stays_inside(path) else ""
 
 
 @lru_cache(maxsize=256)
@@ -160,7 +157,7 @@ class InlineThumbnails:
     def mask(self, path: str) -> str:
         """Returns a PNG."""
         try:
-            mask = MASK.decode((self._folder / path).read_bytes()).array()
+            mask = MASK.decode(read_inside(self._folder, path)).array()
         except Exception:
             return ""
         return _data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)

@@ -72,19 +72,17 @@ class DiffusersGenerator:
     The class's `supports` lists what at least one pipeline can do. An instance's `supports` lists
     what its own pipeline can do, given its class, its scheduler and the arguments of the call.
 
-    Safe to share between threads: calls and moves wait for each other, also those of other
-    generators with the same pipeline. To generate from within a callback of the same pipeline
-    raises UnsupportedError at once. `pipe._interrupt = True`, from any thread, stops the search:
-    candidates that are not finished get an `error`.
+    Safe to share between threads: calls and moves wait for each other, also with other generators
+    of the same pipeline; a call from the pipeline's own callback raises UnsupportedError.
+    `pipe._interrupt = True` stops the search: unfinished candidates get an `error`.
 
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
             `DiffusionPipeline.from_pretrained`; or `"shapes"`, the bundled one.
         steps, guidance, height, width, negative_prompt: arguments of the pipeline's call; None =
             the pipeline's own default.
-        batch_size: candidates at a time. Every batch is filled up to this size, so that an image
-            is the same bit for bit in float32. None = as many as fit; batches are not filled
-            up, and an image is then the same within the rounding of the dtype.
+        batch_size: candidates at a time. Every batch is filled up to this size, so an image is the
+            same bit for bit in float32. None = as many as fit; images then differ by rounding.
         dtype: "float32", "bfloat16", "float16" or "float64" for loading; None = bfloat16 on a
             GPU, float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tts_verifier.images import open_image
 from tts_verifier.types import Box, Heatmap, InFile, Mask, State, Stored
@@ -126,7 +126,11 @@ COPY: Final = CopyCodec()
 
 def _open_png(content: bytes) -> Image.Image:
     # A run folder from somebody else may hold anything under the name of a PNG file.
-    return open_image(io.BytesIO(content), ("PNG",))
+    try:
+        return open_image(io.BytesIO(content), ("PNG",))
+    except UnidentifiedImageError:
+        # Pillow's own message names an object in memory.
+        raise ValueError("it is no PNG file") from None
 
 
 def png(image: Image.Image) -> bytes:

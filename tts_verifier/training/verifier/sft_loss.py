@@ -56,9 +56,7 @@ def loss(
             token is not among the labels.
         grid: (rows, columns) of merged tokens.
     """
-    # The state at each place predicts the next token, so logits and labels are one apart.
-    logits = outputs.logits[:, :-1].flatten(0, 1).float()
-    text = cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED)
+    text = text_loss(outputs.logits, labels)
     maps, has_token = _predict_maps(model, outputs, labels[: len(targets)], grid)
     # nan_to_num, because `where` below stops a NaN but not its gradient, 0 * NaN.
     errors = (maps.view_as(targets) - targets.nan_to_num()).square().mean((2, 3))
@@ -68,6 +66,29 @@ def loss(
     misalignment, artifact = mean_errors.unbind()
     total = text + model.config.heatmap.weight * (artifact + misalignment)
     return Losses(total, text, artifact, misalignment)
+
+
+def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns the mean cross-entropy of the learned tokens; 0 if there is none.
+
+    Args:
+        logits: (B, T, vocabulary).
+        labels: (B, T), the input ids where a token is learned, -100 elsewhere.
+    """
+    # The state at each place predicts the next token, so logits and labels are one apart.
+    return mean_cross_entropy(logits[:, :-1], labels[:, 1:])
+
+
+def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Averages over the targets that are not `IGNORED`; 0 if there is none.
+
+    Args:
+        logits: (B, K, classes).
+        targets: (B, K).
+    """
+    flat = logits.flatten(0, 1).float()
+    total = cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 def _predict_maps(

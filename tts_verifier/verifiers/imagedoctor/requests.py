@@ -7,9 +7,11 @@ and may be shared between threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Final
 
 from tts_verifier.errors import InputError
 
@@ -17,6 +19,43 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+MAX_SEED: Final = 2**64 - 1
+"""The largest seed of a request."""
+MIN_TEMPERATURE: Final = 1e-6
+"""Below it float32 could not hold the logits that it divides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. The order is transformers': penalty, temperature, top-k, top-p.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits, at least `MIN_TEMPERATURE`; 0 = the most probable token, no draw."""
+    top_k: int = 0
+    """Draws among the k most probable tokens, and those that equal the last one; 0 = all."""
+    top_p: float = 1.0
+    """Draws among the fewest most probable tokens whose probabilities, after top-k, add up to
+    this, and those that equal the last one; 1 = all (Holtzman et al. 2020, section 3.1)."""
+
+    def __post_init__(self) -> None:
+        rules: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+            (
+                "temperature",
+                f"0 or a finite number of at least {MIN_TEMPERATURE}",
+                lambda t: t == 0 or MIN_TEMPERATURE <= t < math.inf,
+            ),
+            ("top_k", "a whole number of at least 0", lambda k: _is_whole(k) and k >= 0),
+            ("top_p", "a number above 0 and at most 1", lambda p: 0 < p <= 1),
+        )
+        for name, rule, keeps in rules:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not keeps(value):
+                raise InputError(f"{name} must be {rule}, got {value!r}.", argument=name)
 
 
 MAX_PROMPT_CHARACTERS: Final = 20_000
@@ -49,6 +88,15 @@ class GenerationLimits:
     forced_steps: tuple[ForcedStep, ...] = ()
     """The steps that make up every reply, if its form is known beforehand (see
     `text.answer_template`); a reply ends with the last one. Empty = free decoding."""
+    sampling: Sampling | None = None
+    """How tokens are drawn, with the seed of each request; None = greedy."""
+    log_probs: bool = False
+    """Whether the log-probability of each chosen token is recorded."""
+
+    @property
+    def temperature(self) -> float:
+        """The temperature that tokens are drawn at; 0 = greedy."""
+        return 0.0 if self.sampling is None else self.sampling.temperature
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,6 +109,16 @@ class GenerationRequest:
     """The image as the processor gives it, (patches, values a patch)."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
+    seed: int = 0
+    """Decides, with the limits' `sampling`, which tokens are drawn; the same seed gives the same
+    reply in any batch. From 0 to `MAX_SEED`; greedy replies do not depend on it."""
+
+    def __post_init__(self) -> None:
+        if not _is_whole(self.seed) or not 0 <= self.seed <= MAX_SEED:
+            raise InputError(
+                f"A seed must be a whole number from 0 to {MAX_SEED}, got {self.seed!r}.",
+                argument="seed",
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +139,18 @@ class GeneratedReply:
     probs: NDArray[np.float32]
     """(tokens, W) in [0, 1], for each token the probabilities of the W watched tokens at the
     step that chose it."""
+    end: int | None = None
+    """The end token; None if none was generated."""
+    log_probs: NDArray[np.float32] | None = None
+    """(tokens,), and one more for an end token: the log-probability of each token that was chosen,
+    NaN at forced ones. It is that of the model at the temperature (1 if greedy), over the whole
+    vocabulary, **before** penalty, top-k and top-p: what a teacher-forced pass gives as
+    `log_softmax(logits / temperature)`, and what policy gradients need. None without
+    `GenerationLimits.log_probs`."""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_prompt(index: int, prompt: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,16 +14,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
-from tts_verifier.memory import fits_on_device, release, weight_bytes
-from tts_verifier.types import Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
+from tts_verifier.memory import release, weight_bytes
+from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
     find_checkpoint,
+    gpu_that_is_full,
     load_checkpoint,
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
@@ -39,14 +39,13 @@ from tts_verifier.verifiers.imagedoctor.options import (
     check_precision,
 )
 from tts_verifier.verifiers.imagedoctor.requests import (
-    GeneratedReply,
     GenerationRequest,
     check_prompt,
 )
 from tts_verifier.verifiers.imagedoctor.shared_calls import SharedCalls, calls_of
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
-from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_scores
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
+from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
+from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens, verdict_of
 
 
 class ImageDoctor(Verifier):
@@ -157,7 +156,7 @@ class ImageDoctor(Verifier):
         device: torch.device | str | None = given
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
-            home = _gpu_that_is_full(folder)
+            home = gpu_that_is_full(folder)
             device = None if home is None else "cpu"
             # It computes on the GPU, so it takes a GPU's dtype while it waits on the CPU.
             dtype = dtype or (None if home is None else torch.bfloat16)
@@ -207,16 +206,27 @@ class ImageDoctor(Verifier):
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         # All that may be wrong with this call is found here, before it joins other threads' calls.
-        inputs = [
-            _Input(image, self._token_ids(check_prompt(i, text), detail))
-            for i, (image, text) in enumerate(zip(rgb, texts, strict=True))
-        ]
+        # Candidates of one prompt share its tokens.
+        ids: dict[str, list[int]] = {}
+        for i, text in enumerate(texts):
+            if text not in ids:
+                ids[text] = self._token_ids(check_prompt(i, text), detail)
+        inputs = [_Input(image, ids[text]) for image, text in zip(rgb, texts, strict=True)]
         if not inputs:
             return []
         # Two verifiers may share a model, but not a pass: each has its own engines and options.
         results = self._calls.run((id(self), detail), inputs, partial(self._generate, detail))
         return [
-            self._verdict(reply, maps, image.size, detail)
+            verdict_of(
+                reply,
+                maps,
+                tokenizer=self.checkpoint.tokenizer,
+                image_size=image.size,
+                mapping=FrameMapping.of(
+                    image.size, self.checkpoint.processor.input_size, fit=self.fit
+                ),
+                detail=detail,
+            )
             for image, (reply, maps) in zip(rgb, results, strict=True)
         ]
 
@@ -255,7 +265,7 @@ class ImageDoctor(Verifier):
 
     def _generate(
         self, detail: Detail, inputs: Sequence[_Input]
-    ) -> list[tuple[_ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
+    ) -> list[tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
         """Returns the reply and the heatmaps of each input; one thread at a time calls it."""
         # Longest first, so that the KV cache need not grow later.
         order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
@@ -272,18 +282,18 @@ class ImageDoctor(Verifier):
 
     def _replies(
         self, detail: Detail, inputs: Sequence[_Input]
-    ) -> list[tuple[_ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
+    ) -> list[tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
         """Returns the reply and the heatmaps of each input; maps decode while replies are made."""
         template = self._template_for(detail)
         engine = self._template_engine if template.forced_steps else self.engine
         with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
         # Maps are decoded in groups as replies end, so their states and features are freed early.
         map_queue = MapQueue(self._map_decoder)
-        replies: dict[int, _ReplyTokens] = {}
+        replies: dict[int, ReplyTokens] = {}
         for number, reply in engine.replies(self._requests(inputs), expected=len(inputs)):
             if with_maps:
                 map_queue.add(number, reply, self.checkpoint.processor.grid)
-            replies[number] = _ReplyTokens.of(reply, template)
+            replies[number] = ReplyTokens.of(reply, template)
         maps = map_queue.finish()
         return [(replies[i], maps.get(i, {})) for i in range(len(inputs))]
 
@@ -315,35 +325,6 @@ class ImageDoctor(Verifier):
             )
         return ids
 
-    def _verdict(
-        self,
-        reply: _ReplyTokens,
-        maps: Mapping[str, NDArray[np.float32]],
-        image_size: tuple[int, int],
-        detail: Detail,
-    ) -> Verdict:
-        checkpoint = self.checkpoint
-        text = checkpoint.tokenizer.decode(reply.ids)
-        parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
-        if parsed.problem:
-            warnings.warn(parsed.problem, RunWarning, stacklevel=3)
-        scores = {**parsed.scores}
-        if checkpoint.limits.watched_groups:
-            # Each token alone, because a score's digits must be found among the tokens.
-            pieces = [checkpoint.tokenizer.decode([i]) for i in reply.ids]
-            scores |= expected_scores(parsed, text, pieces, reply.probs)
-        mapping = FrameMapping.of(image_size, checkpoint.processor.input_size, fit=self.fit)
-        boxes = (mapping.to_image(box) for box in parsed.boxes)
-        heatmaps = {name: Heatmap(grid, image_size, mapping.box) for name, grid in maps.items()}
-        return Verdict(
-            scores=scores,
-            heatmaps=Heatmaps(heatmaps),
-            boxes=tuple(box for box in boxes if box is not None),
-            text=text,
-            detail=detail,
-            cost=Cost(verifier_calls=1),
-        )
-
 
 class _Input(NamedTuple):
     """An image and its conversation, checked and ready for a pass."""
@@ -354,47 +335,9 @@ class _Input(NamedTuple):
     """The tokens before the reply."""
 
 
-class _ReplyTokens(NamedTuple):
-    """What a verdict needs of a reply: no tensors, so the engine's buffers can be freed."""
-
-    ids: list[int]
-    """All tokens of the reply, without the end token."""
-    probs: NDArray[np.float32]
-    """(tokens, W), see `GeneratedReply.probs`; zeros at a template's fixed ends."""
-    ended: bool
-    """False if `max_new_tokens` cut the reply off."""
-
-    @classmethod
-    def of(cls, reply: GeneratedReply, template: AnswerTemplate) -> _ReplyTokens:
-        """Adds the template's fixed tokens at both ends; no probabilities belong to them."""
-        if not template.forced_steps:
-            return cls(reply.ids, reply.probs, reply.ended)
-        padding = ((len(template.before), len(template.after)), (0, 0))
-        ids = [*template.before, *reply.ids, *template.after]
-        return cls(ids, np.pad(reply.probs, padding), ended=True)
-
-
 def _current_device(device: torch.device) -> AbstractContextManager[object]:
     """Makes a GPU the current one: captured graphs and new streams go to the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _gpu_that_is_full(folder: Path) -> str | None:
-    """Returns the GPU if there is one and a checkpoint does not fit on it now, otherwise None."""
-    if not torch.cuda.is_available():
-        return None
-    gpu = str(torch.device("cuda", torch.cuda.current_device()))
-    nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if fits_on_device(nbytes, gpu):
-        return None
-    warnings.warn(
-        f"The verifier's {nbytes / 2**30:.1f} GiB do not fit on {gpu} beside what is there. It "
-        "waits in host memory, and a run moves it to the GPU in turns with the generator. Give a "
-        "device to place it yourself.",
-        RunWarning,
-        stacklevel=4,  # the caller of Verifier.from_pretrained
-    )
-    return gpu
 
 
 def _template_engine(

@@ -10,6 +10,7 @@ from seeded import seeded
 from tts_verifier.errors import InputError
 from tts_verifier.shapes.captions import captions
 from tts_verifier.shapes.grammar import parse_caption
+from tts_verifier.shapes.readers.constraints import Thing, compare
 from tts_verifier.shapes.scene import sample_scenes
 from tts_verifier.training.miniature.verifier.data import (
     BatchMaker,
@@ -19,6 +20,7 @@ from tts_verifier.training.miniature.verifier.data import (
     TextRows,
     probe_targets,
 )
+from tts_verifier.training.miniature.verifier.rows import CHECKS, check_targets
 from tts_verifier.training.verifier.sft_loss import IGNORED
 
 
@@ -55,6 +57,21 @@ def test_cold_start_rows_learn_the_whole_reply_and_sometimes_the_answer_alone(ti
     starts = {tiny.decode(row[row != IGNORED])[:8] for row in rows.labels}
     assert starts == {"<think>\n", "Semantic"}
     assert rows.known.all()
+    alone = [tiny.decode(row[row != IGNORED]).startswith("Semantic") for row in rows.labels]
+    assert (rows.checks != IGNORED).any(1).tolist() == alone
+
+
+def test_the_checks_say_what_the_image_shows_of_its_caption() -> None:
+    spec = parse_caption("a red circle left of a square")
+    circle = Thing("circle", "blue", (20.0, 100.0), (10.0, 90.0, 30.0, 110.0))
+    star = Thing("star", "red", (120.0, 128.0), (110.0, 118.0, 128.0, 128.0))
+    checks = check_targets(spec, compare(spec, [circle, star]))
+    assert len(checks) == CHECKS
+    # Object and colour of the circle, the square, no count, relation, nothing else.
+    assert checks[:7] == [1, 0, 0, IGNORED, IGNORED, 1, 1]
+    assert checks[7:] == [2, 1, 6, 7, 7]
+    counted = parse_caption("two stars")
+    assert check_targets(counted, compare(counted, [star]))[8:] == [IGNORED] * 4
 
 
 def test_what_the_oracle_does_not_know_of_a_sample_is_not_learned(tiny) -> None:

@@ -48,6 +48,17 @@ def test_a_few_cold_start_steps_lower_every_loss(tiny) -> None:
     assert names == {"total", "text", "artifact", "misalignment", "text_rows"}
 
 
+def test_answers_without_reasons_are_a_loss_of_their_own_with_a_probe(tiny) -> None:
+    checkpoint = read_checkpoint(tiny.folder)
+    step = VerifierStep(checkpoint.model, checkpoint.processor, answer_weight=1.0)
+    images = BatchMaker(tiny.writer, "cold-start", seed=0, answer_only_share=0.5).batch(6)
+    names = assert_every_loss_falls(step, images)
+    assert names == {"total", "text", "artifact", "misalignment", "answers", "answer_probe"}
+    reasons = BatchMaker(tiny.writer, "cold-start", seed=0, answer_only_share=0.0).batch(2)
+    losses = step.image_losses(reasons)
+    assert losses["answers"] == losses["answer_probe"] == 0
+
+
 def test_a_few_perception_steps_lower_every_loss(tiny) -> None:
     checkpoint = read_checkpoint(tiny.folder)
     step = VerifierStep(checkpoint.model, checkpoint.processor, rows=PerceptionRows)

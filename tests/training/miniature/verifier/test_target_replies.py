@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.training.miniature.verifier import target_replies
+from tts_verifier.training.verifier import answers
 from tts_verifier.verifiers.imagedoctor.text import reply
 
 CIRCLE = Thing("circle", "red", (30.0, 66.0), (14.0, 50.0, 46.0, 82.0))
@@ -79,11 +80,11 @@ def test_a_reply_is_read_back_by_the_verifier(values: list[float], kind: str) ->
     caption = "two stars"
     reading = reading_of(caption, CIRCLE, SQUARE)
     regions = target_replies.faulty_regions(reading, (8.0, 8.0, 40.0, 40.0) if kind else None, kind)
-    scores = dict(zip(target_replies.SCORE_LABELS, values, strict=True))
+    scores = dict(zip(answers.SCORE_LABELS, values, strict=True))
     text = (
         target_replies.reasoning_text(parse_caption(caption), reading, regions)
-        + target_replies.ANSWER_START
-        + target_replies.answer_text(scores)
+        + answers.ANSWER_START
+        + answers.answer_text(scores)
     )
     said = reply.parse_reply(text, reasoning=True)
     assert said.is_complete
@@ -94,9 +95,7 @@ def test_a_reply_is_read_back_by_the_verifier(values: list[float], kind: str) ->
 
 
 def test_the_answer_fits_the_official_reward_and_names_both_tokens_in_order() -> None:
-    text = target_replies.answer_text(
-        dict(zip(target_replies.SCORE_LABELS, (0.5, 0.25, 1.0, 0.75), strict=True))
-    )
+    text = answers.answer_text(dict(zip(answers.SCORE_LABELS, (0.5, 0.25, 1.0, 0.75), strict=True)))
     assert text == (
         "Semantic Alignment score: 0.50; Misalignment Locations: <|misalignment|>; Aesthetic "
         "score: 0.25; Plausibility score: 1.00; Artifact Locations: <|artifact|>; Overall "
@@ -110,9 +109,7 @@ def test_the_answer_fits_the_official_reward_and_names_both_tokens_in_order() ->
 
 
 def test_only_the_number_of_an_unknown_score_is_not_learned() -> None:
-    scores = dict.fromkeys(target_replies.SCORE_LABELS, math.nan) | {"semantic_alignment": 0.5}
-    unknown = [text for text, known in target_replies.answer_parts(scores) if not known]
+    scores = dict.fromkeys(answers.SCORE_LABELS, math.nan) | {"semantic_alignment": 0.5}
+    unknown = [text for text, known in answers.answer_parts(scores) if not known]
     assert unknown == ["0.50"] * 3
-    assert "".join(t for t, _ in target_replies.answer_parts(scores)) == target_replies.answer_text(
-        scores
-    )
+    assert "".join(t for t, _ in answers.answer_parts(scores)) == answers.answer_text(scores)

@@ -43,6 +43,21 @@ def test_rows_used_once_are_passed_on() -> None:
     assert list(train.reuse_rows(iter([rows]), 1, torch.device("cpu"), seed=0)) == [rows]
 
 
+def test_the_command_line_can_give_answers_without_reasons_a_share_and_a_loss(
+    monkeypatch: pytest.MonkeyPatch, tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset = VERIFIER_PRESETS["cpu"]
+    small = replace(preset.training, batch=2, text_batch=0, check_images=2, print_seconds=0.0)
+    monkeypatch.setattr(train, "VERIFIER_PRESETS", {"cpu": replace(preset, training=small)})
+    options = ["--stage", "cold-start", "--init", str(tiny.folder), "--out", str(tmp_path / "out")]
+    both = ["--answer-only-share", "0.5", "--answer-weight", "1", "--minutes", "0.01"]
+    monkeypatch.setattr("sys.argv", ["verifier", *options, *both])
+    train.main()
+    printed = capsys.readouterr().out
+    assert "answer_probe" in printed
+    assert "score_plcc" in printed
+
+
 def test_the_old_names_of_stages_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -17,8 +17,8 @@ def request(tokens: int = 5) -> GenerationRequest:
     return GenerationRequest([0] * tokens, np.zeros((4, 3), np.float32), (2, 2))
 
 
-def queue(count: int) -> Iterator[tuple[int, GenerationRequest]]:
-    return ((i, request(10 + i)) for i in range(count))
+def queue(count: int) -> Iterator[GenerationRequest]:
+    return (request(10 + i) for i in range(count))
 
 
 def admit(scheduler: Scheduler) -> list[dict[int, int]]:
@@ -47,7 +47,7 @@ def test_many_free_sequences_are_filled_in_batches() -> None:
 
 def test_a_batch_is_taken_only_after_the_one_before_was_prefilled() -> None:
     taken: list[int] = []
-    source = ((i, taken.append(i) or request()) for i in range(40))
+    source = (taken.append(i) or request() for i in range(40))
     batches = Scheduler(source, 32).prefill_batches()
     next(batches)
     assert len(taken) == PREFILL_BATCH

@@ -60,11 +60,13 @@ def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, 
         - `objects`: share of the objects that are named with their colour and shape
         - `places`: share of the named objects that are placed within `PLACE_TOLERANCE`
         - `plcc`: correlation of semantic alignment with its truth, over readable scores
+        - `score_plcc`: the same of answers without reasons, an unreadable score being 0
         - `decided`: share of images whose pass or fail is right
         - `whole`: share of replies with all four scores
     """
     verifier = ImageDoctor(checkpoint, batch_size=CHECK_BATCH)
     verdicts = verifier.verify(held_out.images, held_out.captions)
+    alone = verifier.verify(held_out.images, held_out.captions, detail="score")
     readings = held_out.flawed.readings
     counts = [
         count_objects(v.text, objects_text(r.things))
@@ -72,6 +74,7 @@ def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, 
     ]
     total, named, placed = (float(sum(column)) for column in zip(*counts, strict=True))
     predicted = np.array([v.scores["semantic_alignment"] for v in verdicts])
+    answered = np.array([v.scores["semantic_alignment"] for v in alone])
     true = np.array([r.score for r in readings])
     readable = np.isfinite(predicted)
     # An unreadable score becomes 0 and so counts as a fail.
@@ -81,6 +84,7 @@ def check_replies(checkpoint: Checkpoint, held_out: HeldOutImages) -> dict[str, 
         "objects": named / max(total, 1),
         "places": placed / max(named, 1),
         "plcc": plcc(predicted[readable], true[readable]),
+        "score_plcc": plcc(np.nan_to_num(answered), true),
         "decided": float(decided.mean()),
         "whole": float(np.mean(whole)),
     }

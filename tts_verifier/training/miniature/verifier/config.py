@@ -155,6 +155,11 @@ class VerifierTraining:
     """Number of rows with a single object that the perception stage starts with."""
     answer_only_share: float = 0.15
     """Share of cold-start rows in answer-only mode."""
+    answer_weight: float = 0.0
+    """Weight of the answers without reasons as a loss of their own, and of its probe.
+
+    Among all tokens of a batch the few digits of such rows hardly count.
+    """
     print_seconds: float = 30.0
     """How often the mean losses are printed."""
     save_minutes: float = 2.0

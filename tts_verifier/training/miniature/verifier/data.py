@@ -35,8 +35,15 @@ from tts_verifier.shapes.readers.oracle import find_things
 from tts_verifier.shapes.renderer import coverage, to_uint8, visible
 from tts_verifier.shapes.scene import Scenes
 from tts_verifier.shapes.vocabulary import SIZE
-from tts_verifier.training.miniature.verifier.rows import RowKind, RowWriter, Truth
+from tts_verifier.training.miniature.verifier.rows import (
+    CHECKS,
+    RowKind,
+    RowWriter,
+    Truth,
+    check_targets,
+)
 from tts_verifier.training.verifier.sft_loss import IGNORED
+from tts_verifier.training.verifier.token_rows import TokenRow
 
 LENGTH_STEP: Final = 8
 """Rows of a batch without a fixed length are padded to a multiple of this."""
@@ -101,6 +108,8 @@ class ColdStartRows(NamedTuple):
     """uint8 (B, 2, 128, 128), 255 = flawed, misalignment then artifact."""
     known: Tensor
     """bool (B, 2), whether the truth of each map is known."""
+    checks: Tensor
+    """int64 (B, `CHECKS`), see `rows.check_targets`; all `IGNORED` in rows with reasons."""
 
 
 Rows = TextRows | PerceptionRows | ColdStartRows
@@ -200,12 +209,12 @@ class BatchMaker:
         readings = [compare(s, t) for s, t in zip(specs, things, strict=True)]
         unknown = dict.fromkeys(SCORE_NAMES, float("nan"))
         truths = [Truth(r, unknown | {"semantic_alignment": r.score}) for r in readings]
-        return TextRows(*self._tokens(specs, truths))
+        return TextRows(*self._tokens(specs, truths)[:2])
 
     def _render_rows(self, flawed: FlawedImages) -> Rows:
         planted = flawed.artifacts
         truths = _truths(flawed.readings, flawed.scores, planted.box, planted.kind)
-        ids, labels = self._tokens(flawed.specs, truths)
+        ids, labels, checks = self._tokens(flawed.specs, truths)
         pixels = to_uint8(flawed.images)
         if self.kind == "perception":
             return PerceptionRows(
@@ -213,7 +222,7 @@ class BatchMaker:
             )
         maps = torch.stack([flawed.misalignment, planted.map], 1)
         known = torch.ones(len(maps), 2, dtype=torch.bool)
-        return ColdStartRows(ids, labels, pixels, to_uint8(maps), known)
+        return ColdStartRows(ids, labels, pixels, to_uint8(maps), known, checks)
 
     def _sample_rows(self, samples: GeneratorSamples, count: int) -> Rows:
         """Makes rows of samples, half of them with a planted artifact, whose map is the truth."""
@@ -228,7 +237,7 @@ class BatchMaker:
         scores = score_columns(torch.tensor([r.score for r in readings]), planted)
         scores[:, [SCORE_NAMES.index(n) for n in SCORE_NAMES if n not in ORACLE_SCORES]] = torch.nan
         truths = _truths(readings, scores, planted.box, planted.kind)
-        ids, labels = self._tokens(specs, truths)
+        ids, labels, checks = self._tokens(specs, truths)
         pixels = to_uint8(planted.images)
         if self.kind == "perception":
             unknown = torch.full((count, self.writer.side**2, 5), float(UNKNOWN_CELL))
@@ -237,7 +246,7 @@ class BatchMaker:
         maps = torch.stack([misalignment, planted.map], 1)
         # A sample may have artifacts of its own, so its map is only known where one was planted.
         known = torch.stack([torch.ones(count, dtype=torch.bool), planted.kind >= 0], 1)
-        return ColdStartRows(ids, labels, pixels, to_uint8(maps), known)
+        return ColdStartRows(ids, labels, pixels, to_uint8(maps), known, checks)
 
     def _things_in(self, samples: GeneratorSamples, index: int) -> list[Thing]:
         """Returns the things of a sample, which the oracle reads at its first use."""
@@ -251,14 +260,19 @@ class BatchMaker:
             return random_specs(1, self.rng, split="train")[0]
         return parse_caption(caption)
 
-    def _tokens(self, specs: Sequence[Spec], truths: Sequence[Truth]) -> tuple[Tensor, Tensor]:
-        """Writes rows and pads them: ids and labels, int64 (B, T)."""
-        rows = []
+    def _tokens(
+        self, specs: Sequence[Spec], truths: Sequence[Truth]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Writes rows and pads them: ids and labels, int64 (B, T), and checks (B, `CHECKS`)."""
+        rows: list[TokenRow] = []
+        checks = torch.full((len(specs), CHECKS), IGNORED)
         for spec, truth in zip(specs, truths, strict=True):
             if self.kind == "perception" and self.rng.random() < UNRELATED_SHARE:
                 spec = random_specs(1, self.rng, split="train")[0]
             caption = random_phrase(spec, self.rng)
             answer_only = self.kind == "cold-start" and self.rng.random() < self.answer_only_share
+            if answer_only:
+                checks[len(rows)] = torch.tensor(check_targets(spec, truth.reading))
             rows.append(self.writer.row(self.kind, caption, spec, truth, answer_only=answer_only))
         longest = max(len(row.ids) for row in rows)
         length = self.length or -(-longest // LENGTH_STEP) * LENGTH_STEP
@@ -268,7 +282,7 @@ class BatchMaker:
             fitting = min(len(row.ids), length)
             ids[i, :fitting] = torch.tensor(row.ids[:fitting])
             labels[i, :fitting] = torch.tensor(row.labels[:fitting])
-        return ids, labels
+        return ids, labels, checks
 
 
 class BatchStream(IterableDataset[Rows]):

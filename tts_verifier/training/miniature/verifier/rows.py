@@ -15,10 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tts_verifier.shapes.grammar import Spec
-from tts_verifier.shapes.readers.constraints import Reading
+from tts_verifier.shapes.grammar import Constraint, Spec
+from tts_verifier.shapes.readers.constraints import Reading, match_nouns
+from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.miniature.verifier import target_replies
+from tts_verifier.training.verifier.answers import ANSWER_START, answer_parts
 from tts_verifier.training.verifier.sft_loss import IGNORED
+from tts_verifier.training.verifier.token_rows import TokenRow, encode_reply
 from tts_verifier.types import Box
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
@@ -27,6 +30,22 @@ RowKind = Literal["perception", "text", "cold-start"]
 
 TEXT_ANSWER_PARTS: Final = 3
 """Parts of the answer that text rows learn: the alignment's label, number and location."""
+CHECKED: Final = (
+    Constraint("object", 0),
+    Constraint("colour", 0),
+    Constraint("object", 1),
+    Constraint("colour", 1),
+    Constraint("count", 0),
+    Constraint("relation"),
+    Constraint("nothing_else"),
+)
+"""Every constraint that a caption can have."""
+CHECK_CLASSES: Final = 10
+"""Classes of a check; no check has more."""
+PLACE_BINS: Final = 8
+"""Classes of a place along one axis."""
+CHECKS: Final = len(CHECKED) + 1 + 4
+"""Checks of a row: constraints, the number of things, x and y of what either noun matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +62,21 @@ class Truth:
     """One of ARTIFACT_KINDS, if there is an artifact."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A conversation as tokens."""
+def check_targets(spec: Spec, reading: Reading) -> list[int]:
+    """Says what an image shows of its caption, as `CHECKS` classes; `IGNORED` = not applicable.
 
-    ids: list[int]
-    """Token ids."""
-    labels: list[int]
-    """The same ids where a token is learned, `IGNORED` elsewhere."""
+    A reply with reasons spells this out. A reply without them must have found it silently, and a
+    probe on its first score asks for it.
+    """
+    holds = [reading.constraints.get(c) for c in CHECKED]
+    verdicts = [IGNORED if value is None else int(value) for value in holds]
+    places = [IGNORED] * 4
+    if spec.category != "counting":
+        for index, thing in enumerate(match_nouns(spec, reading.things)):
+            if thing is not None:
+                bins = (int(v * PLACE_BINS / SIZE) for v in thing.centre)
+                places[2 * index : 2 * index + 2] = [min(max(b, 0), PLACE_BINS - 1) for b in bins]
+    return [*verdicts, min(len(reading.things), CHECK_CLASSES - 1), *places]
 
 
 class RowWriter:
@@ -65,10 +91,7 @@ class RowWriter:
     def __init__(self, tokenizer: PromptTokenizer, config: ImageDoctorConfig, side: int) -> None:
         self.tokenizer = tokenizer
         self.side = side
-        self._heatmap_tokens = {
-            "<|misalignment|>": config.misalignment_token_id,
-            "<|artifact|>": config.artifact_token_id,
-        }
+        self._config = config
 
     def row(
         self, kind: RowKind, caption: str, spec: Spec, truth: Truth, *, answer_only: bool
@@ -92,20 +115,12 @@ class RowWriter:
             ids = [i for i in ids if i not in (control.vision_start, control.vision_end)]
         labels = [IGNORED] * len(ids)
         for text, learned in _reply_parts(kind, spec, truth, answer_only=answer_only):
-            tokens = self._encode(text)
+            tokens = encode_reply(text, self.tokenizer, self._config)
             ids += tokens
             labels += tokens if learned else [IGNORED] * len(tokens)
         # Only a cold-start row holds a whole reply, which ends here.
         end = [control.im_end] if kind == "cold-start" else []
         return TokenRow(ids + end, labels + end)
-
-    def _encode(self, text: str) -> list[int]:
-        """Encodes a reply, in which the two heatmap tokens are special."""
-        for name, token in self._heatmap_tokens.items():
-            before, separator, after = text.partition(name)
-            if separator:
-                return [*self._encode(before), token, *self._encode(after)]
-        return self.tokenizer.encode(text) if text else []
 
 
 def _reply_parts(
@@ -116,14 +131,14 @@ def _reply_parts(
     objects = target_replies.objects_text(reading.things)
     if kind == "perception":
         return [(objects + target_replies.CHECKS_START, True)]
-    answer = target_replies.answer_parts(truth.scores)
+    answer = answer_parts(truth.scores)
     if kind == "text":
         regions = target_replies.faulty_regions(reading)
         reasoning = target_replies.reasoning_text(spec, reading, regions)
-        learned = reasoning.removeprefix(objects) + target_replies.ANSWER_START
+        learned = reasoning.removeprefix(objects) + ANSWER_START
         return [(objects, False), (learned, True), *answer[:TEXT_ANSWER_PARTS]]
     if answer_only:
         return answer
     regions = target_replies.faulty_regions(reading, truth.artifact, truth.kind)
     reasoning = target_replies.reasoning_text(spec, reading, regions)
-    return [(reasoning + target_replies.ANSWER_START, True), *answer]
+    return [(reasoning + ANSWER_START, True), *answer]

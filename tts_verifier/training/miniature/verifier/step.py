@@ -25,8 +25,14 @@ from tts_verifier.training.miniature.verifier.data import (
     Rows,
     TextRows,
 )
-from tts_verifier.training.miniature.verifier.preprocess import DevicePreprocess, resize_matrix
-from tts_verifier.training.verifier.sft_loss import IGNORED, loss
+from tts_verifier.training.miniature.verifier.rows import CHECK_CLASSES, CHECKS
+from tts_verifier.training.verifier.preprocess import DevicePreprocess, resize_matrix
+from tts_verifier.training.verifier.sft_loss import (
+    IGNORED,
+    loss,
+    mean_cross_entropy,
+    text_loss,
+)
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel, Outputs
@@ -50,6 +56,7 @@ class VerifierStep:
         processor: of its checkpoint.
         rows: the kind of image rows in every step.
         heatmap_rows: rows of a batch that train the heatmaps; None = all.
+        answer_weight: of the losses of answers without reasons, see `VerifierTraining`.
     """
 
     def __init__(
@@ -59,10 +66,12 @@ class VerifierStep:
         *,
         rows: type[PerceptionRows] | type[ColdStartRows] = ColdStartRows,
         heatmap_rows: int | None = None,
+        answer_weight: float = 0.0,
     ) -> None:
         self.model, self._rows, self._heatmap_rows = model, rows, heatmap_rows
+        self._answer_weight = answer_weight
         self._device = model.lm_head.weight.device
-        self.preprocess = DevicePreprocess(processor).to(self._device)
+        self.preprocess = DevicePreprocess(processor, SIZE).to(self._device)
         side = self.preprocess.side
         self._grid = (side, side)
         # Averages a map of 128 x 128 down to the resolution of the heatmap heads.
@@ -71,8 +80,9 @@ class VerifierStep:
         self._rate = torch.tensor(0.0, device=self._device)
         width = int(model.config.text["hidden_size"])
         self._probe = nn.Linear(width, len(COLOURS) + 1 + len(SHAPES) + 3, device=self._device)
+        self._answer_probe = nn.Linear(width, CHECKS * CHECK_CLASSES, device=self._device)
         self._optimiser = torch.optim.AdamW(
-            _parameter_groups(nn.ModuleList([model, self._probe])),
+            _parameter_groups(nn.ModuleList([model, self._probe, self._answer_probe])),
             lr=self._rate,
             betas=BETAS,
             fused=True,
@@ -127,22 +137,28 @@ class VerifierStep:
 
         Returns:
             `total` and `text`; of perception rows also `probe_labels` and `probe_places`, of
-            cold-start rows also `artifact` and `misalignment`.
+            cold-start rows also `artifact` and `misalignment`, and with an `answer_weight` also
+            `answers` and `answer_probe`.
         """
         outputs, labels = self._forward(rows)
         if isinstance(rows, PerceptionRows):
-            text = _text_loss(outputs.logits, labels)
+            text = text_loss(outputs.logits, labels)
             named, placed = self._probe_losses(outputs.visual, rows.cells)
             total = text + named + placed
             return {"total": total, "text": text, "probe_labels": named, "probe_places": placed}
         targets = self._map_targets(rows)
         losses = loss(self.model, outputs, labels, targets, grid=self._grid)
-        return {
+        listed = {
             "total": losses.total,
             "text": losses.text,
             "artifact": losses.artifact,
             "misalignment": losses.misalignment,
         }
+        if not self._answer_weight:
+            return listed
+        answers, probe = self._answer_losses(outputs, labels, rows.checks)
+        total = losses.total + self._answer_weight * (answers + probe)
+        return listed | {"total": total, "answers": answers, "answer_probe": probe}
 
     def _forward(self, rows: ImageRows) -> tuple[Outputs, Tensor]:
         """Runs the network; returns its outputs and the labels from the image's end on."""
@@ -191,12 +207,39 @@ class VerifierStep:
         count = shown.sum().clamp(min=1)
         return colour_loss + shape_loss.sum() / count, place_error.sum() / count
 
+    def _answer_losses(
+        self, outputs: Outputs, labels: Tensor, checks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the losses of the rows without reasons: of their answers, and of a probe.
+
+        Reasons supervise every comparison of image and caption. An answer alone supervises their
+        sum, and a small model does not find out by itself what it is the sum of. A linear probe on
+        the state that predicts the first score is asked for the comparisons. It is dropped after
+        training.
+
+        Args:
+            outputs: of the network, from the image's end on.
+            labels: (B, T), of the same places.
+            checks: (B, `CHECKS`), as `ColdStartRows.checks`.
+
+        Returns:
+            Cross-entropy of the answers' tokens, and of the checks; 0 without such rows.
+        """
+        alone = (checks != IGNORED).any(1)
+        text = text_loss(outputs.logits, labels.masked_fill(~alone[:, None], IGNORED))
+        # The first learned token is the first score's label, whose state predicts the score.
+        first = (labels != IGNORED).int().argmax(1)[:, None, None]
+        width = outputs.hidden.shape[-1]
+        states = outputs.hidden.gather(1, first.expand(-1, -1, width)).squeeze(1)
+        predicted = self._answer_probe(states).unflatten(-1, (CHECKS, CHECK_CLASSES))
+        return text, mean_cross_entropy(predicted, checks)
+
     def _text_row_loss(self, rows: TextRows) -> Tensor:
         """Returns the cross-entropy of rows without images."""
         positions = self._rope_positions(rows.ids, 0).expand(-1, len(rows.ids), -1)
         embedded = self.model.model.embed_tokens(rows.ids)
         logits = self.model.lm_head(self.model.language(embedded, positions))
-        return _text_loss(logits, rows.labels)
+        return text_loss(logits, rows.labels)
 
     def _rope_positions(self, ids: Tensor, merged_tokens: int) -> Tensor:
         """Returns M-RoPE positions (3, 1, T), which all rows share: their images start together."""
@@ -228,11 +271,6 @@ class VerifierStep:
             image = ids[0] == self.model.config.image_token_id
             self._end = int(image.nonzero().max()) + 1
         return self._end
-
-
-def _text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    flat = logits[:, :-1].flatten(0, 1).float()
-    return cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def _parameter_groups(model: nn.Module) -> Sequence[dict[str, object]]:

@@ -20,7 +20,6 @@ are in the 512-pixel frame, rounded to 8. The sum of the checks uses `constraint
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -28,6 +27,12 @@ from tts_verifier.shapes.artifacts import ARTIFACT_KINDS
 from tts_verifier.shapes.grammar import Constraint, Noun, Spec, constraints
 from tts_verifier.shapes.readers.constraints import WEIGHTS, Reading, Thing, match_nouns
 from tts_verifier.shapes.vocabulary import COUNTS, SIZE
+from tts_verifier.training.verifier.answers import (
+    ANSWER_END,
+    ANSWER_START,
+    LOCATION_LABELS,
+    SCORE_LABELS,
+)
 from tts_verifier.types import Box
 
 FRAME: Final = 512
@@ -37,20 +42,6 @@ COORDINATE_STEP: Final = 8
 OBJECTS_START: Final = "<think>\nObjects:"
 CHECKS_START: Final = "\nChecks:"
 REGIONS_START: Final = "\nI need to focus on the bounding box area. Proposed regions (xyxy): "
-ANSWER_START: Final = "</think>\n<answer>"
-ANSWER_END: Final = "</answer>"
-SCORE_LABELS: Final = {
-    "semantic_alignment": "Semantic Alignment score: ",
-    "aesthetics": "; Aesthetic score: ",
-    "plausibility": "; Plausibility score: ",
-    "overall": "; Overall Impression score: ",
-}
-"""Score -> the text before its number."""
-LOCATION_LABELS: Final = {
-    "semantic_alignment": "; Misalignment Locations: <|misalignment|>",
-    "plausibility": "; Artifact Locations: <|artifact|>",
-}
-"""Score -> the text with the heatmap token that follows its number."""
 MAX_REGIONS: Final = 6
 MAX_OBJECTS: Final = 9
 VERDICTS: Final = (" ok;", " wrong;", " wrong shape;", " wrong colour;", " missing;")
@@ -106,26 +97,6 @@ def regions_text(regions: Sequence[FaultyRegion]) -> str:
         corners = ",".join(map(str, quantise_box(box)))
         parts.append(f"{number}.[{corners}] {fault}")
     return REGIONS_START + (";".join(parts) or "none")
-
-
-def answer_text(scores: Mapping[str, float]) -> str:
-    """Writes the answer, without its opening tag."""
-    return "".join(text for text, _ in answer_parts(scores))
-
-
-def answer_parts(scores: Mapping[str, float]) -> list[tuple[str, bool]]:
-    """Returns the parts of the answer, each with whether it is known.
-
-    A score that is NaN is written as 0.50, and this part is not known.
-    """
-    parts: list[tuple[str, bool]] = []
-    for name, label in SCORE_LABELS.items():
-        value = scores[name]
-        known = not math.isnan(value)
-        parts += [(label, True), (f"{value if known else 0.5:.2f}", known)]
-        if name in LOCATION_LABELS:
-            parts.append((LOCATION_LABELS[name], True))
-    return [*parts, (ANSWER_END, True)]
 
 
 def faulty_regions(

@@ -8,14 +8,17 @@
 Every stage reads one checkpoint folder (weights, config, tokenizer, processor) and writes one.
 Without --init the model starts from random weights; with the folder of a 3 B model, that model is
 trained. `perception` takes the place of pre-training. `cold-start` is the paper's supervised stage
-with both heatmaps; with --samples it also trains on a folder of the generator's images.
+with both heatmaps; with --samples it also trains on a folder of the generator's images. So that one
+set of weights also answers without reasons, give such rows a share and a loss of their own:
+
+    $train --config gpu --stage cold-start … --answer-only-share 0.5 --answer-weight 1
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -63,6 +66,9 @@ SEED_OFFSETS: Final[dict[RowKind, int]] = {"perception": 0, "text": 100, "cold-s
 
 They are farther apart than the numbers of the workers, which are added too.
 """
+
+TRAINING_OPTIONS: Final = ("answer_only_share", "answer_weight", "cold_start_learning_rate")
+"""Fields of `VerifierTraining` that the command line can change."""
 
 StageName = Literal["perception", "cold-start"]
 
@@ -180,6 +186,7 @@ class VerifierTrainer:
             c.processor,
             rows=ColdStartRows if cold_start else PerceptionRows,
             heatmap_rows=training.heatmap_rows,
+            answer_weight=training.answer_weight if cold_start else 0.0,
         )
 
     def train(self) -> None:
@@ -231,6 +238,10 @@ def verifier_options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    for option in TRAINING_OPTIONS:
+        parser.add_argument(
+            f"--{option.replace('_', '-')}", type=float, help="of the preset if absent"
+        )
     return parser.parse_args()
 
 
@@ -246,7 +257,8 @@ def main() -> None:
         write_checkpoint(load_model(init), init, options.out, torch.float16)
         return
     run = StageRun(options.stage, init, options.out, options.minutes, options.seed, options.samples)
-    VerifierTrainer(run, preset.training).train()
+    given = {n: v for n in TRAINING_OPTIONS if (v := getattr(options, n)) is not None}
+    VerifierTrainer(run, replace(preset.training, **given)).train()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tts_verifier.errors import InputError
 from tts_verifier.loading.devices import check_device
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.plain import OWN_HOOK
 
 DeviceMap = str | Mapping[str, str | int | torch.device]
 """See `LayerDevices`."""
@@ -107,4 +108,5 @@ def _move_inputs_to(module: nn.Module, device: torch.device) -> None:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return move(args), {key: move(value) for key, value in kwargs.items()}
 
+    setattr(hook, OWN_HOOK, True)
     module.register_forward_pre_hook(hook, with_kwargs=True)

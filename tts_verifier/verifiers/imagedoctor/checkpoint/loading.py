@@ -8,6 +8,7 @@ read (see `weights`).
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Final
 
 import torch
 
-from tts_verifier.errors import CheckpointError
+from tts_verifier.errors import CheckpointError, RunWarning
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.regular_files import user_path
+from tts_verifier.memory import fits_on_device
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
 from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
@@ -122,6 +124,24 @@ def load_model(
         model.load_state_dict(tensors, strict=False, assign=True)
     model.tie()  # assigning has given the output matrix and the embedding separate tensors
     return devices.connect(model)
+
+
+def gpu_that_is_full(folder: Path) -> str | None:
+    """Returns the GPU if there is one and a checkpoint does not fit on it now, otherwise None."""
+    if not torch.cuda.is_available():
+        return None
+    gpu = str(torch.device("cuda", torch.cuda.current_device()))
+    nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if fits_on_device(nbytes, gpu):
+        return None
+    warnings.warn(
+        f"The verifier's {nbytes / 2**30:.1f} GiB do not fit on {gpu} beside what is there. It "
+        "waits in host memory, and a run moves it to the GPU in turns with the generator. Give a "
+        "device to place it yourself.",
+        RunWarning,
+        stacklevel=4,  # the caller of Verifier.from_pretrained
+    )
+    return gpu
 
 
 def find_checkpoint(

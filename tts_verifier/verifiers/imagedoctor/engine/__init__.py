@@ -1,5 +1,13 @@
 """Generates ImageDoctor's replies and heatmaps in batches: schedule, prefill, decode, finish.
 
+One engine serves a list of requests, a run, a trainer that draws replies, and a server:
+
+- A list or a generator of requests goes to `Engine.replies`.
+- Replies are drawn instead of greedy with `requests.Sampling` in the engine's limits. A group of
+  samples of one prompt is the same request with several seeds: `replace(request, seed=seed)`.
+- `checkpoint.replace.copy_weights` changes the weights of an engine in place, between two replies.
+- A `RequestQueue` takes requests from other threads while earlier ones are being answered.
+
 Importing this folder loads no deep-learning library; its names are loaded when asked for.
 """
 
@@ -12,13 +20,15 @@ if TYPE_CHECKING:
     from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
     from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
     from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
+    from tts_verifier.verifiers.imagedoctor.engine.request_queue import RequestQueue
 
-__all__ = ["Engine", "MapDecoder", "MapQueue", "generate", "sequences_that_fit"]
+__all__ = ["Engine", "MapDecoder", "MapQueue", "RequestQueue", "generate", "sequences_that_fit"]
 
 _MODULES = {
     "Engine": "engine",
     "MapDecoder": "heatmaps",
     "MapQueue": "heatmaps",
+    "RequestQueue": "request_queue",
     "generate": "engine",
     "sequences_that_fit": "kv_cache",
 }

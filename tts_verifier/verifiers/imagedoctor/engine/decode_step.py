@@ -21,6 +21,8 @@ from tts_verifier.verifiers.imagedoctor.engine.next_token import (
     greedy,
     group_probs,
     penalise,
+    sample,
+    token_log_probs,
 )
 from tts_verifier.verifiers.imagedoctor.requests import ForcedStep, GenerationLimits
 
@@ -39,8 +41,8 @@ class DecodeStep:
     Args:
         fused: the model.
         buffers: read and updated in place; captured graphs hold their addresses.
-        limits: end tokens, penalty and watched tokens.
-        choose: chooses each next token.
+        limits: end tokens, penalty, sampling, and what is recorded.
+        choose: chooses each next token where none is drawn.
         capture: captures steps as CUDA graphs where that is possible.
     """
 
@@ -151,7 +153,7 @@ class DecodeStep:
             scores = penalise(logits, buffers.used[:sequences], self.limits.penalty)
         choices, _ = self._step_ids[step]
         # Choosing among a few columns gives a column's number, not yet a token id.
-        token = choices[self.choose(scores[:, choices])] if step.choices else self.choose(scores)
+        token = choices[self._draw(scores[:, choices])] if step.choices else self._draw(scores)
         # Ended sequences are marked too; `SequenceBuffers.start` clears their rows.
         if buffers.used.shape[1]:
             buffers.used[:sequences].scatter_(1, token[:, None], True)
@@ -162,19 +164,34 @@ class DecodeStep:
         buffers.has_map[:sequences] |= is_first
         # Not of the penalised logits: those of a digit depend on whether it occurred before.
         if self._watched:
-            self._record_probs(group_probs(logits, self._watched))
+            self._record(buffers.probs, group_probs(logits, self._watched))
+        if self.limits.log_probs:
+            log_probs = token_log_probs(logits, token, self.limits.temperature or 1.0)
+            self._record(buffers.log_probs[..., None], log_probs[:, None])
         return token
 
-    def _record_probs(self, probs: Tensor) -> None:
-        """Records the watched tokens' probabilities (sequences, W) for the token being chosen."""
-        buffers, sequences = self.buffers, len(probs)
-        # The count of an ended sequence may be the limit. Its old value is written back, since
-        # selecting the live sequences would make a shape that the host must wait for.
-        at = buffers.count[:sequences].clamp(max=self.limits.max_new_tokens - 1)[:, None, None]
-        at = at.expand(-1, -1, probs.shape[-1])
-        recorded = buffers.probs[:sequences]
-        live = buffers.live[:sequences, None, None]
-        recorded.scatter_(1, at, torch.where(live, probs[:, None], recorded.gather(1, at)))
+    def _draw(self, scores: Tensor) -> Tensor:
+        """Chooses a column of the scores (sequences, columns) for each sequence, or draws it."""
+        if self.limits.sampling is None or not self.limits.temperature:
+            return self.choose(scores)
+        draws = self.buffers.draws[: len(scores)]
+        # Its place in the reply alone says which draw a token gets, so no batch changes it.
+        at = self._place(len(scores)).expand(-1, -1, 2)
+        return sample(scores, draws.gather(1, at)[:, 0], self.limits.sampling)
+
+    def _place(self, sequences: int) -> Tensor:
+        """Returns the place in the reply of the token being chosen, (sequences, 1, 1)."""
+        # The count of an ended sequence may be the limit.
+        at = self.buffers.count[:sequences].clamp(max=self.limits.max_new_tokens - 1)
+        return at[:, None, None]
+
+    def _record(self, target: Tensor, values: Tensor) -> None:
+        """Records values (sequences, W) for the token being chosen in a buffer (S, M, W)."""
+        at = self._place(len(values)).expand(-1, -1, values.shape[-1])
+        recorded, live = target[: len(values)], self.buffers.live[: len(values), None, None]
+        # The old value of an ended sequence is written back, since selecting the live sequences
+        # would make a shape that the host must wait for.
+        recorded.scatter_(1, at, torch.where(live, values[:, None], recorded.gather(1, at)))
 
     def _record_tokens(self, tokens: Tensor) -> None:
         """Appends tokens (sequences, T) to the replies of live sequences."""

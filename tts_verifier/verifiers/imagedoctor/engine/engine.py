@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import FREE_STEP, DecodeStep
 from tts_verifier.verifiers.imagedoctor.engine.finish import ended_sequences, read_replies
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import (
@@ -28,6 +28,8 @@ from tts_verifier.verifiers.imagedoctor.engine.next_token import ChooseToken, gr
 from tts_verifier.verifiers.imagedoctor.engine.prefill import prefill
 from tts_verifier.verifiers.imagedoctor.engine.scheduler import RunningSequence, Scheduler
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.plain import check_plain
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.imagedoctor.requests import (
     GeneratedReply,
     GenerationLimits,
@@ -49,18 +51,21 @@ class Engine:
 
     The first call of `replies` fuses weights: it **re-points `parameter.data` of the caller's
     model** into larger matrices (see `ops.fused_weights`). Values, names and state dict stay, and
-    in-place updates of the parameters take effect in the next step. Buffers and captured steps
-    are kept between calls. Not safe to share between threads: one call of `replies` at a time,
-    which `shared_calls` sees to.
+    in-place updates of the parameters, as by `copy_weights`, take effect in the next step.
+    Buffers and captured steps are kept between calls. Not safe to share between threads: one call
+    of `replies` at a time, which `shared_calls` sees to, or a `RequestQueue` of several threads.
 
     Args:
         model: on its devices, for inference; its weights may change between calls.
         limits: of every reply.
         sequences: how many replies are generated at a time; None = as many as the queue has, the
             free memory allows, and the device gains from. Halved when memory runs out.
-        choose: chooses each next token.
+        choose: chooses each next token where the limits ask for no sampling.
         capture: captures decode steps as CUDA graphs where that is possible. A `choose` that
             works on the host needs False.
+
+    Raises:
+        InputError: `choose` is given beside limits that draw tokens.
     """
 
     def __init__(
@@ -72,6 +77,11 @@ class Engine:
         choose: ChooseToken = greedy,
         capture: bool = True,
     ) -> None:
+        if choose is not greedy and limits.temperature:
+            raise InputError(
+                "Tokens are either chosen by `choose` or drawn with the limits' sampling, got "
+                f"{choose!r} and {limits.sampling}. Leave one of them out."
+            )
         self.model, self.limits = model, limits
         self._most, self._measured = sequences or max_sequences(model), sequences is None
         self._choose, self._capture = choose, capture
@@ -96,29 +106,36 @@ class Engine:
 
     @torch.inference_mode()
     def replies(
-        self, requests: Iterable[GenerationRequest], *, expected: int | None = None
+        self, requests: Iterable[GenerationRequest | None], *, expected: int | None = None
     ) -> Iterator[tuple[int, GeneratedReply]]:
         """Generates a reply to every request.
 
         Requests are taken as sequences become free. Sort them by falling length of the prompt, so
-        the KV cache need not grow later.
+        the KV cache need not grow later. Where a source yields None, it has no request yet and is
+        asked again after some steps. A `LiveSource`, such as `RequestQueue`, is waited for while
+        nothing runs, and may cancel requests; those get no reply.
 
         Args:
             requests: taken lazily.
             expected: how many requests there are, about; None = many.
 
         Yields:
-            (place in `requests`, reply), in the order in which replies end.
+            (place among the requests, reply), in the order in which replies end.
 
         Raises:
+            InputError: the model has adapters, hooks or layers that the engine would ignore.
             torch.OutOfMemoryError: memory does not suffice for a single sequence.
         """
         refill = not self.limits.forced_steps
         fused = self._fuse()
         sequences = self._count_sequences(self._most if expected is None else expected)
-        scheduler = Scheduler(enumerate(requests), sequences, refill=refill)
+        scheduler = Scheduler(requests, sequences, refill=refill)
         self._visual = {}
         while scheduler.has_work():
+            self._drop_cancelled(scheduler)
+            if scheduler.is_idle():
+                scheduler.wait()
+                continue
             out_of_memory = False
             finished: list[tuple[int, GeneratedReply]] = []
             try:
@@ -140,6 +157,14 @@ class Engine:
         decode_step = self._decode(fused, scheduler)
         return self._finish(decode_step, scheduler)
 
+    def _drop_cancelled(self, scheduler: Scheduler) -> None:
+        """Frees the sequences whose replies nobody wants any more."""
+        if (dropped := scheduler.drop_cancelled()) and self._decode_step is not None:
+            for running in dropped.values():
+                self._visual.pop(running.number, None)
+            live = self._decode_step.buffers.live
+            live.index_fill_(0, to_device(torch.tensor(list(dropped)), live.device), False)
+
     def _prefill(
         self, fused: FusedModel, scheduler: Scheduler, batch: dict[int, RunningSequence]
     ) -> None:
@@ -151,6 +176,8 @@ class Engine:
         keep = len(scheduler.running) > len(batch)
         buffers = self._reserve(fused, scheduler.sequences, tokens, keep=keep).buffers
         visual = prefill(fused, buffers, list(batch), requests)
+        if self.limits.temperature:
+            buffers.seed(list(batch), [request.seed for request in requests])
         for running, features in zip(batch.values(), visual, strict=True):
             self._visual[running.number] = features
 
@@ -218,9 +245,11 @@ class Engine:
 
     def _fuse(self) -> FusedModel:
         """Fuses the weights, and drops captured steps if any parameter has moved in memory."""
+        check_plain(self.model)
         fused = fuse_model(self.model)
         # Captured steps read the weights at fixed addresses.
-        addresses = tuple(p.data_ptr() for p in self.model.parameters())
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        addresses = tuple(tensor.data_ptr() for tensor in tensors)
         if addresses != self._addresses:
             self._addresses, self._decode_step = addresses, None
         return fused

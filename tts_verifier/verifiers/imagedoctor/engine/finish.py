@@ -43,25 +43,29 @@ def read_replies(
     tokens, has_map = buffers.tokens[at, :longest].tolist(), buffers.has_map[at].tolist()
     probs = buffers.probs[at, :longest].cpu().numpy()
     states = buffers.map_states[at]
+    log_probs = buffers.log_probs[at, :longest].cpu().numpy() if buffers.log_probs.numel() else None
     replies = []
     for i, (count, features) in enumerate(zip(ended.values(), visual, strict=True)):
-        ids, found_eos = _split_eos(tokens[i][:count], eos)
+        ids, end = _split_eos(tokens[i][:count], eos)
         misalignment, artifact = has_map[i]
         replies.append(
             GeneratedReply(
                 ids=ids,
-                ended=found_eos,
+                ended=end is not None,
                 map_states=states[i],
                 has_map=(misalignment, artifact),
                 visual=features,
                 probs=probs[i, : len(ids)],
+                end=end,
+                # A copy, because a view would keep the log-probabilities of all.
+                log_probs=None if log_probs is None else log_probs[i, :count].copy(),
             )
         )
     return replies
 
 
-def _split_eos(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], bool]:
-    """Returns the tokens before the end token, and whether there was one."""
+def _split_eos(tokens: list[int], eos: tuple[int, ...]) -> tuple[list[int], int | None]:
+    """Returns the tokens before the end token, and the end token if there is one."""
     if tokens and tokens[-1] in eos:
-        return tokens[:-1], True
-    return tokens, False
+        return tokens[:-1], tokens[-1]
+    return tokens, None

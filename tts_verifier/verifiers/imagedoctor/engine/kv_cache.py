@@ -6,6 +6,7 @@ addresses. They grow by being replaced, together with the captured steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tts_verifier.memory import free_bytes
+from tts_verifier.verifiers.imagedoctor.engine.next_token import draws_of
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits
@@ -56,6 +58,11 @@ class SequenceBuffers:
     """(S, M, W), the watched tokens' probabilities at each token."""
     used: Tensor
     """(S, vocabulary), bool, the tokens that the penalty applies to; (S, 0) without a penalty."""
+    draws: Tensor
+    """(S, M, 2), what chooses each token of the reply, see `next_token.draws_of`; (S, 0, 2) if
+    decoding is greedy."""
+    log_probs: Tensor
+    """(S, M), the chosen tokens' log-probabilities, NaN at forced ones; (S, 0) if not asked for."""
 
     @property
     def sequences(self) -> int:
@@ -79,7 +86,8 @@ class SequenceBuffers:
     def reply_state(self) -> tuple[Tensor, ...]:
         """Returns all buffers but the KV cache, sequences first."""
         progress = (self.hidden, self.position, self.length, self.live, self.count, self.tokens)
-        return (*progress, self.map_states, self.has_map, self.probs, self.used)
+        recorded = (self.map_states, self.has_map, self.probs, self.used)
+        return (*progress, *recorded, self.draws, self.log_probs)
 
     def all_buffers(self) -> tuple[Tensor, ...]:
         """Returns all buffers, sequences first."""
@@ -106,6 +114,12 @@ class SequenceBuffers:
         if self.used.shape[1]:
             # A new tensor, because `self.used[at].scatter_` would change a copy.
             self.used[at] = torch.zeros_like(self.used[: len(ids)]).scatter_(1, ids, True)
+
+    def seed(self, at: Sequence[int], seeds: Sequence[int]) -> None:
+        """Sets what the replies of some sequences are drawn with, from their requests' seeds."""
+        device = self.draws.device
+        draws = torch.from_numpy(draws_of(seeds, self.draws.shape[1]))
+        self.draws[to_device(torch.tensor(at), device)] = to_device(draws, device)
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies sequences onto others, none of which is a source, and frees the sources."""
@@ -163,6 +177,9 @@ def allocate_buffers(
         has_map=zeros(2, dtype=torch.bool),
         probs=zeros(most, watched, dtype=torch.float32),
         used=zeros(vocabulary, dtype=torch.bool),
+        draws=zeros(most if limits.temperature else 0, 2, dtype=torch.float32),
+        # Steps write the places of chosen tokens only, and those are the same in every reply.
+        log_probs=zeros(most if limits.log_probs else 0, dtype=torch.float32).fill_(math.nan),
     )
 
 

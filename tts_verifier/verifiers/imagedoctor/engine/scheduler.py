@@ -6,11 +6,11 @@ row free for the next request. The scheduler only counts: it holds no tensor and
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
@@ -19,6 +19,23 @@ PREFILL_BATCH: Final = 16
 REFILL_SHARE: Final = 4
 """Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are. Running sequences
 wait during a prefill, so each one should admit several requests."""
+
+IDLE_SECONDS: Final = 0.005
+"""Time between two questions to a source that has nothing yet and cannot be waited for."""
+
+
+@runtime_checkable
+class LiveSource(Protocol):
+    """A source of requests that arrive while others are answered; see `request_queue`."""
+
+    def __iter__(self) -> Iterator[GenerationRequest | None]:
+        """Yields requests, and None where there is none yet; ends when none will come."""
+
+    def wait(self) -> None:
+        """Returns once there may be a request, or none will come."""
+
+    def is_cancelled(self, number: int) -> bool:
+        """Says whether nobody wants the reply to the request of this number any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +57,7 @@ class Scheduler:
     prepare images while the device works on earlier ones. Not thread-safe.
 
     Args:
-        requests: (number, request) pairs.
+        requests: the requests, numbered in their order; None says that there is none yet.
         sequences: how many sequences there are.
         refill: whether free sequences are refilled while others run. Without it, the engine
             generates one full set of sequences after another; replies of equal length, as in
@@ -49,7 +66,7 @@ class Scheduler:
 
     def __init__(
         self,
-        requests: Iterable[tuple[int, GenerationRequest]],
+        requests: Iterable[GenerationRequest | None],
         sequences: int,
         *,
         refill: bool = True,
@@ -57,12 +74,35 @@ class Scheduler:
         self.sequences = sequences
         self.running: dict[int, RunningSequence] = {}
         self._refill = refill
+        self._live = requests if isinstance(requests, LiveSource) else None
         self._source = iter(requests)
+        self._taken, self._ended = 0, False
         self._waiting: deque[tuple[int, GenerationRequest]] = deque()
 
     def has_work(self) -> bool:
-        """Says whether any sequence is running or any request is waiting."""
-        return bool(self.running) or self.has_waiting()
+        """Says whether any sequence is running, or any request is waiting or may still come."""
+        return bool(self.running) or self.has_waiting() or not self._ended
+
+    def is_idle(self) -> bool:
+        """Says whether there is nothing to do but to wait for a request."""
+        return not self.running and not self._waiting
+
+    def wait(self) -> None:
+        """Returns once the source may have a request; takes no processor time until then."""
+        if self._live is None:
+            time.sleep(IDLE_SECONDS)
+        else:
+            self._live.wait()
+
+    def drop_cancelled(self) -> dict[int, RunningSequence]:
+        """Forgets the requests that nobody wants any more; returns those that were running."""
+        if (live := self._live) is None:
+            return {}
+        kept = (pair for pair in self._waiting if not live.is_cancelled(pair[0]))
+        self._waiting = deque(kept)
+        dropped = {s: r for s, r in self.running.items() if live.is_cancelled(r.number)}
+        self.finish(list(dropped))
+        return dropped
 
     def has_waiting(self) -> bool:
         """Says whether a request is waiting; takes it from the source if need be."""
@@ -145,7 +185,16 @@ class Scheduler:
         self.sequences = sequences
 
     def _fetch(self, count: int) -> None:
-        self._waiting.extend(islice(self._source, max(count - len(self._waiting), 0)))
+        while len(self._waiting) < count and not self._ended:
+            try:
+                request = next(self._source)
+            except StopIteration:
+                self._ended = True
+                return
+            if request is None:
+                return
+            self._waiting.append((self._taken, request))
+            self._taken += 1
 
     def _take(self, count: int) -> list[tuple[int, GenerationRequest]]:
         self._fetch(count)

@@ -187,15 +187,19 @@ class Processor:
 
     def __call__(self, image: Image.Image, *, fit: FitMode = "squash") -> Patches:
         """Prepares one RGB image of any size."""
+        pixels = self.frame(image, fit=fit).astype(np.float32) * np.float32(self.rescale_factor)
+        pixels -= np.asarray(self.image_mean, dtype=np.float32)
+        pixels /= np.asarray(self.image_std, dtype=np.float32)
+        return Patches(self._cut(pixels), self.grid)
+
+    def frame(self, image: Image.Image, *, fit: FitMode = "squash") -> NDArray[np.uint8]:
+        """Resizes one RGB image to the network's size: uint8 (H, W, 3)."""
         frame = fit_to_square(image, self.input_size, fit=fit)
         h, w = self._resized()
         # Twice resized, as in the official code: 512 is no multiple of a merged token's 28 pixels.
         if frame.size != (w, h):
             frame = frame.resize((w, h), Image.Resampling.BICUBIC)
-        pixels = np.asarray(frame, dtype=np.float32) * np.float32(self.rescale_factor)
-        pixels -= np.asarray(self.image_mean, dtype=np.float32)
-        pixels /= np.asarray(self.image_std, dtype=np.float32)
-        return Patches(self._cut(pixels), self.grid)
+        return np.array(frame, dtype=np.uint8)
 
     def _cut(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Cuts (H, W, 3) into flat patches in the order of `Patches.values`."""

@@ -46,10 +46,18 @@ class ImageDoctorModel(nn.Module):
     def __init__(self, config: ImageDoctorConfig) -> None:
         super().__init__()
         self.config = config
-        head, hidden = config.heatmap, int(config.text["hidden_size"])
+        hidden = int(config.text["hidden_size"])
         self.visual = Qwen2_5_VisionTransformerPretrainedModel(config.vision_config())
         self.model = Qwen2_5_VLTextModel(config.text_config())
         self.lm_head = nn.Linear(hidden, int(config.text["vocab_size"]), bias=False)
+        self.attach_heads()
+        # The stock modules initialise their own weights; this matrix is in none of them.
+        nn.init.normal_(self.lm_head.weight, std=float(config.text["initializer_range"]))
+        self.tie()
+
+    def attach_heads(self) -> None:
+        """Attaches fresh heatmap heads, of random weights, in the place of any that are there."""
+        head, hidden = self.config.heatmap, int(self.config.text["hidden_size"])
         self.text_hidden_fcs = heatmap_head.build_projection(
             hidden, head.text_hidden or hidden, head.width
         )
@@ -58,9 +66,6 @@ class ImageDoctorModel(nn.Module):
         )
         self.prompt_encoder = heatmap_head.build_prompt_encoder(head, OFFICIAL_GRID)
         self.heatmap = heatmap_head.MaskDecoder(head)
-        # The stock modules initialise their own weights; this matrix is in none of them.
-        nn.init.normal_(self.lm_head.weight, std=float(config.text["initializer_range"]))
-        self.tie()
 
     def tie(self) -> None:
         """Makes the output matrix the embedding itself, if the config says so."""

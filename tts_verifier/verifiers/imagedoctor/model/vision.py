@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from tts_verifier.verifiers.imagedoctor.model.plain import check_linear
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     Fp8Linear,
     Fp8Matrix,
@@ -26,6 +27,7 @@ from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     fuse_linears,
     matrix_of,
 )
+from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
 from tts_verifier.verifiers.imagedoctor.ops.products import add_and_norm, gate_rows, product
 
@@ -85,6 +87,8 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
     """
     blocks = cast(Sequence[Any], tower.blocks)
     if not fuse and not isinstance(blocks[0].attn.qkv, Fp8Linear):
+        # For an engine `check_plain` has looked at the whole model.
+        _check_blocks(blocks)
         return [
             _block(block, _concatenated_gate_up(block.mlp), _affine(block.mlp.down_proj))
             for block in blocks
@@ -92,6 +96,17 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
     # Weights that are made in inference mode could never be trained or updated in place later.
     with torch.inference_mode(False), torch.no_grad():
         return [_block(block, *_fused_mlp(block.mlp)) for block in blocks]
+
+
+def _check_blocks(blocks: Sequence[Any]) -> None:
+    """Refuses adapters, which would be trained in vain: forward passes read weights as well."""
+    for i, block in enumerate(blocks):
+        for part, names in (
+            (block.attn, ("qkv", "proj")),
+            (block.mlp, ("gate_proj", "up_proj", "down_proj")),
+        ):
+            for name in names:
+                check_linear(getattr(part, name), f"visual.blocks.{i} {name}")
 
 
 def _block(block: Any, gate_up: AffineWeights, down: AffineWeights) -> Block:
@@ -120,11 +135,11 @@ def _fused_mlp(mlp: Any) -> tuple[AffineWeights, AffineWeights]:
     """Fuses gate and up, and pads the hidden width of all three to `WIDTH_MULTIPLE`."""
     gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
     missing = -len(gate.weight) % WIDTH_MULTIPLE
-    zeros = gate.bias.new_zeros(missing)
-    bias = torch.cat([gate.bias, zeros, up.bias, zeros])
+    # Not a copy: new values of the parameters must reach an engine that is running.
+    bias = fuse_rows([gate.bias, up.bias], gap=missing)
     gate_up = fuse_linears([gate, up], gap=missing)
-    padded = _pad_columns(down.weight, missing)
-    if isinstance(down, Fp8Linear):
+    padded: Matrix = _pad_columns(down.weight, missing)
+    if isinstance(padded, Tensor) and isinstance(down, Fp8Linear):
         padded = Fp8Matrix(padded, down.scale, down.dtype)
     return AffineWeights(gate_up, bias), AffineWeights(padded, down.bias)
 

@@ -133,7 +133,7 @@ def triton_add_product_and_norm(
         N=_TILE_COLUMNS, STEP=_INNER_STEP, GATED=False, FP8=fp8, num_stages=6, num_warps=4,
     )  # fmt: skip
     out, scales = (
-        empty_fp8(rows, columns, states.device) if in_fp8 else (torch.empty_like(states), states)
+        empty_fp8(states.shape, states.device) if in_fp8 else (torch.empty_like(states), states)
     )
     _add_parts_and_norm_kernel[(rows,)](
         states, parts, norm, out, scales, rows, eps, H=columns, SPLITS=SPLITS,

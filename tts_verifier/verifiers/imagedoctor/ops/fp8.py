@@ -7,9 +7,9 @@ FP8 Formats for Deep Learning, sections 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +75,13 @@ class Fp8Linear(nn.Module):
         """(…, in) -> (…, out)."""
         rows = quantise_rows(x.flatten(0, -2))
         out = multiply(rows, Fp8Matrix(self.weight, self.scale, self.dtype), self.bias)
-        return out.unflatten(0, x.shape[:-1])
+        return out.view(*x.shape[:-1], -1)
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the layer; a change of dtype reaches the bias only."""
         device = fn(torch.empty(0, device=self.scale.device)).device
         weight, scale = self.weight.to(device), self.scale.to(device)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.weight, self.scale = weight, scale
         return self
 
@@ -90,7 +90,8 @@ def matrix_of(layer: nn.Linear | Fp8Linear) -> Matrix:
     """Returns a layer's weight."""
     if isinstance(layer, Fp8Linear):
         return Fp8Matrix(layer.weight, layer.scale, layer.dtype)
-    return layer.weight
+    weight: Tensor = layer.weight
+    return weight
 
 
 def fuse_linears(layers: Sequence[Any], *, gap: int = 0) -> Matrix:

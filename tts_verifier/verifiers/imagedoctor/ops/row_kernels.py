@@ -76,7 +76,7 @@ def _norm_rows_kernel(
 def triton_quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `fp8.quantise_rows`: (M, K) -> values (M, K) and scales (M,)."""
     x = x.contiguous()
-    values, scales = empty_fp8(*x.shape, x.device)
+    values, scales = empty_fp8(x.shape, x.device)
     _quantise_rows_kernel[(len(x),)](x, values, scales, x.shape[1], **_block(x.shape[1]))
     return values, scales
 
@@ -84,7 +84,7 @@ def triton_quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def triton_gate_rows(both: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `pointwise.silu_gate` of (M, 2 N): values (M, N) and scales (M,)."""
     columns = both.shape[1] // 2
-    values, scales = empty_fp8(len(both), columns, both.device)
+    values, scales = empty_fp8(torch.Size((len(both), columns)), both.device)
     _gate_rows_kernel[(len(both),)](both, values, scales, columns, **_block(columns))
     return values, scales
 
@@ -98,7 +98,7 @@ def triton_norm_rows(
         The norm (M, H), and with `fp8` the scales (M,) of its values.
     """
     values, scales = (
-        empty_fp8(*states.shape, states.device) if fp8 else (torch.empty_like(states), norm)
+        empty_fp8(states.shape, states.device) if fp8 else (torch.empty_like(states), norm)
     )
     _norm_rows_kernel[(len(states),)](
         states, states if added is None else added, norm, values, scales, eps,
@@ -107,10 +107,10 @@ def triton_norm_rows(
     return values, scales
 
 
-def empty_fp8(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns values (rows, columns) and scales (rows,) to be filled."""
-    values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=device)
-    return values, torch.empty(rows, dtype=torch.float32, device=device)
+def empty_fp8(shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns values (M, K) and scales (M,) to be filled."""
+    values = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+    return values, torch.empty(shape[0], dtype=torch.float32, device=device)
 
 
 def _block(columns: int) -> dict[str, int]:

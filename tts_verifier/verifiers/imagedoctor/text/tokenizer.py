@@ -58,6 +58,7 @@ class PromptTokenizer:
         self._plain.no_truncation()
         self._plain.no_padding()
         self.control = _control_tokens(self._full, parsed, config)
+        self._pieces: dict[int, str] = {}
         largest, size = max(self._full.get_vocab().values()), int(config.text["vocab_size"])
         if largest >= size:
             raise CheckpointError(
@@ -102,6 +103,13 @@ class PromptTokenizer:
                 official script does.
         """
         return str(self._full.decode(ids, skip_special_tokens=not special_tokens))
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Decodes each token id alone, without special tokens."""
+        # A reply uses few different tokens, and decoding one costs as much as a whole reply.
+        for i in set(ids) - self._pieces.keys():
+            self._pieces[i] = self.decode([i])
+        return [self._pieces[i] for i in ids]
 
     def encode_conversation(self, prompt: str, *, image_tokens: int, reasoning: bool) -> list[int]:
         """Encodes a conversation up to the place where the model's reply begins.

@@ -7,17 +7,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 
 
 class DevicePreprocess(nn.Module):
-    """Turns uint8 images of 128 x 128 into patches, as the checkpoint's processor does.
+    """Turns square uint8 images into patches, as the checkpoint's processor does.
 
     Resizing is two matrix products with Pillow's own bicubic weights.
 
     Args:
         processor: of the checkpoint.
+        source: side of the images in pixels; None = they have the network's size already.
 
     Attributes:
         patch: pixels a side of a patch.
@@ -25,13 +25,13 @@ class DevicePreprocess(nn.Module):
         side: merged tokens a side of an image.
     """
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, source: int | None = None) -> None:
         super().__init__()
-        pixels = processor.input_size
+        pixels = processor.grid[0] * processor.patch_size
         self.patch, self.merge = processor.patch_size, processor.merge_size
         self.frames = processor.temporal_patch_size
         self.side = pixels // self.patch // self.merge
-        self.resize = nn.Buffer(resize_matrix(SIZE, pixels, Image.Resampling.BICUBIC))
+        self.resize = nn.Buffer(resize_matrix(source or pixels, pixels, Image.Resampling.BICUBIC))
         self.mean = nn.Buffer(torch.tensor(processor.image_mean).view(1, 3, 1, 1))
         self.std = nn.Buffer(torch.tensor(processor.image_std).view(1, 3, 1, 1))
 
@@ -39,13 +39,15 @@ class DevicePreprocess(nn.Module):
         """Preprocesses images.
 
         Args:
-            pixels: uint8 (B, 3, 128, 128), sRGB.
+            pixels: uint8 (B, 3, source, source), sRGB.
 
         Returns:
             float32 (B * patches, 3 * frames * patch * patch), normalised.
         """
-        resized = self.resize @ pixels.float() @ self.resize.T
-        values = (resized.clamp(0, 255).round() / 255 - self.mean) / self.std
+        values = pixels.float()
+        if self.resize.shape[0] != self.resize.shape[1]:
+            values = (self.resize @ values @ self.resize.T).clamp(0, 255).round()
+        values = (values / 255 - self.mean) / self.std
         n, m, p = self.side, self.merge, self.patch
         # Qwen's order of patches: all of one merged token, then the next merged token.
         cut = values.view(len(pixels), 3, n, m, p, n, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)

@@ -1,0 +1,53 @@
+"""The clock of a run: when to print, to save and to stop."""
+
+from __future__ import annotations
+
+import time
+
+from tts_verifier.training.cold_start.settings import RunSettings
+
+
+class Clock:
+    """Says when to print, to save and to stop, and how fast a run is.
+
+    Args:
+        run: its settings.
+        first: the step that it goes on from.
+    """
+
+    def __init__(self, run: RunSettings, first: int) -> None:
+        self._run, self._first = run, first
+        self._began = self._printed = self._saved = time.monotonic()
+
+    def flags(self) -> dict[str, float]:
+        """Returns whether it is time to stop or to save, as numbers that processes can add."""
+        now = time.monotonic()
+        minutes = self._run.minutes
+        stop = minutes is not None and now - self._began > 60 * minutes
+        return {"stop": float(stop), "save": float(now - self._saved > 60 * self._run.save_minutes)}
+
+    def saved(self) -> None:
+        """Notes that the state was just saved."""
+        self._saved = time.monotonic()
+
+    def rate(self, step: int) -> float:
+        """Returns the rows a second so far."""
+        steps = step + 1 - self._first
+        return steps * self._run.batch / max(time.monotonic() - self._began, 1e-9)
+
+    def show(self, step: int, row: dict[str, float], skipped: int, *, last: bool) -> None:
+        """Prints a line of progress if it is due, or if this is the last step."""
+        now = time.monotonic()
+        if now - self._printed < self._run.print_seconds and not last:
+            return
+        self._printed = now
+        rate = self.rate(step)
+        left = (self._run.steps - step - 1) * self._run.batch / rate
+        names = ("total", "text", "answers", "misalignment", "artifact")
+        losses = ", ".join(f"{n} {row[n]:.4f}" for n in names if n in row)
+        lost = f", {skipped} steps skipped" if skipped else ""
+        print(
+            f"step {step + 1} of {self._run.steps}, {rate:.1f} rows/s, "
+            f"{rate * row['tokens'] / row['rows']:.0f} tokens/s, {left:.0f} s left: {losses}{lost}",
+            flush=True,
+        )

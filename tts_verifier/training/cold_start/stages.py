@@ -1,0 +1,380 @@
+"""`tts-train cold-start-1` and `cold-start-2`: the supervised stages of ImageDoctor.
+
+Stage 1 learns answers alone, as text. Stage 2 learns reasons, answers and both heatmaps:
+cross-entropy of the text plus the weighted squared errors of the maps; a share of its rows stays
+answers alone, so that one set of weights serves both instructions (paper, section 3.2; official
+configs cold_start_1.yaml and cold_start_2.yaml). COLD_START.md has commands and choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.shapes.vocabulary import SIZE
+from tts_verifier.training.cold_start.batches import RowBlock
+from tts_verifier.training.cold_start.clock import Clock
+from tts_verifier.training.cold_start.network import (
+    ColdStartNetwork,
+    parameter_groups,
+    write_trained,
+)
+from tts_verifier.training.cold_start.settings import FREE_KEYS, RunKeys, RunSettings
+from tts_verifier.training.cold_start.sources import (
+    MINIATURE,
+    BlockStream,
+    MiniatureSource,
+    RatedSource,
+    RowSource,
+    read_reasons,
+)
+from tts_verifier.training.common.run_folder import RunFolder
+from tts_verifier.training.common.step_guard import StepGuard
+from tts_verifier.training.verifier.token_rows import check_heatmap_tokens
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
+    Checkpoint,
+    find_checkpoint,
+    load_model,
+    read_limits,
+)
+from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
+
+ADAM_BETAS = (0.9, 0.95)
+"""The betas of AdamW."""
+MOST_GRADIENT = 1.0
+"""The norm that gradients are clipped to."""
+
+
+def cold_start_1(
+    *,
+    init: str,
+    data: str,
+    output: str,
+    steps: int,
+    batch: int,
+    split: str = "train",
+    in_memory: bool = False,
+    **keys: Unpack[RunKeys],
+) -> None:
+    """Trains on answers alone. The arguments are the keys of the config.
+
+    Args:
+        init: see `RunSettings`, as for `output`, `steps`, `batch` and the other keys.
+        data: a folder of RichHF-18K or of its miniature, or "miniature", as in stage 2.
+        output: the folder of the run.
+        steps: its length.
+        batch: rows of a step.
+        split: of the data.
+        in_memory: whether pictures are decoded once and kept.
+        **keys: see `RunSettings`.
+    """
+    run = RunSettings(init, output, steps, batch, **keys)
+    accelerator = start_processes(run)
+    checkpoint = read_for_training(find_checkpoint(init))
+    blocks = run.blocks_for(accelerator.num_processes)
+    common: dict[str, Any] = {
+        "rows": batch // blocks,
+        "map_rows": 0,
+        "answer_only_share": 1.0,
+        "seed": run.seed,
+    }
+    source: RowSource
+    if data == MINIATURE:
+        source = MiniatureSource(checkpoint, **common)
+    else:
+        folder = existing_folder(data)
+        source = RatedSource(
+            checkpoint, folder, split, {}, blocks=blocks, in_memory=in_memory, **common
+        )
+    network = ColdStartNetwork(
+        checkpoint,
+        source=SIZE if data == MINIATURE else None,
+        map_weight=0.0,
+        **network_keys(run),
+    )
+    train(network, source, run, accelerator, {"stage": 1, "data": data, "split": split})
+
+
+def cold_start_2(
+    *,
+    init: str,
+    data: str,
+    output: str,
+    steps: int,
+    batch: int,
+    split: str = "train",
+    reasons: str | None = None,
+    samples: str | None = None,
+    answer_only_share: float = 0.25,
+    answer_weight: float = 0.0,
+    map_weight: float | None = None,
+    map_rows: int | None = None,
+    in_memory: bool = False,
+    **keys: Unpack[RunKeys],
+) -> None:
+    """Trains on reasons, answers and heatmaps. The arguments are the keys of the config.
+
+    Args:
+        init: see `RunSettings`, as for `output`, `steps`, `batch` and the other keys.
+        data: a folder of RichHF-18K or of its miniature, or "miniature": endless new pictures of
+            the miniature world with the exact truth.
+        output: the folder of the run.
+        steps: its length.
+        batch: rows of a step.
+        split: of the data.
+        reasons: a JSONL file of reasons; None = those that the miniature's truth gives.
+        samples: a folder of the generator's samples, for data "miniature" only.
+        answer_only_share: share of rows whose reply is the answer alone.
+        answer_weight: of those answers as a loss of their own, because their few digits hardly
+            count among all tokens.
+        map_weight: of both map errors; None = `heatmap_weight` of the checkpoint's config.
+        map_rows: rows of a block that train the heatmaps, whose heads cost much; None = all.
+        in_memory: whether pictures are decoded once and kept.
+        **keys: see `RunSettings`.
+    """
+    if not 0 <= answer_only_share <= 1:
+        raise InputError(
+            f"answer_only_share must be in [0, 1], got {answer_only_share}.",
+            argument="answer_only_share",
+        )
+    foreign = {"reasons": reasons} if data == MINIATURE else {"samples": samples}
+    for name in (name for name, value in foreign.items() if value):
+        raise InputError(
+            "reasons belong to a folder of ratings, and samples to data: miniature; got "
+            f"{name} with data {data!r}.",
+            argument=name,
+        )
+    run = RunSettings(init, output, steps, batch, **keys)
+    accelerator = start_processes(run)
+    checkpoint = read_for_training(find_checkpoint(init))
+    blocks = run.blocks_for(accelerator.num_processes)
+    rows = batch // blocks
+    common: dict[str, Any] = {
+        "rows": rows,
+        "map_rows": rows if map_rows is None else min(map_rows, rows),
+        "answer_only_share": answer_only_share,
+        "seed": run.seed,
+    }
+    source: RowSource
+    if data == MINIATURE:
+        source = MiniatureSource(checkpoint, samples=Path(samples) if samples else None, **common)
+    else:
+        folder = existing_folder(data)
+        source = RatedSource(
+            checkpoint,
+            folder,
+            split,
+            read_reasons(folder, split, Path(reasons) if reasons else None),
+            blocks=blocks,
+            in_memory=in_memory,
+            **common,
+        )
+    network = ColdStartNetwork(
+        checkpoint,
+        source=SIZE if data == MINIATURE else None,
+        map_weight=map_weight,
+        answer_weight=answer_weight,
+        **network_keys(run),
+    )
+    settings = {"stage": 2, "data": data, "split": split, "reasons": reasons, "samples": samples}
+    shares = {"answer_only_share": answer_only_share, "answer_weight": answer_weight}
+    maps_of = {"map_weight": map_weight, "map_rows": map_rows}
+    train(network, source, run, accelerator, {**settings, **shares, **maps_of})
+
+
+def network_keys(run: RunSettings) -> dict[str, Any]:
+    """Returns the keys of a run that are about its network."""
+    return {
+        "train_tower": run.train_tower,
+        "lora_rank": run.lora_rank,
+        "recompute": run.recompute,
+    }
+
+
+def start_processes(run: RunSettings) -> Accelerator:
+    """Joins the other processes, if there are any, and chooses device and precision."""
+    precision = run.precision or ("bf16" if torch.cuda.is_available() else "no")
+    return Accelerator(
+        mixed_precision=precision, log_with=run.tracker_names() or None, project_dir=run.output
+    )
+
+
+def existing_folder(data: str) -> Path:
+    """Returns the path of a folder of ratings.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(data)
+    if not folder.exists():
+        raise InputError(
+            f"data must be a folder of RichHF-18K or of its miniature, or {MINIATURE!r}; "
+            f"{data!r} does not exist. tts-train miniature-richhf makes one.",
+            argument="data",
+        )
+    return folder
+
+
+def read_for_training(folder: Path) -> Checkpoint:
+    """Reads a checkpoint in float32, on the CPU.
+
+    Raises:
+        InputError: the tokenizer lacks the heatmap tokens.
+        CheckpointError: a file is missing, or the parts do not fit together.
+    """
+    config = ImageDoctorConfig.from_folder(folder)
+    tokenizer = PromptTokenizer.from_folder(folder, config)
+    check_heatmap_tokens(tokenizer, config, str(folder))
+    processor = Processor.from_folder(folder, config)
+    return Checkpoint(load_model(folder, config), tokenizer, processor, read_limits(folder, config))
+
+
+def train(
+    network: ColdStartNetwork,
+    source: RowSource,
+    run: RunSettings,
+    accelerator: Accelerator,
+    settings: dict[str, Any],
+) -> None:
+    """Takes the steps that are left, and writes the checkpoint when they end or the time is up.
+
+    Args:
+        network: trained in place.
+        source: of the rows.
+        run: the settings of the run.
+        accelerator: of its processes.
+        settings: of the stage, which a run that goes on must share.
+    """
+    deciding = {k: v for k, v in asdict(run).items() if k not in FREE_KEYS} | settings
+    optimiser = torch.optim.AdamW(
+        parameter_groups(network, run.weight_decay),
+        lr=run.learning_rate,
+        betas=ADAM_BETAS,
+        fused=accelerator.device.type == "cuda",
+    )
+    network, optimiser = accelerator.prepare(network, optimiser)
+    guard = StepGuard()
+    accelerator.register_for_checkpointing(guard)
+    folder = RunFolder(Path(run.output), deciding, accelerator)
+    first = folder.resume()
+    accelerator.init_trackers("cold-start")
+    clock = Clock(run, first)
+    for step, blocks in zip(
+        range(first, run.steps), loaded(source, run, accelerator, first), strict=True
+    ):
+        rate = run.learning_rate_at(step)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        try:
+            row = take_step(network, optimiser, accelerator, guard, step, blocks, clock.flags())
+        except RunError:
+            folder.save_metrics()
+            raise
+        stop, save = row.pop("stop") > 0, row.pop("save") > 0
+        last = stop or step + 1 == run.steps
+        row |= {"step": step, "learning_rate": rate, "rows_per_second": clock.rate(step)}
+        folder.record(row)
+        accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
+        if accelerator.is_main_process:
+            clock.show(step, row, guard.skipped, last=last)
+        if run.save_state and (save or last):
+            folder.save(step + 1)
+            clock.saved()
+        elif last:
+            folder.save_metrics()
+        if stop:
+            break
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        dtype = getattr(torch, run.dtype)
+        trained = accelerator.unwrap_model(network).model
+        write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
+        print(f"The checkpoint: {folder.folder / 'checkpoint'}", flush=True)
+    accelerator.wait_for_everyone()
+
+
+def loaded(
+    source: RowSource, run: RunSettings, accelerator: Accelerator, first: int
+) -> Iterator[list[RowBlock]]:
+    """Yields this process' blocks of each step from `first` on."""
+    numbers = range(
+        accelerator.process_index,
+        run.blocks_for(accelerator.num_processes),
+        accelerator.num_processes,
+    )
+    loader = DataLoader(
+        BlockStream(source, numbers),
+        batch_size=None,
+        sampler=range(first, run.steps),
+        num_workers=run.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        worker_init_fn=use_one_thread if run.workers else None,
+    )
+    yield from loader
+
+
+def use_one_thread(_: int) -> None:
+    """Keeps a worker from using the cores of the others."""
+    torch.set_num_threads(1)
+
+
+def take_step(
+    network: Any,
+    optimiser: Any,
+    accelerator: Accelerator,
+    guard: StepGuard,
+    step: int,
+    blocks: list[RowBlock],
+    flags: dict[str, float],
+) -> dict[str, float]:
+    """Takes one step, unless its loss or gradient is not finite.
+
+    Args:
+        network: as accelerate prepared it.
+        optimiser: as accelerate prepared it.
+        accelerator: of the processes.
+        guard: counts skipped steps.
+        step: its number.
+        blocks: of this process.
+        flags: of this process, which all processes get back as the maximum.
+
+    Returns:
+        Mean losses over all processes, the norm of the gradient, the rows, tokens, and flags.
+    """
+    device, processes = accelerator.device, accelerator.num_processes
+    counts = torch.stack([block.counts for block in blocks])
+    totals = accelerator.reduce(counts.sum(0).to(device), "sum").clamp(min=1)
+    # Processes average their gradients, so each counts as many times as there are processes.
+    shares = counts.to(device) * processes / totals
+    sums: dict[str, Tensor] = {}
+    for i, block in enumerate(blocks):
+        on_device = RowBlock(*(column.to(device, non_blocking=True) for column in block))
+        waits = i + 1 < len(blocks)
+        with accelerator.no_sync(network) if waits else nullcontext():
+            losses = network(on_device, shares[i])
+            accelerator.backward(losses["total"])
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / processes
+    norm = accelerator.clip_grad_norm_(network.parameters(), MOST_GRADIENT)
+    tokens = float(sum(block.ids.numel() for block in blocks))
+    local = torch.stack([*(v.float() for v in sums.values()), torch.tensor(tokens, device=device)])
+    flag = torch.tensor(list(flags.values()), device=device)
+    everything = accelerator.reduce(torch.cat([local, flag]), "sum").tolist()
+    row = dict(zip([*sums, "tokens", *flags], everything, strict=True))
+    row |= {"gradient": float(norm), "rows": float(len(blocks[0].ids) * len(blocks) * processes)}
+    row["skipped"] = float(not guard.allows(step, row["total"], row["gradient"]))
+    if not row["skipped"]:
+        optimiser.step()
+    optimiser.zero_grad()
+    return row

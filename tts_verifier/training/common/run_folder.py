@@ -1,0 +1,146 @@
+"""The folder of a training run: its settings, the state to go on from, and the metrics.
+
+    OUTPUT/run.json             the settings; others in the same folder are an error
+    OUTPUT/state/00000100/      weights, optimiser and random numbers after step 100 (accelerate)
+    OUTPUT/metrics/00000000.parquet   the steps from step 0 up to the next file's first step
+    OUTPUT/checkpoint/          the trained verifier
+
+A state is written beside the older one and takes its place when it is whole. Metrics of steps after
+the state are dropped when a run goes on, as these steps are taken again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from accelerate import Accelerator
+
+from tts_verifier.errors import RunError
+
+SETTINGS_FILE: Final = "run.json"
+
+MetricRow = dict[str, float]
+
+
+class RunFolder:
+    """Keeps the files of a run. All processes make one and call the same methods.
+
+    Args:
+        folder: is made if it does not exist.
+        settings: whatever decides the numbers, as JSON values.
+        accelerator: knows the processes, and what there is to save.
+
+    Raises:
+        RunError: the folder has something else, or a run with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
+        self.folder, self._accelerator = folder, accelerator
+        self._rows: list[MetricRow] = []
+        if accelerator.is_main_process:
+            self._claim(json.loads(json.dumps(settings)))
+        accelerator.wait_for_everyone()
+
+    def resume(self) -> int:
+        """Loads the state, if there is one, and returns the number of steps taken."""
+        states = self._states()
+        step = int(states[-1].name) if states else 0
+        if states:
+            self._accelerator.load_state(str(states[-1]))
+        if self._accelerator.is_main_process:
+            for path in self.folder.glob("metrics/*.parquet"):
+                if int(path.stem) >= step:
+                    path.unlink()
+        self._accelerator.wait_for_everyone()
+        return step
+
+    def record(self, row: MetricRow) -> None:
+        """Keeps a step's metrics, with its number as `step`, until they are saved."""
+        if self._accelerator.is_main_process:
+            self._rows.append(row)
+
+    def save_metrics(self) -> None:
+        """Writes the metrics that were recorded since the last call."""
+        if self._accelerator.is_main_process:
+            write_metrics(self.folder, self._rows)
+        self._rows = []
+
+    def save(self, step: int) -> None:
+        """Writes metrics and state after so many steps."""
+        self.save_metrics()
+        draft, final = self.folder / "state" / "draft", self.folder / "state" / f"{step:08d}"
+        self._accelerator.wait_for_everyone()
+        # accelerate warns that a tied output matrix is stored once, as it should be.
+        logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+        self._accelerator.save_state(str(draft))
+        self._accelerator.wait_for_everyone()
+        if self._accelerator.is_main_process:
+            older = self._states()
+            draft.replace(final)
+            for path in older:
+                shutil.rmtree(path)
+        self._accelerator.wait_for_everyone()
+
+    def _states(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("state/*") if p.name.isdigit())
+
+    def _claim(self, settings: Mapping[str, Any]) -> None:
+        path = self.folder / SETTINGS_FILE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                there = json.loads(path.read_text(encoding="utf-8"))
+                if differing := [k for k in {**there, **settings} if _differs(k, there, settings)]:
+                    listed = "; ".join(
+                        f"{k} is {there.get(k)!r} there, {settings.get(k)!r} here"
+                        for k in differing
+                    )
+                    raise RunError(
+                        f"{self.folder} has a run with other settings: {listed}. Give another "
+                        "output, or remove the folder."
+                    )
+                # What a kill left half written.
+                shutil.rmtree(self.folder / "state" / "draft", ignore_errors=True)
+                return
+            if any(self.folder.iterdir()):
+                raise RunError(
+                    f"{self.folder} must be new, empty or begun by this command, and has other "
+                    "files. Give another output."
+                )
+            draft = path.with_suffix(".draft")
+            draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            draft.replace(path)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def _differs(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    return bool(there.get(key) != here.get(key))
+
+
+def write_metrics(folder: Path, rows: Sequence[MetricRow]) -> None:
+    """Writes the rows of some steps, whole or not at all; rows may differ in their columns."""
+    import pyarrow
+    from pyarrow import parquet
+
+    if not rows:
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    (folder / "metrics").mkdir(exist_ok=True)
+    draft = folder / "metrics" / "rows.draft"
+    parquet.write_table(table, draft)
+    draft.replace(folder / "metrics" / f"{int(rows[0]['step']):08d}.parquet")
+
+
+def read_metrics(folder: Path) -> list[MetricRow]:
+    """Reads the metrics of a run, in the order of its steps."""
+    from pyarrow import parquet
+
+    paths = sorted((folder / "metrics").glob("*.parquet"))
+    return [row for path in paths for row in parquet.read_table(path).to_pylist()]
