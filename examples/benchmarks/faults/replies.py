@@ -70,7 +70,7 @@ def timed(text: str, reasoning: bool, ended: bool) -> tuple[float, ParsedReply]:
         began = time.thread_time()
         parsed = parse_reply(text, reasoning=reasoning, ended=ended)
         least = min(least, time.thread_time() - began)
-        if least <= SLOW or least > 1:
+        if least <= SLOW / 2 or least > 1:
             break
     return least, parsed
 
