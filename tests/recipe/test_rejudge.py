@@ -136,3 +136,17 @@ def test_the_command_judges_again(tmp_path: Path) -> None:
         t.prompt for t in read_trials(tmp_path / "old")
     }
     assert invoke(*arguments, "--rejudge", tmp_path / "new").exit_code == 2
+
+
+def test_a_run_without_a_finished_candidate_says_how_to_finish_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text(
+        "generator: {name: fake}\nverifier: {name: fake}\nstrategy: {name: seed_beam}\n"
+        "budget: {network_evaluations: 3}\nprompts: [a red circle]\n"
+    )
+    source, again = tmp_path / "source", tmp_path / "again"
+    for more in (["--output", source], ["--rejudge", source, "--output", again]):
+        done = CliRunner().invoke(run_command, [str(a) for a in (recipe, "--quiet", *more)])
+        assert done.exit_code == 3, done.output
+        assert "needs a candidate that is finished, and none of" in done.stderr
+        assert "give that run's own command first" in done.stderr

@@ -88,10 +88,15 @@ def run_recipe(
 def _failure(result: RunResult, summary: Summary, folder: Path) -> str:
     if any(row.chosen is not None for row in summary.prompts):
         return ""
+    none = f"none of {summary.candidates}"
     reasons = Counter(trial.error for trial in result.trials if trial.error)
-    why = f": {reasons.most_common(1)[0][0]}" if reasons else ""
+    if not reasons:
+        return (
+            f"A run needs a candidate that is finished, and {none} is. Give the run a larger "
+            "budget; if it verifies another run again, give that run's own command first."
+        )
     return (
-        f"A run needs a candidate that can be chosen, and none of {summary.candidates} can{why}. "
-        f"The column error of {folder / 'trials.parquet'} has the reasons; mend them and give the "
-        "command with another --output."
+        f"A run needs a candidate that can be chosen, and {none} can: "
+        f"{reasons.most_common(1)[0][0]}. The column error of {folder / 'trials.parquet'} has the "
+        "reasons; mend them and give the command with another --output."
     )

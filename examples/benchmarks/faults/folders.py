@@ -100,7 +100,9 @@ def _carry_out(
         else:
             _read(folder, true)
     except (runs.RefusedError, RunError) as error:
-        refused = isinstance(error, RunError) or error.code == 2
+        # An interrupted run of partial images may have none that can be chosen: status 3.
+        unfinished = what == "rejudge" and "that is finished" in str(error)
+        refused = isinstance(error, RunError) or error.code == 2 or unfinished
         may = damage.may_refuse or what != "resume"
         outcome = "refused" if refused and may else "wrong"
         return Result("", outcome, str(error))
