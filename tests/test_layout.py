@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
-    ["environment", "errors", "memory", "terminal"],
+    ["environment", "errors", "memory"],
     ["loading", "registry"],
     ["images", "tables"],
     ["types"],

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from html import escape as escape_html
 from typing import Final
 
-from tts_verifier.terminal import printable
+from tts_verifier.errors import printable
 
 Point = tuple[float, float]
 

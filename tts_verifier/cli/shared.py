@@ -11,8 +11,6 @@ from typing import Any, ParamSpec
 
 import click
 
-from tts_verifier.terminal import printable
-
 P = ParamSpec("P")
 
 
@@ -59,6 +57,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def say(text: object, *, err: bool = False) -> None:
     """Prints text; control characters in what others wrote are shown, not obeyed."""
+    from tts_verifier.errors import printable
+
     click.echo(printable(text), err=err)
 
 

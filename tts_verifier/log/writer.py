@@ -30,14 +30,13 @@ from typing import Any, Final, Self
 import pyarrow as pa
 
 from tts_verifier.errors import RunError
-from tts_verifier.identity import mask_digest
 from tts_verifier.log.header import note_session, note_table, write_header
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.resume import LoggedTrials
 from tts_verifier.log.schema import Columns, to_row
 from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.codecs import COPY, IMAGE, MASK, STATE, Codec, HeatmapCodec
-from tts_verifier.log.storage.files import ASIDE, DRAFTS, Folder, changed_at, files_in, mask_path
+from tts_verifier.log.storage.files import ASIDE, DRAFTS, Folder, changed_at, files_in, path_of_mask
 from tts_verifier.log.storage.pending_files import PendingFiles, WrittenFile
 from tts_verifier.log.storage.table_writer import TableWriter
 from tts_verifier.log.storage.tables import PARTS, damage
@@ -283,7 +282,7 @@ class RunLog:
             start(f"heatmap_{name}", stored, f"heatmaps/{trial.id}.{names[name]}.png", codec)
         if isinstance(trial.proposal, Repaint):
             mask = trial.proposal.mask
-            files["mask"] = self._start(mask_path(mask_digest(mask)), MASK, mask)
+            files["mask"] = self._start(path_of_mask(mask), MASK, mask)
         return files
 
     def _in_files(self, trial: Trial, files: Mapping[str, _PendingFile]) -> Trial:

@@ -22,10 +22,9 @@ from tts_verifier.analysis.report import write_report
 from tts_verifier.analysis.report.sources import InlineThumbnails, LinkedFiles, _place_of
 from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.report import report_command
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, printable
 from tts_verifier.identity import proposal_from_json
 from tts_verifier.log import LoggedPrompts, open_log, read_outlines, read_trials
-from tts_verifier.terminal import printable
 from tts_verifier.types import (
     Continue,
     Cost,

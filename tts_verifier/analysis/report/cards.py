@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
 from tts_verifier.choice.objective import Pick, choose
 from tts_verifier.choice.summary import first_draw
-from tts_verifier.identity import mask_digest
-from tts_verifier.log.storage.files import mask_path
+from tts_verifier.log.storage.files import path_of_mask
 from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
 from tts_verifier.types.score_names import written_scores
 
@@ -143,7 +142,7 @@ def prompt_view(
 def _mask_address(trial: Trial, source: Source) -> str:
     if not isinstance(trial.proposal, Repaint):
         return ""
-    return source.mask(mask_path(mask_digest(trial.proposal.mask)))
+    return source.mask(path_of_mask(trial.proposal.mask))
 
 
 def _origin(trial: Trial, parent: Card | None) -> str:

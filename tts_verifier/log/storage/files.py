@@ -299,6 +299,11 @@ def mask_path(digest: str) -> str:
     return f"masks/{digest}.png"
 
 
+def path_of_mask(mask: Mask) -> str:
+    """Returns the path of a mask's file, relative to the run folder."""
+    return mask_path(mask_digest(mask))
+
+
 def read_mask(folder: Path, digest: str) -> Mask:
     """Returns a mask of a run folder by its digest.
 
