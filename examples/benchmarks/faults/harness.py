@@ -361,7 +361,9 @@ def run_many(
                 live[place] = start(place, first_lost, {*worker.fatal, number})
         if time.time() - printed > 15:
             printed = time.time()
-            print(f"{total.cases} of {cases}: {dict(total.outcomes)}", file=sys.stderr, flush=True)
+            bad = {f"{k}, {o}": [n for n, _ in listed[:3]] for (k, o), listed in total.bad.items()}
+            text = f"{total.cases} of {cases}: {dict(total.outcomes)} {bad or ''}"
+            print(text, file=sys.stderr, flush=True)
     return total
 
 
