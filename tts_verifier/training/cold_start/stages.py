@@ -40,11 +40,11 @@ from tts_verifier.training.cold_start.sources import (
 from tts_verifier.training.common.run_folder import RunFolder
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.verifier.token_rows import check_heatmap_tokens
+from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     Checkpoint,
     find_checkpoint,
     load_model,
-    read_limits,
 )
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
@@ -143,18 +143,7 @@ def cold_start_2(
         in_memory: whether pictures are decoded once and kept.
         **keys: see `RunSettings`.
     """
-    if not 0 <= answer_only_share <= 1:
-        raise InputError(
-            f"answer_only_share must be in [0, 1], got {answer_only_share}.",
-            argument="answer_only_share",
-        )
-    foreign = {"reasons": reasons} if data == MINIATURE else {"samples": samples}
-    for name in (name for name, value in foreign.items() if value):
-        raise InputError(
-            "reasons belong to a folder of ratings, and samples to data: miniature; got "
-            f"{name} with data {data!r}.",
-            argument=name,
-        )
+    _check_rows(answer_only_share, data, reasons=reasons, samples=samples)
     run = RunSettings(init, output, steps, batch, **keys)
     accelerator = start_processes(run)
     checkpoint = read_for_training(find_checkpoint(init))
@@ -191,6 +180,24 @@ def cold_start_2(
     shares = {"answer_only_share": answer_only_share, "answer_weight": answer_weight}
     maps_of = {"map_weight": map_weight, "map_rows": map_rows}
     train(network, source, run, accelerator, {**settings, **shares, **maps_of})
+
+
+def _check_rows(
+    answer_only_share: float, data: str, *, reasons: str | None, samples: str | None
+) -> None:
+    """Raises InputError where the keys about rows do not fit together."""
+    if not 0 <= answer_only_share <= 1:
+        raise InputError(
+            f"answer_only_share must be in [0, 1], got {answer_only_share}.",
+            argument="answer_only_share",
+        )
+    foreign = {"reasons": reasons} if data == MINIATURE else {"samples": samples}
+    for name in (name for name, value in foreign.items() if value):
+        raise InputError(
+            "reasons belong to a folder of ratings, and samples to data: miniature; got "
+            f"{name} with data {data!r}.",
+            argument=name,
+        )
 
 
 def network_keys(run: RunSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from tts_verifier.verifiers.imagedoctor.engine.scheduler import PREFILL_BATCH, Scheduler
+from tts_verifier.verifiers.imagedoctor.engine.scheduler import PREFILL_PATCHES, Scheduler
 from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
 
@@ -40,17 +40,23 @@ def test_requests_enter_free_sequences_in_order() -> None:
     assert admit(scheduler) == [{1: 3}]
 
 
-def test_many_free_sequences_are_filled_in_batches() -> None:
-    scheduler = Scheduler(queue(40), 32)
-    assert [len(batch) for batch in scheduler.prefill_batches()] == [PREFILL_BATCH, PREFILL_BATCH]
+def large(count: int) -> Iterator[GenerationRequest]:
+    """Requests of which three fill a batch."""
+    patches = np.zeros((PREFILL_PATCHES // 2 - 1, 1), np.float32)
+    return (GenerationRequest([0] * 5, patches, (2, 2)) for _ in range(count))
+
+
+def test_many_free_sequences_are_filled_in_batches_by_the_size_of_their_images() -> None:
+    assert [len(batch) for batch in Scheduler(large(8), 7).prefill_batches()] == [3, 3, 1]
+    assert [len(batch) for batch in Scheduler(queue(40), 32).prefill_batches()] == [32]
 
 
 def test_a_batch_is_taken_only_after_the_one_before_was_prefilled() -> None:
     taken: list[int] = []
-    source = (taken.append(i) or request() for i in range(40))
-    batches = Scheduler(source, 32).prefill_batches()
+    source = (taken.append(i) or one for i, one in enumerate(large(8)))
+    batches = Scheduler(source, 8).prefill_batches()
     next(batches)
-    assert len(taken) == PREFILL_BATCH
+    assert len(taken) == 3
 
 
 def test_sequences_are_refilled_once_a_quarter_is_free() -> None:

@@ -14,8 +14,9 @@ from typing import Final, Protocol, runtime_checkable
 
 from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
 
-PREFILL_BATCH: Final = 16
-"""The most prompts that are prefilled together: enough to fill a GPU, and a bound on memory."""
+PREFILL_PATCHES: Final = 20_736
+"""Prompts are prefilled together until their images have so many patches, as 16 of 504 x 504 pixels
+have in the released model: enough to fill a GPU, and a bound on memory."""
 REFILL_SHARE: Final = 4
 """Sequences are refilled once at least one in `REFILL_SHARE` is free, or all are. Running sequences
 wait during a prefill, so each one should admit several requests."""
@@ -113,14 +114,14 @@ class Scheduler:
         """Admits waiting requests to free sequences, unless too few sequences are free.
 
         Yields:
-            Batches of at most `PREFILL_BATCH` admitted requests by sequence, to be prefilled
-            before the next batch is taken.
+            Batches of about `PREFILL_PATCHES` patches, the admitted requests by sequence, to be
+            prefilled before the next batch is taken.
         """
         free = [s for s in range(self.sequences) if s not in self.running]
         too_few = not self._refill or len(free) * REFILL_SHARE < self.sequences
         if self.running and too_few:
             return
-        while free and (requests := self._take(min(PREFILL_BATCH, len(free)))):
+        while free and (requests := self._take_batch(len(free))):
             admitted = {
                 sequence: RunningSequence(number, request, len(request.ids))
                 for sequence, (number, request) in zip(free, requests, strict=False)
@@ -196,9 +197,13 @@ class Scheduler:
             self._waiting.append((self._taken, request))
             self._taken += 1
 
-    def _take(self, count: int) -> list[tuple[int, GenerationRequest]]:
-        self._fetch(count)
-        return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+    def _take_batch(self, most: int) -> list[tuple[int, GenerationRequest]]:
+        batch: list[tuple[int, GenerationRequest]] = []
+        patches = 0
+        while len(batch) < most and patches < PREFILL_PATCHES and self.has_waiting():
+            batch.append(self._waiting.popleft())
+            patches += len(batch[-1][1].patches)
+        return batch
 
 
 def _half(sequences: int) -> int:
