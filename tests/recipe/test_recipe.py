@@ -550,3 +550,23 @@ def test_an_override_is_shown_short_and_its_key_is_not_deep(write) -> None:
     deep = message(write(GOOD), "a." * 20_000 + "a=1")
     assert deep.startswith("override 'a.a.a.")
     assert deep.endswith("a key must be at most 50 deep, got 20001.")
+
+
+@pytest.mark.parametrize(
+    ("inner", "message_start"),
+    [
+        ("    name: best-of-n\n", "mine.yaml:7: Unknown strategy 'best-of-n'. Did you mean"),
+        ("    name: best_of_n\n    n: 0\n", "mine.yaml:8: n must be a positive integer, got 0."),
+        ("    name: best_of_n\n    m: 2\n", "mine.yaml:6: strategy 'best_of_n' cannot be built: "),
+        ("    n: 2\n", "mine.yaml:6: strategy needs a 'name' beside its arguments"),
+    ],
+)
+def test_a_mistake_in_a_strategy_inside_another_is_named_with_its_line(
+    write, inner: str, message_start: str
+) -> None:
+    thresholds = "  thresholds: {overall: 0.5}\n"
+    text = GOOD.replace("best_of_n\n  n: 3\n", f"adaptive\n  strategy:\n{inner}{thresholds}")
+    assert message(write(text)).startswith(message_start)
+    named = "    name: best_of_n\n    n: 2\n"
+    wrong = text.replace(inner, named).replace("overall", "overal")
+    assert message(write(wrong)).startswith("mine.yaml:9: ")

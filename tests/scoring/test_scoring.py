@@ -148,3 +148,16 @@ def test_the_command_prints_the_best_and_writes_all(folder: Path) -> None:
     table = score(folder / "in", "--output", output).stdout.splitlines()
     assert table[-1].split()[:3] == [str(folder / "in" / "bad.png"), "nan", "nan"]
     assert "is not" in table[-1]
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl"])
+def test_the_command_prints_no_control_characters(folder: Path, form: str) -> None:
+    path = folder / "a\x1b[2J\x9b31m.png"
+    Image.new("RGB", (4, 4)).save(path)
+    done = score(path, "--format", form)
+    assert done.exit_code == 0, done.output
+    assert not any(letter in done.output for letter in "\x1b\x9b")
+    if form == "jsonl":
+        assert json.loads(done.stdout)["image"] == str(path)
+    else:
+        assert r"a\x1b[2J\u009b31m.png" in done.stdout

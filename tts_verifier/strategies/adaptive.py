@@ -13,7 +13,7 @@ from dataclasses import replace
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.interfaces import ReadsScores, Strategy
 from tts_verifier.registry import builder
 from tts_verifier.strategies.arguments import check_integer, check_number
@@ -131,7 +131,14 @@ def _build_inner(strategy: Strategy | Mapping[str, Any]) -> Strategy:
                 argument="strategy",
             )
         try:
-            strategy = builder("strategy", name)(**values)
+            build = builder("strategy", name)
+        except RecipeError as error:
+            raise InputError(str(error), argument="strategy.name") from error
+        try:
+            strategy = build(**values)
+        except InputError as error:
+            # So that a recipe's error names the inner line.
+            raise InputError(str(error), argument=f"strategy.{error.argument or ''}") from error
         except TypeError as error:
             raise InputError(
                 f"strategy {name!r} cannot be built: {error}.", argument="strategy"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from tts_verifier.errors import RunError
 from tts_verifier.types.paths import read_inside, stays_inside
 
 StoredT = TypeVar("StoredT")
 DecodedT_co = TypeVar("DecodedT_co", covariant=True)
-_REMEDY = "Move it away; the command that made the run generates it again."
+_REMEDY: Final = "Move it away; the command that made the run generates it again."
 
 
 class Decoder(Protocol[DecodedT_co]):

@@ -16,6 +16,7 @@ import argparse
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ def main() -> None:
 
 def campaign(module: ModuleType, options: argparse.Namespace) -> bool:
     """Runs one campaign and prints its report; returns whether it is clean."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), _processor_time()
     with TemporaryDirectory(prefix="faults") as temporary:
         home = Path(temporary).resolve()
         if options.only is not None:
@@ -69,8 +70,18 @@ def campaign(module: ModuleType, options: argparse.Namespace) -> bool:
     report(tally)
     if options.rows is not None:
         harness.write_rows(tally, options.rows)
-    print(json.dumps({**tally.as_dict(), "minutes": (time.perf_counter() - began) / 60}))
+    spent = {
+        "minutes": round((time.perf_counter() - began) / 60, 2),
+        "processor_minutes": round((_processor_time() - worked) / 60, 2),
+    }
+    print(json.dumps({**tally.as_dict(), **spent}))
     return tally.clean
+
+
+def _processor_time() -> float:
+    """Returns the seconds of processor time of this process and of its children that ended."""
+    both = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def report(tally: harness.Tally) -> None:

@@ -216,8 +216,8 @@ def _misspelt(dice: random.Random, home: Path) -> None:
     for key in above:
         table = table[key]
     table[wrong] = table.pop(last)
-    # What a pipeline's call takes is known once it is loaded.
-    free = above and above[-1] in ("weights", "enough", "call")
+    # What a pipeline's call takes, and which scores a verifier gives, is known once it is loaded.
+    free = above and above[-1] in ("weights", "enough", "thresholds", "call")
     try:
         _build_light(_load(home, dump(values)))
     except RecipeError as error:

@@ -38,8 +38,6 @@ class Shared(NamedTuple):
     """Number of the input -> a result that can be compared."""
     inputs: int
     """How many different inputs there are."""
-    calls: int = CALLS
-    """Calls of each thread."""
 
 
 def case(number: int, dice: random.Random, home: Path) -> list[Result]:
@@ -47,7 +45,7 @@ def case(number: int, dice: random.Random, home: Path) -> list[Result]:
     name = list(OBJECTS)[number % len(OBJECTS)]
     with of_kind(name):
         shared = OBJECTS[name](home)
-        return stress(name, shared, THREADS, shared.calls)
+        return stress(name, shared, THREADS, CALLS)
 
 
 def stress(name: str, shared: Shared, threads: int, calls: int) -> list[Result]:
@@ -109,7 +107,7 @@ def _pictures() -> list[Image.Image]:
     return [Image.new("RGB", (24 + i, 24), (40 * i, 255 - 40 * i, 90)) for i in range(5)]
 
 
-def _verifier(home: Path, detail: Any, calls: int) -> Shared:
+def _verifier(home: Path, detail: Any) -> Shared:
     from tts_verifier import Verifier
     from tts_verifier.shapes import render
 
@@ -120,7 +118,7 @@ def _verifier(home: Path, detail: Any, calls: int) -> Shared:
         verdict = verifier.verify([pictures[i]], [CAPTIONS[j]], detail=detail)[0]
         return dict(verdict.scores), verdict.text, verdict.boxes
 
-    return Shared(call, 8, calls)
+    return Shared(call, 8)
 
 
 def _rerank(home: Path) -> Shared:
@@ -135,7 +133,7 @@ def _rerank(home: Path) -> Shared:
     return Shared(call, 5)
 
 
-def _pipeline(home: Path, *, callback: bool, calls: int) -> Shared:
+def _pipeline(home: Path, *, callback: bool) -> Shared:
     from tts_verifier import BestOfN, wrap
     from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load_pipeline
     from tts_verifier.testing import FakeVerifier
@@ -154,7 +152,7 @@ def _pipeline(home: Path, *, callback: bool, calls: int) -> Shared:
         out = pipe(CAPTIONS[number % 4], seed=number, **options, **more)
         return [np.asarray(image, np.float64) / 255 for image in out.images], out.seed, seen
 
-    return Shared(call, 6, calls)
+    return Shared(call, 6)
 
 
 def _as_image(home: Path) -> Shared:
@@ -233,12 +231,10 @@ OBJECTS: Mapping[str, Callable[[Path], Shared]] = {
     "score_files": _files,
     "a finished log": _log,
     "a log that grows": _growing_log,
-    "wrapped pipeline": lambda home: _pipeline(home, callback=False, calls=CALLS),
-    "wrapped pipeline with callbacks": lambda home: _pipeline(
-        home, callback=True, calls=CALLS // 2
-    ),
-    "verifier, scores": lambda home: _verifier(home, "score", CALLS),
-    "verifier, whole replies": lambda home: _verifier(home, "diagnose", 4),
+    "wrapped pipeline": lambda home: _pipeline(home, callback=False),
+    "wrapped pipeline with callbacks": lambda home: _pipeline(home, callback=True),
+    "verifier, scores": lambda home: _verifier(home, "score"),
+    "verifier, whole replies": lambda home: _verifier(home, "diagnose"),
 }
 """What is shared -> what makes it."""
 LIGHT = ("as_image", "rerank", "score_files", "a finished log", "a log that grows")

@@ -98,6 +98,42 @@ def test_a_config_that_claims_more_than_the_files_hold_is_refused_before_anythin
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "vision_config",
+            {"hidden_size": 2**15},
+            r"^vision_config: \(hidden_size x spatial_merge_s",
+        ),
+        (
+            "heatmap_config",
+            {"stages": [8, 8, 2**16, 8]},
+            "^heatmap_config: the largest of stem and",
+        ),
+    ],
+)
+def test_one_matrix_that_is_larger_than_all_weights_is_refused(
+    folder: Path, section: str, change: dict, message: str
+) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    raw[section] |= change
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_sizes_that_cannot_be_built_are_an_error_of_the_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(config: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(loading, "ImageDoctorModel", build)
+    with pytest.raises(CheckpointError, match="must state sizes of which a model can be built; to"):
+        load_model(folder)
+
+
 def test_damaged_or_missing_weight_files_are_errors(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(CheckpointError, match=r"must be a safetensors file"):

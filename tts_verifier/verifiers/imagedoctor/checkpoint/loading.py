@@ -115,8 +115,15 @@ def load_model(
     stored = weights.read_headers(weights.weight_files(folder))
     weights.check_claims(config, stored)
     # Buffers get real memory: they are small, and files do not hold the rotary frequencies.
-    with init_empty_weights(include_buffers=False):
-        model = ImageDoctorModel(config)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = ImageDoctorModel(config)
+    except RuntimeError as error:
+        # Each tensor has memory for a moment: one alone may be too large for this machine.
+        raise CheckpointError(
+            f"config.json of {folder} must state sizes of which a model can be built; torch says: "
+            f"{error}"
+        ) from error
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     weights.check_shapes(expected, stored, tied=config.tied)
     for tensors in weights.read_tensors(stored, devices.device_of, dtype):

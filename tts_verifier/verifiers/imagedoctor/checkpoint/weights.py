@@ -122,7 +122,13 @@ def check_claims(config: ImageDoctorConfig, stored: Mapping[str, StoredTensor]) 
         "vision_config: depth x hidden_size x intermediate_size": vision["depth"]
         * vision["hidden_size"]
         * vision["intermediate_size"],
+        "vision_config: (hidden_size x spatial_merge_size²)²": (
+            vision["hidden_size"] * vision["spatial_merge_size"] ** 2
+        )
+        ** 2,
         "heatmap_config: width x mlp": config.heatmap.width * config.heatmap.mlp,
+        "heatmap_config: the largest of stem and stages, squared, x 9": 9
+        * max(*config.heatmap.stem, *config.heatmap.stages) ** 2,
     }
     for name, count in claimed.items():
         # Sizes that are wrong by less are listed tensor by tensor, once the model is built.
