@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
         self._name, self._depth, self._nodes = name, 0, 0
 
     def get_event(self) -> Any:
-        event: Any = super().get_event()
+        event: Any = super().get_event()  # type: ignore[no-untyped-call]
         self._nodes += isinstance(event, yaml.NodeEvent)
         self._depth += isinstance(event, yaml.CollectionStartEvent)
         self._depth -= isinstance(event, yaml.CollectionEndEvent)
