@@ -416,7 +416,12 @@ def _forge(scene: Scene, change: Callable[[dict[str, list[Any]]], None]) -> None
     table = pq.read_table(path)
     columns: dict[str, list[Any]] = table.to_pydict()
     change(columns)
-    _write(scene, path, pa.table(columns, schema=table.schema))
+    try:
+        forged = pa.table(columns, schema=table.schema)
+    except pa.ArrowInvalid:
+        # A column that was null throughout does not show which values it takes.
+        forged = pa.table(columns)
+    _write(scene, path, forged)
 
 
 def _write(scene: Scene, path: Path, table: pa.Table) -> None:
