@@ -39,6 +39,7 @@ def test_replies_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert_clean(replies, range(3_000), tmp_path)
 
 
+@pytest.mark.slow
 def test_recipes_are_read_as_stated_or_refused_with_a_place(tmp_path: Path) -> None:
     assert_clean(recipes, range(150), tmp_path)
 
@@ -79,6 +80,7 @@ def test_eight_threads_get_what_one_gets(name: str, tmp_path: Path) -> None:
     assert [r for r in results if r.outcome != "right"] == []
 
 
+@pytest.mark.slow
 def test_kills_of_every_command_lose_nothing(tmp_path: Path) -> None:
     # In a process of its own, which forks and has no threads of other tests.
     report = by_command("kills", "--cases", "13", "--workers", "1", home=tmp_path)

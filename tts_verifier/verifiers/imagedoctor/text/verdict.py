@@ -60,7 +60,8 @@ def verdict_of(
     """
     text = tokenizer.decode(reply.ids)
     parsed = parse_reply(text, reasoning=detail == "diagnose", ended=reply.ended)
-    if parsed.problem:
+    # A reply without an end was cut off already, by the limit on its tokens.
+    if parsed.problem and reply.ended:
         warnings.warn(parsed.problem, RunWarning, stacklevel=3)
     scores = {**parsed.scores}
     if reply.probs.shape[1]:
