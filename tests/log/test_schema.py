@@ -92,6 +92,17 @@ def test_options_that_schema_1_called_otherwise_are_the_same_run(tmp_path: Path)
     assert json.loads((tmp_path / "header.json").read_text())["about"] == new
 
 
+def test_the_batch_size_that_schema_2_recorded_of_imagedoctor_decides_nothing(
+    tmp_path: Path,
+) -> None:
+    now = {"fit": "squash", "answer_template": False}
+    new = {"verifier": now, "generator": {"batch_size": 8}, "judge": None, "seed": 0}
+    old = {**new, "verifier": {**now, "batch_size": 32}}
+    (tmp_path / "header.json").write_text(json.dumps({"schema_version": 2, "about": old}))
+    open_log(tmp_path, new, {}).close()
+    assert json.loads((tmp_path / "header.json").read_text())["about"] == new
+
+
 def test_a_killed_run_of_schema_1_goes_on_as_schema_3(old: Path, tmp_path: Path) -> None:
     prompts, generator = ["a red circle", "a blue star"], FakeGenerator(batch_size=2)
     search(old / "killed", BestOfN(3), generator=generator, prompts=prompts)

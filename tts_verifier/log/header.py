@@ -60,6 +60,8 @@ def read_header(folder: Path) -> dict[str, Any]:
     if version == 1:
         header["sessions"] = [_upgraded_session(entry) for entry in header.get("sessions", [])]
         header["about"] = _upgraded_about(header["about"])
+    if version < 3:
+        _drop_batch_sizes(header["about"])
     return header  # type: ignore[no-any-return]
 
 
@@ -243,6 +245,14 @@ def _upgraded_about(about: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(about.get("recipe"), Mapping):
         upgraded["recipe"] = renamed(about["recipe"])
     return upgraded
+
+
+def _drop_batch_sizes(about: dict[str, Any]) -> None:
+    """Removes ImageDoctor's batch size, which decides no verdict and was measured by memory."""
+    for role in ("verifier", "judge"):
+        part = about.get(role)
+        if isinstance(part, Mapping) and "answer_template" in part:
+            about[role] = {key: value for key, value in part.items() if key != "batch_size"}
 
 
 def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:

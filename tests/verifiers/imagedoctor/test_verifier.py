@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import math
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tiny_imagedoctor import example, noise
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import find_checkpoint
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text import reply
@@ -237,6 +239,15 @@ def test_a_verifier_in_fp8_gives_verdicts_and_says_so(folder: Path) -> None:
 def test_an_unknown_precision_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="precision must be 'fp8' or left out, got 'fp4'"):
         ImageDoctor.from_pretrained(str(folder), precision="fp4")
+
+
+def test_a_log_tells_the_bundled_weights_from_older_ones() -> None:
+    assert Verifier.from_pretrained("shapes", device="cpu").settings["revision"] == "2026-11-26"
+    folder = find_checkpoint("shapes")
+    files = b"".join(path.read_bytes() for path in sorted(folder.glob("*.safetensors")))
+    digest = hashlib.sha256(files).hexdigest()
+    # With new weights, change BUNDLED_REVISION as well.
+    assert digest == "f6725fa1fce2b2a4c70656d9e1fc133d9876af4751516e116caf81df98e4e991"
 
 
 def test_missing_bundled_weights_are_an_error(

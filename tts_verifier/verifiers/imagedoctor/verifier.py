@@ -22,6 +22,8 @@ from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
+    BUNDLED_REVISION,
+    BUNDLED_VERIFIER,
     Checkpoint,
     find_checkpoint,
     gpu_that_is_full,
@@ -174,7 +176,11 @@ class ImageDoctor(Verifier):
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
             answer_template=options.get("answer_template", False),
-            settings={"model": str(name_or_path), "revision": revision, "precision": precision},
+            settings={
+                "model": str(name_or_path),
+                "revision": BUNDLED_REVISION if name_or_path == BUNDLED_VERIFIER else revision,
+                "precision": precision,
+            },
             home=home,
         )
 

@@ -32,6 +32,8 @@ from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 BUNDLED_VERIFIER: Final = "shapes"
 """Name of the checkpoint that comes with this package."""
+BUNDLED_REVISION: Final = "2026-11-26"
+"""The day of its weights. A log holds it, so a run that older weights verified is another run."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # No pickles and no Python files: neither is read, and both could run code.
 _HUB_FILES = ["*.json", "*.safetensors"]
