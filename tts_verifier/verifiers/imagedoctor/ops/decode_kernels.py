@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, Matrix
-from tts_verifier.verifiers.imagedoctor.ops.row_kernels import empty_fp8, store_quantised
+from tts_verifier.verifiers.imagedoctor.ops.row_kernels import empty_fp8, store_norm
 
 CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
 """Up to so many sequences times key heads, one program attends to so many cached tokens, so many
@@ -110,14 +110,7 @@ def _add_parts_and_norm_kernel(
     total += tl.load(states + at, mask=real, other=0.0).to(tl.float32)
     state = total.to(states.dtype.element_ty)
     tl.store(states + at, state, mask=real)
-    # The norm reads the state as it was rounded on storing, as torch's does.
-    wide = state.to(tl.float32)
-    wide *= tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
-    wide *= tl.load(norm + h, mask=real, other=0.0).to(tl.float32)
-    if FP8:
-        store_quantised(wide, out, scales, row, at, real)
-    else:
-        tl.store(out + at, wide, mask=real)
+    store_norm(state, norm, out, scales, eps, row, h, H, FP8)
 
 
 def triton_add_product_and_norm(

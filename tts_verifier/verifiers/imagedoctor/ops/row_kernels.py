@@ -14,6 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import DTYPE, LARGEST, SMALLEST_PEAK
+
+_LARGEST = tl.constexpr(LARGEST)
+_SMALLEST_PEAK = tl.constexpr(SMALLEST_PEAK)
 _WIDE: Final = 4096
 """Rows of more values than this take eight warps."""
 
@@ -21,11 +25,27 @@ _WIDE: Final = 4096
 @triton.jit
 def store_quantised(x, values, scales, row, at, real):
     """Stores one row as e4m3 with its scale."""
-    # 448 is e4m3's largest number; the peak's lower bound gives a row of zeros a scale.
-    scale = tl.maximum(tl.max(tl.where(real, tl.abs(x), 0.0), 0), 1e-12) / 448.0
-    quotient = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)
+    peak = tl.max(tl.where(real, tl.abs(x), 0.0), 0)
+    scale = tl.maximum(peak, _SMALLEST_PEAK) / _LARGEST
+    quotient = tl.minimum(tl.maximum(x / scale, -_LARGEST), _LARGEST)
     tl.store(values + at, quotient.to(values.dtype.element_ty), mask=real)
     tl.store(scales + row, scale)
+
+
+@triton.jit
+def store_norm(
+    state, norm, out, scales, eps, row, h, H: tl.constexpr, FP8: tl.constexpr
+):  # fmt: skip
+    """Stores the RMS norm of one row of states, as e4m3 with its scale if FP8."""
+    at, real = row * H + h, h < H
+    # The norm reads the state as it was rounded on storing, as torch's does.
+    wide = state.to(tl.float32)
+    wide *= tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
+    wide *= tl.load(norm + h, mask=real, other=0.0).to(tl.float32)
+    if FP8:
+        store_quantised(wide, out, scales, row, at, real)
+    else:
+        tl.store(out + at, wide, mask=real)
 
 
 @triton.jit
@@ -63,14 +83,7 @@ def _norm_rows_kernel(
         total = state.to(tl.float32) + tl.load(added + at, mask=real, other=0.0).to(tl.float32)
         state = total.to(states.dtype.element_ty)
         tl.store(states + at, state, mask=real)
-    # The norm reads the state as it was rounded on storing, as torch's does.
-    wide = state.to(tl.float32)
-    wide *= tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
-    wide *= tl.load(norm + h, mask=real, other=0.0).to(tl.float32)
-    if FP8:
-        store_quantised(wide, values, scales, row, at, real)
-    else:
-        tl.store(values + at, wide, mask=real)
+    store_norm(state, norm, values, scales, eps, row, h, H, FP8)
 
 
 def triton_quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +122,7 @@ def triton_norm_rows(
 
 def empty_fp8(shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns values (M, K) and scales (M,) to be filled."""
-    values = torch.empty(shape, dtype=torch.float8_e4m3fn, device=device)
+    values = torch.empty(shape, dtype=DTYPE, device=device)
     return values, torch.empty(shape[0], dtype=torch.float32, device=device)
 
 
