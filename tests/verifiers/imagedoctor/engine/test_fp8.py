@@ -7,10 +7,11 @@ import torch
 from tiny_engine import EOS, requests
 from torch import nn
 
+from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.layers import fuse_model
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
+from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     Fp8Linear,
     Fp8Matrix,
@@ -74,3 +75,23 @@ def test_every_product_of_a_layer_is_rounded(model: ImageDoctorModel, missing: s
     quantise_model(model)
     names = [name for name, module in model.model.named_modules() if isinstance(module, Fp8Linear)]
     assert len([name for name in names if name.endswith(missing)]) == len(model.model.layers)
+
+
+def test_a_model_in_fp8_is_not_rounded_again(model: ImageDoctorModel) -> None:
+    quantise_model(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantise_model(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name].float(), before[name].float()) for name in before)
+
+
+def test_a_gpu_older_than_ada_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {"cuda:0": (8, 6), "cuda:1": (8, 9), "cuda:2": (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: capabilities[str(gpu)])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "RTX 3090")
+    for device in ("cpu", "cuda:1", "cuda:2"):
+        check_supports_fp8(torch.device(device))
+    with pytest.raises(InputError, match=r"8\.9 or more .*; RTX 3090 has 8\.6\. Leave") as refused:
+        check_supports_fp8(torch.device("cuda:0"))
+    assert refused.value.argument == "precision"

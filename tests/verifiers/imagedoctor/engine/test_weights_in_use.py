@@ -225,7 +225,7 @@ def test_a_forward_pass_refuses_an_adapter_of_vision_that_it_would_not_train(
 ) -> None:
     mlp = own.visual.blocks[1].mlp
     mlp.up_proj = LoraLinear(mlp.up_proj)
-    with pytest.raises(InputError, match=r"visual\.blocks\.1 up_proj has an adapter"):
+    with pytest.raises(InputError, match=r"visual\.blocks\.1\.mlp\.up_proj has an adapter"):
         own(*whole_input(own))
 
 

@@ -13,8 +13,11 @@ MERGE: Final = "Merge adapters into the weights first (peft: `model = model.merg
 OWN_HOOK: Final = "_tts_verifier_moves_inputs"
 """Attribute of the hooks that this package adds to move inputs between devices."""
 _LINEAR = {"weight", "bias"}
-_READ_IN_LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_READ_IN_VISION = ("qkv", "proj", "gate_proj", "up_proj", "down_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+_PRODUCTS = {
+    "model.layers.": ("q_proj", "k_proj", "v_proj", "o_proj", *_MLP),
+    "visual.blocks.": ("qkv", "proj", *_MLP),
+}
 
 
 def check_plain(model: nn.Module) -> None:
@@ -38,8 +41,18 @@ def check_plain(model: nn.Module) -> None:
         if (fault := _fault_of(module, root=module is model)) is not None:
             raise InputError(f"The engine would ignore that {name or 'the model'} {fault}")
     for name, module in modules.items():
-        if _is_read(name):
+        if is_product(name):
             check_linear(module, name)
+
+
+def is_product(name: str) -> bool:
+    """Says whether a module is a product of the layers: only its weight and bias are read.
+
+    Args:
+        name: of the module in an `ImageDoctorModel`.
+    """
+    part = name.rpartition(".")[2]
+    return any(name.startswith(where) and part in parts for where, parts in _PRODUCTS.items())
 
 
 def check_linear(layer: nn.Module, name: str) -> None:
@@ -92,11 +105,3 @@ def _fault_of(module: nn.Module, *, root: bool) -> str | None:
     if "forward" in vars(module) and not root:
         return "has another `forward` than its class. Remove it, or load the weights alone."
     return None
-
-
-def _is_read(name: str) -> bool:
-    """Says whether only weight and bias are read of the layer of this name."""
-    part = name.rpartition(".")[2]
-    return (name.startswith("model.layers.") and part in _READ_IN_LANGUAGE) or (
-        name.startswith("visual.blocks.") and part in _READ_IN_VISION
-    )

@@ -1,4 +1,4 @@
-"""Rounds a model's products to fp8 while it is loaded; the released weights need no calibration.
+"""Rounds a loaded model's products to fp8; the released weights need no calibration.
 
 The products of the language model's layers and of the vision tower's blocks are rounded. The
 embedding, the norms, the vision tower's patches and merger, the output matrix and the heatmap
@@ -7,37 +7,35 @@ heads keep their dtype.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, cast
-
 import torch
 
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.plain import is_product
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Linear
-
-LANGUAGE: Final = (
-    ("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")),
-    ("mlp", ("gate_proj", "up_proj", "down_proj")),
-)
-VISION: Final = (("attn", ("qkv", "proj")), ("mlp", ("gate_proj", "up_proj", "down_proj")))
-MULTIPLE: Final = 16
-"""Tensor cores multiply fp8 matrices whose sizes are multiples of this."""
 
 
 @torch.no_grad()
 def quantise_model(model: ImageDoctorModel) -> None:
     """Replaces linear layers by `Fp8Linear`, one after the other, so memory never holds both.
 
+    Layers that are in fp8 already stay.
+
     Raises:
         InputError: a GPU cannot multiply fp8.
     """
     for device in {parameter.device for parameter in model.parameters()}:
         check_supports_fp8(device)
-    for module in cast(Sequence[Any], model.model.layers):
-        _quantise(module, LANGUAGE)
-    for module in cast(Sequence[Any], model.visual.blocks):
-        _quantise(module, VISION)
+    # Their names only, because a list of the layers would keep all of them.
+    names = [
+        name
+        for name, module in model.named_modules()
+        if is_product(name) and not isinstance(module, Fp8Linear)
+    ]
+    for name in names:
+        where, _, part = name.rpartition(".")
+        parent = model.get_submodule(where)
+        setattr(parent, part, Fp8Linear(getattr(parent, part)))
 
 
 def check_supports_fp8(device: torch.device) -> None:
@@ -52,10 +50,3 @@ def check_supports_fp8(device: torch.device) -> None:
             f"has {capability[0]}.{capability[1]}. Leave precision out.",
             argument="precision",
         )
-
-
-def _quantise(module: Any, places: Sequence[tuple[str, Sequence[str]]]) -> None:
-    for parent_name, names in places:
-        parent = getattr(module, parent_name)
-        for name in names:
-            setattr(parent, name, Fp8Linear(getattr(parent, name)))

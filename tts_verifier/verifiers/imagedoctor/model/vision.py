@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.model.plain import check_linear
+from tts_verifier.verifiers.imagedoctor.model.plain import check_linear, is_product
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     Fp8Linear,
     Fp8Matrix,
@@ -88,7 +88,7 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
     blocks = cast(Sequence[Any], tower.blocks)
     if not fuse and not isinstance(blocks[0].attn.qkv, Fp8Linear):
         # For an engine `check_plain` has looked at the whole model.
-        _check_blocks(blocks)
+        _check_products(tower)
         return [
             _block(block, _concatenated_gate_up(block.mlp), _affine(block.mlp.down_proj))
             for block in blocks
@@ -98,15 +98,11 @@ def blocks_of(tower: nn.Module, *, fuse: bool) -> list[Block]:
         return [_block(block, *_fused_mlp(block.mlp)) for block in blocks]
 
 
-def _check_blocks(blocks: Sequence[Any]) -> None:
+def _check_products(tower: nn.Module) -> None:
     """Refuses adapters, which would be trained in vain: forward passes read weights as well."""
-    for i, block in enumerate(blocks):
-        for part, names in (
-            (block.attn, ("qkv", "proj")),
-            (block.mlp, ("gate_proj", "up_proj", "down_proj")),
-        ):
-            for name in names:
-                check_linear(getattr(part, name), f"visual.blocks.{i} {name}")
+    for name, module in tower.named_modules(prefix="visual"):
+        if is_product(name):
+            check_linear(module, name)
 
 
 def _block(block: Any, gate_up: AffineWeights, down: AffineWeights) -> Block:
@@ -138,10 +134,10 @@ def _fused_mlp(mlp: Any) -> tuple[AffineWeights, AffineWeights]:
     # Not a copy: new values of the parameters must reach an engine that is running.
     bias = fuse_rows([gate.bias, up.bias], gap=missing)
     gate_up = fuse_linears([gate, up], gap=missing)
-    padded: Matrix = _pad_columns(down.weight, missing)
-    if isinstance(padded, Tensor) and isinstance(down, Fp8Linear):
-        padded = Fp8Matrix(padded, down.scale, down.dtype)
-    return AffineWeights(gate_up, bias), AffineWeights(padded, down.bias)
+    padded = _pad_columns(down.weight, missing)
+    in_fp8 = isinstance(down, Fp8Linear)
+    weight: Matrix = Fp8Matrix(padded, down.scale, down.dtype) if in_fp8 else padded
+    return AffineWeights(gate_up, bias), AffineWeights(weight, down.bias)
 
 
 def _pad_columns(matrix: Tensor, missing: int) -> Tensor:
