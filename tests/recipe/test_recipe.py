@@ -472,6 +472,8 @@ def test_a_from_pretrained_has_its_options_as_keys() -> None:
     assert not value_fits("stretch", found["fit"][0])
     assert value_fits("bfloat16", found["dtype"][0])
     assert not value_fits(16, found["dtype"][0])
+    assert value_fits("fp8", found["precision"][0])
+    assert not value_fits("fp4", found["precision"][0])
 
 
 @pytest.mark.parametrize(

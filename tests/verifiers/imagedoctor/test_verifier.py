@@ -236,9 +236,20 @@ def test_a_verifier_in_fp8_gives_verdicts_and_says_so(folder: Path) -> None:
     assert verdict.scores
 
 
-def test_an_unknown_precision_is_refused(folder: Path) -> None:
+def test_an_unknown_precision_is_refused_before_anything_is_searched_for() -> None:
     with pytest.raises(InputError, match="precision must be 'fp8' or left out, got 'fp4'"):
-        ImageDoctor.from_pretrained(str(folder), precision="fp4")
+        ImageDoctor.from_pretrained("nowhere", precision="fp4")
+
+
+def test_fp8_is_refused_if_the_gpu_that_a_verifier_waits_for_cannot_multiply_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "tts_verifier.verifiers.imagedoctor.verifier.gpu_that_is_full"
+    monkeypatch.setattr(module, lambda _: "cuda:0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A100")
+    with pytest.raises(InputError, match=r"8\.9 or more .*; A100 has 8\.0"):
+        ImageDoctor.from_pretrained(str(folder), precision="fp8")
 
 
 def test_a_log_tells_the_bundled_weights_from_older_ones() -> None:

@@ -33,7 +33,7 @@ from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
-from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
+from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
 from tts_verifier.verifiers.imagedoctor.options import (
     ImageDoctorOptions,
@@ -148,13 +148,13 @@ class ImageDoctor(Verifier):
         # First of all, since finding a checkpoint may download it.
         given = check_device(options.get("device"))
         dtype, home = check_dtype(options.get("dtype")), None
+        if (max_new_tokens := options.get("max_new_tokens")) is not None:
+            check_positive("max_new_tokens", max_new_tokens)
+        check_precision(precision := options.get("precision"))
         revision = options.get("revision")
         folder = find_checkpoint(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
         )
-        if (max_new_tokens := options.get("max_new_tokens")) is not None:
-            check_positive("max_new_tokens", max_new_tokens)
-        check_precision(precision := options.get("precision"))
         device: torch.device | str | None = given
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
@@ -162,6 +162,9 @@ class ImageDoctor(Verifier):
             device = None if home is None else "cpu"
             # It computes on the GPU, so it takes a GPU's dtype while it waits on the CPU.
             dtype = dtype or (None if home is None else torch.bfloat16)
+        if precision == "fp8" and home is not None:
+            # It is rounded on the CPU, where fp8 is slow and not refused.
+            check_supports_fp8(torch.device(home))
         checkpoint = load_checkpoint(
             folder, dtype=dtype, device=device, device_map=options.get("device_map")
         )
