@@ -36,7 +36,6 @@ HEATMAP_TOKENS: Final[Mapping[str, str]] = {
     "artifact_token_id": "<|artifact|>",
 }
 """Key of the config -> token, in the order of their ids."""
-EMBEDDING: Final = "model.embed_tokens.weight"
 
 
 def init_from_qwen(
@@ -165,7 +164,7 @@ def with_heads(
     doctor.attach_heads()
     stored = weights.read_headers(weights.weight_files(source))
     state = {n: t for n, t in doctor.state_dict().items() if not n.startswith(HEADS)}
-    grown = {EMBEDDING} | (set() if config.tied else {weights.OUTPUT_MATRIX})
+    grown = {weights.EMBEDDING} | (set() if config.tied else {weights.OUTPUT_MATRIX})
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in grown & set(stored):
         # More rows than stored are added below; fewer would be a fault.

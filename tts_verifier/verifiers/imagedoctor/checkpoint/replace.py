@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from tts_verifier.errors import CheckpointError
-from tts_verifier.verifiers.imagedoctor.checkpoint.weights import OUTPUT_MATRIX, official_name
+from tts_verifier.verifiers.imagedoctor.checkpoint.weights import (
+    EMBEDDING,
+    OUTPUT_MATRIX,
+    list_names,
+    official_name,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import DTYPE, Fp8Linear, quantise_rows
-
-EMBEDDING: Final = "model.embed_tokens.weight"
-MAX_NAMED: Final = 6
-"""The most names of a kind that an error message shows."""
 
 
 @torch.no_grad()
@@ -93,12 +93,7 @@ def _check(
             if not _is_usable(values[name], weights[name])
         ],
     }
-    parts = [
-        f"{len(names)} {fault}: {', '.join(names[:MAX_NAMED])}{' …' * (len(names) > MAX_NAMED)}."
-        for fault, names in faults.items()
-        if names
-    ]
-    if parts:
+    if parts := [list_names(fault, names) for fault, names in faults.items() if names]:
         raise CheckpointError(
             f"New weights must have the names and shapes of the model's; nothing was copied. "
             f"{' '.join(parts)} Give a whole state dict with its adapters merged, or partial=True "

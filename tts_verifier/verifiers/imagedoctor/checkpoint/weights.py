@@ -26,6 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 OUTPUT_MATRIX = "lm_head.weight"
 """May be the embedding itself ("tied"); then it is not stored."""
+EMBEDDING = "model.embed_tokens.weight"
 NEWER_PREFIXES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 """(prefix of newer transformers, released prefix)."""
 READ_BYTES = 2**28
@@ -161,7 +162,7 @@ def check_shapes(
         if name in stored and stored[name].shape != tuple(shape)
     ]
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", mis_shaped))
-    problems = [_list_names(kind, names) for kind, names in kinds if names]
+    problems = [list_names(kind, names) for kind, names in kinds if names]
     if problems:
         raise CheckpointError(
             "The weights do not fit the config; nothing was loaded. "
@@ -170,7 +171,8 @@ def check_shapes(
         )
 
 
-def _list_names(kind: str, names: list[str]) -> str:
+def list_names(kind: str, names: list[str]) -> str:
+    """Returns a sentence that lists the first of some names, such as "2 missing: a; b."."""
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return f"{len(names)} {kind}: {'; '.join(names[:MAX_LISTED])}{more}."
 
