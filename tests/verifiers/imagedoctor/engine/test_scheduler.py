@@ -36,7 +36,7 @@ def test_requests_enter_free_sequences_in_order() -> None:
     scheduler = Scheduler(queue(5), 3)
     assert admit(scheduler) == [{0: 0, 1: 1, 2: 2}]
     assert scheduler.longest() == 12
-    assert [running.number for running in scheduler.finish([1])] == [1]
+    scheduler.finish([1])
     assert admit(scheduler) == [{1: 3}]
 
 

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
     from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-    from tts_verifier.verifiers.imagedoctor.engine.kv_cache import sequences_that_fit
     from tts_verifier.verifiers.imagedoctor.engine.request_queue import RequestQueue
 
-__all__ = ["Engine", "MapDecoder", "MapQueue", "RequestQueue", "generate", "sequences_that_fit"]
+__all__ = ["Engine", "MapDecoder", "MapQueue", "RequestQueue", "generate"]
 
 _MODULES = {
     "Engine": "engine",
@@ -30,7 +29,6 @@ _MODULES = {
     "MapQueue": "heatmaps",
     "RequestQueue": "request_queue",
     "generate": "engine",
-    "sequences_that_fit": "kv_cache",
 }
 
 

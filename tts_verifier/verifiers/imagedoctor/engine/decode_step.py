@@ -36,7 +36,9 @@ FREE_STEP: Final = ForcedStep()
 
 
 class DecodeStep:
-    """Generates the next token of the leading sequences of some buffers. Not thread-safe.
+    """Generates the next token of the leading sequences of some buffers.
+
+    Not safe to share between threads.
 
     Args:
         fused: the model.

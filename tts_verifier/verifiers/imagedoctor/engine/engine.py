@@ -208,7 +208,7 @@ class Engine:
         numbers = [scheduler.running[sequence].number for sequence in ended]
         visual = [self._visual[number] for number in numbers]
         replies = read_replies(buffers, ended, visual, eos=self.limits.eos)
-        scheduler.finish(list(ended))
+        scheduler.finish(ended)
         for number in numbers:
             del self._visual[number]
         return list(zip(numbers, replies, strict=True))
@@ -300,5 +300,5 @@ def generate(
     """
     sequences = max(len(requests), 1)
     engine = Engine(model, limits, sequences=sequences, choose=choose, capture=capture)
-    replies = dict(engine.replies(requests, expected=sequences))
+    replies = dict(engine.replies(requests))
     return [replies[i] for i in range(len(requests))]

@@ -46,7 +46,7 @@ class _CapturedDecoding:
 
 
 class MapDecoder:
-    """Decodes up to `MAP_BATCH` maps of one grid. Not thread-safe.
+    """Decodes up to `MAP_BATCH` maps of one grid. Not safe to share between threads.
 
     Args:
         model: gives the heads; graphs captured from them are kept between calls.
@@ -117,7 +117,9 @@ class _DecodedGroup(NamedTuple):
 
 
 class MapQueue:
-    """Collects maps to decode by grid, and decodes them in groups. Not thread-safe.
+    """Collects maps to decode by grid, and decodes them in groups.
+
+    Not safe to share between threads.
 
     Args:
         decoder: decodes the groups.

@@ -90,12 +90,11 @@ class RequestQueue:
 
     def is_cancelled(self, number: int) -> bool:
         """Says whether a request was cancelled, and forgets it if so."""
-        future = self._taken.get(number)
-        if future is not None and future.cancelled():
+        future = self._taken[number]
+        if cancelled := future.cancelled():
             future.set_running_or_notify_cancel()  # wakes those that wait for the future
             del self._taken[number]
-            return True
-        return future is None
+        return cancelled
 
     def _take(self) -> GenerationRequest | None:
         """Takes the first request that was not cancelled."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
@@ -55,7 +55,7 @@ class Scheduler:
     """The queue of requests and the sequences that are running.
 
     Requests are taken from their source only when sequences are free for them, so the source may
-    prepare images while the device works on earlier ones. Not thread-safe.
+    prepare images while the device works on earlier ones. Not safe to share between threads.
 
     Args:
         requests: the requests, numbered in their order; None says that there is none yet.
@@ -102,12 +102,13 @@ class Scheduler:
         kept = (pair for pair in self._waiting if not live.is_cancelled(pair[0]))
         self._waiting = deque(kept)
         dropped = {s: r for s, r in self.running.items() if live.is_cancelled(r.number)}
-        self.finish(list(dropped))
+        self.finish(dropped)
         return dropped
 
     def has_waiting(self) -> bool:
         """Says whether a request is waiting; takes it from the source if need be."""
-        self._fetch(1)
+        if not self._waiting and not self._ended:
+            self._fetch()
         return bool(self._waiting)
 
     def prefill_batches(self) -> Iterator[dict[int, RunningSequence]]:
@@ -173,9 +174,10 @@ class Scheduler:
         for sequence in self.running.values():
             sequence.cached = min(sequence.cached + tokens, most)
 
-    def finish(self, sequences: Sequence[int]) -> list[RunningSequence]:
-        """Frees sequences whose replies have ended, and returns their requests."""
-        return [self.running.pop(sequence) for sequence in sequences]
+    def finish(self, sequences: Iterable[int]) -> None:
+        """Frees sequences whose replies have ended."""
+        for sequence in sequences:
+            del self.running[sequence]
 
     def restart(self, sequences: int) -> None:
         """Puts all running requests back, before those that wait, and goes on with `sequences`."""
@@ -185,15 +187,14 @@ class Scheduler:
         self.running = {}
         self.sequences = sequences
 
-    def _fetch(self, count: int) -> None:
-        while len(self._waiting) < count and not self._ended:
-            try:
-                request = next(self._source)
-            except StopIteration:
-                self._ended = True
-                return
-            if request is None:
-                return
+    def _fetch(self) -> None:
+        """Takes a request from the source if it has one now."""
+        try:
+            request = next(self._source)
+        except StopIteration:
+            self._ended = True
+            return
+        if request is not None:
             self._waiting.append((self._taken, request))
             self._taken += 1
 
