@@ -68,9 +68,8 @@ def best_images(outcome: SearchOutcome, count: int) -> list[Returned]:
     if unusable or missing:
         _warn_of_unusable(outcome, usable, unusable, missing)
     # `image` is not None, which the filters above have seen to.
-    images = [t.image.load() for t in (*usable, *unusable) if t.image is not None]
-    flags = [True] * len(usable) + [False] * len(unusable)
-    returned = [Returned(image, flag) for image, flag in zip(images, flags, strict=True)]
+    pairs = [(t.image, True) for t in usable] + [(t.image, False) for t in unusable]
+    returned = [Returned(image.load(), verified) for image, verified in pairs if image is not None]
     return returned + [Returned(None, False)] * missing
 
 

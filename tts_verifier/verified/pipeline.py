@@ -17,8 +17,8 @@ from tts_verifier.errors import InputError, suggestion
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.hooks import (
     exclusive,
-    interrupt_of,
     refuse_inside_its_call,
+    take_interrupt,
 )
 from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
@@ -165,7 +165,7 @@ class VerifiedPipeline:
         interrupted = False
         for group in call.groups():
             # Set while the verifier was at work: no later group may begin.
-            interrupted = interrupted or bool(outcomes and interrupt_of(self.pipe, clear=True))
+            interrupted = interrupted or bool(outcomes and take_interrupt(self.pipe))
             if interrupted:
                 outcomes |= dict.fromkeys(group, SearchOutcome(Choice(None, ()), (), True))
                 continue

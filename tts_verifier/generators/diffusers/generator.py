@@ -31,9 +31,9 @@ from tts_verifier.generators.diffusers.hooks import (
     counted_steps,
     exclusive,
     inside_its_call,
-    interrupt_of,
     refuse_inside_its_call,
     steps_of_call,
+    take_interrupt,
 )
 from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
@@ -217,7 +217,7 @@ class DiffusersGenerator:
         with exclusive(self.pipe, self.traits.inpaint):
             refuse_inside_its_call(self.pipe)
             # Before the first batch, it was meant for an earlier call of the pipeline.
-            self._interrupted = interrupt_of(self.pipe, clear=True) and self._started
+            self._interrupted = take_interrupt(self.pipe) and self._started
             self._started = True
             return self._generate(jobs)
 
@@ -372,10 +372,10 @@ class DiffusersGenerator:
         if pipe is self.pipe:
             self.traits.output_class = type(output)
         batch = BatchOutput.from_pipeline(output)
-        if interrupt_of(pipe, clear=True):
+        if take_interrupt(pipe):
             batch.interrupt(step.taken, steps_of_call(pipe))
         # A pipeline that repaints is another object, and users may stop either.
-        batch.interrupted |= interrupt_of(self.pipe, clear=True)
+        batch.interrupted |= take_interrupt(self.pipe)
         self._interrupted = batch.interrupted
         return batch
 

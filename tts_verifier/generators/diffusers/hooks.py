@@ -69,10 +69,10 @@ def inside_its_call(pipe: Any) -> Iterator[None]:
         own.calling = False
 
 
-def interrupt_of(pipe: Any, *, clear: bool = False) -> bool:
-    """Says whether somebody set `pipe._interrupt`, as diffusers' users do to stop a call."""
+def take_interrupt(pipe: Any) -> bool:
+    """Says whether somebody set `pipe._interrupt` to stop a call, as in diffusers; clears it."""
     interrupted = bool(getattr(pipe, "_interrupt", False))
-    if interrupted and clear:
+    if interrupted:
         pipe._interrupt = False
     return interrupted
 
