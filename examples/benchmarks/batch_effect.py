@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from verifier_throughput import write
+from verifier_bench import write
 
 from tts_verifier import Objective, Verifier, shapes
 from tts_verifier.choice.objective import OFFICIAL_WEIGHTS

@@ -31,7 +31,7 @@ from unittest import mock
 import torch
 from PIL import Image
 from random_models import add_t5, image_doctor, image_doctor_model, sd35
-from verifier_throughput import write
+from verifier_bench import write
 
 from tts_verifier import BestOfN, run, wrap
 from tts_verifier.environment import environment

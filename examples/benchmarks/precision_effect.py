@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import torch
 from batch_effect import CANDIDATES, FINE, candidates
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
-from verifier_throughput import Bench, write
+from verifier_bench import Bench, write
 
 from tts_verifier import Objective, Verifier
 from tts_verifier.types import Verdict
@@ -94,8 +93,7 @@ def miniature(captions: int, device: str) -> list[dict[str, Any]]:
 
 def released_size(prompts: int) -> list[dict[str, Any]]:
     """Compares random weights of the released size: the expected value of two digits."""
-    args = {"images": prompts * CANDIDATES, "tokens": 2, "sequences": None, "device": "cuda"}
-    bench = Bench(SimpleNamespace(**args, grid=36, model=None, text=366, precision=None))
+    bench = Bench("cuda", images=prompts * CANDIDATES, tokens=2)
     digits = tuple(range(10))
     limits = GenerationLimits(
         2, (), watched_groups=(digits,), forced_steps=(ForcedStep(digits), ForcedStep(digits))
@@ -107,7 +105,7 @@ def released_size(prompts: int) -> list[dict[str, Any]]:
         replies = dict(Engine(bench.model, limits).replies(bench.requests))
         probs = np.stack([replies[i].probs for i in range(len(bench.requests))])
         ratings.append((probs @ np.arange(10) @ [0.1, 0.01]).reshape(-1, CANDIDATES))
-    row = {"model": "released size, random", "precision": "fp8", "pictures": args["images"]}
+    row = {"model": "released size, random", "precision": "fp8", "pictures": bench.images}
     return [row | compare(*ratings)]
 
 

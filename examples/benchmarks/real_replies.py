@@ -16,12 +16,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
-from verifier_throughput import stock, write
+from verifier_bench import write
+from verifier_throughput import stock
 
 from tts_verifier import Verifier, shapes
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
@@ -61,7 +61,7 @@ def with_generate(
     checkpoint: Checkpoint, requests: list[GenerationRequest], sequences: int, cache: str | None
 ) -> Callable[[], list[list[int]]]:
     """Returns a function that generates all replies with transformers."""
-    built = stock(SimpleNamespace(model=checkpoint.model))
+    built = stock(checkpoint.model)
     limits, device = checkpoint.limits, checkpoint.model.lm_head.weight.device
     config = GenerationConfig(
         max_new_tokens=limits.max_new_tokens,

@@ -18,26 +18,20 @@ import argparse
 import inspect
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from random_models import TEXT_TOKENS
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from verifier_bench import Bench, Row, write
 
 from tts_verifier.analysis.svg import STYLE
 from tts_verifier.environment import environment
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
-from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES
-from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GenerationLimits,
@@ -47,7 +41,6 @@ from tts_verifier.verifiers.imagedoctor.requests import (
 
 PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")
 OFFICIAL_IMAGES = 2
-TEXT_TOKENS = 366
 SPANS = (14, 6, 14, 0)
 """Forced tokens after each of an answer's four numbers, about, in the official vocabulary."""
 SAMPLINGS = {
@@ -59,78 +52,6 @@ SAMPLINGS = {
 }
 RUNS = 3
 QUEUE = 8
-GIB = 2**30
-Row = dict[str, Any]
-
-
-class Bench:
-    """The model, its requests, and a clock."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.images, self.tokens, self.sequences = args.images, args.tokens, args.sequences
-        self.together = min(self.sequences or GPU_SEQUENCES, self.images)
-        self.cuda = args.device == "cuda"
-        self.dtype = torch.bfloat16 if self.cuda else torch.float32
-        self.grid = (args.grid, args.grid)
-        if args.model:
-            self.model = load_model(Path(args.model), dtype=self.dtype).to(args.device)
-            processor = Processor.from_folder(Path(args.model), self.model.config)
-            self.grid = processor(Image.new("RGB", (504, 504))).grid
-        else:
-            self.model = random_model(args.device, self.dtype)
-        self.model.requires_grad_(False).eval()
-        if args.precision == "fp8":
-            quantise_model(self.model)
-        self.text = args.text
-        self.requests = self._requests(args.images)
-
-    def _requests(self, count: int) -> list[GenerationRequest]:
-        config, rng = self.model.config, np.random.default_rng(0)
-        h, w = self.grid
-        cells = h * w // int(config.vision["spatial_merge_size"]) ** 2
-        values = 3 * int(config.vision["temporal_patch_size"]) * config.vision["patch_size"] ** 2
-        low = min(config.image_token_id, config.vision_start_token_id, 256)
-        requests = []
-        for _ in range(count):
-            text = rng.integers(0, low, self.text).tolist()
-            patches = rng.standard_normal((h * w, values)).astype(np.float32)
-            ids = [*text[:16], *[config.image_token_id] * cells, *text[16:]]
-            requests.append(GenerationRequest(ids, patches, self.grid))
-        return requests
-
-    def timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
-        """Returns seconds, peak GiB and the result of `run`."""
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        began = time.perf_counter()
-        result = run()
-        if self.cuda:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-        return seconds, torch.cuda.max_memory_allocated() / GIB if self.cuda else 0.0, result
-
-    def middle(self, run: Callable[[], Any], runs: int) -> tuple[float, float, Any, Row]:
-        """Returns the median run's `timed` values, and the fastest and slowest seconds."""
-        timings = sorted((self.timed(run) for _ in range(runs)), key=lambda one: one[0])
-        spread = {"fastest_s": timings[0][0], "slowest_s": timings[-1][0]} if runs > 1 else {}
-        return (*timings[runs // 2], spread)
-
-    def rate(self, run: Callable[[], Any], repeats: int) -> float:
-        """Returns the mean seconds of `repeats` runs, after one that warms up."""
-        run()
-        return self.timed(lambda: [run() for _ in range(repeats)])[0] / repeats
-
-
-def random_model(device: str, dtype: torch.dtype) -> ImageDoctorModel:
-    """Makes a model of the official size with random weights, directly on the device."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return ImageDoctorModel(ImageDoctorConfig.from_dict({})).to(device)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def floor(bench: Bench) -> list[Row]:
@@ -291,9 +212,9 @@ def decoding(
     return engine, rows
 
 
-def stock(bench: Bench) -> Qwen2_5_VLForConditionalGeneration:
+def stock(model: ImageDoctorModel) -> Qwen2_5_VLForConditionalGeneration:
     """Returns transformers' own model class over the same tensors."""
-    model, config = bench.model, bench.model.config
+    config = model.config
     whole = Qwen2_5_VLConfig(
         text_config=config.text_config(),
         vision_config=config.vision_config(),
@@ -311,7 +232,7 @@ def stock(bench: Bench) -> Qwen2_5_VLForConditionalGeneration:
 
 def generate(bench: Bench, part: str) -> list[Row]:
     """Times `generate`: "official" one by one with all states, "dynamic", "static" batched."""
-    built = stock(bench)
+    built = stock(bench.model)
     alone = part == "official"
     requests = bench.requests[: OFFICIAL_IMAGES if alone else min(bench.together, 32)]
     config = GenerationConfig(
@@ -371,17 +292,6 @@ def compare(rows: list[Row]) -> list[Row]:
     return [{key: value for key, value in r.items() if key != "ids"} for r in rows]
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Writes Parquet; each row names the device and torch's version."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    machine = {"device": environment()["device"], "torch": torch.__version__}
-    rows = [r | machine for r in rows]
-    keys = list(dict.fromkeys(key for r in rows for key in r))
-    pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
-
-
 def picture(rows: list[Row]) -> str:
     """Draws images a second as bars in increasing order, as SVG."""
     bars = sorted((r for r in rows if "share_of_floor" in r), key=lambda r: r["images_per_s"])
@@ -421,7 +331,16 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="an SVG file")
     args = parser.parse_args()
     began = time.perf_counter()
-    bench = Bench(args)
+    bench = Bench(
+        args.device,
+        images=args.images,
+        tokens=args.tokens,
+        text=args.text,
+        grid=args.grid,
+        sequences=args.sequences,
+        folder=args.model,
+        precision=args.precision,
+    )
     seconds = time.perf_counter() - began
     print(f"{environment()['device']}; model and images ready after {seconds:.1f} s", flush=True)
     rows: list[Row] = []

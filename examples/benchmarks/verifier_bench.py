@@ -1,0 +1,114 @@
+"""What benchmarks of the verifier share: its model and requests, a clock, and a table of rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from random_models import TEXT_TOKENS, image_doctor_model
+
+from tts_verifier.environment import environment
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
+from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
+
+GIB = 2**30
+Row = dict[str, Any]
+
+
+class Bench:
+    """The model, its requests, and a clock.
+
+    Args:
+        device: "cuda" or "cpu".
+        images: how many requests there are.
+        tokens: of each reply.
+        text: text tokens of a prompt.
+        grid: patches along a side of an image; with `folder` the processor's.
+        sequences: replies at a time; None = automatic.
+        folder: a checkpoint; None = random weights of the released size.
+        precision: "fp8" rounds the products.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        images: int,
+        tokens: int,
+        text: int = TEXT_TOKENS,
+        grid: int = 36,
+        sequences: int | None = None,
+        folder: str | None = None,
+        precision: str | None = None,
+    ) -> None:
+        self.images, self.tokens, self.sequences = images, tokens, sequences
+        self.together = min(sequences or GPU_SEQUENCES, images)
+        self.cuda = device == "cuda"
+        self.dtype = torch.bfloat16 if self.cuda else torch.float32
+        self.grid = (grid, grid)
+        if folder:
+            self.model = load_model(Path(folder), dtype=self.dtype).to(device)
+            processor = Processor.from_folder(Path(folder), self.model.config)
+            self.grid = processor(Image.new("RGB", (504, 504))).grid
+        else:
+            self.model = image_doctor_model(device)
+        self.model.requires_grad_(False).eval()
+        if precision == "fp8":
+            quantise_model(self.model)
+        self.requests = self._requests(images, text)
+
+    def _requests(self, count: int, tokens: int) -> list[GenerationRequest]:
+        config, rng = self.model.config, np.random.default_rng(0)
+        h, w = self.grid
+        cells = h * w // int(config.vision["spatial_merge_size"]) ** 2
+        values = 3 * int(config.vision["temporal_patch_size"]) * config.vision["patch_size"] ** 2
+        low = min(config.image_token_id, config.vision_start_token_id, 256)
+        requests = []
+        for _ in range(count):
+            text = rng.integers(0, low, tokens).tolist()
+            patches = rng.standard_normal((h * w, values)).astype(np.float32)
+            ids = [*text[:16], *[config.image_token_id] * cells, *text[16:]]
+            requests.append(GenerationRequest(ids, patches, self.grid))
+        return requests
+
+    def timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
+        """Returns seconds, peak GiB and the result of `run`."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        result = run()
+        if self.cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        return seconds, torch.cuda.max_memory_allocated() / GIB if self.cuda else 0.0, result
+
+    def middle(self, run: Callable[[], Any], runs: int) -> tuple[float, float, Any, Row]:
+        """Returns the median run's `timed` values, and the fastest and slowest seconds."""
+        timings = sorted((self.timed(run) for _ in range(runs)), key=lambda one: one[0])
+        spread = {"fastest_s": timings[0][0], "slowest_s": timings[-1][0]} if runs > 1 else {}
+        return (*timings[runs // 2], spread)
+
+    def rate(self, run: Callable[[], Any], repeats: int) -> float:
+        """Returns the mean seconds of `repeats` runs, after one that warms up."""
+        run()
+        return self.timed(lambda: [run() for _ in range(repeats)])[0] / repeats
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """Writes Parquet; each row names the device and torch's version."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    machine = {"device": environment()["device"], "torch": torch.__version__}
+    rows = [r | machine for r in rows]
+    keys = list(dict.fromkeys(key for r in rows for key in r))
+    pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
