@@ -78,7 +78,7 @@ def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
         mask: finds a mask by its digest.
 
     Raises:
-        ValueError, KeyError, TypeError: the text is not such a proposal.
+        ValueError, KeyError, TypeError, AttributeError: the text is not such a proposal.
     """
     fields = json.loads(text)
     kind = KINDS[fields.pop("kind")]

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tts_verifier import Objective, run
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.identity import proposal_from_json, proposal_to_json, trial_id
 from tts_verifier.interfaces import Strategy
-from tts_verifier.log import open_log, read_header, read_trials
+from tts_verifier.log import open_log, read_header, read_outlines, read_trials
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -425,11 +426,26 @@ def test_a_changed_or_missing_mask_is_noticed(tmp_path: Path, damage: str) -> No
         read_trials(tmp_path)
 
 
-def test_a_row_that_is_no_trial_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_trials, read_outlines])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"proposal": "{}"},
+        {"proposal": "5"},
+        {"proposal": '{"kind": "draw", "noise": 5}'},
+        {"round": None},
+        {"verify_seconds": None},
+        {"progress": math.inf},
+    ],
+    ids=str,
+)
+def test_a_row_that_is_no_trial_is_noticed(
+    tmp_path: Path, read: Callable[[Path], object], change: dict[str, object]
+) -> None:
     finished(tmp_path)
-    forge(tmp_path, lambda row: row.update(proposal="{}"))
+    forge(tmp_path, lambda row: row.update(change))
     with pytest.raises(RunError, match="holds a row that is not a trial"):
-        read_trials(tmp_path)
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,11 @@ def test_what_cannot_be_scored_is_a_row_with_its_reason(folder: Path) -> None:
         '{"image": "broken.png", "prompt": "c"}\n{"image": null, "prompt": "d"}\n'
         '{"image": "red.png", "prompt": null}\n{"image": "pipe.png", "prompt": 42}\n'
         '{"image": "red.png", "prompt": "\\ud800"}\n{"image": "red.png", "prompt": "a"}\n'
+        '{"image": "~nobody-of-this-name/red.png", "prompt": "e"}\n'
     )
     for output in (folder / "scores.jsonl", folder / "scores.parquet"):
         done = score(folder / "t.jsonl", "--output", output)
-        assert (done.exit_code, done.stderr) == (0, f"8 images, 6 failed: {output}\n")
+        assert (done.exit_code, done.stderr) == (0, f"9 images, 7 failed: {output}\n")
     errors = {
         row["prompt"]: row["error"] for row in rows_of(folder / "scores.jsonl") if "error" in row
     }
@@ -92,6 +93,7 @@ def test_what_cannot_be_scored_is_a_row_with_its_reason(folder: Path) -> None:
     assert f"The prompt of {folder}/t.jsonl:5 must be a text that is not empty." == errors[""]
     assert "a regular file is needed, this is a named pipe" in errors["42"]
     assert "must be valid Unicode" in errors["\\ud800"]
+    assert f"{folder}/t.jsonl:9: '~nobody" in errors["e"]
 
 
 def test_paths_may_be_absolute_or_below_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +103,9 @@ def test_paths_may_be_absolute_or_below_home(folder: Path, monkeypatch: pytest.M
         Pair(f"{folder}/red.png", "a"),
         Pair(f"{folder}/sub/blue.png", "b"),
     ]
+    for more in ("~nobody-at-all/t.csv",), ("--output", "~nobody-at-all/s.jsonl"):
+        done = score(folder / "t.csv", *more)
+        assert (done.exit_code, "there is none of that name" in done.stderr) == (2, True)
 
 
 def test_columns_can_be_named_and_prompts_given(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import CheckpointError
+from tts_verifier.loading.regular_files import open_regular
 
 MAX_JSON_BYTES: Final = 64 * 2**20
 """A larger JSON file is refused; the largest tokenizers take 35 MB."""
@@ -75,7 +76,7 @@ def read_text(folder: Path, name: str) -> str:
     """Reads a text file of a checkpoint folder, of at most `MAX_JSON_BYTES`; see `read_json`."""
     path = file_inside(folder, name)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_JSON_BYTES + 1)
         if len(content) > MAX_JSON_BYTES:
             raise CheckpointError(f"{path} must have at most {MAX_JSON_BYTES} bytes, it has more.")
@@ -96,13 +97,18 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
         raise _too_deep(path) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, it is a {type(value).__name__}.")
+    if is_too_deep(value):
+        raise _too_deep(path)
+    return value
+
+
+def is_too_deep(value: dict[str, Any]) -> bool:
+    """Returns whether JSON values are nested more than `MAX_JSON_DEPTH` deep."""
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
         below = (item.values() if isinstance(item, dict) else item for item in level)
         level = [v for values in below for v in values if isinstance(v, (dict, list))]
-        if not level:
-            return value
-    raise _too_deep(path)
+    return bool(level)
 
 
 def _too_deep(path: Path) -> CheckpointError:

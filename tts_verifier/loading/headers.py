@@ -23,8 +23,6 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(str(path), framework="pt") as file:
             # A slice knows its shape from the header, without reading the tensor.
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except CheckpointError:
-        raise
     except Exception as error:  # safetensors raises what its parts raise
         raise CheckpointError(f"{path} must be a safetensors file: {error}.") from None
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -120,13 +121,15 @@ def _is_part_of_diffusers(library: str) -> bool:
 def _check_json(path: Path, file: str) -> None:
     values = read_json(path, file)
     if file == "scheduler_config.json":
-        _in_file(path / file, values, lambda: check_numbers("", values, _LARGEST_IN_SCHEDULER))
+        with _errors_named(path / file):
+            check_numbers("", values, _LARGEST_IN_SCHEDULER)
 
 
-def _in_file(path: Path, values: Any, check: Any) -> None:
-    """Runs a check, and puts the file's name before what it says."""
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Puts a file's name before what a check of it says."""
     try:
-        check()
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -152,12 +155,9 @@ def _check_weights(path: Path, files: list[str]) -> None:
         sum(math.prod(shape) for shape in shapes),
     )
     config = read_json(path, "config.json")
-
-    def check() -> None:
+    with _errors_named(path / "config.json"):
         check_numbers("", config, max(_LARGEST_NUMBER, held.numbers))
         _check_size_fields("", config, held)
-
-    _in_file(path / "config.json", config, check)
 
 
 def _check_size_fields(where: str, values: Mapping[str, Any], held: _Held) -> None:

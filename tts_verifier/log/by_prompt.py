@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from tts_verifier.errors import RunError
 from tts_verifier.identity import proposal_from_json
 from tts_verifier.log.header import read_binding
-from tts_verifier.log.schema import ColumnNames, judge_of_row, to_trial
+from tts_verifier.log.schema import NO_TRIAL, ColumnNames, check_values, judge_of_row, to_trial
 from tts_verifier.log.storage.columns import names_of
 from tts_verifier.log.storage.tables import (
+    common_schema,
     conform,
-    damage,
-    last_of_each_id,
-    read_column,
+    places_by_prompt,
     read_table,
     read_tables,
     stable,
@@ -60,12 +59,9 @@ class LoggedPrompts:
         self._groups = [(t, number) for t in tables for number in range(len(t.group_sizes))]
         sizes = (size for table in tables for size in table.group_sizes)
         self._starts = np.array(list(accumulate(sizes, initial=0)))
-        self._schema = _common_schema(folder, [table.schema for table in tables])
+        self._schema = common_schema(folder, tables)
         self._names = ColumnNames.of(self._schema)
-        self._rows: list[NDArray[np.int64]] = []
-        if tables and self._starts[-1]:
-            keep = last_of_each_id(read_column("trial_id", tables))
-            self._rows = _rows_by_value(read_column("prompt_id", tables), np.flatnonzero(keep))
+        self._rows = list(places_by_prompt(tables, last_only=True).values())
         # Rows of a prompt lie close together, so that a few groups serve most prompts.
         self._group = lru_cache(_GROUPS_AT_ONCE)(self._read_group)
 
@@ -121,14 +117,6 @@ class LoggedPrompts:
         return conform(table.read_group(number), self._schema)
 
 
-def _common_schema(folder: Path, schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the schema of all tables of a log; raises RunError if they do not fit together."""
-    try:
-        return pa.unify_schemas([pa.schema([]), *schemas], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise damage(folder, f"its tables have different columns: {error}") from error
-
-
 def read_outlines(folder: Path) -> list[Trial]:
     """Returns the trials of a run folder without verdicts and files, for what needs numbers only.
 
@@ -142,7 +130,7 @@ def read_outlines(folder: Path) -> list[Trial]:
         return []
     try:
         return list(_outlines(table))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except NO_TRIAL as error:
         raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
 
 
@@ -157,6 +145,7 @@ def _outlines(table: pa.Table) -> Iterator[Trial]:
     costs: dict[tuple[Any, ...], Cost] = {}
     for start in range(0, len(table), _ROWS_AT_ONCE):
         for row in table.slice(start, _ROWS_AT_ONCE).to_pylist():
+            check_values(row)
             about = (row["prompt_id"], row["prompt"], row.get("category") or "")
             spent = tuple(row[name] for name in _COSTS)
             # Costs and prompts are alike and many: equal ones are one object.
@@ -176,16 +165,3 @@ def _outlines(table: pa.Table) -> Iterator[Trial]:
                 judge=judge_of_row(row, names),
                 error=row["error"] or "",
             )
-
-
-def _rows_by_value(column: pa.ChunkedArray, places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Returns the places that have each value, the values in the order of their first place.
-
-    Args:
-        column: the values.
-        places: ascending; those of the column that count.
-    """
-    encoded = column.combine_chunks().take(pa.array(places)).dictionary_encode("encode")
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    return np.split(places[order], np.flatnonzero(np.diff(codes[order])) + 1)

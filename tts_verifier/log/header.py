@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tts_verifier.environment import environment
 from tts_verifier.errors import RunError
+from tts_verifier.loading.files import MAX_JSON_DEPTH, is_too_deep
 from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.files import Folder, is_digest
 from tts_verifier.log.storage.tables import TABLE, parts_of, table_digests
@@ -22,8 +23,6 @@ SCHEMA_VERSION: Final = 3
 """Older versions are read, and continued as this one; `SCHEMA.md` says what changed."""
 HEADER: Final = "header.json"
 _MOST_BYTES: Final = 2**28
-_DEEPEST: Final = 64
-"""Levels of nesting. Recipes have a few; Python's own limit is reached at about a thousand."""
 _KINDS: Final[Mapping[str, type]] = {
     "about": dict,
     "sessions": list,
@@ -190,18 +189,10 @@ def _checked_version(header: Any) -> int:
             raise ValueError("run and table must be an id and digests")
         if not all(isinstance(entry, str) for entry in header.get("unbound", [])):
             raise ValueError("unbound must hold digests")
-    _check_depth(header)
+    # Recipes have a few levels; Python's own limit is reached at about a thousand.
+    if is_too_deep(header):
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
     return version
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(_DEEPEST):
-        nested = [v for v in level if isinstance(v, (dict, list))]
-        level = [item for v in nested for item in (v.values() if isinstance(v, dict) else v)]
-        if not level:
-            return
-    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _check_same(

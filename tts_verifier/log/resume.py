@@ -35,10 +35,11 @@ from tts_verifier.log.storage.files import (
 )
 from tts_verifier.log.storage.tables import (
     TableFile,
+    common_schema,
     conform,
     damage,
     foreign_files,
-    read_column,
+    places_by_prompt,
     read_tables,
 )
 from tts_verifier.types import Job, Trial
@@ -98,18 +99,12 @@ class LoggedTrials:
             tables = list(read_tables(folder.root, binding, self.set_aside))
         except FileNotFoundError as error:
             raise damage(folder.root, f"{error.filename} is gone") from error
-        self._places = _places_by_prompt(tables)
+        self._places = places_by_prompt(tables)
         self._groups = [(t, number) for t in tables for number in range(len(t.group_sizes))]
         self._trusted = _trusted_times(tables)
         sizes = (size for table in tables for size in table.group_sizes)
         self._starts = list(accumulate(sizes, initial=0))
-        # The empty schema is there for a new run: Arrow refuses to unify no schema at all.
-        try:
-            schema = pa.unify_schemas(
-                [pa.schema([]), *(table.schema for table in tables)], promote_options="permissive"
-            )
-        except pa.ArrowException as error:
-            raise damage(folder.root, f"its tables have different columns: {error}") from error
+        schema = common_schema(folder.root, tables)
         self.names = ColumnNames.of(schema)
         unread = _UNREAD | {f"generator_{name}" for name in names_of(schema, "generator")}
         self._schema = pa.schema([column for column in schema if column.name not in unread])
@@ -234,16 +229,3 @@ def _trusted_times(tables: Sequence[TableFile]) -> NDArray[np.int64]:
     """
     times = [np.where(t.written + TICK <= t.changed, t.written, 0) for t in tables]
     return np.concatenate([np.empty(0, np.int64), *times])
-
-
-def _places_by_prompt(tables: Sequence[TableFile]) -> dict[str, NDArray[np.int64]]:
-    """Returns the positions of each prompt's rows in all tables: eight bytes per row."""
-    if not tables:
-        # Arrow's dictionary encoding is slow the first time; a new run need not wait for it.
-        return {}
-    ids = read_column("prompt_id", tables).combine_chunks().dictionary_encode("encode")
-    numbers = ids.indices.to_numpy()
-    ends = np.cumsum(np.bincount(numbers, minlength=len(ids.dictionary)))
-    # The last cut is at the very end, and what follows it is empty.
-    places = np.split(np.argsort(numbers, kind="stable"), ends)[:-1]
-    return dict(zip(ids.dictionary.to_pylist(), places, strict=True))

@@ -56,9 +56,9 @@ _SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
     type(None): pa.string(),
 }
 _COST_FIELDS: Final = tuple(Cost.__dataclass_fields__)
-_NO_TRIAL: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+NO_TRIAL: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a row raises that somebody else has written."""
-_NEEDED: Final = ("prompt", "round", "kind", "proposal", "progress", *Cost.__dataclass_fields__)
+_NEEDED: Final = ("prompt", "round", "kind", "proposal", "progress", *_COST_FIELDS)
 """Columns that are never null."""
 _MOST_PIXELS: Final = 2**28
 """Of an image; Pillow refuses to open larger ones."""
@@ -241,9 +241,9 @@ def to_trial(
         RunError: the row does not describe a trial, or its mask is gone.
     """
     try:
-        _check_values(row)
+        check_values(row)
         return _trial_of_row(row, folder, names, job or _job_of_row(row, folder))
-    except _NO_TRIAL as error:
+    except NO_TRIAL as error:
         raise RunError(f"{folder} holds a row that is not a trial: {error!r:.300}.") from error
 
 
@@ -274,14 +274,17 @@ def objective_of_row(row: Mapping[str, Any]) -> float:
     return _nan(row["objective"])
 
 
-def _check_values(row: Mapping[str, Any]) -> None:
-    """Raises ValueError for values that no trial has. The types were checked with the table."""
-    # A continued run has the prompt and the proposal from its job, and does not read them again.
+def check_values(row: Mapping[str, Any]) -> None:
+    """Raises ValueError for values that no trial has. The types were checked with the table.
+
+    Columns that were not read are not checked: a continued run has the prompt and the proposal from
+    its jobs, and outlines have no images.
+    """
     if nulls := [name for name in _NEEDED if row.get(name, "") is None]:
         raise ValueError(f"{', '.join(nulls)} must not be null")
     if not all(map(math.isfinite, (row["progress"], *_costs_of_row(row)))):
         raise ValueError("progress and costs must be finite")
-    size = (row["image_width"], row["image_height"])
+    size = (row.get("image_width"), row.get("image_height"))
     if size != (None, None):
         width, height = size
         if min(size) < 1 or width * height > _MOST_PIXELS:

@@ -9,6 +9,7 @@ that names the file's line.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import open_regular, user_path
 from tts_verifier.recipe.sections import (
     ROLES,
     UNNAMED,
@@ -160,13 +161,9 @@ def recipe_folder(package: Path = _PACKAGE) -> Path:
 
 def _read(path: Path) -> str:
     """Returns the text of a recipe, as far as a recipe may be long."""
-    # A pipe would be waited for, and a device may have no end.
-    if not path.is_file():
-        path.stat()
-        raise OSError("it is not a regular file")
-    with path.open("rb") as file:
-        # A character has at most four bytes; the parser says what is too long.
-        return file.read(4 * MAX_CHARACTERS + 4).decode("utf-8")
+    with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
+        # One more than a recipe may have: the parser says that it is too long.
+        return file.read(MAX_CHARACTERS + 1)
 
 
 def _locate(recipe: str | Path) -> Path:

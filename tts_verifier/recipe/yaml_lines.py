@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
         if len(text) > MAX_CHARACTERS:
             raise RecipeError(
                 f"{name}: a recipe must have at most {MAX_CHARACTERS} characters, it has "
-                f"{len(text)}. Put long lists of prompts into a file."
+                "more. Put long lists of prompts into a file."
             )
         super().__init__(text)
         self._name, self._depth, self._nodes = name, 0, 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tts_verifier.errors import InputError, readable_name
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.tables import (
     CATEGORY_ROLE,
     PROMPT_ROLE,
@@ -110,7 +111,7 @@ def prompts_of_recipe(value: object, folder: Path) -> tuple[Prompt, ...]:
     wrong = [name for name in value if not isinstance(value[name], str)]
     if wrong:
         raise InputError(f"prompts.{wrong[0]} must be a text, got {value[wrong[0]]!r:.80}.")
-    path = folder / Path(value["file"]).expanduser()
+    path = folder / user_path(value["file"])
     return read_prompts(path, column=value.get("column"), category=value.get("category"))
 
 

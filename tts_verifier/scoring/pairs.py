@@ -9,6 +9,7 @@ from typing import Final
 
 from tts_verifier.errors import InputError, readable_name
 from tts_verifier.images import as_list
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.tables import (
     IMAGE_ROLE,
     PROMPT_ROLE,
@@ -97,11 +98,14 @@ def _pair(
     # One bad row of a table is no reason to score none of the others.
     if not given or not given.strip():
         return Pair("", text, f"{row.place} names no image.")
-    path = str(folder / Path(given).expanduser())
-    problem = _problem_of(text)
-    return Pair(
-        path, readable_name(text), f"The prompt of {row.place} {problem}." if problem else ""
-    )
+    prompt, path, error = readable_name(text), given, ""
+    try:
+        path = str(folder / user_path(given))
+    except InputError as fault:
+        error = f"{row.place}: {fault}"
+    if problem := _problem_of(text):
+        error = f"The prompt of {row.place} {problem}."
+    return Pair(path, prompt, error)
 
 
 def _problem_of(prompt: str) -> str:

@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -265,6 +265,44 @@ def last_of_each_id(ids: pa.ChunkedArray) -> NDArray[np.bool_]:
     keep = np.ones(len(ids), np.bool_)
     keep[places.to_numpy()[:-1][repeated]] = False
     return keep
+
+
+def places_by_prompt(
+    tables: Sequence[TableFile], *, last_only: bool = False
+) -> dict[str, NDArray[np.int64]]:
+    """Returns the positions of each prompt's rows in all tables: eight bytes per row.
+
+    Args:
+        tables: one after the other.
+        last_only: leave out rows that a later row of the same id replaces.
+
+    Returns:
+        Positions by prompt id, in the order of the prompts' first rows.
+    """
+    if not tables:
+        # Arrow's dictionary encoding is slow the first time; a new run need not wait for it.
+        return {}
+    ids = read_column("prompt_id", tables).combine_chunks()
+    rows = np.arange(len(ids))
+    if last_only:
+        rows = np.flatnonzero(last_of_each_id(read_column("trial_id", tables)))
+        ids = ids.take(pa.array(rows))
+    encoded = ids.dictionary_encode("encode")
+    numbers = encoded.indices.to_numpy()
+    ends = np.cumsum(np.bincount(numbers, minlength=len(encoded.dictionary)))
+    # The last cut is at the very end, and what follows it is empty.
+    places = np.split(rows[np.argsort(numbers, kind="stable")], ends)[:-1]
+    return dict(zip(encoded.dictionary.to_pylist(), places, strict=True))
+
+
+def common_schema(folder: Path, tables: Iterable[TableFile]) -> pa.Schema:
+    """Returns the schema of all tables of a log; raises RunError if they do not fit together."""
+    # The empty schema is there for a new run: Arrow refuses to unify no schema at all.
+    schemas = [pa.schema([]), *(table.schema for table in tables)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise damage(folder, f"its tables have different columns: {error}") from error
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
