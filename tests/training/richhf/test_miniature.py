@@ -143,7 +143,7 @@ def test_progress_has_a_rate_and_the_time_left(
 
 
 def test_another_config_in_the_folder_is_an_error(folder: Path) -> None:
-    with pytest.raises(RunError, match=r"has another data set: seed is 0 there, 3 here\."):
+    with pytest.raises(RunError, match=r"begun with other settings: seed is 0 there, 3 here\."):
         make(folder, seed=3)
 
 
@@ -152,8 +152,19 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="must be new, empty or begun by this command"):
         make(tmp_path)
     (tmp_path / "thesis.txt").rename(tmp_path / "miniature.json")
-    with pytest.raises(RunError, match="cannot be used"):
-        make(tmp_path)
+    for content in ("", "[]"):
+        (tmp_path / "miniature.json").write_text(content)
+        with pytest.raises(RunError, match=r"miniature\.json cannot be used"):
+            make(tmp_path)
+
+
+def test_a_kill_before_the_first_picture_does_not_lock_the_folder(
+    tmp_path: Path, sampler: None
+) -> None:
+    (tmp_path / "miniature.draft").write_text("{")
+    make(tmp_path, sizes={"test": 1})
+    assert not (tmp_path / "miniature.draft").exists()
+    assert len(read_split(tmp_path, "test").pictures) == 1
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from tts_verifier.training.richhf.fields import (
 )
 from tts_verifier.training.richhf.raters import RaterPanel
 from tts_verifier.training.richhf.tfrecord import write_records
+from tts_verifier.training.settings_file import claim_folder
 from tts_verifier.types import Box
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def make_miniature_richhf(
     _check_arguments(sizes, sample_share, part=part, processes=processes)
     settings = {"seed": seed, "sizes": dict(sizes), "sample_share": sample_share, "part": part}
     folder = Path(output)
-    _claim(folder, settings)
+    claim_folder(folder / CONFIG_FILE, settings)
     parts = [p for split in sizes for p in _parts_of(split, sizes[split], settings)]
     todo = [p for p in parts if not _record_path(folder, p).exists()]
     _make_parts(folder, todo, processes, device)
@@ -157,36 +158,6 @@ def _check_arguments(
             "processes must be a number of processes, or -1 for one for each core; got 0.",
             argument="processes",
         )
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Notes the settings in a new folder, or compares them with those of an old one."""
-    path = folder / CONFIG_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there != settings:
-                raise RunError(
-                    f"{folder} has another data set: {_differences(there, settings)}. Give "
-                    "another output, or remove the folder."
-                )
-            return
-        if any(folder.iterdir()):
-            raise RunError(
-                f"{folder} must be new, empty or begun by this command, and has other files. Give "
-                "another output."
-            )
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be used: {error}") from error
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
-    return "; ".join(f"{n} is {there.get(n)!r} there, {here.get(n)!r} here" for n in names)
 
 
 def _parts_of(split: str, size: int, settings: Mapping[str, Any]) -> list[Part]:
