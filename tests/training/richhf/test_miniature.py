@@ -177,6 +177,7 @@ def test_a_kill_before_the_first_picture_does_not_lock_the_folder(
         ({"sample_share": float("nan")}, "sample_share must be in"),
         ({"part": 0}, "part must be at least 1"),
         ({"processes": 0}, "processes must be a number of processes"),
+        ({"device": "gpu"}, "device must be a device of this machine"),
     ],
 )
 def test_an_argument_out_of_range_is_named(tmp_path: Path, options: Any, message: str) -> None:

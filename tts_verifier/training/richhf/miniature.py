@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.evaluation.rated import MARKED_MAPS
 from tts_verifier.identity import seed_for
+from tts_verifier.loading.devices import check_device
 from tts_verifier.training.richhf.dataset import PROMPT_KEY, prompt_files
 from tts_verifier.training.richhf.fields import (
     MAP_SIDE,
@@ -101,10 +102,11 @@ def make_miniature_richhf(
         device: where the generator draws; None = the GPU if there is one.
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: an argument is out of range, or this machine has no such device.
         RunError: the folder has something else, or another data set, or cannot be written.
     """
     _check_arguments(sizes, sample_share, part=part, processes=processes)
+    check_device(device)
     settings = {"seed": seed, "sizes": dict(sizes), "sample_share": sample_share, "part": part}
     folder = Path(output)
     claim_folder(folder / CONFIG_FILE, settings)
@@ -196,23 +198,18 @@ def _make_parts(folder: Path, parts: list[Part], processes: int, device: str | N
 
 def _drawn(parts: list[Part], device: str | None) -> Iterator[tuple[Part, list[str], Any]]:
     """Yields each part with its captions and samples; joblib asks for a few parts in advance."""
-    from tts_verifier.training.richhf.pictures import draw_samples, part_captions
+    from tts_verifier.training.miniature.generator.sampling import sample_captions
+    from tts_verifier.training.richhf.pictures import draw_samples
 
     for part in parts:
         # Training sees no caption of the other splits, but for the three small categories.
-        captions = part_captions(
+        captions = sample_captions(
             part.count, part.seed, "train" if part.split == "train" else "held_out"
         )
         samples = np.empty((0, 128, 128, 3), np.uint8)
         if part.sampled:
-            samples = draw_samples(captions[: part.sampled], part.seed, device or _best_device())
+            samples = draw_samples(captions[: part.sampled], part.seed, device)
         yield part, captions, samples
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_part(folder: Path, part: Part, captions: list[str], samples: Any) -> int:
