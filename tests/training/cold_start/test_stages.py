@@ -292,8 +292,8 @@ def test_reasons_come_from_a_file_or_from_the_miniatures_truth(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"filename": "a.png"}', r"reasons\.jsonl:1: a row must be a JSON object"),
-        ("[1]", r"reasons\.jsonl:1: a row must be"),
+        ('{"filename": "a.png"}', r"reasons\.jsonl:1: a row needs a 'filename' and its 'reasons'"),
+        ("[1]", r"reasons\.jsonl:1: a row needs"),
         ('{"filename": "a", "reasons": "x</think><answer>"}', "some text without an answer"),
         ('{"filename": "a", "reasons": " "}', "some text without an answer"),
     ],
