@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tts_verifier.errors import InputError, RecipeError, RunError, RunWarning
 from tts_verifier.training.cold_start import stages
 from tts_verifier.training.cold_start.batches import RowBlock
 from tts_verifier.training.cold_start.network import ColdStartNetwork, merged_state
-from tts_verifier.training.cold_start.settings import RunSettings, all_keys_listed
+from tts_verifier.training.cold_start.settings import RunKeys, RunSettings
 from tts_verifier.training.cold_start.sources import (
     MiniatureSource,
     RatedSource,
@@ -200,6 +201,12 @@ def test_adapters_train_the_language_model_and_are_merged(
     }
 
 
+def test_adapters_need_peft(doctor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"lora_rank needs the package peft.*pip install"):
+        ColdStartNetwork(read_for_training(doctor), lora_rank=2)
+
+
 def test_merged_adapters_answer_as_the_adapted_model_does(doctor: Path) -> None:
     checkpoint = read_for_training(doctor)
     ColdStartNetwork(checkpoint, lora_rank=2)
@@ -374,7 +381,8 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
 
 
 def test_every_setting_is_a_key() -> None:
-    assert all_keys_listed()
+    with_defaults = {f.name for f in fields(RunSettings) if f.default is not MISSING}
+    assert with_defaults == set(RunKeys.__annotations__)
 
 
 @pytest.mark.slow

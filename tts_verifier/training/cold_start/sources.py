@@ -48,8 +48,6 @@ from tts_verifier.training.verifier.token_rows import conversation_row
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
 
-MINIATURE: Final = "miniature"
-"""The name of the endless source."""
 MAP_NAMES: Final = ("misalignment", "artifact")
 """In the order of a block's maps."""
 
