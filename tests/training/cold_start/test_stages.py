@@ -349,8 +349,14 @@ def test_ratings_without_reasons_are_enough_for_stage_1_only(
     ],
 )
 def test_a_mistake_in_a_config_is_named(
-    override: str, message: str, doctor: Path, ratings: Path, tmp_path: Path
+    override: str,
+    message: str,
+    doctor: Path,
+    ratings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
     config = tmp_path / "mine.yaml"
     config.write_text(
         f"init: {doctor}\ndata: {ratings}\noutput: {tmp_path / 'out'}\nsteps: 1\nbatch: 2\n"
