@@ -123,8 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as home:
         if options.commands:
-            count = options.candidates
-            commands(Path(home), options.prompts, count, previews=options.previews)
+            prompts, candidates = options.prompts, options.candidates
+            commands(Path(home), prompts, candidates, previews=options.previews)
             return
         folder = Path(home) / "run"
         prompts = [f"picture {i}" for i in range(options.prompts)]
@@ -134,10 +134,14 @@ def main() -> None:
             page = folder / "report.html"
             began = time.perf_counter()
             write_report([folder], page, inline=inline)
-            figures = {"seconds": round(time.perf_counter() - began, 2)}
-            figures["html_mib"] = round(page.stat().st_size / 2**20, 2)
-            figures |= painted(page, Path(home) / f"profile{inline}")
-            print(json.dumps({"inline": inline, "cores": os.cpu_count(), **figures}), flush=True)
+            seconds = time.perf_counter() - began
+            print_line(
+                inline=inline,
+                cores=os.cpu_count(),
+                seconds=seconds,
+                html_mib=page.stat().st_size / 2**20,
+                **painted(page, Path(home) / f"profile{inline}"),
+            )
 
 
 if __name__ == "__main__":

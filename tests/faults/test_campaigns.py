@@ -15,7 +15,18 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from faults import damages, folders, harness, images, prompts, recipes, replies, runs, threads
+from faults import (
+    damages,
+    decoy,
+    folders,
+    harness,
+    images,
+    prompts,
+    recipes,
+    replies,
+    runs,
+    threads,
+)
 
 from tts_verifier.errors import RunError, RunWarning, TTSError
 from tts_verifier.log.storage.codecs import STATE
@@ -95,7 +106,8 @@ def test_kills_of_every_command_lose_nothing(tmp_path: Path) -> None:
      ("configs", 1_500), ("prompts", 3_000), ("threads", threads.DEFAULT_CASES)],
 )  # fmt: skip
 def test_many_cases_of_another_seed(name: str, cases: int, tmp_path: Path) -> None:
-    by_command(name, "--cases", str(cases), "--seed", "1", home=tmp_path)
+    report = by_command(name, "--cases", str(cases), "--seed", "1", home=tmp_path)
+    assert report["cases"] == cases
 
 
 def by_command(*arguments: str, home: Path) -> dict[str, int]:
@@ -171,13 +183,13 @@ def test_the_dice_of_a_case_derive_from_its_number(tmp_path: Path) -> None:
 
 
 def test_a_decoy_tells_what_changed_and_is_put_back(tmp_path: Path) -> None:
-    decoy = harness.Decoy(tmp_path / "decoy")
-    assert decoy.changed() == []
-    (decoy.root / "letter.txt").write_text("mine now")
-    (decoy.root / "states" / "x.npz").unlink()
-    (decoy.root / "new").symlink_to("letter.txt")
-    assert decoy.changed() == ["letter.txt", "new", "states", "states/x.npz"]
-    assert decoy.changed() == []
+    guarded = decoy.Decoy(tmp_path / "decoy")
+    assert guarded.changed() == []
+    (guarded.root / "letter.txt").write_text("mine now")
+    (guarded.root / "states" / "x.npz").unlink()
+    (guarded.root / "new").symlink_to("letter.txt")
+    assert guarded.changed() == ["letter.txt", "new", "states", "states/x.npz"]
+    assert guarded.changed() == []
 
 
 def test_a_lost_or_altered_row_is_found(tmp_path: Path) -> None:
@@ -214,13 +226,13 @@ def test_a_process_that_dies_costs_one_case(tmp_path: Path) -> None:
 import os, sys, types
 from pathlib import Path
 sys.path.insert(0, {str(BENCHMARKS)!r})
-from faults import harness
+from faults import harness, processes
 def case(number, dice, home):
     if number in (3, 4):
         os._exit(9)
     return harness.Result("a", "right")
 campaign = types.SimpleNamespace(__name__="x.y", case=case, LIMIT=5)
-tally = harness.run_many(campaign, 20, Path({str(tmp_path)!r}))
+tally = processes.run_many(campaign, 20, Path({str(tmp_path)!r}))
 print(tally.cases, dict(tally.outcomes))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

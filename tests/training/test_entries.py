@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tts_verifier.cli.train import train_command
 from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.recipe import recipe_folder
 from tts_verifier.training import entries
@@ -38,6 +39,10 @@ def test_every_entry_has_a_packaged_config_that_fits(monkeypatch: pytest.MonkeyP
         run_entry(entry, entry)
         assert called
         assert (recipe_folder() / "training" / f"{entry}.yaml").is_file()
+
+
+def test_the_help_lists_every_entry() -> None:
+    assert f"Entries: {', '.join(ENTRIES)}." in " ".join((train_command.help or "").split())
 
 
 def test_both_modes_is_a_config_of_stage_2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,9 @@ from tts_verifier.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZE
 
 SCORE_NAMES: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
 
+ARTIFACT_SHARE: Final = 0.4
+"""Share of images with a planted artifact, unless another one is asked for."""
+
 SceneContents = tuple[list[Noun], str | None]
 """The objects to render, and the relation of the first to the second."""
 
@@ -69,7 +72,7 @@ def render_flawed(
     generator: torch.Generator,
     *,
     misalignment: float = 0.5,
-    artifact: float = 0.4,
+    artifact: float = ARTIFACT_SHARE,
 ) -> FlawedImages:
     """Renders one image for each spec, with flaws.
 

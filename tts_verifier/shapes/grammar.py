@@ -31,6 +31,8 @@ LONG_RELATIONS: Final = {
     "above": "on top of",
     "below": "underneath",
 }
+PLURAL: Final = {s: s + ("es" if s.endswith("s") else "s") for s in SHAPES}
+"""Shape -> the word for several of it."""
 VARIANTS: Final = 2 * len(PREFIXES)
 """The number of phrasings of a spec with a relation; a spec without one has half as many."""
 
@@ -159,7 +161,7 @@ def _spec_of_two(first: Noun, second: Noun, joint: str, text: str) -> Spec:
 
 
 def _noun_text(noun: Noun, *, plural: bool = False) -> str:
-    shape = _PLURAL[noun.shape] if plural else noun.shape
+    shape = PLURAL[noun.shape] if plural else noun.shape
     return shape if noun.colour is None else f"{noun.colour} {shape}"
 
 
@@ -168,8 +170,7 @@ def _with_article(noun: Noun) -> str:
     return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
 
 
-_PLURAL: Final = {s: s + ("es" if s.endswith("s") else "s") for s in SHAPES}
-_SINGULAR: Final = {plural: s for s, plural in _PLURAL.items()}
+_SINGULAR: Final = {plural: s for s, plural in PLURAL.items()}
 _RELATION: Final = {r: r for r in RELATIONS} | {long: r for r, long in LONG_RELATIONS.items()}
 
 

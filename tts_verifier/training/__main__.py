@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from tts_verifier.errors import TTSError
+from tts_verifier.errors import TTSError, printable
 from tts_verifier.training.entries import ENTRIES, run_entry
 
 if __name__ == "__main__":
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     try:
         run_entry(sys.argv[1], sys.argv[2], sys.argv[3:])
     except TTSError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {printable(error)}", file=sys.stderr)
         sys.exit(2)

@@ -28,7 +28,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults import harness  # noqa: E402
+from faults import harness, processes  # noqa: E402
 
 CAMPAIGNS = ("replies", "recipes", "images", "folders", "kills", "configs", "prompts", "threads")
 
@@ -58,7 +58,7 @@ def campaign(module: ModuleType, options: argparse.Namespace) -> bool:
             for _, result in tally.rows or []:
                 print(result)
         else:
-            tally = harness.run_many(
+            tally = processes.run_many(
                 module,
                 options.cases or module.DEFAULT_CASES,
                 home,

@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from faults.harness import Decoy, Result, expect, of_kind
+from faults.decoy import Decoy
+from faults.harness import Result, expect, of_kind
 from tts_verifier.errors import CheckpointError, TTSError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from faults import damages, runs
-from faults.harness import Decoy, Result, expect, of_kind
+from faults.decoy import Decoy
+from faults.harness import Result, expect, of_kind
 from tts_verifier.errors import RunError
 from tts_verifier.log import read_header, read_picks, read_rows, read_trials
 

@@ -1,4 +1,4 @@
-"""Runs the cases of a campaign, in processes of their own, and counts what came of them.
+"""Runs the cases of a campaign and counts what came of them.
 
 A case ends in one of these ways:
 
@@ -11,41 +11,31 @@ A case ends in one of these ways:
     hung       no end within the campaign's limit
     died       the process ended
 
-The first two are as they should be. A process that hangs or dies is replaced by a new one, which
-goes on with the next case.
+The first two are as they should be. `processes.py` runs many cases at once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
-import os
 import random
 import resource
-import shutil
 import signal
-import sys
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
-from tts_verifier.errors import RunWarning, TTSError
+from faults.decoy import Decoy
+from tts_verifier.errors import TTSError
 
 RIGHT = ("right", "refused")
 """How cases should end."""
 MEMORY = 3 * 2**30
 """Bytes that a process may take beside what it has at its start."""
-_SECONDS_OF_GRACE = 5
-"""A case that even an alarm does not end gets this much more before its process is killed."""
 
 
 class Result(NamedTuple):
@@ -142,54 +132,6 @@ def _alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-# -- a tree that nobody may touch -----------------------------------------------------------------
-
-
-class Decoy:
-    """Files beside the folders that commands are given; none of them may change.
-
-    Args:
-        root: where they are; written anew.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._write()
-
-    def _write(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
-        for name in ("letter.txt", "photo.png", "states/x.npz", "run/header.json", "images/0.png"):
-            path = self.root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(f"private: {name}".encode())
-        self._before = snapshot(self.root)
-
-    def changed(self) -> list[str]:
-        """Returns what differs from before, and puts it back."""
-        after = snapshot(self.root)
-        differ = {n for n in self._before | after if self._before.get(n) != after.get(n)}
-        if differ:
-            self._write()
-        return sorted(differ)
-
-
-def snapshot(root: Path) -> dict[str, tuple[Any, ...]]:
-    """Returns type, time and digest of everything below a folder, by relative path."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            about = path.lstat()
-            content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-            # A folder's time changes with a file that comes and goes.
-            found[os.path.relpath(path, root)] = (
-                about.st_mode,
-                about.st_mtime_ns,
-                hashlib.sha256(content).hexdigest(),
-            )
-    return found
-
-
 # -- many cases -----------------------------------------------------------------------------------
 
 
@@ -261,7 +203,7 @@ class Tally:
 
 def run_here(campaign: ModuleType, numbers: Iterable[int], home: Path, *, seed: int = 0) -> Tally:
     """Carries out cases in this process, which must not hang: for tests and for one case."""
-    tally = _tally(campaign, seed, True)
+    tally = new_tally(campaign, seed, True)
     with limited_memory(campaign):
         prepare(campaign, home)
         for number in numbers:
@@ -288,153 +230,14 @@ def prepare(campaign: ModuleType, home: Path) -> None:
         campaign.prepare(home)
 
 
-@dataclass
-class _Worker:
-    """A process and what the parent knows of it."""
-
-    process: ForkProcess
-    pipe: Connection
-    now: Any
-    """Shared: the number of the case in work, when it began, and the first number not sent."""
-    fatal: set[int]
-    """Cases that ended earlier processes at this place."""
-
-
-def run_many(
-    campaign: ModuleType,
-    cases: int,
-    home: Path,
-    *,
-    seed: int = 0,
-    workers: int = 2,
-    seconds: float = 0.0,
-    with_rows: bool = False,
-) -> Tally:
-    """Carries out the cases 0, 1, … in several processes.
-
-    Args:
-        campaign: a module of this package.
-        cases: how many.
-        home: an empty folder; each process has its own below it.
-        seed: another seed, other cases.
-        workers: processes; number i goes to process i modulo `workers`.
-        seconds: no case begins later than this after all is prepared; 0 = no such limit.
-        with_rows: keep every result.
-    """
-    total = _tally(campaign, seed, with_rows)
-    context = multiprocessing.get_context("fork")
-
-    def start(place: int, first: int, fatal: set[int]) -> _Worker:
-        here, there = context.Pipe(duplex=False)
-        now = context.Array("d", [first, float("inf"), first], lock=False)
-        numbers = [n for n in range(first, cases, workers) if n not in fatal]
-        arguments = (
-            campaign,
-            seed,
-            home / f"worker{place}",
-            numbers,
-            seconds,
-            with_rows,
-            there,
-            now,
-        )
-        process = context.Process(target=_work, args=arguments)
-        process.start()
-        there.close()
-        return _Worker(process, here, now, fatal)
-
-    live = {place: start(place, place, set()) for place in range(min(workers, cases))}
-    printed = time.time()
-    while live:
-        wait([worker.pipe for worker in live.values()], timeout=1)
-        for place, worker in list(live.items()):
-            fate = _collect(worker, total) or _overdue(worker, campaign.LIMIT)
-            if not fate:
-                continue
-            worker.process.join()
-            del live[place]
-            if fate != "finished":
-                number, first_lost = int(worker.now[0]), int(worker.now[2])
-                detail = f"exit code {worker.process.exitcode}"
-                total.add(number, [Result("?", fate, detail)])
-                # What the process had not sent is done again, but for the case that ended it.
-                live[place] = start(place, first_lost, {*worker.fatal, number})
-        if time.time() - printed > 15:
-            printed = time.time()
-            bad = {f"{k}, {o}": [n for n, _ in listed[:3]] for (k, o), listed in total.bad.items()}
-            text = f"{total.cases} of {cases}: {dict(total.outcomes)} {bad or ''}"
-            print(text, file=sys.stderr, flush=True)
-    return total
-
-
-def _tally(campaign: ModuleType, seed: int, with_rows: bool) -> Tally:
+def new_tally(campaign: ModuleType, seed: int, with_rows: bool) -> Tally:
+    """Returns a tally of nothing."""
     return Tally(name_of(campaign), seed, rows=[] if with_rows else None)
 
 
 def name_of(campaign: ModuleType) -> str:
     """Returns the name of a campaign."""
     return campaign.__name__.rpartition(".")[2]
-
-
-def _work(
-    campaign: ModuleType,
-    seed: int,
-    home: Path,
-    numbers: Iterable[int],
-    seconds: float,
-    with_rows: bool,
-    pipe: Connection,
-    now: Any,
-) -> None:
-    shutil.rmtree(home, ignore_errors=True)
-    # They are shown to people at a terminal; here there would be thousands.
-    warnings.simplefilter("ignore", RunWarning)
-    stack = ExitStack()
-    stack.enter_context(limited_memory(campaign))
-    try:
-        prepare(campaign, home)
-    except BaseException:
-        pipe.send(f"{name_of(campaign)} cannot be prepared:\n{traceback.format_exc()}")
-        raise
-    until = time.time() + seconds if seconds else float("inf")
-    tally, sent = _tally(campaign, seed, with_rows), time.time()
-    for number in numbers:
-        began = time.time()
-        if began > until:
-            break
-        if began - sent > 1:
-            pipe.send(tally)
-            tally, sent = _tally(campaign, seed, with_rows), began
-            now[2] = number
-        now[1] = began
-        now[0] = number
-        tally.add(number, run_case(campaign, seed, number, home))
-    pipe.send(tally)
-    pipe.send(None)
-    pipe.close()
-
-
-def _collect(worker: _Worker, total: Tally) -> str:
-    """Takes what a process has sent; returns "finished", "died" or, while it works, ""."""
-    try:
-        while worker.pipe.poll():
-            tally = worker.pipe.recv()
-            if tally is None:
-                return "finished"
-            if isinstance(tally, str):
-                raise RuntimeError(tally)
-            total.merge(tally)
-    except EOFError:
-        return "died"
-    return ""
-
-
-def _overdue(worker: _Worker, limit: float) -> str:
-    """Returns "hung" where not even an alarm ends a case, and ends its process; else ""."""
-    if time.time() - worker.now[1] < limit + _SECONDS_OF_GRACE:
-        return ""
-    worker.process.kill()
-    return "hung"
 
 
 def write_rows(tally: Tally, path: Path) -> None:

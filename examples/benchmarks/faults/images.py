@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from click.testing import CliRunner
 from PIL import Image
 
-from faults.harness import Decoy, Result, expect, judged, of_kind
+from faults.decoy import Decoy
+from faults.harness import Result, expect, judged, of_kind
 from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError
 from tts_verifier.images import as_image

@@ -19,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from faults.harness import Decoy, Result, WrongError, expect, of_kind
+from faults.decoy import Decoy
+from faults.harness import Result, WrongError, expect, of_kind
 from tts_verifier.errors import RecipeError, TTSError
 from tts_verifier.recipe import Recipe, load_recipe, recipe_folder
 from tts_verifier.recipe import recipe as recipe_module

@@ -10,18 +10,12 @@ import torch
 from tiny_training import VERIFIER_SIZES
 
 from tts_verifier.training.miniature.verifier.checkpoint import write_random_checkpoint
+from tts_verifier.training.miniature.verifier.tokenizer import SPECIAL_TOKENS
 from tts_verifier.training.richhf.miniature import make_miniature_richhf
+from tts_verifier.training.verifier.token_rows import HEATMAP_TOKENS
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 
-STOCK_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+STOCK_TOKENS = [t for t in SPECIAL_TOKENS if t not in HEATMAP_TOKENS.values()]
 
 
 @pytest.fixture(scope="session")

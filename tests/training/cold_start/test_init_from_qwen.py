@@ -73,6 +73,9 @@ def test_what_cannot_be_used_is_refused(made: Path, stock: Path, tmp_path: Path)
     (other / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match=r"must be that of a stock Qwen2\.5-VL"):
         init_from_qwen(model=str(other), output=str(tmp_path / "a"))
+    (other / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        init_from_qwen(model=str(other), output=str(tmp_path / "a"))
     (other / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="must be a fast tokenizer's file"):
         init_from_qwen(model=str(other), output=str(tmp_path / "a"))

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tts_verifier.errors import InputError, RecipeError, RunError, RunWarning
 from tts_verifier.training.cold_start import stages
 from tts_verifier.training.cold_start.batches import RowBlock
 from tts_verifier.training.cold_start.network import ColdStartNetwork, merged_state
-from tts_verifier.training.cold_start.settings import RunSettings, all_keys_listed
+from tts_verifier.training.cold_start.settings import RunKeys, RunSettings
 from tts_verifier.training.cold_start.sources import (
     MiniatureSource,
     RatedSource,
@@ -200,6 +201,12 @@ def test_adapters_train_the_language_model_and_are_merged(
     }
 
 
+def test_adapters_need_peft(doctor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(InputError, match=r"lora_rank needs the package peft.*pip install"):
+        ColdStartNetwork(read_for_training(doctor), lora_rank=2)
+
+
 def test_merged_adapters_answer_as_the_adapted_model_does(doctor: Path) -> None:
     checkpoint = read_for_training(doctor)
     ColdStartNetwork(checkpoint, lora_rank=2)
@@ -292,8 +299,8 @@ def test_reasons_come_from_a_file_or_from_the_miniatures_truth(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"filename": "a.png"}', r"reasons\.jsonl:1: a row must be a JSON object"),
-        ("[1]", r"reasons\.jsonl:1: a row must be"),
+        ('{"filename": "a.png"}', r"reasons\.jsonl:1: a row needs a 'filename' and its 'reasons'"),
+        ("[1]", r"reasons\.jsonl:1: a row needs"),
         ('{"filename": "a", "reasons": "x</think><answer>"}', "some text without an answer"),
         ('{"filename": "a", "reasons": " "}', "some text without an answer"),
     ],
@@ -342,8 +349,14 @@ def test_ratings_without_reasons_are_enough_for_stage_1_only(
     ],
 )
 def test_a_mistake_in_a_config_is_named(
-    override: str, message: str, doctor: Path, ratings: Path, tmp_path: Path
+    override: str,
+    message: str,
+    doctor: Path,
+    ratings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
     config = tmp_path / "mine.yaml"
     config.write_text(
         f"init: {doctor}\ndata: {ratings}\noutput: {tmp_path / 'out'}\nsteps: 1\nbatch: 2\n"
@@ -374,7 +387,8 @@ def test_the_learning_rate_rises_and_falls_to_nothing() -> None:
 
 
 def test_every_setting_is_a_key() -> None:
-    assert all_keys_listed()
+    with_defaults = {f.name for f in fields(RunSettings) if f.default is not MISSING}
+    assert with_defaults == set(RunKeys.__annotations__)
 
 
 @pytest.mark.slow

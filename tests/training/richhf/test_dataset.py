@@ -164,7 +164,7 @@ def test_two_prompts_of_one_picture_are_an_error(write) -> None:
     folder = write()
     with open(folder / "prompts.jsonl", "a") as file:
         file.write('\n{"filename": "x/a.webp", "prompt": "another"}')
-    with pytest.raises(InputError, match=r"row 4: x/a\.webp has two prompts"):
+    with pytest.raises(InputError, match=r"prompts\.jsonl:4: x/a\.webp has two prompts"):
         read_split(folder)
 
 
@@ -172,14 +172,14 @@ def test_two_prompts_of_one_picture_are_an_error(write) -> None:
 def test_a_row_without_file_or_prompt_is_named(write, line) -> None:
     folder = write()
     (folder / "prompts.jsonl").write_text(line)
-    with pytest.raises(InputError, match=r"row 1 needs a 'filename' and a 'prompt', both texts"):
+    with pytest.raises(InputError, match=r"jsonl:1: a row needs a 'filename' and its 'prompt'"):
         read_split(folder)
 
 
 def test_prompts_that_are_not_there_or_not_json_are_named(write) -> None:
     folder = write()
     (folder / "prompts.jsonl").write_text("no")
-    with pytest.raises(InputError, match=r"prompts\.jsonl must hold prompts, and cannot be read"):
+    with pytest.raises(InputError, match=r"prompts\.jsonl:1 must be JSON"):
         read_split(folder)
     (folder / "prompts.jsonl").unlink()
     with pytest.raises(InputError, match=r"there is none at .*prompts"):
@@ -199,7 +199,7 @@ def test_prompts_may_be_parquet_or_a_folder_and_pictures_elsewhere(write, tmp_pa
     file = folder / "test.tfrecord"
     assert len(read_split(file, images=folder / "elsewhere", limit=2).pictures) == 2
     pd.DataFrame({"filename": ["a"]}).to_parquet(folder / "bad.parquet")
-    with pytest.raises(InputError, match=r"bad\.parquet must hold prompts"):
+    with pytest.raises(InputError, match=r"bad\.parquet, row 1: a row needs a 'filename'"):
         read_split(folder, images=folder / "elsewhere", prompts=folder / "bad.parquet")
 
 

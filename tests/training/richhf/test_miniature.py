@@ -87,12 +87,14 @@ def test_ratings_scatter_around_the_truth(tmp_path: Path, sampler: None) -> None
     assert 10 < len(wrong) < 50
 
 
-def test_the_same_seed_gives_the_same_files_in_any_number_of_processes(
-    tmp_path: Path, folder: Path
-) -> None:
+def test_the_same_seed_gives_the_same_files(tmp_path: Path, folder: Path) -> None:
     assert contents(make(tmp_path / "again")) == contents(folder)
     other = make(tmp_path / "other", seed=1)
     assert not set(contents(other).values()) & set(contents(folder).values())
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_makes_the_same_files(tmp_path: Path) -> None:
     renders = {"sample_share": 0.0, "sizes": {"test": 8}}
     one, two = (make(tmp_path / str(n), processes=n, **renders) for n in (1, 2))
     assert contents(one) == contents(two)
@@ -143,7 +145,7 @@ def test_progress_has_a_rate_and_the_time_left(
 
 
 def test_another_config_in_the_folder_is_an_error(folder: Path) -> None:
-    with pytest.raises(RunError, match=r"has another data set: seed is 0 there, 3 here\."):
+    with pytest.raises(RunError, match=r"begun with other settings: seed is 0 there, 3 here\."):
         make(folder, seed=3)
 
 
@@ -152,8 +154,19 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="must be new, empty or begun by this command"):
         make(tmp_path)
     (tmp_path / "thesis.txt").rename(tmp_path / "miniature.json")
-    with pytest.raises(RunError, match="cannot be used"):
-        make(tmp_path)
+    for content in ("", "[]"):
+        (tmp_path / "miniature.json").write_text(content)
+        with pytest.raises(RunError, match=r"miniature\.json cannot be used"):
+            make(tmp_path)
+
+
+def test_a_kill_before_the_first_picture_does_not_lock_the_folder(
+    tmp_path: Path, sampler: None
+) -> None:
+    (tmp_path / "miniature.draft").write_text("{")
+    make(tmp_path, sizes={"test": 1})
+    assert not (tmp_path / "miniature.draft").exists()
+    assert len(read_split(tmp_path, "test").pictures) == 1
 
 
 @pytest.mark.parametrize(
@@ -166,6 +179,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
         ({"sample_share": float("nan")}, "sample_share must be in"),
         ({"part": 0}, "part must be at least 1"),
         ({"processes": 0}, "processes must be a number of processes"),
+        ({"device": "gpu"}, "device must be a device of this machine"),
     ],
 )
 def test_an_argument_out_of_range_is_named(tmp_path: Path, options: Any, message: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from tts_verifier.training.cold_start.network import (
     TRAINED_SHARD_BYTES,
     copy_small_files,
 )
+from tts_verifier.training.verifier.token_rows import HEATMAP_TOKENS
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import find_checkpoint
 from tts_verifier.verifiers.imagedoctor.checkpoint.save import save_model
@@ -30,12 +31,6 @@ from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
-
-HEATMAP_TOKENS: Final[Mapping[str, str]] = {
-    "misalignment_token_id": "<|misalignment|>",
-    "artifact_token_id": "<|artifact|>",
-}
-"""Key of the config -> token, in the order of their ids."""
 
 
 def init_from_qwen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final, Literal, TypedDict
 
 from tts_verifier.errors import InputError
@@ -13,6 +13,8 @@ from tts_verifier.errors import InputError
 Precision = Literal["bf16", "no"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+MINIATURE: Final = "miniature"
+"""The name of the endless source."""
 TRACKERS: Final = ("tensorboard", "wandb")
 """Packages that metrics can go to, besides the run's own Parquet files."""
 FREE_KEYS: Final = frozenset(
@@ -141,6 +143,46 @@ class RunSettings:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
 
 
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What a stage learns from, and how its losses are weighted."""
+
+    stage: int
+    """1 or 2; only stage 2 has reasons."""
+    data: str
+    """A folder of ratings, or `MINIATURE`."""
+    split: str
+    """Of the folder."""
+    in_memory: bool
+    """Whether pictures are decoded once and kept."""
+    reasons: str | None = None
+    """A file of reasons; None = those that the miniature's truth gives."""
+    samples: str | None = None
+    """A folder of the generator's samples, for `MINIATURE` only."""
+    answer_only_share: float = 1.0
+    """Share of rows whose reply is the answer alone."""
+    answer_weight: float = 0.0
+    """Of those answers as a loss of their own."""
+    map_weight: float | None = 0.0
+    """Of both map errors; None = the checkpoint's, 0 = maps are not trained."""
+    map_rows: int | None = 0
+    """Rows of a block that train the heatmaps; None = all."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.answer_only_share <= 1:
+            raise InputError(
+                f"answer_only_share must be in [0, 1], got {self.answer_only_share}.",
+                argument="answer_only_share",
+            )
+        name = "reasons" if self.data == MINIATURE else "samples"
+        if getattr(self, name):
+            raise InputError(
+                "reasons belong to a folder of ratings, and samples to data: miniature; got "
+                f"{name} with data {self.data!r}.",
+                argument=name,
+            )
+
+
 class RunKeys(TypedDict, total=False):
     """The keys of `RunSettings` that have defaults, as arguments of a stage."""
 
@@ -160,9 +202,3 @@ class RunKeys(TypedDict, total=False):
     save_minutes: float
     print_seconds: float
     trackers: Sequence[str] | None
-
-
-def all_keys_listed() -> bool:
-    """Returns whether `RunKeys` has exactly the fields of `RunSettings` that have defaults."""
-    required = {"init", "output", "steps", "batch"}
-    return {f.name for f in fields(RunSettings)} - required == set(RunKeys.__annotations__)

@@ -1,17 +1,17 @@
 """Where the rows of a step come from. A block is a pure function of seed, step and number.
 
-So a run that goes on sees the same rows, whatever the number of processes and workers.
+So a run that goes on sees the same rows, whatever the number of workers, and with blocks of a given
+size also whatever the number of processes.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,11 @@ from tts_verifier.training.miniature.verifier.target_replies import (
     faulty_regions,
     reasoning_text,
 )
-from tts_verifier.training.richhf.dataset import read_prompts_by_uid, read_split
+from tts_verifier.training.richhf.dataset import (
+    read_prompts_by_uid,
+    read_split,
+    read_texts,
+)
 from tts_verifier.training.richhf.fields import uid_of
 from tts_verifier.training.richhf.miniature import CONFIG_FILE, read_truths
 from tts_verifier.training.verifier.answers import ANSWER_START, answer_parts
@@ -44,8 +48,6 @@ from tts_verifier.training.verifier.token_rows import conversation_row
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
 
-MINIATURE: Final = "miniature"
-"""The name of the endless source."""
 MAP_NAMES: Final = ("misalignment", "artifact")
 """In the order of a block's maps."""
 
@@ -162,11 +164,6 @@ class RatedSource:
                 stacklevel=2,
             )
 
-    @property
-    def pictures(self) -> int:
-        """The number of pictures."""
-        return len(self._pictures)
-
     def block(self, step: int, number: int) -> RowBlock:
         """Makes the block of this number in a step."""
         first = (step * self._blocks + number) * self._rows
@@ -274,27 +271,19 @@ def read_reasons(data: Path, split: str, path: Path | None) -> dict[str, str]:
 def _reasons_from_file(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}", argument="reasons") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row: Any = json.loads(line)
-            name, text = row["filename"], row["reasons"]
-        except (ValueError, KeyError, TypeError):
-            name = text = None
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise InputError(
-                f"{path}:{number}: a row must be a JSON object with a 'filename' and its "
-                f"'reasons', both texts; got {line[:80]!r}.",
-                argument="reasons",
-            )
-        text = text.strip().removeprefix("<think>").removesuffix("</think>").strip()
-        if "<answer>" in text or "</think>" in text or not text:
-            raise InputError(
-                f"{path}:{number}: reasons must be some text without an answer, got "
-                f"{text[:80]!r}. The answer is written from the ratings.",
-                argument="reasons",
-            )
-        found[uid_of(name)] = f"<think>\n{text}"
+        for name, text, place in read_texts(path, "reasons"):
+            found[uid_of(name)] = f"<think>\n{_bare_reasons(text, place)}"
+    except InputError as error:
+        raise InputError(str(error), argument="reasons") from error
     return found
+
+
+def _bare_reasons(text: str, place: str) -> str:
+    """Returns reasons without the tags around them."""
+    bare = text.strip().removeprefix("<think>").removesuffix("</think>").strip()
+    if "<answer>" in bare or "</think>" in bare or not bare:
+        raise InputError(
+            f"{place}: reasons must be some text without an answer, got {bare[:80]!r}. The answer "
+            "is written from the ratings."
+        )
+    return bare

@@ -28,9 +28,14 @@ from tts_verifier.training.cold_start.network import (
     parameter_groups,
     write_trained,
 )
-from tts_verifier.training.cold_start.settings import FREE_KEYS, RunKeys, RunSettings
-from tts_verifier.training.cold_start.sources import (
+from tts_verifier.training.cold_start.settings import (
+    FREE_KEYS,
     MINIATURE,
+    RunKeys,
+    RunSettings,
+    StageSettings,
+)
+from tts_verifier.training.cold_start.sources import (
     BlockStream,
     MiniatureSource,
     RatedSource,
@@ -80,30 +85,7 @@ def cold_start_1(
         **keys: see `RunSettings`.
     """
     run = RunSettings(init, output, steps, batch, **keys)
-    accelerator = start_processes(run)
-    checkpoint = read_for_training(find_checkpoint(init))
-    blocks = run.blocks_for(accelerator.num_processes)
-    common: dict[str, Any] = {
-        "rows": batch // blocks,
-        "map_rows": 0,
-        "answer_only_share": 1.0,
-        "seed": run.seed,
-    }
-    source: RowSource
-    if data == MINIATURE:
-        source = MiniatureSource(checkpoint, **common)
-    else:
-        folder = existing_folder(data)
-        source = RatedSource(
-            checkpoint, folder, split, {}, blocks=blocks, in_memory=in_memory, **common
-        )
-    network = ColdStartNetwork(
-        checkpoint,
-        source=SIZE if data == MINIATURE else None,
-        map_weight=0.0,
-        **network_keys(run),
-    )
-    train(network, source, run, accelerator, {"stage": 1, "data": data, "split": split})
+    run_stage(run, StageSettings(1, data, split, in_memory))
 
 
 def cold_start_2(
@@ -143,70 +125,60 @@ def cold_start_2(
         in_memory: whether pictures are decoded once and kept.
         **keys: see `RunSettings`.
     """
-    _check_rows(answer_only_share, data, reasons=reasons, samples=samples)
     run = RunSettings(init, output, steps, batch, **keys)
+    stage = StageSettings(
+        2,
+        data,
+        split,
+        in_memory,
+        reasons=reasons,
+        samples=samples,
+        answer_only_share=answer_only_share,
+        answer_weight=answer_weight,
+        map_weight=map_weight,
+        map_rows=map_rows,
+    )
+    run_stage(run, stage)
+
+
+def run_stage(run: RunSettings, stage: StageSettings) -> None:
+    """Reads the checkpoint and the data, and trains."""
     accelerator = start_processes(run)
-    checkpoint = read_for_training(find_checkpoint(init))
-    blocks = run.blocks_for(accelerator.num_processes)
-    rows = batch // blocks
-    common: dict[str, Any] = {
-        "rows": rows,
-        "map_rows": rows if map_rows is None else min(map_rows, rows),
-        "answer_only_share": answer_only_share,
-        "seed": run.seed,
-    }
-    source: RowSource
-    if data == MINIATURE:
-        source = MiniatureSource(checkpoint, samples=Path(samples) if samples else None, **common)
-    else:
-        folder = existing_folder(data)
-        source = RatedSource(
-            checkpoint,
-            folder,
-            split,
-            read_reasons(folder, split, Path(reasons) if reasons else None),
-            blocks=blocks,
-            in_memory=in_memory,
-            **common,
-        )
+    checkpoint = read_for_training(find_checkpoint(run.init))
+    source = open_source(checkpoint, run, stage, run.blocks_for(accelerator.num_processes))
     network = ColdStartNetwork(
         checkpoint,
-        source=SIZE if data == MINIATURE else None,
-        map_weight=map_weight,
-        answer_weight=answer_weight,
-        **network_keys(run),
+        source=SIZE if stage.data == MINIATURE else None,
+        map_weight=stage.map_weight,
+        answer_weight=stage.answer_weight,
+        train_tower=run.train_tower,
+        lora_rank=run.lora_rank,
+        recompute=run.recompute,
     )
-    settings = {"stage": 2, "data": data, "split": split, "reasons": reasons, "samples": samples}
-    shares = {"answer_only_share": answer_only_share, "answer_weight": answer_weight}
-    maps_of = {"map_weight": map_weight, "map_rows": map_rows}
-    train(network, source, run, accelerator, {**settings, **shares, **maps_of})
+    train(network, source, run, stage, accelerator)
 
 
-def _check_rows(
-    answer_only_share: float, data: str, *, reasons: str | None, samples: str | None
-) -> None:
-    """Raises InputError where the keys about rows do not fit together."""
-    if not 0 <= answer_only_share <= 1:
-        raise InputError(
-            f"answer_only_share must be in [0, 1], got {answer_only_share}.",
-            argument="answer_only_share",
-        )
-    foreign = {"reasons": reasons} if data == MINIATURE else {"samples": samples}
-    for name in (name for name, value in foreign.items() if value):
-        raise InputError(
-            "reasons belong to a folder of ratings, and samples to data: miniature; got "
-            f"{name} with data {data!r}.",
-            argument=name,
-        )
-
-
-def network_keys(run: RunSettings) -> dict[str, Any]:
-    """Returns the keys of a run that are about its network."""
-    return {
-        "train_tower": run.train_tower,
-        "lora_rank": run.lora_rank,
-        "recompute": run.recompute,
+def open_source(
+    checkpoint: Checkpoint, run: RunSettings, stage: StageSettings, blocks: int
+) -> RowSource:
+    """Returns the source of a stage, whose steps have so many blocks."""
+    rows = run.batch // blocks
+    common: dict[str, Any] = {
+        "rows": rows,
+        "map_rows": rows if stage.map_rows is None else min(stage.map_rows, rows),
+        "answer_only_share": stage.answer_only_share,
+        "seed": run.seed,
     }
+    if stage.data == MINIATURE:
+        samples = Path(stage.samples) if stage.samples else None
+        return MiniatureSource(checkpoint, samples=samples, **common)
+    folder = existing_folder(stage.data)
+    reasons: dict[str, str] = {}
+    if stage.stage == 2:
+        path = Path(stage.reasons) if stage.reasons else None
+        reasons = read_reasons(folder, stage.split, path)
+    common |= {"blocks": blocks, "in_memory": stage.in_memory}
+    return RatedSource(checkpoint, folder, stage.split, reasons, **common)
 
 
 def start_processes(run: RunSettings) -> Accelerator:
@@ -251,19 +223,20 @@ def train(
     network: ColdStartNetwork,
     source: RowSource,
     run: RunSettings,
+    stage: StageSettings,
     accelerator: Accelerator,
-    settings: dict[str, Any],
 ) -> None:
     """Takes the steps that are left, and writes the checkpoint when they end or the time is up.
 
     Args:
         network: trained in place.
         source: of the rows.
-        run: the settings of the run.
+        run: the settings of the run, which one that goes on must share, but for `FREE_KEYS`.
+        stage: the settings of the stage, likewise.
         accelerator: of its processes.
-        settings: of the stage, which a run that goes on must share.
     """
-    deciding = {k: v for k, v in asdict(run).items() if k not in FREE_KEYS} | settings
+    settings = asdict(run) | asdict(stage)
+    deciding = {k: v for k, v in settings.items() if k not in FREE_KEYS}
     optimiser = torch.optim.AdamW(
         parameter_groups(network, run.weight_decay),
         lr=run.learning_rate,

@@ -11,7 +11,6 @@ the state are dropped when a run goes on, as these steps are taken again.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 from accelerate import Accelerator
 
-from tts_verifier.errors import RunError
+from tts_verifier.training.settings_file import claim_folder
 
 SETTINGS_FILE: Final = "run.json"
 
@@ -36,14 +35,16 @@ class RunFolder:
         accelerator: knows the processes, and what there is to save.
 
     Raises:
-        RunError: the folder has something else, or a run with other settings.
+        RunError: the folder has something else, or a run with other settings, or cannot be used.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
         self.folder, self._accelerator = folder, accelerator
         self._rows: list[MetricRow] = []
         if accelerator.is_main_process:
-            self._claim(json.loads(json.dumps(settings)))
+            claim_folder(folder / SETTINGS_FILE, settings)
+            # What a kill left half written.
+            shutil.rmtree(folder / "state" / "draft", ignore_errors=True)
         accelerator.wait_for_everyone()
 
     def resume(self) -> int:
@@ -88,39 +89,6 @@ class RunFolder:
 
     def _states(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("state/*") if p.name.isdigit())
-
-    def _claim(self, settings: Mapping[str, Any]) -> None:
-        path = self.folder / SETTINGS_FILE
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                there = json.loads(path.read_text(encoding="utf-8"))
-                if differing := [k for k in {**there, **settings} if _differs(k, there, settings)]:
-                    listed = "; ".join(
-                        f"{k} is {there.get(k)!r} there, {settings.get(k)!r} here"
-                        for k in differing
-                    )
-                    raise RunError(
-                        f"{self.folder} has a run with other settings: {listed}. Give another "
-                        "output, or remove the folder."
-                    )
-                # What a kill left half written.
-                shutil.rmtree(self.folder / "state" / "draft", ignore_errors=True)
-                return
-            if any(self.folder.iterdir()):
-                raise RunError(
-                    f"{self.folder} must be new, empty or begun by this command, and has other "
-                    "files. Give another output."
-                )
-            draft = path.with_suffix(".draft")
-            draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            draft.replace(path)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be used: {error}") from error
-
-
-def _differs(key: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    return bool(there.get(key) != here.get(key))
 
 
 def write_metrics(folder: Path, rows: Sequence[MetricRow]) -> None:

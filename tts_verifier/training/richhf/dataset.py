@@ -11,18 +11,18 @@ A picture or a prompt that is not there is left out, with a warning that counts 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.evaluation.rated import RatedPicture
+from tts_verifier.tables import read_table
 from tts_verifier.training.richhf.fields import Rating, parse_rating, prompt_words, uid_of
 from tts_verifier.training.richhf.tfrecord import read_records
 
@@ -154,18 +154,34 @@ def read_prompts_by_uid(path: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for file in prompt_files(path):
-        for number, row in enumerate(_prompt_rows(file), 1):
-            name, prompt = row.get("filename"), row.get("prompt")
-            if not isinstance(name, str) or not isinstance(prompt, str):
-                raise InputError(
-                    f"{file}: row {number} needs a 'filename' and a 'prompt', both texts."
-                )
+        for name, prompt, place in read_texts(file, "prompt"):
             if found.setdefault(uid_of(name), prompt) != prompt:
                 raise InputError(
-                    f"{file}: row {number}: {name} has two prompts, {found[uid_of(name)]!r} "
-                    f"and {prompt!r}. Keep the one that it was generated for."
+                    f"{place}: {name} has two prompts, {found[uid_of(name)]!r} and {prompt!r}. "
+                    "Keep the one that it was generated for."
                 )
     return found
+
+
+def read_texts(path: Path, column: str) -> Iterator[tuple[str, str, str]]:
+    """Yields file name, text and place of each row of a table.
+
+    Args:
+        path: of the table.
+        column: which has the texts; `filename` has the names.
+
+    Raises:
+        InputError: the file cannot be read, or a row has no name or text.
+    """
+    for row in read_table(path):
+        values = row.value if isinstance(row.value, Mapping) else {}
+        name, text = values.get("filename"), values.get(column)
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise InputError(
+                f"{row.place}: a row needs a 'filename' and its {column!r}, both texts; got "
+                f"{row.value!r:.80}."
+            )
+        yield name, text, row.place
 
 
 def prompt_files(path: Path) -> list[Path]:
@@ -187,22 +203,6 @@ def prompt_files(path: Path) -> list[Path]:
 def _prompts_of(folder: Path) -> Path:
     named = [folder / name for name in ("prompts.jsonl", "prompts.parquet")]
     return next((path for path in named if path.is_file()), folder / "prompts")
-
-
-def _prompt_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow import parquet
-
-            yield from parquet.read_table(path, columns=["filename", "prompt"]).to_pylist()
-            return
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                yield row if isinstance(row, dict) else {}
-    # pyarrow's errors derive from ValueError, KeyError or OSError.
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} must hold prompts, and cannot be read: {error}") from error
 
 
 def _picture_files(folder: Path) -> dict[str, Path]:

@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.evaluation.rated import MARKED_MAPS
 from tts_verifier.identity import seed_for
+from tts_verifier.loading.devices import check_device
 from tts_verifier.training.richhf.dataset import PROMPT_KEY, prompt_files
 from tts_verifier.training.richhf.fields import (
     MAP_SIDE,
@@ -35,6 +36,7 @@ from tts_verifier.training.richhf.fields import (
 )
 from tts_verifier.training.richhf.raters import RaterPanel
 from tts_verifier.training.richhf.tfrecord import write_records
+from tts_verifier.training.settings_file import claim_folder
 from tts_verifier.types import Box
 
 if TYPE_CHECKING:
@@ -100,13 +102,14 @@ def make_miniature_richhf(
         device: where the generator draws; None = the GPU if there is one.
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: an argument is out of range, or this machine has no such device.
         RunError: the folder has something else, or another data set, or cannot be written.
     """
     _check_arguments(sizes, sample_share, part=part, processes=processes)
+    check_device(device)
     settings = {"seed": seed, "sizes": dict(sizes), "sample_share": sample_share, "part": part}
     folder = Path(output)
-    _claim(folder, settings)
+    claim_folder(folder / CONFIG_FILE, settings)
     parts = [p for split in sizes for p in _parts_of(split, sizes[split], settings)]
     todo = [p for p in parts if not _record_path(folder, p).exists()]
     _make_parts(folder, todo, processes, device)
@@ -159,36 +162,6 @@ def _check_arguments(
         )
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Notes the settings in a new folder, or compares them with those of an old one."""
-    path = folder / CONFIG_FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there != settings:
-                raise RunError(
-                    f"{folder} has another data set: {_differences(there, settings)}. Give "
-                    "another output, or remove the folder."
-                )
-            return
-        if any(folder.iterdir()):
-            raise RunError(
-                f"{folder} must be new, empty or begun by this command, and has other files. Give "
-                "another output."
-            )
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be used: {error}") from error
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
-    return "; ".join(f"{n} is {there.get(n)!r} there, {here.get(n)!r} here" for n in names)
-
-
 def _parts_of(split: str, size: int, settings: Mapping[str, Any]) -> list[Part]:
     starts = range(0, size, settings["part"])
     counts = [min(settings["part"], size - start) for start in starts]
@@ -225,23 +198,18 @@ def _make_parts(folder: Path, parts: list[Part], processes: int, device: str | N
 
 def _drawn(parts: list[Part], device: str | None) -> Iterator[tuple[Part, list[str], Any]]:
     """Yields each part with its captions and samples; joblib asks for a few parts in advance."""
-    from tts_verifier.training.richhf.pictures import draw_samples, part_captions
+    from tts_verifier.training.miniature.generator.sampling import sample_captions
+    from tts_verifier.training.richhf.pictures import draw_samples
 
     for part in parts:
         # Training sees no caption of the other splits, but for the three small categories.
-        captions = part_captions(
+        captions = sample_captions(
             part.count, part.seed, "train" if part.split == "train" else "held_out"
         )
         samples = np.empty((0, 128, 128, 3), np.uint8)
         if part.sampled:
-            samples = draw_samples(captions[: part.sampled], part.seed, device or _best_device())
+            samples = draw_samples(captions[: part.sampled], part.seed, device)
         yield part, captions, samples
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_part(folder: Path, part: Part, captions: list[str], samples: Any) -> int:

@@ -12,32 +12,27 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tts_verifier.generators.diffusers.loading import load_pipeline
 from tts_verifier.shapes.artifacts import ARTIFACT_KINDS, plant_artifacts
-from tts_verifier.shapes.captions import Split, random_specs
-from tts_verifier.shapes.flaws import SCORE_NAMES, render_flawed, score_columns
-from tts_verifier.shapes.grammar import Constraint, Spec, parse_caption, random_phrase
+from tts_verifier.shapes.flaws import ARTIFACT_SHARE, SCORE_NAMES, render_flawed, score_columns
+from tts_verifier.shapes.grammar import PLURAL, Constraint, Spec, parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.shapes.readers.oracle import find_things
 from tts_verifier.shapes.renderer import to_uint8
-from tts_verifier.shapes.vocabulary import COLOURS, COUNTS, SHAPES
-from tts_verifier.training.miniature.generator.build import load_pipeline
+from tts_verifier.shapes.vocabulary import COLOURS, COUNTS
+from tts_verifier.training.miniature.generator.sampling import generate_images
 from tts_verifier.training.miniature.verifier.rows import Truth
 from tts_verifier.training.richhf.fields import prompt_words
 from tts_verifier.types import Box
 
 OWN_FLAW: Final = 0.6
 """What plausibility loses where all things of a sample have no known shape."""
-ARTIFACT_SHARE: Final = 0.4
-"""Share of pictures with a planted artifact, as `shapes.flaws.render_flawed` has it."""
-SAMPLE_STEPS: Final = 20
-SAMPLE_GUIDANCE: Final = 4.0
 
 Pixels = NDArray[np.uint8]
 
@@ -58,29 +53,14 @@ class MadePicture:
     """xyxy in pixels of 128 around what looks broken."""
 
 
-def part_captions(count: int, seed: int, split: Split) -> list[str]:
-    """Picks the captions of a part; the same seed gives the same ones."""
-    rng = random.Random(seed)
-    return [random_phrase(spec, rng) for spec in random_specs(count, rng, split=split)]
-
-
-def draw_samples(captions: Sequence[str], seed: int, device: str) -> Pixels:
+def draw_samples(captions: Sequence[str], seed: int, device: str | None) -> Pixels:
     """Draws a picture for each caption with the bundled generator: uint8 (N, 128, 128, 3).
 
     Equal seeds give equal pictures on one kind of device; across kinds they differ by rounding.
     """
-    pipe = _bundled_pipeline(device)
-    # Noise from CPU generators is the same on every device.
-    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(captions))]
-    images = pipe(
-        list(captions),
-        generator=generators,
-        num_inference_steps=SAMPLE_STEPS,
-        guidance_scale=SAMPLE_GUIDANCE,
-        max_sequence_length=16,
-        output_type="pt",
-    ).images
-    pixels: Pixels = to_uint8(images.float()).permute(0, 2, 3, 1).cpu().numpy()
+    if device not in _PIPELINES:
+        _PIPELINES[device] = load_pipeline("shapes", "float32", device)
+    pixels: Pixels = generate_images(_PIPELINES[device], captions, seed=seed).numpy()
     return pixels
 
 
@@ -146,18 +126,9 @@ def truth_from_json(row: Mapping[str, Any]) -> Truth:
     return Truth(reading, row["scores"], tuple(box) if box else None, row["artifact_kind"])
 
 
-_SHAPE_WORDS: Final = frozenset(
-    (*SHAPES, *(s + ("es" if s.endswith("s") else "s") for s in SHAPES))
-)
-_PIPELINES: dict[str, Any] = {}
+_SHAPE_WORDS: Final = frozenset((*PLURAL, *PLURAL.values()))
+_PIPELINES: dict[str | None, Any] = {}
 """The loaded generator by device, kept for the parts that follow."""
-
-
-def _bundled_pipeline(device: str) -> Any:
-    if device not in _PIPELINES:
-        folder = Path(__file__).parents[2] / "shapes" / "weights" / "generator"
-        _PIPELINES[device] = load_pipeline(folder).to(device)
-    return _PIPELINES[device]
 
 
 def _of_renders(captions: Sequence[str], generator: torch.Generator) -> list[MadePicture]:

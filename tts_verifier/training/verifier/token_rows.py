@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from tts_verifier.errors import InputError
 from tts_verifier.training.verifier.sft_loss import IGNORED
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
+
+HEATMAP_TOKENS: Final[Mapping[str, str]] = {
+    "misalignment_token_id": "<|misalignment|>",
+    "artifact_token_id": "<|artifact|>",
+}
+"""Key of the config -> token, in the order of their ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +59,12 @@ def conversation_row(
 
 def encode_reply(text: str, tokenizer: PromptTokenizer, config: ImageDoctorConfig) -> list[int]:
     """Encodes a part of a reply, in which the two heatmap tokens are special."""
-    tokens = (
-        ("<|misalignment|>", config.misalignment_token_id),
-        ("<|artifact|>", config.artifact_token_id),
-    )
-    for name, token in tokens:
-        before, separator, after = text.partition(name)
+    for key, token in HEATMAP_TOKENS.items():
+        before, separator, after = text.partition(token)
         if separator:
             return [
                 *encode_reply(before, tokenizer, config),
-                token,
+                getattr(config, key),
                 *encode_reply(after, tokenizer, config),
             ]
     return tokenizer.encode(text) if text else []
@@ -73,10 +76,7 @@ def check_heatmap_tokens(tokenizer: PromptTokenizer, config: ImageDoctorConfig, 
     Raises:
         InputError: one of them is missing.
     """
-    ids = {
-        "misalignment_token_id": config.misalignment_token_id,
-        "artifact_token_id": config.artifact_token_id,
-    }
+    ids = {key: getattr(config, key) for key in HEATMAP_TOKENS}
     absent = [
         f"{key} {i}" for key, i in ids.items() if not tokenizer.decode([i], special_tokens=True)
     ]

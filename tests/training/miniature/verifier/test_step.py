@@ -32,7 +32,7 @@ def test_the_step_runs_the_network_as_the_model_itself_does(tiny) -> None:
 def assert_every_loss_falls(step: VerifierStep, *batches) -> set[str]:
     """Takes steps on the same batches; returns the names of the losses."""
     step.set_learning_rate(3e-3)
-    history = [step(*batches) for _ in range(25)]
+    history = [step(*batches) for _ in range(12)]
     for name in history[0]:
         values = torch.stack([losses[name] for losses in history])
         assert values[-3:].mean() < values[:3].mean(), name

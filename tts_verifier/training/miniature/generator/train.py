@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_verifier.shapes import oracle
-from tts_verifier.shapes.captions import Split, random_specs
-from tts_verifier.shapes.grammar import parse_caption, random_phrase
+from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.training.common import (
     CapturedStep,
     NamedLosses,
@@ -40,6 +38,11 @@ from tts_verifier.training.common import (
 )
 from tts_verifier.training.miniature.generator.build import build_pipeline, load_pipeline
 from tts_verifier.training.miniature.generator.config import GENERATOR_PRESETS, GeneratorTraining
+from tts_verifier.training.miniature.generator.sampling import (
+    GUIDANCE,
+    generate_images,
+    sample_captions,
+)
 from tts_verifier.training.miniature.generator.stages import (
     FlowStage,
     GeneratorStage,
@@ -54,9 +57,6 @@ SHARD_SIZE: Final = "11MB"
 """Largest file of an exported folder."""
 CHECK_CAPTIONS_SEED: Final = 1_000_003
 """Picks the held-out captions of `pass_rates`."""
-SAMPLING_BATCH: Final = 256
-SAMPLING_STEPS: Final = 20
-GUIDANCE: Final = 4.0
 
 
 def make_stage(name: str, pipe: Any, training: GeneratorTraining, seed: int) -> GeneratorStage:
@@ -137,28 +137,6 @@ class GeneratorTrainer:
         self.module.load_state_dict(live)
 
 
-def sample_captions(count: int, seed: int, split: Split) -> list[str]:
-    """Picks random captions, the six categories in equal shares; small categories repeat theirs."""
-    rng = random.Random(seed)
-    specs = random_specs(count, rng, split=split)
-    return [random_phrase(spec, rng) for spec in specs]
-
-
-def generate_images(pipe: Any, captions: list[str], guidance: float) -> Tensor:
-    """Generates an image for each caption, with seeds 0, 1, 2, …: uint8 (N, 128, 128, 3)."""
-    batches = []
-    for start in range(0, len(captions), SAMPLING_BATCH):
-        batch = captions[start : start + SAMPLING_BATCH]
-        # CPU generators make the same noise on every device.
-        seeds = [torch.Generator("cpu").manual_seed(start + i) for i in range(len(batch))]
-        images = pipe(
-            batch, generator=seeds, num_inference_steps=SAMPLING_STEPS, guidance_scale=guidance,
-            max_sequence_length=16, output_type="pt",
-        ).images  # fmt: skip
-        batches.append((images * 255).round().byte().permute(0, 2, 3, 1).cpu())
-    return torch.cat(batches)
-
-
 def pass_rates(pipe: Any, count: int, guidance: float = GUIDANCE) -> dict[str, float]:
     """Returns the pass rate of single images under the oracle, by category and in `all`.
 
@@ -180,7 +158,7 @@ def write_samples(pipe: Any, count: int, out: Path, *, seed: int) -> None:
     """Writes one image for each of `count` training captions, and the captions, to an .npz."""
     captions = sample_captions(count, seed, "train")
     out.mkdir(parents=True, exist_ok=True)
-    images = generate_images(pipe, captions, GUIDANCE).numpy()
+    images = generate_images(pipe, captions).numpy()
     np.savez(out / "samples.npz", images=images, captions=captions)
 
 

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from tts_verifier.shapes.grammar import LONG_RELATIONS, PREFIXES
+from tts_verifier.shapes.grammar import LONG_RELATIONS, PLURAL, PREFIXES
 from tts_verifier.shapes.vocabulary import COLOURS, COUNTS, RELATIONS, SHAPES
 from tts_verifier.training.miniature.verifier.target_replies import (
     COORDINATE_STEP,
@@ -78,8 +78,7 @@ def build_tokenizer_json() -> str:
 def single_tokens() -> list[str]:
     """Lists the tokens that are not phrases: words, numbers, the start of a decimal."""
     grammar = (*COLOURS, *SHAPES, *COUNTS, *RELATIONS, *LONG_RELATIONS.values(), *PREFIXES)
-    plurals = [s + ("es" if s.endswith("s") else "s") for s in SHAPES]
-    words = sorted({w for text in (*grammar, "a an and", *plurals) for w in text.split()})
+    words = sorted({w for text in (*grammar, "a an and", *PLURAL.values()) for w in text.split()})
     tokens = [f"{start}{word}" for word in words for start in ("", " ")]
     tokens += [f"{start}{n}" for n in COORDINATES for start in ("", " ", ",")]
     # Counts and the sums of the checks, most of which are no coordinates.

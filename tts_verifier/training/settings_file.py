@@ -1,0 +1,51 @@
+"""The file that says with which settings a folder was begun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tts_verifier.errors import RunError
+
+
+def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
+    """Notes settings in a new folder, or compares them with those of an old one.
+
+    Args:
+        path: the file; its folder is made.
+        settings: whatever decides the content, as JSON values.
+
+    Raises:
+        RunError: the folder was begun with other settings, has other files or cannot be used.
+    """
+    folder, draft = path.parent, path.with_suffix(".draft")
+    here = json.loads(json.dumps(settings))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _compare(folder, json.loads(path.read_text(encoding="utf-8")), here)
+            return
+        # A kill may have left the draft.
+        if any(other != draft for other in folder.iterdir()):
+            raise RunError(
+                f"{folder} must be new, empty or begun by this command, and has other files. Give "
+                "another output."
+            )
+        draft.write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def _compare(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
+    if not isinstance(there, dict):
+        raise ValueError("it must hold the settings by name")
+    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
+    if names:
+        listed = "; ".join(f"{n} is {there.get(n)!r} there, {here.get(n)!r} here" for n in names)
+        raise RunError(
+            f"{folder} was begun with other settings: {listed}. Give another output, or remove "
+            "the folder."
+        )
