@@ -286,8 +286,8 @@ def check_values(row: Mapping[str, Any]) -> None:
         raise ValueError("progress and costs must be finite")
     size = (row.get("image_width"), row.get("image_height"))
     if size != (None, None):
-        width, height = size
-        if min(size) < 1 or width * height > _MOST_PIXELS:
+        width, height = (side or 0 for side in size)
+        if min(width, height) < 1 or width * height > _MOST_PIXELS:
             raise ValueError(f"its image has {width} x {height} pixels")
 
 
