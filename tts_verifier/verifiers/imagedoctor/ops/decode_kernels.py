@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, Matrix
 from tts_verifier.verifiers.imagedoctor.ops.row_kernels import empty_fp8, store_norm
+from tts_verifier.verifiers.imagedoctor.ops.window_kernels import load_rotated
 
 CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
 """Up to so many sequences times key heads, one program attends to so many cached tokens, so many
@@ -136,19 +137,6 @@ def triton_add_product_and_norm(
 
 
 @triton.jit
-def _load_rotated(base, token, d, cos, sin, real, SIZE: tl.constexpr):
-    """Loads vectors (A, SIZE) at `base` (A,), rotated by the angles of `token` (A,)."""
-    # Channel d is rotated with channel d ± SIZE / 2; the sign is part of the sine.
-    partner = (d + SIZE // 2) % SIZE
-    x = tl.load(base[:, None] + d[None, :], mask=real[:, None], other=0.0).to(tl.float32)
-    y = tl.load(base[:, None] + partner[None, :], mask=real[:, None], other=0.0).to(tl.float32)
-    at = token[:, None] * SIZE + d[None, :]
-    c = tl.load(cos + at, mask=real[:, None], other=0.0).to(tl.float32)
-    s = tl.load(sin + at, mask=real[:, None], other=0.0).to(tl.float32)
-    return x * c + y * s
-
-
-@triton.jit
 def _update_softmax(q, k, v, visible, scale, peak, total, mixed):
     """Adds keys and values (N, SIZE) to the running softmax of queries (M, SIZE)."""
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -168,8 +156,12 @@ def _attend_chunk_kernel(
     qkv, cos, sin, cache, length, sums, peaks, capacity, scale, chunks,
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, NEW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    ALONE: tl.constexpr,
 ):  # fmt: skip
-    """Attends to one chunk of a sequence's cache for one key head; the last adds the new tokens."""
+    """Attends to one chunk of a sequence's cache for one key head; the last adds the new tokens.
+
+    ALONE: the only chunk; `sums` is then the output.
+    """
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     start = tl.program_id(1) * CHUNK
     before = tl.load(length + row).to(tl.int32)
@@ -183,7 +175,7 @@ def _attend_chunk_kernel(
     # Row m of the tile is query head m // T of the key head, at new token m % T.
     query = row * T + m % T
     base = qkv + query * width + (head * GROUP + m // T) * SIZE
-    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(cache_dtype)
+    q = load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(cache_dtype)
     # Offsets into a large cache may exceed 32 bits.
     keys = cache + (row * 2 * KV + head).to(tl.int64) * capacity * SIZE + d[None, :]
     values = keys + KV * capacity * SIZE
@@ -199,7 +191,7 @@ def _attend_chunk_kernel(
     if start + CHUNK > before:
         t = tl.arange(0, NEW)
         source = qkv + (row * T + t) * width + (GROUP * KV + head) * SIZE
-        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(cache_dtype)
+        k = load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(cache_dtype)
         real = (t < T)[:, None]
         v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(cache_dtype)
         place = (before + t)[:, None]
@@ -208,10 +200,15 @@ def _attend_chunk_kernel(
         tl.store(values + place * SIZE, v, mask=real & (place < capacity))
         visible = t[None, :] <= (m % T)[:, None]
         peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
-    at = (tl.program_id(0) * chunks + tl.program_id(1)) * M + m
-    tl.store(sums + at[:, None] * SIZE + d[None, :], mixed)
-    tl.store(peaks + at * 2, peak)
-    tl.store(peaks + at * 2 + 1, total)
+    real = m < GROUP * T
+    if ALONE:
+        place = (query * KV * GROUP + head * GROUP + m // T) * SIZE
+        tl.store(sums + place[:, None] + d[None, :], mixed / total[:, None], mask=real[:, None])
+    else:
+        at = (tl.program_id(0) * chunks + tl.program_id(1)) * M + m
+        tl.store(sums + at[:, None] * SIZE + d[None, :], mixed, mask=real[:, None])
+        tl.store(peaks + at * 2, peak, mask=real)
+        tl.store(peaks + at * 2 + 1, total, mask=real)
 
 
 @triton.jit
@@ -264,19 +261,23 @@ def triton_cached_attention(
     shape: dict[str, Any] = {
         "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": queries, "CHUNK": chunk,
     }  # fmt: skip
-    # The dtype is explicit because torch's default may be a 16-bit one.
-    partial: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
-    sums = torch.empty(rows * kv, chunks, queries, size, **partial)
-    peaks = torch.empty(rows * kv, chunks, queries, 2, **partial)
     out = qkv.new_empty(rows, count, group * kv * size)
+    sums, peaks = out, out
+    if chunks > 1:
+        # The dtype is explicit because torch's default may be a 16-bit one.
+        partial: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
+        sums = torch.empty(rows * kv, chunks, queries, size, **partial)
+        peaks = torch.empty(rows * kv, chunks, queries, 2, **partial)
     _attend_chunk_kernel[(rows * kv, chunks)](
         qkv, *rope, cache, length, sums, peaks, capacity, size**-0.5, chunks, **shape,
-        NEW=_tile_rows(count), BLOCK=block, num_stages=2, num_warps=max(2, queries // 16),
+        NEW=_tile_rows(count), BLOCK=block, ALONE=chunks == 1, num_stages=2,
+        num_warps=max(2, queries // 16),
     )  # fmt: skip
-    _combine_chunks_kernel[(rows * kv, group * count)](
-        sums, peaks, length, out, chunks, **shape,
-        PADDED=triton.next_power_of_2(chunks), num_warps=2,
-    )  # fmt: skip
+    if chunks > 1:
+        _combine_chunks_kernel[(rows * kv, group * count)](
+            sums, peaks, length, out, chunks, **shape,
+            PADDED=triton.next_power_of_2(chunks), num_warps=2,
+        )  # fmt: skip
     return out
 
 
