@@ -11,10 +11,10 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tts_verifier.verifiers.imagedoctor.ops import (
+    attention_kernels,
     decode_kernels,
     pointwise_kernels,
     row_kernels,
-    window_kernels,
 )
 from tts_verifier.verifiers.imagedoctor.ops.e4m3 import LARGEST
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, quantise_rows
@@ -59,7 +59,7 @@ def test_tokens_attend_within_their_window_only(size: int) -> None:
     lengths, rope = [4, 9, 20], random_rope(33, size)
     heads = torch.randn(33, 3 * 2, size)
     starts = torch.tensor([0, *lengths]).cumsum(0)
-    got = window_kernels.triton_attend_windows(heads, rope, starts, max(lengths))
+    got = attention_kernels.triton_attend_windows(heads, rope, starts, max(lengths))
     turned = rotate_heads(heads.double(), rope[0].double(), rope[1].double(), 4)
     for window in turned.split(lengths):
         q, k, v = window.unflatten(1, (3, 2)).permute(1, 2, 0, 3)
@@ -189,7 +189,7 @@ def test_attention_over_caches_of_all_lengths(
         qkv.double().view(sequences * count, -1, size),
         *(t.double() for t in rope), heads + kv,
     ).view(sequences, count, -1, size)  # fmt: skip
-    got = decode_kernels.triton_cached_attention(qkv, rope, cache, length, bucket=capacity)
+    got = attention_kernels.triton_cached_attention(qkv, rope, cache, length, bucket=capacity)
     for sequence, before in enumerate(lengths):
         after = before + count
         new = rotated[sequence, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)

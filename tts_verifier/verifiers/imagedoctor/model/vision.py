@@ -291,10 +291,10 @@ def _attend(block: Block, x: Matrix, layout: WindowLayout, images: int) -> Tenso
     """Attends over each of `images` whole images, or within windows if 0; keeps (T, width)."""
     heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
     if not images and _fits_kernel(heads, layout):
-        from tts_verifier.verifiers.imagedoctor.ops import window_kernels
+        from tts_verifier.verifiers.imagedoctor.ops import attention_kernels
 
         return block.proj(
-            window_kernels.triton_attend_windows(
+            attention_kernels.triton_attend_windows(
                 heads, (layout.cos, layout.sin), layout.starts, layout.sizes[-1][1]
             )
         )
