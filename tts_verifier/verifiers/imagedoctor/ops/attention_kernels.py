@@ -198,8 +198,8 @@ def _load_halves(base, d, real, HALF: tl.constexpr):
 @triton.jit
 def _rotate_halves(first, second, cos, sin):
     """Rotates each pair of channels; returns halves in their own dtype."""
-    x, y, dtype = first.to(tl.float32), second.to(tl.float32), first.dtype
-    return (x * cos - y * sin).to(dtype), (y * cos + x * sin).to(dtype)
+    x, y = first.to(tl.float32), second.to(tl.float32)
+    return (x * cos - y * sin).to(first.dtype), (y * cos + x * sin).to(first.dtype)
 
 
 @triton.jit
