@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor
 
 from tts_verifier.errors import InputError, suggestion
 from tts_verifier.images.listed import as_list
-from tts_verifier.training.grpo.rewards.completions import Floats
+from tts_verifier.training.grpo.rewards.completions import Reals
 from tts_verifier.training.grpo.rewards.enlarging import enlarged_sum
 from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
+
+_NUMBERS: Final = (float, int, np.floating, np.integer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,17 +47,21 @@ def column_of(columns: Mapping[str, Any], name: str, count: int) -> list[Any]:
     return entries
 
 
-def true_scores(entries: Sequence[Any]) -> Floats:
+def true_scores(entries: Sequence[Any]) -> Reals:
     """Returns the true scores as (N, 4), in the order of SCORE_NAMES.
 
     Args:
-        entries: each a mapping with SCORE_NAMES, or four numbers in that order.
+        entries: each a mapping with SCORE_NAMES, or four numbers in that order. An object that
+            occurs several times is checked once.
 
     Raises:
         InputError: a score is missing, no number, NaN or outside [0, 1].
     """
-    rows = [_four_scores(entry, at) for at, entry in enumerate(entries)]
-    return np.array(rows, np.float64).reshape(-1, 4)
+    checked: dict[int, list[float]] = {}
+    for at, entry in enumerate(entries):
+        if id(entry) not in checked:
+            checked[id(entry)] = _four_scores(entry, at)
+    return np.array([checked[id(entry)] for entry in entries], np.float64).reshape(-1, 4)
 
 
 def true_maps(entries: Sequence[Any], name: str) -> list[TrueMap]:
@@ -148,4 +153,4 @@ def _four_scores(entry: Any, at: int) -> list[float]:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool) and bool(0 <= value <= 1)
