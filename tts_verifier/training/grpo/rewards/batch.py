@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from tts_verifier.errors import InputError
-from tts_verifier.images.listed import as_list
 from tts_verifier.training.grpo.rewards.columns import (
     TrueMap,
+    as_items,
     as_map,
     column_of,
     true_maps,
@@ -58,7 +58,7 @@ class RewardBatch:
         if scaling not in get_args(Scaling):
             raise InputError(f"The scaling is 'code' or 'paper', got {scaling!r}.")
         self.scaling = cast(Scaling, scaling)
-        self.texts = texts_of(as_list(completions, "completions"))
+        self.texts = texts_of(as_items(completions, "completions"))
         self.columns = columns
         if prompts is not None:
             column_of({"prompts": prompts}, "prompts", len(self.texts))

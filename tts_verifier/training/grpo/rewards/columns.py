@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tts_verifier.errors import InputError, suggestion
-from tts_verifier.images.listed import as_list
 from tts_verifier.training.grpo.rewards.completions import Reals
 from tts_verifier.training.grpo.rewards.enlarging import enlarged_sum
 from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
@@ -37,14 +36,27 @@ def column_of(columns: Mapping[str, Any], name: str, count: int) -> list[Any]:
     """
     if name not in columns:
         raise InputError(f"A reward needs the column {name!r}. {suggestion(name, columns)}")
-    column = columns[name]
-    entries = list(column) if getattr(column, "ndim", 1) > 1 else as_list(column, name)
+    entries = as_items(columns[name], name)
     if len(entries) != count:
         raise InputError(
             f"A column has one entry for each completion; {name!r} has {len(entries)} for {count} "
             "completions. Repeat it for the completions of one prompt."
         )
     return entries
+
+
+def as_items(values: Any, name: str) -> list[Any]:
+    """Returns the items of a list, a tuple, an array or a tensor.
+
+    Raises:
+        InputError: it is something else; a text would be one for each letter.
+    """
+    if isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) > 0:
+        return list(values)
+    raise InputError(
+        f"A list of {name} is needed, got {type(values).__name__}: {str(values)[:60]!r}. Put it "
+        "into a list: [...]."
+    )
 
 
 def true_scores(entries: Sequence[Any]) -> Reals:
@@ -143,7 +155,7 @@ def _four_scores(entry: Any, at: int) -> list[float]:
             )
         values = [entry[name] for name in SCORE_NAMES]
     else:
-        values = list(entry.tolist() if hasattr(entry, "tolist") else as_list(entry, "scores"))
+        values = as_items(entry.tolist() if hasattr(entry, "tolist") else entry, f"scores[{at}]")
     if len(values) != 4 or not all(_is_score(value) for value in values):
         raise InputError(
             f"True scores are four numbers in [0, 1] ({', '.join(SCORE_NAMES)}); scores[{at}] is "
