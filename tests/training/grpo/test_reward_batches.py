@@ -254,6 +254,13 @@ def test_wrong_columns_are_clear_errors(changes: dict[str, Any], message: str) -
         total_rewards(None, [PERFECT], **columns(**changes))
 
 
+def test_the_one_wrong_map_of_a_group_is_named() -> None:
+    maps = [EMPTY, EMPTY[:9, :9], EMPTY[:9, :9] + 2, None]
+    given_columns = columns(4, predicted_misalignment=maps, misalignment_map=[EMPTY[:9, :9]] * 4)
+    with pytest.raises(InputError, match=r"predicted_misalignment\[2\] has values in \[2, 2\]"):
+        total_rewards(None, [""] * 4, **given_columns)
+
+
 @pytest.mark.parametrize("name", list(columns()))
 def test_a_missing_column_is_named(name: str) -> None:
     given_columns = columns()

@@ -77,20 +77,30 @@ def map_errors(predicted: Sequence[Tensor | None], truths: Sequence[TrueMap], na
     for row, (found, true) in enumerate(zip(predicted, truths, strict=True)):
         key = (id(true),) if found is None else (id(true), found.device, found.shape)
         groups.setdefault(key, []).append(row)
-    blocks = []
+    order: list[int] = []
+    errors: list[Tensor] = []
+    ends: list[Tensor] = []
     for rows in groups.values():
         truth, first = truths[rows[0]].grid, predicted[rows[0]]
         truth = truth if first is None else truth.to(first.device)
         for some in _launches(rows, truth):
             maps = _stacked([predicted[row] for row in some], truth)
-            blocks.append((some, squared_errors(maps, truth), torch.stack(maps.aminmax())))
-    # Read when everything is launched, so that the host waits for an accelerator once.
-    errors = np.zeros(len(predicted))
-    for some, found_errors, ends in blocks:
-        low, high = ends.tolist()
-        check_range(low, high, f"{name}[{some[0] if len(some) == 1 else some}]")
-        errors[some] = found_errors.cpu().numpy()
-    return errors
+            low, high = maps.aminmax()
+            order += some
+            errors.append(squared_errors(maps, truth))
+            ends += [low, high]
+    if not order:
+        return np.zeros(0)
+    # Read when everything is launched, so that the host does not wait in between.
+    low, high = torch.stack([end.cpu() for end in ends]).view(-1, 2).T
+    if not ((low >= 0) & (high <= 1)).all():
+        for row, found in enumerate(predicted):
+            if found is not None:
+                low, high = found.aminmax()
+                check_range(float(low), float(high), f"{name}[{row}]")
+    found_errors = np.zeros(len(order))
+    found_errors[order] = torch.cat([some.cpu() for some in errors]).numpy()
+    return found_errors
 
 
 def mean_overlaps(boxes: Boxes) -> Reals:
