@@ -43,7 +43,7 @@ class Clock:
         self._printed = now
         rate = self.rate(step)
         left = (self._run.steps - step - 1) * self._run.batch / rate
-        names = ("total", "text", "answers", "misalignment", "artifact")
+        names = ("reward", "kl", "length", "total", "text", "answers", "misalignment", "artifact")
         losses = ", ".join(f"{n} {row[n]:.4f}" for n in names if n in row)
         lost = f", {skipped} steps skipped" if skipped else ""
         print(

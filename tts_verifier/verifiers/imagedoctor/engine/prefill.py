@@ -36,9 +36,8 @@ def prefill(
     model, device = fused.model, buffers.length.device
     ids, real = _pad_prompts([request.ids for request in requests], device)
     grids = [request.grid for request in requests]
-    dtype = model.lm_head.weight.dtype
-    pixels = _upload_patches([request.patches for request in requests], dtype, device)
-    visual = model.visual_features(pixels, grids, fused.vision_blocks)
+    features = _features(fused, requests, device)
+    visual = torch.cat(features)
     at = to_device(torch.tensor(sequences), device)
     positions, shift = model.positions(ids, grids, real)
     # Images and rows are in the same order, so each row's image tokens get their own features.
@@ -49,8 +48,26 @@ def prefill(
     x = model.embed(ids, visual)
     last = run_layers(fused, x, rope, attend=attention.attend, rows=ends)
     buffers.start(at, ids, last.to(device), length, shift[:, 0])
+    return features
+
+
+def _features(
+    fused: FusedModel, requests: Sequence[GenerationRequest], device: torch.device
+) -> tuple[Tensor, ...]:
+    """Returns each request's merged visual features, (merged tokens, H).
+
+    Requests that share the array of their patches, such as a group of samples, share features too.
+    """
+    model = fused.model
     merge = int(model.config.vision["spatial_merge_size"])
-    return torch.split(visual, [h * w // merge**2 for h, w in grids])
+    pictures = {(id(request.patches), request.grid): request for request in requests}
+    grids = [grid for _, grid in pictures]
+    patches = [request.patches for request in pictures.values()]
+    pixels = _upload_patches(patches, model.lm_head.weight.dtype, device)
+    visual = model.visual_features(pixels, grids, fused.vision_blocks)
+    parts = torch.split(visual, [h * w // merge**2 for h, w in grids])
+    found = dict(zip(pictures, parts, strict=True))
+    return tuple(found[id(request.patches), request.grid] for request in requests)
 
 
 def _pad_prompts(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Reinforcement fine-tuning of the verifier by group-relative policy optimisation (GRPO)."""
