@@ -44,6 +44,7 @@ from tts_verifier.training.grpo.measures import (
 from tts_verifier.training.grpo.policy import Policy
 from tts_verifier.training.grpo.prompts import PromptSource, RatedPrompt, prompts_ahead
 from tts_verifier.training.grpo.rewards import REWARDS
+from tts_verifier.training.grpo.rewards.terms import Scaling
 from tts_verifier.training.grpo.rollouts import Group, Rollouts
 from tts_verifier.training.grpo.settings import (
     GRPO_FREE_KEYS,
@@ -51,7 +52,6 @@ from tts_verifier.training.grpo.settings import (
     GrpoSettings,
     Limits,
     LossKind,
-    Scaling,
 )
 from tts_verifier.training.grpo.update import Training, update
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, find_checkpoint

@@ -181,7 +181,7 @@ def group_mask(real: Tensor, replies: int, length: int) -> Tensor:
 
 def chosen_log_probs(states: Tensor, head: nn.Module, tokens: Tensor, temperature: float) -> Tensor:
     """Returns the log-probabilities (N,), float32, of tokens (N,) after states (N, H)."""
-    vocabulary: int = head.weight.shape[0]  # type: ignore[index, assignment, union-attr]
+    vocabulary: int = head.weight.shape[0]  # type: ignore[index, assignment]
     rows = max(1, MOST_LOGITS // vocabulary)
     if len(states) <= rows:
         return _log_probs(states, head, tokens, temperature)
