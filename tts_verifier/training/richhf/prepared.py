@@ -14,7 +14,6 @@ from torch.nn.functional import interpolate
 
 from tts_verifier.evaluation.rated import RatedPicture
 from tts_verifier.identity import seed_for
-from tts_verifier.images import as_images
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
 
@@ -67,8 +66,8 @@ class PreparedPictures:
         """Returns the pixels, uint8 (3, side, side), and the maps, uint8 (2, H, W), or None."""
         if (kept := self._kept.get(picture.name)) is not None:
             return kept
-        (image,) = as_images([picture.picture])
-        pixels = torch.from_numpy(self._processor.frame(image)).permute(2, 0, 1).contiguous()
+        frame = self._processor.frame(picture.image())
+        pixels = torch.from_numpy(frame).permute(2, 0, 1).contiguous()
         if not with_maps:
             return pixels, None
         maps = torch.from_numpy(np.stack([picture.maps[name] for name in MAP_NAMES]))

@@ -11,7 +11,8 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels, row_kernels
-from tts_verifier.verifiers.imagedoctor.ops.fp8 import LARGEST, Fp8Matrix, quantise_rows
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import LARGEST
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, quantise_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 

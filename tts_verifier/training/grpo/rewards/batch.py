@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from tts_verifier.errors import InputError
-from tts_verifier.images.listed import as_list
 from tts_verifier.training.grpo.rewards.columns import (
     TrueMap,
+    as_items,
     as_map,
     column_of,
     true_maps,
@@ -20,7 +20,7 @@ from tts_verifier.training.grpo.rewards.columns import (
 )
 from tts_verifier.training.grpo.rewards.completions import (
     Answers,
-    Floats,
+    Reals,
     read_answers,
     read_boxes,
     texts_of,
@@ -58,49 +58,49 @@ class RewardBatch:
         if scaling not in get_args(Scaling):
             raise InputError(f"The scaling is 'code' or 'paper', got {scaling!r}.")
         self.scaling = cast(Scaling, scaling)
-        self.texts = texts_of(as_list(completions, "completions"))
+        self.texts = texts_of(as_items(completions, "completions"))
         self.columns = columns
         if prompts is not None:
             column_of({"prompts": prompts}, "prompts", len(self.texts))
         self._truths: dict[str, list[TrueMap]] = {}
-        self._inside: dict[str, tuple[Floats, Floats]] = {}
+        self._inside: dict[str, tuple[Reals, Reals]] = {}
 
     @cached_property
     def answers(self) -> Answers:
         """What the answers say."""
         return read_answers(self.texts)
 
-    def score(self, name: str) -> Floats:
+    def score(self, name: str) -> Reals:
         """Returns the rewards of one of SCORE_NAMES, (N,)."""
         return score_rewards(self.answers, self._scores, SCORE_NAMES.index(name), self.scaling)
 
-    def heatmap(self, kind: str) -> Floats:
+    def heatmap(self, kind: str) -> Reals:
         """Returns the rewards of the predicted maps of a kind of MAP_FACTORS, (N,)."""
         errors = map_errors(self._predicted[kind], self._true_maps(kind), f"predicted_{kind}")
         return map_rewards(errors, kind, self.scaling)
 
-    def uniqueness(self, kind: str) -> Floats:
+    def uniqueness(self, kind: str) -> Reals:
         """Returns the rewards for boxes that do not overlap, (N,)."""
         return self._with_edge_rules(1 - self._overlaps, kind)
 
-    def compactness(self, kind: str) -> Floats:
+    def compactness(self, kind: str) -> Reals:
         """Returns the rewards for boxes on marked places, (N,)."""
         return self._with_edge_rules(self._inside_boxes(kind)[0], kind)
 
-    def coverage(self, kind: str) -> Floats:
+    def coverage(self, kind: str) -> Reals:
         """Returns the rewards for marked places in boxes, (N,)."""
         return self._with_edge_rules(self._inside_boxes(kind)[1], kind)
 
     @cached_property
-    def _scores(self) -> Floats:
+    def _scores(self) -> Reals:
         return true_scores(self._column("scores"))
 
     @cached_property
-    def _boxes(self) -> list[Floats]:
+    def _boxes(self) -> list[Reals]:
         return read_boxes(self.texts)
 
     @cached_property
-    def _overlaps(self) -> Floats:
+    def _overlaps(self) -> Reals:
         return mean_overlaps(self._boxes)
 
     @cached_property
@@ -124,17 +124,12 @@ class RewardBatch:
             self._truths[kind] = true_maps(self._column(name), name)
         return self._truths[kind]
 
-    def _inside_boxes(self, kind: str) -> tuple[Floats, Floats]:
+    def _inside_boxes(self, kind: str) -> tuple[Reals, Reals]:
         if kind not in self._inside:
-            pairs = [
-                inside_boxes(boxes, truth) if len(boxes) and truth.total > 0 else (0.0, 0.0)
-                for boxes, truth in zip(self._boxes, self._true_maps(kind), strict=True)
-            ]
-            compactness, coverage = np.array(pairs, np.float64).reshape(-1, 2).T
-            self._inside[kind] = compactness, coverage
+            self._inside[kind] = inside_boxes(self._boxes, self._true_maps(kind))
         return self._inside[kind]
 
-    def _with_edge_rules(self, values: Floats, kind: str) -> Floats:
+    def _with_edge_rules(self, values: Reals, kind: str) -> Reals:
         marked: Flags = np.array([truth.total > 0 for truth in self._true_maps(kind)], bool)
         return with_edge_rules(values, marked, np.array([len(b) > 0 for b in self._boxes], bool))
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tts_verifier.errors import InputError, suggestion
-from tts_verifier.images.listed import as_list
-from tts_verifier.training.grpo.rewards.completions import Floats
+from tts_verifier.training.grpo.rewards.completions import Reals
 from tts_verifier.training.grpo.rewards.enlarging import enlarged_sum
 from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
+
+_NUMBERS: Final = (float, int, np.floating, np.integer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +36,7 @@ def column_of(columns: Mapping[str, Any], name: str, count: int) -> list[Any]:
     """
     if name not in columns:
         raise InputError(f"A reward needs the column {name!r}. {suggestion(name, columns)}")
-    column = columns[name]
-    entries = list(column) if getattr(column, "ndim", 1) > 1 else as_list(column, name)
+    entries = as_items(columns[name], name)
     if len(entries) != count:
         raise InputError(
             f"A column has one entry for each completion; {name!r} has {len(entries)} for {count} "
@@ -46,17 +45,35 @@ def column_of(columns: Mapping[str, Any], name: str, count: int) -> list[Any]:
     return entries
 
 
-def true_scores(entries: Sequence[Any]) -> Floats:
+def as_items(values: Any, name: str) -> list[Any]:
+    """Returns the items of a list, a tuple, an array or a tensor.
+
+    Raises:
+        InputError: it is something else; a text would be one for each letter.
+    """
+    if isinstance(values, (list, tuple)) or getattr(values, "ndim", 0) > 0:
+        return list(values)
+    raise InputError(
+        f"A list of {name} is needed, got {type(values).__name__}: {str(values)[:60]!r}. Put it "
+        "into a list: [...]."
+    )
+
+
+def true_scores(entries: Sequence[Any]) -> Reals:
     """Returns the true scores as (N, 4), in the order of SCORE_NAMES.
 
     Args:
-        entries: each a mapping with SCORE_NAMES, or four numbers in that order.
+        entries: each a mapping with SCORE_NAMES, or four numbers in that order. An object that
+            occurs several times is checked once.
 
     Raises:
         InputError: a score is missing, no number, NaN or outside [0, 1].
     """
-    rows = [_four_scores(entry, at) for at, entry in enumerate(entries)]
-    return np.array(rows, np.float64).reshape(-1, 4)
+    checked: dict[int, list[float]] = {}
+    for at, entry in enumerate(entries):
+        if id(entry) not in checked:
+            checked[id(entry)] = _four_scores(entry, at)
+    return np.array([checked[id(entry)] for entry in entries], np.float64).reshape(-1, 4)
 
 
 def true_maps(entries: Sequence[Any], name: str) -> list[TrueMap]:
@@ -138,7 +155,7 @@ def _four_scores(entry: Any, at: int) -> list[float]:
             )
         values = [entry[name] for name in SCORE_NAMES]
     else:
-        values = list(entry.tolist() if hasattr(entry, "tolist") else as_list(entry, "scores"))
+        values = as_items(entry.tolist() if hasattr(entry, "tolist") else entry, f"scores[{at}]")
     if len(values) != 4 or not all(_is_score(value) for value in values):
         raise InputError(
             f"True scores are four numbers in [0, 1] ({', '.join(SCORE_NAMES)}); scores[{at}] is "
@@ -148,4 +165,4 @@ def _four_scores(entry: Any, at: int) -> list[float]:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value <= 1
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool) and bool(0 <= value <= 1)

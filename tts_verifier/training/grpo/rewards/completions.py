@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
 
-Floats = NDArray[np.float64]
+Reals = NDArray[np.float64]
 
-FRAME: Final = 512
+BOX_FRAME: Final = 512
 """Pixels a side of the frame in which completions write boxes."""
 SIDE: Final = 288
 """Pixels a side at which maps are compared, and of the frame into which boxes are scaled."""
@@ -34,7 +34,7 @@ MAX_BOXES: Final = 1024
 """Boxes of a completion that are read. The official limit of 4,096 tokens holds half as many."""
 LARGEST_SCORE: Final = 1e6
 """A larger score counts as this one, so that sums of rewards stay finite."""
-_LARGEST: Final = float(np.finfo(np.float32).max)
+_LARGEST_CORNER: Final = float(np.finfo(np.float32).max)
 
 # In the order of SCORE_NAMES.
 _SCORES: Final = tuple(
@@ -58,7 +58,7 @@ class Answers:
     """(N,), True where there is an <answer> with its end."""
     found: NDArray[np.bool_]
     """(N, 4), True where the answer has this score, in the order of SCORE_NAMES."""
-    scores: Floats
+    scores: Reals
     """(N, 4), at least 0; 0 where it was not found."""
 
 
@@ -93,11 +93,11 @@ def read_answers(texts: Sequence[str]) -> Answers:
     return Answers(answered, found, scores)
 
 
-def read_boxes(texts: Sequence[str]) -> list[Floats]:
+def read_boxes(texts: Sequence[str]) -> list[Reals]:
     """Reads every [x1, y1, x2, y2] of each text, in order, also outside the answer.
 
     Returns:
-        For each text (K, 4), scaled from FRAME to SIDE and rounded to float32, which decides on
+        For each text (K, 4), scaled from BOX_FRAME to SIDE and rounded to float32, which decides on
         which pixel a box ends.
     """
     return [_boxes_of(text) for text in texts]
@@ -128,11 +128,11 @@ def _as_number(written: str) -> float:
         return math.nan
 
 
-def _boxes_of(text: str) -> Floats:
+def _boxes_of(text: str) -> Reals:
     matches = islice(_BOX.finditer(text), MAX_BOXES)
     written = [list(map(float, match.groups())) for match in matches]
     if not written:
         return np.zeros((0, 4))
-    corners = np.array(written) * (SIDE / FRAME)
+    corners = np.array(written) * (SIDE / BOX_FRAME)
     # The official rewards stop with an error where a coordinate does not fit in a float32.
-    return np.clip(corners, -_LARGEST, _LARGEST).astype(np.float32).astype(np.float64)
+    return np.clip(corners, -_LARGEST_CORNER, _LARGEST_CORNER).astype(np.float32).astype(np.float64)

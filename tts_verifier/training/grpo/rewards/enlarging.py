@@ -1,13 +1,13 @@
-"""Sums over maps brought to SIDE x SIDE pixels, without making the large map.
+"""Sums over maps brought to SIDE x SIDE pixels, without making the large maps.
 
 The official trainer brings maps to 288 x 288 by OpenCV's bilinear resizing: half-pixel centres,
 edges repeated, no smoothing when a map becomes smaller. Along an axis that is a matrix R of
-(SIDE, H) with at most two weights a row, side by side, so R m C' is the resized map m, and:
+(SIDE, H) with at most two weights a row, side by side, so that R m C' is the resized map m. Then:
 
-- a sum over a rectangle is u' m v, with u and v the sums of the rows of R and C in it;
-- the sum of squares of R d C' is that of d_ij (R'R)_ik d_kl (C'C)_lj, and R'R and C'C have
-  entries next to their diagonal only. So the squared error of two maps costs a few passes over
-  their own pixels.
+- The sum over a rectangle is u' m v, with u and v the sums of the rows of R and C in it.
+- The sum of squares of R d is that of L d, where L'L = R'R. As R'R has entries next to its
+  diagonal only, its Cholesky factor L has two a row. So the squared error of two small maps takes a
+  few passes over their own pixels.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from tts_verifier.training.grpo.rewards.completions import SIDE, Floats
+from tts_verifier.training.grpo.rewards.completions import SIDE, Reals
 
 
 @lru_cache(maxsize=16)
-def resize_weights(size: int) -> Floats:
+def resize_weights(size: int) -> Reals:
     """Returns the bilinear resizing of one axis as a matrix (SIDE, size)."""
     source = (np.arange(SIDE) + 0.5) * size / SIDE - 0.5
     source = source.clip(0, size - 1)
@@ -37,12 +38,12 @@ def resize_weights(size: int) -> Floats:
 
 def enlarged_sum(grid: Tensor) -> float:
     """Returns the sum of a map (H, W) over the SIDE x SIDE pixels of its resized form."""
-    rows, columns = (_as_tensor_of(resize_weights(n).sum(0), grid) for n in grid.shape)
-    return float((grid @ columns).double() @ rows.double())
+    rows, columns = (_column_sums(size) for size in grid.shape)
+    return float((grid @ columns) @ rows)
 
 
-def cell_sums(grid: Tensor, ys: NDArray[np.int64], xs: NDArray[np.int64]) -> Floats:
-    """Sums a resized map over the cells between given edges.
+def sums_up_to(grid: Tensor, ys: NDArray[np.int64], xs: NDArray[np.int64]) -> Reals:
+    """Returns the sums of a resized map over its first rows and columns.
 
     Args:
         grid: float32 (H, W) on the CPU.
@@ -50,14 +51,16 @@ def cell_sums(grid: Tensor, ys: NDArray[np.int64], xs: NDArray[np.int64]) -> Flo
         xs: the same for columns.
 
     Returns:
-        (len(ys) - 1, len(xs) - 1).
+        (len(ys), len(xs)), the sum over the rows and columns between the first edges and these.
     """
     rows, columns = (
-        _as_tensor_of(np.diff(_sums_of_rows(size)[edges], axis=0), grid)
+        torch.from_numpy(np.diff(_sums_of_rows(size)[edges], axis=0)).float()
         for size, edges in zip(grid.shape, (ys, xs), strict=True)
     )
-    sums: Floats = (rows @ grid @ columns.T).numpy().astype(np.float64)
-    return sums
+    sums = np.zeros((len(ys), len(xs)))
+    # Added up from cells, none of which is negative, so nothing cancels.
+    sums[1:, 1:] = (rows @ grid @ columns.T).numpy()
+    return sums.cumsum(0).cumsum(1)
 
 
 def squared_errors(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -65,44 +68,47 @@ def squared_errors(predicted: Tensor, truth: Tensor) -> Tensor:
 
     Args:
         predicted: float32 (B, H, W).
-        truth: float32 (H', W'), on the same device. Where the shapes differ both are resized.
+        truth: float32 (H', W'), on the same device.
 
     Returns:
         (B,).
     """
-    if predicted.shape[1:] != truth.shape:
-        predicted, truth = _resized(predicted), _resized(truth)
+    if predicted.shape[1:] != truth.shape or max(truth.shape) > SIDE:
+        predicted, truth = _resized(predicted), _resized(truth[None])[0]
     difference = predicted - truth
-    if tuple(truth.shape) == (SIDE, SIDE):
-        return difference.square_().mean((1, 2))
-    (row_same, row_next), (same, beside) = (_bands(n, truth.device) for n in truth.shape)
-    weighted = difference * same
-    weighted[..., :-1] += difference[..., 1:] * beside
-    weighted[..., 1:] += difference[..., :-1] * beside
-    total = (difference * weighted).sum(2) @ row_same
-    total += 2 * ((difference[:, :-1] * weighted[:, 1:]).sum(2) @ row_next)
-    # Rounding must not make an error negative.
-    return (total / SIDE**2).clamp(min=0)
+    if tuple(truth.shape) != (SIDE, SIDE):
+        (row, row_next), (column, column_next) = (_factor(n, truth.device) for n in truth.shape)
+        wide = difference * column
+        wide[:, :, :-1].addcmul_(difference[:, :, 1:], column_next)
+        torch.mul(wide, row[:, None], out=difference)
+        difference[:, :-1].addcmul_(wide[:, 1:], row_next[:, None])
+    # Row by row first: over all pixels at once float32 loses digits.
+    return torch.linalg.vector_norm(difference, dim=2).square().sum(1) / SIDE**2
 
 
 def _resized(maps: Tensor) -> Tensor:
-    rows, columns = (_as_tensor_of(resize_weights(n), maps) for n in maps.shape[-2:])
-    return rows @ maps @ columns.T
+    """Resizes (B, H, W) to SIDE x SIDE."""
+    if tuple(maps.shape[1:]) == (SIDE, SIDE):
+        return maps
+    large: Tensor = interpolate(maps[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False)
+    return large[:, 0]
 
 
 @lru_cache(maxsize=16)
-def _sums_of_rows(size: int) -> Floats:
+def _sums_of_rows(size: int) -> Reals:
     """Returns the sums of the first 0, 1, … SIDE rows of the weights: (SIDE + 1, size)."""
     return np.concatenate([np.zeros((1, size)), resize_weights(size).cumsum(0)])
 
 
+@lru_cache(maxsize=16)
+def _column_sums(size: int) -> Tensor:
+    return torch.from_numpy(resize_weights(size).sum(0)).float()
+
+
 @lru_cache(maxsize=32)
-def _bands(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns the diagonal of R'R, (size,), and what stands beside it, (size - 1,)."""
-    gram = resize_weights(size).T @ resize_weights(size)
-    same, beside = (torch.from_numpy(gram.diagonal(k).copy()) for k in (0, 1))
-    return same.to(device, torch.float32), beside.to(device, torch.float32)
-
-
-def _as_tensor_of(values: Floats, like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like)
+def _factor(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the diagonal of L, (size,), and what stands right of it, (size - 1,)."""
+    weights = resize_weights(size)
+    lower = np.linalg.cholesky(weights.T @ weights)
+    diagonal, beside = (torch.from_numpy(lower.diagonal(k).copy()) for k in (0, -1))
+    return diagonal.to(device, torch.float32), beside.to(device, torch.float32)

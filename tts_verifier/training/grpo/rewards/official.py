@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError, suggestion
 from tts_verifier.training.grpo.rewards.batch import RewardBatch
-from tts_verifier.training.grpo.rewards.completions import Floats
+from tts_verifier.training.grpo.rewards.completions import Reals
 
 
 class Reward(Protocol):
@@ -53,20 +54,20 @@ class Reward(Protocol):
 class RewardTable:
     """The rewards of N completions."""
 
-    terms: Mapping[str, Floats]
+    terms: Mapping[str, Reals]
     """Reward -> float64 (N,), in the order of REWARDS."""
-    total: Floats
+    total: Reals
     """(N,), the plain sum of the terms."""
     complete: NDArray[np.bool_]
     """(N,), whether the completion's answer has all four scores."""
 
 
-_TERMS: Final[dict[str, Callable[[RewardBatch], Floats]]] = {}
+_TERMS: Final[dict[str, Callable[[RewardBatch], Reals]]] = {}
+_REWARDS: Final[dict[str, Reward]] = {}
 
 
-def _official(term: Callable[[RewardBatch], Floats]) -> Reward:
-    """Gives a term TRL's signature, under its own name."""
-    _TERMS[term.__name__] = term
+def _official(term: Callable[[RewardBatch], Reals]) -> Reward:
+    """Gives a term TRL's signature, under its own name, and enters both."""
 
     def reward(
         prompts: Sequence[Any] | None,
@@ -81,82 +82,83 @@ def _official(term: Callable[[RewardBatch], Floats]) -> Reward:
 
     reward.__name__ = reward.__qualname__ = term.__name__
     reward.__doc__ = term.__doc__
+    _TERMS[term.__name__], _REWARDS[term.__name__] = term, reward
     return reward
 
 
 @_official
-def semantic_score(batch: RewardBatch) -> Floats:
+def semantic_score(batch: RewardBatch) -> Reals:
     """1 - 3 |s - truth| of the semantic alignment; 0 without an answer."""
     return batch.score("semantic_alignment")
 
 
 @_official
-def aesthetic_score(batch: RewardBatch) -> Floats:
+def aesthetic_score(batch: RewardBatch) -> Reals:
     """1 - 3 |s - truth| of the aesthetics; 0 without an answer."""
     return batch.score("aesthetics")
 
 
 @_official
-def plausibility_score(batch: RewardBatch) -> Floats:
+def plausibility_score(batch: RewardBatch) -> Reals:
     """1 - 3 |s - truth| of the plausibility; 0 without an answer."""
     return batch.score("plausibility")
 
 
 @_official
-def overall_score(batch: RewardBatch) -> Floats:
+def overall_score(batch: RewardBatch) -> Reals:
     """1 - 3 |s - truth| of the overall impression; 0 without an answer."""
     return batch.score("overall")
 
 
 @_official
-def misalignment_location_heatmap(batch: RewardBatch) -> Floats:
+def misalignment_location_heatmap(batch: RewardBatch) -> Reals:
     """1 - min(80 MSE, 1) of the misalignment map."""
     return batch.heatmap("misalignment")
 
 
 @_official
-def artifact_location_heatmap(batch: RewardBatch) -> Floats:
+def artifact_location_heatmap(batch: RewardBatch) -> Reals:
     """1 - min(40 MSE, 1) of the artifact map."""
     return batch.heatmap("artifact")
 
 
 @_official
-def misalignment_boundingbox_iou(batch: RewardBatch) -> Floats:
+def misalignment_boundingbox_iou(batch: RewardBatch) -> Reals:
     """1 - the mean IoU of pairs of boxes; edge rules by the true misalignment map."""
     return batch.uniqueness("misalignment")
 
 
 @_official
-def artifact_boundingbox_iou(batch: RewardBatch) -> Floats:
+def artifact_boundingbox_iou(batch: RewardBatch) -> Reals:
     """1 - the mean IoU of pairs of boxes; edge rules by the true artifact map."""
     return batch.uniqueness("artifact")
 
 
 @_official
-def artifact_boundingbox_avepixel(batch: RewardBatch) -> Floats:
+def artifact_boundingbox_avepixel(batch: RewardBatch) -> Reals:
     """The mean over the boxes of the mean of the true artifact map inside."""
     return batch.compactness("artifact")
 
 
 @_official
-def misalignment_boundingbox_avepixel(batch: RewardBatch) -> Floats:
+def misalignment_boundingbox_avepixel(batch: RewardBatch) -> Reals:
     """The mean over the boxes of the mean of the true misalignment map inside."""
     return batch.compactness("misalignment")
 
 
 @_official
-def artifact_boundingbox_union(batch: RewardBatch) -> Floats:
+def artifact_boundingbox_union(batch: RewardBatch) -> Reals:
     """The share of the true artifact map inside the boxes."""
     return batch.coverage("artifact")
 
 
 @_official
-def misalignment_boundingbox_union(batch: RewardBatch) -> Floats:
+def misalignment_boundingbox_union(batch: RewardBatch) -> Reals:
     """The share of the true misalignment map inside the boxes."""
     return batch.coverage("misalignment")
 
 
-REWARDS: Final[Mapping[str, Reward]] = {name: globals()[name] for name in _TERMS}
+REWARDS: Final[Mapping[str, Reward]] = MappingProxyType(_REWARDS)
 """Official name -> reward, in the order of the official registry."""
 GROUNDING_REWARDS: Final = tuple(name for name in REWARDS if "_boundingbox_" in name)
 """The rewards of the boxes, which an ablation of the paper leaves out."""
@@ -191,4 +193,5 @@ def total_rewards(
     batch = RewardBatch(prompts, completions, columns, scaling)
     terms = {name: term(batch) for name, term in _TERMS.items() if name in names}
     total = np.sum(list(terms.values()), axis=0)
-    return RewardTable(terms, total, batch.answers.found.all(1))
+    complete = np.logical_and.reduce(batch.answers.found, axis=1)
+    return RewardTable(terms, total, complete)

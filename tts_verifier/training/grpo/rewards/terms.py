@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_verifier.training.grpo.rewards.columns import TrueMap, check_range
-from tts_verifier.training.grpo.rewards.completions import SIDE, Answers, Floats
-from tts_verifier.training.grpo.rewards.enlarging import cell_sums, squared_errors
+from tts_verifier.training.grpo.rewards.completions import SIDE, Answers, Reals
+from tts_verifier.training.grpo.rewards.enlarging import squared_errors, sums_up_to
 
 Scaling = Literal["code", "paper"]
 """Whose factors the scores' and the maps' errors get."""
@@ -24,15 +24,19 @@ SCORE_FACTOR: Final = 3.0
 """Of a score's error in the code."""
 MAP_FACTORS: Final = {"misalignment": 80.0, "artifact": 40.0}
 """Of a map's mean squared error in the code."""
-_TINY: Final = 1e-8
+_NOT_ZERO: Final = 1e-8
 """Added to the divisor of the coverage, as in the code."""
 _PAIRS: Final = 2**22
 """Pairs of boxes that are compared at a time."""
+_TOGETHER: Final = 16
+"""Most completions whose boxes are compared with one map at a time."""
+_CACHED: Final = 2**17
+"""Most pixels of maps that a CPU compares at a time, so that they stay in its cache."""
 
 Flags = NDArray[np.bool_]
 
 
-def score_rewards(answers: Answers, truth: Floats, aspect: int, scaling: Scaling) -> Floats:
+def score_rewards(answers: Answers, truth: Reals, aspect: int, scaling: Scaling) -> Reals:
     """Returns 1 - factor * |score - truth|; 0 without an answer.
 
     Args:
@@ -46,7 +50,7 @@ def score_rewards(answers: Answers, truth: Floats, aspect: int, scaling: Scaling
     return np.where(answers.answered, rewards, 0.0)
 
 
-def map_rewards(errors: Floats, kind: str, scaling: Scaling) -> Floats:
+def map_rewards(errors: Reals, kind: str, scaling: Scaling) -> Reals:
     """Returns 1 - factor * mean squared error, at least 0.
 
     Args:
@@ -58,7 +62,7 @@ def map_rewards(errors: Floats, kind: str, scaling: Scaling) -> Floats:
     return 1 - np.clip(factor * errors, 0, 1)
 
 
-def map_errors(predicted: Sequence[Tensor | None], truths: Sequence[TrueMap], name: str) -> Floats:
+def map_errors(predicted: Sequence[Tensor | None], truths: Sequence[TrueMap], name: str) -> Reals:
     """Returns the mean squared error of each map against its truth, (N,).
 
     Args:
@@ -77,18 +81,19 @@ def map_errors(predicted: Sequence[Tensor | None], truths: Sequence[TrueMap], na
     for rows in groups.values():
         truth, first = truths[rows[0]].grid, predicted[rows[0]]
         truth = truth if first is None else truth.to(first.device)
-        for some in _launches(rows, truth.device):
+        for some in _launches(rows, truth):
             maps = _stacked([predicted[row] for row in some], truth)
             blocks.append((some, squared_errors(maps, truth), torch.stack(maps.aminmax())))
     # Read when everything is launched, so that the host waits for an accelerator once.
     errors = np.zeros(len(predicted))
     for some, found_errors, ends in blocks:
-        check_range(*ends.tolist(), f"{name}[{some[0] if len(some) == 1 else some}]")
+        low, high = ends.tolist()
+        check_range(low, high, f"{name}[{some[0] if len(some) == 1 else some}]")
         errors[some] = found_errors.cpu().numpy()
     return errors
 
 
-def mean_overlaps(boxes: Sequence[Floats]) -> Floats:
+def mean_overlaps(boxes: Sequence[Reals]) -> Reals:
     """Returns the mean IoU over the pairs of each completion's boxes; 0 without a pair."""
     counts = np.array([len(some) for some in boxes], int)
     means = np.zeros(len(boxes))
@@ -100,37 +105,33 @@ def mean_overlaps(boxes: Sequence[Floats]) -> Floats:
     return means
 
 
-def inside_boxes(boxes: Floats, truth: TrueMap) -> tuple[float, float]:
-    """Compares the boxes of one completion with a map on which something is marked.
+def inside_boxes(boxes: Sequence[Reals], truths: Sequence[TrueMap]) -> tuple[Reals, Reals]:
+    """Compares the boxes of each completion with the true map.
 
     Args:
-        boxes: (K, 4), in the frame of SIDE.
-        truth: its total is above 0.
+        boxes: each (K, 4), in the frame of SIDE.
+        truths: of the same completions.
 
     Returns:
-        The mean over the boxes of the mean of the map inside each (compactness), and the share of
-        the map inside at least one (coverage). Boxes end on whole pixels, truncated and cut at
-        the picture's edge; those without a pixel do not count.
+        Compactness, the mean over the boxes of the mean of the map inside each, and coverage, the
+        share of the map inside at least one, both (N,). Boxes end on whole pixels, truncated and
+        cut at the picture's edge; those without a pixel do not count, and 0 is where none counts
+        or nothing is marked.
     """
-    pixels = np.clip(np.trunc(boxes), 0, SIDE).astype(np.int64)
-    x1, y1, x2, y2 = pixels[(pixels[:, 0] < pixels[:, 2]) & (pixels[:, 1] < pixels[:, 3])].T
-    if not len(x1):
-        return 0.0, 0.0
-    # All boxes end at edges, between which lie cells: few numbers instead of many pixels.
-    ys, xs = np.unique([y1, y2]), np.unique([x1, x2])
-    cells = cell_sums(truth.grid, ys, xs)
-    top, bottom = np.searchsorted(ys, [y1, y2])
-    left, right = np.searchsorted(xs, [x1, x2])
-    table = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
-    covered = np.zeros(cells.shape, bool)
-    for row, end, column, stop in zip(top, bottom, left, right, strict=True):
-        covered[row:end, column:stop] = True
-    compactness = float(np.mean(inside / ((y2 - y1) * (x2 - x1))))
-    return compactness, float(cells[covered].sum() / (truth.total + _TINY))
+    groups: dict[int, list[int]] = {}
+    for row, (some, truth) in enumerate(zip(boxes, truths, strict=True)):
+        if len(some) and truth.total > 0:
+            groups.setdefault(id(truth), []).append(row)
+    compactness, coverage = np.zeros((2, len(boxes)))
+    for together in groups.values():
+        for start in range(0, len(together), _TOGETHER):
+            rows = together[start : start + _TOGETHER]
+            found = _inside_one_map([boxes[row] for row in rows], truths[rows[0]])
+            compactness[rows], coverage[rows] = found
+    return compactness, coverage
 
 
-def with_edge_rules(values: Floats, marked: Flags, boxed: Flags) -> Floats:
+def with_edge_rules(values: Reals, marked: Flags, boxed: Flags) -> Reals:
     """Applies the rules of all six rewards of boxes where a side has nothing.
 
     Args:
@@ -144,9 +145,34 @@ def with_edge_rules(values: Floats, marked: Flags, boxed: Flags) -> Floats:
     return np.where(marked & boxed, values, np.where(marked | boxed, 0.0, 1.0))
 
 
-def _launches(rows: list[int], device: torch.device) -> list[list[int]]:
-    """Splits rows: one map stays in a core's cache, an accelerator takes all at once."""
-    return [[row] for row in rows] if device.type == "cpu" else [rows]
+def _inside_one_map(boxes: Sequence[Reals], truth: TrueMap) -> tuple[Reals, Reals]:
+    """As `inside_boxes`, for one map on which something is marked."""
+    pixels = np.clip(np.trunc(np.concatenate(boxes)), 0, SIDE).astype(np.int64)
+    owner = np.repeat(np.arange(len(boxes)), [len(some) for some in boxes])
+    full = (pixels[:, 0] < pixels[:, 2]) & (pixels[:, 1] < pixels[:, 3])
+    owner, (x1, y1, x2, y2) = owner[full], pixels[full].T
+    count = np.bincount(owner, minlength=len(boxes))
+    if not len(owner):
+        return np.zeros(len(boxes)), np.zeros(len(boxes))
+    # All boxes end at edges, between which lie cells: few numbers instead of many pixels.
+    ys, xs = np.unique([y1, y2]), np.unique([x1, x2])
+    sums = sums_up_to(truth.grid, ys, xs)
+    top, bottom = np.searchsorted(ys, [y1, y2])
+    left, right = np.searchsorted(xs, [x1, x2])
+    inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    means = np.bincount(owner, inside / ((y2 - y1) * (x2 - x1)), len(boxes))
+    covered = np.zeros((len(boxes), len(ys) - 1, len(xs) - 1), bool)
+    for row, *ends in zip(*(x.tolist() for x in (owner, top, bottom, left, right)), strict=True):
+        covered[row, ends[0] : ends[1], ends[2] : ends[3]] = True
+    cells = np.diff(np.diff(sums, axis=0), axis=1)
+    shares = (covered * cells).sum((1, 2)) / (truth.total + _NOT_ZERO)
+    return means / np.maximum(count, 1), shares
+
+
+def _launches(rows: list[int], truth: Tensor) -> list[list[int]]:
+    """Splits rows for a CPU's cache; an accelerator takes all at once."""
+    most = max(_CACHED // truth.numel(), 1) if truth.device.type == "cpu" else len(rows)
+    return [rows[start : start + most] for start in range(0, len(rows), most)]
 
 
 def _stacked(maps: Sequence[Tensor | None], truth: Tensor) -> Tensor:
@@ -155,7 +181,7 @@ def _stacked(maps: Sequence[Tensor | None], truth: Tensor) -> Tensor:
     return filled[0].unsqueeze(0) if len(filled) == 1 else torch.stack(filled)
 
 
-def _mean_overlap(boxes: Floats) -> Floats:
+def _mean_overlap(boxes: Reals) -> Reals:
     """Returns the mean IoU over the pairs of K boxes, for (N, K, 4)."""
     x1, y1, x2, y2 = np.moveaxis(boxes, 2, 0)
     width, height = (
@@ -169,5 +195,5 @@ def _mean_overlap(boxes: Floats) -> Floats:
     count = boxes.shape[1]
     # Each pair is there twice, and each box with itself once.
     itself = np.trace(overlap, axis1=1, axis2=2)
-    means: Floats = (overlap.sum((1, 2)) - itself) / (count * (count - 1))
+    means: Reals = (overlap.sum((1, 2)) - itself) / (count * (count - 1))
     return means

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.ops.fp8 import DTYPE, LARGEST, SMALLEST_PEAK
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import DTYPE, LARGEST, SMALLEST_PEAK
 
 _LARGEST = tl.constexpr(LARGEST)
 _SMALLEST_PEAK = tl.constexpr(SMALLEST_PEAK)
