@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.cold_start.stages import read_for_training
-from tts_verifier.training.grpo.grpo import assemble, take_step
+from tts_verifier.training.grpo.grpo import assemble, policy_step
 from tts_verifier.training.grpo.measures import Rewarded
 from tts_verifier.training.grpo.prompts import RatedPrompt
 from tts_verifier.training.grpo.rollouts import Group
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         prompts = random_prompts(checkpoint, options.prompts, text_tokens, step * options.prompts)
         wait(accelerator.device)
         began = time.perf_counter()
-        rows.append(take_step(training, step, prompts, NO_FLAGS))
+        rows.append(policy_step(training, step, prompts, NO_FLAGS))
         times.append(time.perf_counter() - began)
         print(f"step {step}: {times[-1]:.2f} s", flush=True)
     counted, spent = rows[options.warm_up :], times[options.warm_up :]

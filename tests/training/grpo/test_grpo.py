@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_with_equal_numbers(
 ) -> None:
     keys |= {"steps": 4, "save_minutes": 1e-9, "stop": {"min_length": 1}}
     grpo(output=str(tmp_path / "whole"), **keys)
-    real = entry.take_step
+    real = entry.policy_step
 
     def killed(training: Any, step: int, *rest: Any) -> dict[str, float]:
         if step == 2:
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_with_equal_numbers(
         return real(training, step, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(entry, "take_step", killed)
+        patched.setattr(entry, "policy_step", killed)
         with pytest.raises(KeyboardInterrupt):
             grpo(output=str(tmp_path / "killed"), **keys)
     (tmp_path / "killed" / "state" / "draft").mkdir()

@@ -66,7 +66,7 @@ def test_replies_of_a_group_in_one_row_are_as_probable_as_in_rows_of_their_own(
 ) -> None:
     rows = pack(groups, rows=3, with_pixels=False)
     assert rows.chosen.sum((1, 2)).tolist() == [4, 6, 0]
-    assert rows.replies.shape[2] == policy_module.LENGTH_STEP
+    assert rows.replies.shape[2] == policy_module.PADDED_TO
     with torch.no_grad():
         found = policy_of(checkpoint)(rows)
         for i, group in enumerate(groups):

@@ -132,7 +132,7 @@ def grpo(
     checkpoint = read_for_training(find_checkpoint(init))
     source = PromptSource(checkpoint, settings, run.seed)
     training = assemble(checkpoint, run, settings, accelerator, rewarding)
-    train(training, source, run)
+    train_policy(training, source, run)
 
 
 def assemble(
@@ -173,7 +173,7 @@ def assemble(
     )
 
 
-def train(training: Training, source: PromptSource, run: RunSettings) -> None:
+def train_policy(training: Training, source: PromptSource, run: RunSettings) -> None:
     """Takes the steps that are left, and writes the checkpoint when they end or the time is up.
 
     Args:
@@ -201,7 +201,7 @@ def train(training: Training, source: PromptSource, run: RunSettings) -> None:
         for group in training.optimiser.param_groups:
             group["lr"] = rate
         try:
-            row = take_step(training, step, prompts, clock.flags())
+            row = policy_step(training, step, prompts, clock.flags())
         except RunError:
             folder.save_metrics()
             raise
@@ -244,7 +244,7 @@ def write_policy(training: Training, run: RunSettings, folder: Path) -> None:
     training.accelerator.wait_for_everyone()
 
 
-def take_step(
+def policy_step(
     training: Training, step: int, prompts: Sequence[RatedPrompt], flags: Mapping[str, float]
 ) -> dict[str, float]:
     """Draws replies, rewards them and updates the policy.

@@ -21,7 +21,7 @@ from tts_verifier.training.grpo.rollouts import Group
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 
-LENGTH_STEP: Final = 32
+PADDED_TO: Final = 32
 """Prompts and replies are padded to multiples of this, so few shapes occur."""
 MOST_LOGITS: Final = 2**28
 """Logits that are kept at a time; more are computed in parts, and again in the backward pass."""
@@ -200,4 +200,4 @@ def _log_probs(states: Tensor, head: nn.Module, tokens: Tensor, temperature: flo
 
 
 def _padded(length: int) -> int:
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
+    return -(-length // PADDED_TO) * PADDED_TO
