@@ -13,7 +13,12 @@ from tts_verifier.training.grpo.measures import OfficialRewards
 from tts_verifier.training.grpo.policy import Policy, pack
 from tts_verifier.training.grpo.prompts import PromptSource, prompts_ahead
 from tts_verifier.training.grpo.rewards import REWARDS
-from tts_verifier.training.grpo.rollouts import Group, Rollouts, rollout_limits
+from tts_verifier.training.grpo.rollouts import (
+    Group,
+    Rollouts,
+    rollout_limits,
+    sequences_beside,
+)
 from tts_verifier.training.grpo.settings import GrpoSettings
 from tts_verifier.training.verifier.answers import answer_text
 from tts_verifier.training.verifier.token_rows import encode_reply
@@ -81,6 +86,13 @@ def test_replies_are_drawn_without_a_penalty(
     assert limits.log_probs
     whole = rollout_limits(checkpoint.limits, replace(settings, max_new_tokens=None))
     assert whole.max_new_tokens == checkpoint.limits.max_new_tokens
+
+
+def test_a_rollout_leaves_memory_for_the_training() -> None:
+    assert sequences_beside(free=80, single=1, wanted=512) == 20
+    assert sequences_beside(free=80_000, single=1, wanted=16) == 16
+    assert sequences_beside(free=80_000, single=1, wanted=9_000) == 512
+    assert sequences_beside(free=-5, single=1, wanted=16) == 1
 
 
 def answered(checkpoint: Checkpoint, text: str) -> list[int]:

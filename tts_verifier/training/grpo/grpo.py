@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Unpack
+from typing import Final, Unpack
 
 import torch
 from accelerate import Accelerator
@@ -55,6 +55,9 @@ from tts_verifier.training.grpo.settings import (
 )
 from tts_verifier.training.grpo.update import Training, update
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, find_checkpoint
+
+TRAINING_BYTES: Final = 20
+"""Of a trained weight: itself, its gradient and two moments in float32, and a reference."""
 
 
 def grpo(
@@ -150,7 +153,10 @@ def assemble(
         temperature=settings.temperature,
         train_tower=run.train_tower,
     )
-    rollouts = Rollouts(checkpoint, settings, run.seed, accelerator.device)
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    rollouts = Rollouts(
+        checkpoint, settings, run.seed, accelerator.device, reserved=TRAINING_BYTES * trained
+    )
     reference = policy.frozen_copy(accelerator.device) if settings.beta else None
     if run.recompute:
         recompute_activations(policy.language)

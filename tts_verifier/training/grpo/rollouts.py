@@ -22,7 +22,9 @@ from tts_verifier.training.grpo.settings import GrpoSettings
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.checkpoint.replace import copy_weights
 from tts_verifier.verifiers.imagedoctor.engine import Engine, MapDecoder
+from tts_verifier.verifiers.imagedoctor.engine.engine import EXPECTED_PROMPT, REPLY_BLOCK
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MAP_BATCH, MAPS
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES, allocate_buffers
 from tts_verifier.verifiers.imagedoctor.requests import (
     GeneratedReply,
     GenerationLimits,
@@ -65,10 +67,16 @@ class Rollouts:
         settings: how replies are drawn.
         seed: decides them, with the places of the prompts.
         device: of the copy.
+        reserved: bytes of the device that training will take.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: GrpoSettings, seed: int, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        settings: GrpoSettings,
+        seed: int,
+        device: torch.device,
+        reserved: int = 0,
     ) -> None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = copy.deepcopy(checkpoint.model).to(device, dtype).requires_grad_(False).eval()
@@ -76,7 +84,13 @@ class Rollouts:
         self._merge = checkpoint.processor.merge_size
         self._settings, self._seed = settings, seed
         self.limits = rollout_limits(checkpoint.limits, settings)
-        self._engine = Engine(self.model, self.limits)
+        sequences = None
+        if device.type == "cuda":
+            capacity = EXPECTED_PROMPT + min(REPLY_BLOCK, self.limits.max_new_tokens)
+            single = allocate_buffers(self.model, 1, capacity, self.limits).nbytes
+            free = torch.cuda.mem_get_info(device)[0] - reserved
+            sequences = sequences_beside(free, single, settings.prompts * settings.group)
+        self._engine = Engine(self.model, self.limits, sequences=sequences)
         self._decoder = MapDecoder(self.model)
 
     def update(self, state: Mapping[str, Tensor]) -> None:
@@ -124,6 +138,20 @@ class Rollouts:
             raise TypeError("a rollout records log-probabilities")
         ids = reply.ids if reply.end is None else [*reply.ids, reply.end]
         return DrawnReply(self._tokenizer.decode(reply.ids), ids, reply.log_probs, maps)
+
+
+def sequences_beside(free: int, single: int, wanted: int) -> int:
+    """Returns how many replies to draw at a time on a GPU that trains as well.
+
+    The engine would take half of what is free before the first update, and keep it.
+
+    Args:
+        free: bytes, without what training will take for weights, gradients and moments.
+        single: bytes of one reply's buffers.
+        wanted: replies of a step.
+    """
+    # Activations and prefill need the other three quarters.
+    return max(1, min(wanted, GPU_SEQUENCES, free // 4 // single))
 
 
 def rollout_limits(limits: GenerationLimits, settings: GrpoSettings) -> GenerationLimits:
