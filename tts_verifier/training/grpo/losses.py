@@ -17,8 +17,8 @@ from tts_verifier.training.grpo.settings import LossKind
 
 STD_EPSILON: Final = 1e-4
 """Added to the standard deviation of a group."""
-NO_VARIANCE: Final = 1e-8
-"""A smaller standard deviation of a group's rewards is none, as TRL has it."""
+NO_VARIANCE: Final = 1e-5
+"""A smaller standard deviation of a group's rewards is the rounding of equal maps, and none."""
 
 
 def advantages_of(rewards: Tensor) -> tuple[Tensor, Tensor]:
