@@ -93,6 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         checkpoint = random_checkpoint(options.size, accelerator.device)
         # As a checkpoint is loaded: what is not trained never lies on the GPU in float32.
         checkpoint.model.to("cpu")
+        torch.cuda.empty_cache()
         text_tokens = PROMPT_TOKENS
     steps = options.warm_up + options.steps
     run = RunSettings(
