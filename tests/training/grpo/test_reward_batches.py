@@ -158,6 +158,20 @@ def test_maps_may_be_read_only_reversed_stacked_or_need_gradients() -> None:
         )
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_maps_on_an_accelerator_have_the_same_rewards() -> None:
+    source = np.random.default_rng(0)
+    for side in (16, 112, 288, 300):
+        truth = source.random((288, 288), np.float32)
+        own = [torch.from_numpy(source.random((side, side), np.float32)) for _ in range(4)]
+        for maps in (own, [own[0], None, own[1].half().float(), own[2]]):
+            given_columns = columns(4, artifact_map=[truth] * 4, predicted_artifact=maps)
+            host = total_rewards(None, [PERFECT] * 4, **given_columns)
+            given_columns["predicted_artifact"] = [m if m is None else m.cuda() for m in maps]
+            device = total_rewards(None, [PERFECT] * 4, **given_columns)
+            assert device.total == pytest.approx(host.total, abs=1e-5)
+
+
 def test_nothing_that_is_given_is_changed() -> None:
     truth, own = np.random.default_rng(0).random((2, 40, 30), np.float32)
     before = truth.copy(), own.copy()

@@ -26,7 +26,7 @@ from tts_verifier.errors import InputError
 
 Reals = NDArray[np.float64]
 
-BOX_FRAME: Final = 512
+WRITTEN_SIDE: Final = 512
 """Pixels a side of the frame in which completions write boxes."""
 SIDE: Final = 288
 """Pixels a side at which maps are compared, and of the frame into which boxes are scaled."""
@@ -97,8 +97,8 @@ def read_boxes(texts: Sequence[str]) -> list[Reals]:
     """Reads every [x1, y1, x2, y2] of each text, in order, also outside the answer.
 
     Returns:
-        For each text (K, 4), scaled from BOX_FRAME to SIDE and rounded to float32, which decides on
-        which pixel a box ends.
+        For each text (K, 4), scaled from WRITTEN_SIDE to SIDE and rounded to float32, which decides
+        on which pixel a box ends.
     """
     return [_boxes_of(text) for text in texts]
 
@@ -133,6 +133,6 @@ def _boxes_of(text: str) -> Reals:
     written = [list(map(float, match.groups())) for match in matches]
     if not written:
         return np.zeros((0, 4))
-    corners = np.array(written) * (SIDE / BOX_FRAME)
+    corners = np.array(written) * (SIDE / WRITTEN_SIDE)
     # The official rewards stop with an error where a coordinate does not fit in a float32.
     return np.clip(corners, -_LARGEST_CORNER, _LARGEST_CORNER).astype(np.float32).astype(np.float64)

@@ -38,8 +38,8 @@ def resize_weights(size: int) -> Reals:
 
 def enlarged_sum(grid: Tensor) -> float:
     """Returns the sum of a map (H, W) over the SIDE x SIDE pixels of its resized form."""
-    rows, columns = (_column_sums(size) for size in grid.shape)
-    return float((grid @ columns) @ rows)
+    rows, columns = (_sums_of_rows(size)[-1].astype(np.float32) for size in grid.shape)
+    return float(grid.numpy() @ columns @ rows)
 
 
 def sums_up_to(grid: Tensor, ys: NDArray[np.int64], xs: NDArray[np.int64]) -> Reals:
@@ -54,12 +54,12 @@ def sums_up_to(grid: Tensor, ys: NDArray[np.int64], xs: NDArray[np.int64]) -> Re
         (len(ys), len(xs)), the sum over the rows and columns between the first edges and these.
     """
     rows, columns = (
-        torch.from_numpy(np.diff(_sums_of_rows(size)[edges], axis=0)).float()
+        np.diff(_sums_of_rows(size)[edges], axis=0).astype(np.float32)
         for size, edges in zip(grid.shape, (ys, xs), strict=True)
     )
     sums = np.zeros((len(ys), len(xs)))
     # Added up from cells, none of which is negative, so nothing cancels.
-    sums[1:, 1:] = (rows @ grid @ columns.T).numpy()
+    sums[1:, 1:] = rows @ grid.numpy() @ columns.T
     return sums.cumsum(0).cumsum(1)
 
 
@@ -98,11 +98,6 @@ def _resized(maps: Tensor) -> Tensor:
 def _sums_of_rows(size: int) -> Reals:
     """Returns the sums of the first 0, 1, … SIDE rows of the weights: (SIDE + 1, size)."""
     return np.concatenate([np.zeros((1, size)), resize_weights(size).cumsum(0)])
-
-
-@lru_cache(maxsize=16)
-def _column_sums(size: int) -> Tensor:
-    return torch.from_numpy(resize_weights(size).sum(0)).float()
 
 
 @lru_cache(maxsize=32)
