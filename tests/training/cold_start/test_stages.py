@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 
 from tts_verifier import Verifier
+from tts_verifier.analysis import write_report
 from tts_verifier.errors import InputError, RecipeError, RunError, RunWarning
 from tts_verifier.training.cold_start import stages
 from tts_verifier.training.cold_start.batches import RowBlock
+from tts_verifier.training.cold_start.clock import Clock
 from tts_verifier.training.cold_start.network import ColdStartNetwork, merged_state
 from tts_verifier.training.cold_start.settings import RunKeys, RunSettings
 from tts_verifier.training.cold_start.sources import (
@@ -29,7 +32,13 @@ from tts_verifier.training.entries import run_entry
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 
-FAST: dict[str, Any] = {"steps": 4, "batch": 4, "block": 2, "learning_rate": 1e-3}
+FAST: dict[str, Any] = {
+    "steps": 4,
+    "batch": 4,
+    "block": 2,
+    "learning_rate": 1e-3,
+    "examples": 0,
+}
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -74,6 +83,74 @@ def test_stage_1_learns_answers_and_stage_2_goes_on_from_its_weights(
     verifier = Verifier.from_pretrained(str(two / "checkpoint"), answer_template=True)
     (verdict,) = verifier.verify([np.zeros((64, 64, 3), np.uint8)], ["a red ring"], detail="score")
     assert "overall" in verdict.scores
+
+
+def test_the_report_of_a_run_shows_its_examples(
+    doctor: Path, ratings: Path, tmp_path: Path
+) -> None:
+    keys = FAST | {"init": str(doctor), "steps": 2, "examples": 2}
+    data = {"one": str(ratings), "two": "miniature"}
+    cold_start_1(data=data["one"], output=str(tmp_path / "one"), **keys)
+    cold_start_2(data=data["two"], output=str(tmp_path / "two"), **keys)
+    for name, words in (("one", "train, seen in training"), ("two", "held-out captions")):
+        write_report([tmp_path / name], tmp_path / "page.html")
+        text = (tmp_path / "page.html").read_text("utf-8")
+        assert f"after 2 steps of pictures from: {words}" in text
+        assert f"<dt>entry<dd>cold-start-{1 + (name == 'two')}" in text
+        assert text.count("<article") == 2
+        assert text.count('role="img"') >= 4
+
+
+class Tracker(GeneralTracker):
+    """Keeps what a tracker is told."""
+
+    name = "kept"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__(_blank=True)
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int, **_: Any) -> None:
+        self.logged.append((step, values))
+
+
+def test_trackers_get_the_settings_and_every_metric(
+    doctor: Path, ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Tracker()
+    monkeypatch.setattr(RunSettings, "tracker_names", lambda run: [kept])
+    cold_start_1(init=str(doctor), data=str(ratings), output=str(tmp_path), **FAST)
+    assert (kept.settings["seed"], kept.settings["map_weight"]) == (0, 0.0)
+    assert all(isinstance(v, (int, float, str)) for v in kept.settings.values())
+    rows = read_metrics(tmp_path)
+    assert kept.logged == [
+        (i, {k: v for k, v in r.items() if k != "step"}) for i, r in enumerate(rows)
+    ]
+
+
+def test_progress_says_the_rate_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0])
+    monkeypatch.setattr("tts_verifier.training.cold_start.clock.time.monotonic", lambda: next(now))
+    row = {"total": 0.5, "tokens": 800.0, "rows": 4.0}
+    for minutes, left in ((None, 30), (0.25, 5)):
+        now = iter([100.0, *[110.0] * 9])
+        clock = Clock(RunSettings("a", "b", steps=40, batch=4, minutes=minutes), first=0)
+        clock.show(9, row, 1, last=False)
+        assert capsys.readouterr().out == (
+            f"step 10 of 40, 4.0 rows/s, 800 tokens/s, {left} s left: total 0.5000, "
+            "1 steps skipped\n"
+        )
 
 
 def test_the_tower_is_frozen_unless_it_is_asked_for(
@@ -337,6 +414,7 @@ def test_ratings_without_reasons_are_enough_for_stage_1_only(
         ("warm_up=2", r"warm_up must be in \[0, 1\]"),
         ("lora_rank=-1", "lora_rank must not be negative"),
         ("workers=-1", "workers must not be negative"),
+        ("examples=-1", "examples must not be negative, got -1"),
         ("answer_only_share=2", r"answer_only_share must be in \[0, 1\], got 2"),
         ("trackers=[excel]", "trackers must be of tensorboard, wandb, got 'excel'"),
         ("trackers=[wandb]", "The tracker wandb is not installed"),

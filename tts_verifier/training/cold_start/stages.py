@@ -23,6 +23,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.cold_start.batches import RowBlock
 from tts_verifier.training.cold_start.clock import Clock
+from tts_verifier.training.cold_start.held_out import show_examples
 from tts_verifier.training.cold_start.network import (
     ColdStartNetwork,
     parameter_groups,
@@ -42,7 +43,7 @@ from tts_verifier.training.cold_start.sources import (
     RowSource,
     read_reasons,
 )
-from tts_verifier.training.common.run_folder import RunFolder
+from tts_verifier.training.common.run_folder import RunFolder, plain_values
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.verifier.token_rows import check_heatmap_tokens
 from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
@@ -155,7 +156,14 @@ def run_stage(run: RunSettings, stage: StageSettings) -> None:
         lora_rank=run.lora_rank,
         recompute=run.recompute,
     )
-    train(network, source, run, stage, accelerator)
+    step = train(network, source, run, stage, accelerator)
+    # The memory of the training is the verifier's now.
+    del checkpoint, network
+    accelerator.free_memory()
+    if run.examples and accelerator.is_main_process:
+        show_examples(run, stage, step, accelerator.device)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def open_source(
@@ -225,7 +233,7 @@ def train(
     run: RunSettings,
     stage: StageSettings,
     accelerator: Accelerator,
-) -> None:
+) -> int:
     """Takes the steps that are left, and writes the checkpoint when they end or the time is up.
 
     Args:
@@ -234,6 +242,9 @@ def train(
         run: the settings of the run, which one that goes on must share, but for `FREE_KEYS`.
         stage: the settings of the stage, likewise.
         accelerator: of its processes.
+
+    Returns:
+        The steps that were taken, those of earlier calls included.
     """
     settings = asdict(run) | asdict(stage)
     deciding = {k: v for k, v in settings.items() if k not in FREE_KEYS}
@@ -246,9 +257,10 @@ def train(
     network, optimiser = accelerator.prepare(network, optimiser)
     guard = StepGuard()
     accelerator.register_for_checkpointing(guard)
-    folder = RunFolder(Path(run.output), deciding, accelerator)
-    first = folder.resume()
-    accelerator.init_trackers("cold-start")
+    entry = f"cold-start-{stage.stage}"
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry=entry)
+    first = taken = folder.resume()
+    accelerator.init_trackers("cold-start", plain_values(deciding))
     clock = Clock(run, first)
     for step, blocks in zip(
         range(first, run.steps), loaded(source, run, accelerator, first), strict=True
@@ -263,7 +275,9 @@ def train(
             raise
         stop, save = row.pop("stop") > 0, row.pop("save") > 0
         last = stop or step + 1 == run.steps
-        row |= {"step": step, "learning_rate": rate, "rows_per_second": clock.rate(step)}
+        taken = step + 1
+        row |= {"step": step, "learning_rate": rate}
+        row |= {"rows_per_second": clock.rate(step), "seconds": clock.lap()}
         folder.record(row)
         accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
         if accelerator.is_main_process:
@@ -275,13 +289,13 @@ def train(
             folder.save_metrics()
         if stop:
             break
-    accelerator.end_training()
     if accelerator.is_main_process:
         dtype = getattr(torch, run.dtype)
         trained = accelerator.unwrap_model(network).model
         write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
         print(f"The checkpoint: {folder.folder / 'checkpoint'}", flush=True)
     accelerator.wait_for_everyone()
+    return taken
 
 
 def loaded(
