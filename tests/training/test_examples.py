@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pyarrow import parquet
 
-from tts_verifier.errors import CheckpointError, RunWarning
+from tts_verifier.errors import RunWarning
 from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS, RatedPicture
-from tts_verifier.interfaces import Verifier
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.training.examples import (
     Examples,
     examples_of,
     miniature_examples,
-    try_examples,
+    show_checkpoint,
     write_examples,
 )
 from tts_verifier.training.richhf.miniature import make_miniature_richhf
@@ -96,12 +96,13 @@ def test_a_folders_examples_are_of_a_split_that_is_not_trained(tmp_path: Path) -
     assert examples_of(whole, "train", 1).split == "train, seen in training"
 
 
-def test_a_failure_is_a_warning_as_the_training_is_kept(tmp_path: Path) -> None:
-    def load() -> Verifier:
-        raise CheckpointError("There is no config.json.")
-
-    with pytest.warns(RunWarning, match=r"not written: There is no config\.json\. The checkpoint"):
-        try_examples(tmp_path, load, lambda: miniature_examples(1), step=1)
-    try_examples(tmp_path, Halves, lambda: Examples([picture("x")], "dev"), step=1, detail="score")
+def test_without_their_details_verdicts_have_no_maps(tmp_path: Path) -> None:
+    write_examples(tmp_path, Halves(), Examples([picture("x")], "dev"), step=1, detail="score")
     (row,) = parquet.read_table(tmp_path / "examples.parquet").to_pylist()
     assert row["artifact_map"] is None
+
+
+def test_a_failure_is_a_warning_as_the_training_is_kept(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    with pytest.warns(RunWarning, match=r"for the report are not written: .*checkpoint.* again"):
+        show_checkpoint(tmp_path, lambda: miniature_examples(1), step=1, device=cpu)

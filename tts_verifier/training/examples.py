@@ -30,6 +30,7 @@ from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.training.richhf.dataset import read_split, record_files
 from tts_verifier.types import Detail, Verdict
+from tts_verifier.verifiers.imagedoctor.verifier import ImageDoctor
 
 EXAMPLES_FILE: Final = "examples.parquet"
 HELD_OUT_SPLITS: Final = ("dev", "test")
@@ -91,25 +92,28 @@ def miniature_examples(count: int) -> Examples:
     )
 
 
-def try_examples(
+def show_checkpoint(
     folder: Path,
-    load: Callable[[], Verifier],
     choose: Callable[[], Examples],
     *,
     step: int,
+    device: torch.device,
     detail: Detail = "diagnose",
 ) -> None:
-    """Writes the examples of a trained run; a failure is a `RunWarning`, as the training is kept.
+    """Writes what the checkpoint of a run says of pictures.
+
+    A failure is a `RunWarning`, because the training is kept.
 
     Args:
-        folder: of the run.
-        load: returns the trained verifier.
+        folder: of the run, with its checkpoint in `checkpoint`.
         choose: returns the pictures.
-        step: steps that it was trained for.
+        step: steps that the checkpoint was trained for.
+        device: of the verifier; the memory of the training is free by now.
         detail: "score" for a verifier that has learned answers alone.
     """
     try:
-        write_examples(folder, load(), choose(), step=step, detail=detail)
+        verifier = ImageDoctor.from_pretrained(folder / "checkpoint", device=device)
+        write_examples(folder, verifier, choose(), step=step, detail=detail)
     except (TTSError, OSError, torch.cuda.OutOfMemoryError) as error:
         warnings.warn(
             f"The examples for the report are not written: {error} The checkpoint is; the same "

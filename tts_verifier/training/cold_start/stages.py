@@ -23,7 +23,6 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.cold_start.batches import RowBlock
 from tts_verifier.training.cold_start.clock import Clock
-from tts_verifier.training.cold_start.held_out import show_examples
 from tts_verifier.training.cold_start.network import (
     ColdStartNetwork,
     parameter_groups,
@@ -45,6 +44,12 @@ from tts_verifier.training.cold_start.sources import (
 )
 from tts_verifier.training.common.run_folder import RunFolder, plain_values
 from tts_verifier.training.common.step_guard import StepGuard
+from tts_verifier.training.examples import (
+    Examples,
+    examples_of,
+    miniature_examples,
+    show_checkpoint,
+)
 from tts_verifier.training.verifier.token_rows import check_heatmap_tokens
 from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
@@ -161,9 +166,22 @@ def run_stage(run: RunSettings, stage: StageSettings) -> None:
     del checkpoint, network
     accelerator.free_memory()
     if run.examples and accelerator.is_main_process:
-        show_examples(run, stage, step, accelerator.device)
+        show_checkpoint(
+            Path(run.output),
+            lambda: examples_for(run, stage),
+            step=step,
+            device=accelerator.device,
+            detail="score" if stage.stage == 1 else "diagnose",
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def examples_for(run: RunSettings, stage: StageSettings) -> Examples:
+    """Returns the pictures that the report of a run shows."""
+    if stage.data == MINIATURE:
+        return miniature_examples(run.examples)
+    return examples_of(Path(stage.data), stage.split, run.examples)
 
 
 def open_source(
