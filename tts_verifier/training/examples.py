@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,7 +153,7 @@ def write_examples(
         common | _row(picture, image, verdict)
         for picture, image, verdict in zip(examples.pictures, images, verdicts, strict=True)
     ]
-    draft = folder / f".{os.getpid()}.{EXAMPLES_FILE}"
+    draft = folder / "examples.draft"
     parquet.write_table(pyarrow.Table.from_pylist(rows), draft)
     draft.replace(folder / EXAMPLES_FILE)
 

@@ -34,13 +34,14 @@ METRICS: Final = "metrics"
 EXAMPLES: Final = "examples.parquet"
 ABOUT: Final = b"tts-verifier run"
 """The key of a metrics file's metadata that says where its steps were taken."""
-MOST_STEPS: Final = 10_000_000
-MOST_COLUMNS: Final = 400
+MOST_VALUES: Final = 50_000_000
+"""Of all metrics: a million steps with 50 of them."""
 MOST_EXAMPLES: Final = 64
 """More are not shown."""
 _MOST_JSON: Final = 2**20
 _MOST_TABLE: Final = 2**28
-_NUMBERED: Final = re.compile(r"\d{8}\.parquet")
+"""Bytes of a table, packed; unpacked it may have twice as many."""
+_NUMBERED: Final = re.compile(r"\d{8,}\.parquet")
 
 Values = NDArray[np.float64]
 
@@ -118,22 +119,24 @@ def _read_metrics(folder: Path) -> list[pa.Table]:
     for path in files_in(folder, METRICS):
         # A run that goes on removes files, and leaves drafts for a moment.
         if _NUMBERED.fullmatch(path.name) and os.path.lexists(path):
-            table = _read_rows(folder, f"{METRICS}/{path.name}", MOST_STEPS - total)
-            total += len(table)
+            table = _read_rows(folder, f"{METRICS}/{path.name}", MOST_VALUES - total)
+            total += len(table) * table.num_columns
             tables.append(table)
     return tables
 
 
 def _read_rows(folder: Path, path: str, most: int) -> pa.Table:
-    """Reads a table of at most so many rows."""
+    """Reads a table of at most so many values."""
     try:
         content = read_inside(folder, path, most=_MOST_TABLE)
         with parquet.ParquetFile(pa.BufferReader(content)) as file:
-            rows, columns = file.metadata.num_rows, file.metadata.num_columns
-            if rows > most or columns > MOST_COLUMNS:
+            about = file.metadata
+            groups = [about.row_group(i) for i in range(about.num_row_groups)]
+            unpacked = sum(group.total_byte_size for group in groups)
+            if about.num_rows * about.num_columns > most or unpacked > 2 * _MOST_TABLE:
                 raise ValueError(
-                    f"{rows} rows of {columns} columns are too many; a report has at most "
-                    f"{MOST_STEPS} steps and {MOST_COLUMNS} columns"
+                    f"{about.num_rows} rows of {about.num_columns} columns are too many; a report "
+                    f"has at most {MOST_VALUES} values"
                 )
             return file.read()
     # Damaged files are ArrowInvalid, OSError and whatever else pyarrow raises.
@@ -207,7 +210,7 @@ def _places(tables: Sequence[pa.Table]) -> tuple[Mapping[str, str], ...]:
 def _read_examples(folder: Path) -> tuple[Mapping[str, Any], ...]:
     if not os.path.lexists(folder / EXAMPLES):
         return ()
-    table = _read_rows(folder, EXAMPLES, MOST_STEPS)
+    table = _read_rows(folder, EXAMPLES, MOST_VALUES)
     if len(set(table.column_names)) != table.num_columns:
         raise RunError(f"{folder / EXAMPLES} must have different columns. Move it away.")
     try:
