@@ -196,7 +196,7 @@ def test_what_cannot_be_reported_is_named(
         write_report(str(painted), tmp_path / "page.html")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"cannot be written.*--output"):
         write_report([painted], tmp_path / "no" / "page.html")
-    monkeypatch.setattr("tts_verifier.analysis.report.page.find_spec", lambda name: None)
+    monkeypatch.setattr("tts_verifier.analysis.report.rendering.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'tts-verifier\[reports\]'"):
         write_report([painted], tmp_path / "page.html")
 

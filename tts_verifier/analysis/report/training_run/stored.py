@@ -214,7 +214,8 @@ def _read_examples(folder: Path) -> tuple[Mapping[str, Any], ...]:
     if len(set(table.column_names)) != table.num_columns:
         raise RunError(f"{folder / EXAMPLES} must have different columns. Move it away.")
     try:
-        return tuple(table.slice(0, MOST_EXAMPLES).to_pylist())
+        # A slice counts its rows wrongly where there are no columns.
+        return tuple(table.slice(0, min(MOST_EXAMPLES, len(table))).to_pylist())
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise RunError(f"{folder / EXAMPLES} cannot be read: {error}. Move it away.") from error
 
