@@ -15,6 +15,7 @@ from accelerate.tracking import GeneralTracker
 
 from tts_verifier import Verifier
 from tts_verifier.analysis import write_report
+from tts_verifier.analysis.report.training_run.stored import read_stored
 from tts_verifier.errors import InputError, RecipeError, RunError, RunWarning
 from tts_verifier.training.cold_start import stages
 from tts_verifier.training.cold_start.batches import RowBlock
@@ -470,16 +471,23 @@ def test_every_setting_is_a_key() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_that_one_takes(doctor: Path, tmp_path: Path) -> None:
-    """As users do it, through `accelerate launch`."""
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
-    for name, command in (("one", []), ("two", [*launch, *plain])):
+def test_two_processes_take_the_steps_that_one_takes(
+    doctor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch --cpu` would start one process, whatever number it is told."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "-m"]
+    for name, command in (("one", []), ("two", launch)):
         keys = {"init": doctor, "output": tmp_path / name, "steps": 3, "batch": 8, "block": 2}
-        keys |= {"map_rows": 1, "workers": 0, "learning_rate": 1e-3}
+        keys |= {"map_rows": 1, "workers": 0, "learning_rate": 1e-3, "examples": 1}
         entry = ["tts_verifier.training", "cold-start-2", "both-modes"]
         overrides = [f"{key}={value}" for key, value in keys.items()]
         subprocess.run([sys.executable, "-m", *command, *entry, *overrides], check=True)
+        # Whoever comes last still finds the others.
+        assert (tmp_path / name / "checkpoint" / "config.json").exists()
+        assert (tmp_path / name / "examples.parquet").exists()
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     for name in ("total", "text", "artifact", "gradient", "tokens", "rows"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-5)
+    (about,) = read_stored(tmp_path / "two").places
+    assert (about["processes"], about["entry"]) == ("2", "cold-start-2")
