@@ -146,6 +146,29 @@ def test_a_long_run_is_drawn_as_means_with_bands() -> None:
     assert curve_of(np.arange(2.0), np.full(2, math.nan)) is None
 
 
+def test_a_single_spike_does_not_flatten_a_chart() -> None:
+    values = np.tile([1.0, 2.0], 150)
+    steps = np.arange(300.0)
+
+    def title_and_ticks(**changes: float) -> tuple[str, list[float]]:
+        spiky = values.copy()
+        for place, value in changes.items():
+            spiky[int(place[1:])] = value
+        (chart,) = curves_of(steps, {"gradient": spiky}).charts
+        numbers = re.findall(r'text-anchor="end">(-?[\d.]+)<', chart)
+        return re.findall('class="title">(.*?)<', chart)[0], [float(n) for n in numbers]
+
+    assert title_and_ticks() == ("gradient", [1.0, 1.5, 2.0])
+    title, ticks = title_and_ticks(s7=1234.0)
+    assert title == "gradient, up to 1.23e+03"
+    assert max(ticks) <= 2.25
+    title, ticks = title_and_ticks(s7=99.0, s9=-50.0)
+    assert title == "gradient, up to 99, down to -50"
+    assert (min(ticks) >= 0.75, max(ticks) <= 2.25) == (True, True)
+    # What is not far out stays.
+    assert title_and_ticks(s7=4.0)[0] == "gradient"
+
+
 def test_what_a_chart_cannot_show_is_said_in_words() -> None:
     columns = {"a": np.full(3, 7.0), "b": np.full(3, math.nan), "skipped": np.array([0, 1.0, 0])}
     shown = curves_of(np.arange(3.0), columns)

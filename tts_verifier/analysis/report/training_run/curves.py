@@ -19,6 +19,10 @@ POINTS: Final = 300
 """The most points of a curve."""
 SMOOTHED_SHARE: Final = 15
 """A smoothed point is the mean over one part of so many, and at least over three points."""
+OUTLYING: Final = 3.0
+"""A value so many times as far out as the usual ones are from each other is cut off."""
+FEW: Final = 30
+"""Points of a curve that is drawn whole."""
 SKIPPED: Final = "skipped"
 """The metric that says whether a step was skipped; it is marked in every chart."""
 HEADLINES: Final = ("total", "reward", "plcc")
@@ -62,7 +66,7 @@ class Curves:
     constants: tuple[tuple[str, float], ...]
     """Metrics that do not change."""
     headlines: tuple[tuple[str, float, float], ...]
-    """(metric, smoothed at the begin, smoothed at the end)."""
+    """(metric, smoothed at the beginning, smoothed at the end)."""
     absent: tuple[str, ...]
     """Metrics without a finite value, and those beyond MOST_CHARTS."""
     skipped: int
@@ -117,13 +121,32 @@ def curve_of(steps: Values, values: Values) -> MetricCurve | None:
 
 def _chart(name: str, curve: MetricCurve, marks: Values) -> str:
     raw = "each step" if curve.each == 1 else f"{curve.each} steps each"
-    band = [] if curve.each == 1 else _points(curve.low, curve.high)
+    least, most = _range(curve)
+
+    def within(values: Values) -> Values:
+        return np.clip(values, least, most)
+
+    band = [] if curve.each == 1 else _points(within(curve.low), within(curve.high))
     series = [
-        Series(raw, _points(curve.steps, curve.values), band, pale=True),
-        Series("smoothed", _points(curve.steps, curve.smoothed())),
+        Series(raw, _points(curve.steps, within(curve.values)), band, pale=True),
+        Series("smoothed", _points(curve.steps, within(curve.smoothed()))),
     ]
-    title = name if len(name) <= 60 else f"{name[:59]}…"
+    title = name if len(name) <= 40 else f"{name[:39]}…"
+    if curve.high.max() > most:
+        title += f", up to {curve.high.max():.3g}"
+    if curve.low.min() < least:
+        title += f", down to {curve.low.min():.3g}"
     return line_chart(Chart(title, "step", series, marks=marks.tolist()))
+
+
+def _range(curve: MetricCurve) -> Point:
+    """Returns the lowest and the highest value to draw: a single spike would flatten the rest."""
+    low, high = float(np.quantile(curve.low, 0.01)), float(np.quantile(curve.high, 0.99))
+    far, near = OUTLYING * (high - low), (high - low) / 4
+    least, most = float(curve.low.min()), float(curve.high.max())
+    if len(curve.values) < FEW or not near:
+        return least, most
+    return (low - near if least < low - far else least, high + near if most > high + far else most)
 
 
 def _points(xs: Values, ys: Values) -> list[Point]:
