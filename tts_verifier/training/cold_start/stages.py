@@ -162,9 +162,10 @@ def run_stage(run: RunSettings, stage: StageSettings) -> None:
         recompute=run.recompute,
     )
     step = train(network, source, run, stage, accelerator)
-    # The memory of the training is the verifier's now.
-    del checkpoint, network
-    accelerator.free_memory()
+    if run.examples:
+        # The memory of the training is the verifier's now.
+        del checkpoint, network
+        accelerator.free_memory()
     if run.examples and accelerator.is_main_process:
         show_checkpoint(
             Path(run.output),
