@@ -34,6 +34,7 @@ FAST: dict[str, Any] = {
     "max_new_tokens": 6,
     "learning_rate": 1e-2,
     "warm_up": 0.0,
+    "examples": 0,
 }
 
 

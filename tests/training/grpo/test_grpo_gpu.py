@@ -21,6 +21,7 @@ def test_the_policy_starts_as_its_reference_and_as_the_rollout_saw_it(
 ) -> None:
     keys: dict[str, Any] = {"steps": 6, "prompts": 4, "group": 8, "max_new_tokens": 40}
     keys |= {"init": str(doctor), "data": str(ratings), "learning_rate": 1e-2, "warm_up": 0.0}
+    keys |= {"examples": 0}
     grpo(output=str(tmp_path / "run"), train_tower=tower, **keys)
     rows = read_metrics(tmp_path / "run")
     assert rows[0]["kl"] == pytest.approx(0, abs=1e-5)
@@ -36,6 +37,7 @@ def test_a_stopped_run_goes_on_from_its_weights(
 ) -> None:
     keys: dict[str, Any] = {"steps": 3, "prompts": 2, "max_new_tokens": 8}
     keys |= {"init": str(doctor), "data": str(ratings), "output": str(tmp_path), "block": 1}
+    keys |= {"examples": 0}
     grpo(minutes=1e-9, **keys)
     grpo(**keys)
     rows = read_metrics(tmp_path)

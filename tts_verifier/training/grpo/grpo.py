@@ -30,8 +30,9 @@ from tts_verifier.training.cold_start.stages import (
     read_for_training,
     start_processes,
 )
-from tts_verifier.training.common.run_folder import RunFolder
+from tts_verifier.training.common.run_folder import RunFolder, plain_values
 from tts_verifier.training.common.step_guard import StepGuard
+from tts_verifier.training.examples import examples_of, show_checkpoint
 from tts_verifier.training.grpo.losses import advantages_of
 from tts_verifier.training.grpo.measures import (
     OfficialRewards,
@@ -135,7 +136,21 @@ def grpo(
     checkpoint = read_for_training(find_checkpoint(init))
     source = PromptSource(checkpoint, settings, run.seed)
     training = assemble(checkpoint, run, settings, accelerator, rewarding)
-    train_policy(training, source, run)
+    step, broken = train_policy(training, source, run)
+    # The memory of the training is the verifier's now.
+    del checkpoint, training, source
+    accelerator.free_memory()
+    if run.examples and accelerator.is_main_process:
+        show_checkpoint(
+            Path(output),
+            lambda: examples_of(Path(data), split, run.examples),
+            step=step,
+            device=accelerator.device,
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if broken is not None:
+        raise broken
 
 
 def assemble(
@@ -179,7 +194,9 @@ def assemble(
     )
 
 
-def train_policy(training: Training, source: PromptSource, run: RunSettings) -> None:
+def train_policy(
+    training: Training, source: PromptSource, run: RunSettings
+) -> tuple[int, RunError | None]:
     """Takes the steps that are left, and writes the checkpoint when they end or the time is up.
 
     Args:
@@ -188,17 +205,21 @@ def train_policy(training: Training, source: PromptSource, run: RunSettings) -> 
         run: the settings of the run. One that goes on must share them and those of `training`,
             but for `GRPO_FREE_KEYS`.
 
+    Returns:
+        The steps that were taken, those of earlier calls included, and the error of a limit that
+        is passed: the run is kept before it is raised.
+
     Raises:
-        RunError: a limit is passed, no reply can be read, or losses are no numbers.
+        RunError: no reply can be read, or losses are no numbers.
     """
     accelerator, settings = training.accelerator, training.settings
     limits = Limits(settings.stop)
     accelerator.register_for_checkpointing(training.guard, limits)
     deciding = asdict(run) | asdict(settings)
     deciding = {key: value for key, value in deciding.items() if key not in GRPO_FREE_KEYS}
-    folder = RunFolder(Path(run.output), deciding, accelerator)
-    first = folder.resume()
-    accelerator.init_trackers("grpo")
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo")
+    first = taken = folder.resume()
+    accelerator.init_trackers("grpo", plain_values(deciding))
     clock = Clock(run, first)
     broken: RunError | None = None
     share = settings.share(accelerator.process_index, accelerator.num_processes)
@@ -214,7 +235,9 @@ def train_policy(training: Training, source: PromptSource, run: RunSettings) -> 
         stop, save = row.pop("stop") > 0, row.pop("save") > 0
         broken = broken_limit(limits, step, row)
         last = stop or broken is not None or step + 1 == run.steps
-        row |= {"step": step, "learning_rate": rate, "rows_per_second": clock.rate(step)}
+        taken = step + 1
+        row |= {"step": step, "learning_rate": rate}
+        row |= {"rows_per_second": clock.rate(step), "seconds": clock.lap()}
         folder.record(row)
         accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
         if accelerator.is_main_process:
@@ -226,14 +249,12 @@ def train_policy(training: Training, source: PromptSource, run: RunSettings) -> 
             folder.save_metrics()
         if stop or broken is not None:
             break
-    accelerator.end_training()
     write_policy(training, run, folder.folder / "checkpoint")
-    if broken is not None:
-        raise broken
+    return taken, broken
 
 
 def broken_limit(limits: Limits, step: int, row: Mapping[str, float]) -> RunError | None:
-    """Returns the error of a limit that is passed, so that the run is kept before it is raised."""
+    """Returns the error of a limit that is passed, None if none is."""
     try:
         limits.check(step, row)
     except RunError as error:

@@ -148,6 +148,7 @@ class GrpoRunKeys(TypedDict, total=False):
     save_minutes: float
     print_seconds: float
     trackers: Sequence[str] | None
+    examples: int
 
 
 class Limits:
