@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 
 from tts_verifier.errors import CheckpointError, InputError, RecipeError, RunError
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
+from tts_verifier.training.examples import EXAMPLES_FILE
 from tts_verifier.training.grpo import grpo as entry
 from tts_verifier.training.grpo import update as update_module
 from tts_verifier.training.grpo.grpo import grpo
@@ -79,6 +81,15 @@ def test_a_run_trains_the_language_model_and_measures_itself(
     }
     assert changed <= {"model", "lm_head"}
     assert "model" in changed
+
+
+@pytest.mark.usefixtures("even_tokens")
+@pytest.mark.filterwarnings("ignore::tts_verifier.errors.RunWarning")
+def test_the_report_of_a_run_shows_its_examples(keys: dict[str, Any], tmp_path: Path) -> None:
+    grpo(output=str(tmp_path / "run"), **keys | {"steps": 1, "examples": 2})
+    rows = parquet.read_table(tmp_path / "run" / EXAMPLES_FILE).to_pylist()
+    assert [row["split"] for row in rows] == ["train, seen in training"] * 2
+    assert read_metrics(tmp_path / "run")[0]["seconds"] > 0
 
 
 @pytest.mark.usefixtures("even_tokens")
@@ -345,6 +356,7 @@ import sys
 from conftest import EvenTokens
 from tts_verifier.training.grpo import grpo as entry
 from tts_verifier.training.entries import run_entry
+from tts_verifier.training.examples import EXAMPLES_FILE
 entry.OfficialRewards = EvenTokens
 run_entry("grpo", sys.argv[1], sys.argv[2:])
 """

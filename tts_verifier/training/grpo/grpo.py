@@ -130,10 +130,15 @@ def grpo(
         scaling,
         stop or {},
     )
-    rewarding = OfficialRewards(settings.weights_of(tuple(REWARDS)), scaling)
+    run_grpo(run, settings)
+
+
+def run_grpo(run: RunSettings, settings: GrpoSettings) -> None:
+    """Reads the checkpoint and the data, trains, and shows what came of it."""
+    rewarding = OfficialRewards(settings.weights_of(tuple(REWARDS)), settings.scaling)
     accelerator = start_processes(run)
     settings.share(0, accelerator.num_processes)
-    checkpoint = read_for_training(find_checkpoint(init))
+    checkpoint = read_for_training(find_checkpoint(run.init))
     source = PromptSource(checkpoint, settings, run.seed)
     training = assemble(checkpoint, run, settings, accelerator, rewarding)
     step, broken = train_policy(training, source, run)
@@ -142,8 +147,8 @@ def grpo(
     accelerator.free_memory()
     if run.examples and accelerator.is_main_process:
         show_checkpoint(
-            Path(output),
-            lambda: examples_of(Path(data), split, run.examples),
+            Path(run.output),
+            lambda: examples_of(Path(settings.data), settings.split, run.examples),
             step=step,
             device=accelerator.device,
         )
