@@ -20,6 +20,7 @@ from tts_verifier.training.grpo.rewards.columns import (
 )
 from tts_verifier.training.grpo.rewards.completions import (
     Answers,
+    Boxes,
     Reals,
     read_answers,
     read_boxes,
@@ -96,7 +97,7 @@ class RewardBatch:
         return true_scores(self._column("scores"))
 
     @cached_property
-    def _boxes(self) -> list[Reals]:
+    def _boxes(self) -> Boxes:
         return read_boxes(self.texts)
 
     @cached_property
@@ -131,7 +132,7 @@ class RewardBatch:
 
     def _with_edge_rules(self, values: Reals, kind: str) -> Reals:
         marked: Flags = np.array([truth.total > 0 for truth in self._true_maps(kind)], bool)
-        return with_edge_rules(values, marked, np.array([len(b) > 0 for b in self._boxes], bool))
+        return with_edge_rules(values, marked, self._boxes.counts > 0)
 
     def _column(self, name: str) -> list[Any]:
         return column_of(self.columns, name, len(self.texts))

@@ -62,6 +62,17 @@ class Answers:
     """(N, 4), at least 0; 0 where it was not found."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """The boxes of N completions, M in all."""
+
+    corners: Reals
+    """(M, 4), x1, y1, x2, y2 as written, in the frame of SIDE; those of a completion follow each
+    other, in the order of the completions."""
+    counts: NDArray[np.int64]
+    """(N,), how many each completion has."""
+
+
 def texts_of(completions: Sequence[Any]) -> list[str]:
     """Returns the text of each completion.
 
@@ -93,14 +104,22 @@ def read_answers(texts: Sequence[str]) -> Answers:
     return Answers(answered, found, scores)
 
 
-def read_boxes(texts: Sequence[str]) -> list[Reals]:
+def read_boxes(texts: Sequence[str]) -> Boxes:
     """Reads every [x1, y1, x2, y2] of each text, in order, also outside the answer.
 
-    Returns:
-        For each text (K, 4), scaled from WRITTEN_SIDE to SIDE and rounded to float32, which decides
-        on which pixel a box ends.
+    They are scaled from WRITTEN_SIDE to SIDE and rounded to float32, which decides on which pixel a
+    box ends.
     """
-    return [_boxes_of(text) for text in texts]
+    found: list[tuple[str, ...]] = []
+    counts = np.zeros(len(texts), np.int64)
+    for row, text in enumerate(texts):
+        before = len(found)
+        found += [match.groups() for match in islice(_BOX.finditer(text), MAX_BOXES)]
+        counts[row] = len(found) - before
+    numbers = np.array([list(map(float, box)) for box in found], np.float64).reshape(-1, 4)
+    # The official rewards stop with an error where a coordinate does not fit in a float32.
+    corners = np.clip(numbers * (SIDE / WRITTEN_SIDE), -_LARGEST_CORNER, _LARGEST_CORNER)
+    return Boxes(corners.astype(np.float32).astype(np.float64), counts)
 
 
 def _text_of(completion: Any, at: int) -> str:
@@ -126,13 +145,3 @@ def _as_number(written: str) -> float:
         return float(written)
     except ValueError:  # such as "0.8.", whose point ends a sentence
         return math.nan
-
-
-def _boxes_of(text: str) -> Reals:
-    matches = islice(_BOX.finditer(text), MAX_BOXES)
-    written = [list(map(float, match.groups())) for match in matches]
-    if not written:
-        return np.zeros((0, 4))
-    corners = np.array(written) * (SIDE / WRITTEN_SIDE)
-    # The official rewards stop with an error where a coordinate does not fit in a float32.
-    return np.clip(corners, -_LARGEST_CORNER, _LARGEST_CORNER).astype(np.float32).astype(np.float64)

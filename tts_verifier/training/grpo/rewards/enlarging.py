@@ -83,7 +83,8 @@ def squared_errors(predicted: Tensor, truth: Tensor) -> Tensor:
         torch.mul(wide, row[:, None], out=difference)
         difference[:, :-1].addcmul_(wide[:, 1:], row_next[:, None])
     # Row by row first: over all pixels at once float32 loses digits.
-    return torch.linalg.vector_norm(difference, dim=2).square().sum(1) / SIDE**2
+    lengths: Tensor = torch.linalg.vector_norm(difference, dim=2)
+    return lengths.square().sum(1) / SIDE**2
 
 
 def _resized(maps: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tts_verifier.training.grpo.rewards.columns import TrueMap, check_range
-from tts_verifier.training.grpo.rewards.completions import SIDE, Answers, Reals
+from tts_verifier.training.grpo.rewards.completions import SIDE, Answers, Boxes, Reals
 from tts_verifier.training.grpo.rewards.enlarging import squared_errors, sums_up_to
 
 Scaling = Literal["code", "paper"]
@@ -93,23 +93,22 @@ def map_errors(predicted: Sequence[Tensor | None], truths: Sequence[TrueMap], na
     return errors
 
 
-def mean_overlaps(boxes: Sequence[Reals]) -> Reals:
+def mean_overlaps(boxes: Boxes) -> Reals:
     """Returns the mean IoU over the pairs of each completion's boxes; 0 without a pair."""
-    counts = np.array([len(some) for some in boxes], int)
-    means = np.zeros(len(boxes))
-    for count in np.unique(counts[counts > 1]):
+    counts, starts = boxes.counts, np.cumsum(boxes.counts) - boxes.counts
+    means = np.zeros(len(counts))
+    for count in np.unique(counts[counts > 1]).tolist():
         rows = np.flatnonzero(counts == count)
-        parts = -(-len(rows) * int(count) ** 2 // _PAIRS)
-        for part in np.array_split(rows, parts):
-            means[part] = _mean_overlap(np.stack([boxes[row] for row in part]))
+        for part in np.array_split(rows, -(-len(rows) * count**2 // _PAIRS)):
+            means[part] = _mean_overlap(boxes.corners[starts[part][:, None] + np.arange(count)])
     return means
 
 
-def inside_boxes(boxes: Sequence[Reals], truths: Sequence[TrueMap]) -> tuple[Reals, Reals]:
+def inside_boxes(boxes: Boxes, truths: Sequence[TrueMap]) -> tuple[Reals, Reals]:
     """Compares the boxes of each completion with the true map.
 
     Args:
-        boxes: each (K, 4), in the frame of SIDE.
+        boxes: of N completions.
         truths: of the same completions.
 
     Returns:
@@ -118,16 +117,20 @@ def inside_boxes(boxes: Sequence[Reals], truths: Sequence[TrueMap]) -> tuple[Rea
         cut at the picture's edge; those without a pixel do not count, and 0 is where none counts
         or nothing is marked.
     """
+    pixels = np.clip(np.trunc(boxes.corners), 0, SIDE).astype(np.int64)
+    full = (pixels[:, 0] < pixels[:, 2]) & (pixels[:, 1] < pixels[:, 3])
+    pixels, owner = pixels[full], np.repeat(np.arange(len(truths)), boxes.counts)[full]
+    ends = np.searchsorted(owner, np.arange(len(truths) + 1)).tolist()
     groups: dict[int, list[int]] = {}
-    for row, (some, truth) in enumerate(zip(boxes, truths, strict=True)):
-        if len(some) and truth.total > 0:
+    for row, truth in enumerate(truths):
+        if ends[row] < ends[row + 1] and truth.total > 0:
             groups.setdefault(id(truth), []).append(row)
-    compactness, coverage = np.zeros((2, len(boxes)))
+    compactness, coverage = np.zeros((2, len(truths)))
     for together in groups.values():
         for start in range(0, len(together), _TOGETHER):
             rows = together[start : start + _TOGETHER]
-            found = _inside_one_map([boxes[row] for row in rows], truths[rows[0]])
-            compactness[rows], coverage[rows] = found
+            own = [pixels[ends[row] : ends[row + 1]] for row in rows]
+            compactness[rows], coverage[rows] = _inside_one_map(own, truths[rows[0]])
     return compactness, coverage
 
 
@@ -145,28 +148,34 @@ def with_edge_rules(values: Reals, marked: Flags, boxed: Flags) -> Reals:
     return np.where(marked & boxed, values, np.where(marked | boxed, 0.0, 1.0))
 
 
-def _inside_one_map(boxes: Sequence[Reals], truth: TrueMap) -> tuple[Reals, Reals]:
-    """As `inside_boxes`, for one map on which something is marked."""
-    pixels = np.clip(np.trunc(np.concatenate(boxes)), 0, SIDE).astype(np.int64)
-    owner = np.repeat(np.arange(len(boxes)), [len(some) for some in boxes])
-    full = (pixels[:, 0] < pixels[:, 2]) & (pixels[:, 1] < pixels[:, 3])
-    owner, (x1, y1, x2, y2) = owner[full], pixels[full].T
-    count = np.bincount(owner, minlength=len(boxes))
-    if not len(owner):
-        return np.zeros(len(boxes)), np.zeros(len(boxes))
+def _inside_one_map(pixels: Sequence[NDArray[np.int64]], truth: TrueMap) -> tuple[Reals, Reals]:
+    """As `inside_boxes`, for one map on which something is marked.
+
+    Args:
+        pixels: the ends of each completion's boxes, (K, 4) with K > 0; all have pixels.
+        truth: the map.
+    """
+    counts = [len(own) for own in pixels]
+    owner = np.repeat(np.arange(len(pixels)), counts)
+    x1, y1, x2, y2 = np.concatenate(pixels).T
     # All boxes end at edges, between which lie cells: few numbers instead of many pixels.
-    ys, xs = np.unique([y1, y2]), np.unique([x1, x2])
+    (ys, top, bottom), (xs, left, right) = _edges(y1, y2), _edges(x1, x2)
     sums = sums_up_to(truth.grid, ys, xs)
-    top, bottom = np.searchsorted(ys, [y1, y2])
-    left, right = np.searchsorted(xs, [x1, x2])
     inside = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-    means = np.bincount(owner, inside / ((y2 - y1) * (x2 - x1)), len(boxes))
-    covered = np.zeros((len(boxes), len(ys) - 1, len(xs) - 1), bool)
+    means = np.bincount(owner, inside / ((y2 - y1) * (x2 - x1)), len(pixels))
+    covered = np.zeros((len(pixels), len(ys) - 1, len(xs) - 1), bool)
     for row, *ends in zip(*(x.tolist() for x in (owner, top, bottom, left, right)), strict=True):
         covered[row, ends[0] : ends[1], ends[2] : ends[3]] = True
-    cells = np.diff(np.diff(sums, axis=0), axis=1)
-    shares = (covered * cells).sum((1, 2)) / (truth.total + _NOT_ZERO)
-    return means / np.maximum(count, 1), shares
+    cells = sums[1:, 1:] - sums[:-1, 1:] - sums[1:, :-1] + sums[:-1, :-1]
+    return means / counts, (covered * cells).sum((1, 2)) / (truth.total + _NOT_ZERO)
+
+
+def _edges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Returns the edges at which boxes start or end, and which of them each start and end is."""
+    used = np.zeros(SIDE + 1, bool)
+    used[starts] = used[ends] = True
+    number = used.cumsum() - 1
+    return np.flatnonzero(used), number[starts], number[ends]
 
 
 def _launches(rows: list[int], truth: Tensor) -> list[list[int]]:
