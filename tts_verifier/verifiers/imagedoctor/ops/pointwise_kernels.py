@@ -19,7 +19,7 @@ _GATE_COLUMNS: Final = 1024
 _ROTATE_VECTORS: Final = 32
 """Head vectors that one program of the rotation's kernel processes."""
 _NORM_VALUES: Final = 4096
-"""Values, of whole pixels, that one program of the norm's kernel processes."""
+"""Values, of whole pixels, that one program of the norm's kernel processes; the weighing's too."""
 
 
 @triton.jit
@@ -76,6 +76,62 @@ def triton_rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -
 
 
 @triton.jit
+def _rotate_and_store_kernel(
+    heads, cos, sin, at, cache, vectors, tokens, capacity,
+    ALL: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rotates queries and keys in place; copies keys and values into a KV cache as well."""
+    vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, PADDED)
+    token, head = vector // ALL, vector % ALL
+    is_real = vector < vectors
+    is_rotated = head < ALL - KV
+    is_kept = is_real & (head >= ALL - 2 * KV)
+    inside = (d < HALF)[None, :]
+    low = (vector * 2 * HALF)[:, None] + d[None, :]
+    angle = (token * 2 * HALF)[:, None] + d[None, :]
+    # A value turns by no angle.
+    turns = (is_real & is_rotated)[:, None] & inside
+    c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle + HALF, mask=turns, other=0.0).to(tl.float32)
+    real = is_real[:, None] & inside
+    x = tl.load(heads + low, mask=real, other=0.0).to(tl.float32)
+    y = tl.load(heads + low + HALF, mask=real, other=0.0).to(tl.float32)
+    first, second = x * c - y * s, y * c + x * s
+    tl.store(heads + low, first, mask=turns)
+    tl.store(heads + low + HALF, second, mask=turns)
+    # Keys come before values, in the cache as well.
+    kept = tl.load(at + token // tokens, mask=is_kept, other=0) * 2 * KV + head - (ALL - 2 * KV)
+    place = ((kept * capacity + token % tokens) * 2 * HALF)[:, None] + d[None, :]
+    mask = is_kept[:, None] & inside
+    tl.store(cache + place, first, mask=mask)
+    tl.store(cache + place + HALF, second, mask=mask)
+
+
+def triton_rotate_and_store(
+    heads: Tensor, cos: Tensor, sin: Tensor, at: Tensor, cache: Tensor
+) -> None:
+    """Rotates queries and keys in place, and puts keys and values into a KV cache.
+
+    Args:
+        heads: (N, T, queries + 2 * kv heads, size): queries, keys, values.
+        cos: (N * T, size).
+        sin: (N * T, size), negated in its first half.
+        at: (N,), the sequence of the cache that each row belongs to.
+        cache: (sequences, 2, kv heads, capacity, size), written from the first token on.
+    """
+    rows, tokens, all_heads, size = heads.shape
+    _, _, kv, capacity, _ = cache.shape
+    vectors, half = rows * tokens * all_heads, size // 2
+    _rotate_and_store_kernel[(triton.cdiv(vectors, _ROTATE_VECTORS),)](
+        heads, cos, sin, at, cache, vectors, tokens, capacity,
+        ALL=all_heads, KV=kv, HALF=half, PADDED=triton.next_power_of_2(half),
+        BLOCK=_ROTATE_VECTORS,
+    )  # fmt: skip
+
+
+@triton.jit
 def _channel_norm_kernel(
     x, bias, scale, added, out, pixels, eps,
     C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
@@ -127,4 +183,42 @@ def triton_channel_norm(
         x, bias, scale, added, out, count * h * w, eps, C=channels, PADDED=padded, BLOCK=block,
         ADD=add is not None, RELU_FIRST=relu_first,
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _weigh_channels_kernel(
+    x, bias, weights, out, pixels, C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c = tl.arange(0, PADDED)
+    real = (pixel < pixels)[:, None] & (c < C)[None, :]
+    at = ((image * pixels + pixel) * C)[:, None] + c[None, :]
+    value = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
+    value += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    weight = tl.load(weights + image * C + c, mask=c < C, other=0.0).to(tl.float32)
+    total = tl.sum(tl.maximum(value, 0.0) * weight[None, :], 1)
+    tl.store(out + image * pixels + pixel, total, mask=pixel < pixels)
+
+
+def triton_weigh_channels(x: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
+    """Adds a bias, applies a ReLU, and sums over channels with weights for each image.
+
+    Args:
+        x: (N, C, H, W).
+        bias: (C,).
+        weights: (N, C).
+
+    Returns:
+        (N, H, W).
+    """
+    x = x.contiguous(memory_format=channels_last)
+    count, channels, h, w = x.shape
+    out = x.new_empty(count, h, w)
+    padded = triton.next_power_of_2(channels)
+    block = max(1, _NORM_VALUES // padded)
+    _weigh_channels_kernel[triton.cdiv(h * w, block), count](
+        x, bias, weights.contiguous(), out, h * w, C=channels, PADDED=padded, BLOCK=block
+    )
     return out
