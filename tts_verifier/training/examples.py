@@ -23,10 +23,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier import Verifier
 from tts_verifier.errors import InputError, RunWarning, TTSError
 from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS, RatedPicture
-from tts_verifier.images import as_images
-from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.training.richhf.dataset import read_split
 from tts_verifier.types import Detail, Verdict
@@ -149,7 +148,7 @@ def write_examples(
     import pyarrow
     from pyarrow import parquet
 
-    images = as_images([p.picture for p in examples.pictures])
+    images = [p.image() for p in examples.pictures]
     verdicts = verifier.verify(images, [p.prompt for p in examples.pictures], detail=detail)
     common = {"split": examples.split, "step": step}
     rows = [
