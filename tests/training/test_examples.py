@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,7 +90,9 @@ def test_a_folders_examples_are_of_a_split_that_is_not_trained(tmp_path: Path) -
 
     assert names("train") == ("dev", 2)
     assert names("dev", 8) == ("test", 1)
-    (data / "dev-00000-of-00001.tfrecord").unlink()
+    # A split whose pictures were not copied is passed over.
+    shutil.rmtree(data / "images" / "dev")
+    assert names("train") == ("test", 1)
     (data / "test-00000-of-00001.tfrecord").unlink()
     assert names("train") == ("train, seen in training", 2)
     whole = data / "train-00000-of-00001.tfrecord"

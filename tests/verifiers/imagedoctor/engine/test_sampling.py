@@ -111,28 +111,6 @@ def same(a: GeneratedReply, b: GeneratedReply) -> bool:
     return (a.ids, a.end, a.has_map) == (b.ids, b.end, b.has_map)
 
 
-def test_a_picture_of_several_samples_goes_through_the_tower_once(
-    model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = GenerationLimits(8, (EOS,), sampling=Sampling(), log_probs=True)
-    first, second, *_ = seeded(model)
-    group = [dataclasses.replace(r, seed=seed) for seed in range(3) for r in (first, second)]
-    alone = [generate(model, [request], limits)[0] for request in group]
-    images: list[int] = []
-    real = ImageDoctorModel.visual_features
-
-    def count(self: ImageDoctorModel, pixels: Any, grids: Any, *rest: Any) -> Any:
-        images.append(len(grids))
-        return real(self, pixels, grids, *rest)
-
-    monkeypatch.setattr(ImageDoctorModel, "visual_features", count)
-    together = generate(model, group, limits)
-    assert images == [2]
-    for reply, other in zip(together, alone, strict=True):
-        assert same(reply, other)
-        torch.testing.assert_close(reply.visual, other.visual, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("setting", [Sampling(1.2), Sampling(1.5, 40, 0.95)], ids=str)
 def test_the_same_seed_gives_the_same_reply_in_any_batch(
     model: ImageDoctorModel, setting: Sampling
