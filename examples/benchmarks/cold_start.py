@@ -28,9 +28,9 @@ import make_checkpoint
 
 from tts_verifier.training.cold_start.batches import RowBlock, make_block
 from tts_verifier.training.cold_start.network import ColdStartNetwork, parameter_groups
-from tts_verifier.training.cold_start.sources import map_size
 from tts_verifier.training.cold_start.stages import ADAM_BETAS, take_step
 from tts_verifier.training.common.step_guard import StepGuard
+from tts_verifier.training.richhf.prepared import map_size
 from tts_verifier.training.verifier.sft_loss import IGNORED
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
@@ -73,7 +73,7 @@ def random_block(checkpoint: Checkpoint, rows: int, reply: int) -> RowBlock:
         labels,
         torch.zeros(rows, dtype=torch.bool),
         torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8),
-        torch.randint(0, 256, (rows, 2, *map_size(checkpoint)), dtype=torch.uint8),
+        torch.randint(0, 256, (rows, 2, *map_size(processor)), dtype=torch.uint8),
         torch.ones(rows, 2, dtype=torch.bool),
         tokens,
     )

@@ -21,10 +21,12 @@ STYLE: Final = """
 --s3:#8a3ab9;font:12px system-ui,sans-serif}
 .chart text{fill:var(--dim)}.chart .title{fill:var(--ink);font-size:13px;font-weight:600}
 .chart .grid{stroke:var(--grid)}.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}
+.chart .pale{stroke-width:1;opacity:.45}
 .chart .band{opacity:.15;stroke:none}.chart .bar{opacity:.85}
 .chart .c0{stroke:var(--s0)}.chart .c1{stroke:var(--s1)}.chart .c2{stroke:var(--s2)}
 .chart .c3{stroke:var(--s3)}.chart .f0{fill:var(--s0)}.chart .f1{fill:var(--s1)}
 .chart .f2{fill:var(--s2)}.chart .f3{fill:var(--s3)}
+.chart .mark{stroke:#d92d20;stroke-width:1.5}
 @media (prefers-color-scheme:dark){.chart{--ink:#eef1f6;--dim:#9aa5b8;--grid:#2c3444;
 --s0:#8ea6ff;--s1:#f0a35e;--s2:#5fcfae;--s3:#cf97f2}}
 """
@@ -47,6 +49,8 @@ class Series:
     """(low, high) at every point; empty = no band."""
     dots: bool = False
     """True = points without a line."""
+    pale: bool = False
+    """True = a thin pale line, for values behind a smoother series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Chart:
     x: str
     """The title of the x axis."""
     series: Sequence[Series] = field(default_factory=tuple)
+    marks: Sequence[float] = ()
+    """Values of x that a vertical line marks; finite."""
 
 
 def line_chart(chart: Chart) -> str:
@@ -64,8 +70,9 @@ def line_chart(chart: Chart) -> str:
     series = [s for s in chart.series if any(map(_finite, s.points))]
     points = [p for s in series for p in s.points if _finite(p)]
     heights = [y for _, y in points] + [y for s in series for b in s.band for y in b]
-    area = _PlotArea.around([x for x, _ in points], [y for y in heights if math.isfinite(y)])
-    body, left = [area.axes(chart)], 12.0
+    across = [*(x for x, _ in points), *chart.marks]
+    area = _PlotArea.around(across, [y for y in heights if math.isfinite(y)])
+    body, left = [area.axes(chart), area.marks(chart.marks)], 12.0
     for i, one in enumerate(series):
         colour, name = i % _SERIES_COLOURS, one.name
         if len(name) > _LEGEND_CHARACTERS:
@@ -165,6 +172,14 @@ class _PlotArea:
         )
         return "".join(parts)
 
+    def marks(self, xs: Sequence[float]) -> str:
+        places = [self.at(x, self.y1)[0] for x in xs]
+        return "".join(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP:.0f}" y2="{_HEIGHT - _BOTTOM:.0f}" '
+            'class="mark"/>'
+            for x in places
+        )
+
     def series(self, one: Series, colour: int) -> str:
         places = [self.at(*p) for p in one.points if _finite(p)]
         parts = []
@@ -174,10 +189,11 @@ class _PlotArea:
             edge += [self.at(x, b[0]) for (x, _), b in reversed(pairs) if _finite(b)]
             parts.append(f'<polygon points="{_svg_points(edge)}" class="band f{colour}"/>')
         if not one.dots:
-            parts.append(f'<polyline points="{_svg_points(places)}" class="line c{colour}"/>')
+            looks = f"line pale c{colour}" if one.pale else f"line c{colour}"
+            parts.append(f'<polyline points="{_svg_points(places)}" class="{looks}"/>')
         # Circles of a long series would merge into a thick line.
         if one.dots or len(places) <= 32:
-            size = 4 if one.dots else 2.5
+            size = 4 if one.dots else 1.5 if one.pale else 2.5
             parts += [
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" class="f{colour}"/>'
                 for x, y in places
@@ -191,7 +207,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    # As many digits as tell them apart: a learning rate is as small as 1e-9.
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def escape(text: str) -> str:

@@ -25,9 +25,13 @@ def report_command(runs: tuple[Path, ...], output: Path | None, inline: bool) ->
     compared with the first one, prompt by prompt. With more than 4,096 candidates, further pages
     are written into a folder beside the page; keep the two together.
 
+    The folder of a training run gives one page that needs no other file: what was trained, a
+    curve of every metric, and what the trained verifier says of held-out pictures.
+
     \b
     Example:
         tts-report runs/bestofn runs/reroll --output compare.html
+        tts-report runs/cold-start-2
     """
     from tts_verifier.analysis.report import write_report
 

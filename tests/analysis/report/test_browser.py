@@ -5,6 +5,7 @@
 Not part of the default run; needs Chromium on the path.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ from tts_verifier.analysis.report import write_report
 from tts_verifier.runner import run
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.training.common.run_folder import write_metrics
+from tts_verifier.training.examples import Examples, miniature_examples, write_examples
 from tts_verifier.types import Prompt, Verdict
 
 sys.path.append(str(Path(__file__).parents[3] / "examples" / "benchmarks"))
@@ -245,3 +248,27 @@ def test_keys_and_old_addresses_lead_over_the_pages_of_a_large_report(
     assert chromium.look("document.querySelector('dialog').open")
     chromium.look("document.querySelector('dialog .close').click()")
     assert not chromium.look("document.querySelector('dialog').open"), "the policy lets it close"
+
+
+@pytest.mark.parametrize("width", [320, 768, 1600])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_of_a_training_run_fits_and_asks_for_nothing(
+    chromium: Chromium, tmp_path: Path, width: int, dark: bool
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"steps": 9, "init": "x" * 200}))
+    long = {"total": 1.0, "a_metric_with_a_long_name_" * 4: 2.0}
+    write_metrics(tmp_path, [{"step": i} | {k: i * v for k, v in long.items()} for i in range(9)])
+    shown = Examples([*miniature_examples(2).pictures], "dev")
+    write_examples(tmp_path, Wordy(), shown, step=9)
+    (page,) = write_report([tmp_path], tmp_path / "report.html")
+    chromium.size(width, 800, dark=dark)
+    chromium.open(page)
+    assert chromium.look("document.documentElement.scrollWidth") <= width
+    chromium.look("document.querySelectorAll('img').forEach((i) => (i.loading = 'eager'))")
+    chromium.wait("[...document.images].every((image) => image.complete)")
+    assert chromium.look("[...document.images].filter((i) => !i.naturalWidth).length") == 0
+    maps = "[...document.querySelectorAll('.over .ov')].map((i) => getComputedStyle(i).display)"
+    assert set(chromium.look(maps)) == {"block"}
+    assert chromium.look("typeof owned") == "undefined"
+    asked = [url for url in chromium.requests() if not url.startswith("data:")]
+    assert asked == [page.as_uri()]

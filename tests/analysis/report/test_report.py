@@ -11,7 +11,6 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from html_pages import EVIL, Page
 from PIL import Image
 from searches import InpaintReroll
 
@@ -42,33 +42,7 @@ from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Cost, Draw, Heatmap, InFile, Look, Prompt, Trial, Verdict
 
-EVIL = (
-    '</pre></style><script>document.title="owned"</script><img src="http://x/" onerror=a()>{{7*7}}'
-)
 PROMPTS = ["a red circle", "three yellow triangles"]
-
-
-class Page(HTMLParser):
-    """A parsed page: its tags with attributes, and its text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.source = path.read_text("utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str, name: str) -> list[str]:
-        return [attrs.get(name) or "" for found, attrs in self.tags if found == tag]
-
-    def count(self, tag: str) -> int:
-        return Counter(found for found, _ in self.tags)[tag]
 
 
 class Wordy(FakeVerifier):
@@ -222,7 +196,7 @@ def test_what_cannot_be_reported_is_named(
         write_report(str(painted), tmp_path / "page.html")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"cannot be written.*--output"):
         write_report([painted], tmp_path / "no" / "page.html")
-    monkeypatch.setattr("tts_verifier.analysis.report.page.find_spec", lambda name: None)
+    monkeypatch.setattr("tts_verifier.analysis.report.rendering.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'tts-verifier\[reports\]'"):
         write_report([painted], tmp_path / "page.html")
 

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 
 from tts_verifier import Verifier
+from tts_verifier.analysis import write_report
+from tts_verifier.analysis.report.training_run.stored import read_stored
 from tts_verifier.errors import InputError, RecipeError, RunError, RunWarning
 from tts_verifier.training.cold_start import stages
 from tts_verifier.training.cold_start.batches import RowBlock
+from tts_verifier.training.cold_start.clock import Clock
 from tts_verifier.training.cold_start.network import ColdStartNetwork, merged_state
 from tts_verifier.training.cold_start.settings import RunKeys, RunSettings
 from tts_verifier.training.cold_start.sources import (
@@ -29,7 +33,13 @@ from tts_verifier.training.entries import run_entry
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 
-FAST: dict[str, Any] = {"steps": 4, "batch": 4, "block": 2, "learning_rate": 1e-3}
+FAST: dict[str, Any] = {
+    "steps": 2,
+    "batch": 2,
+    "block": 1,
+    "learning_rate": 1e-3,
+    "examples": 0,
+}
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -60,7 +70,7 @@ def test_stage_1_learns_answers_and_stage_2_goes_on_from_its_weights(
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     cold_start_1(init=str(doctor), data=str(ratings), output=str(one), **FAST)
-    assert [row["step"] for row in read_metrics(one)] == [0, 1, 2, 3]
+    assert [row["step"] for row in read_metrics(one)] == [0, 1]
     assert "rows/s" in capsys.readouterr().out
     heads = [
         load_model(f).state_dict()["heatmap.mask_tokens.weight"]
@@ -76,6 +86,74 @@ def test_stage_1_learns_answers_and_stage_2_goes_on_from_its_weights(
     assert "overall" in verdict.scores
 
 
+def test_the_report_of_a_run_shows_its_examples(
+    doctor: Path, ratings: Path, tmp_path: Path
+) -> None:
+    keys = FAST | {"init": str(doctor), "examples": 2}
+    data = {"one": str(ratings), "two": "miniature"}
+    cold_start_1(data=data["one"], output=str(tmp_path / "one"), **keys)
+    cold_start_2(data=data["two"], output=str(tmp_path / "two"), **keys)
+    for name, words in (("one", "train, seen in training"), ("two", "held-out captions")):
+        write_report([tmp_path / name], tmp_path / "page.html")
+        text = (tmp_path / "page.html").read_text("utf-8")
+        assert f"after 2 steps of pictures from: {words}" in text
+        assert f"<dt>entry<dd>cold-start-{1 + (name == 'two')}" in text
+        assert text.count("<article") == 2
+        assert text.count('role="img"') >= 4
+
+
+class Tracker(GeneralTracker):
+    """Keeps what a tracker is told."""
+
+    name = "kept"
+    requires_logging_directory = False
+
+    def __init__(self) -> None:
+        super().__init__(_blank=True)
+        self.settings: dict[str, Any] = {}
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int, **_: Any) -> None:
+        self.logged.append((step, values))
+
+
+def test_trackers_get_the_settings_and_every_metric(
+    doctor: Path, ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Tracker()
+    monkeypatch.setattr(RunSettings, "tracker_names", lambda run: [kept])
+    cold_start_1(init=str(doctor), data=str(ratings), output=str(tmp_path), **FAST)
+    assert (kept.settings["seed"], kept.settings["map_weight"]) == (0, 0.0)
+    assert all(isinstance(v, (int, float, str)) for v in kept.settings.values())
+    rows = read_metrics(tmp_path)
+    assert kept.logged == [
+        (i, {k: v for k, v in r.items() if k != "step"}) for i, r in enumerate(rows)
+    ]
+
+
+def test_progress_says_the_rate_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0])
+    monkeypatch.setattr("tts_verifier.training.cold_start.clock.time.monotonic", lambda: next(now))
+    row = {"total": 0.5, "tokens": 800.0, "rows": 4.0}
+    for minutes, left in ((None, 30), (0.25, 5)):
+        now = iter([100.0, *[110.0] * 9])
+        clock = Clock(RunSettings("a", "b", steps=40, batch=4, minutes=minutes), first=0)
+        clock.show(9, row, 1, last=False)
+        assert capsys.readouterr().out == (
+            f"step 10 of 40, 4.0 rows/s, 800 tokens/s, {left} s left: total 0.5000, "
+            "1 steps skipped\n"
+        )
+
+
 def test_the_tower_is_frozen_unless_it_is_asked_for(
     doctor: Path, ratings: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +163,7 @@ def test_the_tower_is_frozen_unless_it_is_asked_for(
             data=str(ratings),
             output=str(tmp_path / name),
             train_tower=tower,
-            **FAST,
+            **FAST | {"steps": 1},
         )
     before = load_model(doctor).state_dict()
     for name, tower in (("frozen", False), ("trained", True)):
@@ -107,20 +185,20 @@ def test_a_killed_run_goes_on_with_equal_numbers(
         "init": str(doctor),
         "data": data if data == "miniature" else str(ratings),
         "answer_weight": 1.0,
-        "save_minutes": 1e-9,
+        "steps": 3,
     }
     cold_start_2(output=str(tmp_path / "whole"), **keys)
     with monkeypatch.context() as patched:
-        stop_after(patched, 3, KeyboardInterrupt)
+        stop_after(patched, 2, KeyboardInterrupt)
         with pytest.raises(KeyboardInterrupt):
-            cold_start_2(output=str(tmp_path / "killed"), **keys)
+            cold_start_2(output=str(tmp_path / "killed"), save_minutes=1e-9, **keys)
     # A kill while a state is written leaves a draft, and metrics may be ahead of the state.
     (tmp_path / "killed" / "state" / "draft").mkdir()
     cold_start_2(output=str(tmp_path / "killed"), **keys)
     assert losses_of(tmp_path / "killed") == losses_of(tmp_path / "whole")
     states = [load_model(tmp_path / n / "checkpoint").state_dict() for n in ("whole", "killed")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert [p.name for p in (tmp_path / "killed" / "state").iterdir()] == ["00000004"]
+    assert [p.name for p in (tmp_path / "killed" / "state").iterdir()] == ["00000003"]
 
 
 def test_a_run_stops_when_its_time_is_up_and_the_same_command_goes_on(
@@ -131,9 +209,9 @@ def test_a_run_stops_when_its_time_is_up_and_the_same_command_goes_on(
     assert len(read_metrics(tmp_path / "run")) == 1
     assert (tmp_path / "run" / "checkpoint" / "config.json").exists()
     cold_start_1(**keys)
-    assert len(read_metrics(tmp_path / "run")) == 4
+    assert len(read_metrics(tmp_path / "run")) == 2
     cold_start_1(**keys)
-    assert len(read_metrics(tmp_path / "run")) == 4
+    assert len(read_metrics(tmp_path / "run")) == 2
     with pytest.raises(RunError, match=r"other settings: seed is 0 there, 1 here"):
         cold_start_1(seed=1, **keys)
     with pytest.raises(RunError, match="must be new, empty or begun by this command"):
@@ -149,7 +227,7 @@ def test_without_a_state_only_metrics_and_weights_are_kept(
     keys = FAST | {"init": str(doctor), "data": str(ratings), "output": str(tmp_path / "run")}
     cold_start_1(save_state=False, **keys)
     assert not list((tmp_path / "run").glob("state/*"))
-    assert len(read_metrics(tmp_path / "run")) == 4
+    assert len(read_metrics(tmp_path / "run")) == 2
 
 
 def test_steps_whose_loss_is_not_a_number_are_skipped_and_ten_in_a_row_stop_the_run(
@@ -166,8 +244,8 @@ def test_steps_whose_loss_is_not_a_number_are_skipped_and_ten_in_a_row_stop_the_
         return losses
 
     monkeypatch.setattr(ColdStartNetwork, "forward", forward)
-    keys = FAST | {"init": str(doctor), "data": str(ratings), "block": 4}
-    cold_start_1(output=str(tmp_path / "one"), **keys)
+    keys = FAST | {"init": str(doctor), "data": str(ratings), "block": 2}
+    cold_start_1(output=str(tmp_path / "one"), **keys | {"steps": 4})
     assert [row["skipped"] for row in read_metrics(tmp_path / "one")] == [0, 1, 0, 0]
     after = load_model(tmp_path / "one" / "checkpoint").state_dict()
     assert all(t.isfinite().all() for t in after.values())
@@ -337,6 +415,7 @@ def test_ratings_without_reasons_are_enough_for_stage_1_only(
         ("warm_up=2", r"warm_up must be in \[0, 1\]"),
         ("lora_rank=-1", "lora_rank must not be negative"),
         ("workers=-1", "workers must not be negative"),
+        ("examples=-1", "examples must not be negative, got -1"),
         ("answer_only_share=2", r"answer_only_share must be in \[0, 1\], got 2"),
         ("trackers=[excel]", "trackers must be of tensorboard, wandb, got 'excel'"),
         ("trackers=[wandb]", "The tracker wandb is not installed"),
@@ -392,16 +471,23 @@ def test_every_setting_is_a_key() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_that_one_takes(doctor: Path, tmp_path: Path) -> None:
-    """As users do it, through `accelerate launch`."""
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]
-    for name, command in (("one", []), ("two", [*launch, *plain])):
+def test_two_processes_take_the_steps_that_one_takes(
+    doctor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch --cpu` would start one process, whatever number it is told."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "-m"]
+    for name, command in (("one", []), ("two", launch)):
         keys = {"init": doctor, "output": tmp_path / name, "steps": 3, "batch": 8, "block": 2}
-        keys |= {"map_rows": 1, "workers": 0, "learning_rate": 1e-3}
+        keys |= {"map_rows": 1, "workers": 0, "learning_rate": 1e-3, "examples": 1}
         entry = ["tts_verifier.training", "cold-start-2", "both-modes"]
         overrides = [f"{key}={value}" for key, value in keys.items()]
         subprocess.run([sys.executable, "-m", *command, *entry, *overrides], check=True)
+        # Whoever comes last still finds the others.
+        assert (tmp_path / name / "checkpoint" / "config.json").exists()
+        assert (tmp_path / name / "examples.parquet").exists()
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     for name in ("total", "text", "artifact", "gradient", "tokens", "rows"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-5)
+    (about,) = read_stored(tmp_path / "two").places
+    assert (about["processes"], about["entry"]) == ("2", "cold-start-2")

@@ -36,7 +36,8 @@ def test_the_loop_prints_mean_losses_by_name(capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == int(losses["total"])
     for number, line in enumerate(lines, 1):
-        assert re.fullmatch(rf" +\d+ s, step {number}: total {number}\.0000, text 5\.0000", line)
+        head = rf" +\d+ s, step {number}, \d+\.\d steps/s, 0 s left: "
+        assert re.fullmatch(rf"{head}total {number}\.0000, text 5\.0000", line)
 
 
 def test_periodic_work_is_done_when_due_and_in_order_at_the_end() -> None:

@@ -4,6 +4,9 @@ sources    addresses of images, heatmaps and masks: links to the run's files, or
 cards      one trial, and one prompt, as the page shows it
 figures    charts and tables about one run, and between runs
 page       the whole page, from the templates
+rendering  the templates, with what they use
+
+`training_run` does the same for the folder of a training run.
 """
 
 from tts_verifier.analysis.report.page import write_report

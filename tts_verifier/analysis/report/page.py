@@ -7,14 +7,11 @@ hash, so that text with a script in it cannot run even if the escaping failed.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import math
 import zlib
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 from tts_verifier.analysis.report.cards import PromptRow
 from tts_verifier.analysis.report.figures import (
@@ -23,14 +20,8 @@ from tts_verifier.analysis.report.figures import (
     progress_charts,
 )
 from tts_verifier.analysis.report.pages import TABLE, Pages, Part, divide, divide_comparison
+from tts_verifier.analysis.report.rendering import check_jinja, template_environment
 from tts_verifier.analysis.report.runs import LoggedRun, RunView
-from tts_verifier.analysis.report.snippets import (
-    format_number,
-    format_percent,
-    format_signed,
-    picture,
-    score_list,
-)
 from tts_verifier.analysis.report.sources import (
     InlineThumbnails,
     LinkedFiles,
@@ -38,20 +29,18 @@ from tts_verifier.analysis.report.sources import (
     Source,
     shown_image,
 )
-from tts_verifier.analysis.svg import STYLE
+from tts_verifier.analysis.report.training_run import is_training_run, write_training_report
 from tts_verifier.analysis.whole_files import write_whole
 from tts_verifier.choice.summary import wilson
 from tts_verifier.errors import InputError
 from tts_verifier.images import as_list
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-TEMPLATES: Final = Path(__file__).parent / "templates"
-
 
 def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -> list[Path]:
     """Writes an HTML page about run folders, finished or still running.
+
+    The page of a training run's folder shows its curves and what the trained verifier says of
+    held-out pictures, and needs no other file.
 
     A report of more than 4,096 candidates has further pages in the folder `NAME_pages` beside the
     page `NAME.html`; memory does not grow with the candidates' text and images.
@@ -66,11 +55,21 @@ def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -
 
     Raises:
         RunError: a folder is not a run folder, or a page cannot be written.
-        InputError: there is nothing to show, `folders` is no list, or jinja2 is missing.
+        InputError: there is nothing to show, `folders` is no list, a training run is not the only
+            one, or jinja2 is missing.
     """
-    if find_spec("jinja2") is None:
-        raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
-    runs = [LoggedRun(folder, f"r{i}") for i, folder in enumerate(as_list(folders, "run folders"))]
+    check_jinja()
+    given = as_list(folders, "run folders")
+    training = [folder for folder in given if is_training_run(folder)]
+    if training and len(given) > 1:
+        raise InputError(
+            f"A page is about one training run, or about searches; got {len(given)} folders, and "
+            f"{training[0]} is a training run. Report on it alone."
+        )
+    if training:
+        write_training_report(training[0], path)
+        return [path]
+    runs = [LoggedRun(folder, f"r{i}") for i, folder in enumerate(given)]
     return _Report(runs, Pages(path), inline=inline).write()
 
 
@@ -98,7 +97,7 @@ class _Report:
         self._runs, self._pages, self._inline = runs, pages, inline
         names = dict.fromkeys(name for run in runs for name in run.heatmaps)
         self._kinds = {name: i for i, name in enumerate(names)}
-        self._templates = _environment()
+        self._templates = template_environment()
         self._parts: Any = self._templates.get_template("parts.html").module
         names_of_runs = [run.name for run in runs]
         # Folders of different parents may have the same name.
@@ -241,33 +240,3 @@ def _side_by_side(runs: Sequence[RunView]) -> list[_SideBySide]:
     texts = dict.fromkeys(text for rows in by_text for text in rows)
     found: list[_SideBySide] = [(text, [rows.get(text) for rows in by_text]) for text in texts]
     return [row for row in found if len(row[1]) - list(row[1]).count(None) > 1]
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    script = (TEMPLATES / "page.js").read_text("utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": format_number,
-        "signed": format_signed,
-        "percent": format_percent,
-        "svg": Markup,
-    }
-    environment.tests["finite"] = math.isfinite
-    environment.globals |= {
-        "nan": math.nan,
-        "pic": picture,
-        "score_list": score_list,
-        "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
-        "script": Markup(script),
-        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    }
-    return environment

@@ -70,3 +70,15 @@ def format_signed(value: float) -> str:
 def format_percent(value: float) -> str:
     """Returns a share in percent, or a dash if the value is not known."""
     return f"{value:.1%}" if math.isfinite(value) else "–"
+
+
+def format_figure(value: float) -> str:
+    """Returns four digits of a number of any size, or a dash if it is not known."""
+    return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def format_duration(seconds: float) -> str:
+    """Returns seconds below two minutes, else minutes, from two hours on hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -160,7 +160,7 @@ class InlineThumbnails:
             mask = MASK.decode(read_inside(self._folder, path)).array()
         except Exception:
             return ""
-        return _data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)
+        return data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)
 
 
 def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> ShownImage | None:
@@ -187,7 +187,7 @@ def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> Shown
 
 def _thumbnail_address(stored: Stored[Image.Image]) -> str:
     try:
-        return _data_address(stored.load(), "webp", _THUMBNAIL)
+        return data_address(stored.load(), "webp", _THUMBNAIL)
     # Pillow raises nearly anything for a damaged file; a report is about the others too.
     except Exception:
         return ""
@@ -206,10 +206,11 @@ def _small_heatmap(heatmap: Heatmap) -> str:
     grey = Image.fromarray(np.rint(heatmap.grid * 255).astype(np.uint8))
     part = (x1 * w, y1 * h, x2 * w, y2 * h)
     size = (min(w, _SMALL_HEATMAP), min(h, _SMALL_HEATMAP))
-    return _data_address(grey.resize(size, Image.Resampling.BOX, box=part), "png", _SMALL_HEATMAP)
+    return data_address(grey.resize(size, Image.Resampling.BOX, box=part), "png", _SMALL_HEATMAP)
 
 
-def _data_address(image: Image.Image, form: str, largest: int) -> str:
+def data_address(image: Image.Image, form: str, largest: int) -> str:
+    """Returns an image, made small, as data in the page."""
     small = image.copy()
     small.thumbnail((largest, largest))
     buffer = io.BytesIO()

@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, run: RunSettings, first: int) -> None:
         self._run, self._first = run, first
-        self._began = self._printed = self._saved = time.monotonic()
+        self._began = self._printed = self._saved = self._last = time.monotonic()
 
     def flags(self) -> dict[str, float]:
         """Returns whether it is time to stop or to save, as numbers that processes can add."""
@@ -29,6 +29,11 @@ class Clock:
     def saved(self) -> None:
         """Notes that the state was just saved."""
         self._saved = time.monotonic()
+
+    def lap(self) -> float:
+        """Returns the seconds since the last call, or since the beginning."""
+        last, self._last = self._last, time.monotonic()
+        return self._last - last
 
     def rate(self, step: int) -> float:
         """Returns the rows a second so far."""
@@ -43,7 +48,9 @@ class Clock:
         self._printed = now
         rate = self.rate(step)
         left = (self._run.steps - step - 1) * self._run.batch / rate
-        names = ("total", "text", "answers", "misalignment", "artifact")
+        if self._run.minutes is not None:
+            left = min(left, max(60 * self._run.minutes - (now - self._began), 0.0))
+        names = ("reward", "kl", "length", "total", "text", "answers", "misalignment", "artifact")
         losses = ", ".join(f"{n} {row[n]:.4f}" for n in names if n in row)
         lost = f", {skipped} steps skipped" if skipped else ""
         print(

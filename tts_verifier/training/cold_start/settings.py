@@ -27,6 +27,7 @@ FREE_KEYS: Final = frozenset(
         "trackers",
         "dtype",
         "in_memory",
+        "examples",
     }
 )
 """Keys that a run may change when it goes on: they do not decide the numbers."""
@@ -76,13 +77,15 @@ class RunSettings:
     """How often a line of progress is printed."""
     trackers: Sequence[str] | None = None
     """Of TRACKERS; None = tensorboard if it is installed."""
+    examples: int = 8
+    """Held-out pictures whose replies the report shows; 0 = none."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "block"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.", argument=name)
-        for name in ("lora_rank", "workers", "weight_decay"):
+        for name in ("lora_rank", "workers", "weight_decay", "examples"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"{name} must not be negative, got {getattr(self, name)}.", argument=name
@@ -202,3 +205,4 @@ class RunKeys(TypedDict, total=False):
     save_minutes: float
     print_seconds: float
     trackers: Sequence[str] | None
+    examples: int

@@ -9,18 +9,12 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from tts_verifier.errors import InputError, RunWarning
-from tts_verifier.evaluation.rated import RatedPicture
 from tts_verifier.identity import seed_for
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.training.cold_start.batches import Row, RowBlock, collate, make_block
@@ -41,14 +35,11 @@ from tts_verifier.training.richhf.dataset import (
 )
 from tts_verifier.training.richhf.fields import uid_of
 from tts_verifier.training.richhf.miniature import CONFIG_FILE, read_truths
+from tts_verifier.training.richhf.prepared import PreparedPictures, map_size, resize_maps
 from tts_verifier.training.verifier.answers import ANSWER_START, answer_parts
 from tts_verifier.training.verifier.sft_loss import IGNORED
 from tts_verifier.training.verifier.token_rows import conversation_row
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.model.heatmap_head import UPSCALE
-
-MAP_NAMES: Final = ("misalignment", "artifact")
-"""In the order of a block's maps."""
 
 
 class RowSource(Protocol):
@@ -93,7 +84,7 @@ class MiniatureSource:
         )
         self._rows, self._map_rows, self._seed = rows, map_rows, seed
         self._tokens = (config.misalignment_token_id, config.artifact_token_id)
-        self._map_size = map_size(checkpoint)
+        self._map_size = map_size(checkpoint.processor)
 
     def block(self, step: int, number: int) -> RowBlock:
         """Makes the block of this number in a step."""
@@ -140,25 +131,25 @@ class RatedSource:
         seed: int,
         in_memory: bool = False,
     ) -> None:
-        self._pictures = read_split(data, split).pictures
+        pictures = read_split(data, split).pictures
         self._reasons, self._seed = reasons, seed
         self._rows, self._blocks, self._map_rows = rows, blocks, map_rows
         self._answer_only_share = answer_only_share
         self._tokenizer, self._processor = checkpoint.tokenizer, checkpoint.processor
         self._config = config = checkpoint.model.config
         self._tokens = (config.misalignment_token_id, config.artifact_token_id)
-        self._order: tuple[int, list[int]] = (-1, [])
-        self._map_size = map_size(checkpoint)
-        self._prepared: dict[str, tuple[Tensor, Tensor | None]] = {}
-        if in_memory:
-            with ThreadPoolExecutor() as pool:
-                made = pool.map(lambda p: self._pictured(p, map_rows > 0), self._pictures)
-                self._prepared = {p.name: m for p, m in zip(self._pictures, made, strict=True)}
-        lacking = sum(uid_of(p.name) not in reasons for p in self._pictures)
+        self._pictures = PreparedPictures(
+            pictures,
+            self._processor,
+            seed=seed,
+            purpose="cold start",
+            with_maps=map_rows > 0,
+            in_memory=in_memory,
+        )
+        lacking = sum(uid_of(p.name) not in reasons for p in pictures)
         if reasons and lacking:
             warnings.warn(
-                f"{lacking} of {len(self._pictures)} pictures have no reasons and are answered "
-                "without.",
+                f"{lacking} of {len(pictures)} pictures have no reasons and are answered without.",
                 RunWarning,
                 stacklevel=2,
             )
@@ -173,8 +164,7 @@ class RatedSource:
         return collate(rows, self._tokens, self._map_rows)
 
     def _row(self, place: int, with_maps: bool) -> Row:
-        epoch, index = divmod(place, len(self._pictures))
-        picture = self._pictures[self._order_of(epoch)[index]]
+        picture = self._pictures.at(place)
         reasons = self._reasons.get(uid_of(picture.name))
         rng = random.Random(seed_for(self._seed, "answer only", place, "cold start"))
         alone = reasons is None or rng.random() < self._answer_only_share
@@ -189,37 +179,8 @@ class RatedSource:
             image_tokens=self._processor.merged_tokens,
             reasoning=not alone,
         )
-        pixels, maps = self._prepared.get(picture.name) or self._pictured(picture, with_maps)
+        pixels, maps = self._pictures.tensors(picture, with_maps=with_maps)
         return Row(tokens, alone, pixels, maps)
-
-    def _pictured(self, picture: RatedPicture, with_maps: bool) -> tuple[Tensor, Tensor | None]:
-        pixels = (
-            torch.from_numpy(self._processor.frame(picture.image())).permute(2, 0, 1).contiguous()
-        )
-        if not with_maps:
-            return pixels, None
-        maps = torch.from_numpy(np.stack([picture.maps[name] for name in MAP_NAMES]))
-        return pixels, resize_maps(maps[None], self._map_size)[0]
-
-    def _order_of(self, epoch: int) -> list[int]:
-        if self._order[0] != epoch:
-            order = list(range(len(self._pictures)))
-            random.Random(seed_for(self._seed, "order", epoch, "cold start")).shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1]
-
-
-def map_size(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Returns (rows, columns) of the heatmaps that a checkpoint gives."""
-    merge = checkpoint.processor.merge_size
-    rows, columns = checkpoint.processor.grid
-    return UPSCALE * rows // merge, UPSCALE * columns // merge
-
-
-def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes maps (N, 2, H, W), uint8, by linear interpolation, as the official code does."""
-    resized = interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
-    return resized.round().to(torch.uint8)
 
 
 class BlockStream(Dataset[list[RowBlock]]):

@@ -42,8 +42,14 @@ from tts_verifier.training.cold_start.sources import (
     RowSource,
     read_reasons,
 )
-from tts_verifier.training.common.run_folder import RunFolder
+from tts_verifier.training.common.run_folder import RunFolder, plain_values
 from tts_verifier.training.common.step_guard import StepGuard
+from tts_verifier.training.examples import (
+    Examples,
+    examples_of,
+    miniature_examples,
+    show_checkpoint,
+)
 from tts_verifier.training.verifier.token_rows import check_heatmap_tokens
 from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
@@ -155,7 +161,28 @@ def run_stage(run: RunSettings, stage: StageSettings) -> None:
         lora_rank=run.lora_rank,
         recompute=run.recompute,
     )
-    train(network, source, run, stage, accelerator)
+    step = train(network, source, run, stage, accelerator)
+    if run.examples:
+        # The memory of the training is the verifier's now.
+        del checkpoint, network
+        accelerator.free_memory()
+    if run.examples and accelerator.is_main_process:
+        show_checkpoint(
+            Path(run.output),
+            lambda: examples_for(run, stage),
+            step=step,
+            device=accelerator.device,
+            detail="score" if stage.stage == 1 else "diagnose",
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def examples_for(run: RunSettings, stage: StageSettings) -> Examples:
+    """Returns the pictures that the report of a run shows."""
+    if stage.data == MINIATURE:
+        return miniature_examples(run.examples)
+    return examples_of(Path(stage.data), stage.split, run.examples)
 
 
 def open_source(
@@ -225,7 +252,7 @@ def train(
     run: RunSettings,
     stage: StageSettings,
     accelerator: Accelerator,
-) -> None:
+) -> int:
     """Takes the steps that are left, and writes the checkpoint when they end or the time is up.
 
     Args:
@@ -234,6 +261,9 @@ def train(
         run: the settings of the run, which one that goes on must share, but for `FREE_KEYS`.
         stage: the settings of the stage, likewise.
         accelerator: of its processes.
+
+    Returns:
+        The steps that were taken, those of earlier calls included.
     """
     settings = asdict(run) | asdict(stage)
     deciding = {k: v for k, v in settings.items() if k not in FREE_KEYS}
@@ -246,9 +276,10 @@ def train(
     network, optimiser = accelerator.prepare(network, optimiser)
     guard = StepGuard()
     accelerator.register_for_checkpointing(guard)
-    folder = RunFolder(Path(run.output), deciding, accelerator)
-    first = folder.resume()
-    accelerator.init_trackers("cold-start")
+    entry = f"cold-start-{stage.stage}"
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry=entry)
+    first = taken = folder.resume()
+    accelerator.init_trackers("cold-start", plain_values(deciding))
     clock = Clock(run, first)
     for step, blocks in zip(
         range(first, run.steps), loaded(source, run, accelerator, first), strict=True
@@ -263,7 +294,9 @@ def train(
             raise
         stop, save = row.pop("stop") > 0, row.pop("save") > 0
         last = stop or step + 1 == run.steps
-        row |= {"step": step, "learning_rate": rate, "rows_per_second": clock.rate(step)}
+        taken = step + 1
+        row |= {"step": step, "learning_rate": rate}
+        row |= {"rows_per_second": clock.rate(step), "seconds": clock.lap()}
         folder.record(row)
         accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
         if accelerator.is_main_process:
@@ -275,13 +308,13 @@ def train(
             folder.save_metrics()
         if stop:
             break
-    accelerator.end_training()
     if accelerator.is_main_process:
         dtype = getattr(torch, run.dtype)
         trained = accelerator.unwrap_model(network).model
         write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
         print(f"The checkpoint: {folder.folder / 'checkpoint'}", flush=True)
     accelerator.wait_for_everyone()
+    return taken
 
 
 def loaded(

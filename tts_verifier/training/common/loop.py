@@ -53,7 +53,12 @@ def train_for(
         means.add(step((now - began) / (60 * minutes)))
         steps += 1
         if now - printed > print_seconds:
-            print(f"{now - began:5.0f} s, step {steps}: {means.describe()}", flush=True)
+            passed = now - began
+            print(
+                f"{passed:5.0f} s, step {steps}, {steps / max(passed, 1e-9):.1f} steps/s, "
+                f"{max(60 * minutes - passed, 0):.0f} s left: {means.describe()}",
+                flush=True,
+            )
             printed, means = now, _MeanLosses()
         for i, task in enumerate(periodic):
             if now - last_done[i] > task.seconds:

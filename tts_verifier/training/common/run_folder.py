@@ -4,24 +4,31 @@
     OUTPUT/state/00000100/      weights, optimiser and random numbers after step 100 (accelerate)
     OUTPUT/metrics/00000000.parquet   the steps from step 0 up to the next file's first step
     OUTPUT/checkpoint/          the trained verifier
+    OUTPUT/examples.parquet     what it says of held-out pictures, see `training.examples`
 
-A state is written beside the older one and takes its place when it is whole. Metrics of steps after
-the state are dropped when a run goes on, as these steps are taken again.
+A file of metrics says under which entry and on which device its steps were taken. A state is
+written beside the older one and takes its place when it is whole. Metrics of steps after the state
+are dropped when a run goes on, as these steps are taken again.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from accelerate import Accelerator
 
 from tts_verifier.training.settings_file import claim_folder
 
 SETTINGS_FILE: Final = "run.json"
+ABOUT_KEY: Final = b"tts-verifier run"
+"""The key of the metadata of a file of metrics that says where its steps were taken, as JSON."""
 
 MetricRow = dict[str, float]
 
@@ -33,13 +40,22 @@ class RunFolder:
         folder: is made if it does not exist.
         settings: whatever decides the numbers, as JSON values.
         accelerator: knows the processes, and what there is to save.
+        entry: of `tts-train`, for the report.
 
     Raises:
         RunError: the folder has something else, or a run with other settings, or cannot be used.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        accelerator: Accelerator,
+        *,
+        entry: str = "",
+    ) -> None:
         self.folder, self._accelerator = folder, accelerator
+        self._about = {"entry": entry, **_about(accelerator)}
         self._rows: list[MetricRow] = []
         if accelerator.is_main_process:
             claim_folder(folder / SETTINGS_FILE, settings)
@@ -68,7 +84,7 @@ class RunFolder:
     def save_metrics(self) -> None:
         """Writes the metrics that were recorded since the last call."""
         if self._accelerator.is_main_process:
-            write_metrics(self.folder, self._rows)
+            write_metrics(self.folder, self._rows, self._about)
         self._rows = []
 
     def save(self, step: int) -> None:
@@ -91,8 +107,33 @@ class RunFolder:
         return sorted(p for p in self.folder.glob("state/*") if p.name.isdigit())
 
 
-def write_metrics(folder: Path, rows: Sequence[MetricRow]) -> None:
-    """Writes the rows of some steps, whole or not at all; rows may differ in their columns."""
+def _about(accelerator: Accelerator) -> dict[str, Any]:
+    """Returns where a process takes its steps, as JSON values."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type}, {name}",
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "torch": str(torch.__version__),
+    }
+
+
+def plain_values(settings: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Returns settings as every tracker takes them: what is no number becomes text."""
+    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in settings.items()}
+
+
+def write_metrics(
+    folder: Path, rows: Sequence[MetricRow], about: Mapping[str, Any] | None = None
+) -> None:
+    """Writes the rows of some steps, whole or not at all; rows may differ in their columns.
+
+    Args:
+        folder: of the run.
+        rows: in the order of their `step`.
+        about: where the steps were taken, as JSON values.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -100,6 +141,7 @@ def write_metrics(folder: Path, rows: Sequence[MetricRow]) -> None:
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    table = table.replace_schema_metadata({ABOUT_KEY: json.dumps(about or {}).encode()})
     (folder / "metrics").mkdir(exist_ok=True)
     draft = folder / "metrics" / "rows.draft"
     parquet.write_table(table, draft)

@@ -19,8 +19,8 @@ def test_a_stage_leaves_a_checkpoint_that_the_next_and_the_user_can_load(
     stage: train.StageName, tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     preset = VERIFIER_PRESETS["cpu"].training
-    training = replace(preset, batch=2, text_batch=2, check_images=4)
-    run = train.StageRun(stage, tiny.folder, tmp_path / "out", 0.01, 0, None)
+    training = replace(preset, batch=2, text_batch=2, check_images=2)
+    run = train.StageRun(stage, tiny.folder, tmp_path / "out", 1e-4, 0, None)
     train.VerifierTrainer(run, training).train()
     assert "replies: objects" in capsys.readouterr().out
     write_checkpoint(load_model(run.out), run.out, tmp_path / "export", torch.float16)
@@ -50,7 +50,7 @@ def test_the_command_line_can_give_answers_without_reasons_a_share_and_a_loss(
     small = replace(preset.training, batch=2, text_batch=0, check_images=2, print_seconds=0.0)
     monkeypatch.setattr(train, "VERIFIER_PRESETS", {"cpu": replace(preset, training=small)})
     options = ["--stage", "cold-start", "--init", str(tiny.folder), "--out", str(tmp_path / "out")]
-    both = ["--answer-only-share", "0.5", "--answer-weight", "1", "--minutes", "0.01"]
+    both = ["--answer-only-share", "0.5", "--answer-weight", "1", "--minutes", "1e-4"]
     monkeypatch.setattr("sys.argv", ["verifier", *options, *both])
     train.main()
     printed = capsys.readouterr().out

@@ -1,0 +1,34 @@
+"""What tests of HTML pages share: a parsed page, and a text that tries to become markup."""
+
+from __future__ import annotations
+
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+EVIL = (
+    '</pre></style><script>document.title="owned"</script><img src="http://x/" onerror=a()>{{7*7}}'
+)
+
+
+class Page(HTMLParser):
+    """A parsed page: its tags with attributes, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.source = path.read_text("utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, name: str) -> list[str]:
+        return [attrs.get(name) or "" for found, attrs in self.tags if found == tag]
+
+    def count(self, tag: str) -> int:
+        return Counter(found for found, _ in self.tags)[tag]

@@ -1,0 +1,66 @@
+"""The templates of all reports, with what they use."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tts_verifier.analysis.report.snippets import (
+    format_duration,
+    format_figure,
+    format_number,
+    format_percent,
+    format_signed,
+    picture,
+    score_list,
+)
+from tts_verifier.analysis.svg import STYLE
+from tts_verifier.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+def check_jinja() -> None:
+    """Raises InputError unless jinja2 is installed."""
+    if find_spec("jinja2") is None:
+        raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
+
+
+def template_environment() -> Environment:
+    """Returns the templates with their filters, styles and script."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    script = (TEMPLATES / "page.js").read_text("utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": format_number,
+        "figure": format_figure,
+        "duration": format_duration,
+        "signed": format_signed,
+        "percent": format_percent,
+        "svg": Markup,
+    }
+    environment.tests["finite"] = math.isfinite
+    environment.globals |= {
+        "nan": math.nan,
+        "pic": picture,
+        "score_list": score_list,
+        "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
+        "script": Markup(script),
+        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return environment
