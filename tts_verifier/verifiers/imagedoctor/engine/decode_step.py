@@ -24,6 +24,7 @@ from tts_verifier.verifiers.imagedoctor.engine.next_token import (
     sample,
     token_log_probs,
 )
+from tts_verifier.verifiers.imagedoctor.ops.captures import CAPTURES
 from tts_verifier.verifiers.imagedoctor.requests import ForcedStep, GenerationLimits
 
 CPU_BUCKET: Final = 16
@@ -95,7 +96,8 @@ class DecodeStep:
             return
         key = (sequences, bucket, step)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(*key)
+            with CAPTURES:
+                self._graphs[key] = self._capture(*key)
         self._graphs[key].replay()
 
     def _capture(self, sequences: int, bucket: int, step: ForcedStep) -> torch.cuda.CUDAGraph:

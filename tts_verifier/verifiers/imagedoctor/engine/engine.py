@@ -29,6 +29,7 @@ from tts_verifier.verifiers.imagedoctor.engine.prefill import prefill
 from tts_verifier.verifiers.imagedoctor.engine.scheduler import RunningSequence, Scheduler
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.plain import check_plain
+from tts_verifier.verifiers.imagedoctor.ops.captures import CAPTURES
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.imagedoctor.requests import (
     GeneratedReply,
@@ -274,7 +275,8 @@ class Engine:
         self._decode_step, self._visual = None, {}
         # The allocator's cached blocks have the sizes of the larger buffers.
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with CAPTURES:
+                torch.cuda.empty_cache()
         if not self._warned:
             warnings.warn(
                 f"Memory ran out with batch_size {sequences}; going on with half as many, "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
+from tts_verifier.verifiers.imagedoctor.ops.captures import CAPTURES
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply
 
 MAPS: Final = ("misalignment", "artifact")
@@ -69,7 +70,8 @@ class MapDecoder:
         if addresses != self._addresses:
             self._addresses, self._captured = addresses, {}
         if merged_grid not in self._captured:
-            self._captured[merged_grid] = self._capture(states, visual, merged_grid)
+            with CAPTURES:
+                self._captured[merged_grid] = self._capture(states, visual, merged_grid)
         captured, count = self._captured[merged_grid], len(states)
         # The rows after `count` decode what an earlier call left there; nobody reads them.
         captured.states[:count].copy_(states)
