@@ -70,7 +70,7 @@ def check_devices(devices: Any, *, argument: str = "device") -> list[torch.devic
         one = check_device(named, argument=argument)
         return [] if one is None else [one]
     parsed = [check_device("" if d is None else d, argument=argument) for d in named]
-    found = [_numbered(device) for device in parsed if device is not None]
+    found = [_with_number(device) for device in parsed if device is not None]
     listed = ", ".join(map(str, found))
     if not found:
         raise InputError(
@@ -104,7 +104,7 @@ def _split(devices: Any) -> Any:
     return [f"{kind}:{part}" if numbered and part.isdecimal() else part for part in parts]
 
 
-def _numbered(device: torch.device) -> torch.device:
+def _with_number(device: torch.device) -> torch.device:
     """Returns the device with its number: "cuda" alone is the current one."""
     import torch
 
