@@ -54,7 +54,6 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score pairs.csv --output scores.jsonl
     """
     from tts_verifier.errors import InputError, readable_name
-    from tts_verifier.loading.regular_files import user_path
     from tts_verifier.scoring import (
         format_rows,
         score_files,
@@ -66,8 +65,6 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
 
     quiet_libraries()
     output, detail = options["output"], options["detail"]
-    if output is not None:
-        output = user_path(output)
     pairs, of_tables = _pairs(images, prompt, options)
     paths = [pair.image for pair in pairs]
     verifier = load_verifier(options["verifier"])
@@ -94,7 +91,6 @@ def _pairs(
 ) -> tuple[list[Pair], bool]:
     """Returns the pairs of all arguments, and whether a table is among these."""
     from tts_verifier.errors import InputError
-    from tts_verifier.loading.regular_files import user_path
     from tts_verifier.scoring import find_images, is_table, pairs_of, read_pairs
 
     tables = [Path(name) for name in arguments if is_table(name)]
@@ -108,5 +104,5 @@ def _pairs(
     for table in tables:
         # With images beside it, the prompt is theirs.
         shared = None if patterns else prompt
-        pairs += read_pairs(user_path(table), prompt=shared, **columns)
+        pairs += read_pairs(table, prompt=shared, **columns)
     return pairs, bool(tables)

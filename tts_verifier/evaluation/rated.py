@@ -8,8 +8,9 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from tts_verifier.images import ImageLike
+from tts_verifier.images import ImageLike, as_images
 
 ASPECTS: Final = ("plausibility", "aesthetics", "semantic_alignment", "overall")
 """The rated scores, in the order of the published table."""
@@ -31,3 +32,8 @@ class RatedPicture:
     """Each of ASPECTS in [0, 1], higher = better."""
     maps: Mapping[str, NDArray[np.uint8]]
     """Each of MARKED_MAPS, uint8 (H, W), 255 = marked by all; may be decoded at each access."""
+
+    def image(self) -> Image.Image:
+        """Returns the picture in RGB; raises InputError if it cannot be read."""
+        (image,) = as_images([self.picture])
+        return image

@@ -97,14 +97,14 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
         raise _too_deep(path) from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must be a JSON object, it is a {type(value).__name__}.")
-    if is_too_deep(value):
+    if is_too_deep([value]):
         raise _too_deep(path)
     return value
 
 
-def is_too_deep(value: dict[str, Any]) -> bool:
-    """Returns whether JSON values are nested more than `MAX_JSON_DEPTH` deep."""
-    level: list[Any] = [value]
+def is_too_deep(values: list[Any]) -> bool:
+    """Returns whether any of some JSON values is nested more than `MAX_JSON_DEPTH` deep."""
+    level = [value for value in values if isinstance(value, (dict, list))]
     for _ in range(MAX_JSON_DEPTH):
         below = (item.values() if isinstance(item, dict) else item for item in level)
         level = [v for values in below for v in values if isinstance(v, (dict, list))]

@@ -13,11 +13,10 @@ from typing import Any, Final
 
 from tts_verifier.environment import environment
 from tts_verifier.errors import RunError
-from tts_verifier.loading.files import MAX_JSON_DEPTH, is_too_deep
 from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.files import Folder, is_digest
 from tts_verifier.log.storage.tables import TABLE, parts_of, table_digests
-from tts_verifier.types.paths import path_inside, read_inside
+from tts_verifier.types.paths import path_inside, read_json_inside
 
 SCHEMA_VERSION: Final = 3
 """Older versions are read, and continued as this one; `SCHEMA.md` says what changed."""
@@ -43,11 +42,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """
     path = folder / HEADER
     try:
-        content = read_inside(folder, HEADER, most=_MOST_BYTES)
-        header = json.loads(content)
-        if b"\\u" in content:
-            # Half a character, which JSON can express, cannot be written again.
-            json.dumps(header, ensure_ascii=False).encode()
+        header = read_json_inside(folder, HEADER, most=_MOST_BYTES)
         version = _checked_version(header)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} must be a run's header: {error!r:.300}.") from error
@@ -189,9 +184,6 @@ def _checked_version(header: Any) -> int:
             raise ValueError("run and table must be an id and digests")
         if not all(isinstance(entry, str) for entry in header.get("unbound", [])):
             raise ValueError("unbound must hold digests")
-    # Recipes have a few levels; Python's own limit is reached at about a thousand.
-    if is_too_deep(header):
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
     return version
 
 

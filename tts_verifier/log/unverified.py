@@ -19,7 +19,7 @@ from tts_verifier.errors import RunError
 from tts_verifier.log.storage.codecs import IMAGE, STATE
 from tts_verifier.log.storage.files import Folder, files_in
 from tts_verifier.types import Cost, Decoder, InFile, Job, Sample
-from tts_verifier.types.paths import read_inside
+from tts_verifier.types.paths import read_json_inside
 
 NOTES: Final = "waiting"
 _MOST_BYTES: Final = 2**26
@@ -66,7 +66,7 @@ def read_notes(folder: Folder, set_aside: Callable[[Path, str], None]) -> dict[s
     notes: dict[str, Note] = {}
     for path in files_in(folder.root, NOTES):
         try:
-            found = json.loads(read_inside(folder.root, f"{NOTES}/{path.name}", most=_MOST_BYTES))
+            found = read_json_inside(folder.root, f"{NOTES}/{path.name}", most=_MOST_BYTES)
             notes |= {name: note for name, note in found.items() if isinstance(note, dict)}
         # Its samples will be generated again.
         except (RunError, OSError, ValueError, AttributeError, RecursionError) as error:

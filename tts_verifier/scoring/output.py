@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tts_verifier.errors import InputError, RunError, readable_name
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.regular_files import read_regular
+from tts_verifier.loading.regular_files import read_regular, user_path
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.pairs import Pair, pairs_of
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows
@@ -36,6 +36,13 @@ def score_into(
     A file that is not an image gets a row with its `error`. A .jsonl file keeps its rows of other
     files; of two rows for the same file the later one counts.
 
+    Args:
+        output: `~` is the home folder.
+        verifier: gives the scores.
+        paths: of the images.
+        prompt: of all of them.
+        detail: what to ask for.
+
     Returns:
         A row for every path, best first.
 
@@ -55,6 +62,7 @@ def score_pairs_into(
 
 
 def _score_into(output: Path, scorer: PairScorer, pairs: Sequence[Pair]) -> list[ScoreRow]:
+    output = user_path(output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise InputError(
             f"Scores are written to a .jsonl or .parquet file, got {readable_name(output)}."

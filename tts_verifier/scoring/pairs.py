@@ -70,6 +70,7 @@ def read_pairs(
     Raises:
         InputError: the table cannot be read, or has no such columns.
     """
+    table = user_path(table)
     rows = read_table(table)
     name = readable_name(table)
     if not rows:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tts_verifier.errors import RunError
+from tts_verifier.loading.files import MAX_JSON_DEPTH, is_too_deep
 from tts_verifier.loading.regular_files import open_regular
 
 MOST_BYTES: Final = 2**31
@@ -90,6 +92,23 @@ def read_inside(folder: Path, path: str, *, most: int = MOST_BYTES) -> bytes:
             raise
         raise RunError(f"{place} cannot be read: {error.strerror}. Move it away.") from error
     raise RunError(f"{place} must have at most {most} bytes, and has {size}. Move it away.")
+
+
+def read_json_inside(folder: Path, path: str, *, most: int = MOST_BYTES) -> Any:
+    """Reads JSON as `read_inside` reads bytes.
+
+    Raises:
+        OSError, RunError: see `read_inside`.
+        RecursionError, ValueError: it is no JSON, is nested more than `MAX_JSON_DEPTH` deep, or
+            holds half a character, which could not be written again.
+    """
+    content = read_inside(folder, path, most=most)
+    value = json.loads(content)
+    if b"\\u" in content:
+        json.dumps(value, ensure_ascii=False).encode()
+    if is_too_deep([value]):
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
+    return value
 
 
 def file_names(texts: Iterable[str]) -> dict[str, str]:

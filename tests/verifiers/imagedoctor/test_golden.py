@@ -169,7 +169,7 @@ def decode(
 
     hooks = [
         official.heatmap.transformer.register_forward_hook(keep("transformer")),
-        official.heatmap.output_upscaling.register_forward_hook(keep("upscaled")),
+        official.heatmap.output_upscaling.last_conv1.register_forward_hook(keep("last_conv")),
     ]
     prompts = states(recipes, out)
     features = out.visual.view(2, CELLS, -1)
@@ -193,7 +193,7 @@ def check_maps(
     got = {
         "decoder_tokens": tokens,
         "decoder_image_mean": cells.mean(1),
-        "upscaled_mean": inner["upscaled"].mean((2, 3)),
+        "upscaled_mean": inner["last_conv"].relu().mean((2, 3)),
         "heatmap_logits_sample": logits[:, index][:, :, index],
         "heatmaps_sample": maps[:, index][:, :, index],
         "heatmaps_f16": maps,

@@ -22,7 +22,6 @@ from torch.utils.data import Dataset
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.evaluation.rated import RatedPicture
 from tts_verifier.identity import seed_for
-from tts_verifier.images import as_images
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.training.cold_start.batches import Row, RowBlock, collate, make_block
 from tts_verifier.training.miniature.verifier.data import (
@@ -194,8 +193,9 @@ class RatedSource:
         return Row(tokens, alone, pixels, maps)
 
     def _pictured(self, picture: RatedPicture, with_maps: bool) -> tuple[Tensor, Tensor | None]:
-        (image,) = as_images([picture.picture])
-        pixels = torch.from_numpy(self._processor.frame(image)).permute(2, 0, 1).contiguous()
+        pixels = (
+            torch.from_numpy(self._processor.frame(picture.image())).permute(2, 0, 1).contiguous()
+        )
         if not with_maps:
             return pixels, None
         maps = torch.from_numpy(np.stack([picture.maps[name] for name in MAP_NAMES]))

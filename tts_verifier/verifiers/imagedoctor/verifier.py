@@ -30,10 +30,10 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
+from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD, map_ahead
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
-from tts_verifier.verifiers.imagedoctor.ops.prefetch import AHEAD, map_ahead
 from tts_verifier.verifiers.imagedoctor.options import (
     ImageDoctorOptions,
     check_positive,

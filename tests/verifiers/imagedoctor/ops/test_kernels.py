@@ -10,8 +10,14 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from tts_verifier.verifiers.imagedoctor.ops import decode_kernels, pointwise_kernels, row_kernels
-from tts_verifier.verifiers.imagedoctor.ops.fp8 import LARGEST, Fp8Matrix, quantise_rows
+from tts_verifier.verifiers.imagedoctor.ops import (
+    attention_kernels,
+    decode_kernels,
+    pointwise_kernels,
+    row_kernels,
+)
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import LARGEST
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Matrix, quantise_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate
 
 
@@ -46,6 +52,27 @@ def test_some_heads_are_rotated_and_the_others_stay(size: int) -> None:
     heads, rope = torch.randn(9, 12, size), random_rope(9, size)
     expected = rotate_heads(heads.double(), rope[0].double(), rope[1].double(), 8)
     close(pointwise_kernels.triton_rotate_heads(heads, *rope, 8), expected)
+
+
+@pytest.mark.parametrize("size", [16, 80])
+def test_tokens_attend_within_their_window_only(size: int) -> None:
+    lengths, rope = [4, 9, 20], random_rope(33, size)
+    heads = torch.randn(33, 3 * 2, size)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    got = attention_kernels.triton_attend_windows(heads, rope, starts, max(lengths))
+    turned = rotate_heads(heads.double(), rope[0].double(), rope[1].double(), 4)
+    for window in turned.split(lengths):
+        q, k, v = window.unflatten(1, (3, 2)).permute(1, 2, 0, 3)
+        mixed = (q @ k.transpose(1, 2) * size**-0.5).softmax(-1) @ v
+        close(got[: len(window)], mixed.transpose(0, 1).flatten(1))
+        got = got[len(window) :]
+
+
+def test_channels_are_weighed_after_bias_and_relu() -> None:
+    x, bias, weights = torch.randn(2, 24, 6, 5), torch.randn(24), torch.randn(2, 24)
+    raised = (x.double() + bias.double()[:, None, None]).relu()
+    expected = (raised * weights.double()[..., None, None]).sum(1)
+    close(pointwise_kernels.triton_weigh_channels(x, bias, weights), expected)
 
 
 @pytest.mark.parametrize("added", [False, True])
@@ -148,8 +175,11 @@ def test_partial_sums_are_float32_whatever_the_default_dtype_is() -> None:
 @pytest.mark.parametrize(
     ("heads", "kv", "size", "count"), [(8, 2, 32, 1), (8, 2, 32, 5), (4, 4, 64, 1), (16, 2, 16, 15)]
 )
-def test_attention_over_caches_of_all_lengths(heads: int, kv: int, size: int, count: int) -> None:
-    capacity, lengths = 256, [0, 126, 256 - count]
+@pytest.mark.parametrize("capacity", [64, 256])
+def test_attention_over_caches_of_all_lengths(
+    heads: int, kv: int, size: int, count: int, capacity: int
+) -> None:
+    lengths = [0, capacity // 2 - 2, capacity - count]
     sequences = len(lengths)
     qkv = torch.randn(sequences, count, (heads + 2 * kv) * size)
     cache = torch.randn(4, 2, kv, capacity, size)
@@ -159,7 +189,7 @@ def test_attention_over_caches_of_all_lengths(heads: int, kv: int, size: int, co
         qkv.double().view(sequences * count, -1, size),
         *(t.double() for t in rope), heads + kv,
     ).view(sequences, count, -1, size)  # fmt: skip
-    got = decode_kernels.triton_cached_attention(qkv, rope, cache, length, bucket=capacity)
+    got = attention_kernels.triton_cached_attention(qkv, rope, cache, length, bucket=capacity)
     for sequence, before in enumerate(lengths):
         after = before + count
         new = rotated[sequence, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)

@@ -12,6 +12,8 @@ pytest.importorskip("triton")
 from tts_verifier.verifiers.imagedoctor.engine import next_token
 from tts_verifier.verifiers.imagedoctor.engine.next_token import (
     draws_of,
+    greedy,
+    penalise,
     sample,
     token_log_probs,
 )
@@ -81,3 +83,22 @@ def test_equal_scores_stay_together_and_impossible_tokens_are_never_drawn(
     assert torch.equal(drawn, plain(rows, draws, Sampling(1.0, top_k, top_p)))
     log_probs = token_log_probs(rows, drawn, 1.0)
     assert log_probs.isfinite().all()
+
+
+@pytest.mark.parametrize(("rows", "columns"), SIZES)
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_the_best_token_is_that_of_the_plain_operations(
+    rows: int, columns: int, penalty: float
+) -> None:
+    logits = (torch.randn(rows, columns) * 3).bfloat16()
+    used = torch.rand(rows, columns) < 0.5
+    expected = greedy(penalise(logits.float(), used, penalty))
+    assert torch.equal(sampling_kernels.triton_greedy(logits, used, penalty), expected)
+
+
+def test_of_equal_tokens_the_first_is_best() -> None:
+    logits = torch.zeros(2, 700)
+    logits[0, [300, 301, 600]] = 1.0
+    logits[1, [699]] = float("-inf")
+    none = torch.empty(2, 0, dtype=torch.bool)
+    assert sampling_kernels.triton_greedy(logits, none, 1.0).tolist() == [300, 0]

@@ -29,9 +29,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier import Verifier
 from tts_verifier.errors import InputError
 from tts_verifier.evaluation import auc, box_iou, plcc
-from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes.artifacts import plant_artifacts
 from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.shapes.grammar import parse_caption

@@ -15,7 +15,8 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.weights import (
     official_name,
 )
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
-from tts_verifier.verifiers.imagedoctor.ops.fp8 import DTYPE, Fp8Linear, quantise_rows
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import DTYPE
+from tts_verifier.verifiers.imagedoctor.ops.fp8 import Fp8Linear, quantise_rows
 
 
 @torch.no_grad()

@@ -86,9 +86,9 @@ class DecodeAttention:
         """(sequences, T, fused) -> (sequences, T, heads * size); see `layers.Attend`."""
         cache = self.buffers.kv_cache[layer]
         if self._in_kernel:
-            from tts_verifier.verifiers.imagedoctor.ops import decode_kernels
+            from tts_verifier.verifiers.imagedoctor.ops import attention_kernels
 
-            return decode_kernels.triton_cached_attention(
+            return attention_kernels.triton_cached_attention(
                 qkv, rope, cache, self.buffers.length, bucket=self.bucket
             )
         return self._attend_masked(cache, _rotate(qkv, rope, self.shape))

@@ -8,6 +8,7 @@ after that. On a CPU, or with layers on several GPUs, it is called as it is.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Final
 
 import torch
@@ -19,19 +20,22 @@ from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, mrope, 
 from tts_verifier.verifiers.imagedoctor.engine.next_token import (
     ChooseToken,
     greedy,
+    greedy_token,
     group_probs,
     penalise,
     sample,
     token_log_probs,
 )
-from tts_verifier.verifiers.imagedoctor.ops.captures import CAPTURES
-from tts_verifier.verifiers.imagedoctor.requests import ForcedStep, GenerationLimits
+from tts_verifier.verifiers.imagedoctor.requests import ForcedStep, GenerationLimits, Sampling
 
 CPU_BUCKET: Final = 16
 GPU_BUCKET: Final = 128
 """Cache lengths are rounded up to these. Fewer lengths mean fewer captured graphs on a GPU;
 a CPU captures none, and attends to less with a small bucket."""
 
+CAPTURES: Final = Lock()
+"""Held during a capture, and while torch's cached memory is freed. A capture begins by freeing the
+cached memory of all GPUs, which torch forbids while another thread captures on one of them."""
 FREE_STEP: Final = ForcedStep()
 """Chooses among the whole vocabulary, and forces no token after it."""
 
@@ -150,14 +154,8 @@ class DecodeStep:
         """Chooses each sequence's token (sequences,), and records what led to it."""
         buffers = self.buffers
         hidden, live = buffers.hidden[:sequences], buffers.live[:sequences]
-        # float32 from here on, as transformers' generate does before it penalises logits.
-        logits = self.fused.model.lm_head(hidden).float()
-        scores = logits
-        if self.limits.penalty != 1.0:
-            scores = penalise(logits, buffers.used[:sequences], self.limits.penalty)
-        choices, _ = self._step_ids[step]
-        # Choosing among a few columns gives a column's number, not yet a token id.
-        token = choices[self._draw(scores[:, choices])] if step.choices else self._draw(scores)
+        logits = self.fused.model.lm_head(hidden)
+        token = self._choose_token(logits, step)
         # Ended sequences are marked too; `SequenceBuffers.start` clears their rows.
         if buffers.used.shape[1]:
             buffers.used[:sequences].scatter_(1, token[:, None], True)
@@ -174,14 +172,32 @@ class DecodeStep:
             self._record(buffers.log_probs[..., None], log_probs[:, None])
         return token
 
-    def _draw(self, scores: Tensor) -> Tensor:
-        """Chooses a column of the scores (sequences, columns) for each sequence, or draws it."""
-        if self.limits.sampling is None or not self.limits.temperature:
-            return self.choose(scores)
+    def _choose_token(self, logits: Tensor, step: ForcedStep) -> Tensor:
+        """Chooses a token for each sequence from its logits (sequences, vocabulary), or draws it.
+
+        Penalties and choices are computed in float32, as in transformers' `generate`.
+        """
+        used, penalty = self.buffers.used[: len(logits)], self.limits.penalty
+        choices, _ = self._step_ids[step]
+        if step.choices:
+            logits = logits[:, choices]
+            used = used[:, choices] if penalty != 1.0 else used
+        sampling = self.limits.sampling
+        if sampling is not None and sampling.temperature:
+            column = self._draw(penalise(logits.float(), used, penalty), sampling)
+        elif self.choose is greedy:
+            column = greedy_token(logits, used, penalty)
+        else:
+            column = self.choose(penalise(logits.float(), used, penalty))
+        # Choosing among a few columns gives a column's number, not yet a token id.
+        return choices[column] if step.choices else column
+
+    def _draw(self, scores: Tensor, sampling: Sampling) -> Tensor:
+        """Draws a column of the scores (sequences, columns) for each sequence."""
         draws = self.buffers.draws[: len(scores)]
         # Its place in the reply alone says which draw a token gets, so no batch changes it.
         at = self._place(len(scores)).expand(-1, -1, 2)
-        return sample(scores, draws.gather(1, at)[:, 0], self.limits.sampling)
+        return sample(scores, draws.gather(1, at)[:, 0], sampling)
 
     def _place(self, sequences: int) -> Tensor:
         """Returns the place in the reply of the token being chosen, (sequences, 1, 1)."""

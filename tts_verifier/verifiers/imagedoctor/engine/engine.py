@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tts_verifier.errors import InputError, RunWarning
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import FREE_STEP, DecodeStep
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES, FREE_STEP, DecodeStep
 from tts_verifier.verifiers.imagedoctor.engine.finish import ended_sequences, read_replies
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import (
     allocate_buffers,
@@ -29,7 +29,6 @@ from tts_verifier.verifiers.imagedoctor.engine.prefill import prefill
 from tts_verifier.verifiers.imagedoctor.engine.scheduler import RunningSequence, Scheduler
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.plain import check_plain
-from tts_verifier.verifiers.imagedoctor.ops.captures import CAPTURES
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.imagedoctor.requests import (
     GeneratedReply,

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
-from tts_verifier.verifiers.imagedoctor.ops.captures import CAPTURES
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply
 
 MAPS: Final = ("misalignment", "artifact")

@@ -38,6 +38,24 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
+def greedy_token(logits: Tensor, used: Tensor, penalty: float) -> Tensor:
+    """Chooses each sequence's token with the highest penalised logit, the first of equal ones.
+
+    Args:
+        logits: (sequences, vocabulary).
+        used: see `penalise`; not read without a penalty.
+        penalty: see `penalise`.
+
+    Returns:
+        (sequences,), int64.
+    """
+    if use_triton(logits):
+        from tts_verifier.verifiers.imagedoctor.ops import sampling_kernels
+
+        return sampling_kernels.triton_greedy(logits, used, penalty)
+    return greedy(penalise(logits.float(), used, penalty))
+
+
 def draws_of(seeds: Sequence[int], tokens: int) -> NDArray[np.float32]:
     """Returns what replies are drawn with, from their seeds alone.
 
@@ -111,12 +129,12 @@ def _invert(weights: Tensor, draws: Tensor) -> Tensor:
 
 
 def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Returns the log-probabilities (N,) of tokens (N,) under logits (N, vocabulary)."""
+    """Returns the log-probabilities (N,), float32, of tokens (N,) under logits (N, vocabulary)."""
     if use_triton(logits):
         from tts_verifier.verifiers.imagedoctor.ops import sampling_kernels
 
         return sampling_kernels.triton_log_probs(logits, tokens, temperature)
-    scaled = logits if temperature == 1 else logits / temperature
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
     return scaled.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
@@ -127,12 +145,15 @@ def penalise(logits: Tensor, used: Tensor, penalty: float) -> Tensor:
 
     Args:
         logits: (sequences, vocabulary).
-        used: (sequences, vocabulary), bool, True for tokens of the prompt and the reply.
+        used: (sequences, vocabulary), bool, True for tokens of the prompt and the reply; not read
+            without a penalty.
         penalty: above 1 lowers a logit, 1 changes nothing.
 
     Returns:
         (sequences, vocabulary).
     """
+    if penalty == 1.0:
+        return logits
     penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(used, penalised, logits)
 
@@ -147,4 +168,4 @@ def group_probs(logits: Tensor, groups: Sequence[Tensor]) -> Tensor:
     Returns:
         (sequences, tokens of all groups) in [0, 1].
     """
-    return torch.cat([logits[:, group].softmax(-1) for group in groups], -1)
+    return torch.cat([logits[:, group].float().softmax(-1) for group in groups], -1)

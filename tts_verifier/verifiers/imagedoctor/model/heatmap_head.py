@@ -195,8 +195,19 @@ class UpscalerResidual(nn.Sequential):
         return _conv_norm_relu(self.conv2, self.norm2, inner, add=x)
 
 
+def _weigh_channels(conv: nn.Module, x: Tensor, weights: Tensor) -> Tensor:
+    """Convolution, ReLU, sum over channels with weights (N, C) -> (N, h, w)."""
+    if use_triton(x):
+        from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
+
+        out = _convolve_without_bias(conv, x)
+        return pointwise_kernels.triton_weigh_channels(out, cast(Tensor, conv.bias), weights)
+    out = torch.relu(conv(x))
+    return torch.bmm(weights.unsqueeze(1), out.flatten(2)).view(len(x), *x.shape[2:])
+
+
 class Upscaler(nn.Module):
-    """Upscales by 16: (N, width, h, w) -> (N, stages[-1], 16h, 16w)."""
+    """Upscales by 16, and weighs the channels of the result."""
 
     def __init__(self, config: HeatmapConfig) -> None:
         super().__init__()
@@ -207,13 +218,14 @@ class Upscaler(nn.Module):
         self.conv_layers2 = nn.ModuleList(map(UpscalerResidual, config.stages))
         self.last_conv1 = _conv3x3(config.stages[-1], config.stages[-1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Doubles the sides four times, each time followed by a residual block."""
+    def forward(self, x: Tensor, channel_weights: Tensor) -> Tensor:
+        """(N, width, h, w) and (N, stages[-1]) -> (N, 16h, 16w)."""
         x = self.conv_layers(x)
+        # Doubles the sides four times, each time followed by a residual block.
         for double, refine in zip(self.deconv_layers, self.conv_layers2, strict=True):
             x = refine(double(x))
         # RAHF's last convolution is absent: the mask token's output weighs the channels instead.
-        return torch.relu(self.last_conv1(x))
+        return _weigh_channels(self.last_conv1, x, channel_weights)
 
 
 class Hypernetwork(nn.Module):
@@ -266,10 +278,7 @@ class MaskDecoder(nn.Module):
         tokens = torch.stack([mask_token, prompt], dim=1)
         # Run the transformer
         tokens, image = self.transformer(image, position.expand(count, -1, -1, -1), tokens)
-        # Upscale the image embedding
+        # Upscale the image embedding; the mask token gives the weight of each channel
         image = image.transpose(1, 2).reshape(count, width, h, w)
-        upscaled = self.output_upscaling(image)
-        # Predict the map: the mask token gives the weight of each channel
         channel_weights = self.output_hypernetworks_mlps[0](tokens[:, 0])
-        logits = torch.bmm(channel_weights.unsqueeze(1), upscaled.flatten(2))
-        return logits.view(count, UPSCALE * h, UPSCALE * w)
+        return cast(Tensor, self.output_upscaling(image, channel_weights))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.model.plain import check_linear, is_product
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
@@ -28,7 +28,7 @@ from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     matrix_of,
 )
 from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
-from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
+from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, use_triton
 from tts_verifier.verifiers.imagedoctor.ops.products import add_and_norm, gate_rows, product
 
 Grid = tuple[int, int]
@@ -39,6 +39,9 @@ ROTARY_BASE = 10000.0
 WIDTH_MULTIPLE = 16
 """Hidden widths are padded with zeros to a multiple of this: fast kernels need rows that start at
 multiples of 16 bytes, in fp8 too, and the official width, 3420, is none."""
+MOST_WINDOW_TOKENS = 128
+MOST_HEAD_CHANNELS = 128
+"""Tokens of a window and channels of a head that one program of the window kernel can hold."""
 
 
 class AffineWeights(NamedTuple):
@@ -168,6 +171,8 @@ class WindowLayout:
     """(T, head size), the rotary sine of each place, negative in its first half."""
     sizes: tuple[tuple[int, int], ...]
     """(windows, tokens in each window) of each run of windows of equal length, in order."""
+    starts: Tensor
+    """(windows + 1,), the place of each window's first token, and T."""
 
 
 @lru_cache(maxsize=16)
@@ -205,6 +210,8 @@ def window_layout(
         step = torch.arange(0, head_size // 2, 2, dtype=torch.float) / (head_size // 2)
         angle = torch.stack([rows, columns], 1)[..., None].float() * (1.0 / ROTARY_BASE**step)
         angle = angle.flatten(1)[order % len(image_order)]
+        sizes = tuple((images * n, length) for n, length in zip(counts, lengths, strict=True))
+        each = [torch.full((windows,), length) for windows, length in sizes]
         # A merged token's patches share its window, so its first patch tells the place of all.
         return WindowLayout(
             order=order.to(device),
@@ -212,7 +219,8 @@ def window_layout(
             merged_place=(place[:: merge**2] // merge**2).to(device),
             cos=torch.cat([angle.cos()] * 2, -1).to(device),
             sin=torch.cat([-angle.sin(), angle.sin()], -1).to(device),
-            sizes=tuple((images * n, length) for n, length in zip(counts, lengths, strict=True)),
+            sizes=sizes,
+            starts=pad(torch.cat(each).cumsum(0), (1, 0)).to(device),
         )
 
 
@@ -282,6 +290,14 @@ def _features_of_one_grid(
 def _attend(block: Block, x: Matrix, layout: WindowLayout, images: int) -> Tensor:
     """Attends over each of `images` whole images, or within windows if 0; keeps (T, width)."""
     heads = block.qkv(x).unflatten(-1, (3 * block.heads, -1))
+    if not images and _fits_kernel(heads, layout):
+        from tts_verifier.verifiers.imagedoctor.ops import attention_kernels
+
+        return block.proj(
+            attention_kernels.triton_attend_windows(
+                heads, (layout.cos, layout.sin), layout.starts, layout.sizes[-1][1]
+            )
+        )
     qkv = rotate_heads(heads, layout.cos, layout.sin, 2 * block.heads)
     qkv = qkv.unflatten(1, (3, block.heads))
     # In window order an image's tokens are spread over the runs, so they are put back first.
@@ -291,6 +307,15 @@ def _attend(block: Block, x: Matrix, layout: WindowLayout, images: int) -> Tenso
     windows_of = [windows for windows, _ in layout.sizes]
     attended = [_attend_within_groups(run, n) for run, n in zip(runs, windows_of, strict=True)]
     return block.proj(torch.cat(attended))
+
+
+def _fits_kernel(heads: Tensor, layout: WindowLayout) -> bool:
+    """Says whether the kernel for windows takes heads (T, 3 * heads, size)."""
+    return (
+        use_triton(heads)
+        and layout.sizes[-1][1] <= MOST_WINDOW_TOKENS
+        and heads.shape[-1] <= MOST_HEAD_CHANNELS
+    )
 
 
 def _attend_within_groups(qkv: Tensor, groups: int) -> Tensor:

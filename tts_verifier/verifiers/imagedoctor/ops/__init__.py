@@ -1,13 +1,12 @@
 """Operations that the model and the engine share: fused weights, Triton kernels, host transfers.
 
-`pointwise_kernels` and `decode_kernels` need Triton; import them on a GPU only.
+Files of kernels need Triton; import them on a GPU only.
 """
 
 from __future__ import annotations
 
 from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, silu_gate, use_triton
-from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
 from tts_verifier.verifiers.imagedoctor.ops.products import add_product_and_norm, gated_product
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
@@ -15,7 +14,6 @@ __all__ = [
     "add_product_and_norm",
     "fuse_rows",
     "gated_product",
-    "map_ahead",
     "rotate_heads",
     "silu_gate",
     "to_device",

@@ -9,19 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import DTYPE, LARGEST, SMALLEST_PEAK
 from tts_verifier.verifiers.imagedoctor.ops.fused_weights import fuse_rows
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import use_triton
-
-DTYPE: Final = torch.float8_e4m3fn
-LARGEST: Final = 448.0
-"""The largest number that e4m3 holds."""
-SMALLEST_PEAK: Final = 1e-12
-"""A row's largest value counts as at least this, so a row of zeros has a scale."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

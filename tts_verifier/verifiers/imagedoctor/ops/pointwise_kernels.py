@@ -19,7 +19,7 @@ _GATE_COLUMNS: Final = 1024
 _ROTATE_VECTORS: Final = 32
 """Head vectors that one program of the rotation's kernel processes."""
 _NORM_VALUES: Final = 4096
-"""Values, of whole pixels, that one program of the norm's kernel processes."""
+"""Values, of whole pixels, that one program of the norm's kernel processes; the weighing's too."""
 
 
 @triton.jit
@@ -127,4 +127,42 @@ def triton_channel_norm(
         x, bias, scale, added, out, count * h * w, eps, C=channels, PADDED=padded, BLOCK=block,
         ADD=add is not None, RELU_FIRST=relu_first,
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _weigh_channels_kernel(
+    x, bias, weights, out, pixels, C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    image = tl.program_id(1).to(tl.int64)
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    c = tl.arange(0, PADDED)
+    real = (pixel < pixels)[:, None] & (c < C)[None, :]
+    at = ((image * pixels + pixel) * C)[:, None] + c[None, :]
+    value = tl.load(x + at, mask=real, other=0.0).to(tl.float32)
+    value += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
+    weight = tl.load(weights + image * C + c, mask=c < C, other=0.0).to(tl.float32)
+    total = tl.sum(tl.maximum(value, 0.0) * weight[None, :], 1)
+    tl.store(out + image * pixels + pixel, total, mask=pixel < pixels)
+
+
+def triton_weigh_channels(x: Tensor, bias: Tensor, weights: Tensor) -> Tensor:
+    """Adds a bias, applies a ReLU, and sums over channels with weights for each image.
+
+    Args:
+        x: (N, C, H, W).
+        bias: (C,).
+        weights: (N, C).
+
+    Returns:
+        (N, H, W).
+    """
+    x = x.contiguous(memory_format=channels_last)
+    count, channels, h, w = x.shape
+    out = x.new_empty(count, h, w)
+    padded = triton.next_power_of_2(channels)
+    block = max(1, _NORM_VALUES // padded)
+    _weigh_channels_kernel[triton.cdiv(h * w, block), count](
+        x, bias, weights.contiguous(), out, h * w, C=channels, PADDED=padded, BLOCK=block
+    )
     return out

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.ops.fp8 import DTYPE, LARGEST, SMALLEST_PEAK
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import DTYPE, LARGEST, SMALLEST_PEAK
 
 _LARGEST = tl.constexpr(LARGEST)
 _SMALLEST_PEAK = tl.constexpr(SMALLEST_PEAK)
@@ -128,3 +128,8 @@ def empty_fp8(shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _block(columns: int) -> dict[str, int]:
     return {"BLOCK": triton.next_power_of_2(columns), "num_warps": 8 if columns > _WIDE else 4}
+
+
+def tile_rows(rows: int) -> int:
+    """Returns the rows of a tile: a power of two, at least the 16 that tensor cores need."""
+    return max(16, int(triton.next_power_of_2(rows)))

@@ -1,4 +1,4 @@
-"""Triton kernels that draw a token for each row of a large vocabulary.
+"""Triton kernels that choose or draw a token for each row of a large vocabulary.
 
 Sorting a vocabulary of 150,000 tokens would take a third of a decode step. Only the last token
 that stays is needed, so top-k and top-p search for its score digit by digit (radix selection):
@@ -36,7 +36,27 @@ _WARPS = 8
 def _load_block(scores, row, block, columns, BLOCK: tl.constexpr):
     """Loads a block of a row's scores; -inf behind the last one."""
     at = block * BLOCK + tl.arange(0, BLOCK)
-    return tl.load(scores + row.to(tl.int64) * columns + at, mask=at < columns, other=float("-inf"))
+    place = scores + row.to(tl.int64) * columns + at
+    return tl.load(place, mask=at < columns, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _best_of_block_kernel(
+    logits, used, best, tokens, columns, blocks, penalty,
+    PENALISE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Finds the first token of a block with the highest logit."""
+    row, block = tl.program_id(0), tl.program_id(1)
+    s = _load_block(logits, row, block, columns, BLOCK)
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    if PENALISE:
+        is_used = tl.load(used + row.to(tl.int64) * columns + at, mask=at < columns, other=0)
+        # Division as torch rounds it, so that equal logits stay equal.
+        penalised = tl.where(s < 0, s * penalty, tl.div_rn(s, penalty))
+        s = tl.where(is_used != 0, penalised, s)
+    top = tl.max(s, 0)
+    tl.store(best + row * blocks + block, top)
+    tl.store(tokens + row * blocks + block, tl.min(tl.where(s == top, at, columns - 1), 0))
 
 
 @triton.jit
@@ -167,7 +187,9 @@ class _Rows:
         self.rows, self.columns = scores.shape
         self.blocks = triton.cdiv(self.columns, VOCABULARY_BLOCK)
         self.grid = (self.rows, self.blocks)
-        self.highest, self.sums = (scores.new_empty(self.grid) for _ in range(2))
+        self.highest, self.sums = (
+            scores.new_empty(self.grid, dtype=torch.float32) for _ in range(2)
+        )
         self.sizes: dict[str, Any] = {
             "BLOCKS": triton.next_power_of_2(self.blocks),
             "BLOCK": VOCABULARY_BLOCK,
@@ -187,7 +209,7 @@ class _Rows:
             share: which of both `limit` is.
         """
         passes = KEY_BITS // DIGIT_BITS
-        parts = self.scores.new_empty(passes, *self.grid, 2**DIGIT_BITS)
+        parts = self.highest.new_empty(passes, *self.grid, 2**DIGIT_BITS)
         bounds = allowed.new_empty(passes, self.rows)
         for i in range(passes):
             before = max(i - 1, 0)
@@ -214,6 +236,22 @@ class _Rows:
         return out
 
 
+def triton_greedy(logits: Tensor, used: Tensor, penalty: float) -> Tensor:
+    """Computes `next_token.greedy_token`."""
+    logits = logits.contiguous()
+    rows, columns = logits.shape
+    blocks = triton.cdiv(columns, VOCABULARY_BLOCK)
+    best = torch.empty(rows, blocks, dtype=torch.float32, device=logits.device)
+    tokens = torch.empty(rows, blocks, dtype=torch.long, device=logits.device)
+    _best_of_block_kernel[rows, blocks](
+        logits, used, best, tokens, columns, blocks, float(penalty), PENALISE=penalty != 1.0,
+        BLOCK=VOCABULARY_BLOCK, num_warps=_WARPS,
+    )  # fmt: skip
+    # The lowest token of the best blocks: the first of equal ones.
+    is_best = best == best.amax(-1, keepdim=True)
+    return tokens.masked_fill(~is_best, columns - 1).amin(-1)
+
+
 def triton_sample(
     scores: Tensor, draws: Tensor, *, temperature: float, top_k: int, top_p: float
 ) -> Tensor:
@@ -232,7 +270,7 @@ def triton_log_probs(logits: Tensor, tokens: Tensor, temperature: float) -> Tens
     rows = _Rows(logits, temperature)
     top = rows.highest.amax(-1, keepdim=True)
     total = (rows.sums * ((rows.highest - top) * rows.scale).exp()).sum(-1)
-    distance = (logits.gather(1, tokens[:, None]) - top)[:, 0]
+    distance = (logits.gather(1, tokens[:, None]).float() - top)[:, 0]
     return distance * rows.scale - total.log()
 
 

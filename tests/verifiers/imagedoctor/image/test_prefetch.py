@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tts_verifier.verifiers.imagedoctor.ops.prefetch import map_ahead
+from tts_verifier.verifiers.imagedoctor.image.prefetch import map_ahead
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

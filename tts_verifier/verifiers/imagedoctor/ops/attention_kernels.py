@@ -1,0 +1,240 @@
+"""Triton kernels of attention: over the KV cache in a decode step, and within vision windows.
+
+Both rotate queries and keys as they load them. A decode step reads a KV cache of a thousand tokens
+for each sequence: the cache is cut into chunks, all chunks are attended to in parallel, and the
+results are combined (Flash-Decoding, Dao et al. 2023); the query heads that share a key head are
+one tile. A window of the vision tower has a few dozen tokens, so one program holds one head of it
+whole. All sums have a fixed order, so results are reproducible. Import this module only where
+Triton is installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tts_verifier.verifiers.imagedoctor.ops.row_kernels import tile_rows
+
+CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
+"""Up to so many sequences times key heads, one program attends to so many cached tokens, so many
+at a time. Few sequences fill a GPU in small chunks only."""
+
+
+@triton.jit
+def _load_rotated(base, token, d, cos, sin, real, SIZE: tl.constexpr):
+    """Loads vectors (A, D) at `base` (A,), rotated by the angles of `token` (A,).
+
+    D is at least SIZE; the channels from SIZE on are 0.
+    """
+    # Channel d is rotated with channel d ± SIZE / 2; the sign is part of the sine.
+    partner = (d + SIZE // 2) % SIZE
+    real = real[:, None] & (d < SIZE)[None, :]
+    x = tl.load(base[:, None] + d[None, :], mask=real, other=0.0).to(tl.float32)
+    y = tl.load(base[:, None] + partner[None, :], mask=real, other=0.0).to(tl.float32)
+    at = token[:, None] * SIZE + d[None, :]
+    c = tl.load(cos + at, mask=real, other=0.0).to(tl.float32)
+    s = tl.load(sin + at, mask=real, other=0.0).to(tl.float32)
+    return x * c + y * s
+
+
+@triton.jit
+def _update_softmax(q, k, v, visible, scale, peak, total, mixed):
+    """Adds keys and values (N, SIZE) to the running softmax of queries (M, SIZE)."""
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    s = tl.where(visible, s, float("-inf"))
+    top = tl.maximum(peak, tl.max(s, 1))
+    # A query that sees no key yet has the peak -inf, and -inf - -inf would be NaN.
+    finite = tl.where(top == float("-inf"), 0.0, top)
+    # Earlier sums were taken under the old peak, so they are scaled to the new one.
+    rescale, e = tl.exp(peak - finite), tl.exp(s - finite[:, None])
+    total = total * rescale + tl.sum(e, 1)
+    mixed = tl.dot(e.to(v.dtype), v, mixed * rescale[:, None], input_precision="ieee")
+    return top, total, mixed
+
+
+@triton.jit
+def _attend_chunk_kernel(
+    qkv, cos, sin, cache, length, sums, peaks, capacity, scale, chunks,
+    T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
+    M: tl.constexpr, NEW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    ALONE: tl.constexpr,
+):  # fmt: skip
+    """Attends to one chunk of a sequence's cache for one key head; the last adds the new tokens.
+
+    ALONE: the only chunk; `sums` is then the output.
+    """
+    row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
+    start = tl.program_id(1) * CHUNK
+    before = tl.load(length + row).to(tl.int32)
+    # Not >=: the chunk that begins at `before` takes the new tokens.
+    if start > before:
+        return
+    cache_dtype = cache.dtype.element_ty
+    width: tl.constexpr = (GROUP + 2) * KV * SIZE
+    d = tl.arange(0, SIZE)
+    m = tl.arange(0, M)
+    # Row m of the tile is query head m // T of the key head, at new token m % T.
+    query = row * T + m % T
+    base = qkv + query * width + (head * GROUP + m // T) * SIZE
+    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(cache_dtype)
+    # Offsets into a large cache may exceed 32 bits.
+    keys = cache + (row * 2 * KV + head).to(tl.int64) * capacity * SIZE + d[None, :]
+    values = keys + KV * capacity * SIZE
+    peak = tl.full((M,), float("-inf"), tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    mixed = tl.zeros((M, SIZE), tl.float32)
+    for i in range(0, tl.minimum(CHUNK, before - start), BLOCK):
+        p = (start + i + tl.arange(0, BLOCK))[:, None]
+        k = tl.load(keys + p * SIZE, mask=p < before, other=0.0)
+        v = tl.load(values + p * SIZE, mask=p < before, other=0.0)
+        visible = tl.trans(p) < before
+        peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
+    if start + CHUNK > before:
+        t = tl.arange(0, NEW)
+        source = qkv + (row * T + t) * width + (GROUP * KV + head) * SIZE
+        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(cache_dtype)
+        real = (t < T)[:, None]
+        v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(cache_dtype)
+        place = (before + t)[:, None]
+        # The cache of a sequence that has ended may be full.
+        tl.store(keys + place * SIZE, k, mask=real & (place < capacity))
+        tl.store(values + place * SIZE, v, mask=real & (place < capacity))
+        visible = t[None, :] <= (m % T)[:, None]
+        peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
+    real = m < GROUP * T
+    if ALONE:
+        place = (query * KV * GROUP + head * GROUP + m // T) * SIZE
+        tl.store(sums + place[:, None] + d[None, :], mixed / total[:, None], mask=real[:, None])
+    else:
+        at = (tl.program_id(0) * chunks + tl.program_id(1)) * M + m
+        tl.store(sums + at[:, None] * SIZE + d[None, :], mixed, mask=real[:, None])
+        tl.store(peaks + at * 2, peak, mask=real)
+        tl.store(peaks + at * 2 + 1, total, mask=real)
+
+
+@triton.jit
+def _combine_chunks_kernel(
+    sums, peaks, length, out, chunks,
+    T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
+    M: tl.constexpr, CHUNK: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """Combines the results of all chunks for one query of one sequence."""
+    row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
+    m = tl.program_id(1)
+    d = tl.arange(0, SIZE)
+    c = tl.arange(0, PADDED)
+    # Programs of later chunks returned early and wrote nothing.
+    filled = (c < chunks) & (c * CHUNK <= tl.load(length + row))
+    at = (tl.program_id(0) * chunks + c) * M + m
+    peak = tl.load(peaks + at * 2, mask=filled, other=float("-inf"))
+    weight = tl.exp(peak - tl.max(peak, 0))
+    total = tl.sum(weight * tl.load(peaks + at * 2 + 1, mask=filled, other=0.0), 0)
+    part = tl.load(sums + at[:, None] * SIZE + d[None, :], mask=filled[:, None], other=0.0)
+    mixed = tl.sum(part * weight[:, None], 0) / total
+    place = ((row * T + m % T) * KV * GROUP + head * GROUP + m // T) * SIZE
+    tl.store(out + place + d, mixed)
+
+
+def triton_cached_attention(
+    qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, length: Tensor, *, bucket: int
+) -> Tensor:
+    """Appends new keys and values to a layer's KV cache, and attends to all of it.
+
+    Args:
+        qkv: (sequences, T, queries, keys and values side by side), before rotation.
+        rope: cosine and signed sine, (sequences * T, size) each.
+        cache: (at least `sequences`, 2, kv heads, capacity, size), written in place.
+        length: (at least `sequences`,), the tokens that each sequence has in the cache already.
+        bucket: at least as many as any running sequence has afterwards; sets the number of chunks.
+
+    Returns:
+        (sequences, T, heads * size).
+    """
+    rows, count, width = qkv.shape
+    _, _, kv, capacity, size = cache.shape
+    # For each key head there are `group` query heads, one key and one value.
+    group = width // size // kv - 2
+    queries = tile_rows(group * count)
+    # The tiles of several new tokens leave room for small blocks only.
+    heads = rows * kv if count == 1 else 1
+    chunk, block = next((c, b) for most, c, b in CACHE_CHUNKS if heads <= most)
+    chunks = triton.cdiv(bucket, chunk)
+    shape: dict[str, Any] = {
+        "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": queries, "CHUNK": chunk,
+    }  # fmt: skip
+    out = qkv.new_empty(rows, count, group * kv * size)
+    sums, peaks = out, out
+    if chunks > 1:
+        # The dtype is explicit because torch's default may be a 16-bit one.
+        partial: dict[str, Any] = {"dtype": torch.float32, "device": qkv.device}
+        sums = torch.empty(rows * kv, chunks, queries, size, **partial)
+        peaks = torch.empty(rows * kv, chunks, queries, 2, **partial)
+    _attend_chunk_kernel[(rows * kv, chunks)](
+        qkv, *rope, cache, length, sums, peaks, capacity, size**-0.5, chunks, **shape,
+        NEW=tile_rows(count), BLOCK=block, ALONE=chunks == 1, num_stages=2,
+        num_warps=max(2, queries // 16),
+    )  # fmt: skip
+    if chunks > 1:
+        _combine_chunks_kernel[(rows * kv, group * count)](
+            sums, peaks, length, out, chunks, **shape,
+            PADDED=triton.next_power_of_2(chunks), num_warps=2,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _attend_windows_kernel(
+    qkv, cos, sin, starts, out, scale,
+    HEADS: tl.constexpr, SIZE: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Computes the attention of one head within one window."""
+    window, head = tl.program_id(0), tl.program_id(1)
+    start = tl.load(starts + window)
+    end = tl.load(starts + window + 1)
+    token = start + tl.arange(0, TOKENS)
+    d = tl.arange(0, CHANNELS)
+    real = token < end
+    # Offsets may exceed 32 bits: tokens times width of a whole batch.
+    base = qkv + token.to(tl.int64) * (3 * HEADS * SIZE) + head * SIZE
+    dtype = qkv.dtype.element_ty
+    q = _load_rotated(base, token, d, cos, sin, real, SIZE).to(dtype)
+    k = _load_rotated(base + HEADS * SIZE, token, d, cos, sin, real, SIZE).to(dtype)
+    inside = real[:, None] & (d < SIZE)[None, :]
+    v = tl.load(base[:, None] + 2 * HEADS * SIZE + d[None, :], mask=inside, other=0.0)
+    # "ieee" concerns float32 only, which tests use: without it tensor cores would round to TF32.
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    s = tl.where(real[None, :], s, float("-inf"))
+    e = tl.exp(s - tl.max(s, 1)[:, None])
+    total = tl.sum(e, 1)
+    mixed = tl.dot(e.to(dtype), v, input_precision="ieee") / total[:, None]
+    place = out + token.to(tl.int64)[:, None] * (HEADS * SIZE) + head * SIZE + d[None, :]
+    tl.store(place, mixed, mask=inside)
+
+
+def triton_attend_windows(
+    heads: Tensor, rope: tuple[Tensor, Tensor], starts: Tensor, longest: int
+) -> Tensor:
+    """Rotates queries and keys, and attends within windows.
+
+    Args:
+        heads: (T, 3 * heads, size): queries, keys and values, before rotation.
+        rope: cosine and signed sine, (T, size) each.
+        starts: (windows + 1,), the first token of each window, and T.
+        longest: the tokens of the longest window.
+
+    Returns:
+        (T, heads * size).
+    """
+    tokens, all_heads, size = heads.shape
+    count = all_heads // 3
+    out = heads.new_empty(tokens, count * size)
+    _attend_windows_kernel[len(starts) - 1, count](
+        heads, *rope, starts, out, size**-0.5, HEADS=count, SIZE=size,
+        TOKENS=tile_rows(longest),
+        CHANNELS=tile_rows(size), num_warps=4,
+    )  # fmt: skip
+    return out
