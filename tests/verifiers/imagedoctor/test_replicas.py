@@ -34,9 +34,9 @@ from tts_verifier.verifiers.imagedoctor.replicas import (
     Share,
     SharedRequests,
     answer_together,
-    run_together,
 )
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
+from tts_verifier.verifiers.imagedoctor.threads import run_together
 
 SECONDS = 60
 """No test waits longer for a thread that hangs."""

@@ -9,11 +9,10 @@ otherwise take all of a short queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from threading import Lock, Thread
+from threading import Lock
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens
+from tts_verifier.verifiers.imagedoctor.threads import current_device, run_together
 
 Answer = tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]
 """A reply and its heatmaps by name."""
@@ -86,7 +86,7 @@ class Replica:
         map_queue = MapQueue(self.map_decoder)
         replies: dict[int, ReplyTokens] = {}
         # A verdict depends on the settings alone, not on the precision that a thread asks for.
-        with _current_device(self.device), torch.autocast(self.device.type, enabled=False):
+        with current_device(self.device), torch.autocast(self.device.type, enabled=False):
             for number, reply in engine.replies(share, expected=expected):
                 place = share.answered(number)
                 if grid is not None:
@@ -222,61 +222,5 @@ def answer_together(
     return [answers[place] for place in range(count)]
 
 
-def run_together(works: Sequence[Callable[[], None]], stop: Callable[[], None]) -> None:
-    """Runs the first function in this thread and every other one in its own, until all return.
-
-    Args:
-        works: run at once.
-        stop: makes all functions return soon; called when one raises, and for Ctrl-C.
-
-    Raises:
-        BaseException: the first that was raised.
-    """
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-            stop()
-
-    threads = [Thread(target=guarded, args=(work,)) for work in works[1:]]
-    try:
-        for thread in threads:
-            thread.start()
-        guarded(works[0])
-    except BaseException:
-        stop()
-        raise
-    finally:
-        _join(threads, stop)
-    if errors:
-        try:
-            raise errors[0]
-        finally:
-            # The error holds this frame; the list would keep both alive, and tensors with them.
-            errors.clear()
-
-
-def _join(threads: Sequence[Thread], stop: Callable[[], None]) -> None:
-    """Waits for the threads that have started, even after Ctrl-C: they use the engines."""
-    interrupt: KeyboardInterrupt | None = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except KeyboardInterrupt as error:
-                interrupt = error
-                stop()
-    if interrupt is not None:
-        raise interrupt
-
-
 def _others(replicas: Sequence[Replica], replica: Replica) -> str:
     return ", ".join(str(other.device) for other in replicas if other is not replica)
-
-
-def _current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one: captured graphs and new streams go to the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
