@@ -60,10 +60,13 @@ def test_it_asks_for_the_released_size_with_prompts_and_pictures_of_its_own(stub
     assert (stub.made["max_num_seqs"], stub.made["max_num_batched_tokens"]) == (256, 16384)
     assert stub.made["dtype"] == "bfloat16"
     assert stub.config.architectures == ["Qwen2_5_VLForConditionalGeneration"]
-    assert stub.config.get_text_config().num_hidden_layers == 36
+    text = stub.config.get_text_config()
+    assert (text.num_hidden_layers, text.vocab_size) == (36, 151_936)
+    assert stub.config.tie_word_embeddings
+    assert text.tie_word_embeddings
     assert [len(prompts) for prompts in stub.asked] == [32, 3, 3, 3, 1, 1, 1]
     image = stub.config.image_token_id
-    assert stub.tokenizer.convert_tokens_to_ids("<|image_pad|>") == image
+    assert stub.tokenizer.encode("<|image_pad|>") == [image]
     texts = set()
     for prompt in (p for prompts in stub.asked for p in prompts):
         assert prompt["prompt_token_ids"].count(image) == 1

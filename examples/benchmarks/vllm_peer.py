@@ -74,8 +74,11 @@ def write_folder(folder: Path) -> dict[str, Any]:
 
     raw = make_checkpoint.config("3b")
     config = ImageDoctorConfig.from_dict(raw)
+    text = config.text_config()
+    # vLLM asks the language model's own config, too.
+    text.tie_word_embeddings = config.tied
     whole = Qwen2_5_VLConfig(
-        text_config=config.text_config(),
+        text_config=text,
         vision_config=config.vision_config(),
         image_token_id=config.image_token_id,
         vision_start_token_id=config.vision_start_token_id,

@@ -220,6 +220,7 @@ def test_ctrl_c_stops_all_devices_and_the_next_call_is_right(
         with pytest.raises(KeyboardInterrupt):
             two.verify(IMAGES * 20, PROMPTS * 20)
     assert len(replies) < 100
+    wait_for(lambda: threading.active_count() == before)
     assert threading.active_count() == before
     assert_same(two.verify(IMAGES, PROMPTS), alone)
 
@@ -249,12 +250,15 @@ def test_ctrl_c_while_others_work_waits_until_they_have_stopped() -> None:
 
     def work() -> None:
         started.wait(SECONDS)
+        ended.append(stopped.wait(SECONDS))
+
+    def interrupts() -> None:
+        started.wait(SECONDS)
         signal.pthread_kill(main, signal.SIGINT)
         ended.append(stopped.wait(SECONDS))
 
-    # Each thread interrupts it, and both must have stopped nevertheless.
     with pytest.raises(KeyboardInterrupt):
-        run_together([lambda: started.wait(SECONDS), work, work], stopped.set)
+        run_together([lambda: started.wait(SECONDS), work, interrupts], stopped.set)
     assert ended == [True, True]
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from threading import Thread
+from threading import Event, Thread
+from typing import Final
 
 import torch
+
+WAKE_SECONDS: Final = 0.1
+"""How long a thread waits for others before it looks for Ctrl-C, which does not end a wait that it
+came just before."""
 
 
 def run_together(works: Sequence[Callable[[], None]], stop: Callable[[], None]) -> None:
@@ -20,44 +25,45 @@ def run_together(works: Sequence[Callable[[], None]], stop: Callable[[], None]) 
         BaseException: the first that was raised.
     """
     errors: list[BaseException] = []
+    ends = [Event() for _ in works[1:]]
+    begun: list[Event] = []
+    stopping = Event()
 
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-            stop()
-
-    threads = [Thread(target=guarded, args=(work,)) for work in works[1:]]
-    try:
-        for thread in threads:
-            thread.start()
-        guarded(works[0])
-    except BaseException:
+    def fail(error: BaseException) -> None:
+        errors.append(error)
+        stopping.set()
         stop()
-        raise
-    finally:
-        _join(threads, stop)
+
+    def guarded(work: Callable[[], None], end: Event) -> None:
+        begun.append(end)
+        try:
+            if not stopping.is_set():
+                work()
+        except BaseException as error:
+            fail(error)
+        finally:
+            end.set()
+
+    threads = [Thread(target=guarded, args=pair) for pair in zip(works[1:], ends, strict=True)]
+    started = ended = False
+    while not ended:
+        # Ctrl-C may come anywhere in here; the threads use the engines until they have ended. Not
+        # `Thread.join`, which takes a thread for ended once it was interrupted.
+        try:
+            if not started:
+                started = True
+                for thread in threads:
+                    thread.start()
+                works[0]()
+            ended = all(end.wait(WAKE_SECONDS) for end in (begun if stopping.is_set() else ends))
+        except BaseException as error:
+            fail(error)
     if errors:
         try:
             raise errors[0]
         finally:
             # The error holds this frame; the list would keep both alive, and tensors with them.
             errors.clear()
-
-
-def _join(threads: Sequence[Thread], stop: Callable[[], None]) -> None:
-    """Waits for the threads that have started, even after Ctrl-C: they use the engines."""
-    interrupt: KeyboardInterrupt | None = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except KeyboardInterrupt as error:
-                interrupt = error
-                stop()
-    if interrupt is not None:
-        raise interrupt
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
