@@ -120,6 +120,11 @@ class GenerationRequest:
                 argument="seed",
             )
 
+    @property
+    def prompt_key(self) -> tuple[int, tuple[int, ...]]:
+        """Equal for requests of one prompt and one array of patches, which are prefilled once."""
+        return id(self.patches), tuple(self.ids)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratedReply:

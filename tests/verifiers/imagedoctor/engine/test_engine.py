@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
     GeneratedReply,
     GenerationLimits,
+    Sampling,
 )
 
 
@@ -102,6 +104,25 @@ def test_a_reply_depends_on_neither_its_companions_nor_its_place(model: ImageDoc
         for other in (back, single):
             close(whole.map_states, other.map_states)
             close(whole.visual, other.visual)
+
+
+def test_replies_to_one_prompt_share_its_prefill(
+    model: ImageDoctorModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third, *_ = requests(model)
+    limits = GenerationLimits(12, (EOS,), 1.3, sampling=Sampling(temperature=1.5))
+    group = [replace(second, seed=seed) for seed in range(3)]
+    queue = [first, group[0], group[1], third, group[2]]
+    alone = [generate(model, [request], limits)[0] for request in queue]
+    images: list[int] = []
+    whole = model.visual_features
+    monkeypatch.setattr(model, "visual_features", lambda *a: images.append(len(a[1])) or whole(*a))
+    for reply, expected in zip(generate(model, queue, limits), alone, strict=True):
+        assert reply.ids == expected.ids
+        close(reply.map_states, expected.map_states)
+        close(reply.visual, expected.visual)
+    assert images == [3]
+    assert len({tuple(reply.ids) for reply in alone}) == 5
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 3])

@@ -42,13 +42,18 @@ def test_requests_enter_free_sequences_in_order() -> None:
 
 def large(count: int) -> Iterator[GenerationRequest]:
     """Requests of which three fill a batch."""
-    patches = np.zeros((PREFILL_PATCHES // 2 - 1, 1), np.float32)
-    return (GenerationRequest([0] * 5, patches, (2, 2)) for _ in range(count))
+    size = (PREFILL_PATCHES // 2 - 1, 1)
+    return (GenerationRequest([0] * 5, np.zeros(size, np.float32), (2, 2)) for _ in range(count))
 
 
 def test_many_free_sequences_are_filled_in_batches_by_the_size_of_their_images() -> None:
     assert [len(batch) for batch in Scheduler(large(8), 7).prefill_batches()] == [3, 3, 1]
     assert [len(batch) for batch in Scheduler(queue(40), 32).prefill_batches()] == [32]
+
+
+def test_replies_to_one_prompt_count_as_one_image() -> None:
+    (one,) = large(1)
+    assert [len(batch) for batch in Scheduler([one] * 40, 32).prefill_batches()] == [32]
 
 
 def test_a_batch_is_taken_only_after_the_one_before_was_prefilled() -> None:

@@ -54,6 +54,24 @@ def test_some_heads_are_rotated_and_the_others_stay(size: int) -> None:
     close(pointwise_kernels.triton_rotate_heads(heads, *rope, 8), expected)
 
 
+def test_rotated_keys_and_values_enter_the_cache_of_their_sequence() -> None:
+    rows, tokens, queries, kv, size = 2, 5, 4, 2, 32
+    heads, rope = torch.randn(rows, tokens, queries + 2 * kv, size), random_rope(10, size)
+    before = torch.randn(4, 2, kv, 8, size)
+    cache, at = before.clone(), torch.tensor([3, 1])
+    expected = rotate_heads(
+        heads.double().flatten(0, 1), *(t.double() for t in rope), queries + kv
+    ).view(heads.shape)
+    pointwise_kernels.triton_rotate_and_store(heads, *rope, at, cache)
+    close(heads, expected)
+    close(
+        cache[at, ..., :tokens, :],
+        expected[:, :, queries:].unflatten(2, (2, kv)).permute(0, 2, 3, 1, 4),
+    )
+    assert torch.equal(cache[[0, 2]], before[[0, 2]])
+    assert torch.equal(cache[..., tokens:, :], before[..., tokens:, :])
+
+
 @pytest.mark.parametrize("size", [16, 80])
 def test_tokens_attend_within_their_window_only(size: int) -> None:
     lengths, rope = [4, 9, 20], random_rope(33, size)

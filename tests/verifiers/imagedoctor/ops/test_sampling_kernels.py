@@ -76,7 +76,7 @@ def test_equal_scores_stay_together_and_impossible_tokens_are_never_drawn(
     row[[7, 450, 460]] = 2.0
     row[9] = 1.0
     most = 1 - 2**-24
-    draws = torch.tensor([[0.0, 0.0], [most, most], [most, 0.0]])
+    draws = torch.tensor([[0.0, 0.0], [most, most], [most, 0.34]])
     rows = row.expand(3, -1)
     drawn = sampling_kernels.triton_sample(rows, draws, temperature=1.0, top_k=top_k, top_p=top_p)
     assert set(drawn.tolist()) == {7, 450, 460}

@@ -39,14 +39,18 @@ class PrefillAttention:
     def attend(self, layer: int, qkv: Tensor, rope: Rope) -> Tensor:
         """(N, T, fused) -> (N, T, heads * size); see `layers.Attend`."""
         shape, cache, count = self.shape, self.buffers.kv_cache[layer], qkv.shape[1]
-        width = shape.heads * shape.size
-        qkv = _rotate(qkv, rope, shape)
-        q, kv = qkv[..., :width], qkv[..., width:].unflatten(-1, (2, -1, shape.size))
-        kv = kv.permute(0, 2, 3, 1, 4)
         # Padding is stored too. The lengths hide it until decode steps overwrite it.
-        cache[self.at.to(cache.device), ..., :count, :] = kv
-        q = q.unflatten(-1, (-1, shape.size)).transpose(1, 2)
-        k, v = kv.unbind(1)
+        at = self.at.to(cache.device)
+        if use_triton(qkv) and cache.device == qkv.device:
+            from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
+
+            heads = qkv.unflatten(-1, (-1, shape.size))
+            pointwise_kernels.triton_rotate_and_store(heads, *rope, at, cache)
+        else:
+            heads = _rotate(qkv, rope, shape).unflatten(-1, (-1, shape.size))
+            kv = heads[:, :, shape.heads :].unflatten(2, (2, -1))
+            cache[at, ..., :count, :] = kv.permute(0, 2, 3, 1, 4)
+        q, k, v = heads.transpose(1, 2).split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
         # enable_gqa spares a copy of keys and values for every query head. Padding on the right
         # needs no mask, because causal attention does not look ahead.
         out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

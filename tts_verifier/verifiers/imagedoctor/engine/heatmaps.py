@@ -55,6 +55,9 @@ class MapDecoder:
 
     def __init__(self, model: ImageDoctorModel) -> None:
         self.model = model
+        if model.lm_head.weight.is_cuda:
+            # In this order of memory no convolution needs to copy its weight first.
+            model.heatmap.to(memory_format=torch.channels_last)
         self._captured: dict[Grid, _CapturedDecoding] = {}
         self._addresses: tuple[int, ...] = ()
 

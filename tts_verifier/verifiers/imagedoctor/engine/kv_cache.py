@@ -115,6 +115,12 @@ class SequenceBuffers:
             # A new tensor, because `self.used[at].scatter_` would change a copy.
             self.used[at] = torch.zeros_like(self.used[: len(ids)]).scatter_(1, ids, True)
 
+    def copy_prompts(self, sources: Tensor, targets: Tensor, tokens: int) -> None:
+        """Copies the first tokens' keys and values of sequences (N,) to sequences (N,)."""
+        for cache in self.kv_cache:
+            source, target = sources.to(cache.device), targets.to(cache.device)
+            cache[target, ..., :tokens, :] = cache[source, ..., :tokens, :]
+
     def seed(self, at: Sequence[int], seeds: Sequence[int]) -> None:
         """Sets what the replies of some sequences are drawn with, from their requests' seeds."""
         device = self.draws.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ def prefill(
 ) -> tuple[Tensor, ...]:
     """Runs vision tower and language model over prompts, and starts their replies.
 
+    Several replies to one prompt, as policy gradients need them, cost one prefill.
+
     Args:
         fused: the model.
         buffers: with capacity for every prompt and its reply.
@@ -34,12 +37,14 @@ def prefill(
         Each request's merged visual features, (merged tokens, H).
     """
     model, device = fused.model, buffers.length.device
-    ids, real = _pad_prompts([request.ids for request in requests], device)
-    grids = [request.grid for request in requests]
+    first, which = _distinct_prompts(requests)
+    distinct = [requests[i] for i in first]
+    ids, real = _pad_prompts([request.ids for request in distinct], device)
+    grids = [request.grid for request in distinct]
     dtype = model.lm_head.weight.dtype
-    pixels = _upload_patches([request.patches for request in requests], dtype, device)
+    pixels = _upload_patches([request.patches for request in distinct], dtype, device)
     visual = model.visual_features(pixels, grids, fused.vision_blocks)
-    at = to_device(torch.tensor(sequences), device)
+    at = to_device(torch.tensor([sequences[i] for i in first]), device)
     positions, shift = model.positions(ids, grids, real)
     # Images and rows are in the same order, so each row's image tokens get their own features.
     attention = PrefillAttention(buffers, at, fused.shape)
@@ -47,10 +52,23 @@ def prefill(
     length = real.sum(1)
     ends = torch.arange(len(ids), device=device) * ids.shape[1] + length - 1
     x = model.embed(ids, visual)
-    last = run_layers(fused, x, rope, attend=attention.attend, rows=ends)
-    buffers.start(at, ids, last.to(device), length, shift[:, 0])
+    last = run_layers(fused, x, rope, attend=attention.attend, rows=ends).to(device)
     merge = int(model.config.vision["spatial_merge_size"])
-    return torch.split(visual, [h * w // merge**2 for h, w in grids])
+    features = torch.split(visual, [h * w // merge**2 for h, w in grids])
+    if len(distinct) == len(requests):
+        buffers.start(at, ids, last, length, shift[:, 0])
+        return features
+    everyone, rows = to_device(torch.tensor([list(sequences), which]), device)
+    buffers.copy_prompts(at[rows], everyone, ids.shape[1])
+    buffers.start(everyone, ids[rows], last[rows], length[rows], shift[rows, 0])
+    return tuple(features[i] for i in which)
+
+
+def _distinct_prompts(requests: Sequence[GenerationRequest]) -> tuple[list[int], list[int]]:
+    """Returns the first request of each prompt, and for each request the number of its prompt."""
+    numbers: dict[object, int] = {}
+    which = [numbers.setdefault(request.prompt_key, len(numbers)) for request in requests]
+    return [which.index(number) for number in range(len(numbers))], which
 
 
 def _pad_prompts(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -71,11 +89,25 @@ def _upload_patches(
 ) -> Tensor:
     """Copies all images' patches to the device in the model's dtype, without waiting for it.
 
-    From pinned memory they travel while the GPU still works on earlier prompts.
+    From pinned memory and on a stream of their own they travel while the GPU still works on
+    earlier prompts.
     """
     rows = [len(part) for part in patches]
     shape = (sum(rows), patches[0].shape[1])
     pixels = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     for place, part in zip(pixels.split(rows), patches, strict=True):
         place.copy_(torch.from_numpy(part))
-    return pixels.to(device, non_blocking=True)
+    if device.type != "cuda":
+        return pixels.to(device)
+    stream, used_on = _upload_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        uploaded = pixels.to(device, non_blocking=True)
+    used_on.wait_stream(stream)
+    # The allocator may give the memory to the next upload only when this stream is done with it.
+    uploaded.record_stream(used_on)
+    return uploaded
+
+
+@lru_cache
+def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -200,10 +200,11 @@ class Scheduler:
 
     def _take_batch(self, most: int) -> list[tuple[int, GenerationRequest]]:
         batch: list[tuple[int, GenerationRequest]] = []
-        patches = 0
-        while len(batch) < most and patches < PREFILL_PATCHES and self.has_waiting():
+        patches: dict[object, int] = {}
+        while len(batch) < most and sum(patches.values()) < PREFILL_PATCHES and self.has_waiting():
             batch.append(self._waiting.popleft())
-            patches += len(batch[-1][1].patches)
+            request = batch[-1][1]
+            patches[request.prompt_key] = len(request.patches)
         return batch
 
 

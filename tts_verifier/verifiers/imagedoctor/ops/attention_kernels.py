@@ -187,32 +187,59 @@ def triton_cached_attention(
 
 
 @triton.jit
+def _load_halves(base, d, real, HALF: tl.constexpr):
+    """Loads vectors (A, 2 * HALF) at `base` (A,) as two halves (A, D), 0 from HALF on."""
+    real = real[:, None] & (d < HALF)[None, :]
+    first = tl.load(base[:, None] + d[None, :], mask=real, other=0.0)
+    second = tl.load(base[:, None] + HALF + d[None, :], mask=real, other=0.0)
+    return first, second
+
+
+@triton.jit
+def _rotate_halves(first, second, cos, sin):
+    """Rotates each pair of channels; returns halves in their own dtype."""
+    x, y = first.to(tl.float32), second.to(tl.float32)
+    return (x * cos - y * sin).to(first.dtype), (y * cos + x * sin).to(first.dtype)
+
+
+@triton.jit
 def _attend_windows_kernel(
-    qkv, cos, sin, starts, out, scale,
-    HEADS: tl.constexpr, SIZE: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    heads, cos, sin, starts, out, scale,
+    HEADS: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+    EACH: tl.constexpr,
 ):  # fmt: skip
-    """Computes the attention of one head within one window."""
-    window, head = tl.program_id(0), tl.program_id(1)
+    """Computes the attention of EACH heads within one window."""
+    window, group = tl.program_id(0), tl.program_id(1)
     start = tl.load(starts + window)
-    end = tl.load(starts + window + 1)
-    token = start + tl.arange(0, TOKENS)
-    d = tl.arange(0, CHANNELS)
-    real = token < end
+    t, d = tl.arange(0, TOKENS), tl.arange(0, CHANNELS)
+    real = t < tl.load(starts + window + 1) - start
     # Offsets may exceed 32 bits: tokens times width of a whole batch.
-    base = qkv + token.to(tl.int64) * (3 * HEADS * SIZE) + head * SIZE
-    dtype = qkv.dtype.element_ty
-    q = _load_rotated(base, token, d, cos, sin, real, SIZE).to(dtype)
-    k = _load_rotated(base + HEADS * SIZE, token, d, cos, sin, real, SIZE).to(dtype)
-    inside = real[:, None] & (d < SIZE)[None, :]
-    v = tl.load(base[:, None] + 2 * HEADS * SIZE + d[None, :], mask=inside, other=0.0)
-    # "ieee" concerns float32 only, which tests use: without it tensor cores would round to TF32.
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    s = tl.where(real[None, :], s, float("-inf"))
-    e = tl.exp(s - tl.max(s, 1)[:, None])
-    total = tl.sum(e, 1)
-    mixed = tl.dot(e.to(dtype), v, input_precision="ieee") / total[:, None]
-    place = out + token.to(tl.int64)[:, None] * (HEADS * SIZE) + head * SIZE + d[None, :]
-    tl.store(place, mixed, mask=inside)
+    token = start.to(tl.int64) + t
+    # Both halves have the same angles, and the second one's sine has its own sign.
+    angles = token * (2 * HALF)
+    c, _ = _load_halves(cos + angles, d, real, HALF)
+    _, s = _load_halves(sin + angles, d, real, HALF)
+    inside = real[:, None] & (d < HALF)[None, :]
+    for i in tl.static_range(EACH):
+        head = group * EACH + i
+        base = heads + token * (6 * HEADS * HALF) + head * 2 * HALF
+        q, q2 = _load_halves(base, d, real, HALF)
+        k, k2 = _load_halves(base + 2 * HEADS * HALF, d, real, HALF)
+        v, v2 = _load_halves(base + 4 * HEADS * HALF, d, real, HALF)
+        q, q2 = _rotate_halves(q, q2, c, s)
+        k, k2 = _rotate_halves(k, k2, c, s)
+        # "ieee" concerns float32 only, which tests use: without it tensor cores would round.
+        weights = tl.dot(q, tl.trans(k), input_precision="ieee")
+        weights = tl.dot(q2, tl.trans(k2), weights, input_precision="ieee") * scale
+        weights = tl.where(real[None, :], weights, float("-inf"))
+        weights = tl.exp(weights - tl.max(weights, 1)[:, None])
+        total = tl.sum(weights, 1)[:, None]
+        weights = weights.to(v.dtype)
+        place = out + (token * (2 * HEADS * HALF) + head * 2 * HALF)[:, None] + d[None, :]
+        mixed = tl.dot(weights, v, input_precision="ieee") / total
+        tl.store(place, mixed, mask=inside)
+        mixed = tl.dot(weights, v2, input_precision="ieee") / total
+        tl.store(place + HALF, mixed, mask=inside)
 
 
 def triton_attend_windows(
@@ -222,7 +249,7 @@ def triton_attend_windows(
 
     Args:
         heads: (T, 3 * heads, size): queries, keys and values, before rotation.
-        rope: cosine and signed sine, (T, size) each.
+        rope: cosine and signed sine, (T, size) each, in the dtype to compute in.
         starts: (windows + 1,), the first token of each window, and T.
         longest: the tokens of the longest window.
 
@@ -232,9 +259,10 @@ def triton_attend_windows(
     tokens, all_heads, size = heads.shape
     count = all_heads // 3
     out = heads.new_empty(tokens, count * size)
-    _attend_windows_kernel[len(starts) - 1, count](
-        heads, *rope, starts, out, size**-0.5, HEADS=count, SIZE=size,
-        TOKENS=tile_rows(longest),
-        CHANNELS=tile_rows(size), num_warps=4,
+    # Several heads of a window share the loaded angles.
+    each = next(n for n in (4, 2, 1) if count % n == 0)
+    _attend_windows_kernel[len(starts) - 1, count // each](
+        heads, *rope, starts, out, size**-0.5, HEADS=count, HALF=size // 2, EACH=each,
+        TOKENS=tile_rows(longest), CHANNELS=tile_rows(size // 2), num_warps=4,
     )  # fmt: skip
     return out

@@ -76,6 +76,62 @@ def triton_rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -
 
 
 @triton.jit
+def _rotate_and_store_kernel(
+    heads, cos, sin, at, cache, vectors, tokens, capacity,
+    ALL: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rotates queries and keys in place; copies keys and values into a KV cache as well."""
+    vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, PADDED)
+    token, head = vector // ALL, vector % ALL
+    is_real = vector < vectors
+    is_rotated = head < ALL - KV
+    is_kept = is_real & (head >= ALL - 2 * KV)
+    inside = (d < HALF)[None, :]
+    low = (vector * 2 * HALF)[:, None] + d[None, :]
+    angle = (token * 2 * HALF)[:, None] + d[None, :]
+    # A value turns by no angle.
+    turns = (is_real & is_rotated)[:, None] & inside
+    c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle + HALF, mask=turns, other=0.0).to(tl.float32)
+    real = is_real[:, None] & inside
+    x = tl.load(heads + low, mask=real, other=0.0).to(tl.float32)
+    y = tl.load(heads + low + HALF, mask=real, other=0.0).to(tl.float32)
+    first, second = x * c - y * s, y * c + x * s
+    tl.store(heads + low, first, mask=turns)
+    tl.store(heads + low + HALF, second, mask=turns)
+    # Keys come before values, in the cache as well.
+    kept = tl.load(at + token // tokens, mask=is_kept, other=0) * 2 * KV + head - (ALL - 2 * KV)
+    place = ((kept * capacity + token % tokens) * 2 * HALF)[:, None] + d[None, :]
+    mask = is_kept[:, None] & inside
+    tl.store(cache + place, first, mask=mask)
+    tl.store(cache + place + HALF, second, mask=mask)
+
+
+def triton_rotate_and_store(
+    heads: Tensor, cos: Tensor, sin: Tensor, at: Tensor, cache: Tensor
+) -> None:
+    """Rotates queries and keys in place, and puts keys and values into a KV cache.
+
+    Args:
+        heads: (N, T, queries + 2 * kv heads, size): queries, keys, values.
+        cos: (N * T, size).
+        sin: (N * T, size), negated in its first half.
+        at: (N,), the sequence of the cache that each row belongs to.
+        cache: (sequences, 2, kv heads, capacity, size), written from the first token on.
+    """
+    rows, tokens, all_heads, size = heads.shape
+    _, _, kv, capacity, _ = cache.shape
+    vectors, half = rows * tokens * all_heads, size // 2
+    _rotate_and_store_kernel[(triton.cdiv(vectors, _ROTATE_VECTORS),)](
+        heads, cos, sin, at, cache, vectors, tokens, capacity,
+        ALL=all_heads, KV=kv, HALF=half, PADDED=triton.next_power_of_2(half),
+        BLOCK=_ROTATE_VECTORS,
+    )  # fmt: skip
+
+
+@triton.jit
 def _channel_norm_kernel(
     x, bias, scale, added, out, pixels, eps,
     C: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
