@@ -25,7 +25,7 @@ from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens
-from tts_verifier.verifiers.imagedoctor.threads import current_device, run_together
+from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
 
 Answer = tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]
 """A reply and its heatmaps by name."""
@@ -86,7 +86,7 @@ class Replica:
         map_queue = MapQueue(self.map_decoder)
         replies: dict[int, ReplyTokens] = {}
         # A verdict depends on the settings alone, not on the precision that a thread asks for.
-        with current_device(self.device), torch.autocast(self.device.type, enabled=False):
+        with on_device(self.device), torch.autocast(self.device.type, enabled=False):
             for number, reply in engine.replies(share, expected=expected):
                 place = share.answered(number)
                 if grid is not None:

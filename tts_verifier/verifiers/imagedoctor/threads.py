@@ -66,6 +66,6 @@ def run_together(works: Sequence[Callable[[], None]], stop: Callable[[], None]) 
             errors.clear()
 
 
-def current_device(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Makes a GPU the current one: captured graphs and new streams go to the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -11,7 +11,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
-from tts_verifier.verifiers.imagedoctor.threads import current_device, run_together
+from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
 
 
 class RequestQueue:
@@ -129,7 +129,7 @@ class _Source:
 
     def serve(self) -> None:
         """Answers requests until the queue has ended."""
-        with current_device(self._engine.model.lm_head.weight.device):
+        with on_device(self._engine.model.lm_head.weight.device):
             for number, reply in self._engine.replies(self):
                 future = self.taken[number]
                 # False if the future was cancelled just now.
