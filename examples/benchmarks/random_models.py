@@ -198,5 +198,5 @@ def image_doctor(
         tokens, tuple(range(len(model.lm_head.weight))) if ends else (), penalty=1.05
     )
     verifier = ImageDoctor(Checkpoint(model, words, processor, limits))
-    verifier.engine = BothMapsEngine(model, limits, sequences=verifier.batch_size)
+    verifier.replicas[0].engine = BothMapsEngine(model, limits, sequences=verifier.batch_size)
     return verifier

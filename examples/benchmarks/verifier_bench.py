@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from random_models import TEXT_TOKENS, image_doctor_model
+from random_models import TEXT_TOKENS, BothMapsEngine, image_doctor_model
 
+from tts_verifier.analysis.svg import STYLE
 from tts_verifier.environment import environment
+from tts_verifier.loading.devices import check_devices
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
-from tts_verifier.verifiers.imagedoctor.requests import GenerationRequest
+from tts_verifier.verifiers.imagedoctor.replicas import Replica, answer_together
+from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 
 GIB = 2**30
 Row = dict[str, Any]
@@ -27,7 +32,7 @@ class Bench:
     """The model, its requests, and a clock.
 
     Args:
-        device: "cuda" or "cpu".
+        device: "cuda" or "cpu"; several GPUs, such as "cuda:0,1", get a copy of the model each.
         images: how many requests there are.
         tokens: of each reply.
         text: text tokens of a prompt.
@@ -51,18 +56,20 @@ class Bench:
     ) -> None:
         self.images, self.tokens, self.sequences = images, tokens, sequences
         self.together = min(sequences or GPU_SEQUENCES, images)
-        self.cuda = device == "cuda"
+        main, *others = check_devices(device)
+        self.cuda = main.type == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.grid = (grid, grid)
         if folder:
-            self.model = load_model(Path(folder), dtype=self.dtype).to(device)
+            self.model = load_model(Path(folder), dtype=self.dtype).to(main)
             processor = Processor.from_folder(Path(folder), self.model.config)
             self.grid = processor(Image.new("RGB", (504, 504))).grid
         else:
-            self.model = image_doctor_model(device)
+            self.model = image_doctor_model(str(main))
         self.model.requires_grad_(False).eval()
-        if precision == "fp8":
-            quantise_model(self.model)
+        self.models = [self.model, *(copy.deepcopy(self.model).to(other) for other in others)]
+        for model in self.models if precision == "fp8" else ():
+            quantise_model(model)
         self.requests = self._requests(images, text)
 
     def _requests(self, count: int, tokens: int) -> list[GenerationRequest]:
@@ -78,6 +85,24 @@ class Bench:
             ids = [*text[:16], *[config.image_token_id] * cells, *text[16:]]
             requests.append(GenerationRequest(ids, patches, self.grid))
         return requests
+
+    def replicas(self, limits: GenerationLimits) -> list[Replica]:
+        """Returns one for each device; all their replies have both maps."""
+        made = []
+        for model in self.models:
+            replica = Replica(model, limits, AnswerTemplate(), self.sequences)
+            replica.engine = BothMapsEngine(model, limits, sequences=self.sequences)
+            made.append(replica)
+        return made
+
+    def answers(
+        self, replicas: list[Replica], requests: list[GenerationRequest], *, maps: bool = True
+    ) -> list[list[int]]:
+        """Answers requests with both maps or without; returns the tokens of each reply."""
+        grid = self.grid if maps else None
+        queue, count = iter(requests), len(requests)
+        answers = answer_together(replicas, queue, count, AnswerTemplate(), grid)
+        return [reply.ids for reply, _ in answers]
 
     def timed(self, run: Callable[[], Any]) -> tuple[float, float, Any]:
         """Returns seconds, peak GiB and the result of `run`."""
@@ -112,3 +137,24 @@ def write(rows: list[Row], path: Path) -> None:
     rows = [r | machine for r in rows]
     keys = list(dict.fromkeys(key for r in rows for key in r))
     pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in keys}), path)
+
+
+def picture(rows: list[Row]) -> str:
+    """Draws images a second as bars in increasing order, as SVG."""
+    bars = sorted((r for r in rows if "share_of_floor" in r), key=lambda r: r["images_per_s"])
+    most, parts = bars[-1]["images_per_s"], []
+    for i, r in enumerate(bars):
+        y, width = 34 + 26 * i, 300 * r["images_per_s"] / most
+        label = f"{r['images_per_s']:.3g} images/s, {r['share_of_floor']:.1%}"
+        parts.append(
+            f'<text x="104" y="{y + 14}" text-anchor="end">{r["part"]}</text>'
+            f'<rect x="112" y="{y}" width="{width:.1f}" height="18" class="bar f{i % 4}"/>'
+            f'<text x="{118 + width:.1f}" y="{y + 14}">{label}</text>'
+        )
+    size = f'width="580" height="{44 + 26 * len(bars)}"'
+    title = "Images scored a second, and share of the floor"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} class="chart"><title>{title}</title>'
+        f'<style>{STYLE}</style><text x="112" y="20" class="title">{title}</text>'
+        f"{''.join(parts)}</svg>\n"
+    )

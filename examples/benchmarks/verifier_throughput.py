@@ -4,12 +4,14 @@
     python examples/benchmarks/verifier_throughput.py --model FOLDER     # a checkpoint, any device
     python examples/benchmarks/verifier_throughput.py --only ours,dynamic --images 32 --tokens 64
     python examples/benchmarks/verifier_throughput.py --only "" --sample # steps that draw tokens
+    python examples/benchmarks/verifier_throughput.py --only devices --device cuda:0,1 --images 1024
 
 All parts share weights, prompts, images and the number of reply tokens (end tokens are switched
 off). `ours` comes first, because its warm-up then includes everything that a process compiles. It
-decodes both maps of every image, because random weights never ask for one. The program prints
-rows as JSON, and writes them as Parquet with --out. VERIFIER_THROUGHPUT.md has expectations and
-results.
+decodes both maps of every image, because random weights never ask for one. `devices` compares
+several GPUs with the first of them. `vllm` runs another program, if it is installed, see
+vllm_peer.py. The program prints rows as JSON, and writes them as Parquet with --out.
+VERIFIER_THROUGHPUT.md has expectations and results.
 """
 
 from __future__ import annotations
@@ -18,19 +20,18 @@ import argparse
 import inspect
 import json
 import time
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import vllm_peer
 from random_models import TEXT_TOKENS
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from verifier_bench import Bench, Row, write
+from verifier_bench import Bench, Row, picture, write
 
-from tts_verifier.analysis.svg import STYLE
 from tts_verifier.environment import environment
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
-from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
@@ -39,7 +40,9 @@ from tts_verifier.verifiers.imagedoctor.requests import (
     Sampling,
 )
 
-PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official")
+PARTS = ("ours", "score", "queue", "floor", "static", "dynamic", "official", "vllm")
+OTHER_WORK = ("score", "queue", "sample", "devices", "vllm")
+"""Parts that do another amount of work than the floor's and the other parts'."""
 OFFICIAL_IMAGES = 2
 SPANS = (14, 6, 14, 0)
 """Forced tokens after each of an answer's four numbers, about, in the official vocabulary."""
@@ -123,7 +126,9 @@ def ours(bench: Bench) -> list[Row]:
     step = engine.decode_step
     length = len(bench.requests[0].ids) + bench.tokens // 2
     with torch.inference_mode():
-        each = bench.rate(lambda: step(bench.together, length), 20)
+        # Of several devices each has its part of the rows.
+        together = min(bench.together, step.buffers.sequences)
+        each = bench.rate(lambda: step(together, length), 20)
     short = Engine(bench.model, GenerationLimits(1, ()), sequences=bench.sequences)
     list(short.replies(bench.requests))
     seconds, _, _ = bench.timed(lambda: list(short.replies(bench.requests)))
@@ -188,20 +193,11 @@ def decoding(
     bench: Bench, limits: GenerationLimits, name: str, *, times: int = 1
 ) -> tuple[Engine, list[Row]]:
     """Times all replies with both maps and without."""
-    engine, decoder = (
-        Engine(bench.model, limits, sequences=bench.sequences),
-        MapDecoder(bench.model),
-    )
+    replicas = bench.replicas(limits)
     requests = bench.requests * times
 
     def run(maps: bool) -> list[list[int]]:
-        map_queue, replies = MapQueue(decoder), {}
-        for number, reply in engine.replies(requests, expected=len(requests)):
-            replies[number] = reply.ids
-            if maps:
-                map_queue.add(number, replace(reply, has_map=(True, True)), bench.grid)
-        map_queue.finish()
-        return [replies[i] for i in range(len(requests))]
+        return bench.answers(replicas, requests, maps=maps)
 
     warm, _, _ = bench.timed(lambda: run(True))
     rows = []
@@ -209,7 +205,38 @@ def decoding(
         runs = RUNS if times == 1 else 1
         seconds, peak, ids, spread = bench.middle(lambda maps=maps: run(maps), runs)
         rows.append(row(what, len(requests), seconds, peak) | spread | {"warm_s": warm, "ids": ids})
-    return engine, rows
+    return replicas[0].engine, rows
+
+
+def devices(bench: Bench) -> list[Row]:
+    """Times the queue with both maps on the first device alone, and on all together."""
+    replicas, rows = bench.replicas(GenerationLimits(bench.tokens, ())), []
+    for count in dict.fromkeys((1, len(replicas))):
+        using = replicas[:count]
+        warm, _, _ = bench.timed(lambda using=using: bench.answers(using, bench.requests))
+        seconds, peak, ids, spread = bench.middle(
+            lambda using=using: bench.answers(using, bench.requests), RUNS
+        )
+        one = row(f"devices: {count}", bench.images, seconds, peak) | spread | {"warm_s": warm}
+        first = rows[0] if rows else one | {"ids": ids}
+        same = float(np.mean([a == b for a, b in zip(ids, first["ids"], strict=True)]))
+        times = first["seconds"] / seconds
+        rows.append(one | {"times_one_device": times, "same_as_one_device": same, "ids": ids})
+    return rows
+
+
+def vllm(bench: Bench, *, folder: str | None) -> list[Row]:
+    """Runs vLLM, which has the released size only; says why where it is left out."""
+    reason = vllm_peer.missing()
+    if not bench.cuda:
+        reason = "it needs a GPU."
+    elif folder:
+        reason = "it is compared at the released size only, without --model."
+    if reason is not None:
+        print(f"vllm is left out: {reason}", flush=True)
+        return []
+    text = len(bench.requests[0].ids) - bench.grid[0] * bench.grid[1] // 4
+    return vllm_peer.rows_of_process(tokens=bench.tokens, text=text)
 
 
 def stock(model: ImageDoctorModel) -> Qwen2_5_VLForConditionalGeneration:
@@ -274,15 +301,18 @@ def generate(bench: Bench, part: str) -> list[Row]:
 def row(part: str, images: int, seconds: float, peak: float) -> Row:
     """Returns the columns that every part has."""
     rate = images / seconds
-    return {"part": part, "seconds": seconds, "images_per_s": rate, "peak_gib": peak}
+    shared = {"part": part, "images": images, "seconds": seconds}
+    return {**shared, "images_per_s": rate, "peak_gib": peak}
 
 
 def compare(rows: list[Row]) -> list[Row]:
     """Adds each part's share of the floor, and how many of its replies equal ours."""
     of = {r["part"]: r for r in rows}
     for r in rows:
-        if r["part"].startswith(("score", "queue", "sample")):
-            continue  # another amount of work than the floor's and the other parts'
+        if r["part"].startswith(OTHER_WORK):
+            if r["part"].startswith("vllm") and r["images"] == of.get("ours", {}).get("images"):
+                r["ours_is_times"] = of["ours"]["images_per_s"] / r["images_per_s"]
+            continue
         if "floor" in of:
             r["share_of_floor"] = r["images_per_s"] / of["floor"]["images_per_s"]
         if "ours" in of and "ids" in r:
@@ -292,32 +322,12 @@ def compare(rows: list[Row]) -> list[Row]:
     return [{key: value for key, value in r.items() if key != "ids"} for r in rows]
 
 
-def picture(rows: list[Row]) -> str:
-    """Draws images a second as bars in increasing order, as SVG."""
-    bars = sorted((r for r in rows if "share_of_floor" in r), key=lambda r: r["images_per_s"])
-    most, parts = bars[-1]["images_per_s"], []
-    for i, r in enumerate(bars):
-        y, width = 34 + 26 * i, 300 * r["images_per_s"] / most
-        label = f"{r['images_per_s']:.3g} images/s, {r['share_of_floor']:.1%}"
-        parts.append(
-            f'<text x="104" y="{y + 14}" text-anchor="end">{r["part"]}</text>'
-            f'<rect x="112" y="{y}" width="{width:.1f}" height="18" class="bar f{i % 4}"/>'
-            f'<text x="{118 + width:.1f}" y="{y + 14}">{label}</text>'
-        )
-    size = f'width="580" height="{44 + 26 * len(bars)}"'
-    title = "Images scored a second, and share of the floor"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} class="chart"><title>{title}</title>'
-        f'<style>{STYLE}</style><text x="112" y="20" class="title">{title}</text>'
-        f"{''.join(parts)}</svg>\n"
-    )
-
-
 def main() -> None:
     """Runs the parts in --only; a part that fails is printed with its error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint's folder; default: random, official size")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help="also several, such as cuda:0,1")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, in order")
     parser.add_argument("--sample", action="store_true", help="also time steps that draw tokens")
     parser.add_argument("--images", type=int, default=32)
@@ -344,7 +354,15 @@ def main() -> None:
     seconds = time.perf_counter() - began
     print(f"{environment()['device']}; model and images ready after {seconds:.1f} s", flush=True)
     rows: list[Row] = []
-    own = {"floor": floor, "ours": ours, "score": score, "queue": queue, "sample": sampled}
+    own = {
+        "floor": floor,
+        "ours": ours,
+        "score": score,
+        "queue": queue,
+        "sample": sampled,
+        "devices": devices,
+        "vllm": partial(vllm, folder=args.model),
+    }
     for part in [*filter(None, args.only.split(",")), *(["sample"] if args.sample else [])]:
         if time.perf_counter() - began > args.seconds:
             print(f"{part} is left out: {args.seconds:g} s are over", flush=True)

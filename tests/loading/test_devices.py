@@ -13,7 +13,12 @@ from tts_verifier.cli.run import run_command
 from tts_verifier.errors import InputError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.devices import available_devices, check_device, check_dtype
+from tts_verifier.loading.devices import (
+    available_devices,
+    check_device,
+    check_devices,
+    check_dtype,
+)
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import LayerDevices
 
 ABSENT = [
@@ -38,6 +43,7 @@ RULE = r"device must be a device of this machine, one of cpu.*; got '"
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
 
 
 @pytest.mark.parametrize("device", ABSENT)
@@ -75,6 +81,68 @@ def test_what_is_here_is_returned_and_none_stays_none() -> None:
     assert check_device(None) is None
 
 
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("cuda:0,1", ["cuda:0", "cuda:1"]),
+        ("cuda:1, 0", ["cuda:1", "cuda:0"]),
+        ("cuda:0,cuda:1", ["cuda:0", "cuda:1"]),
+        ("cuda:all", ["cuda:0", "cuda:1"]),
+        ([1, "cuda:0"], ["cuda:1", "cuda:0"]),
+        (("cuda:0", torch.device("cuda")), ["cuda:0", "cuda:1"]),
+        (["cuda:1"], ["cuda:1"]),
+        ("cuda", ["cuda"]),
+        ("cpu", ["cpu"]),
+        (["cpu"], ["cpu"]),
+        (None, []),
+    ],
+    ids=str,
+)
+def test_several_gpus_are_a_list_or_a_text(named: Any, found: list[str]) -> None:
+    assert check_devices(named) == [torch.device(name) for name in found]
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("cuda:0,2", r"one of cpu, cuda:0, cuda:1.*; got 'cuda:2', and there are 2 GPUs"),
+        ("cuda:0,", r"got '', and that is no device"),
+        ("cuda:0,-1", r"got '-1', and that is no device"),
+        ("0,1", r"got '0', and that is no device"),
+        ("cuda:0,mars", r"got 'mars', and that is no device"),
+        (["cuda:0", None], r"got '', and that is no device"),
+        (["cuda:0", ["cuda:1"]], r"and only a verifier is loaded onto several"),
+        ([], r"device must name at least one device; got \[\]"),
+        ("cuda:0,cpu", r"Several devices must be GPUs.* got cuda:0, cpu\. Name GPUs only, such as"),
+        (["cpu", "cpu"], r"Several devices must be GPUs.* got cpu, cpu"),
+        ("cuda:1,1", r"Several devices must differ.* got cuda:1, cuda:1\. Name each of them once"),
+        (["cuda", 1], r"Several devices must differ.* got cuda:1, cuda:1"),
+    ],
+    ids=str,
+)
+def test_several_devices_must_be_different_gpus_of_this_machine(named: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        check_devices(named, argument="device")
+    assert caught.value.argument == "device"
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("named", ["cuda:0,1", "cuda:all", ["cuda:0", "cuda:1"]])
+def test_several_devices_are_for_a_verifier_only(named: Any) -> None:
+    with pytest.raises(InputError, match="and only a verifier is loaded onto several"):
+        check_device(named)
+    with pytest.raises(InputError, match="and only a verifier is loaded onto several"):
+        DiffusersGenerator("no-such/pipeline", device=named)
+
+
+def test_without_a_gpu_all_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"one of cpu.*; got 'cuda', and torch finds no GPU here"):
+        check_devices("cuda:all")
+
+
 @pytest.mark.parametrize(
     "dtype", ["int8", "float8", "", "torch", "nn", 16, torch.int64, ["float32"]]
 )
@@ -100,12 +168,14 @@ def test_every_entry_point_checks_the_device_before_it_loads_or_downloads() -> N
         LayerDevices(torch.device("cpu"), 2, {"model.layers.1": "gpu"})
 
 
-def test_a_recipe_names_the_line_of_the_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["gpu", "cpu,gpu", "[cpu, gpu]"])
+def test_a_recipe_names_the_line_of_the_device(tmp_path: Path, device: str) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "generator: {name: fake}\nverifier:\n  name: imagedoctor\n  model: shapes\n  device: gpu\n"
-        "strategy: {name: best_of_n}\nprompts: [a red circle]\n"
+        "generator: {name: fake}\nverifier:\n  name: imagedoctor\n  model: shapes\n"
+        f"  device: {device}\nstrategy: {{name: best_of_n}}\nprompts: [a red circle]\n"
     )
     result = CliRunner().invoke(run_command, [str(recipe), "--quiet"])
     assert result.exit_code == 2
     assert "mine.yaml:5: device must be a device of this machine, one of cpu" in result.output
+    assert "got 'gpu'" in result.output

@@ -178,6 +178,27 @@ def test_two_devices_overlap_and_a_shared_gpu_unless_told_otherwise(
     }
 
 
+@pytest.mark.parametrize(
+    ("gpu", "free", "expected"),
+    [
+        ("cuda:0", 40 * GIB, ("together", True)),
+        ("cuda:1", 40 * GIB, ("together", True)),
+        ("cuda:1", 1 * GIB, ("as placed", False)),
+        ("cuda:2", 1 * GIB, ("apart", True)),
+    ],
+)
+def test_a_verifier_on_several_gpus_shares_any_of_them(gpu, free, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: free)
+    events = []
+    generator, verifier = MovableGenerator(events, device=gpu), MovableVerifier(events, nbytes=None)
+    verifier.devices = (torch.device("cuda:0"), torch.device("cuda:1"))
+    run(["a"], generator, verifier, BestOfN(1), folder=tmp_path)
+    (session,) = read_header(tmp_path)["sessions"]
+    assert (session["plan"], session["overlap"]) == expected
+    assert session["devices"] == {"generate": gpu, "verify": "cuda:0,cuda:1"}
+    assert session["moves"] == 0
+
+
 def test_on_a_cpu_nothing_overlaps_unless_asked(monkeypatch, tmp_path):
     monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: None)
     run(

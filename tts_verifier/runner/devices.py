@@ -80,6 +80,16 @@ def current_device(part: object) -> str | None:
     return str(part.device)
 
 
+def devices_of(part: object) -> list[str]:
+    """Returns all devices that a generator or verifier computes on; none if it does not say."""
+    # A verifier may have a copy of its model on each of several devices.
+    several = getattr(part, "devices", None)
+    if isinstance(several, (list, tuple)) and len(several) > 1:
+        return [str(device) for device in several]
+    target = target_device(part)
+    return [] if target is None else [target]
+
+
 class DevicePlacement:
     """Moves generator and verifier as the plan demands.
 
@@ -93,7 +103,8 @@ class DevicePlacement:
         self._generator, self._verifier = setup.generator, setup.verifier
         self._targets = [target_device(part) for part in self._parts]
         self._at_start = [current_device(part) for part in self._parts]
-        self.devices = dict(zip(("generate", "verify"), self._targets, strict=True))
+        places = [",".join(devices_of(part)) or None for part in self._parts]
+        self.devices = dict(zip(("generate", "verify"), places, strict=True))
         """Where "generate" and "verify" compute; None where a part does not say."""
         self.plan = _plan_for(*self._parts)
         _warn_if_waiting(setup.judge)
@@ -165,10 +176,13 @@ def _warn_if_waiting(judge: object) -> None:
 
 def _plan_for(generator: object, verifier: object) -> PlacementPlan:
     """Returns the plan; counts the bytes of weights, which takes a while, only if it must."""
-    device = target_device(generator)
-    if device is None or device != target_device(verifier):
+    device, places = target_device(generator), devices_of(verifier)
+    if device is None or device not in places:
         return plan_placement(PartPlacement(device), PartPlacement(target_device(verifier)), None)
     free = free_bytes(device)
+    if len(places) > 1:
+        # Its copies stay where they are; one of them is beside the generator.
+        return plan_placement(placement_of(generator), PartPlacement(device), free)
     # Where both are on the device already, no bytes are missing, and none need be counted.
     if all(current_device(part) == device for part in (generator, verifier)):
         plan = plan_placement(PartPlacement(device), PartPlacement(device), free)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 import torch
@@ -26,14 +27,16 @@ class ImageDoctorOptions(TypedDict, total=False):
     """"fp8" rounds the weights of the language model and the vision tower to 8 bits once they are
     loaded, and then takes about half the memory for them. On an H100 it verifies 1.3 to 1.5 times
     as many images a second; GPUs older than Ada are refused, and a CPU is slow. None = dtype."""
-    device: torch.device | str | None
-    """The main device, None = the GPU if there is one."""
+    device: torch.device | str | Sequence[torch.device | str | int] | None
+    """The main device, None = the GPU if there is one. Several GPUs, such as "cuda:0,1", "cuda:all"
+    or a list, get a copy of the model each and share the images of a call."""
     device_map: DeviceMap | None
     """Spreads the language model's layers; "auto" = over all GPUs. See `LayerDevices`."""
     fit: FitMode
     """How an image is fitted into the model's square: "squash" (official) or "pad"."""
     batch_size: int | None
-    """Images at a time, None = as many as the queue, the free memory and the device suggest."""
+    """Images at a time on each device, None = as many as the queue, its free memory and the device
+    suggest."""
     heatmaps: bool | None
     """Whether to decode heatmaps, None = with detail "diagnose" only."""
     answer_template: bool

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
-from tts_verifier.loading.devices import check_device, check_dtype
+from tts_verifier.loading.devices import check_device, check_devices, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
@@ -28,18 +26,20 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     find_checkpoint,
     gpu_that_is_full,
     load_checkpoint,
+    load_copies,
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
-from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
-from tts_verifier.verifiers.imagedoctor.image.prefetch import map_ahead
+from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD, map_ahead
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
+from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.options import (
     ImageDoctorOptions,
     check_positive,
     check_precision,
 )
+from tts_verifier.verifiers.imagedoctor.replicas import Answer, Replica, answer_together
 from tts_verifier.verifiers.imagedoctor.requests import (
     GenerationRequest,
     check_prompt,
@@ -47,7 +47,7 @@ from tts_verifier.verifiers.imagedoctor.requests import (
 from tts_verifier.verifiers.imagedoctor.shared_calls import SharedCalls, calls_of
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
-from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens, verdict_of
+from tts_verifier.verifiers.imagedoctor.text.verdict import verdict_of
 
 
 class ImageDoctor(Verifier):
@@ -64,9 +64,10 @@ class ImageDoctor(Verifier):
 
     Args:
         checkpoint: from `load_checkpoint`.
+        copies: copies of its model on further devices; all of them share the images of a call.
         fit: how an image is fitted into the model's square.
-        batch_size: images at a time, None = as many as there are, as the free memory allows, and
-            as the device gains from (at most 512 on a GPU, 32 on a CPU).
+        batch_size: images at a time on each device, None = as many as there are, as its free
+            memory allows, and as it gains from (at most 512 on a GPU, 32 on a CPU).
         heatmaps: whether to decode heatmaps, None = with detail "diagnose" only.
         answer_template: with detail "score", give the text of the answer and ask for its digits
             alone. This is faster, and gives the same numbers if the model would have written
@@ -85,6 +86,7 @@ class ImageDoctor(Verifier):
         self,
         checkpoint: Checkpoint,
         *,
+        copies: Sequence[ImageDoctorModel] = (),
         fit: FitMode = "squash",
         batch_size: int | None = None,
         heatmaps: bool | None = None,
@@ -103,13 +105,14 @@ class ImageDoctor(Verifier):
         self.fit: FitMode = fit
         self.batch_size = batch_size
         self.heatmaps = heatmaps
-        self.engine = Engine(checkpoint.model, checkpoint.limits, sequences=batch_size)
         self._template = AnswerTemplate()
         if answer_template:
             config = checkpoint.model.config
             self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
-        self._template_engine = _template_engine(checkpoint, self._template, batch_size)
-        self._map_decoder = MapDecoder(checkpoint.model)
+        self.replicas = [
+            Replica(model, checkpoint.limits, self._template, batch_size)
+            for model in (checkpoint.model, *copies)
+        ]
         if not checkpoint.limits.watched_groups:
             self.score_names = SCORE_NAMES
         # Everything that decides a verdict, for the log.
@@ -146,7 +149,7 @@ class ImageDoctor(Verifier):
                 f"{', '.join(ImageDoctorOptions.__annotations__)}."
             )
         # First of all, since finding a checkpoint may download it.
-        given = check_device(options.get("device"))
+        given = _given_devices(options)
         dtype, home = check_dtype(options.get("dtype")), None
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
@@ -155,7 +158,7 @@ class ImageDoctor(Verifier):
         folder = find_checkpoint(
             name_or_path, revision=revision, offline=options.get("local_files_only", False)
         )
-        device: torch.device | str | None = given
+        device: torch.device | str | None = given[0] if given else None
         # A user who says nothing about devices gets one that works beside a generator.
         if device is None and options.get("device_map") is None:
             home = gpu_that_is_full(folder)
@@ -168,13 +171,16 @@ class ImageDoctor(Verifier):
         checkpoint = load_checkpoint(
             folder, dtype=dtype, device=device, device_map=options.get("device_map")
         )
+        copies = load_copies(folder, checkpoint.model, given[1:])
         if precision == "fp8":
-            quantise_model(checkpoint.model)
+            for model in (checkpoint.model, *copies):
+                quantise_model(model)
         if max_new_tokens is not None:
             limits = replace(checkpoint.limits, max_new_tokens=max_new_tokens)
             checkpoint = replace(checkpoint, limits=limits)
         return cls(
             checkpoint,
+            copies=copies,
             fit=options.get("fit", "squash"),
             batch_size=options.get("batch_size"),
             heatmaps=options.get("heatmaps"),
@@ -241,20 +247,43 @@ class ImageDoctor(Verifier):
 
     @property
     def device(self) -> torch.device:
-        """The device that it computes on; of several devices the one that images are sent to."""
+        """The device that it computes on; of several devices the first."""
         with self._calls.moving:
             return self.checkpoint.model.lm_head.weight.device
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """The device of each copy of the model."""
+        with self._calls.moving:
+            return tuple(replica.device for replica in self.replicas)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the first device, for free replies."""
+        return self.replicas[0].engine
+
+    @property
     def nbytes(self) -> int | None:
         """Bytes of the weights; None if they are on several devices, and so must not be moved."""
+        if len(self.replicas) > 1:
+            return None
         with self._calls.moving:
             devices = {p.device for p in self.checkpoint.model.parameters()}
             return weight_bytes([self.checkpoint.model]) if len(devices) == 1 else None
 
     def to(self, device: torch.device | str) -> ImageDoctor:
-        """Moves the weights; drops buffers and captured graphs, which are made anew when needed."""
+        """Moves the weights; drops buffers and captured graphs, which are made anew when needed.
+
+        Raises:
+            InputError: this machine has no such device.
+            UnsupportedError: there are copies on several devices.
+        """
         check_device(device)
+        if len(self.replicas) > 1:
+            raise UnsupportedError(
+                "Only a verifier on one device can be moved; this one has a copy on each of "
+                f"{', '.join(map(str, self.devices))}. Load another one with device='{device}'."
+            )
         with self._calls.alone(), self._calls.moving:
             before = str(self.device)
             self._forget()
@@ -268,47 +297,32 @@ class ImageDoctor(Verifier):
         return calls_of(self.checkpoint.model)
 
     def _forget(self) -> None:
-        # Captured graphs read weights and buffers at fixed addresses.
-        for part in (self.engine, self._template_engine, self._map_decoder):
-            part.forget()
+        for replica in self.replicas:
+            replica.forget()
 
-    def _generate(
-        self, detail: Detail, inputs: Sequence[_Input]
-    ) -> list[tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
+    def _generate(self, detail: Detail, inputs: Sequence[_Input]) -> list[Answer]:
         """Returns the reply and the heatmaps of each input; one thread at a time calls it."""
         # Longest first, so that the KV cache need not grow later.
         order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
+        with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
+        grid = self.checkpoint.processor.grid if with_maps else None
         try:
-            # A verdict depends on the settings alone, not on the precision that a thread asks for.
-            with _current_device(self.device), torch.autocast(self.device.type, enabled=False):
-                results = self._replies(detail, [inputs[i] for i in order])
+            # Maps are decoded while replies are made.
+            with closing(self._requests([inputs[i] for i in order])) as requests:
+                template = self._template_for(detail)
+                answers = answer_together(self.replicas, requests, len(inputs), template, grid)
         except BaseException:
             # The buffers may be in any state.
             self._forget()
             raise
-        by_place = dict(zip(order, results, strict=True))
+        by_place = dict(zip(order, answers, strict=True))
         return [by_place[i] for i in range(len(inputs))]
 
-    def _replies(
-        self, detail: Detail, inputs: Sequence[_Input]
-    ) -> list[tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]]:
-        """Returns the reply and the heatmaps of each input; maps decode while replies are made."""
-        template = self._template_for(detail)
-        engine = self._template_engine if template.forced_steps else self.engine
-        with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
-        # Maps are decoded in groups as replies end, so their states and features are freed early.
-        map_queue = MapQueue(self._map_decoder)
-        replies: dict[int, ReplyTokens] = {}
-        for number, reply in engine.replies(self._requests(inputs), expected=len(inputs)):
-            if with_maps:
-                map_queue.add(number, reply, self.checkpoint.processor.grid)
-            replies[number] = ReplyTokens.of(reply, template)
-        maps = map_queue.finish()
-        return [(replies[i], maps.get(i, {})) for i in range(len(inputs))]
-
-    def _requests(self, inputs: Sequence[_Input]) -> Iterator[GenerationRequest]:
-        """Prepares requests when the engine asks for them; beside a GPU, images a few ahead."""
-        prepared = map_ahead(self._patches, [image for image, _ in inputs], self.device)
+    def _requests(self, inputs: Sequence[_Input]) -> Generator[GenerationRequest, None, None]:
+        """Prepares requests when an engine asks for them; beside a GPU, images a few ahead."""
+        ahead = AHEAD * len(self.replicas)
+        images = [image for image, _ in inputs]
+        prepared = map_ahead(self._patches, images, self.device, ahead=ahead)
         for patches, (_, ids) in zip(prepared, inputs, strict=True):
             yield GenerationRequest(ids, patches.values, patches.grid)
 
@@ -344,17 +358,16 @@ class _Input(NamedTuple):
     """The tokens before the reply."""
 
 
-def _current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one: captured graphs and new streams go to the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def _template_engine(
-    checkpoint: Checkpoint, template: AnswerTemplate, sequences: int | None
-) -> Engine:
-    """Returns the engine that fills in a template; it takes no memory until it is used."""
-    steps = template.forced_steps
-    count = sum(1 + len(step.forced) for step in steps)
-    # An empty template makes the count 0; `ImageDoctor` then never calls this engine.
-    limits = replace(checkpoint.limits, max_new_tokens=count, forced_steps=steps)
-    return Engine(checkpoint.model, limits, sequences=sequences)
+def _given_devices(options: ImageDoctorOptions) -> list[torch.device]:
+    """Returns the devices that the options name, checked with the options that concern them."""
+    devices = check_devices(options.get("device"))
+    if len(devices) > 1 and (device_map := options.get("device_map")) is not None:
+        raise InputError(
+            "Each of several devices gets a copy of the whole model, and device_map spreads one "
+            f"model; got {', '.join(map(str, devices))} and {device_map!r}. Give one of the two.",
+            argument="device_map",
+        )
+    if options.get("precision") == "fp8":
+        for device in devices:
+            check_supports_fp8(device)
+    return devices

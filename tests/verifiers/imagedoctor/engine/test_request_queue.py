@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
@@ -30,9 +32,9 @@ SECONDS = 60
 
 
 @contextmanager
-def serving(engine: Engine) -> Iterator[RequestQueue]:
-    """Serves in a thread; at the end no request is left, unless the engine has failed."""
-    queue = RequestQueue(engine)
+def serving(*engines: Engine) -> Iterator[RequestQueue]:
+    """Serves in a thread; at the end no request is left, unless an engine has failed."""
+    queue = RequestQueue(*engines)
     failures: list[BaseException] = []
 
     def serve() -> None:
@@ -213,6 +215,57 @@ def test_a_future_can_be_awaited_and_cancelled_there(model: ImageDoctorModel) ->
             return (await asyncio.wrap_future(queue.submit(requests(model)[0]))).ids
 
         assert asyncio.run(ask()) == expected
+
+
+def test_engines_of_several_devices_share_one_queue(model: ImageDoctorModel) -> None:
+    limits = GenerationLimits(24, (EOS,), 1.05)
+    expected = [reply.ids for reply in generate(model, requests(model), limits)]
+    gates = [Gate(), Gate()]
+    models = (model, copy.deepcopy(model))
+    engines = [
+        Engine(each, limits, sequences=8, choose=gate)
+        for each, gate in zip(models, gates, strict=True)
+    ]
+    with serving(*engines) as queue:
+        futures = [queue.submit(request) for request in requests(model)]
+        # The first takes no more than its part, though it has room for all.
+        for gate in gates:
+            assert gate.reached.acquire(timeout=SECONDS)
+        later = [queue.submit(request) for request in requests(model)]
+        assert later[1].cancel()
+        for gate in gates:
+            gate.step.release(100_000)
+        assert [future.result(SECONDS).ids for future in futures] == expected
+        for i in (0, 2, 3, 4):
+            assert later[i].result(SECONDS).ids == expected[i]
+
+
+def test_an_engine_of_several_that_fails_stops_the_others_and_tells_everybody(
+    model: ImageDoctorModel,
+) -> None:
+    limits, good = GenerationLimits(400, ()), Gate()
+
+    def fails(scores: torch.Tensor) -> torch.Tensor:
+        assert good.reached.acquire(timeout=SECONDS)
+        raise RuntimeError("the device is gone")
+
+    engines = [
+        Engine(model, limits, sequences=2, choose=good),
+        Engine(copy.deepcopy(model), limits, sequences=2, choose=fails),
+    ]
+    good.step.release(16)
+    with serving(*engines) as queue:
+        futures = [queue.submit(request) for request in requests(model)]
+        until = time.monotonic() + SECONDS
+        while not queue.stopped and time.monotonic() < until:
+            time.sleep(0.001)
+        good.step.release(100_000)
+        for future in futures:
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                future.result(SECONDS)
+    assert len(good.rows) < 400
+    with pytest.raises(InputError, match="The queue of requests is closed"):
+        queue.submit(requests(model)[0])
 
 
 def changed(model: ImageDoctorModel, **values: Any) -> GenerationRequest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -90,6 +91,22 @@ def load_checkpoint(
     compute_dtype = usual_dtype if chosen_dtype is None else chosen_dtype
     model = load_model(folder, config, dtype=compute_dtype, devices=devices)
     return Checkpoint(model.requires_grad_(False).eval(), tokenizer, processor, limits)
+
+
+def load_copies(
+    folder: Path, model: ImageDoctorModel, devices: Sequence[torch.device]
+) -> list[ImageDoctorModel]:
+    """Loads a checkpoint's network again onto further devices, as `load_checkpoint` does.
+
+    Args:
+        folder: see `load_checkpoint`.
+        model: the network that was loaded first; gives config and dtype.
+        devices: one for each copy.
+    """
+    config, dtype = model.config, model.lm_head.weight.dtype
+    places = [LayerDevices(device, config.layers) for device in devices]
+    copies = [load_model(folder, config, dtype=dtype, devices=place) for place in places]
+    return [copy.requires_grad_(False).eval() for copy in copies]
 
 
 def load_model(

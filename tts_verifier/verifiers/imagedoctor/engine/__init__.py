@@ -6,7 +6,8 @@ One engine serves a list of requests, a run, a trainer that draws replies, and a
 - Replies are drawn instead of greedy with `requests.Sampling` in the engine's limits. A group of
   samples of one prompt is the same request with several seeds: `replace(request, seed=seed)`.
 - `checkpoint.replace.copy_weights` changes the weights of an engine in place, between two replies.
-- A `RequestQueue` takes requests from other threads while earlier ones are being answered.
+- A `RequestQueue` takes requests from other threads while earlier ones are being answered, by an
+  engine or by one on each of several devices.
 
 Importing this folder loads no deep-learning library; its names are loaded when asked for.
 """

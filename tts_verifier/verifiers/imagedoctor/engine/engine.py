@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tts_verifier.errors import InputError, RunWarning
-from tts_verifier.verifiers.imagedoctor.engine.decode_step import FREE_STEP, DecodeStep
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES, FREE_STEP, DecodeStep
 from tts_verifier.verifiers.imagedoctor.engine.finish import ended_sequences, read_replies
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import (
     allocate_buffers,
@@ -274,7 +274,8 @@ class Engine:
         self._decode_step, self._visual = None, {}
         # The allocator's cached blocks have the sizes of the larger buffers.
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with CAPTURES:
+                torch.cuda.empty_cache()
         if not self._warned:
             warnings.warn(
                 f"Memory ran out with batch_size {sequences}; going on with half as many, "

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply
@@ -72,7 +73,8 @@ class MapDecoder:
         if addresses != self._addresses:
             self._addresses, self._captured = addresses, {}
         if merged_grid not in self._captured:
-            self._captured[merged_grid] = self._capture(states, visual, merged_grid)
+            with CAPTURES:
+                self._captured[merged_grid] = self._capture(states, visual, merged_grid)
         captured, count = self._captured[merged_grid], len(states)
         # The rows after `count` decode what an earlier call left there; nobody reads them.
         captured.states[:count].copy_(states)

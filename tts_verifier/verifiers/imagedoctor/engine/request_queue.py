@@ -1,4 +1,4 @@
-"""A queue through which several threads ask one running engine."""
+"""A queue through which several threads ask running engines, one of each device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
 
 
 class RequestQueue:
-    """Collects requests while an engine answers earlier ones, and hands the replies out.
+    """Collects requests while engines answer earlier ones, and hands the replies out.
 
     One thread calls `serve`; any thread submits. Requests join the running ones as sequences
     become free, and each future is answered as its reply ends. `future.cancel()` takes a request
@@ -23,15 +24,27 @@ class RequestQueue:
 
     Args:
         engine: answers the requests; nobody else may use it meanwhile.
+        more: engines of copies of its model on other devices, with equal limits.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, *more: Engine) -> None:
+        self._config = engine.model.config
+        self._sources = [_Source(self, each) for each in (engine, *more)]
         # Guards all that follows; notified when a request comes or the queue is closed.
         self._changed = Condition()
         self._pending: deque[tuple[GenerationRequest, Future[GeneratedReply]]] = deque()
-        self._taken: dict[int, Future[GeneratedReply]] = {}
-        self._count, self._closed = 0, False
+        self._closed, self._stopped = False, False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an engine has failed, so that none goes on."""
+        return self._stopped
+
+    @property
+    def ended(self) -> bool:
+        """Whether no request is there or will come, or none is answered any more."""
+        with self._changed:
+            return self._stopped or (self._closed and not self._pending)
 
     def submit(self, request: GenerationRequest) -> Future[GeneratedReply]:
         """Adds a request.
@@ -40,9 +53,9 @@ class RequestQueue:
             The future reply. It can be cancelled until it is done, so it never says `running`.
 
         Raises:
-            InputError: the request does not fit the engine's model, or the queue is closed.
+            InputError: the request does not fit the engines' model, or the queue is closed.
         """
-        check_request(request, self._engine.model.config)
+        check_request(request, self._config)
         future: Future[GeneratedReply] = Future()
         with self._changed:
             if self._closed:
@@ -60,62 +73,92 @@ class RequestQueue:
     def serve(self) -> None:
         """Answers requests until the queue is closed and empty.
 
+        The first engine works in this thread, each other one in a thread of its own.
+
         Raises:
-            Exception: what the engine raised; all open futures get it too, and the queue closes.
+            Exception: what an engine raised; all open futures get it too, and the queue closes.
         """
         try:
-            for number, reply in self._engine.replies(self):
-                future = self._taken[number]
-                # False if the future was cancelled just now.
-                if future.set_running_or_notify_cancel():
-                    future.set_result(reply)
-                del self._taken[number]
+            run_together([source.serve for source in self._sources], self._stop)
         except BaseException as error:
             self._fail(error)
             raise
-
-    def __iter__(self) -> Iterator[GenerationRequest | None]:
-        """Yields requests for the engine, and None where there is none yet."""
-        while True:
-            with self._changed:
-                request = self._take()
-                if request is None and self._closed:
-                    return
-            yield request
 
     def wait(self) -> None:
         """Returns once a request is there or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closed)
 
-    def is_cancelled(self, number: int) -> bool:
-        """Says whether a request was cancelled, and forgets it if so."""
-        future = self._taken[number]
-        if cancelled := future.cancelled():
-            future.set_running_or_notify_cancel()  # wakes those that wait for the future
-            del self._taken[number]
-        return cancelled
+    def take(self, held: int) -> tuple[GenerationRequest, Future[GeneratedReply]] | None:
+        """Takes the first request that was not cancelled; None if there is none for an engine now.
 
-    def _take(self) -> GenerationRequest | None:
-        """Takes the first request that was not cancelled."""
-        while self._pending:
-            request, future = self._pending.popleft()
-            if not future.cancelled():
-                self._taken[self._count] = future
-                self._count += 1
-                return request
-            future.set_running_or_notify_cancel()
-        return None
+        Args:
+            held: how many unanswered requests the engine has, at most an equal part of all.
+        """
+        with self._changed:
+            while self._pending and self._pending[0][1].cancelled():
+                self._pending.popleft()[1].set_running_or_notify_cancel()
+            unanswered = len(self._pending) + sum(len(s.taken) for s in self._sources)
+            if not self._pending or held >= -(-unanswered // len(self._sources)):
+                return None
+            return self._pending.popleft()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = self._closed = True
+            self._changed.notify_all()
 
     def _fail(self, error: BaseException) -> None:
-        """Closes the queue, and gives the error to all who wait for a reply."""
+        """Gives the error to all who wait for a reply; no engine is running any more."""
+        futures = [f for source in self._sources for f in source.taken.values()]
         with self._changed:
-            self._closed = True
-            futures = [*self._taken.values(), *(future for _, future in self._pending)]
-            self._taken, self._pending = {}, deque()
+            futures += [future for _, future in self._pending]
+            self._pending.clear()
         for future in futures:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+
+
+class _Source:
+    """What one engine takes of a queue; a `LiveSource`. Belongs to the engine's thread."""
+
+    def __init__(self, queue: RequestQueue, engine: Engine) -> None:
+        self._queue, self._engine, self._count = queue, engine, 0
+        self.taken: dict[int, Future[GeneratedReply]] = {}
+        """The open futures by the engine's number of the request."""
+
+    def serve(self) -> None:
+        """Answers requests until the queue has ended."""
+        with on_device(self._engine.model.lm_head.weight.device):
+            for number, reply in self._engine.replies(self):
+                future = self.taken[number]
+                # False if the future was cancelled just now.
+                if future.set_running_or_notify_cancel():
+                    future.set_result(reply)
+                del self.taken[number]
+
+    def __iter__(self) -> Iterator[GenerationRequest | None]:
+        """Yields requests for the engine, and None where there is none for it now."""
+        while not self._queue.ended:
+            request = None
+            if (found := self._queue.take(len(self.taken))) is not None:
+                request, self.taken[self._count] = found
+                self._count += 1
+            yield request
+
+    def wait(self) -> None:
+        """Returns once a request is there or the queue is closed."""
+        self._queue.wait()
+
+    def is_cancelled(self, number: int) -> bool:
+        """Says whether a request is not wanted any more; forgets it if it was cancelled."""
+        if self._queue.stopped:
+            return True
+        future = self.taken[number]
+        if cancelled := future.cancelled():
+            future.set_running_or_notify_cancel()  # wakes those that wait for the future
+            del self.taken[number]
+        return cancelled
 
 
 def check_request(request: GenerationRequest, config: ImageDoctorConfig) -> None:

@@ -12,9 +12,9 @@ import torch
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_THREADS: Final = 8
 AHEAD: Final = 32
-"""The most images that are prepared before they are needed; each takes some 6 MB."""
+"""The most images that are prepared for a GPU before it needs them; each takes some 6 MB."""
+_AHEAD_PER_THREAD: Final = 4
 
 
 def map_ahead(
@@ -41,7 +41,7 @@ def map_ahead(
         yield from map(prepare, items)
         return
     # Leaving the block waits for the threads, also when the caller stops early.
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(-(-ahead // _AHEAD_PER_THREAD)) as threads:
         pending: deque[Future[Out]] = deque()
         for item in items:
             pending.append(threads.submit(prepare, item))
