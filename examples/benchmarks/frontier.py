@@ -67,18 +67,19 @@ def cases(pool: int) -> dict[str, Row]:
     recipes: dict[str, Row] = {"pool": {"name": "best_of_n", "n": pool}}
     for b in BUDGETS:
         reroll = {"name": "inpaint_reroll", "n": max(b // 4, 1)}
+        adaptive = {
+            "name": "adaptive",
+            "strategy": {"name": "best_of_n", "n": 4 * b},
+            "thresholds": ENOUGH,
+        }
         halving = {
             "name": "successive_halving", "n": 2 * b, "keep": 0.2, "stops": [0.35, 1.0],
         }  # fmt: skip
         some, few = max(b // 4, 1), max(b // 8, 1)
         recipes |= {
             f"best_of_n@{b}": {"name": "best_of_n", "n": b},
-            f"adaptive@{b}": {
-                "name": "adaptive",
-                "strategy": {"name": "best_of_n", "n": 4 * b},
-                "thresholds": ENOUGH,
-                "at_once": 1,
-            },
+            f"adaptive@{b}": adaptive | {"at_once": 1},
+            f"adaptive_pairs@{b}": adaptive | {"at_once": 2},
             f"reroll@{b}": reroll | {"rounds": few * 2},
             f"reroll_enough@{b}": reroll | {"rounds": b, "enough": 0.94},
             f"halving@{b}": halving,
@@ -92,7 +93,7 @@ def cases(pool: int) -> dict[str, Row]:
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],
             },
         }  # fmt: skip
-    two_tiers = ("best_of_n", "adaptive", "reroll_enough", "halving")
+    two_tiers = ("best_of_n", "adaptive", "adaptive_pairs", "reroll_enough", "halving")
     chosen = {case: recipe for case, recipe in recipes.items() if case.split("@")[0] in two_tiers}
     return recipes | {f"{LOOKS}{case}": recipe | {"looks": 1} for case, recipe in chosen.items()}
 
