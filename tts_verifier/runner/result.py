@@ -47,11 +47,13 @@ class PromptResult:
             logged: whether the trials are in the log and need not be kept in memory.
         """
         summary = summarise_prompt(prompt, history)
-        picks = [pick.id if pick else "" for pick in (summary.first, summary.chosen, summary.quick)]
+        picks = (summary.first, summary.chosen, summary.quick)
+        first, chosen, quick = (pick.id if pick else "" for pick in picks)
         ids = " ".join(trial.id for trial in history)
         if not logged:
-            return cls(summary, *picks, ids, tuple(history))
-        return cls(replace(summary, first=None, chosen=None, quick=None), *picks, ids, None)
+            return cls(summary, first, chosen, quick, ids, tuple(history))
+        summary = replace(summary, first=None, chosen=None, quick=None)
+        return cls(summary, first, chosen, quick, ids, None)
 
 
 class RunResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class ReadingVerifier(Verifier):
     """
 
     objective = Objective({"score": 1.0})
-    details: Collection[Detail] = ("diagnose",)
+    details: tuple[Detail, ...] = ("diagnose",)
 
     @abstractmethod
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
