@@ -7,8 +7,10 @@ these interfaces; `testing` has checks for each. `registry` finds the package's 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.registry import builder
 from tts_verifier.types import Detail, Job, Proposal, Sample, Setting, Task, Trial, Verdict
@@ -56,6 +58,16 @@ class ReadsScores(Protocol):
 
     reads: Collection[str]
     """Names of these scores. A run refuses those that its verifier does not give."""
+
+
+@runtime_checkable
+class SaysMost(Protocol):
+    """A strategy that says how many finished images a prompt has at most."""
+
+    @property
+    def most(self) -> int | None:
+        """The number; None = not known. A run cannot look at more of them."""
+        ...
 
 
 @runtime_checkable
@@ -142,6 +154,9 @@ class Verifier(ABC):
     score_names: Collection[str] | None = None
     """Names of all scores that its verdicts have. With them a misspelt name in an objective is
     refused before anything is drawn; None = with the first verdict."""
+    details: Collection[Detail] = ("score", "diagnose")
+    """The details that differ. A verifier whose quick score takes as long as a diagnosis has
+    "diagnose" alone, one that gives nothing but scores has "score" alone."""
 
     @abstractmethod
     def verify(
@@ -166,6 +181,7 @@ class Verifier(ABC):
         | Mapping[str, float]
         | Callable[[Mapping[str, float]], float]
         | None = None,
+        looks: int | None = None,
     ) -> Ranking:
         """Sorts images by how well they match one prompt.
 
@@ -174,14 +190,19 @@ class Verifier(ABC):
             prompt: the prompt that they were generated for.
             objective: turns scores by name into a number, or weights by score name; None = the
                 verifier's own.
+            looks: scores all images quickly, and diagnoses only the best so many. These come first,
+                in the order of their diagnoses, then those without a usable one; the others
+                follow in that of their quick scores, which is another scale. None = diagnoses all.
 
         Returns:
             A sequence of `(index, image, objective, verdict)`, best first; images without a
-            usable score come last.
+            usable score come last. `verdict.detail` says how an image was verified.
 
         Raises:
             InputError: there is no image, or one is not usable; `prompt` is not one text; the
-                objective names a score that the verifier does not give.
+                objective names a score that the verifier does not give; `looks` is no number from
+                1 to that of the images.
+            UnsupportedError: the verifier has no quick score, or no diagnosis.
         """
         if not isinstance(prompt, str):
             raise InputError(
@@ -194,11 +215,43 @@ class Verifier(ABC):
         converted = as_images(images)
         if not converted:
             raise InputError("rerank needs at least one image, got an empty list.")
-        verdicts = self.verify(converted, [prompt] * len(converted))
+        if looks is not None:
+            self._check_looks(looks, len(converted))
+        detail: Detail = "diagnose" if looks is None else "score"
+        verdicts = self.verify(converted, [prompt] * len(converted), detail=detail)
         if isinstance(chosen, Objective):
             chosen.check_names(names_of_scores(verdicts))
-        values = [chosen(v.scores) for v in verdicts]
-        return Ranking([Ranked(i, converted[i], values[i], verdicts[i]) for i in order(values)])
+        items = [Ranked(i, converted[i], chosen(v.scores), v) for i, v in enumerate(verdicts)]
+        items = [items[i] for i in order([item.objective for item in items])]
+        if looks is not None:
+            items[:looks] = self._diagnosed(items[:looks], prompt, chosen)
+        return Ranking(items)
+
+    def _diagnosed(
+        self,
+        items: Sequence[Ranked],
+        prompt: str,
+        objective: Callable[[Mapping[str, float]], float],
+    ) -> list[Ranked]:
+        """Diagnoses images and sorts them; those without a usable diagnosis stay as they are."""
+        verdicts = self.verify([item.image for item in items], [prompt] * len(items))
+        values = [objective(verdict.scores) for verdict in verdicts]
+        diagnosed = []
+        for item, full, value in zip(items, verdicts, values, strict=True):
+            quick = item.verdict
+            value, kept = (item.objective, quick) if math.isnan(value) else (value, full)
+            verdict = replace(kept, cost=quick.cost + full.cost)
+            diagnosed.append(Ranked(item.index, item.image, value, verdict))
+        return [diagnosed[i] for i in order(values)]
+
+    def _check_looks(self, looks: int, count: int) -> None:
+        # bool is a subclass of int.
+        if isinstance(looks, bool) or not isinstance(looks, int) or not 1 <= looks <= count:
+            raise InputError(
+                f"looks must be a number from 1 to {count}, the number of images, got {looks!r}.",
+                argument="looks",
+            )
+        check_quick(self, type(self).__name__)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Verifier:
@@ -209,6 +262,27 @@ class Verifier(ABC):
         # Found by name: the interface must not import its implementations.
         verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
         return verifier
+
+
+def check_quick(verifier: Any, name: str) -> None:
+    """Raises UnsupportedError unless a verifier has a quick score beside its diagnosis.
+
+    Args:
+        verifier: an instance, or its class.
+        name: of its class, for the message.
+    """
+    details = details_of(verifier)
+    if not {"score", "diagnose"} <= set(details):
+        raise UnsupportedError(
+            f"looks needs a verifier with a quick score beside its diagnosis, {name} has "
+            f"{' and '.join(details)} only. Leave out looks."
+        )
+
+
+def details_of(verifier: Any) -> Collection[Detail]:
+    """Returns the details of a verifier that differ; both if it does not say."""
+    details: Collection[Detail] = getattr(verifier, "details", Verifier.details)
+    return details
 
 
 def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | None:

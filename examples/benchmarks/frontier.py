@@ -4,16 +4,20 @@
     python examples/benchmarks/frontier.py runs/frontier --captions 1000 --only pool,adaptive@8
     python examples/benchmarks/frontier.py runs/frontier --tables     # no model: what is there
 
-A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings. The case `pool`
-draws many images for every caption; the best of every n follows from it exactly
+A case is a strategy at a size whose cost is about 2, 4, 8, 16 or 32 drawings. A case `looks_…` is
+the same strategy in two tiers: all images get quick scores, of which only the digits are
+generated, and the best one gets a look, with reasons and heatmaps (`looks: 1` of a run). The case
+`pool` draws many images for every caption; the best of every n follows from it exactly
 (`analysis.expected_best`). `best_of_n@` draws from other seeds and should gain nothing over the
 pool. A drawing's seconds are those of the largest `best_of_n@`, or else the pool's.
 
 The judge and the oracle of the miniature world, which no strategy sees, read the choices. A case
 is compared, caption by caption, with the best of n at the network evaluations that the case took
-on average, and at its seconds; n is interpolated between whole numbers. Intervals are 95 %
-bootstraps over captions. A finished case is a Parquet file and is not run again; an interrupted
-one continues from its log. Of repaints, the judge reads every parent and child as well.
+on average, and at its seconds; n is interpolated between whole numbers. A case in two tiers is
+also compared with the same strategy in one, and its looks with the quick scores of their images.
+Intervals are 95 % bootstraps over captions. A finished case is a Parquet file and is not run
+again; an interrupted one continues from its log. Of repaints, the judge reads every parent and
+child as well.
 """
 
 from __future__ import annotations
@@ -39,14 +43,21 @@ from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.registry import builder
 from tts_verifier.runner import run
 from tts_verifier.shapes.grammar import parse_caption
+from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.inpaint_reroll import accepted
-from tts_verifier.types import Prompt, Repaint, Trial
+from tts_verifier.types import Look, Prompt, Repaint, Trial
 
 BUDGETS = (2, 4, 8, 16, 32)
 SEED = 5_000_011
 BOOTSTRAPS = 2000
 """Bootstrap samples of captions."""
 ENOUGH = {"semantic_alignment": 0.99}
+LOOKS = "looks_"
+"""Begins the name of a case in two tiers."""
+TIERS = (
+    "tiers_gain", "tiers_gain_low", "tiers_gain_high", "tiers_seconds", "tiers_verify_seconds",
+)  # fmt: skip
+"""Columns that compare a case in two tiers with the same strategy in one; NaN for other cases."""
 MEASURES = ("judge", "oracle", "objective")
 Row = dict[str, Any]
 
@@ -56,20 +67,22 @@ def cases(pool: int) -> dict[str, Row]:
     recipes: dict[str, Row] = {"pool": {"name": "best_of_n", "n": pool}}
     for b in BUDGETS:
         reroll = {"name": "inpaint_reroll", "n": max(b // 4, 1)}
+        adaptive = {
+            "name": "adaptive",
+            "strategy": {"name": "best_of_n", "n": 4 * b},
+            "thresholds": ENOUGH,
+        }
+        halving = {
+            "name": "successive_halving", "n": 2 * b, "keep": 0.2, "stops": [0.35, 1.0],
+        }  # fmt: skip
         some, few = max(b // 4, 1), max(b // 8, 1)
         recipes |= {
             f"best_of_n@{b}": {"name": "best_of_n", "n": b},
-            f"adaptive@{b}": {
-                "name": "adaptive",
-                "strategy": {"name": "best_of_n", "n": 4 * b},
-                "thresholds": ENOUGH,
-                "at_once": 1,
-            },
+            f"adaptive@{b}": adaptive | {"at_once": 1},
+            f"adaptive_pairs@{b}": adaptive | {"at_once": 2},
             f"reroll@{b}": reroll | {"rounds": few * 2},
             f"reroll_enough@{b}": reroll | {"rounds": b, "enough": 0.94},
-            f"halving@{b}": {
-                "name": "successive_halving", "n": 2 * b, "keep": 0.2, "stops": [0.35, 1.0],
-            },
+            f"halving@{b}": halving,
             f"beam@{b}": {"name": "seed_beam", "n": b, "keep": some},
             f"zero_order@{b}": {
                 "name": "zero_order", "neighbours": min(b - 1, 4), "rounds": some,
@@ -80,7 +93,9 @@ def cases(pool: int) -> dict[str, Row]:
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],
             },
         }  # fmt: skip
-    return recipes
+    two_tiers = ("best_of_n", "adaptive", "adaptive_pairs", "reroll_enough", "halving")
+    chosen = {case: recipe for case, recipe in recipes.items() if case.split("@")[0] in two_tiers}
+    return recipes | {f"{LOOKS}{case}": recipe | {"looks": 1} for case, recipe in chosen.items()}
 
 
 # -- running -------------------------------------------------------------------------------
@@ -96,24 +111,33 @@ class Models:
         self.generator = DiffusersGenerator("shapes", device=device, batch_size=batch)
         load = partial(Verifier.from_pretrained, "shapes", device=device, batch_size=batch)
         self.without_maps, self.with_maps = load(heatmaps=False), load()
+        self.two_tiers = load(answer_template=True)
 
     def verifier(self, case: str) -> Verifier:
         """Returns the cheapest that serves the case."""
+        if case.startswith(LOOKS):
+            return self.two_tiers
         return self.with_maps if "reroll" in case else self.without_maps
+
+    def warm_up(self) -> None:
+        """Runs everything once, so that the first case does not pay for starting up."""
+        for verifier in (self.without_maps, self.with_maps, self.two_tiers):
+            looks = int(verifier is self.two_tiers)
+            run(["a red circle"], self.generator, verifier, BestOfN(2), looks=looks)
 
 
 def run_case(case: str, recipe: Row, prompts: Sequence[Prompt], models: Models, out: Path) -> None:
     """Runs a case and writes its rows."""
     start = time.perf_counter()
-    arguments = {key: value for key, value in recipe.items() if key != "name"}
+    arguments = {key: value for key, value in recipe.items() if key not in ("name", "looks")}
     result = run(
         prompts,
         models.generator,
         models.verifier(case),
         builder("strategy", recipe["name"])(**arguments),
         folder=out / "runs" / case,
-        detail="diagnose",
-        seed=int(case.startswith("best_of_n")),
+        looks=recipe.get("looks", 0),
+        seed=int("best_of_n" in case),
     )
     wall = time.perf_counter() - start
     with ProcessPoolExecutor() as pool:
@@ -124,6 +148,8 @@ def run_case(case: str, recipe: Row, prompts: Sequence[Prompt], models: Models, 
             rows = list(chosen_rows(result.trials, chosen, pool))
             if repairs := list(repair_rows(result.trials, pool)):
                 write_rows(repairs, out / f"repairs-{case}.parquet")
+            if looks := list(look_rows(result.trials)):
+                write_rows(looks, out / f"details-{case}.parquet")
     about = {"recipe": json.dumps(recipe), "wall_seconds": wall, "device": device_name()}
     write_rows([{"case": case, **row, **about} for row in rows], out / f"{case}.parquet")
     print(f"{case}: {len(result.trials)} trials in {wall:.0f} s", flush=True)
@@ -199,6 +225,23 @@ def repair_rows(trials: Sequence[Trial], pool: ProcessPoolExecutor) -> Iterator[
             "child_judge": two["judge"],
             "child_score": two["judge_score"],
         }
+
+
+def look_rows(trials: Sequence[Trial]) -> Iterator[Row]:
+    """Yields a row a look: the objective and the alignment, quick and diagnosed."""
+    by_id = {t.id: t for t in trials}
+    for look in trials:
+        if isinstance(look.proposal, Look) and not look.error:
+            quick = by_id[look.proposal.parent]
+            yield {
+                "prompt": look.prompt.text,
+                "quick": quick.objective,
+                "diagnosed": look.objective,
+                "quick_alignment": quick.scores["semantic_alignment"],
+                "diagnosed_alignment": look.scores["semantic_alignment"],
+                "quick_seconds": quick.cost.verify_seconds,
+                "diagnosed_seconds": look.cost.verify_seconds,
+            }
 
 
 def about(prompt: Prompt) -> Row:
@@ -307,6 +350,7 @@ def tables(out: Path) -> None:
     """Prints, writes and plots the comparisons of all finished cases."""
     files = {p.stem: parquet.read_table(p).to_pylist() for p in sorted(out.glob("*.parquet"))}
     repairs = {k: files.pop(k) for k in [*files] if k.startswith("repairs-")}
+    details = {k: files.pop(k) for k in [*files] if k.startswith("details-")}
     files.pop("frontier", None)
     if "pool" not in files:
         print(f"{out} has no pool.parquet yet: run the case pool, to which others are compared.")
@@ -317,17 +361,24 @@ def tables(out: Path) -> None:
     curve = {n: [pool.at(p, "judge", n) for p in pool.curves] for n in numbers}
     print(f"{len(pool.curves)} captions; best of n, judge: ", end="")
     print(", ".join(f"{n}: {np.mean(curve[n]):.1%}" for n in (1, *BUDGETS) if n in curve))
-    comparisons = sorted(
-        (compare(rows, pool) for rows in files.values()), key=lambda r: r["drawings"]
-    )
-    print(f"{'case':20s} drawings  seconds=n  judge  over best of n: evaluations, seconds")
+    rates = {"best_of_n": [float(np.mean(curve[n])) for n in numbers]}
+    comparisons = [
+        compare(rows, pool)
+        | rates
+        | {"pool_captions": len(pool.curves)}
+        | compare_tiers(rows, files.get(case.removeprefix(LOOKS), ()) if LOOKS in case else ())
+        for case, rows in files.items()
+    ]
+    comparisons.sort(key=lambda r: r["drawings"])
+    print(f"{'case':22s} drawings  seconds  seconds=n  judge  over best of n: evaluations, seconds")
     for r in comparisons:
         gains = []
         for cost in ("evaluations", "seconds"):
             mean, low, high = (r[f"judge_gain_{cost}{s}"] for s in ("", "_low", "_high"))
             gains.append(f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]")
-        figures = f"{r['drawings']:8.2f}  {r['n_at_seconds']:9.2f}  {r['judge']:.1%}"
-        print(f"{r['case']:20s} {figures}  {'  '.join(gains)}")
+        seconds = f"{r['seconds']:7.3f}  {r['n_at_seconds']:9.2f}"
+        figures = f"{r['drawings']:8.2f}  {seconds}  {r['judge']:.1%}"
+        print(f"{r['case']:22s} {figures}  {'  '.join(gains)}")
     for name, rows in repairs.items():
         kept = [row for row in rows if row["accepted"]]
         if not kept:
@@ -339,9 +390,52 @@ def tables(out: Path) -> None:
             f"{name}: {len(rows)} repaints, {passed:.1%} of {len(failed)} with a failed parent "
             f"pass; of {len(kept)} accepted the judge finds {fine:.1%} no worse"
         )
+    for r in comparisons:
+        if np.isfinite(r["tiers_gain"]):
+            print(
+                f"{r['case']}: {r['tiers_seconds']:.2f} of the seconds of one tier "
+                f"({r['tiers_verify_seconds']:.2f} of those of the verifier); judge "
+                f"{r['tiers_gain']:+.1%} [{r['tiers_gain_low']:+.1%}, {r['tiers_gain_high']:+.1%}]"
+            )
+    for name, rows in details.items():
+        print(details_text(name, rows))
     if comparisons:
         write_rows(comparisons, out / "frontier.parquet")
     (out / "frontier.svg").write_text(chart(comparisons, curve), "utf-8")
+
+
+def compare_tiers(rows: Sequence[Row], other: Sequence[Row]) -> Row:
+    """Compares a case in two tiers with the same strategy in one, on the captions of both.
+
+    Args:
+        rows: of the case.
+        other: of the strategy in one tier; empty for a case that is none in two.
+    """
+    there = {row["prompt"]: row for row in other}
+    both = [(row, there[row["prompt"]]) for row in rows if row["prompt"] in there]
+    if not both:
+        return dict.fromkeys(TIERS, float("nan"))
+    mine, theirs = [row for row, _ in both], [row for _, row in both]
+    gap = interval(column(mine, "judge") - column(theirs, "judge"))
+    verifying = column(mine, "judge_seconds").sum() / column(theirs, "judge_seconds").sum()
+    ratio = total_seconds(mine) / total_seconds(theirs)
+    return dict(zip(TIERS, (*gap, ratio, float(verifying)), strict=True))
+
+
+def details_text(name: str, rows: Sequence[Row]) -> str:
+    """Says how quick scores and diagnoses of the same images agree."""
+    words = []
+    for what in ("", "_alignment"):
+        quick, diagnosed = column(rows, f"quick{what}"), column(rows, f"diagnosed{what}")
+        gap = diagnosed - quick
+        words.append(f"diagnosed - quick{what} {gap.mean():+.4f}, deviation {gap.std():.4f}")
+    seconds = column(rows, "diagnosed_seconds").mean() / column(rows, "quick_seconds").mean()
+    return f"{name}: {len(rows)} looks; {'; '.join(words)}; a look takes {seconds:.1f} quick scores"
+
+
+def total_seconds(rows: Sequence[Row]) -> float:
+    """Returns the seconds of generating and verifying."""
+    return float((column(rows, "draw_seconds") + column(rows, "judge_seconds")).sum())
 
 
 def size_of(case: str) -> int:
@@ -387,6 +481,7 @@ def main() -> None:
         texts = shapes.captions(options.captions, SEED, split="held_out")
         prompts = [Prompt(f"{i:04}", text) for i, text in enumerate(texts)]
         models = Models(options.device, options.batch or (128 if options.device == "cuda" else 8))
+        models.warm_up()
         wanted = options.only.split(",") if options.only else None
         for case, recipe in cases(options.pool).items():
             selected = wanted is None or case in wanted or case.split("@")[0] in wanted

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tts_verifier.choice.objective import Objective, choose, order
+from tts_verifier.choice.objective import Objective, before_look, choose, order
 from tts_verifier.choice.ranking import Ranked, Ranking
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Look, Prompt, Trial, Verdict
 
@@ -80,16 +80,44 @@ def test_the_best_finished_trial_is_chosen() -> None:
     assert [t.id for t in choice.order] == ["c", "a", "d"]
 
 
-def test_a_look_replaces_the_quick_score() -> None:
-    history = [trial("a", 0.9), trial("b", 0.8), trial("l", 0.3, proposal=Look("a"))]
-    choice = choose(history)
-    assert [t.id for t in choice.order] == ["b", "l"]
+QUICK = [trial("a", 0.9), trial("b", 0.8), trial("c", 0.7), trial("d", 0.6)]
+FAILED = {"error": "the reply has no usable score"}
 
 
-def test_a_look_that_failed_replaces_nothing() -> None:
-    failed = replace(trial("l", NAN, proposal=Look("a")), error="the reply has no usable score")
-    choice = choose([trial("a", 0.9), trial("b", 0.8), failed])
-    assert [t.id for t in choice.order] == ["a", "b"]
+def look(at: str, objective: float, **changes: str) -> Trial:
+    return replace(trial(at.upper(), objective, proposal=Look(at)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("looks", "order"),
+    [
+        ([], "a b c d"),
+        ([look("a", 0.1)], "A b c d"),
+        ([look("a", 0.1), look("b", 0.2)], "B A c d"),
+        ([look("b", 0.2), look("a", 0.1), look("c", 0.95)], "C B A d"),
+        ([look("b", 0.95)], "a B c d"),
+        ([look("a", 0.1), look("c", 0.95)], "A b C d"),
+        ([look("a", NAN, **FAILED)], "a b c d"),
+        ([look("a", NAN, **FAILED), look("b", 0.2)], "B a c d"),
+        ([look("a", NAN, **FAILED), look("b", NAN, **FAILED)], "a b c d"),
+    ],
+)
+def test_looks_rank_the_images_at_the_top_that_were_all_looked_at(looks: list, order: str) -> None:
+    choice = choose([*QUICK, *looks])
+    assert " ".join(t.id for t in choice.order) == order
+    assert choice.trial is choice.order[0]
+
+
+def test_a_look_may_rescue_an_image_whose_quick_reply_was_not_usable() -> None:
+    failed = replace(trial("a", NAN), **FAILED)
+    assert [t.id for t in choose([failed, look("a", 0.2)]).order] == ["A"]
+    assert [t.id for t in choose([failed, trial("b", 0.1), look("a", 0.2)]).order] == ["b", "A"]
+
+
+def test_the_trial_before_a_look_is_the_one_that_compares_with_others() -> None:
+    looked = look("b", 0.2)
+    assert before_look(looked, [*QUICK, looked]) is QUICK[1]
+    assert before_look(QUICK[0], QUICK) is QUICK[0]
 
 
 @pytest.mark.parametrize("history", [[], [trial("a", NAN)], [trial("a", 0.5, progress=0.2)]])
@@ -147,3 +175,57 @@ def test_nothing_cannot_be_ranked() -> None:
 def test_one_prompt_for_each_image() -> None:
     with pytest.raises(InputError, match="got 1 images and 2 prompts"):
         FakeVerifier().verify([Image.new("RGB", (2, 2))], ["a", "b"])
+
+
+class Reversed(FakeVerifier):
+    """Diagnoses the opposite of its quick scores, and cannot read what is pure red."""
+
+    def verify(self, images, prompts, *, detail="diagnose"):
+        verdicts = super().verify(images, prompts, detail=detail)
+        if detail == "score":
+            return verdicts
+        unread = [v.scores["semantic_alignment"] == 1 for v in verdicts]
+        return [
+            replace(v, scores={k: NAN if bad else 1 - s for k, s in v.scores.items()})
+            for v, bad in zip(verdicts, unread, strict=True)
+        ]
+
+
+GREYS = [Image.new("RGB", (2, 2), (level,) * 3) for level in (51, 204, 102, 153)]
+
+
+def test_a_ranking_in_two_tiers_diagnoses_only_the_best() -> None:
+    verifier = Reversed()
+    ranking = verifier.rerank(GREYS, "x", looks=2)
+    assert verifier.trace == ["l4", "v2"]
+    assert [item.index for item in ranking] == [3, 1, 2, 0]
+    assert [item.objective for item in ranking] == pytest.approx([0.4, 0.2, 0.4, 0.2])
+    details = [item.verdict.detail for item in ranking]
+    assert details == ["diagnose", "diagnose", "score", "score"]
+    assert [item.verdict.cost.verifier_calls for item in ranking] == [2, 2, 1, 1]
+    assert [bool(item.verdict.heatmaps) for item in ranking] == [True, True, False, False]
+    everything = verifier.rerank(GREYS, "x", looks=4)
+    assert [item.index for item in everything] == [0, 2, 3, 1]
+
+
+def test_an_unusable_diagnosis_in_a_ranking_leaves_the_quick_verdict() -> None:
+    white = Image.new("RGB", (2, 2), "white")
+    ranking = Reversed().rerank([*GREYS, white], "x", looks=2)
+    assert [item.index for item in ranking] == [1, 4, 3, 2, 0]
+    assert ranking[1].verdict.detail == "score"
+    assert ranking[1].verdict.cost.verifier_calls == 2
+    assert Reversed().rerank([*GREYS, white], "x", looks=1).best.index == 4
+
+
+@pytest.mark.parametrize("looks", [0, -1, 5, True, 1.0])
+def test_a_ranking_refuses_looks_that_are_no_number_of_its_images(looks: object) -> None:
+    with pytest.raises(InputError, match="looks must be a number from 1 to 4, the number of imag"):
+        FakeVerifier().rerank(GREYS, "x", looks=looks)
+
+
+def test_a_ranking_in_two_tiers_needs_a_verifier_with_both() -> None:
+    class Quick(FakeVerifier):
+        details = ("score",)
+
+    with pytest.raises(UnsupportedError, match="Quick has score only"):
+        Quick().rerank(GREYS, "x", looks=1)

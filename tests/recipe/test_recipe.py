@@ -250,6 +250,33 @@ def test_a_misspelt_score_is_named_with_its_line(write) -> None:
     assert message(write(thresholds)).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("looks: 4", (), "mine.yaml:7: looks must be at most 3, as many images as are finished"),
+        ("looks: -1", (), "mine.yaml:7: looks must be a number of images, 0 or more, got -1."),
+        ("looks: few", (), "mine.yaml:7: looks must be int, got 'few'."),
+        ("looks: 1", ("detail=diagnose",), "mine.yaml:7: looks needs detail 'score', got 'diagn"),
+        ("", ("looks=4",), "override 'looks=4': looks must be at most 3, as many images as are fi"),
+    ],
+)
+def test_looks_that_do_not_fit_are_named_with_their_line_before_weights_load(
+    write, monkeypatch: pytest.MonkeyPatch, text: str, overrides: tuple, expected: str
+) -> None:
+    monkeypatch.setattr(ImageDoctor, "__init__", None)
+    bundled = GOOD.replace(
+        "verifier:\n  name: fake", "verifier: {name: imagedoctor, model: shapes}"
+    )
+    text = bundled.rstrip("\n") + f"\n{text}\n"
+    assert message(write(text), *overrides).startswith(expected)
+
+
+def test_a_judge_as_verifier_has_no_quick_score(write) -> None:
+    text = GOOD.replace("verifier:\n  name: fake", "verifier: {name: shapes-judge}") + "looks: 1\n"
+    with pytest.raises(TTSError, match="quick score beside its diagnosis, JudgeVerifier has diag"):
+        load_recipe(write(text)).build()
+
+
 def test_a_misspelt_score_is_named_before_weights_load(
     write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

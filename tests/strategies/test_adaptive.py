@@ -12,7 +12,7 @@ from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.seed_beam import SeedBeam
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_strategy
-from tts_verifier.types import Continue, Draw
+from tts_verifier.types import Continue, Draw, Look
 
 DRAWS = [Draw(seed(i)) for i in range(6)]
 
@@ -41,6 +41,14 @@ def test_it_stops_when_every_score_passes() -> None:
         good.scores.clear()
         good.scores.update(scores)
         assert search.propose(TASK, [good]) == more
+
+
+def test_a_look_neither_ends_the_search_nor_counts_as_an_image() -> None:
+    looked = trial("l", 1, Look("0"), 0.9)
+    looked.scores.update(a=1.0)
+    drawn = trial("0", 0, DRAWS[0], 0.8)
+    assert Adaptive(BestOfN(3), {"a": 0.5}).propose(TASK, [drawn, looked]) == DRAWS[1:3]
+    assert Adaptive(BestOfN(6), cost=0.9).propose(TASK, [*trials(0.1, 0.1, 0.1), looked]) != []
 
 
 def test_an_unfinished_image_never_ends_the_search() -> None:

@@ -56,6 +56,35 @@ def test_an_image_that_was_only_scored_is_looked_at_first() -> None:
     assert SEARCH.propose(TASK, [*quick, looked]) == FIRST
 
 
+QUICK = [with_verdict(t, detail="score", heatmaps=maps()) for t in DRAWS]
+LOOKED = trial("l", 1, Look("b"), 0.2, heatmaps=maps(artifact=SPOT))
+REPAINT = trial("c", 2, FIRST[0], 0.9, detail="score")
+AGAIN = trial("m", 3, Look("c"), 0.3, heatmaps=maps(artifact=SPOT / 2))
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        # Quick scores are compared: 0.9 against 0.8, not against the look's 0.2.
+        ([REPAINT], [Look("c")]),
+        ([replace(REPAINT, objective=0.7)], [Look("a")]),
+        # Diagnoses are compared: 0.3 against 0.2.
+        ([REPAINT, AGAIN], second("c")),
+        ([REPAINT, replace(AGAIN, objective=0.1)], [Look("a")]),
+        ([REPAINT, with_verdict(AGAIN, heatmaps=maps(artifact=2 * SPOT))], [Look("a")]),
+        ([REPAINT, replace(AGAIN, error="no score", objective=float("nan"))], second("c")),
+    ],
+    ids=["better", "worse", "better by looks", "worse by looks", "hotter by looks", "failed look"],
+)
+def test_a_quick_score_is_never_compared_with_a_diagnosis(later: list, expected: list) -> None:
+    assert SEARCH.propose(TASK, [*QUICK, LOOKED, *later]) == expected
+
+
+def test_the_search_is_ended_by_a_quick_score_and_not_by_that_of_a_look() -> None:
+    search = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, enough=0.85, masks=RULE)
+    assert search.propose(TASK, [*QUICK, replace(LOOKED, objective=0.9)]) == FIRST
+
+
 def test_a_gain_too_small_is_not_accepted() -> None:
     picky = InpaintReroll(2, 2, strengths=(0.6, 1.0), fresh=0, gain=0.2, masks=RULE)
     assert picky.propose(TASK, [*DRAWS, BETTER, WORSE]) == second("a")

@@ -118,6 +118,24 @@ def test_parts_of_a_run_can_be_given(pipe):
     assert not out.trials[0].verdict.heatmaps
 
 
+def test_only_the_best_images_are_diagnosed_if_a_call_asks_for_looks(pipe):
+    verifier = FakeVerifier()
+    out = VerifiedPipeline(pipe, verifier, strategy=BestOfN(3), looks=1)("a", seed=1, **CALL)
+    assert [entry[0] for entry in verifier.trace].count("v") == 1
+    assert [item.verdict.detail for item in out.ranking] == ["diagnose", "score", "score"]
+    assert same(out.images[0], out.ranking.best.image)
+    assert sorted(out.ranking.best.verdict.heatmaps) == ["artifact", "misalignment"]
+    assert len(out.trials) == 4
+    assert out.verified == [True]
+
+
+def test_looks_that_do_not_fit_are_refused_when_the_pipeline_is_wrapped(pipe):
+    with pytest.raises(InputError, match="looks must be at most 2, as many images as are finished"):
+        wrap(pipe, FakeVerifier(), strategy=BestOfN(2), looks=3)
+    with pytest.raises(InputError, match="looks must be passed when the pipeline is wrapped"):
+        wrap(pipe, FakeVerifier()).looks = 1
+
+
 def test_a_misspelt_score_is_refused_when_the_pipeline_is_wrapped(pipe):
     for options in (
         {"objective": Objective({"overal": 1.0})},

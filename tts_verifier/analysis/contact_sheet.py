@@ -50,7 +50,7 @@ def sheet(rows: Sequence[PromptSummary]) -> Image.Image:
     for i, row in enumerate(rows):
         x, y = i % columns * width, i // columns * height
         draw.text((x + 2, y + 2), _as_latin(row.prompt.text), "black")
-        for j, (label, pick) in enumerate((("first", row.first), ("chosen", row.chosen))):
+        for j, (label, pick) in enumerate((("first", row.first), ("chosen", row.comparable))):
             left = x + j * (_TILE + 4)
             caption = f"{label} {pick.objective:.3f}" if pick else f"{label}: none"
             draw.text((left + 2, y + _LINE_HEIGHT), caption, "black")

@@ -33,7 +33,7 @@ from tts_verifier.analysis.pruning_outcomes import (
 )
 from tts_verifier.errors import InputError
 from tts_verifier.log import read_header, read_outlines
-from tts_verifier.types import Trial
+from tts_verifier.types import Look, Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """The thresholds of adaptive stopping are these quantiles of all objectives."""
@@ -76,7 +76,9 @@ class Replay:
     tied_best: int
     """Prompts whose best objective is shared."""
     left_out: int
-    """Trials that are neither independent whole draws nor previews of one."""
+    """Trials that are neither independent whole draws nor previews of one, looks not counted."""
+    looks: int
+    """Looks at images; the best of n is that of the scores before them."""
     evaluations: float
     """Network evaluations per draw, mean."""
     seconds: float
@@ -118,6 +120,7 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
         )
     draws = [d for pool in pools.values() for d in pool]
     count = min(map(len, pools.values()))
+    looks = sum(isinstance(t.proposal, Look) for t in trials)
     measures = _measure_values([*pools.values()])
     goals = measures["objective"]
     usable = {name: _with_measure(name, goals, values) for name, values in measures.items()}
@@ -127,7 +130,8 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
         failed=sum(int(np.isnan(g).sum()) for g in goals),
         tied=sum(_tied_draws(g) for g in goals),
         tied_best=sum(int((g == np.nanmax(g)).sum() > 1) for g in goals if not np.isnan(g).all()),
-        left_out=len(trials) - sum(len(d.trials) for d in draws),
+        left_out=len(trials) - looks - sum(len(d.trials) for d in draws),
+        looks=looks,
         evaluations=float(np.mean([d.evaluations for d in draws])),
         seconds=float(np.mean([d.seconds for d in draws])),
         curves=tuple(_curve(n, *rows, count) for n, rows in usable.items()),

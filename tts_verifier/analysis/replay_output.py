@@ -40,6 +40,11 @@ def _notes(result: Replay) -> list[str]:
     notes = [head + (f", {result.failed} draws failed" if result.failed else "")]
     if result.left_out:
         notes.append(f"left out: {result.left_out} trials that are not independent whole draws")
+    if result.looks:
+        notes.append(
+            f"{result.looks} looks: the run chose by their scores, the best of n here is that of "
+            "the quick ones"
+        )
     notes.append(
         f"ties: {result.tied} draws share their objective with another of the prompt, "
         f"{result.tied_best} prompts share the best; the choice is shared evenly among them"

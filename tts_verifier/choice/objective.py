@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from PIL import Image
@@ -144,14 +145,35 @@ def order(values: Sequence[float]) -> list[int]:
 def choose(history: Sequence[Trial]) -> Choice:
     """Chooses the finished trial of the highest objective.
 
-    A `Look` replaces the trial that it looked at: both refer to the same image, and the later,
-    fuller verdict counts. A look that failed replaces nothing.
+    A `Look` replaces the trial that it looked at: both refer to the same image. Quick scores and
+    those of a look are two scales, and no number of one is compared with a number of the other.
+    All images are ranked by what they were first verified with. Then the images at the top that
+    were all looked at are ranked anew, by their looks. A look that failed replaces nothing, and
+    ranks last among them.
 
     Args:
         history: the trials of one prompt.
     """
-    looked = {t.parent_id for t in history if isinstance(t.proposal, Look) and t.finished}
-    usable = [t for t in history if t.finished and t.id not in looked]
-    ranked = tuple(usable[i] for i in order([t.objective for t in usable]))
-    best = ranked[0] if ranked and not math.isnan(ranked[0].objective) else None
-    return Choice(best, ranked)
+    looked = {t.parent_id for t in history if isinstance(t.proposal, Look)}
+    looks = {t.parent_id: t for t in history if isinstance(t.proposal, Look) and t.finished}
+    images = [t for t in history if not isinstance(t.proposal, Look)]
+    images = [t for t in images if t.finished or t.id in looks]
+    ranked = [images[i] for i in order([t.objective for t in images])]
+    top = list(takewhile(lambda t: t.id in looked, ranked))
+    values = [looks[t.id].objective if t.id in looks else math.nan for t in top]
+    ranked[: len(top)] = [top[i] for i in order(values)]
+    shown = tuple(looks.get(t.id, t) for t in ranked)
+    best = shown[0] if shown and not math.isnan(shown[0].objective) else None
+    return Choice(best, shown)
+
+
+def before_look(trial: Trial, history: Iterable[Trial]) -> Trial:
+    """Returns the trial that a look looked at, whose scores compare with those of other images.
+
+    Args:
+        trial: of the history; one that is no look is returned as it is.
+        history: the trials of one prompt.
+    """
+    if not isinstance(trial.proposal, Look):
+        return trial
+    return next((t for t in history if t.id == trial.parent_id), trial)

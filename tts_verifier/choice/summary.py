@@ -14,7 +14,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_verifier.choice.objective import Pick, choose
+from tts_verifier.choice.objective import Pick, before_look, choose
 from tts_verifier.types import Look, Prompt, Trial
 
 Interval = tuple[float, float]
@@ -35,9 +35,16 @@ class PromptSummary:
     failed: int = 0
     """Trials with an error."""
     tied: bool = False
-    """True if another image has the objective of the chosen one."""
+    """True if another image, verified in the same detail, has the objective of the chosen one."""
     best: Mapping[str, float] = field(default_factory=dict)
     """Score name of the judge -> its highest value among the images that may be chosen."""
+    quick: Pick | None = None
+    """The chosen image with its quick score; None if it was not looked at later."""
+
+    @property
+    def comparable(self) -> Pick | None:
+        """The chosen image with scores that compare with those of the first draw."""
+        return self.quick or self.chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ class Summary:
     objective_first: float
     """Mean objective of the first draws; NaN without a usable prompt."""
     objective_chosen: float
-    """Mean objective of the chosen images of the same prompts."""
+    """Mean objective of the chosen images of the same prompts, of the same detail."""
     ties: int
     """Prompts with a tie for the best objective."""
     judge: JudgeSummary | None
@@ -86,33 +93,41 @@ class Summary:
 
 def first_draw(trials: Sequence[Trial]) -> Trial | None:
     """Returns the first finished image of a prompt's trials, what a run without a search gives."""
-    candidates = (t for t in trials if not isinstance(t.proposal, Look))
+    candidates = (t for t in trials if not _is_look(t))
     return next((t for t in candidates if t.progress >= 1 and t.image), None)
 
 
 def summarise_prompt(prompt: Prompt, trials: Sequence[Trial]) -> PromptSummary:
     """Summarises one prompt from all its trials, in the order of the log."""
     choice, first = choose(trials), first_draw(trials)
+    quick = None if choice.trial is None else before_look(choice.trial, trials)
     best: dict[str, float] = {}
     for trial in choice.order if first is None else (first, *choice.order):
         for name, value in trial.judge.items():
             if math.isfinite(value):
                 best[name] = max(value, best.get(name, value))
     top = choice.trial.objective if choice.trial else math.nan
+    looked = choice.trial is not None and _is_look(choice.trial)
     return PromptSummary(
         prompt=prompt,
         first=None if first is None else Pick.of(first),
         chosen=None if choice.trial is None else Pick.of(choice.trial),
-        candidates=sum(not isinstance(t.proposal, Look) for t in trials),
+        candidates=sum(not _is_look(t) for t in trials),
         failed=sum(bool(t.error) for t in trials),
-        tied=sum(t.objective == top for t in choice.order) > 1,
+        tied=sum(t.objective == top and _is_look(t) == looked for t in choice.order) > 1,
         best=best,
+        quick=None if quick is None or quick is choice.trial else Pick.of(quick),
     )
+
+
+def _is_look(trial: Trial) -> bool:
+    return isinstance(trial.proposal, Look)
 
 
 def summarise(rows: Sequence[PromptSummary]) -> Summary:
     """Summarises a run from its prompts."""
-    usable = [(r.first, r.chosen) for r in rows if r.first and r.chosen and not r.first.error]
+    pairs = [(row.first, row.comparable) for row in rows]
+    usable = [(first, chosen) for first, chosen in pairs if first and chosen and not first.error]
     return Summary(
         prompts=tuple(rows),
         candidates=sum(row.candidates for row in rows),

@@ -89,14 +89,14 @@ def _judge_lines(judge: JudgeSummary) -> list[str]:
 
 def _prompt_table(rows: Sequence[PromptSummary]) -> list[str]:
     """Returns a line per prompt: every score of the first draw and of the chosen image."""
-    example = next((r.chosen for r in rows if r.chosen), None)
+    example = next((r.comparable for r in rows if r.comparable), None)
     if example is None:
         return ["No prompt has a usable image."]
     judge_names = (f"judge_{name}" for name in example.judge)
     names = ["objective", *written_scores(example.scores), *judge_names]
     table = [["prompt", *names]]
     for row in rows:
-        cells = [f"{_score(row.first, n)} -> {_score(row.chosen, n)}" for n in names]
+        cells = [f"{_score(row.first, n)} -> {_score(row.comparable, n)}" for n in names]
         text = row.prompt.text
         if len(text) > _LONGEST_PROMPT:
             text = text[: _LONGEST_PROMPT - 1] + "…"

@@ -193,13 +193,14 @@ def _check_same(
     """Raises RunError where the folder's `about` differs in more than numbers that may grow."""
     old, new = dict(_flat(before)), dict(_flat(about))
     # A recipe's run has its strategy's arguments twice: as built, and as the recipe states them.
-    may_grow = {f"{place}strategy.{name}" for place in ("", "recipe.") for name in grows}
+    names = ["looks", *(f"strategy.{name}" for name in grows)]
+    may_grow = {f"{place}{name}" for place in ("", "recipe.") for name in names}
     differ = [
         key
         for key in [*old, *(key for key in new if key not in old)]
         if old.get(key) != new.get(key)
     ]
-    if not all(key in may_grow and _grew(old.get(key), new.get(key)) for key in differ):
+    if not all(key in may_grow and _grew(key, old.get(key), new.get(key)) for key in differ):
         lines = "".join(
             f"\n  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} here"
             for key in differ
@@ -249,7 +250,9 @@ def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _grew(old: Any, new: Any) -> bool:
+def _grew(key: str, old: Any, new: Any) -> bool:
+    # A run without looks has no such key.
+    old = 0 if old is None and key.endswith("looks") else old
     return isinstance(old, int) and isinstance(new, int) and new > old
 
 

@@ -63,6 +63,9 @@ class LoggedPrompt:
         # The later of two rows with the same id counts.
         self._rows = {row["trial_id"]: (row, trusted) for row, trusted in log.rows_at(places)}
 
+    def __contains__(self, trial_id: object) -> bool:
+        return trial_id in self._rows
+
     def trial(self, job: Job) -> Trial | None:
         """Returns the trial of a job, None if it has no usable row or its files are gone."""
         row, trusted = self._rows.get(job.id, (None, 0))

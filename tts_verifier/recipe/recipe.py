@@ -3,8 +3,8 @@
 A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy` and
 `judge` have a `name` from the registry and the arguments of its constructor; `objective` and
 `budget` have the arguments of theirs. The other keys are `prompts` (a list, or a file beside the
-recipe, see `runner.prompts`), `seed`, `detail`, `overlap` and `output`. Every mistake is an error
-that names the file's line.
+recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `overlap` and `output`. Every mistake is
+an error that names the file's line.
 """
 
 from __future__ import annotations
@@ -28,14 +28,22 @@ from tts_verifier.recipe.sections import (
 )
 from tts_verifier.recipe.yaml_lines import MAX_CHARACTERS, Document, apply_override, parse_document
 from tts_verifier.runner.prompts import prompts_of_recipe
-from tts_verifier.runner.setup import RunSetup, check_needs, check_scores, known_scores
-from tts_verifier.types import Detail, Prompt
+from tts_verifier.runner.setup import (
+    RunSetup,
+    check_details,
+    check_looks,
+    check_needs,
+    check_scores,
+    known_scores,
+)
+from tts_verifier.types import Budget, Detail, Prompt
 
 _PACKAGE: Final = Path(__file__).parents[1]
 _REQUIRED: Final = ("generator", "verifier", "strategy", "prompts")
 _SIMPLE: Final[Mapping[str, Any]] = {
     "seed": int,
     "detail": Detail,
+    "looks": int,
     "overlap": bool,
     "output": str,
 }
@@ -53,7 +61,9 @@ class Recipe:
     output: Path
     """The run folder."""
     simple: Mapping[str, Any] = field(default_factory=dict)
-    """`seed`, and `detail` and `overlap` where the recipe sets them."""
+    """`seed`, and `detail`, `looks` and `overlap` where the recipe sets them."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Key of `simple` -> where the recipe or an override sets it."""
 
     def resolved(self) -> dict[str, Any]:
         """Returns the recipe with its defaults, as values that YAML and JSON can hold."""
@@ -69,9 +79,9 @@ class Recipe:
 
         Raises:
             RecipeError: a constructor refuses a value, or the objective or the strategy names a
-                score that the verifier does not give.
-            UnsupportedError: the generator cannot serve the strategy. This is checked before any
-                weights are loaded, if the generator's class says what it supports.
+                score that the verifier does not give, or `looks` does not fit the run.
+            UnsupportedError: generator or verifier cannot serve the strategy. This is checked
+                before any weights are loaded, if their classes say what they support.
             CheckpointError: weights are missing or do not fit.
         """
         # Parts without weights come first: a mistake in one of them is then reported at once.
@@ -82,7 +92,9 @@ class Recipe:
         # The builder may be a function, or a class whose `supports` depends on the weights.
         if isinstance(getattr(generator, "supports", None), frozenset):
             check_needs(parts["strategy"], generator)
-        self._check_scores(parts, replacements.get("verifier", self.sections["verifier"].builder))
+        verifier = replacements.get("verifier", self.sections["verifier"].builder)
+        self._check_scores(parts, verifier)
+        self._check_details(parts, verifier)
         heavy = [name for name in sections if name not in parts]
         parts |= {name: sections[name].build() for name in heavy}
         self._check_scores(parts, parts["verifier"])
@@ -98,6 +110,20 @@ class Recipe:
                 check_scores(parts["objective"], None, known)
         with self.sections["strategy"].errors_placed():
             check_scores(None, parts["strategy"], known)
+
+    def _check_details(self, parts: Mapping[str, Any], verifier: Any) -> None:
+        """Raises RecipeError when the verifier lacks a detail that the run needs."""
+        check_details(parts["strategy"], verifier)
+        try:
+            check_looks(
+                self.simple.get("looks", 0),
+                detail=self.simple.get("detail"),
+                strategy=parts["strategy"],
+                verifier=verifier,
+                budget=parts.get("budget", Budget()),
+            )
+        except InputError as error:
+            raise RecipeError(f"{self.places.get('looks', 'looks')}: {error}") from error
 
 
 def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -147,7 +173,8 @@ def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
     for name, value in simple.items():
         check_type(document, (name,), value, kind=_SIMPLE[name])
     output = _user_path(simple.pop("output", f"runs/{stem}"), document.place("output"))
-    return Recipe(sections, _prompts(document, folder), output, {"seed": 0, **simple})
+    places = {name: document.place(name) for name in simple}
+    return Recipe(sections, _prompts(document, folder), output, {"seed": 0, **simple}, places)
 
 
 def recipe_folder(package: Path = _PACKAGE) -> Path:

@@ -40,6 +40,8 @@ class RunOptions(TypedDict, total=False):
     """As in `RunSetup`."""
     detail: Detail
     """As in `RunSetup`."""
+    looks: int
+    """As in `RunSetup`."""
     overlap: bool | None
     """As in `RunSetup`."""
     folder: str | Path | None

@@ -25,11 +25,13 @@ class PromptResult:
     """The result of one finished search."""
 
     summary: PromptSummary
-    """What the search achieved. Lacks `first` and `chosen` where the trials are in the log."""
+    """What the search achieved. Lacks its picks where the trials are in the log."""
     first: str
     """The id of the first finished trial, "" if there is none."""
     chosen: str
     """The id of the chosen trial, "" if there is none."""
+    quick: str
+    """The id of the trial that the chosen one looked at, "" if there is none."""
     ids: str
     """The ids of all trials, joined by spaces: one string takes less memory than a list."""
     trials: tuple[Trial, ...] | None
@@ -45,11 +47,13 @@ class PromptResult:
             logged: whether the trials are in the log and need not be kept in memory.
         """
         summary = summarise_prompt(prompt, history)
-        first, chosen = (pick.id if pick else "" for pick in (summary.first, summary.chosen))
+        picks = (summary.first, summary.chosen, summary.quick)
+        first, chosen, quick = (pick.id if pick else "" for pick in picks)
         ids = " ".join(trial.id for trial in history)
         if not logged:
-            return cls(summary, first, chosen, ids, tuple(history))
-        return cls(replace(summary, first=None, chosen=None), first, chosen, ids, None)
+            return cls(summary, first, chosen, quick, ids, tuple(history))
+        summary = replace(summary, first=None, chosen=None, quick=None)
+        return cls(summary, first, chosen, quick, ids, None)
 
 
 class RunResult:
@@ -90,11 +94,16 @@ class RunResult:
         """
         if self.folder is None:
             return [result.summary for result in self._results]
-        ids = {trial_id for result in self._results for trial_id in (result.first, result.chosen)}
+        ids = {trial_id for r in self._results for trial_id in (r.first, r.chosen, r.quick)}
         picks = read_picks(self.folder, ids)
         _check_present(self.folder, ids - {""}, picks)
         return [
-            replace(result.summary, first=picks.get(result.first), chosen=picks.get(result.chosen))
+            replace(
+                result.summary,
+                first=picks.get(result.first),
+                chosen=picks.get(result.chosen),
+                quick=picks.get(result.quick),
+            )
             for result in self._results
         ]
 

@@ -8,7 +8,16 @@ from typing import Any, Final
 
 from tts_verifier.choice.objective import Objective, as_objective, check_score_names
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.interfaces import ExplainsLimits, Generator, ReadsScores, Strategy, Verifier
+from tts_verifier.interfaces import (
+    ExplainsLimits,
+    Generator,
+    ReadsScores,
+    SaysMost,
+    Strategy,
+    Verifier,
+    check_quick,
+    details_of,
+)
 from tts_verifier.types import KINDS, Budget, Detail, Look, LowBand, Near, Prompt
 
 _METHODS: Final = {
@@ -44,8 +53,14 @@ class RunSetup:
     Candidates and verifier calls never exceed the budget. Network evaluations exceed it only by
     the rounding of a fraction to whole steps. Seconds are known only afterwards, so they may
     exceed it by the batches under way."""
-    detail: Detail = "diagnose"
-    """How thoroughly new candidates are verified."""
+    detail: Detail = None  # type: ignore[assignment]
+    """How thoroughly new candidates are verified; None = "diagnose" without `looks`, "score" with
+    them."""
+    looks: int = 0
+    """Images of each prompt that are diagnosed once its search has ended: the best ones by their
+    quick scores. The image is then chosen among them, by their diagnoses. They count as verifier
+    calls, which the budget sets aside, and as no candidates. None is made once the budget's
+    seconds are spent."""
     overlap: bool | None = None
     """Whether a thread verifies a batch while the next one is generated. None = yes if generator
     and verifier are on different devices or share a GPU. If they do not fit on their device
@@ -57,6 +72,8 @@ class RunSetup:
             own = isinstance(self.verifier, Verifier)
             objective = self.verifier.objective if own else Objective()
         object.__setattr__(self, "objective", objective)
+        if self.detail is None:
+            object.__setattr__(self, "detail", "score" if self.looks else "diagnose")
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
@@ -68,6 +85,14 @@ class RunSetup:
             raise InputError(f"Every limit of a budget must be positive, got {self.budget}.")
         if self.detail not in ("score", "diagnose"):
             raise InputError(f"detail must be 'score' or 'diagnose', got {self.detail!r}.")
+        check_details(self.strategy, self.verifier)
+        check_looks(
+            self.looks,
+            detail=self.detail,
+            strategy=self.strategy,
+            verifier=self.verifier,
+            budget=self.budget,
+        )
         for name, value in self.generator.settings.items():
             if not isinstance(value, (str, int, float, bool, type(None))):
                 raise InputError(
@@ -86,6 +111,8 @@ class RunSetup:
             "seed": self.seed,
             "budget": asdict(self.budget),
             "detail": self.detail,
+            # Absent without looks, as in the logs of earlier versions.
+            **({"looks": self.looks} if self.looks else {}),
             "prompts": {prompt.id: prompt.text for prompt in prompts},
         }
 
@@ -132,9 +159,7 @@ def known_scores(verifier: Any) -> Collection[str] | None:
     Args:
         verifier: an instance, or what builds one: a class, or a method of it.
     """
-    names: Collection[str] | None = getattr(
-        getattr(verifier, "__self__", verifier), "score_names", None
-    )
+    names: Collection[str] | None = getattr(_owner(verifier), "score_names", None)
     return names
 
 
@@ -153,7 +178,64 @@ def check_scores(objective: Objective | None, strategy: Any, known: Collection[s
         check_score_names(strategy.reads, known, what, argument="thresholds")
 
 
+def check_details(strategy: Any, verifier: Any) -> None:
+    """Raises UnsupportedError when a strategy looks at images and the verifier cannot diagnose.
+
+    Args:
+        strategy: an instance.
+        verifier: an instance, or what builds one: a class, or a method of it.
+    """
+    if Look in strategy.needs and "diagnose" not in details_of(_owner(verifier)):
+        raise UnsupportedError(
+            f"{_class_name(strategy)} needs a verifier that diagnoses images, "
+            f"{_class_name(verifier)} gives scores only. Choose another strategy or verifier."
+        )
+
+
+def check_looks(
+    looks: int, *, detail: Detail | None, strategy: Any, verifier: Any, budget: Budget
+) -> None:
+    """Raises InputError or UnsupportedError when a run cannot look at its best images.
+
+    Args:
+        looks: of the run.
+        detail: of the run; None = not set.
+        strategy: an instance.
+        verifier: as in `check_details`.
+        budget: of the run.
+    """
+
+    def require(holds: bool, rule: str) -> None:
+        if not holds:
+            raise InputError(f"looks must {rule}, got {looks!r}.", argument="looks")
+
+    # bool is a subclass of int.
+    is_count = isinstance(looks, int) and not isinstance(looks, bool) and looks >= 0
+    require(is_count, "be a number of images, 0 or more")
+    if not looks:
+        return
+    if detail == "diagnose":
+        raise InputError(
+            "looks needs detail 'score', got 'diagnose', which diagnoses every image at once. "
+            "Leave out detail, or looks.",
+            argument="looks",
+        )
+    check_quick(_owner(verifier), _class_name(verifier))
+    most = strategy.most if isinstance(strategy, SaysMost) else None
+    require(most is None or looks <= most, f"be at most {most}, as many images as are finished")
+    most = budget.candidates
+    require(most is None or looks <= most, f"be at most {most}, the candidates of the budget")
+    most = budget.verifier_calls
+    require(most is None or looks < most, f"be less than {most}, the verifier calls of the budget")
+
+
+def _owner(part: Any) -> Any:
+    """Returns the class of a method of a class; everything else as it is."""
+    return getattr(part, "__self__", part)
+
+
 def _class_name(part: Any) -> str:
+    part = _owner(part)
     return str(part.__name__ if isinstance(part, type) else type(part).__name__)
 
 

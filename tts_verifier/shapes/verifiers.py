@@ -25,6 +25,7 @@ class ReadingVerifier(Verifier):
     """
 
     objective = Objective({"score": 1.0})
+    details: tuple[Detail, ...] = ("diagnose",)
 
     @abstractmethod
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:

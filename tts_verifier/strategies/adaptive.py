@@ -14,10 +14,10 @@ from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.interfaces import ReadsScores, Strategy
+from tts_verifier.interfaces import ReadsScores, SaysMost, Strategy
 from tts_verifier.registry import builder
 from tts_verifier.strategies.arguments import check_integer, check_number
-from tts_verifier.types import Draw, Proposal, Task, Trial
+from tts_verifier.types import Draw, Look, Proposal, Task, Trial
 
 
 class Adaptive:
@@ -70,13 +70,20 @@ class Adaptive:
         inner = self.strategy.reads if isinstance(self.strategy, ReadsScores) else ()
         return dict.fromkeys([*self.thresholds, *inner])
 
+    @property
+    def most(self) -> int | None:
+        """Finished images at most, None if the inner strategy does not say."""
+        return self.strategy.most if isinstance(self.strategy, SaysMost) else None
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the next few proposals of the inner strategy, or none to stop.
 
         It replays the inner strategy from its first round on: a round whose trials are all in the
         history is complete, and the first round that is not is handed out next.
         """
-        finished = [t for t in history if t.finished and not math.isnan(t.objective)]
+        # A look's scores are on another scale, and its image is counted already.
+        drawn = [t for t in history if t.finished and not isinstance(t.proposal, Look)]
+        finished = [t for t in drawn if not math.isnan(t.objective)]
         if any(self._passes(t) for t in finished) or self._not_worth_it(finished):
             return []
         # A proposal identifies its trial: the inner strategy makes the same ones every time.

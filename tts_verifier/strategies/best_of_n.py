@@ -28,6 +28,11 @@ class BestOfN:
     def __init__(self, n: int = 8) -> None:
         self.n = check_integer("n", n)
 
+    @property
+    def most(self) -> int:
+        """Finished images at most."""
+        return self.n
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes those of the N draws that are not in the history."""
         # Only what is missing: a larger n continues the finished run of a smaller one.

@@ -69,6 +69,11 @@ class FKSteering:
         self.stops = check_stops("stops", stops)
         self.eta = check_number("eta", eta, lambda e: 0 < e <= 1, rule="in (0, 1]")
 
+    @property
+    def most(self) -> int:
+        """Finished images at most."""
+        return self.n
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the particles, then continues the resampled ones to the next stop."""
 

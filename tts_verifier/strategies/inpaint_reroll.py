@@ -32,6 +32,9 @@ class InpaintReroll:
     names no place in the best image, or all of it is flawed, the round draws afresh instead. A
     verifier that gives neither heatmaps nor boxes causes a warning.
 
+    A run with detail "score" diagnoses an image just before it is repainted. Two quick scores are
+    compared, or two diagnoses, never one with the other.
+
     Args:
         n: draws of the first round.
         rounds: rounds of repaints.
@@ -116,7 +119,9 @@ class InpaintReroll:
         ]
 
     def _satisfied(self, history: Sequence[Trial]) -> bool:
-        top = next(iter(best([t for t in history if t.finished])), None)
+        # The scores of a look are on another scale than quick ones.
+        drawn = [t for t in history if t.finished and not isinstance(t.proposal, Look)]
+        top = next(iter(best(drawn)), None)
         return self.enough is not None and top is not None and top.objective >= self.enough
 
     def _base(self, history: Sequence[Trial], looks: Mapping[str, Trial]) -> Trial | None:
@@ -128,7 +133,7 @@ class InpaintReroll:
             for t in trials.values()
             if t.finished and t.id not in repainted
             if not isinstance(t.proposal, Repaint)
-            or accepted(t, looks.get(t.proposal.parent, trials[t.proposal.parent]), self.gain)
+            or accepted(t, trials[t.proposal.parent], self.gain, looks)
         ]
         return next(iter(best(candidates)), None)
 
@@ -160,21 +165,30 @@ class InpaintReroll:
         return [parts[0], whole] if len(parts) > 1 else [whole]
 
 
-def accepted(child: Trial, parent: Trial, gain: float) -> bool:
+def accepted(
+    child: Trial, parent: Trial, gain: float, looks: Mapping[str, Trial] | None = None
+) -> bool:
     """Returns whether a repaint is better than its parent, and no hotter where it was repainted.
 
     Args:
         child: the repaint.
-        parent: with its full verdict.
+        parent: the image that was repainted.
         gain: the least difference of the objectives, exclusive.
+        looks: trial id -> the look at that trial. They count if both images were looked at: a
+            quick score is not compared with a diagnosis.
     """
-    if not isinstance(child.proposal, Repaint) or not child.objective > parent.objective + gain:
+    if not isinstance(child.proposal, Repaint):
+        return False
+    mask = child.proposal.mask
+    both = [look for t in (child, parent) if (look := (looks or {}).get(t.id)) and look.finished]
+    child, parent = both if len(both) == 2 else (child, parent)
+    if not child.objective > parent.objective + gain:
         return False
     if child.verdict is None or parent.verdict is None:
         return True
-    mask, both = child.proposal.mask, (child.verdict.heatmaps, parent.verdict.heatmaps)
-    common = sorted(set(both[0]) & set(both[1]))
+    heatmaps = (child.verdict.heatmaps, parent.verdict.heatmaps)
+    common = sorted(set(heatmaps[0]) & set(heatmaps[1]))
     child_heat, parent_heat = (
-        sum(heatmaps.on_grid(name).mean_inside(mask) for name in common) for heatmaps in both
+        sum(maps.on_grid(name).mean_inside(mask) for name in common) for maps in heatmaps
     )
     return child_heat <= parent_heat

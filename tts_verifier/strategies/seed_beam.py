@@ -53,6 +53,11 @@ class SeedBeam:
         self.stops = check_stops("stops", stops)
         self.renoise = check_number("renoise", renoise, lambda r: 0 < r < 1, rule="in (0, 1)")
 
+    @property
+    def most(self) -> int:
+        """Finished images at most."""
+        return self.keep * self.branches
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the previews, then branches of the best ones up to the next stop."""
 

@@ -59,6 +59,11 @@ class SuccessiveHalving:
         self.spare = check_number("spare", spare, lambda s: 0 <= s < 1, rule="in [0, 1)")
         self.trust = check_number("trust", trust, lambda t: -1 <= t <= 1, rule="in [-1, 1]")
 
+    @property
+    def most(self) -> int:
+        """Finished images at most."""
+        return self.n
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the previews, then continues the better ones to the next stop."""
 

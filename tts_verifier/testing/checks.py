@@ -187,6 +187,11 @@ def check_verifier(
     _require(isinstance(verifier, Verifier), "a verifier derives from Verifier")
     _require(verifier.verify([], []) == [], "no images make no verdicts")
     details: tuple[Detail, ...] = ("diagnose", "score")
+    named = set(verifier.details)
+    _require(
+        bool(named) and named <= set(details),
+        f"`details` names at least one of {details}, got {verifier.details}",
+    )
     for detail in details:
         verdicts = verifier.verify(images, prompts, detail=detail)
         _require(len(verdicts) == len(images), "a verdict for each image")

@@ -24,7 +24,14 @@ from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipel
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.traits import computing_device
 from tts_verifier.runner import execute
-from tts_verifier.runner.setup import RunSetup, check_part, check_scores, known_scores
+from tts_verifier.runner.setup import (
+    RunSetup,
+    check_details,
+    check_looks,
+    check_part,
+    check_scores,
+    known_scores,
+)
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Budget, Choice, Detail, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackError
@@ -52,6 +59,7 @@ class WrapOptions(TypedDict, total=False):
     budget: Budget
     judge: Verifier
     detail: Detail
+    looks: int
     overlap: bool | None
 
 
@@ -86,7 +94,7 @@ class VerifiedPipeline:
         strategy: what to propose next; None = `BestOfN()`.
         batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
-        options: `objective`, `budget`, `judge`, `detail` and `overlap`, as in a run.
+        options: `objective`, `budget`, `judge`, `detail`, `looks` and `overlap`, as in a run.
 
     Raises:
         InputError: `pipe` is no text-to-image pipeline; a part or an option cannot be used.
@@ -111,6 +119,14 @@ class VerifiedPipeline:
         check_part("verifier", self.verifier)
         objective = as_objective(options.get("objective"))
         check_scores(objective, self.strategy, known_scores(self.verifier))
+        check_details(self.strategy, self.verifier)
+        check_looks(
+            options.get("looks", 0),
+            detail=options.get("detail"),
+            strategy=self.strategy,
+            verifier=self.verifier,
+            budget=options.get("budget", Budget()),
+        )
         self.batch_size = batch_size
         if isinstance(inpaint, (str, Path)):
             # Loaded beside the pipeline and in its precision, because both work on the same images.

@@ -223,9 +223,11 @@ def trial(name: str, objective: float, parent: str = "") -> Trial:
 
 def test_best_so_far_starts_at_the_first_usable_image_and_follows_looks() -> None:
     some = [trial("a", math.nan), trial("b", 0.5), trial("c", 0.7), trial("d", 0.1, parent="c")]
-    found = search_states(some)
-    assert [(s.candidates, s.best.id) for s in found] == [(2, "b"), (3, "c"), (3, "b")]
-    assert [s.cost.network_evaluations for s in found] == [40, 60, 60]
+    found = search_states([*some, trial("e", 0.2, parent="b"), trial("f", 0.6)])
+    # Two looks put b before c. Its number stays the quick one, which compares with those before.
+    best = [(2, "b", 0.5), (3, "c", 0.7), (3, "c", 0.7), (3, "b", 0.5), (4, "c", 0.7)]
+    assert [(s.candidates, s.best.id, s.best.objective) for s in found] == best
+    assert [s.cost.network_evaluations for s in found] == [40, 60, 60, 60, 80]
 
 
 def test_progress_is_the_mean_over_prompts_that_keep_their_last_value() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
-from tts_verifier.choice.objective import Pick, choose
+from tts_verifier.choice.objective import Pick, before_look, choose
 from tts_verifier.choice.summary import first_draw
 from tts_verifier.log.storage.files import path_of_mask
 from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
@@ -72,7 +72,8 @@ class PromptView:
     cards: tuple[Card, ...]
     """Best first; trials that may not be chosen follow in the order of the log."""
     lines: tuple[ScoreLine, ...]
-    """Empty without a first draw or a choice; the objective comes first."""
+    """Empty without a first draw or a choice; the objective comes first. The numbers of an image
+    that was looked at later are its quick ones, as those of the first draw are."""
 
     @property
     def gain(self) -> float:
@@ -92,7 +93,7 @@ class PromptRow:
     first: Pick | None
     """As in `PromptSummary`."""
     chosen: Pick | None
-    """As in `PromptSummary`."""
+    """`comparable` of `PromptSummary`."""
     gain: float
     """As in `PromptView`."""
     shown: Trial | None = None
@@ -135,7 +136,7 @@ def prompt_view(
     ordered = sorted(cards.values(), key=lambda c: (ranked.get(c.trial.id, math.inf), c.number))
     first_card = cards[first.id] if first else None
     chosen_card = cards[choice.trial.id] if choice.trial else None
-    lines = _score_lines(first_card, chosen_card)
+    lines = _score_lines(first, choice.trial and before_look(choice.trial, trials))
     return PromptView(anchor, trials[0].prompt, first_card, chosen_card, tuple(ordered), lines)
 
 
@@ -160,10 +161,9 @@ def _origin(trial: Trial, parent: Card | None) -> str:
     return draw if p.until >= 1 else f"{draw} to {p.until:.0%}"
 
 
-def _score_lines(first: Card | None, chosen: Card | None) -> tuple[ScoreLine, ...]:
-    if first is None or chosen is None:
+def _score_lines(old: Trial | None, new: Trial | None) -> tuple[ScoreLine, ...]:
+    if old is None or new is None:
         return ()
-    old, new = first.trial, chosen.trial
     lines = [ScoreLine("objective", old.objective, new.objective)]
     lines += [
         ScoreLine(n, old.scores.get(n, math.nan), v) for n, v in written_scores(new.scores).items()

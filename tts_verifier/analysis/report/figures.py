@@ -14,7 +14,7 @@ import numpy as np
 
 from tts_verifier.analysis.expected_best import estimate
 from tts_verifier.analysis.svg import Chart, Point, Series, histogram, line_chart
-from tts_verifier.choice.objective import Pick, choose
+from tts_verifier.choice.objective import Pick, before_look, choose
 from tts_verifier.choice.summary import PromptSummary, Summary
 from tts_verifier.types import Cost, Look, Trial, kind_of
 from tts_verifier.types.score_names import written_scores
@@ -46,14 +46,17 @@ def search_states(trials: Sequence[Trial]) -> list[SearchState]:
     """Returns the states of one prompt's search, from its first usable image on."""
     states: list[SearchState] = []
     history: list[Trial] = []
-    best, count, cost = None, 0, Cost()
+    best, count, cost, looked = None, 0, Cost(), False
     for trial in trials:
         history.append(trial)
         count += not isinstance(trial.proposal, Look)
         cost += trial.cost
-        if isinstance(trial.proposal, Look):
-            # The fuller verdict may take the first place from an image.
-            best = choose(history).trial
+        looked = looked or isinstance(trial.proposal, Look)
+        if looked:
+            # The fuller verdict may take the first place from an image. Its own numbers do not
+            # compare with those before.
+            chosen = choose(history).trial
+            best = None if chosen is None else before_look(chosen, history)
         elif trial.finished and (best is None or trial.objective > best.objective):
             best = None if math.isnan(trial.objective) else trial
         if best is not None:
@@ -108,6 +111,9 @@ class RunFigures:
     def add(self, trials: Sequence[Trial]) -> None:
         """Adds the trials of a prompt."""
         for trial in trials:
+            if isinstance(trial.proposal, Look):
+                # Its image is counted already, and its scores are on another scale.
+                continue
             _add_values(self.scores, {"objective": trial.objective})
             _add_values(self.scores, written_scores(trial.scores))
             _add_values(self._judge, trial.judge)
@@ -117,7 +123,7 @@ class RunFigures:
 
     def histograms(self, summary: Summary) -> list[str]:
         """Returns histograms of the objective and every score, of all images and of the chosen."""
-        chosen = [row.chosen for row in summary.prompts if row.chosen]
+        chosen = [pick for row in summary.prompts if (pick := row.comparable)]
 
         def chart(title: str, values: array[float], read: Callable[[Pick], float]) -> str:
             points: list[Point] = [(value, 0.0) for value in values]
@@ -193,7 +199,8 @@ def categories(summary: Summary, judge: str | None) -> list[CategoryFigures]:
 
 
 def _category(name: str, rows: Sequence[PromptSummary], judge: str | None) -> CategoryFigures:
-    pairs = [(row.first, row.chosen) for row in rows if row.first and row.chosen]
+    both = [(row.first, row.comparable) for row in rows]
+    pairs = [(first, chosen) for first, chosen in both if first and chosen]
     gains = [chosen.objective - first.objective for first, chosen in pairs]
 
     def means(read: Callable[[Pick], float]) -> tuple[float, float]:

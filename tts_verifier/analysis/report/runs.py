@@ -122,7 +122,7 @@ class LoggedRun:
                 page=page,
                 prompt=view.prompt,
                 first=summary.first,
-                chosen=summary.chosen,
+                chosen=summary.comparable,
                 gain=view.gain,
                 shown=shown,
             )

@@ -50,12 +50,19 @@ class Budgets:
         """Returns what remains for a prompt."""
         return self._limits.left(account.candidates, account.cost)
 
+    def left_to_verify(self, account: Account) -> Budget:
+        """Returns what remains of the limits that concern looks, which generate nothing."""
+        left = self.left(account)
+        return Budget(verifier_calls=left.verifier_calls, seconds=left.seconds)
+
     def fits(self, account: Account, job: Job) -> bool | None:
         """Returns whether a prompt can afford a job; None = unknown until a trial is verified.
 
         Where evaluations are limited, a prompt has a single job under way until the run has
         learned what a whole image takes.
         """
+        if isinstance(job.proposal, Look):
+            return not self.left_to_verify(account).spent
         left = self.left(account)
         if left.spent:
             return False

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from tts_verifier.choice.objective import choose
 from tts_verifier.identity import seed_of_repeat
 from tts_verifier.log import LoggedPrompt
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.scheduling.budget import Account, Budgets, affordable_jobs
 from tts_verifier.runner.scheduling.jobs import jobs_for
 from tts_verifier.runner.setup import RunSetup
-from tts_verifier.types import Job, Look, Prompt, Task, Trial
+from tts_verifier.types import Budget, Job, Look, Prompt, Proposal, Task, Trial, parent_of
 
 
 @dataclass(eq=False)
@@ -29,6 +31,8 @@ class PromptSearch:
     """The number of rounds opened so far."""
     over: bool = False
     """Whether the budget had no room for any job of the last round."""
+    looked: bool = False
+    """Whether the strategy has ended, and the run looked at the best images."""
     pending: set[str] = field(default_factory=set)
     """Ids of the open round's jobs that are neither verified nor dropped."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -39,7 +43,9 @@ class PromptSearch:
     def next_round(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
         """Closes the last round and opens the next; returns its jobs, none when it is over."""
         self.close_round()
-        jobs = self._propose(setup, budgets)
+        jobs = [] if self.looked else self._propose(setup, budgets)
+        if not jobs and not self.looked:
+            jobs, self.looked = self._look_at_best(setup, budgets), True
         self.jobs = {job.id: job for job in jobs}
         self.pending = set(self.jobs)
         self.rounds += bool(jobs)
@@ -77,19 +83,43 @@ class PromptSearch:
 
     def _propose(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
         left = budgets.left(self.account)
+        if left.verifier_calls is not None:
+            # The looks at the end have their calls for certain.
+            left = replace(left, verifier_calls=max(left.verifier_calls - setup.looks, 0))
         if left.spent or self.over:
             return []
+        task = self._task(setup, left)
+        proposals = setup.strategy.propose(task, tuple(self.history))
+        return affordable_jobs(self._bind(proposals, task, setup), left)
+
+    def _look_at_best(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
+        """Returns looks at the best images of a search that has ended, but at none twice."""
+        left = budgets.left_to_verify(self.account)
+        if not setup.looks or left.spent:
+            return []
+        order = choose(self.history).order
+        looked = {t.proposal.parent for t in self.history if isinstance(t.proposal, Look)}
+        unseen = [t for t in order if not isinstance(t.proposal, Look) and t.id not in looked]
+        jobs = self._bind([Look(t.id) for t in unseen], self._task(setup, left), setup)
+        best = {t.id for t in order[: setup.looks]}
+        # A run that is continued with more candidates may have looked at others before. Readers of
+        # the log see these looks, so the choice counts them too.
+        logged = self.logged or ()
+        jobs = [job for job in jobs if parent_of(job.proposal) in best or job.id in logged]
+        return affordable_jobs(jobs, left)
+
+    def _task(self, setup: RunSetup, left: Budget) -> Task:
         # The runner serves looks itself, with any generator.
         supports = frozenset(setup.generator.supports | {Look})
         seed = seed_of_repeat(setup.seed, self.prompt.text, self.prompt.repeat)
-        task = Task(self.prompt, seed, supports, left, setup.objective)
-        history = tuple(self.history)
-        jobs = jobs_for(
-            setup.strategy.propose(task, history),
+        return Task(self.prompt, seed, supports, left, setup.objective)
+
+    def _bind(self, proposals: Sequence[Proposal], task: Task, setup: RunSetup) -> list[Job]:
+        return jobs_for(
+            proposals,
             task,
-            history=history,
+            history=self.history,
             settings=setup.generator.settings,
             strategy=type(setup.strategy).__name__,
             round=self.rounds,
         )
-        return affordable_jobs(jobs, left)
