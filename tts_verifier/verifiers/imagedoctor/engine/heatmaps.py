@@ -57,7 +57,8 @@ class MapDecoder:
         self.model = model
         if model.lm_head.weight.is_cuda:
             # In this order of memory no convolution needs to copy its weight first.
-            model.heatmap.to(memory_format=torch.channels_last)
+            for weight in filter(lambda p: p.ndim == 4, model.heatmap.parameters()):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self._captured: dict[Grid, _CapturedDecoding] = {}
         self._addresses: tuple[int, ...] = ()
 
