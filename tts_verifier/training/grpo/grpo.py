@@ -219,10 +219,10 @@ def train_policy(
     """
     accelerator, settings = training.accelerator, training.settings
     limits = Limits(settings.stop)
-    accelerator.register_for_checkpointing(training.guard, limits)
     deciding = asdict(run) | asdict(settings)
     deciding = {key: value for key, value in deciding.items() if key not in GRPO_FREE_KEYS}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo")
+    kept = {"guard": training.guard, "limits": limits}
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo", kept=kept)
     first = taken = folder.resume()
     accelerator.init_trackers("grpo", plain_values(deciding))
     clock = Clock(run, first)
