@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import InputError, RunWarning, suggestion
 from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log import RunLog, open_log
@@ -72,11 +72,15 @@ def run(
         options: see `RunOptions`.
 
     Raises:
-        InputError: a prompt or a limit is not usable, or a proposal is wrong.
+        InputError: a prompt, an option or a limit is not usable, or a proposal is wrong.
         UnsupportedError: the generator cannot carry out what the strategy needs.
         RunError: the folder belongs to another run, or cannot be written; or a run that is under
             way shares a part that takes turns on a device.
     """
+    if unknown := [name for name in options if name not in RunOptions.__annotations__]:
+        raise InputError(
+            f"run does not take {unknown[0]}. {suggestion(unknown[0], RunOptions.__annotations__)}"
+        )
     folder = options.pop("folder", None)
     progress = progress_view("auto") if options.pop("progress", False) else None
     setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc, arg-type]

@@ -203,6 +203,11 @@ def test_a_pipe_is_refused_and_not_waited_for(write, name: str) -> None:
         read_split(folder / "test.tfrecord")
 
 
+def test_data_that_are_not_there_are_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"one \.tfrecord file; there is none at .*nowhere"):
+        read_split(tmp_path / "nowhere")
+
+
 def test_two_pictures_of_one_name_are_an_error(write) -> None:
     folder = write()
     Image.new("RGB", (8, 8)).save(folder / "images" / "a.jpg")

@@ -69,6 +69,11 @@ def read_split(
         InputError: a file is missing, changed or not in the format; a picture belongs to another
             prompt; or no picture is left.
     """
+    if not data.exists():
+        raise InputError(
+            "Ratings are a folder in the format of RichHF-18K, or one .tfrecord file; there is "
+            f"none at {data}. tts-train miniature-richhf makes one."
+        )
     folder = data if data.is_dir() else data.parent
     where = images or folder / "images"
     files, texts = _picture_files(where), read_prompts_by_uid(prompts or _prompts_of(folder))
