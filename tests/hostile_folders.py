@@ -14,12 +14,13 @@ import random
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -157,15 +158,19 @@ def forge(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     forge_tables(folder, edited)
 
 
-def forge_tables(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """Replaces the tables of a run folder as `forge` does."""
+def forge_tables(
+    folder: Path,
+    change: Callable[[pa.Table], pa.Table],
+    more: Mapping[bytes, bytes] = MappingProxyType({}),
+) -> None:
+    """Replaces the tables of a run folder as `forge` does, with more metadata."""
     for path in [*sorted((folder / "parts").glob("*.parquet")), folder / "trials.parquet"]:
         if not path.exists():
             continue
         table = change(pq.read_table(path))
         metadata = {k: v for k, v in pq.read_metadata(path).metadata.items() if k[:4] == b"tts_"}
         with pq.ParquetWriter(path, table.schema) as writer:
-            writer.add_key_value_metadata(metadata)
+            writer.add_key_value_metadata(metadata | dict(more))
             writer.write_table(table)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.parent.name == "parts":

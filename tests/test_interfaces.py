@@ -1,5 +1,9 @@
 """What a part may say besides its interface: where it computes, and what may grow or is lacking."""
 
+import pytest
+from PIL import Image
+
+from tts_verifier.errors import InputError
 from tts_verifier.interfaces import ExplainsLimits, Extendable, Placed, is_movable
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -39,3 +43,10 @@ def test_a_strategy_may_say_what_grows_and_a_generator_what_it_lacks() -> None:
     assert list(BestOfN(2).grows) == ["n"]
     assert isinstance(DrawsOnly(), ExplainsLimits)
     assert not isinstance(FakeGenerator(), ExplainsLimits)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, b"a cat", float("nan")])
+def test_a_prompt_of_a_verifier_is_a_text(prompt: object) -> None:
+    image = Image.new("RGB", (8, 8))
+    with pytest.raises(InputError, match="Prompt 1 must be a text, got"):
+        FakeVerifier().verify([image, image], ["a cat", prompt])  # type: ignore[list-item]

@@ -298,9 +298,12 @@ def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[s
         prompts: a list, a tuple, a pandas Series or the like; a text would be one for each letter.
 
     Raises:
-        InputError: `prompts` is no list, or the lengths differ.
+        InputError: `prompts` is no list, one of them is no text, or the lengths differ.
     """
     listed = as_list(prompts, "prompts")
+    for place, prompt in enumerate(listed):
+        if not isinstance(prompt, str):
+            raise InputError(f"Prompt {place} must be a text, got {prompt!r:.80}.")
     if len(images) != len(listed):
         raise InputError(
             f"verify needs one prompt for each image, got {len(images)} images and "

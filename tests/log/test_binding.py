@@ -313,11 +313,13 @@ def test_names_of_heatmaps_never_become_paths(tmp_path: Path) -> None:
         '{"schema_version": 2, "about": []}',
         '{"schema_version": 2, "about": {}, "sessions": [1]}',
         '{"schema_version": 2, "about": {"x": "\\ud800"}}',
+        # Half a character as bytes, which are no UTF-8.
+        '{"schema_version": 2, "about": {"x": "\ud800"}}',
         '{"schema_version": ' + "1" * 5000 + ', "about": {}}',
     ],
 )
 def test_an_odd_header_is_one_clear_line(tmp_path: Path, content: str) -> None:
-    (tmp_path / "header.json").write_text(content)
+    (tmp_path / "header.json").write_text(content, errors="surrogatepass")
     with pytest.raises(RunError, match=r"header\.json must be a run's header") as caught:
         read_header(tmp_path)
     assert len(str(caught.value)) < 500

@@ -1,6 +1,7 @@
 """Samples that one process generated and did not verify are verified by the next."""
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -103,3 +104,26 @@ def test_seconds_of_what_waited_are_not_forgotten(tmp_path: Path) -> None:
     search(tmp_path, BestOfN(8), DyingVerifier(0))
     search(tmp_path, BestOfN(8), FakeVerifier())
     assert all(trial.cost.generate_seconds > 0 for trial in read_trials(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"network_evaluations": 1.5},
+        {"network_evaluations": 2**70},
+        {"vae_passes": -1},
+        {"verifier_calls": True},
+        {"generate_seconds": float("inf")},
+        {"progress": 2},
+    ],
+    ids=str,
+)
+def test_a_note_of_amounts_that_no_row_takes_is_not_used(tmp_path: Path, odd: dict) -> None:
+    everything = search(tmp_path, BestOfN(4), DyingVerifier(0))
+    for path in (tmp_path / "waiting").iterdir():
+        notes = json.loads(path.read_text())
+        for note in notes.values():
+            (note if "progress" in odd else note["cost"]).update(odd)
+        path.write_text(json.dumps(notes))
+    # All of them are generated again.
+    assert search(tmp_path, BestOfN(4), FakeVerifier()) >= everything

@@ -1,5 +1,6 @@
 """A run verified again: the same candidates, other verdicts, no image generated."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -150,3 +151,26 @@ def test_a_run_without_a_finished_candidate_says_how_to_finish_one(tmp_path: Pat
         assert done.exit_code == 3, done.output
         assert "needs a candidate that is finished, and none of" in done.stderr
         assert "give that run's own command first" in done.stderr
+
+
+@pytest.mark.parametrize("settings", [None, True, [], {"a": []}, {"a": 2**63}])
+def test_settings_that_no_generator_has_are_named(tmp_path: Path, settings: object) -> None:
+    run(PROMPTS, FakeGenerator(), FakeVerifier(), BestOfN(2), folder=tmp_path / "old")
+    path = tmp_path / "old" / "header.json"
+    header = json.loads(path.read_text())
+    header["about"]["generator"] = settings
+    path.write_text(json.dumps(header))
+    with pytest.raises(RunError, match=r"header\.json must name the settings of the generator"):
+        RecordedGenerator(tmp_path / "old", tmp_path / "new")
+
+
+def test_settings_of_another_generator_are_named(tmp_path: Path) -> None:
+    run(PROMPTS, FakeGenerator(), FakeVerifier(), BestOfN(2), folder=tmp_path / "old")
+    path = tmp_path / "old" / "header.json"
+    header = json.loads(path.read_text())
+    header["about"]["generator"] = {"model": "another"}
+    path.write_text(json.dumps(header))
+    with pytest.raises(
+        RunError, match=r"must name the settings that its candidates were generated"
+    ):
+        again(tmp_path / "old", tmp_path / "new")

@@ -1,12 +1,13 @@
 """How generator and verifier share devices, without a GPU: parts only say where they are."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tts_verifier import BestOfN, run
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.log import read_header
 from tts_verifier.runner.devices import PartPlacement, placement_of, plan_placement
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -272,3 +273,55 @@ def test_images_that_wait_for_the_verifiers_turn_outlive_a_kill(monkeypatch, tmp
         folder=tmp_path,
     )
     assert (events.count("generate"), events.count("verify")) == (0, 2)
+
+
+@pytest.mark.parametrize("shared", ["verifier", "generator"])
+@pytest.mark.parametrize("free", [1 * GIB, 40 * GIB])
+def test_runs_at_once_cannot_share_a_part_that_takes_turns(monkeypatch, shared, free):
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: 1 * GIB)
+    events, errors = [], []
+
+    class Shared(MovableGenerator if shared == "generator" else MovableVerifier):
+        inside = False
+
+        def _meanwhile(self):
+            if self.inside:
+                return
+            self.inside = True
+            # The other run would find room, now that a part is away.
+            monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: free)
+            before = list(events)
+            with ThreadPoolExecutor(1) as thread, pytest.raises(RunError) as caught:
+                thread.submit(search).result()
+            errors.append(str(caught.value))
+            assert events == before
+
+        def generate(self, jobs):
+            self._meanwhile()
+            return super().generate(jobs)
+
+        def verify(self, images, prompts, *, detail="diagnose"):
+            self._meanwhile()
+            return super().verify(images, prompts, detail=detail)
+
+    part = Shared(events)
+    other = (MovableVerifier if shared == "generator" else MovableGenerator)(events)
+
+    def search():
+        own = type(other)(events) if part.inside else other
+        parts = (part, own) if shared == "generator" else (own, part)
+        return run(["a red circle"], *parts, BestOfN(2))
+
+    search()
+    assert len(errors) == 1
+    assert "cannot share a generator or verifier that takes turns on a device" in errors[0]
+    # What is over is in nobody's way, and neither is a run that failed.
+    search()
+
+
+def test_runs_at_once_may_share_parts_that_stay(monkeypatch):
+    monkeypatch.setattr("tts_verifier.runner.devices.free_bytes", lambda device: 40 * GIB)
+    parts = MovableGenerator([]), MovableVerifier([])
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda _: run(["a ring"], *parts, BestOfN(2)), range(8)))
+    assert len({result.choices["0000"].trial.objective for result in results}) == 1

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,3 +163,10 @@ def test_ids_are_unique_whatever_repeats(texts: list[str]) -> None:
     prompts = as_prompts([json.loads(json.dumps({"prompt": text})) for text in texts])
     assert [p.text for p in prompts] == texts
     assert len({p.id for p in prompts}) == len({(p.text, p.repeat) for p in prompts}) == len(texts)
+
+
+def test_a_table_of_arrow_is_read_and_an_array_of_no_axis_is_no_list() -> None:
+    table = pa.table({"prompt": ["a cat", "a dog"], "category": ["x", "y"]})
+    assert [(p.text, p.category) for p in as_prompts(table)] == [("a cat", "x"), ("a dog", "y")]
+    with pytest.raises(InputError, match="A list of prompts is needed, got array"):
+        as_prompts(np.array("a cat"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,24 @@ def test_an_entry_runs_with_its_config_and_overrides(config: Path, tmp_path: Pat
     out = tmp_path / "data"
     run_entry("miniature-richhf", config, [f"output={out}", "sample_share=0", "sizes.test=3"])
     assert len(list((out / "images" / "test").iterdir())) == 3
+
+
+def test_the_tilde_is_home_in_every_path(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[dict[str, Any]] = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(entries, "call", lambda _, values: called.append(values))
+    run_entry("miniature-richhf", "~/mine.yaml", ["output=~/out"])
+    assert called[0]["output"] == str(tmp_path / "out")
+    with pytest.raises(RecipeError, match="must begin with the home folder of a user"):
+        run_entry("miniature-richhf", config, ["output=~nobody-of-that-name/out"])
+
+
+def test_a_pipe_for_a_config_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.yaml")
+    with pytest.raises(RecipeError, match="a regular file is needed, this is a named pipe"):
+        run_entry("miniature-richhf", tmp_path / "mine.yaml")
 
 
 def test_every_entry_has_a_packaged_config_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from tts_verifier.images.convert import MAX_PIXELS, ImageLike, as_image, as_images
 from tts_verifier.images.display import card, overlay
+from tts_verifier.images.folders import files_below, picture_files
 from tts_verifier.images.formats import FORMATS, SUFFIXES, open_image
 from tts_verifier.images.listed import as_list
 
@@ -14,6 +15,8 @@ __all__ = [
     "as_images",
     "as_list",
     "card",
+    "files_below",
     "open_image",
     "overlay",
+    "picture_files",
 ]

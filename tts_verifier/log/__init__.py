@@ -1,12 +1,13 @@
 """The run folder, written so that a kill loses nothing that was verified."""
 
 from tts_verifier.log.by_prompt import LoggedPrompts, read_outlines
-from tts_verifier.log.header import read_header
-from tts_verifier.log.reader import is_running, read_picks, read_rows, read_trials
+from tts_verifier.log.header import HEADER, read_header
+from tts_verifier.log.reader import is_running, read_picks, read_rows, read_trials, repeat_of
 from tts_verifier.log.resume import LoggedPrompt
 from tts_verifier.log.writer import RunLog, open_log
 
 __all__ = [
+    "HEADER",
     "LoggedPrompt",
     "LoggedPrompts",
     "RunLog",
@@ -17,4 +18,5 @@ __all__ = [
     "read_picks",
     "read_rows",
     "read_trials",
+    "repeat_of",
 ]

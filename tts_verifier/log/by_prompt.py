@@ -6,7 +6,6 @@ all trials of a large run at once would take ten times the memory.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -20,7 +19,14 @@ from numpy.typing import NDArray
 from tts_verifier.errors import RunError
 from tts_verifier.identity import proposal_from_json
 from tts_verifier.log.header import read_binding
-from tts_verifier.log.schema import NO_TRIAL, ColumnNames, check_values, judge_of_row, to_trial
+from tts_verifier.log.schema import (
+    NO_TRIAL,
+    ColumnNames,
+    check_values,
+    judge_of_row,
+    objective_of_row,
+    to_trial,
+)
 from tts_verifier.log.storage.columns import names_of
 from tts_verifier.log.storage.tables import (
     common_schema,
@@ -131,7 +137,7 @@ def read_outlines(folder: Path) -> list[Trial]:
     try:
         return list(_outlines(table))
     except NO_TRIAL as error:
-        raise RunError(f"{folder} holds a row that is not a trial: {error!r}.") from error
+        raise RunError(f"{folder} holds a row that is not a trial: {error!r:.300}.") from error
 
 
 def _outline_columns(schema: pa.Schema) -> list[str]:
@@ -153,14 +159,13 @@ def _outlines(table: pa.Table) -> Iterator[Trial]:
                 prompts[about] = Prompt(*about)
             if spent not in costs:
                 costs[spent] = Cost(*spent)
-            objective = row["objective"]
             yield Trial(
                 id=row["trial_id"],
                 prompt=prompts[about],
                 round=row["round"],
                 proposal=proposal_from_json(row["proposal"], lambda digest: _NO_MASK),
                 progress=row["progress"],
-                objective=math.nan if objective is None else objective,
+                objective=objective_of_row(row),
                 cost=costs[spent],
                 judge=judge_of_row(row, names),
                 error=row["error"] or "",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tts_verifier.choice.objective import Pick
+from tts_verifier.identity import trial_id
 from tts_verifier.log.header import read_binding
 from tts_verifier.log.schema import (
     ColumnNames,
@@ -29,7 +30,10 @@ from tts_verifier.log.storage.tables import (
     read_tables,
     stable,
 )
-from tts_verifier.types import Trial
+from tts_verifier.types import Setting, Trial
+
+_MOST_REPEATS: Final = 1000
+"""How often a run may have the same text and still be verified again."""
 
 
 def read_trials(folder: Path) -> list[Trial]:
@@ -73,6 +77,18 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     """
     wanted = pa.array(ids, pa.string())
     return stable(folder, read_binding, lambda binding: _picks(folder, binding, wanted))
+
+
+def repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
+    """Returns the `repeat` of a trial's prompt, which the log has in the trial's id only.
+
+    Args:
+        trial: from a log.
+        settings: of the generator, from the log's header.
+    """
+    prompt, proposal = trial.prompt.text, trial.proposal
+    ids = ((n, trial_id(prompt, proposal, settings, n)) for n in range(_MOST_REPEATS))
+    return next((n for n, found in ids if found == trial.id), 0)
 
 
 def is_running(folder: Path) -> bool:

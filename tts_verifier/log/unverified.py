@@ -8,7 +8,6 @@ sample before it is verified. The file is deleted once the rows are written.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +22,9 @@ from tts_verifier.types.paths import read_json_inside
 
 NOTES: Final = "waiting"
 _MOST_BYTES: Final = 2**26
+_NO_COST: Final = Cost()
+_MOST: Final = 2**53
+"""An amount that is as large or larger is none, nor is infinity."""
 
 Note = Mapping[str, Any]
 """Holds `progress` and `cost`; under `image` and `state` the (path, SHA-256) of a file, or None."""
@@ -80,11 +82,19 @@ def sample_of_note(note: Note, job: Job, folder: Path) -> Sample | None:
         image = _file_of_note(note["image"], folder, IMAGE)
         state = _file_of_note(note["state"], folder, STATE).load() if note["state"] else None
         cost, progress = Cost(**note["cost"]), note["progress"]
-        if not all(map(math.isfinite, (progress, *asdict(cost).values()))):
+        if not 0 <= progress <= 1 or not all(map(_is_amount, asdict(cost).items())):
             return None
         return Sample(job, image.load(), progress, cost, state, stored=image)
     except (RunError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
+
+
+def _is_amount(field: tuple[str, Any]) -> bool:
+    """Returns whether a field of a cost can be written to the log."""
+    name, value = field
+    # The default of a field tells seconds from counts.
+    whole = isinstance(getattr(_NO_COST, name), int)
+    return type(value) in ((int,) if whole else (int, float)) and 0 <= value < _MOST
 
 
 def _file_of_note(

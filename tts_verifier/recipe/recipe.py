@@ -139,7 +139,7 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = _locate(recipe)
     try:
-        text = _read(path)
+        text = read_yaml_text(path)
     except (OSError, ValueError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
     document = parse_document(text, str(path))
@@ -186,8 +186,13 @@ def recipe_folder(package: Path = _PACKAGE) -> Path:
     return packed if packed.is_dir() else package.parent / "recipes"
 
 
-def _read(path: Path) -> str:
-    """Returns the text of a recipe, as far as a recipe may be long."""
+def read_yaml_text(path: Path) -> str:
+    """Returns the text of a recipe or a config, as far as one may be long.
+
+    Raises:
+        OSError: there is no such file, or it is no regular file.
+        ValueError: it is no UTF-8.
+    """
     with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
         # One more than a recipe may have: the parser says that it is too long.
         return file.read(MAX_CHARACTERS + 1)

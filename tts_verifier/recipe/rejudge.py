@@ -10,11 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.identity import trial_id
-from tts_verifier.log import read_header, read_trials
+from tts_verifier.log import HEADER, read_header, read_trials, repeat_of
 from tts_verifier.types import (
     KINDS,
     InFile,
@@ -28,9 +26,6 @@ from tts_verifier.types import (
     Task,
     Trial,
 )
-
-_MAX_REPEAT: Final = 1000
-"""How often a run may have the same text and still be verified again."""
 
 
 class RecordedGenerator:
@@ -56,9 +51,8 @@ class RecordedGenerator:
                 "A run that verifies candidates again needs a folder of its own, and "
                 f"{new_folder} is the recorded run's. Give another with --output."
             )
-        about = read_header(folder)["about"]
         # Trial ids derive from the generator's settings, so equal settings keep the ids.
-        self.settings: Mapping[str, Setting] = about["generator"]
+        self.settings = _settings_in(folder)
         self.trials = read_trials(folder)
         if not self.trials:
             raise InputError(f"{folder} has no verified candidate yet. Try again later.")
@@ -66,7 +60,7 @@ class RecordedGenerator:
         for trial in self.trials:
             first.setdefault(trial.prompt.id, trial)
         self.prompts = tuple(
-            replace(trial.prompt, repeat=_repeat_of(trial, self.settings))
+            replace(trial.prompt, repeat=repeat_of(trial, self.settings))
             for trial in first.values()
         )
         self._by_id = {trial.id: trial for trial in self.trials}
@@ -86,8 +80,12 @@ class RecordedGenerator:
         return [self._sample(job) for job in jobs]
 
     def _sample(self, job: Job) -> Sample:
-        prompt = job.prompt
-        trial = self._by_id[trial_id(prompt.text, job.proposal, self.settings, prompt.repeat)]
+        trial = self._by_id.get(job.id)
+        if trial is None:
+            raise RunError(
+                f"{self._folder / HEADER} must name the settings that its candidates were "
+                f"generated with, and names others: no candidate is {job.id}."
+            )
         if not isinstance(trial.image, InFile):
             return Sample(job, None, trial.progress, error=trial.error)
         # The runner wants a state for an unfinished image; nothing will ever continue it.
@@ -97,15 +95,21 @@ class RecordedGenerator:
         return Sample(job, trial.image.load(), trial.progress, cost, state, stored=trial.image)
 
 
-def _repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
-    """Returns the `repeat` of a trial's prompt, which the log has in the trial's id only."""
-    return next(
-        (
-            repeat
-            for repeat in range(_MAX_REPEAT)
-            if trial_id(trial.prompt.text, trial.proposal, settings, repeat) == trial.id
-        ),
-        0,
+def _settings_in(folder: Path) -> Mapping[str, Setting]:
+    """Returns the settings of a recorded run's generator, as its header says them."""
+    settings = read_header(folder)["about"].get("generator")
+    if not isinstance(settings, dict) or not all(map(_is_setting, settings.values())):
+        raise RunError(
+            f"{folder / HEADER} must name the settings of the generator, each one text, number or "
+            f"truth value, got {settings!r:.200}. Its candidates cannot be verified again."
+        )
+    return settings
+
+
+def _is_setting(value: object) -> bool:
+    # By exact type, because bool is an int.
+    return type(value) in (str, bool, float, type(None)) or (
+        isinstance(value, int) and -(2**63) <= value < 2**63
     )
 
 

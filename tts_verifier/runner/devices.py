@@ -2,16 +2,20 @@
 
 Both stay on the device if they fit. If they do not, one waits in host memory while the other
 works, and they change places once for many images. A part that takes turns must implement
-`interfaces.Movable`.
+`interfaces.Movable`. Runs that are under way at once cannot share such a part: one would move it
+away while another uses it. To wait instead could be for ever, as a caller may hold a pipeline.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final, Literal
 
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.interfaces import Placed, is_movable
 from tts_verifier.memory import SPARE, free_bytes
 from tts_verifier.runner.setup import RunSetup
@@ -107,7 +111,6 @@ class DevicePlacement:
         self.devices = dict(zip(("generate", "verify"), places, strict=True))
         """Where "generate" and "verify" compute; None where a part does not say."""
         self.plan = _plan_for(*self._parts)
-        _warn_if_waiting(setup.judge)
         self.overlap = self.plan != "in turns" and self._wants_overlap(setup.overlap)
         """Whether a batch is verified while the next one is generated."""
         self.moves = 0
@@ -133,6 +136,12 @@ class DevicePlacement:
             order = sorted((0, 1), key=lambda side: self._at_start[side] != _HOST)
             for side in order:
                 self._move(side, self._at_start[side])
+
+    def excludes(self, other: DevicePlacement) -> bool:
+        """Returns whether two runs must not be under way at once: one moves what the other uses."""
+        # Two generators may have one pipeline, which is what moves.
+        mine, theirs = ({id(getattr(p, "pipe", p)) for p in run._parts} for run in (self, other))
+        return bool(mine & theirs) and "in turns" in (self.plan, other.plan)
 
     @property
     def _parts(self) -> tuple[object, object]:
@@ -160,6 +169,39 @@ class DevicePlacement:
         if device is not None and is_movable(part) and str(part.device) != device:
             part.to(device)
             self.moves += 1
+
+
+_ACTIVE: Final[list[DevicePlacement]] = []
+"""The placements of all runs that are under way; the lock guards it."""
+_ACTIVE_LOCK: Final = Lock()
+
+
+@contextmanager
+def placed(setup: RunSetup) -> Iterator[DevicePlacement]:
+    """Plans the devices of a run; parts that left theirs return when it ends, even with an error.
+
+    Raises:
+        RunError: a run that is under way moves one of the parts, or this one would move its.
+    """
+    _warn_if_waiting(setup.judge)
+    with _ACTIVE_LOCK:
+        placement = DevicePlacement(setup)
+        if any(placement.excludes(other) for other in _ACTIVE):
+            raise RunError(
+                "Runs that are under way at once, in several threads or inside each other, cannot "
+                "share a generator or verifier that takes turns on a device, because each would "
+                "move it away from the other. Run them one after the other, or load the verifier "
+                "smaller or onto another device, so that both fit."
+            )
+        _ACTIVE.append(placement)
+    try:
+        yield placement
+    finally:
+        try:
+            placement.restore()
+        finally:
+            with _ACTIVE_LOCK:
+                _ACTIVE.remove(placement)
 
 
 def _warn_if_waiting(judge: object) -> None:

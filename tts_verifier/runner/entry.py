@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final, TypedDict, Unpack
 
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import InputError, RunWarning, suggestion
 from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log import RunLog, open_log
+from tts_verifier.runner.devices import placed
 from tts_verifier.runner.loop import Loop
 from tts_verifier.runner.progress import Progress, progress_view
 from tts_verifier.runner.prompts import as_prompts
@@ -59,6 +60,9 @@ def run(
 ) -> RunResult:
     """Searches for a good image for every prompt.
 
+    Several threads may run at once, also with the same parts, if these allow it; but not with a
+    part that takes turns on a device.
+
     Args:
         prompts: texts, or prompts with ids and categories, or a table or a file of them; see
             `as_prompts`.
@@ -68,10 +72,15 @@ def run(
         options: see `RunOptions`.
 
     Raises:
-        InputError: a prompt or a limit is not usable, or a proposal is wrong.
+        InputError: a prompt, an option or a limit is not usable, or a proposal is wrong.
         UnsupportedError: the generator cannot carry out what the strategy needs.
-        RunError: the folder belongs to another run, or cannot be written.
+        RunError: the folder belongs to another run, or cannot be written; or a run that is under
+            way shares a part that takes turns on a device.
     """
+    if unknown := [name for name in options if name not in RunOptions.__annotations__]:
+        raise InputError(
+            f"run does not take {unknown[0]}. {suggestion(unknown[0], RunOptions.__annotations__)}"
+        )
     folder = options.pop("folder", None)
     progress = progress_view("auto") if options.pop("progress", False) else None
     setup = RunSetup(generator, verifier, strategy, **options)  # type: ignore[misc, arg-type]
@@ -106,9 +115,8 @@ def execute(
             grows = setup.strategy.grows if isinstance(setup.strategy, Extendable) else ()
             log = stack.enter_context(open_log(path, about, setup.generator.settings, grows=grows))
         progress = stack.enter_context(progress or Progress())
-        loop = Loop(setup, prompts, log=log, progress=progress)
-        # Parts that left their device return when the run ends, even with an error.
-        stack.callback(loop.placement.restore)
+        placement = stack.enter_context(placed(setup))
+        loop = Loop(setup, prompts, log=log, progress=progress, placement=placement)
         began = time.perf_counter()
         loop.run()
         # A run that finds everything in the log may take no measurable time.

@@ -39,13 +39,20 @@ class Loop:
         prompts: to search images for.
         log: where trials are written, and read if an earlier process wrote them; None = no log.
         progress: counts and displays the progress.
+        placement: from `placed`.
     """
 
     def __init__(
-        self, setup: RunSetup, prompts: Sequence[Prompt], *, log: RunLog | None, progress: Progress
+        self,
+        setup: RunSetup,
+        prompts: Sequence[Prompt],
+        *,
+        log: RunLog | None,
+        progress: Progress,
+        placement: DevicePlacement,
     ) -> None:
         self._setup, self._log, self._progress = setup, log, progress
-        self.placement = DevicePlacement(setup)
+        self.placement = placement
         self.seconds = {"generate": 0.0, "verify": 0.0}
         """Seconds of work on each side."""
         self._scores_known = known_scores(setup.verifier) is not None

@@ -50,7 +50,10 @@ def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Pr
     if isinstance(items, Path):
         return read_prompts(items)
     # Iterating over these gives letters, keys or no order.
-    if isinstance(items, (str, bytes, Mapping, Set)) or not isinstance(items, Iterable):
+    # So does an array of no axis, which has the method of a list all the same.
+    listable = isinstance(items, Iterable) or hasattr(items, "to_pylist")
+    no_list = isinstance(items, (str, bytes, Mapping, Set)) or getattr(items, "ndim", 1) == 0
+    if no_list or not listable:
         raise InputError(
             f"A list of prompts is needed, got {items!r:.200}. Put one prompt into a list; a file "
             "is read by read_prompts(Path(...))."

@@ -24,7 +24,9 @@ _METHODS: Final = {
     "generator": ("generate", "supports"),
     "verifier": ("verify",),
     "strategy": ("propose", "needs"),
+    "judge": ("verify", "settings"),
 }
+_NO_LIMITS: Final = Budget()
 _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
     Near: "start from noise near a parent's",
     LowBand: "start from noise with a given low band",
@@ -77,12 +79,11 @@ class RunSetup:
 
     def check(self) -> None:
         """Raises UnsupportedError or InputError when the parts do not fit together."""
-        for role in _METHODS:
+        for role in ("generator", "verifier", "strategy"):
             check_part(role, getattr(self, role))
+        check_options(seed=self.seed, judge=self.judge, budget=self.budget, overlap=self.overlap)
         check_needs(self.strategy, self.generator)
         check_scores(self.objective, self.strategy, known_scores(self.verifier))
-        if self.budget.spent:
-            raise InputError(f"Every limit of a budget must be positive, got {self.budget}.")
         if self.detail not in ("score", "diagnose"):
             raise InputError(f"detail must be 'score' or 'diagnose', got {self.detail!r}.")
         check_details(self.strategy, self.verifier)
@@ -117,11 +118,42 @@ class RunSetup:
         }
 
 
+def check_options(
+    *,
+    seed: Any = 0,
+    judge: Any = None,
+    budget: Any = _NO_LIMITS,
+    overlap: Any = None,
+    **others: Any,
+) -> None:
+    """Raises InputError for a value that an option of a run cannot have.
+
+    Args:
+        seed: as in `RunSetup`, and so on.
+        others: options that are checked elsewhere.
+    """
+    # bool is a subclass of int.
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InputError(f"seed must be a whole number, got {seed!r}.", argument="seed")
+    if judge is not None:
+        check_part("judge", judge)
+    if overlap not in (None, True, False):
+        raise InputError(f"overlap must be true, false or None, got {overlap!r}.")
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget must be a Budget, such as Budget(candidates=8), got {budget!r}.")
+    if not all(limit is None or _is_limit(limit) for limit in asdict(budget).values()):
+        raise InputError(f"Every limit of a budget must be positive, or None, got {budget}.")
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
 def check_part(role: str, part: Any) -> None:
     """Raises InputError unless `part` has the methods of its role.
 
     Args:
-        role: "generator", "verifier" or "strategy".
+        role: "generator", "verifier", "strategy" or "judge".
         part: the object to check.
     """
     # A class has the methods too, but the runner needs an instance.

@@ -1,20 +1,14 @@
-"""Finds the pictures below folders and behind globs.
-
-Links are followed, each folder and each file once. Names that begin with a dot are left out, as
-are the folders of that kind: they hold copies that editors, notebooks and systems make.
-"""
+"""Finds the pictures below folders and behind globs; `images.folders` says which files count."""
 
 from __future__ import annotations
 
 import glob
 import os
-import warnings
-from collections import deque
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from tts_verifier.errors import InputError, RunWarning, readable_name
-from tts_verifier.images import SUFFIXES, as_list
+from tts_verifier.errors import InputError, readable_name
+from tts_verifier.images import as_list, files_below, picture_files
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -48,12 +42,7 @@ def _matches(pattern: str) -> dict[str, str]:
     """Returns what identifies each file -> its path."""
     pattern = os.path.expanduser(pattern)
     if os.path.isdir(pattern):
-        found = {
-            real: path
-            for real, path in files_below(pattern).items()
-            if os.path.splitext(path)[1].lower() in SUFFIXES
-        }
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+        return picture_files(pattern)
     # A name such as `a[1].png` looks like a glob, and may still be a file.
     if os.path.exists(pattern) or not glob.has_magic(pattern):
         return {os.path.abspath(pattern): pattern}
@@ -90,45 +79,3 @@ def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
         rest = patterns[1:] or ["*"]
         return any(_fits(names[i:], rest) for i in range(len(names)))
     return bool(names) and fnmatchcase(names[0], patterns[0]) and _fits(names[1:], patterns[1:])
-
-
-def files_below(folder: str) -> dict[str, str]:
-    """Returns all files below a folder but hidden ones: real path -> path."""
-    files: dict[str, str] = {}
-    links: list[str] = []
-    seen: set[str] = set()
-    # Folders behind links wait until the others are done, so that paths without links are found.
-    folders, linked = deque([folder]), deque[str]()
-    while folders or linked:
-        through_link = not folders
-        place = (folders or linked).popleft()
-        real = os.path.realpath(place)
-        if real in seen:
-            continue
-        seen.add(real)
-        for entry in _shown_entries(place):
-            is_link = entry.is_symlink()
-            # `entry.is_dir()` raises for a link to itself.
-            if os.path.isdir(entry.path) if is_link else entry.is_dir():
-                (linked if through_link or is_link else folders).append(entry.path)
-            elif is_link:
-                links.append(entry.path)
-            else:
-                files.setdefault(os.path.realpath(entry.path), entry.path)
-    for path in links:
-        files.setdefault(os.path.realpath(path), path)
-    return files
-
-
-def _shown_entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as found:
-            shown = [entry for entry in found if not entry.name.startswith(".")]
-    except OSError as error:
-        warnings.warn(
-            f"The folder {readable_name(folder)} cannot be read and is left out: {error.strerror}.",
-            RunWarning,
-            stacklevel=2,
-        )
-        return []
-    return sorted(shown, key=lambda entry: entry.name)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError, suggestion
-from tts_verifier.recipe.recipe import recipe_folder
+from tts_verifier.loading.regular_files import user_path
+from tts_verifier.recipe.recipe import read_yaml_text, recipe_folder
 from tts_verifier.recipe.sections import check_keys, check_type
 from tts_verifier.recipe.signatures import call, parameters
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
@@ -47,8 +48,15 @@ def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> 
     module, _, name = ENTRIES[entry].partition(":")
     function = getattr(import_module(module), name)
     check_config(document, function)
+    # Of the values of all entries, only paths and names of checkpoints may begin so.
+    values = {
+        key: str(_at_home(value, document.place(key)))
+        if isinstance(value, str) and value.startswith("~")
+        else value
+        for key, value in document.values.items()
+    }
     try:
-        call(function, document.values)
+        call(function, values)
     except InputError as error:
         if error.argument is None:
             raise
@@ -72,7 +80,7 @@ def check_config(document: Document, function: Any) -> None:
 
 
 def _load_config(config: str | Path) -> Document:
-    path = Path(config)
+    path = _at_home(config, "CONFIG")
     if not (path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
         packaged = {p.stem: p for p in sorted((recipe_folder() / "training").glob("*.yaml"))}
         if str(config) not in packaged:
@@ -82,7 +90,15 @@ def _load_config(config: str | Path) -> Document:
             )
         path = packaged[str(config)]
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_yaml_text(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(f"The config {path} cannot be read: {error}") from error
     return parse_document(text, str(path))
+
+
+def _at_home(path: str | Path, place: str) -> Path:
+    """Returns a path with `~` as the home folder; raises RecipeError if there is no such user."""
+    try:
+        return user_path(path)
+    except InputError as error:
+        raise RecipeError(f"{place}: {error}") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tts_verifier.errors import RunError
+from tts_verifier.types.paths import read_json_inside
 
 
 def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
@@ -18,14 +20,17 @@ def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
         settings: whatever decides the content, as JSON values.
 
     Raises:
-        RunError: the folder was begun with other settings, has other files or cannot be used.
+        RunError: the folder was begun with other settings, has other files or a link, or cannot
+            be used.
     """
     folder, draft = path.parent, path.with_suffix(".draft")
     here = json.loads(json.dumps(settings))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _compare(folder, json.loads(path.read_text(encoding="utf-8")), here)
+        if os.path.lexists(path):
+            _compare(folder, read_json_inside(folder, path.name), here)
+            # What goes on writes and deletes below the folder, which may be a stranger's.
+            _refuse_links(folder)
             return
         # A kill may have left the draft.
         if any(other != draft for other in folder.iterdir()):
@@ -35,8 +40,17 @@ def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
             )
         draft.write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def _refuse_links(folder: Path) -> None:
+    for place, folders, files in os.walk(folder):
+        if link := next((n for n in folders + files if os.path.islink(f"{place}/{n}")), None):
+            raise RunError(
+                f"A folder that a command goes on in must hold files, not links; {place}/{link} "
+                "is a link. Put the files in its place, or delete it."
+            )
 
 
 def _compare(folder: Path, there: Any, here: Mapping[str, Any]) -> None:

@@ -102,9 +102,10 @@ def read_json_inside(folder: Path, path: str, *, most: int = MOST_BYTES) -> Any:
         RecursionError, ValueError: it is no JSON, is nested more than `MAX_JSON_DEPTH` deep, or
             holds half a character, which could not be written again.
     """
-    content = read_inside(folder, path, most=most)
+    # Given bytes, `json` takes other encodings and halves of characters too.
+    content = read_inside(folder, path, most=most).decode()
     value = json.loads(content)
-    if b"\\u" in content:
+    if "\\u" in content:
         json.dumps(value, ensure_ascii=False).encode()
     if is_too_deep([value]):
         raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")

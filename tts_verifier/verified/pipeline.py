@@ -28,6 +28,7 @@ from tts_verifier.runner.setup import (
     RunSetup,
     check_details,
     check_looks,
+    check_options,
     check_part,
     check_scores,
     known_scores,
@@ -112,6 +113,7 @@ class VerifiedPipeline:
     ) -> None:
         check_pipeline(pipe)
         _check_options(options)
+        check_options(**options)
         self.pipe = pipe
         self.strategy: Strategy = BestOfN() if strategy is None else strategy
         check_part("strategy", self.strategy)

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -393,8 +393,11 @@ def _(scene: Scene) -> None:
     table = pq.read_table(path)
     name = scene.dice.choice(table.column_names)
     place = table.schema.get_field_index(name)
-    action = scene.dice.randrange(4)
-    if action == 0:
+    action = scene.dice.randrange(5)
+    if action == 4:
+        field = pa.field(name, pa.float64(), metadata={"role": "score", "name": name})
+        table = table.set_column(place, field, pa.array([0.5] * len(table)))
+    elif action == 0:
         table = table.drop_columns([name])
     elif action == 1:
         table = table.set_column(place, name, pa.array([[1]] * len(table)))
@@ -406,6 +409,23 @@ def _(scene: Scene) -> None:
         )
         table = table.append_column(field, pa.array([1.0] * len(table)))
     _write(scene, path, table)
+
+
+@_damage("odd metadata of tables", forged=True, may_refuse=True)
+def _(scene: Scene) -> None:
+    path = _some(scene, *_TABLES)
+    if path is None:
+        return
+    table = pq.read_table(path)
+    rows = len(table)
+    spans = (
+        b"", b"{}", b"[1, 2]", b"[[1, 2], [3, [4]]]", b"[" * 3000, b"[[null], [1]]", b"\xff",
+        b"[[%d], [%d]]" % (rows, 2**63), b"[[%d], [1.5]]" % rows, b"[[%d], [1]]" % 10**20,
+        # The sum of these overflows, and then it is the number of rows.
+        b"[[%d, %d, %d, %d], [1, 1, 1, 1]]" % (2**62, 2**62, 2**62, 2**62 + rows),
+    )  # fmt: skip
+    key = scene.dice.choice((b"tts_files_written", b"tts_files_written", b"tts_run"))
+    _write(scene, path, table, {key: scene.dice.choice(spans)})
 
 
 def _forge(scene: Scene, change: Callable[[dict[str, list[Any]]], None]) -> None:
@@ -424,13 +444,22 @@ def _forge(scene: Scene, change: Callable[[dict[str, list[Any]]], None]) -> None
     _write(scene, path, forged)
 
 
-def _write(scene: Scene, path: Path, table: pa.Table) -> None:
+def _write(
+    scene: Scene, path: Path, table: pa.Table, more: Mapping[bytes, bytes] | None = None
+) -> None:
+    """Writes a table as somebody could who knows how tables are bound to their run."""
+    known = pq.read_metadata(path).metadata or {}
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    with pq.ParquetWriter(buffer, table.schema) as writer:
+        own = {key: value for key, value in known.items() if key.startswith(b"tts_")}
+        writer.add_key_value_metadata(own | dict(more or {}))
+        writer.write_table(table)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     if path.name == "trials.parquet":
         path.write_bytes(buffer.getvalue())
         (scene.folder / "trials.sha256").write_text(f"{digest}  trials.parquet\n")
+        header = json.loads((scene.folder / "header.json").read_bytes())
+        (scene.folder / "header.json").write_text(json.dumps(header | {"table": [digest]}))
     else:
         path.unlink()
         number, level, _, suffix = path.name.split(".")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from tts_verifier import Verifier
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.training.cold_start.init_from_qwen import init_from_qwen
+from tts_verifier.training.cold_start.network import copy_small_files
 from tts_verifier.training.cold_start.stages import read_for_training
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 
@@ -74,7 +76,7 @@ def test_what_cannot_be_used_is_refused(made: Path, stock: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match=r"must be that of a stock Qwen2\.5-VL"):
         init_from_qwen(model=str(other), output=str(tmp_path / "a"))
     (other / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json must be a JSON object"):
         init_from_qwen(model=str(other), output=str(tmp_path / "a"))
     (other / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="must be a fast tokenizer's file"):
@@ -82,6 +84,21 @@ def test_what_cannot_be_used_is_refused(made: Path, stock: Path, tmp_path: Path)
     (other / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         init_from_qwen(model=str(other), output=str(tmp_path / "a"))
+
+
+def test_small_files_are_copied_from_inside_the_checkpoint_only(
+    stock: Path, tmp_path: Path
+) -> None:
+    other, secret = tmp_path / "other", tmp_path / "secret.json"
+    shutil.copytree(stock, other)
+    secret.write_text("{}")
+    (other / "notes.json").symlink_to(secret)
+    with pytest.raises(CheckpointError, match="is a link to"):
+        copy_small_files(other, tmp_path / "copy")
+    (other / "notes.json").unlink()
+    os.mkfifo(other / "notes.json")
+    with pytest.raises(CheckpointError, match="must be a regular file"):
+        copy_small_files(other, tmp_path / "copy")
 
 
 def test_a_stock_checkpoint_cannot_be_trained_as_it_is(stock: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import struct
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -151,6 +155,57 @@ def test_a_file_that_is_no_picture_is_named(write) -> None:
     (folder / "images" / "a.png").write_text("no")
     with pytest.raises(InputError, match=r"a\.png must be a picture, and cannot be read"):
         read_split(folder)
+
+
+def test_postscript_in_place_of_a_map_is_never_interpreted(write, monkeypatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.check_call", start)
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 512 512\n%%EndComments\n{} loop\n"
+    with pytest.raises(InputError, match=r"artifact_map must be an encoded image, and is not"):
+        read_split(write(artifact_map=[text]))
+
+
+def test_a_map_of_too_many_pixels_is_refused_before_it_is_decoded(write) -> None:
+    # The header of a PNG file says how many pixels there are.
+    bomb = bytearray(png(np.zeros((8, 8), np.uint8)))
+    bomb[16:24] = struct.pack(">II", 20_000, 20_000)
+    bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
+    with pytest.raises(InputError, match=r"artifact_map must be an encoded image.* bomb"):
+        read_split(write(artifact_map=[bytes(bomb)]))
+
+
+def test_pictures_are_found_as_in_every_folder(write) -> None:
+    folder = write()
+    images = folder / "images"
+    (images / ".ipynb_checkpoints").mkdir()
+    shutil.copy(images / "a.png", images / ".ipynb_checkpoints" / "a.png")
+    (images / "a.pdf").write_text("no picture")
+    images.rename(folder / "elsewhere")
+    images.mkdir()
+    (images / "linked").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere" / "b.png").rename(folder / "elsewhere" / "b.PNG")
+    assert [p.name for p in read_split(folder).pictures] == [
+        "test/a.png",
+        "test/b.png",
+        "test/c.png",
+    ]
+
+
+@pytest.mark.parametrize("name", ["images/a.png", "test.tfrecord"])
+def test_a_pipe_is_refused_and_not_waited_for(write, name: str) -> None:
+    folder = write()
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match="a regular file is needed, this is a named pipe"):
+        read_split(folder / "test.tfrecord")
+
+
+def test_data_that_are_not_there_are_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"one \.tfrecord file; there is none at .*nowhere"):
+        read_split(tmp_path / "nowhere")
 
 
 def test_two_pictures_of_one_name_are_an_error(write) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 TICK: Final = 50_000_000
 """Nanoseconds; the times of two changes that are this far apart differ on every file system."""
+MOST_ROWS: Final = 2**27
+"""A table that says it has more is no run's: numbers of its rows would fill the memory."""
 _RUN: Final = b"tts_run"
 _WRITTEN: Final = b"tts_files_written"
 
@@ -57,10 +59,15 @@ def files_written(metadata: Any, about: os.stat_result) -> NDArray[np.int64]:
         ValueError, TypeError: the metadata are not what `Binding.metadata` gave.
     """
     spans, rows = (metadata.metadata or {}).get(_WRITTEN), metadata.num_rows
+    if not 0 <= rows <= MOST_ROWS:
+        raise ValueError(f"it says that it has {rows} rows")
     if spans is None:
         # Before schema 3: the files were there before the table.
         return np.full(rows, min(about.st_mtime_ns, about.st_ctime_ns) - TICK, np.int64)
-    counts, times = (np.array(numbers, np.int64) for numbers in json.loads(spans))
-    if (counts < 0).any() or counts.sum() != rows:
+    counts, times = json.loads(spans)
+    # As Python's integers: a sum that overflows fits by chance, and `repeat` then writes anywhere.
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != rows:
         raise ValueError("its metadata are about other rows")
-    return np.repeat(times, counts)
+    if not all(type(time) is int and -(2**63) <= time < 2**63 for time in times):
+        raise ValueError("its metadata have a time that is none")
+    return np.repeat(np.array(times, np.int64), counts)

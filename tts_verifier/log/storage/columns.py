@@ -74,7 +74,10 @@ def run_columns(schema: pa.Schema) -> dict[str, pa.DataType]:
 
 def check_columns(schema: pa.Schema) -> None:
     """Raises ValueError or KeyError unless a table has the columns of a log, with their types."""
-    for name, kind in (FIXED | run_columns(schema)).items():
+    named = run_columns(schema)
+    if taken := FIXED.keys() & named.keys():
+        raise ValueError(f"it calls {', '.join(sorted(taken))} a score")
+    for name, kind in (FIXED | named).items():
         # A name that occurs twice has no place either.
         place = schema.get_field_index(name)
         if place < 0:

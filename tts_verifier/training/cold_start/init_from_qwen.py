@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.loading.files import read_json, read_text
 from tts_verifier.training.cold_start.network import (
     HEADS,
     TRAINED_SHARD_BYTES,
@@ -88,10 +89,14 @@ def add_heatmap_tokens(source: Path) -> tuple[str, dict[str, int]]:
     from tokenizers import AddedToken, Tokenizer
 
     path = source / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"{source} has no tokenizer.json, the fast tokenizer's file.")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(read_text(source, path.name))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{source} has no tokenizer.json, the fast tokenizer's file."
+        ) from None
+    except CheckpointError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{path} must be a fast tokenizer's file: {error}.") from None
     if there := [t for t in HEATMAP_TOKENS.values() if tokenizer.token_to_id(t) is not None]:
@@ -115,17 +120,17 @@ def image_doctor_config(
         CheckpointError: the file is missing, or a dimension does not fit.
     """
     try:
-        raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        raw = read_json(source, "config.json")
+    except OSError as error:
         raise CheckpointError(f"{source / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(raw, dict) or not str(raw.get("model_type")).startswith("qwen2_5_vl"):
+    if not str(raw.get("model_type")).startswith("qwen2_5_vl"):
         raise CheckpointError(
             f"{source / 'config.json'} must be that of a stock Qwen2.5-VL, with model_type "
             f"'qwen2_5_vl'; it is {str(raw)[:80]}."
         )
     # The released model's embedding is padded far beyond both ids; a small one may have to grow.
     for part in (raw, raw.get("text_config")):
-        if part and "vocab_size" in part:
+        if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
             part["vocab_size"] = max(part["vocab_size"], max(ids.values()) + 1)
     raw |= {
         **ids,
@@ -191,8 +196,8 @@ def state_special_tokens(path: Path, ids: Mapping[str, int]) -> None:
     """Adds the tokens to tokenizer_config.json, if there is one, for users of transformers."""
     if not path.exists():
         return
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    if "added_tokens_decoder" in raw:
+    raw = read_json(path.parent, path.name)
+    if isinstance(raw.get("added_tokens_decoder"), dict):
         common = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
         raw["added_tokens_decoder"] |= {
             str(i): {"content": HEATMAP_TOKENS[key], **common, "special": True}

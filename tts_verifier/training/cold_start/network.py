@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tts_verifier.errors import InputError
+from tts_verifier.loading.files import file_inside
 from tts_verifier.training.cold_start.batches import RowBlock
 from tts_verifier.training.verifier.preprocess import DevicePreprocess
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss, text_loss
@@ -207,8 +208,12 @@ def write_trained(
 
 
 def copy_small_files(source: Path, folder: Path) -> None:
-    """Copies the files of a checkpoint that are neither weights nor their index."""
+    """Copies the files of a checkpoint that are neither weights nor their index.
+
+    Raises:
+        CheckpointError: one is a link out of the folder, or no file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.suffix in (".json", ".txt", ".jinja") and "index" not in path.name:
-            (folder / path.name).write_bytes(path.read_bytes())
+            (folder / path.name).write_bytes(file_inside(source, path.name).read_bytes())

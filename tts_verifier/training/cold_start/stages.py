@@ -275,9 +275,9 @@ def train(
     )
     network, optimiser = accelerator.prepare(network, optimiser)
     guard = StepGuard()
-    accelerator.register_for_checkpointing(guard)
     entry = f"cold-start-{stage.stage}"
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry=entry)
+    kept = {"guard": guard}
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry=entry, kept=kept)
     first = taken = folder.resume()
     accelerator.init_trackers("cold-start", plain_values(deciding))
     clock = Clock(run, first)

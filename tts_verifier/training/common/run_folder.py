@@ -1,7 +1,8 @@
 """The folder of a training run: its settings, the state to go on from, and the metrics.
 
     OUTPUT/run.json             the settings; others in the same folder are an error
-    OUTPUT/state/00000100/      weights, optimiser and random numbers after step 100 (accelerate)
+    OUTPUT/state/00000100/      weights, optimiser and random numbers after step 100 (accelerate),
+                                and kept.json, the counts of what watches over the run
     OUTPUT/metrics/00000000.parquet   the steps from step 0 up to the next file's first step
     OUTPUT/checkpoint/          the trained verifier
     OUTPUT/examples.parquet     what it says of held-out pictures, see `training.examples`
@@ -16,21 +17,37 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from accelerate import Accelerator
 
+from tts_verifier.errors import RunError
 from tts_verifier.training.settings_file import claim_folder
+from tts_verifier.types.paths import read_json_inside
 
 SETTINGS_FILE: Final = "run.json"
 ABOUT_KEY: Final = b"tts-verifier run"
 """The key of the metadata of a file of metrics that says where its steps were taken, as JSON."""
 
+_KEPT: Final = "kept.json"
+_NUMBERED: Final = re.compile(r"\d{8,18}", re.ASCII)
+
 MetricRow = dict[str, float]
+
+
+class Counts(Protocol):
+    """Counts something in the course of a run, and goes on counting when the run does."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the counts."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Sets the counts."""
 
 
 class RunFolder:
@@ -41,6 +58,7 @@ class RunFolder:
         settings: whatever decides the numbers, as JSON values.
         accelerator: knows the processes, and what there is to save.
         entry: of `tts-train`, for the report.
+        kept: what counts something, by name.
 
     Raises:
         RunError: the folder has something else, or a run with other settings, or cannot be used.
@@ -53,7 +71,9 @@ class RunFolder:
         accelerator: Accelerator,
         *,
         entry: str = "",
+        kept: Mapping[str, Counts] | None = None,
     ) -> None:
+        self._kept = dict(kept or {})
         self.folder, self._accelerator = folder, accelerator
         self._about = {"entry": entry, **_about(accelerator)}
         self._rows: list[MetricRow] = []
@@ -64,14 +84,18 @@ class RunFolder:
         accelerator.wait_for_everyone()
 
     def resume(self) -> int:
-        """Loads the state, if there is one, and returns the number of steps taken."""
+        """Loads the state, if there is one, and returns the number of steps taken.
+
+        Raises:
+            RunError: the state cannot be read.
+        """
         states = self._states()
         step = int(states[-1].name) if states else 0
         if states:
-            self._accelerator.load_state(str(states[-1]))
+            self._load(states[-1])
         if self._accelerator.is_main_process:
             for path in self.folder.glob("metrics/*.parquet"):
-                if int(path.stem) >= step:
+                if _NUMBERED.fullmatch(path.stem) and int(path.stem) >= step:
                     path.unlink()
         self._accelerator.wait_for_everyone()
         return step
@@ -97,6 +121,8 @@ class RunFolder:
         self._accelerator.save_state(str(draft))
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
+            counts = {name: part.state_dict() for name, part in self._kept.items()}
+            (draft / _KEPT).write_text(json.dumps(counts), encoding="utf-8")
             older = self._states()
             draft.replace(final)
             for path in older:
@@ -104,7 +130,21 @@ class RunFolder:
         self._accelerator.wait_for_everyone()
 
     def _states(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("state/*") if p.name.isdigit())
+        return sorted(p for p in self.folder.glob("state/*") if _NUMBERED.fullmatch(p.name))
+
+    def _load(self, state: Path) -> None:
+        try:
+            # Not accelerate's objects of one's own: it reads these from pickles, which run code.
+            counts = read_json_inside(state, _KEPT)
+            for name, part in self._kept.items():
+                part.load_state_dict({str(key): int(n) for key, n in counts[name].items()})
+            self._accelerator.load_state(str(state))
+        # Whatever damage makes torch, safetensors and accelerate raise.
+        except Exception as error:
+            raise RunError(
+                f"{state} must be the state of this run, and cannot be read: {error!r:.300}. "
+                "Remove it; the run then starts from its beginning."
+            ) from error
 
 
 def _about(accelerator: Accelerator) -> dict[str, Any]:

@@ -11,7 +11,7 @@ MOST_IN_A_ROW: Final = 10
 
 
 class StepGuard:
-    """Decides whether a step counts. Saved with the run by accelerate."""
+    """Decides whether a step counts. Saved with the run."""
 
     def __init__(self) -> None:
         self.skipped = self.in_a_row = 0

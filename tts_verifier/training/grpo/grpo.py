@@ -30,7 +30,7 @@ from tts_verifier.training.cold_start.stages import (
     read_for_training,
     start_processes,
 )
-from tts_verifier.training.common.run_folder import RunFolder, plain_values
+from tts_verifier.training.common.run_folder import Counts, RunFolder, plain_values
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import examples_of, show_checkpoint
 from tts_verifier.training.grpo.losses import advantages_of
@@ -219,10 +219,10 @@ def train_policy(
     """
     accelerator, settings = training.accelerator, training.settings
     limits = Limits(settings.stop)
-    accelerator.register_for_checkpointing(training.guard, limits)
     deciding = asdict(run) | asdict(settings)
     deciding = {key: value for key, value in deciding.items() if key not in GRPO_FREE_KEYS}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo")
+    kept: dict[str, Counts] = {"guard": training.guard, "limits": limits}
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo", kept=kept)
     first = taken = folder.resume()
     accelerator.init_trackers("grpo", plain_values(deciding))
     clock = Clock(run, first)

@@ -152,7 +152,7 @@ class GrpoRunKeys(TypedDict, total=False):
 
 
 class Limits:
-    """Stops a run whose metrics leave their limits. Saved with the run by accelerate.
+    """Stops a run whose metrics leave their limits. Saved with the run.
 
     Args:
         stop: rule -> limit.

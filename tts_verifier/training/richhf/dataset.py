@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
-
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.evaluation.rated import RatedPicture
-from tts_verifier.tables import read_table
+from tts_verifier.images import open_image, picture_files
+from tts_verifier.loading.regular_files import open_regular
+from tts_verifier.tables import TABLE_SUFFIXES, read_table
 from tts_verifier.training.richhf.fields import Rating, parse_rating, prompt_words, uid_of
 from tts_verifier.training.richhf.tfrecord import read_records
 
 PROMPT_KEY: Final = "tts-verifier prompt"
 """The text chunk of a PNG file that holds the prompt of the picture."""
+_TEXT_TABLES: Final = tuple(suffix for suffix in TABLE_SUFFIXES if suffix != ".txt")
 _NAMED: Final = 8
 """Most missing files that a message names."""
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.tfrecord")
@@ -68,6 +69,11 @@ def read_split(
         InputError: a file is missing, changed or not in the format; a picture belongs to another
             prompt; or no picture is left.
     """
+    if not data.exists():
+        raise InputError(
+            "Ratings are a folder in the format of RichHF-18K, or one .tfrecord file; there is "
+            f"none at {data}. tts-train miniature-richhf makes one."
+        )
     folder = data if data.is_dir() else data.parent
     where = images or folder / "images"
     files, texts = _picture_files(where), read_prompts_by_uid(prompts or _prompts_of(folder))
@@ -146,7 +152,7 @@ def record_files(data: Path, split: str) -> list[Path]:
 
 
 def read_prompts_by_uid(path: Path) -> dict[str, str]:
-    """Reads prompts: a .jsonl or .parquet file, or a folder of such files.
+    """Reads prompts: a table, or a folder of tables.
 
     Raises:
         InputError: there is none, a row has no `filename` or `prompt`, or a picture has two
@@ -185,17 +191,18 @@ def read_texts(path: Path, column: str) -> Iterator[tuple[str, str, str]]:
 
 
 def prompt_files(path: Path) -> list[Path]:
-    """Returns the .jsonl and .parquet files of a folder, or the one file.
+    """Returns the tables of a folder, or the one table.
 
     Raises:
         InputError: there is none.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [f for f in files if f.suffix in (".jsonl", ".parquet") and f.is_file()]
+    files = [f for f in files if f.suffix.lower() in _TEXT_TABLES and f.is_file()]
+    files = [f for f in files if not f.name.startswith(".")]
     if not files:
         raise InputError(
-            f"Prompts are a .jsonl or .parquet file, or a folder of them, with a filename and a "
-            f"prompt in each row; there is none at {path}."
+            f"Prompts are a table ({', '.join(_TEXT_TABLES)}), or a folder of them, with a "
+            f"filename and a prompt in each row; there is none at {path}."
         )
     return files
 
@@ -206,11 +213,10 @@ def _prompts_of(folder: Path) -> Path:
 
 
 def _picture_files(folder: Path) -> dict[str, Path]:
-    """Returns uid -> file of all images below a folder, none if there is no folder."""
-    suffixes = set(Image.registered_extensions())
+    """Returns uid -> file of all pictures below a folder, none if there is no folder."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and files.setdefault(path.stem, path) != path:
+    for path in map(Path, picture_files(str(folder)).values() if folder.is_dir() else ()):
+        if files.setdefault(path.stem, path) != path:
             raise InputError(
                 f"Pictures are found by their names: {files[path.stem]} and {path} have the same. "
                 "Remove one."
@@ -237,9 +243,10 @@ def _joined(rating: Rating, path: Path, prompt: str) -> RatedPicture:
 
 def _prompt_inside(path: Path) -> str | None:
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, open_image(file) as image:
             text = image.info.get(PROMPT_KEY)
-    except (OSError, SyntaxError, ValueError) as error:
+    # Decoders raise almost anything on a damaged file.
+    except Exception as error:
         raise InputError(f"{path} must be a picture, and cannot be read: {error}") from error
     return text if isinstance(text, str) else None
 

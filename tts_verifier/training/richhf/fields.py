@@ -27,6 +27,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.evaluation.rated import MARKED_MAPS
+from tts_verifier.images import open_image
 from tts_verifier.training.richhf.example import Feature, parse_example, serialise_example
 
 MAP_SIDE: Final = 512
@@ -41,8 +42,6 @@ SCORE_FIELDS: Final[Mapping[str, str]] = {
 
 _ROUNDING: Final = 1e-6
 """How far a float32 may leave [0, 1] by rounding."""
-# Pillow's decoders leak these on damaged files.
-_BROKEN: Final = (OSError, SyntaxError, ValueError, EOFError, IndexError)
 _SEPARATORS: Final = re.compile(r'[,.?!":; ]+')
 
 
@@ -59,9 +58,11 @@ class EncodedMaps(Mapping[str, NDArray[np.uint8]]):
 
     def __getitem__(self, name: str) -> NDArray[np.uint8]:
         place = f"{self.name}: {name}_map"
+        image = _opened(self.encoded[name], place)
         try:
-            return np.asarray(_opened(self.encoded[name], place).convert("L"))
-        except _BROKEN as error:
+            return np.asarray(image.convert("L"))
+        # Decoders raise almost anything on a damaged map.
+        except Exception as error:
             raise _not_an_image(place, error) from error
 
     def __iter__(self) -> Iterator[str]:
@@ -184,8 +185,9 @@ def _check_map(encoded: bytes, place: str) -> None:
 
 def _opened(encoded: bytes, place: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(encoded))
-    except _BROKEN as error:
+        return open_image(io.BytesIO(encoded))
+    # Not only damage: a map of too many pixels is a decompression bomb.
+    except Exception as error:
         raise _not_an_image(place, error) from error
 
 

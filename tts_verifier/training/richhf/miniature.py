@@ -128,7 +128,8 @@ def read_truths(data: Path, split: str) -> dict[str, Truth]:
     for file in prompt_files(data / "prompts"):
         if not file.name.startswith(f"{split}-"):
             continue
-        for line in file.read_text(encoding="utf-8").splitlines():
+        # Not `splitlines`, which takes more characters for ends of lines than JSON does.
+        for line in filter(None, file.read_text(encoding="utf-8").split("\n")):
             row = json.loads(line)
             truths[uid_of(row["filename"])] = truth_from_json(row)
     return truths

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from tts_verifier.errors import InputError
+from tts_verifier.loading.regular_files import open_regular
 
 _MASK_DELTA: Final = 0xA282EAD8
 _HEAD: Final = struct.Struct("<QI")
@@ -38,7 +39,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """
     crc32c = _crc32c()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             number = 0
             while (start := file.tell()) < size:
