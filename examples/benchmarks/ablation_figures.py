@@ -6,17 +6,24 @@ same ones for both rows and all seeds, and as many seeds as there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from tts_verifier import Verifier
+from tts_verifier.evaluation.evaluate import evaluate
 from tts_verifier.evaluation.metrics import srcc
-from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS
-from tts_verifier.training.grpo.rewards import GROUNDING_REWARDS
+from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS, RatedPicture
+from tts_verifier.training.grpo.rewards import GROUNDING_REWARDS, total_rewards
+from tts_verifier.training.grpo.rewards.completions import read_boxes
+from tts_verifier.types import Detail
 
 Reals = NDArray[np.float64]
 Columns = dict[str, Reals]
@@ -43,6 +50,40 @@ COMPARED = (
     ("stage-2", "no-look"),
     ("stage-2", "no-think"),
 )
+
+
+def judge(
+    verifier: Verifier, pictures: Sequence[RatedPicture], detail: Detail, threads: int
+) -> list[dict[str, Any]]:
+    """Returns what a verifier says of each picture, beside its ratings, and what its boxes earn."""
+    few = -(-len(pictures) // threads)
+    parts = [pictures[i : i + few] for i in range(0, len(pictures), few)]
+    # Comparing two maps of 384 x 384 takes longer than making them.
+    with ThreadPoolExecutor(threads) as pool:
+        done = pool.map(partial(evaluate, verifier, detail=detail), parts)
+        judged = [picture for part in done for picture in part]
+    replies = [picture.reply for picture in judged]
+    maps = {
+        f"{name}_map": [p.picture.maps[name].astype(np.float32) / 255 for p in judged]
+        for name in MARKED_MAPS
+    }
+    earned = dict(total_rewards(None, replies, names=GROUNDING_REWARDS, **maps).terms)
+    earned["boxes"] = read_boxes(replies).counts.astype(np.float64)
+    if detail == "score":  # such replies have no regions
+        earned = {name: np.full(len(judged), np.nan) for name in earned}
+    return [
+        picture.as_row() | {name: float(values[i]) for name, values in earned.items()}
+        for i, picture in enumerate(judged)
+    ]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows whose columns may differ, whole or not at all."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    draft = path.with_suffix(".draft")
+    parquet.write_table(table, draft, compression="zstd")
+    draft.replace(path)
 
 
 def weighted_plcc(predicted: Reals, rated: Reals, weights: Reals) -> Reals:
@@ -105,7 +146,7 @@ FIGURES: dict[str, Callable[[Columns, Reals], Reals]] = {
 def read_figures(folder: Path) -> dict[str, dict[int, Columns]]:
     """Returns row -> seed -> columns, of pictures in the order of their names."""
     found: dict[str, dict[int, Columns]] = {}
-    for path in sorted(folder.glob("pictures-*.parquet")):
+    for path in sorted(folder.rglob("pictures-*.parquet")):
         by_row: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for line in sorted(parquet.read_table(path).to_pylist(), key=lambda line: line["picture"]):
             by_row.setdefault((line["row"], line["seed"]), []).append(line)
@@ -121,7 +162,7 @@ def read_figures(folder: Path) -> dict[str, dict[int, Columns]]:
 def seconds_of(folder: Path) -> dict[str, float]:
     """Returns the mean seconds that the steps of a row took."""
     spent: dict[str, dict[int, float]] = {}
-    for path in sorted(folder.glob("steps-*.parquet")):
+    for path in sorted(folder.rglob("steps-*.parquet")):
         for step in parquet.read_table(path, columns=["row", "seed", "seconds"]).to_pylist():
             of_row = spent.setdefault(step["row"], {})
             of_row[step["seed"]] = of_row.get(step["seed"], 0.0) + step["seconds"]
@@ -135,7 +176,7 @@ def difference(
     rng, seeds = np.random.default_rng(0), sorted(one.keys() & other.keys())
     count = len(one[seeds[0]]["boxes"])
     drawn = rng.multinomial(count, np.full(count, 1 / count), SAMPLES)
-    weights = np.concatenate([np.ones((1, count)), drawn])
+    weights = np.concatenate([np.ones((1, count)), drawn])  # the first is the data set itself
     gains = np.stack([figure(one[s], weights) - figure(other[s], weights) for s in seeds])
     chosen = rng.integers(0, len(seeds), (len(seeds), SAMPLES))
     samples = np.take_along_axis(gains[:, 1:], chosen, 0).mean(0)
@@ -173,7 +214,7 @@ def print_figures(folder: Path) -> None:
 
 def compared(found: dict[str, dict[int, Columns]]) -> list[tuple[str, str]]:
     """Returns the pairs of rows that share a seed; added rows are compared as `grpo` is."""
-    added = [row for row in found if row.startswith("grpo") and row not in PUBLISHED]
+    added = [row for row in found if row not in {"start", "more-stage-2", *PUBLISHED}]
     pairs = [*COMPARED, *((row, other) for row in added for other in ("stage-2", "more-stage-2"))]
     return [
         (a, b) for a, b in pairs if a in found and b in found and found[a].keys() & found[b].keys()

@@ -39,6 +39,31 @@ def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> 
     Raises:
         RecipeError: there is no such entry or config, or the config has a mistake.
     """
+    document, function = read_config(entry, config, overrides)
+    try:
+        call(function, document.values)
+    except InputError as error:
+        if error.argument is None:
+            raise
+        raise RecipeError(f"{document.place(error.argument)}: {error}") from error
+
+
+def read_config(
+    entry: str, config: str | Path, overrides: Iterable[str] = ()
+) -> tuple[Document, Any]:
+    """Reads the config of an entry and checks its keys and types, and runs nothing.
+
+    Args:
+        entry: as for `run_entry`.
+        config: likewise.
+        overrides: likewise.
+
+    Returns:
+        The config, and the function that is the entry.
+
+    Raises:
+        RecipeError: as for `run_entry`; values are checked when the entry runs.
+    """
     if entry not in ENTRIES:
         raise RecipeError(f"Unknown entry {entry!r}. {suggestion(entry, ENTRIES)}")
     document = _load_config(config)
@@ -47,12 +72,7 @@ def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> 
     module, _, name = ENTRIES[entry].partition(":")
     function = getattr(import_module(module), name)
     check_config(document, function)
-    try:
-        call(function, document.values)
-    except InputError as error:
-        if error.argument is None:
-            raise
-        raise RecipeError(f"{document.place(error.argument)}: {error}") from error
+    return document, function
 
 
 def check_config(document: Document, function: Any) -> None:
