@@ -156,7 +156,8 @@ def read_figures(folder: Path) -> dict[str, dict[int, Columns]]:
                 name: np.array([line[name] for line in lines], np.float64) for name in numbers
             }
             found.setdefault(row, {})[seed] = columns
-    return found
+    order = ["start", *PUBLISHED]
+    return dict(sorted(found.items(), key=lambda p: order.index(p[0]) if p[0] in order else 99))
 
 
 def seconds_of(folder: Path) -> dict[str, float]:
