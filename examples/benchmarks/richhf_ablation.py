@@ -15,7 +15,7 @@ ends the training in between. --figures gets two small files a seed: what each r
 picture, and every step. Tables are made of these alone, so seeds may come from several machines.
 `--set` changes keys of an entry, `--also` adds a row that starts from stage 2:
 
-    … --set grpo beta=0.1 --also grpo-fast grpo learning_rate=1e-4 --also short cold-start-2
+    … --set grpo beta=0.1 --also grpo-slow grpo learning_rate=3e-5 --also short cold-start-2
 
 ABLATION.md explains the choices.
 """
@@ -61,7 +61,7 @@ ALWAYS |= {"examples": "0", "trackers": "[]"}
 KEYS = {
     "cold-start-1": {"learning_rate": "2e-4"},
     "cold-start-2": {"learning_rate": "2e-4", "map_rows": "64", "reasons": "null"},
-    "grpo": {"learning_rate": "5e-5", "steps": "150"},
+    "grpo": {"learning_rate": "1e-4", "steps": "150"},
 }
 """Entry -> what is changed in its packaged config."""
 
