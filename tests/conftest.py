@@ -10,6 +10,11 @@ if not torch.cuda.is_available():
     # Kernels run operation by operation; read when triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores, and so do the commands that they start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 settings.register_profile(
     "default",
     deadline=None,

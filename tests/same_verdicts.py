@@ -16,7 +16,9 @@ IMAGES = [noise(24 + 8 * i, 40, seed=i) for i in range(6)]
 PROMPTS = ["a dog", "two red cats on a mat", "x", "a dog " * 9, "é", "a blue bird"]
 
 
-def assert_same(one: Sequence[Verdict], other: Sequence[Verdict]) -> None:
+def assert_same(
+    one: Sequence[Verdict], other: Sequence[Verdict], *, map_error: float = 1e-5
+) -> None:
     """A verdict depends on its batch by rounding alone, as for the batches of one call."""
     assert [v.text for v in one] == [v.text for v in other]
     for a, b in zip(one, other, strict=True):
@@ -24,7 +26,7 @@ def assert_same(one: Sequence[Verdict], other: Sequence[Verdict]) -> None:
         np.testing.assert_allclose([*a.scores.values()], [*b.scores.values()], atol=1e-5)
         assert list(a.heatmaps) == list(b.heatmaps)
         for name in a.heatmaps:
-            np.testing.assert_allclose(a.heatmaps[name], b.heatmaps[name], atol=1e-5)
+            np.testing.assert_allclose(a.heatmaps[name], b.heatmaps[name], atol=map_error)
 
 
 def calls_of_thread(thread: int, count: int) -> list[tuple[list[int], Any]]:

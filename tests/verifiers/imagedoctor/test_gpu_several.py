@@ -47,7 +47,8 @@ def test_verdicts_are_those_of_one_gpu(
     assert len(two.replicas) == torch.cuda.device_count()
     alone = one.verify(images, PROMPTS, detail=detail)
     for _ in range(2):  # captured, then replayed
-        assert_same(two.verify(images, PROMPTS, detail=detail), alone)
+        # Each GPU's library chooses its own algorithms for the heads' convolutions.
+        assert_same(two.verify(images, PROMPTS, detail=detail), alone, map_error=1e-4)
 
 
 def test_fp8_gives_the_verdicts_of_one_gpu(images: list[Image.Image]) -> None:
@@ -66,7 +67,7 @@ def test_many_threads_get_what_one_call_gives(two: ImageDoctor, images: list[Ima
     alone = two.verify(images, PROMPTS)
     found = at_once([lambda: two.verify(images[:20], PROMPTS[:20])] * 8)
     for verdicts in found:
-        assert_same(verdicts, alone[:20])
+        assert_same(verdicts, alone[:20], map_error=1e-4)
 
 
 def test_a_neighbour_on_one_gpu_takes_rows_from_that_one_only(two: ImageDoctor) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tts_verifier.analysis.report.snippets import (
+    facts,
     format_duration,
     format_figure,
     format_number,
     format_percent,
     format_signed,
+    judge_tag,
     picture,
-    score_list,
+    sheet_entry,
 )
 from tts_verifier.analysis.svg import STYLE
 from tts_verifier.errors import InputError
@@ -57,8 +59,10 @@ def template_environment() -> Environment:
     environment.tests["finite"] = math.isfinite
     environment.globals |= {
         "nan": math.nan,
+        "facts": facts,
+        "judge_tag": judge_tag,
         "pic": picture,
-        "score_list": score_list,
+        "sheet_entry": sheet_entry,
         "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
         "script": Markup(script),
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

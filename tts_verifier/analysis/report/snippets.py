@@ -7,13 +7,16 @@ here; everything else is a number or an address of `sources`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tts_verifier.analysis.report.sources import ShownImage
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+
+    from tts_verifier.analysis.report.cards import Card
+    from tts_verifier.types import Trial
 
 
 def picture(image: ShownImage | None, label: str) -> Markup:
@@ -49,12 +52,58 @@ def picture(image: ShownImage | None, label: str) -> Markup:
     return Markup("".join(parts))
 
 
-def score_list(scores: Mapping[str, float], judge: Mapping[str, float]) -> Markup:
-    """Returns the scores of a candidate as terms and values of a list."""
+def judge_tag(trial: Trial) -> Markup:
+    """Returns whether the held-out judge passed a trial; nothing if it was not asked."""
+    from markupsafe import Markup
+
+    passed = trial.judge.get("passed", math.nan)
+    if not math.isfinite(passed):
+        return Markup("")
+    kind, word = ("good", "passed") if passed >= 1 else ("bad", "failed")
+    return Markup(f'<span class="tag {kind}">judge: {word}</span>')
+
+
+def sheet_entry(card: Card) -> Markup:
+    """Returns a candidate's image with its overlays, and the line below it."""
+    from markupsafe import Markup
+
+    tags = [
+        f' <span class="tag{kind}">{word}</span>'
+        for holds, kind, word in (
+            (card.chosen, " pick", "chosen"),
+            (card.first, "", "first"),
+            (card.looked_at, "", "looked at again"),
+        )
+        if holds
+    ]
+    objective = format_number(card.trial.objective)
+    shown = picture(card.image, f"Candidate {card.number:d}, objective {objective}")
+    return Markup(
+        f'{shown}<p class="cap"><b>{objective}</b> #{card.number:d}{"".join(tags)} '
+        f"{judge_tag(card.trial)}</p>"
+    )
+
+
+def facts(card: Card) -> Markup:
+    """Returns the scores of a candidate as a list, and how it was made."""
     from markupsafe import Markup, escape
 
-    named = [*scores.items(), *((f"judge: {name}", value) for name, value in judge.items())]
-    return Markup("".join(f"<dt>{escape(name)}<dd>{format_number(value)}" for name, value in named))
+    trial = card.trial
+    named = [*trial.scores.items(), *((f"judge: {n}", v) for n, v in trial.judge.items())]
+    scores = "".join(f"<dt>{_escaped(name)}<dd>{format_number(value)}" for name, value in named)
+    return Markup(
+        f'<dl class="small">{scores}</dl><p class="tiny">{escape(card.origin)}; '
+        f"{trial.cost.network_evaluations} evaluations, {trial.cost.seconds:.2f} s; "
+        f"trial {escape(trial.id)}</p>"
+    )
+
+
+@lru_cache(maxsize=256)
+def _escaped(name: str) -> str:
+    """Returns the name of a score as HTML; a report has few."""
+    from markupsafe import escape
+
+    return str(escape(name))
 
 
 def format_number(value: float) -> str:
