@@ -40,14 +40,7 @@ def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> 
     Raises:
         RecipeError: there is no such entry or config, or the config has a mistake.
     """
-    if entry not in ENTRIES:
-        raise RecipeError(f"Unknown entry {entry!r}. {suggestion(entry, ENTRIES)}")
-    document = _load_config(config)
-    for item in overrides:
-        apply_override(document, item)
-    module, _, name = ENTRIES[entry].partition(":")
-    function = getattr(import_module(module), name)
-    check_config(document, function)
+    document, function = read_config(entry, config, overrides)
     # Of the values of all entries, only paths and names of checkpoints may begin so.
     values = {
         key: str(_at_home(value, document.place(key)))
@@ -61,6 +54,33 @@ def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> 
         if error.argument is None:
             raise
         raise RecipeError(f"{document.place(error.argument)}: {error}") from error
+
+
+def read_config(
+    entry: str, config: str | Path, overrides: Iterable[str] = ()
+) -> tuple[Document, Any]:
+    """Reads the config of an entry and checks its keys and types, and runs nothing.
+
+    Args:
+        entry: as for `run_entry`.
+        config: likewise.
+        overrides: likewise.
+
+    Returns:
+        The config, and the function that is the entry.
+
+    Raises:
+        RecipeError: as for `run_entry`; values are checked when the entry runs.
+    """
+    if entry not in ENTRIES:
+        raise RecipeError(f"Unknown entry {entry!r}. {suggestion(entry, ENTRIES)}")
+    document = _load_config(config)
+    for item in overrides:
+        apply_override(document, item)
+    module, _, name = ENTRIES[entry].partition(":")
+    function = getattr(import_module(module), name)
+    check_config(document, function)
+    return document, function
 
 
 def check_config(document: Document, function: Any) -> None:

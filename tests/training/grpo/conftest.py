@@ -54,7 +54,7 @@ def source(checkpoint: Checkpoint, settings: GrpoSettings) -> PromptSource:
 class EvenTokens:
     """A stand-in for the rewards: the share of even tokens, which random weights can learn."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         self.weights = {"even": 1.0}
 
     def __call__(self, groups: Sequence[Group]) -> Rewarded:

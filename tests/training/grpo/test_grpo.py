@@ -172,7 +172,7 @@ class Constant:
 
 def use_constant(monkeypatch: pytest.MonkeyPatch, *, unread: bool = False) -> None:
     constant = Constant(unread)
-    monkeypatch.setattr(entry, "OfficialRewards", lambda *_: constant.reward)
+    monkeypatch.setattr(entry, "OfficialRewards", lambda *_, **__: constant.reward)
 
 
 def test_groups_without_variance_are_left_out_and_counted(

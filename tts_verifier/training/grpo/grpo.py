@@ -82,6 +82,7 @@ def grpo(
     num_iterations: int = 1,
     rewards: Mapping[str, float] | None = None,
     scaling: Scaling = "code",
+    bound_scores: bool = True,
     stop: Mapping[str, float] | None = None,
     **keys: Unpack[GrpoRunKeys],
 ) -> None:
@@ -107,6 +108,7 @@ def grpo(
         num_iterations: updates with the same replies.
         rewards: name -> weight; None = all.
         scaling: of the rewards.
+        bound_scores: of the rewards.
         stop: limits that stop a run.
         **keys: see `RunSettings`.
     """
@@ -128,6 +130,7 @@ def grpo(
         num_iterations,
         rewards,
         scaling,
+        bound_scores,
         stop or {},
     )
     run_grpo(run, settings)
@@ -135,7 +138,8 @@ def grpo(
 
 def run_grpo(run: RunSettings, settings: GrpoSettings) -> None:
     """Reads the checkpoint and the data, trains, and shows what came of it."""
-    rewarding = OfficialRewards(settings.weights_of(tuple(REWARDS)), settings.scaling)
+    weights = settings.weights_of(tuple(REWARDS))
+    rewarding = OfficialRewards(weights, settings.scaling, bound_scores=settings.bound_scores)
     accelerator = start_processes(run)
     settings.share(0, accelerator.num_processes)
     checkpoint = read_for_training(find_checkpoint(run.init))

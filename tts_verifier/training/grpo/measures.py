@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tts_verifier.training.grpo.rewards import total_rewards
+from tts_verifier.training.grpo.rewards import SCORE_REWARDS, total_rewards
+from tts_verifier.training.grpo.rewards.terms import Scaling, score_factor
 from tts_verifier.training.grpo.rollouts import Group
 
 
@@ -27,6 +28,8 @@ class Rewarded:
     """Reward -> (groups * replies,)."""
     unread: int
     """Replies without all four scores."""
+    bounded: int = 0
+    """Replies with a score so far from [0, 1] that its reward was raised to the lowest."""
 
 
 class OfficialRewards:
@@ -35,10 +38,13 @@ class OfficialRewards:
     Args:
         weights: reward -> weight.
         scaling: see `rewards.official`.
+        bound_scores: see `GrpoSettings`.
     """
 
-    def __init__(self, weights: Mapping[str, float], scaling: str) -> None:
-        self.weights, self._scaling = weights, scaling
+    def __init__(
+        self, weights: Mapping[str, float], scaling: Scaling, *, bound_scores: bool = True
+    ) -> None:
+        self.weights, self._scaling, self._bound_scores = weights, scaling, bound_scores
 
     def __call__(self, groups: Sequence[Group]) -> Rewarded:
         """Rewards the replies of groups."""
@@ -55,11 +61,35 @@ class OfficialRewards:
             predicted_misalignment=[reply.maps.get("misalignment") for _, reply in pairs],
             predicted_artifact=[reply.maps.get("artifact") for _, reply in pairs],
         )
-        total = np.sum(
-            [weight * table.terms[name] for name, weight in self.weights.items()], axis=0
-        )
+        terms, bounded = table.terms, np.zeros(len(pairs), bool)
+        if self._bound_scores:
+            terms, bounded = bounded_scores(terms, self._scaling)
+        total = np.sum([weight * terms[name] for name, weight in self.weights.items()], axis=0)
         totals = torch.from_numpy(total).view(len(groups), -1)
-        return Rewarded(totals, table.terms, int((~table.complete).sum()))
+        return Rewarded(totals, terms, int((~table.complete).sum()), int(bounded.sum()))
+
+
+def bounded_scores(
+    terms: Mapping[str, NDArray[np.float64]], scaling: Scaling
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.bool_]]:
+    """Raises rewards of scores that are below all that scores in [0, 1] can get.
+
+    A single "60" instead of "0.60" would otherwise decide the advantages of its whole group.
+
+    Args:
+        terms: reward -> (N,).
+        scaling: of the rewards.
+
+    Returns:
+        The terms, and bool (N,), where one was raised.
+    """
+    lowest = 1 - score_factor(scaling)
+    raised = np.zeros(len(next(iter(terms.values()))), bool)
+    found = dict(terms)
+    for name in terms.keys() & set(SCORE_REWARDS):
+        raised |= terms[name] < lowest
+        found[name] = np.maximum(terms[name], lowest)
+    return found, raised
 
 
 def counts_of(groups: Sequence[Group], rewarded: Rewarded, kept: Sequence[int]) -> dict[str, float]:
@@ -80,6 +110,7 @@ def counts_of(groups: Sequence[Group], rewarded: Rewarded, kept: Sequence[int]) 
         "tokens": sum(len(reply.ids) for reply in replies),
         "kept_tokens": sum(len(reply.ids) for reply in counted),
         "unread": rewarded.unread,
+        "bounded": rewarded.bounded,
         "surprise": -sum(float(reply.log_probs.sum()) for reply in replies),
         "reward": float(rewarded.totals.sum()),
         **{f"reward_{name}": float(values.sum()) for name, values in rewarded.terms.items()},
@@ -97,6 +128,7 @@ def means_of(sums: Mapping[str, float]) -> dict[str, float]:
         "entropy": sums["surprise"] / sums["tokens"],
         "length": sums["tokens"] / replies,
         "unread_share": sums["unread"] / replies,
+        "bounded_share": sums["bounded"] / replies,
         "no_variance_share": 1 - sums["kept_groups"] / sums["groups"],
         "rows": replies,
         "tokens": sums["tokens"],

@@ -67,6 +67,9 @@ class GrpoSettings:
     """Name -> weight; None = all twelve with weight 1."""
     scaling: Scaling = "code"
     """Whose factors the rewards have: those of the official code or of the paper."""
+    bound_scores: bool = True
+    """Whether the reward of a score far from [0, 1] counts as the lowest of scores in [0, 1]; the
+    official code has no such bound."""
     stop: Mapping[str, float] = field(default_factory=dict)
     """Of STOP_RULES: limits that stop a run after `PATIENCE` steps in a row beyond them."""
 

@@ -180,11 +180,13 @@ def _make_parts(folder: Path, parts: list[Part], processes: int, device: str | N
     import joblib
 
     total, done, start = sum(part.count for part in parts), 0, time.perf_counter()
-    workers = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
+    # A process that starts costs seconds: none starts without a part to make.
+    count = max(1, min(joblib.effective_n_jobs(processes), len(parts)))
+    workers = joblib.Parallel(n_jobs=count, return_as="generator_unordered")
     tasks = (joblib.delayed(make_part)(folder, *drawn) for drawn in _drawn(parts, device))
     try:
-        for count in workers(tasks):
-            done += count
+        for made in workers(tasks):
+            done += made
             rate = done / (time.perf_counter() - start)
             print(
                 f"{done} of {total} pictures, {rate:.0f}/s, {(total - done) / rate:.0f} s left",

@@ -3,9 +3,17 @@
 from tts_verifier.training.grpo.rewards.official import (
     GROUNDING_REWARDS,
     REWARDS,
+    SCORE_REWARDS,
     Reward,
     RewardTable,
     total_rewards,
 )
 
-__all__ = ["GROUNDING_REWARDS", "REWARDS", "Reward", "RewardTable", "total_rewards"]
+__all__ = [
+    "GROUNDING_REWARDS",
+    "REWARDS",
+    "SCORE_REWARDS",
+    "Reward",
+    "RewardTable",
+    "total_rewards",
+]

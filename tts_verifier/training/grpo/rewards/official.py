@@ -160,6 +160,8 @@ def misalignment_boundingbox_union(batch: RewardBatch) -> Reals:
 
 REWARDS: Final[Mapping[str, Reward]] = MappingProxyType(_REWARDS)
 """Official name -> reward, in the order of the official registry."""
+SCORE_REWARDS: Final = tuple(name for name in REWARDS if name.endswith("_score"))
+"""The rewards of the four scores, the only ones that have no lower end."""
 GROUNDING_REWARDS: Final = tuple(name for name in REWARDS if "_boundingbox_" in name)
 """The rewards of the boxes, which an ablation of the paper leaves out."""
 

@@ -45,9 +45,14 @@ def score_rewards(answers: Answers, truth: Reals, aspect: int, scaling: Scaling)
         aspect: the column.
         scaling: the factor is 3 in the code and 1 in the paper.
     """
-    factor = SCORE_FACTOR if scaling == "code" else 1.0
+    factor = score_factor(scaling)
     rewards = 1 - factor * np.abs(answers.scores[:, aspect] - truth[:, aspect])
     return np.where(answers.answered, rewards, 0.0)
+
+
+def score_factor(scaling: Scaling) -> float:
+    """Returns the factor of a score's error."""
+    return SCORE_FACTOR if scaling == "code" else 1.0
 
 
 def map_rewards(errors: Reals, kind: str, scaling: Scaling) -> Reals:
