@@ -178,7 +178,7 @@ def test_no_images_give_no_verdicts(doctor: ImageDoctor) -> None:
     [
         ("", "Prompt 1 must say what the image should show; it is empty"),
         (" \n", "it is empty"),
-        (None, "must be a string, got NoneType"),
+        (None, "Prompt 1 must be a text, got None"),
         ("a" * 20_001, "at most 20000 characters; it has 20001"),
         ("\ud800", "must be valid Unicode"),
     ],
