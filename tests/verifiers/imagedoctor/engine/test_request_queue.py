@@ -18,6 +18,7 @@ from tiny_engine import EOS, requests
 
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.engine import Engine, RequestQueue, generate
+from tts_verifier.verifiers.imagedoctor.engine.engine import CPU_STEPS_PER_CHECK
 from tts_verifier.verifiers.imagedoctor.engine.next_token import greedy
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.requests import (
@@ -134,8 +135,8 @@ def test_a_cancelled_request_frees_its_sequence(model: ImageDoctorModel) -> None
         assert not wanted.cancel()
     with pytest.raises(CancelledError):
         running.result(0)
-    # The rest of the first 8 steps, and those of the one reply that was wanted.
-    assert len(gate.rows) == 8 + 40
+    # The rest of the steps before the first check, and those of the one reply that was wanted.
+    assert len(gate.rows) == CPU_STEPS_PER_CHECK + 40
 
 
 def test_cancelling_works_in_every_place_and_order(model: ImageDoctorModel) -> None:

@@ -73,6 +73,13 @@ def test_sequences_are_refilled_once_a_quarter_is_free() -> None:
     assert admit(scheduler) == [{3: 8, 6: 9}]
 
 
+def test_a_smaller_share_refills_earlier() -> None:
+    scheduler = Scheduler(queue(20), 8, refill_share=8)
+    admit(scheduler)
+    scheduler.finish([3])
+    assert admit(scheduler) == [{3: 8}]
+
+
 def test_without_refilling_all_sequences_end_first() -> None:
     scheduler = Scheduler(queue(6), 4, refill=False)
     admit(scheduler)

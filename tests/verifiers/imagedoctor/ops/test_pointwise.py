@@ -38,3 +38,18 @@ def test_a_warning_says_what_triton_lacks(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_cpu_runs_the_plain_chain() -> None:
     assert not pointwise.use_triton(torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_are_rotated_in_place_and_rounded_once(dtype: torch.dtype) -> None:
+    heads = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    angle = torch.arange(20.0).view(5, 4)
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+    first, second = heads[:, :2].double().chunk(2, -1)
+    c, s = angle.double().cos()[:, None], angle.double().sin()[:, None]
+    turned = torch.cat([first * c - second * s, second * c + first * s], -1)
+    expected = torch.cat([turned, heads[:, 2:].double()], 1)
+    result = pointwise.rotate_heads(heads, cos, sin, 2)
+    assert result is heads
+    torch.testing.assert_close(result, expected.to(dtype))
+    assert (heads.double() - expected).abs().max() < torch.finfo(dtype).eps * 4

@@ -26,7 +26,12 @@ from tts_verifier.verifiers.imagedoctor.engine.kv_cache import (
 from tts_verifier.verifiers.imagedoctor.engine.layers import FusedModel, fuse_model
 from tts_verifier.verifiers.imagedoctor.engine.next_token import ChooseToken, greedy
 from tts_verifier.verifiers.imagedoctor.engine.prefill import prefill
-from tts_verifier.verifiers.imagedoctor.engine.scheduler import RunningSequence, Scheduler
+from tts_verifier.verifiers.imagedoctor.engine.scheduler import (
+    CPU_REFILL_SHARE,
+    REFILL_SHARE,
+    RunningSequence,
+    Scheduler,
+)
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.plain import check_plain
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
@@ -37,7 +42,9 @@ from tts_verifier.verifiers.imagedoctor.requests import (
 )
 
 STEPS_PER_CHECK: Final = 8
-"""Decode steps between two checks for ended replies. A check waits for the device."""
+"""Decode steps between two checks for ended replies. A check waits for a GPU."""
+CPU_STEPS_PER_CHECK: Final = 1
+"""The same on a CPU, where a check costs nothing, and a step for a reply that has ended does."""
 EXPECTED_PROMPT: Final = 1024
 """Tokens assumed for a prompt when sequences are counted by memory."""
 REPLY_BLOCK: Final = 512
@@ -129,7 +136,8 @@ class Engine:
         refill = not self.limits.forced_steps
         fused = self._fuse()
         sequences = self._count_sequences(self._most if expected is None else expected)
-        scheduler = Scheduler(requests, sequences, refill=refill)
+        share = CPU_REFILL_SHARE if self._on_cpu else REFILL_SHARE
+        scheduler = Scheduler(requests, sequences, refill=refill, refill_share=share)
         self._visual = {}
         while scheduler.has_work():
             self._drop_cancelled(scheduler)
@@ -182,8 +190,9 @@ class Engine:
             self._visual[running.number] = features
 
     def _decode(self, fused: FusedModel, scheduler: Scheduler) -> DecodeStep:
-        """Runs `STEPS_PER_CHECK` decode steps, or all forced steps, for every running sequence."""
-        free_steps = [FREE_STEP] * min(STEPS_PER_CHECK, self.limits.max_new_tokens)
+        """Runs the decode steps until the next check for every running sequence."""
+        count = CPU_STEPS_PER_CHECK if self._on_cpu else STEPS_PER_CHECK
+        free_steps = [FREE_STEP] * min(count, self.limits.max_new_tokens)
         steps = self.limits.forced_steps or free_steps
         decode_step = self._grow(fused, scheduler, sum(1 + len(step.forced) for step in steps))
         buffers = decode_step.buffers
@@ -253,6 +262,10 @@ class Engine:
         if addresses != self._addresses:
             self._addresses, self._decode_step = addresses, None
         return fused
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.model.lm_head.weight.device.type == "cpu"
 
     def _count_sequences(self, expected: int) -> int:
         """Returns how many sequences to decode together for a queue of `expected` requests."""

@@ -174,6 +174,10 @@ class WindowLayout:
     starts: Tensor
     """(windows + 1,), the place of each window's first token, and T."""
 
+    def is_one_window(self, images: int) -> bool:
+        """Says whether each of so many images is a single window, whose tokens are in order."""
+        return len(self.sizes) == 1 and self.sizes[0][0] == images
+
 
 @lru_cache(maxsize=16)
 def window_layout(
@@ -277,7 +281,8 @@ def _features_of_one_grid(
     layout = window_layout(grids[0], len(grids), merge, window, head_size, x.device)
     x, added = x[layout.order], None
     for i, block in enumerate(blocks):
-        images = len(grids) if i in tower.fullatt_block_indexes else 0
+        whole = i in tower.fullatt_block_indexes and not layout.is_one_window(len(grids))
+        images = len(grids) if whole else 0
         x, normed = add_and_norm(x, added, block.norm, block.eps, block.qkv.weight)
         added = _attend(block, normed, layout, images)
         x, normed = add_and_norm(x, added, block.second_norm, block.eps, block.gate_up.weight)

@@ -75,23 +75,27 @@ def silu_gate(both: Tensor) -> Tensor:
 
 
 def rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -> Tensor:
-    """Applies rotary position embedding: rotates pairs (i, i + size / 2); perhaps in place.
+    """Applies rotary position embedding in place: rotates pairs (i, i + size / 2).
 
     Args:
-        heads: (M, heads, size).
+        heads: (M, heads, size), overwritten.
         cos: (M, size), in the dtype to compute in.
         sin: (M, size), negated in its first half.
         rotated: how many of the heads to rotate, from the first; the others stay.
 
     Returns:
-        (M, heads, size); the same tensor where a kernel ran.
+        (M, heads, size), the same tensor.
     """
     if use_triton(heads):
         from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
         return pointwise_kernels.triton_rotate_heads(heads, cos, sin, rotated)
     first = heads[:, :rotated]
+    # The heads themselves if they have this dtype, else a copy.
+    turned = first.to(cos.dtype)
     # Puts each channel's partner in its place; the partner's sign is part of the sine.
-    partners = first.roll(first.shape[-1] // 2, -1)
-    turned = first * cos[:, None] + partners * sin[:, None]
-    return torch.cat([turned.to(heads.dtype), heads[:, rotated:]], 1)
+    partners = turned.roll(turned.shape[-1] // 2, -1).mul_(sin[:, None])
+    turned.mul_(cos[:, None]).add_(partners)
+    if turned.dtype != heads.dtype:
+        first.copy_(turned)
+    return heads
