@@ -6,6 +6,10 @@ The bundled verifier diagnoses images of the miniature world, every second one w
 caption, and each reply ends by itself. `generate` takes the same prompts in batches, longest
 prompts first as the engine does, and continues until a batch's longest reply has ended. Both use
 the same weights and tokens, and decode no heatmaps. The output says how many replies are equal.
+
+Each round runs every way once, and a speed-up is the median over the rounds, so that a machine
+that is slow for a while is slow for all. With `--threads 1` the speed-up by processor time stays
+meaningful while others use the cores; threads that wait for each other spend it on waiting.
 """
 
 from __future__ import annotations
@@ -103,28 +107,42 @@ def before_eos(ids: list[int], eos: tuple[int, ...]) -> list[int]:
     return ids[: next((i for i, token in enumerate(ids) if token in eos), len(ids))]
 
 
+def median_ratio(seconds: list[float], of_ours: list[float]) -> float:
+    """Returns the median over the rounds of how many times as long as ours a way took."""
+    return statistics.median(a / b for a, b in zip(seconds, of_ours, strict=True))
+
+
 def main() -> None:
     """Runs engine and `generate` in turns, and prints a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--sequences", type=int, default=16, help="replies generated at a time")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch on a CPU; default: torch's own")
+    parser.add_argument("--caches", default="dynamic,static", help="of generate, in order")
     parser.add_argument("--out", type=Path, help="a Parquet file")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     checkpoint = Verifier.from_pretrained("shapes").checkpoint
     requests = diagnoses(checkpoint, args.pictures)
     ways = {
         "ours": with_engine(checkpoint, requests, args.sequences),
-        "generate, dynamic cache": with_generate(checkpoint, requests, args.sequences, None),
-        "generate, static cache": with_generate(checkpoint, requests, args.sequences, "static"),
     }
+    for cache in args.caches.split(","):
+        implementation = None if cache == "dynamic" else cache
+        way = with_generate(checkpoint, requests, args.sequences, implementation)
+        ways[f"generate, {cache} cache"] = way
     seconds_of: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_of: dict[str, list[float]] = {name: [] for name in ways}
     replies_of = {}
     for run in range(args.runs + 1):  # the first warms up
         for name, way in ways.items():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             replies_of[name] = way()
-            seconds_of[name] += [time.perf_counter() - began] if run else []
+            if run:
+                seconds_of[name].append(time.perf_counter() - began)
+                cpu_of[name].append(time.process_time() - cpu_began)
     lengths = [len(reply) for reply in replies_of["ours"]]
     cuda = checkpoint.model.lm_head.weight.is_cuda
     on = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -137,7 +155,9 @@ def main() -> None:
                 "part": name,
                 "on": on,
                 "images_per_s": args.pictures / seconds,
-                "ours_is_times": seconds / statistics.median(seconds_of["ours"]),
+                "ours_is_times": median_ratio(seconds_of[name], seconds_of["ours"]),
+                "cpu_s": statistics.median(cpu_of[name]),
+                "ours_is_times_by_cpu": median_ratio(cpu_of[name], cpu_of["ours"]),
                 "fastest_s": min(seconds_of[name]),
                 "slowest_s": max(seconds_of[name]),
                 "same_replies": equal / args.pictures,
