@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import VERIFIER_SIZES
 
-from tts_verifier.training.miniature.verifier.checkpoint import write_random_checkpoint
 from tts_verifier.training.miniature.verifier.tokenizer import SPECIAL_TOKENS
 from tts_verifier.training.richhf.miniature import make_miniature_richhf
 from tts_verifier.training.verifier.token_rows import HEATMAP_TOKENS
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 
 STOCK_TOKENS = [t for t in SPECIAL_TOKENS if t not in HEATMAP_TOKENS.values()]
-
-
-@pytest.fixture(scope="session")
-def doctor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor")
-    write_random_checkpoint(folder, VERIFIER_SIZES, seed=0)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import VERIFIER_SIZES
 
 from tts_verifier.training.cold_start.stages import read_for_training
 from tts_verifier.training.grpo import grpo as entry
@@ -17,16 +16,8 @@ from tts_verifier.training.grpo.measures import Rewarded
 from tts_verifier.training.grpo.prompts import PromptSource
 from tts_verifier.training.grpo.rollouts import Group
 from tts_verifier.training.grpo.settings import GrpoSettings
-from tts_verifier.training.miniature.verifier.checkpoint import write_random_checkpoint
 from tts_verifier.training.richhf.miniature import make_miniature_richhf
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-
-
-@pytest.fixture(scope="session")
-def doctor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("doctor")
-    write_random_checkpoint(folder, VERIFIER_SIZES, seed=0)
-    return folder
 
 
 @pytest.fixture(scope="session")
