@@ -35,7 +35,7 @@ _SERIES_COLOURS: Final = 4
 _LEGEND_CHARACTERS: Final = 22
 """Longest name of a series in the legend."""
 _WIDTH, _HEIGHT = 440.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 32.0, 56.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 32.0, 56.0
 
 
 @dataclass(frozen=True, slots=True)
