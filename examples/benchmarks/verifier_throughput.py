@@ -322,8 +322,8 @@ def compare(rows: list[Row]) -> list[Row]:
     return [{key: value for key, value in r.items() if key != "ids"} for r in rows]
 
 
-def main() -> None:
-    """Runs the parts in --only; a part that fails is printed with its error."""
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint's folder; default: random, official size")
     default = "cuda" if torch.cuda.is_available() else "cpu"
@@ -339,7 +339,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240, help="no part starts after this")
     parser.add_argument("--out", type=Path, help="a Parquet file")
     parser.add_argument("--picture", type=Path, help="an SVG file")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the parts in --only; a part that fails is printed with its error."""
+    args = arguments()
     began = time.perf_counter()
     bench = Bench(
         args.device,

@@ -1,10 +1,14 @@
-"""The clock of a run: when to print, to save and to stop."""
+"""The clock of a run, and what is due after each step: metrics, a line of progress, the state."""
 
 from __future__ import annotations
 
 import time
 
+from accelerate import Accelerator
+
 from tts_verifier.training.cold_start.settings import RunSettings
+from tts_verifier.training.common.run_folder import RunFolder
+from tts_verifier.training.common.step_guard import StepGuard
 
 
 class Clock:
@@ -58,3 +62,39 @@ class Clock:
             f"{rate * row['tokens'] / row['rows']:.0f} tokens/s, {left:.0f} s left: {losses}{lost}",
             flush=True,
         )
+
+
+def record_step(
+    row: dict[str, float],
+    run: RunSettings,
+    folder: RunFolder,
+    clock: Clock,
+    accelerator: Accelerator,
+    guard: StepGuard,
+    *,
+    save: bool,
+    last: bool,
+) -> None:
+    """Records and shows the metrics of a step, and keeps the state when it is time for that.
+
+    Args:
+        row: the metrics, with `step`; the rate and the seconds are added.
+        run: says whether states are kept.
+        folder: of the run.
+        clock: of the run.
+        accelerator: of the processes.
+        guard: counts skipped steps.
+        save: whether it is time.
+        last: whether no step follows.
+    """
+    step = int(row["step"])
+    row |= {"rows_per_second": clock.rate(step), "seconds": clock.lap()}
+    folder.record(row)
+    accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
+    if accelerator.is_main_process:
+        clock.show(step, row, guard.skipped, last=last)
+    if run.save_state and (save or last):
+        folder.save(step + 1)
+        clock.saved()
+    elif last:
+        folder.save_metrics()

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.shapes.vocabulary import SIZE
 from tts_verifier.training.cold_start.batches import RowBlock
-from tts_verifier.training.cold_start.clock import Clock
+from tts_verifier.training.cold_start.clock import Clock, record_step
 from tts_verifier.training.cold_start.network import (
     ColdStartNetwork,
     parameter_groups,
@@ -296,16 +296,7 @@ def train(
         last = stop or step + 1 == run.steps
         taken = step + 1
         row |= {"step": step, "learning_rate": rate}
-        row |= {"rows_per_second": clock.rate(step), "seconds": clock.lap()}
-        folder.record(row)
-        accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
-        if accelerator.is_main_process:
-            clock.show(step, row, guard.skipped, last=last)
-        if run.save_state and (save or last):
-            folder.save(step + 1)
-            clock.saved()
-        elif last:
-            folder.save_metrics()
+        record_step(row, run, folder, clock, accelerator, guard, save=save, last=last)
         if stop:
             break
     if accelerator.is_main_process:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from tts_verifier.errors import RunError
-from tts_verifier.training.cold_start.clock import Clock
+from tts_verifier.training.cold_start.clock import Clock, record_step
 from tts_verifier.training.cold_start.network import (
     choose_trained,
     parameter_groups,
@@ -246,16 +246,7 @@ def train_policy(
         last = stop or broken is not None or step + 1 == run.steps
         taken = step + 1
         row |= {"step": step, "learning_rate": rate}
-        row |= {"rows_per_second": clock.rate(step), "seconds": clock.lap()}
-        folder.record(row)
-        accelerator.log({k: v for k, v in row.items() if k != "step"}, step=step)
-        if accelerator.is_main_process:
-            clock.show(step, row, training.guard.skipped, last=last)
-        if run.save_state and (save or last):
-            folder.save(step + 1)
-            clock.saved()
-        elif last:
-            folder.save_metrics()
+        record_step(row, run, folder, clock, accelerator, training.guard, save=save, last=last)
         if stop or broken is not None:
             break
     write_policy(training, run, folder.folder / "checkpoint")
