@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,45 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def attention_operations(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Counts an attention: of the scores, and of the values that they weigh."""
+    return 2 * math.prod(query[:3]) * key[2] * (query[3] + value[3])
+
+
+def attention_backward_operations(
+    _: Any, query: Sequence[int], key: Sequence[int], value: Sequence[int], *__: Any, **___: Any
+) -> int:
+    """Counts its backward pass, which makes the scores again."""
+    return math.prod(query[:3]) * key[2] * (6 * query[3] + 4 * value[3])
+
+
+ATTENTIONS = ("efficient", "flash", "cudnn")
+FLOP_FORMULAS: dict[Any, Any] = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention{suffix}"): formula
+    for name in ATTENTIONS
+    for suffix, formula in (
+        ("", attention_operations),
+        ("_backward", attention_backward_operations),
+    )
+}
+"""torch counts attention with fewer key than query heads only since 2.12."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Returns a counter of the operations of products, convolutions and attention."""
+    return FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+
+
 def needed_operations(network: ColdStartNetwork, block: RowBlock) -> float:
     """Counts what the forward and backward pass of a block need, without recomputation."""
     on_device = RowBlock(*(c.to(network.model.lm_head.weight.device) for c in block))
     shares = torch.ones(4, device=on_device.ids.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+    with torch.no_grad(), flop_counter() as whole:
         network(on_device, shares)
     grids = [network.grid] * len(block.ids)
-    with torch.no_grad(), FlopCounterMode(display=False) as tower:
+    with torch.no_grad(), flop_counter() as tower:
         network.model.visual_features(network.preprocess(on_device.pixels), grids)
     trained = whole.get_total_flops() - tower.get_total_flops()
     return 3 * trained + (3 if network.train_tower else 1) * tower.get_total_flops()
@@ -132,7 +165,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     optimiser: Any = torch.optim.AdamW(groups, lr=1e-6, betas=ADAM_BETAS, fused=cuda)
     prepared, optimiser = accelerator.prepare(network, optimiser)
     step = [prepared, optimiser, accelerator, StepGuard()]
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         take_step(*step, 0, blocks, NO_FLAGS)
     take_step(*step, 1, blocks, NO_FLAGS)
     wait(device)

@@ -58,7 +58,8 @@ def add_and_norm(
         rows, scales = row_kernels.triton_norm_rows(states, added, norm, eps, fp8=in_fp8)
         return states, Fp8Matrix(rows, scales, states.dtype) if in_fp8 else rows
     states = states if added is None else states + added
-    normed = rms_norm(states, norm.shape, norm, eps)
+    # Under autocast the states are narrower than the norm; torch fuses equal types only.
+    normed = rms_norm(states, norm.shape, norm.to(states.dtype), eps)
     return states, quantise_rows(normed) if in_fp8 else normed
 
 
