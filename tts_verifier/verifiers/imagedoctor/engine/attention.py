@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tts_verifier.verifiers.imagedoctor.engine.kv_cache import SequenceBuffers
+from tts_verifier.verifiers.imagedoctor.engine.kv_cache import LayerCache, SequenceBuffers
 from tts_verifier.verifiers.imagedoctor.engine.layers import AttentionShape, Rope
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, use_triton
 
@@ -45,11 +45,12 @@ class PrefillAttention:
             from tts_verifier.verifiers.imagedoctor.ops import pointwise_kernels
 
             heads = qkv.unflatten(-1, (-1, shape.size))
-            pointwise_kernels.triton_rotate_and_store(heads, *rope, at, cache)
+            pointwise_kernels.triton_rotate_and_store(heads, *rope, at, *cache)
         else:
             heads = _rotate(qkv, rope, shape).unflatten(-1, (-1, shape.size))
-            kv = heads[:, :, shape.heads :].unflatten(2, (2, -1))
-            cache[at, ..., :count, :] = kv.permute(0, 2, 3, 1, 4)
+            kv = heads[:, :, shape.heads :].unflatten(2, (2, -1)).permute(0, 2, 3, 1, 4)
+            for stored, part in zip(cache.tensors, cache.rounded(kv), strict=True):
+                stored[at, ..., :count, :] = part
         q, k, v = heads.transpose(1, 2).split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
         # enable_gqa spares a copy of keys and values for every query head. Padding on the right
         # needs no mask, because causal attention does not look ahead.
@@ -93,7 +94,7 @@ class DecodeAttention:
             from tts_verifier.verifiers.imagedoctor.ops import attention_kernels
 
             return attention_kernels.triton_cached_attention(
-                qkv, rope, cache, self.buffers.length, bucket=self.bucket
+                qkv, rope, *cache, self.buffers.length, bucket=self.bucket
             )
         return self._attend_masked(cache, _rotate(qkv, rope, self.shape))
 
@@ -116,17 +117,18 @@ class DecodeAttention:
         group = shape.heads // shape.kv_heads
         self._bias = bias if count == 1 else bias.repeat(1, 1, group, 1)
 
-    def _attend_masked(self, cache: Tensor, qkv: Tensor) -> Tensor:
+    def _attend_masked(self, cache: LayerCache, qkv: Tensor) -> Tensor:
         shape, count = self.shape, qkv.shape[1]
         width = shape.heads * shape.size
         new = qkv[..., width:].unflatten(-1, (-1, shape.size)).transpose(1, 2)
-        flat = cache.view(-1, shape.size)
-        flat.index_copy_(0, self._places.to(cache.device), new.flatten(0, 2))
-        keys, values = cache[: self.sequences, ..., : self.bucket, :].unbind(1)
+        for stored, part in zip(cache.tensors, cache.rounded(new), strict=True):
+            flat = stored.view(-1, stored.shape[-1])
+            flat.index_copy_(0, self._places.to(stored.device), part.flatten(0, 2))
+        keys, values = cache.read(self.sequences, self.bucket, qkv.dtype).unbind(1)
         # The query heads of one key head become further queries, so keys are read only once.
         query = qkv[..., :width].unflatten(-1, (shape.kv_heads, -1, shape.size))
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        bias = self._bias.to(cache.device)
+        bias = self._bias.to(keys.device)
         out: Tensor = scaled_dot_product_attention(query, keys, values, attn_mask=bias)
         out = out.unflatten(2, (-1, count)).permute(0, 3, 1, 2, 4)
         return out.reshape(self.sequences, count, width)

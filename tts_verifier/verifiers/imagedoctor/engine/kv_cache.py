@@ -1,7 +1,8 @@
 """The engine's buffers: a KV cache and reply state for a fixed number of sequences.
 
 The buffers never move in memory while they are in use, because captured decode steps hold their
-addresses. They grow by being replaced, together with the captured steps.
+addresses. They grow by being replaced, together with the captured steps. Where products are in
+fp8, keys and values are 8-bit integers with a scale for each vector: attention reads half as much.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from tts_verifier.memory import free_bytes
 from tts_verifier.verifiers.imagedoctor.engine.next_token import draws_of
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
+from tts_verifier.verifiers.imagedoctor.model.quantise import is_in_fp8
+from tts_verifier.verifiers.imagedoctor.ops.e4m3 import SMALLEST_PEAK
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits
 
@@ -29,6 +32,38 @@ GPU_SEQUENCES: Final = 512
 300 sequences on, an H100 is bound by arithmetic there too, and more gain little."""
 
 
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, on its device."""
+
+    values: Tensor
+    """(S, 2, kv heads, capacity, head size): keys, then values; int8 where there are scales."""
+    scales: Tensor | None
+    """(S, 2, kv heads, capacity, 1), float32, what the integers of each vector count in."""
+
+    @property
+    def device(self) -> torch.device:
+        """The layer's device."""
+        return self.values.device
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors, sequences first and tokens last but one."""
+        return (self.values,) if self.scales is None else (self.values, self.scales)
+
+    def rounded(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """Returns what `tensors` hold for vectors (…, size)."""
+        if self.scales is None:
+            return (vectors,)
+        wide = vectors.float()
+        peak = wide.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_PEAK)
+        return (wide * (127.0 / peak) + 0.5).floor().to(torch.int8), peak / 127.0
+
+    def read(self, sequences: int, tokens: int, dtype: torch.dtype) -> Tensor:
+        """Returns the first tokens of the first sequences."""
+        values, *scales = (tensor[:sequences, ..., :tokens, :] for tensor in self.tensors)
+        return (values * scales[0]).to(dtype) if scales else values
+
+
 @dataclass(slots=True, eq=False)
 class SequenceBuffers:
     """All state of S sequences; H = hidden size, M = `max_new_tokens`, W = watched tokens.
@@ -36,8 +71,8 @@ class SequenceBuffers:
     Decode steps compute on sequences that are not live as well, but add nothing to their replies.
     """
 
-    kv_cache: list[Tensor]
-    """For each layer (S, 2, kv heads, capacity, head size): keys, then values, on its device."""
+    kv_cache: list[LayerCache]
+    """Of each layer."""
     hidden: Tensor
     """(S, H), the state after the final norm that predicts the next token."""
     position: Tensor
@@ -72,7 +107,7 @@ class SequenceBuffers:
     @property
     def capacity(self) -> int:
         """How many tokens a sequence's KV cache can hold."""
-        return self.kv_cache[0].shape[-2]
+        return self.kv_cache[0].values.shape[-2]
 
     @property
     def nbytes(self) -> int:
@@ -91,7 +126,10 @@ class SequenceBuffers:
 
     def all_buffers(self) -> tuple[Tensor, ...]:
         """Returns all buffers, sequences first."""
-        return (*self.kv_cache, *self.reply_state())
+        return (*self._cache_tensors(), *self.reply_state())
+
+    def _cache_tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for cache in self.kv_cache for tensor in cache.tensors)
 
     def start(self, at: Tensor, ids: Tensor, hidden: Tensor, length: Tensor, shift: Tensor) -> None:
         """Begins the replies of sequences whose prompts are in the KV cache.
@@ -117,9 +155,9 @@ class SequenceBuffers:
 
     def copy_prompts(self, sources: Tensor, targets: Tensor, tokens: int) -> None:
         """Copies the first tokens' keys and values of sequences (N,) to sequences (N,)."""
-        for cache in self.kv_cache:
-            source, target = sources.to(cache.device), targets.to(cache.device)
-            cache[target, ..., :tokens, :] = cache[source, ..., :tokens, :]
+        for tensor in self._cache_tensors():
+            source, target = sources.to(tensor.device), targets.to(tensor.device)
+            tensor[target, ..., :tokens, :] = tensor[source, ..., :tokens, :]
 
     def seed(self, at: Sequence[int], seeds: Sequence[int]) -> None:
         """Sets what the replies of some sequences are drawn with, from their requests' seeds."""
@@ -137,7 +175,7 @@ class SequenceBuffers:
 
     def copy_from(self, smaller: SequenceBuffers) -> None:
         """Takes over the state of buffers with less capacity and as many sequences."""
-        for new, old in zip(self.kv_cache, smaller.kv_cache, strict=True):
+        for new, old in zip(self._cache_tensors(), smaller._cache_tensors(), strict=True):
             new[..., : smaller.capacity, :].copy_(old)
         for new, old in zip(self.reply_state(), smaller.reply_state(), strict=True):
             new.copy_(old)
@@ -162,6 +200,7 @@ def allocate_buffers(
     most = limits.max_new_tokens
     vocabulary = len(weight) if limits.penalty != 1.0 else 0
     watched = sum(map(len, limits.watched_groups))
+    vectors, in_fp8 = (2, kv_heads, capacity), is_in_fp8(model)
 
     # Not `empty`: masked attention multiplies unused places by 0, and 0 * NaN is NaN.
     def zeros(*shape: int, dtype: torch.dtype = torch.long, device: Any = weight.device) -> Tensor:
@@ -170,7 +209,10 @@ def allocate_buffers(
     return SequenceBuffers(
         # The tokens of a head are contiguous, because attention reads them head by head.
         kv_cache=[
-            zeros(2, kv_heads, capacity, size, dtype=weight.dtype, device=device)
+            LayerCache(
+                zeros(*vectors, size, dtype=torch.int8 if in_fp8 else weight.dtype, device=device),
+                zeros(*vectors, 1, dtype=torch.float32, device=device) if in_fp8 else None,
+            )
             for device in _layer_devices(model)
         ],
         hidden=zeros(hidden, dtype=weight.dtype),

@@ -17,7 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tts_verifier.verifiers.imagedoctor.ops.row_kernels import tile_rows
+from tts_verifier.verifiers.imagedoctor.ops.row_kernels import (
+    round_to_int8,
+    scale_of_int8,
+    tile_rows,
+)
 
 CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
 """Up to so many sequences times key heads, one program attends to so many cached tokens, so many
@@ -42,8 +46,11 @@ def _load_rotated(base, token, d, cos, sin, real, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _update_softmax(q, k, v, visible, scale, peak, total, mixed):
-    """Adds keys and values (N, SIZE) to the running softmax of queries (M, SIZE)."""
+def _update_softmax(q, k, v, visible, scale, value_scale, peak, total, mixed):
+    """Adds keys and values (N, SIZE) to the running softmax of queries (M, SIZE).
+
+    Scores are multiplied by `scale`, values by `value_scale`: numbers, or (1, N).
+    """
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     s = tl.where(visible, s, float("-inf"))
     top = tl.maximum(peak, tl.max(s, 1))
@@ -52,20 +59,48 @@ def _update_softmax(q, k, v, visible, scale, peak, total, mixed):
     # Earlier sums were taken under the old peak, so they are scaled to the new one.
     rescale, e = tl.exp(peak - finite), tl.exp(s - finite[:, None])
     total = total * rescale + tl.sum(e, 1)
-    mixed = tl.dot(e.to(v.dtype), v, mixed * rescale[:, None], input_precision="ieee")
+    weights = (e * value_scale).to(v.dtype)
+    mixed = tl.dot(weights, v, mixed * rescale[:, None], input_precision="ieee")
     return top, total, mixed
 
 
 @triton.jit
+def _load_vectors(
+    base, scales, at, d, real, SIZE: tl.constexpr, INT8: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Loads vectors `at` (N,) of a cache as (N, SIZE), and their scales: (1, N), or 1."""
+    x = tl.load(base + at[:, None] * SIZE + d[None, :], mask=real[:, None], other=0.0)
+    scale = tl.load(scales + at, mask=real, other=0.0)[None, :] if INT8 else 1.0
+    return x.to(DTYPE), scale
+
+
+@triton.jit
+def _store_vectors(
+    x, base, scales, at, d, real, SIZE: tl.constexpr, INT8: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Stores vectors (N, SIZE) in a cache; returns what `_load_vectors` will load."""
+    if INT8:
+        x = x.to(tl.float32)
+        peak = tl.max(tl.abs(x), 1)
+        scale, x = scale_of_int8(peak)[None, :], round_to_int8(x, peak)
+        tl.store(scales + at, scale_of_int8(peak), mask=real)
+    else:
+        scale = 1.0
+        x = x.to(DTYPE)
+    tl.store(base + at[:, None] * SIZE + d[None, :], x, mask=real[:, None])
+    return x.to(DTYPE), scale
+
+
+@triton.jit
 def _attend_chunk_kernel(
-    qkv, cos, sin, cache, length, sums, peaks, capacity, scale, chunks,
+    qkv, cos, sin, cache, scales, length, sums, peaks, capacity, scale, chunks,
     T: tl.constexpr, GROUP: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr,
     M: tl.constexpr, NEW: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-    ALONE: tl.constexpr,
+    ALONE: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
     """Attends to one chunk of a sequence's cache for one key head; the last adds the new tokens.
 
-    ALONE: the only chunk; `sums` is then the output.
+    ALONE: the only chunk; `sums` is then the output. INT8: the cache has scales.
     """
     row, head = tl.program_id(0) // KV, tl.program_id(0) % KV
     start = tl.program_id(1) * CHUNK
@@ -73,38 +108,45 @@ def _attend_chunk_kernel(
     # Not >=: the chunk that begins at `before` takes the new tokens.
     if start > before:
         return
-    cache_dtype = cache.dtype.element_ty
+    dtype = qkv.dtype.element_ty
     width: tl.constexpr = (GROUP + 2) * KV * SIZE
-    d = tl.arange(0, SIZE)
-    m = tl.arange(0, M)
+    d, m = tl.arange(0, SIZE), tl.arange(0, M)
     # Row m of the tile is query head m // T of the key head, at new token m % T.
     query = row * T + m % T
     base = qkv + query * width + (head * GROUP + m // T) * SIZE
-    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(cache_dtype)
+    q = _load_rotated(base, query, d, cos, sin, m < GROUP * T, SIZE).to(dtype)
     # Offsets into a large cache may exceed 32 bits.
-    keys = cache + (row * 2 * KV + head).to(tl.int64) * capacity * SIZE + d[None, :]
+    first = (row * 2 * KV + head).to(tl.int64) * capacity
+    keys = cache + first * SIZE
     values = keys + KV * capacity * SIZE
+    key_scales = scales + first
+    value_scales = key_scales + KV * capacity
     peak = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     mixed = tl.zeros((M, SIZE), tl.float32)
     for i in range(0, tl.minimum(CHUNK, before - start), BLOCK):
-        p = (start + i + tl.arange(0, BLOCK))[:, None]
-        k = tl.load(keys + p * SIZE, mask=p < before, other=0.0)
-        v = tl.load(values + p * SIZE, mask=p < before, other=0.0)
-        visible = tl.trans(p) < before
-        peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
+        p = start + i + tl.arange(0, BLOCK)
+        k, of_keys = _load_vectors(keys, key_scales, p, d, p < before, SIZE, INT8, dtype)
+        v, of_values = _load_vectors(values, value_scales, p, d, p < before, SIZE, INT8, dtype)
+        visible = (p < before)[None, :]
+        peak, total, mixed = _update_softmax(
+            q, k, v, visible, of_keys * scale, of_values, peak, total, mixed
+        )
     if start + CHUNK > before:
         t = tl.arange(0, NEW)
         source = qkv + (row * T + t) * width + (GROUP * KV + head) * SIZE
-        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE).to(cache_dtype)
-        real = (t < T)[:, None]
-        v = tl.load(source[:, None] + KV * SIZE + d[None, :], mask=real, other=0.0).to(cache_dtype)
-        place = (before + t)[:, None]
-        # The cache of a sequence that has ended may be full.
-        tl.store(keys + place * SIZE, k, mask=real & (place < capacity))
-        tl.store(values + place * SIZE, v, mask=real & (place < capacity))
+        k = _load_rotated(source, row * T + t, d, cos, sin, t < T, SIZE)
+        value = source[:, None] + KV * SIZE + d[None, :]
+        v = tl.load(value, mask=(t < T)[:, None], other=0.0)
         visible = t[None, :] <= (m % T)[:, None]
-        peak, total, mixed = _update_softmax(q, k, v, visible, scale, peak, total, mixed)
+        # The cache of a sequence that has ended may be full.
+        p = before + t
+        free = (t < T) & (p < capacity)
+        k, of_keys = _store_vectors(k, keys, key_scales, p, d, free, SIZE, INT8, dtype)
+        v, of_values = _store_vectors(v, values, value_scales, p, d, free, SIZE, INT8, dtype)
+        peak, total, mixed = _update_softmax(
+            q, k, v, visible, of_keys * scale, of_values, peak, total, mixed
+        )
     real = m < GROUP * T
     if ALONE:
         place = (query * KV * GROUP + head * GROUP + m // T) * SIZE
@@ -140,7 +182,13 @@ def _combine_chunks_kernel(
 
 
 def triton_cached_attention(
-    qkv: Tensor, rope: tuple[Tensor, Tensor], cache: Tensor, length: Tensor, *, bucket: int
+    qkv: Tensor,
+    rope: tuple[Tensor, Tensor],
+    cache: Tensor,
+    scales: Tensor | None,
+    length: Tensor,
+    *,
+    bucket: int,
 ) -> Tensor:
     """Appends new keys and values to a layer's KV cache, and attends to all of it.
 
@@ -148,6 +196,7 @@ def triton_cached_attention(
         qkv: (sequences, T, queries, keys and values side by side), before rotation.
         rope: cosine and signed sine, (sequences * T, size) each.
         cache: (at least `sequences`, 2, kv heads, capacity, size), written in place.
+        scales: of a cache in int8, (…, capacity, 1), written in place.
         length: (at least `sequences`,), the tokens that each sequence has in the cache already.
         bucket: at least as many as any running sequence has afterwards; sets the number of chunks.
 
@@ -174,9 +223,9 @@ def triton_cached_attention(
         sums = torch.empty(rows * kv, chunks, queries, size, **partial)
         peaks = torch.empty(rows * kv, chunks, queries, 2, **partial)
     _attend_chunk_kernel[(rows * kv, chunks)](
-        qkv, *rope, cache, length, sums, peaks, capacity, size**-0.5, chunks, **shape,
-        NEW=tile_rows(count), BLOCK=block, ALONE=chunks == 1, num_stages=2,
-        num_warps=max(2, queries // 16),
+        qkv, *rope, cache, cache if scales is None else scales, length, sums, peaks, capacity,
+        size**-0.5, chunks, **shape, NEW=tile_rows(count), BLOCK=block, ALONE=chunks == 1,
+        INT8=scales is not None, num_stages=2, num_warps=max(2, queries // 16),
     )  # fmt: skip
     if chunks > 1:
         _combine_chunks_kernel[(rows * kv, group * count)](

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, channels_last, empty_like
 
+from tts_verifier.verifiers.imagedoctor.ops.row_kernels import round_to_int8, scale_of_int8
+
 _GATE_COLUMNS: Final = 1024
 """Columns that one program of the gate's kernel processes."""
 _ROTATE_VECTORS: Final = 32
@@ -77,11 +79,14 @@ def triton_rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor, rotated: int) -
 
 @triton.jit
 def _rotate_and_store_kernel(
-    heads, cos, sin, at, cache, vectors, tokens, capacity,
+    heads, cos, sin, at, cache, scales, vectors, tokens, capacity,
     ALL: tl.constexpr, KV: tl.constexpr, HALF: tl.constexpr, PADDED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, INT8: tl.constexpr,
 ):  # fmt: skip
-    """Rotates queries and keys in place; copies keys and values into a KV cache as well."""
+    """Rotates queries and keys in place; copies keys and values into a KV cache as well.
+
+    INT8: the cache has scales.
+    """
     vector = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, PADDED)
     token, head = vector // ALL, vector % ALL
@@ -103,14 +108,21 @@ def _rotate_and_store_kernel(
     tl.store(heads + low + HALF, second, mask=turns)
     # Keys come before values, in the cache as well.
     kept = tl.load(at + token // tokens, mask=is_kept, other=0) * 2 * KV + head - (ALL - 2 * KV)
-    place = ((kept * capacity + token % tokens) * 2 * HALF)[:, None] + d[None, :]
+    vector = kept * capacity + token % tokens
+    place = (vector * 2 * HALF)[:, None] + d[None, :]
     mask = is_kept[:, None] & inside
-    tl.store(cache + place, first, mask=mask)
-    tl.store(cache + place + HALF, second, mask=mask)
+    if INT8:
+        peak = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+        tl.store(scales + vector, scale_of_int8(peak), mask=is_kept)
+        tl.store(cache + place, round_to_int8(first, peak), mask=mask)
+        tl.store(cache + place + HALF, round_to_int8(second, peak), mask=mask)
+    else:
+        tl.store(cache + place, first, mask=mask)
+        tl.store(cache + place + HALF, second, mask=mask)
 
 
 def triton_rotate_and_store(
-    heads: Tensor, cos: Tensor, sin: Tensor, at: Tensor, cache: Tensor
+    heads: Tensor, cos: Tensor, sin: Tensor, at: Tensor, cache: Tensor, scales: Tensor | None
 ) -> None:
     """Rotates queries and keys in place, and puts keys and values into a KV cache.
 
@@ -120,14 +132,15 @@ def triton_rotate_and_store(
         sin: (N * T, size), negated in its first half.
         at: (N,), the sequence of the cache that each row belongs to.
         cache: (sequences, 2, kv heads, capacity, size), written from the first token on.
+        scales: of a cache in int8, (…, capacity, 1), written likewise.
     """
     rows, tokens, all_heads, size = heads.shape
     _, _, kv, capacity, _ = cache.shape
     vectors, half = rows * tokens * all_heads, size // 2
     _rotate_and_store_kernel[(triton.cdiv(vectors, _ROTATE_VECTORS),)](
-        heads, cos, sin, at, cache, vectors, tokens, capacity,
+        heads, cos, sin, at, cache, cache if scales is None else scales, vectors, tokens, capacity,
         ALL=all_heads, KV=kv, HALF=half, PADDED=triton.next_power_of_2(half),
-        BLOCK=_ROTATE_VECTORS,
+        BLOCK=_ROTATE_VECTORS, INT8=scales is not None,
     )  # fmt: skip
 
 

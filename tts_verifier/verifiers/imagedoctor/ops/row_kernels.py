@@ -1,4 +1,4 @@
-"""Triton kernels that work on whole rows, most of which end by rounding them to e4m3.
+"""Triton kernels that work on whole rows, most of which end by rounding them to 8 bits.
 
 A row's scale follows from its largest value, so one program computes a whole row. `fp8` and
 `products` define what each kernel computes, and run it without Triton too. Import this module
@@ -30,6 +30,18 @@ def store_quantised(x, values, scales, row, at, real):
     quotient = tl.minimum(tl.maximum(x / scale, -_LARGEST), _LARGEST)
     tl.store(values + at, quotient.to(values.dtype.element_ty), mask=real)
     tl.store(scales + row, scale)
+
+
+@triton.jit
+def round_to_int8(x, peak):
+    """Rounds vectors (A, D), whose largest values are `peak` (A,), to integers of up to 127."""
+    return tl.floor(x * (127.0 / tl.maximum(peak, _SMALLEST_PEAK))[:, None] + 0.5).to(tl.int8)
+
+
+@triton.jit
+def scale_of_int8(peak):
+    """Returns what the integers of `round_to_int8` count in, (A,)."""
+    return tl.maximum(peak, _SMALLEST_PEAK) / 127.0
 
 
 @triton.jit
