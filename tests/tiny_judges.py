@@ -49,7 +49,7 @@ def text_sizes(tokens: t.PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]
     return {
         "vocab_size": len(tokens), "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 2048, "bos_token_id": None,
+        "max_position_embeddings": 4096, "bos_token_id": None,
         "eos_token_id": tokens.eos_token_id, "pad_token_id": tokens.pad_token_id, **more,
     }  # fmt: skip
 

@@ -50,8 +50,6 @@ def answer_probabilities(engine: QuestionEngine, questions: Sequence[Question]) 
         done = engine.model.generate(
             **tensors,
             generation_config=_greedy(engine.model, 1),
-            output_scores=True,
-            return_dict_in_generate=True,
         )
         probs = done.scores[0].float().softmax(-1)
         ids = [list(question.answers) for question in asked]
@@ -81,8 +79,6 @@ def greedy_replies(
         done = engine.model.generate(
             **tensors,
             generation_config=_greedy(engine.model, max_new_tokens),
-            output_scores=True,
-            return_dict_in_generate=True,
         )
         ids = done.sequences[:, -len(done.scores) :].tolist()
         scores = torch.stack([step[:, columns] for step in done.scores], 1)
@@ -123,4 +119,5 @@ def _greedy(model: Any, max_new_tokens: int) -> Any:
     # Without sampling, transformers warns of whatever belongs to it.
     config.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     config.update(max_new_tokens=max_new_tokens, max_length=None)
+    config.update(output_scores=True, return_dict_in_generate=True)
     return config
