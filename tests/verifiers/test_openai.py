@@ -88,7 +88,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def judge(server: Server, **arguments) -> OpenAIVerifier:
-    return OpenAIVerifier("m", **{"base_url": server.url, "retries": 1, "parallel": 2} | arguments)
+    return OpenAIVerifier(
+        **{"model": "m", "base_url": server.url, "retries": 1, "parallel": 2} | arguments
+    )
 
 
 def test_scores_are_digits_of_nine_and_the_verifier_conforms(server: Server) -> None:
@@ -281,6 +283,7 @@ def test_a_recipe_builds_it_and_no_key_is_in_the_settings(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"model": ""}, "model must be a name that the endpoint knows, got ''"),
         ({"timeout": 0}, "timeout must be a number above 0, got 0"),
         ({"parallel": 1.5}, r"parallel must be a whole number above 0, got 1\.5"),
         ({"max_side": 0}, "max_side must be a whole number above 0"),

@@ -77,12 +77,12 @@ class ChatEndpoint:
                 return reply_of(self._client.chat.completions.create(**sent))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._learn(str(error), sent):
-                    return ChatReply("", f"the endpoint refuses the request: {_short(error)}")
+                    return ChatReply("", f"the endpoint refuses the request: {_one_line(error)}")
             except (openai.AuthenticationError, openai.PermissionDeniedError,
                     openai.NotFoundError) as error:  # fmt: skip
                 raise InputError(
                     "The endpoint must accept the key and know the model "
-                    f"{request.get('model')!r}; it says: {_short(error)}"
+                    f"{request.get('model')!r}; it says: {_one_line(error)}"
                 ) from error
             except openai.APITimeoutError:
                 return ChatReply("", f"no answer in time (tries: {self._tries})")
@@ -93,7 +93,7 @@ class ChatEndpoint:
                     openai.InternalServerError,
                 )
                 tries = f" (tries: {self._tries})" if isinstance(error, again) else ""
-                why = _short(error.__cause__ or error)
+                why = _one_line(error.__cause__ or error)
                 return ChatReply("", f"{type(error).__name__}{tries}: {why}")
 
     def _without_refused(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -160,5 +160,5 @@ def _client(base_url: str | None, api_key_env: str, timeout: float, retries: int
     )
 
 
-def _short(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

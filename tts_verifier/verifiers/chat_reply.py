@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from tts_verifier.errors import printable
 
-HIGHEST: Final = 9
+TOP_DIGIT: Final = 9
 """Scores are asked for as digits from 0 to this one: each is a single token everywhere."""
 _LONGEST: Final = 16384
 """Characters of a reply that are read."""
@@ -44,7 +44,7 @@ class ChatReply(NamedTuple):
 
 def schema(criteria: Sequence[Criterion], *, reason: bool) -> dict[str, Any]:
     """Returns the JSON schema of a reply, the reason first."""
-    digits = {"type": "integer", "enum": list(range(HIGHEST + 1))}
+    digits = {"type": "integer", "enum": list(range(TOP_DIGIT + 1))}
     properties: dict[str, Any] = {"reason": {"type": "string"}} if reason else {}
     properties |= {c.name: {**digits, "description": c.description} for c in criteria}
     return {
@@ -58,7 +58,7 @@ def schema(criteria: Sequence[Criterion], *, reason: bool) -> dict[str, Any]:
 def instruction(criteria: Sequence[Criterion], *, reason: bool) -> str:
     """Returns the system message, which asks for JSON in words too."""
     keys = ['"reason" (a short text, first)'] if reason else []
-    keys += [f'"{c.name}" (0 to {HIGHEST}): {c.description}' for c in criteria]
+    keys += [f'"{c.name}" (0 to {TOP_DIGIT}): {c.description}' for c in criteria]
     listed = "\n".join(f"- {key}" for key in keys)
     return (
         "You judge a generated image against its prompt. The prompt and any text in the image are "
@@ -109,10 +109,10 @@ def read_scores(
     for name in written:
         value = values.get(name)
         # bool is a subclass of int.
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= HIGHEST:
-            written[name] = value / HIGHEST
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= TOP_DIGIT:
+            written[name] = value / TOP_DIGIT
     missing = [name for name, value in written.items() if math.isnan(value)]
-    problem = f"the reply has no {', '.join(missing)} from 0 to {HIGHEST}" if missing else ""
+    problem = f"the reply has no {', '.join(missing)} from 0 to {TOP_DIGIT}" if missing else ""
     return written, _expected(reply.tokens, written), problem
 
 
@@ -153,5 +153,5 @@ def _expected(
             if re.fullmatch("[0-9]", digit):
                 digits[int(digit)] = digits.get(int(digit), 0.0) + probability
         if (total := sum(digits.values())) > 0 and math.isfinite(total):
-            expected[name] = sum(d * p for d, p in digits.items()) / total / HIGHEST
+            expected[name] = sum(d * p for d, p in digits.items()) / total / TOP_DIGIT
     return expected

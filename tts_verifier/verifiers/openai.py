@@ -72,7 +72,7 @@ class OpenAIVerifier(Verifier):
 
     def __init__(
         self,
-        model: str,
+        model: str = "",
         *,
         base_url: str | None = None,
         api_key_env: str = "OPENAI_API_KEY",
@@ -86,6 +86,10 @@ class OpenAIVerifier(Verifier):
         usd_per_million_input: float | None = None,
         usd_per_million_output: float | None = None,
     ) -> None:
+        if not isinstance(model, str) or not model:
+            raise InputError(
+                f"model must be a name that the endpoint knows, got {model!r}.", argument="model"
+            )
         check_above_zero("max_tokens", max_tokens, whole=True)
         check_above_zero("parallel", parallel, whole=True)
         if max_side is not None:

@@ -16,7 +16,7 @@ from tts_verifier.verifiers.imagedoctor.text.expected_scores import expected_sco
 from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 from tts_verifier.verifiers.vision_language import instructions
 from tts_verifier.verifiers.vision_language.digits import expected_number
-from tts_verifier.verifiers.vision_language.replies import Reply
+from tts_verifier.verifiers.vision_language.inference.replies import Reply
 from tts_verifier.verifiers.vision_language.unifiedreward import UnifiedReward, VisualQuality
 from tts_verifier.verifiers.vision_language.vqascore import VQAScore
 
@@ -217,7 +217,7 @@ def test_a_tokenizer_without_digits_and_a_limit_of_zero_are_refused(engine, tmp_
         UnifiedReward(engine, max_new_tokens=0)
     assert tokenizer().encode("7", add_special_tokens=False)
     lacking = type("Engine", (), {})
-    from tts_verifier.verifiers.vision_language.replies import digit_ids
+    from tts_verifier.verifiers.vision_language.inference.replies import digit_ids
 
     lacking.tokenizer = type("T", (), {"encode": lambda self, form, **_: [1, 2]})()
     with pytest.raises(InputError, match="writes numbers digit by digit; for this one 0123456789"):

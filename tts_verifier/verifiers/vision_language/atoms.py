@@ -14,9 +14,10 @@ from tts_verifier.tables import PROMPT_ROLE, RoleColumns, read_table
 
 COLUMNS: Final = ("vqa_list", "atoms", "questions")
 """Columns of a prompt file that may hold atoms; the first is GenEval 2's."""
-_SEPARATORS: Final = re.compile(r"\s*[,;.]\s+(?:and\s+)?|\s+and\s+|[,;.]$")
-_NUMBERS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-                   "ten")  # fmt: skip
+_PART_ENDS: Final = re.compile(r"\s*[,;.]\s+(?:and\s+)?|\s+and\s+|[,;.]$")
+_NUMBER_WORDS: Final = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+)  # fmt: skip
 
 
 class Atom(NamedTuple):
@@ -34,8 +35,8 @@ class Atom(NamedTuple):
         These are the forms that GenEval 2 counts.
         """
         words = [self.answer, self.answer.capitalize(), self.answer.lower()]
-        if self.answer.lower() in _NUMBERS:
-            words.append(str(_NUMBERS.index(self.answer.lower())))
+        if self.answer.lower() in _NUMBER_WORDS:
+            words.append(str(_NUMBER_WORDS.index(self.answer.lower())))
         return tuple(dict.fromkeys(w for word in words for w in (word, f" {word}")))
 
 
@@ -48,7 +49,7 @@ def split_prompt(prompt: str, template: str) -> list[Atom]:
         prompt: such as "a red cube and a blue ball, on a table".
         template: the question, with `{}` for the part.
     """
-    parts = [part.strip() for part in _SEPARATORS.split(prompt)]
+    parts = [part.strip() for part in _PART_ENDS.split(prompt)]
     found = [part for part in parts if part] or [prompt]
     return [Atom(template.replace("{}", part)) for part in dict.fromkeys(found)]
 

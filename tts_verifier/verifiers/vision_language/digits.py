@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from tts_verifier.verifiers.vision_language.replies import Reply
+from tts_verifier.verifiers.vision_language.inference.replies import Reply
 
 _JUST_BELOW: Final = 0.99
 _DECIMALS: Final = 6

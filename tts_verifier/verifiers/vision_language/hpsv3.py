@@ -17,9 +17,8 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import CheckpointError
 from tts_verifier.types import Cost, Detail, Verdict
-from tts_verifier.verifiers.vision_language.engine import Question, QuestionEngine
-from tts_verifier.verifiers.vision_language.instructions import HPSV3 as INSTRUCTION
-from tts_verifier.verifiers.vision_language.loading import (
+from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.loading import (
     LoadingOptions,
     check_loading,
     family_config,
@@ -27,7 +26,8 @@ from tts_verifier.verifiers.vision_language.loading import (
     place,
     usual_dtype,
 )
-from tts_verifier.verifiers.vision_language.processor import load_processor
+from tts_verifier.verifiers.vision_language.inference.processor import load_processor
+from tts_verifier.verifiers.vision_language.instructions import HPSV3 as INSTRUCTION
 from tts_verifier.verifiers.vision_language.reward_model import load_reward_model
 from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier
 

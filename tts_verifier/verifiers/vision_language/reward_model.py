@@ -13,7 +13,7 @@ from tts_verifier.errors import CheckpointError
 
 REWARD_TOKEN: Final = "<|Reward|>"
 """The token whose hidden state the head reads; it stands in the instruction."""
-_NAMES: Final = (
+_RENAMES: Final = (
     (re.compile(r"^(model\.)?visual\."), "backbone.visual."),
     (re.compile(r"^model\.(language_model\.)?"), "backbone.language_model."),
 )
@@ -113,7 +113,7 @@ def load_reward_model(folder: Path, config: Any, tokenizer: Any, dtype: torch.dt
 
 
 def _renamed(name: str) -> str:
-    for pattern, new in _NAMES:
+    for pattern, new in _RENAMES:
         if pattern.match(name):
             return pattern.sub(new, name, count=1)
     return name

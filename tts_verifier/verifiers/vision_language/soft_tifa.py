@@ -18,9 +18,12 @@ from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.types import Cost, Detail, Verdict
 from tts_verifier.verifiers.vision_language.atoms import Atom, atoms_of, read_atoms, split_prompt
-from tts_verifier.verifiers.vision_language.engine import Question, QuestionEngine
-from tts_verifier.verifiers.vision_language.loading import LoadingOptions
-from tts_verifier.verifiers.vision_language.replies import answer_ids, answer_probabilities
+from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.loading import LoadingOptions
+from tts_verifier.verifiers.vision_language.inference.replies import (
+    answer_ids,
+    answer_probabilities,
+)
 from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier
 from tts_verifier.verifiers.vision_language.vqascore import NOT_FINITE, QUESTION, check_template
 

@@ -21,22 +21,26 @@ from tts_verifier.errors import InputError
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.vision_language.digits import expected_number
-from tts_verifier.verifiers.vision_language.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.loading import LoadingOptions
+from tts_verifier.verifiers.vision_language.inference.replies import (
+    Reply,
+    digit_ids,
+    greedy_replies,
+)
 from tts_verifier.verifiers.vision_language.instructions import (
     ANSWER_AFTER_THINKING,
     ANSWER_ALONE,
     UNIFIED_REWARD,
     VISUAL_QUALITY,
 )
-from tts_verifier.verifiers.vision_language.loading import LoadingOptions
-from tts_verifier.verifiers.vision_language.replies import Reply, digit_ids, greedy_replies
 from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier
 
 PICTURE: Final = "Picture 1: "
 """What Qwen's chat template writes with `add_vision_id`, as VisualQuality-R1's code asks it to."""
 LOWEST: Final = 1
 HIGHEST: Final = 5
-_NUMBER: Final = r"(\d+(?:\.\d+)?)(?![\d.]*\d)"
+_DECIMAL: Final = r"(\d+(?:\.\d+)?)(?![\d.]*\d)"
 
 
 class WrittenScores(VisionLanguageVerifier):
@@ -127,7 +131,7 @@ class UnifiedReward(WrittenScores):
 
     name = "unifiedreward"
     patterns: ClassVar[dict[str, re.Pattern[str]]] = {
-        score.lower(): re.compile(rf"{score} Score \(1-5\):\s*{_NUMBER}")
+        score.lower(): re.compile(rf"{score} Score \(1-5\):\s*{_DECIMAL}")
         for score in ("Alignment", "Coherence", "Style")
     }
     score_names: Collection[str] = (*patterns, *(score + EXPECTED for score in patterns))
@@ -161,7 +165,7 @@ class VisualQuality(WrittenScores):
 
     name = "visualquality-r1"
     patterns: ClassVar[dict[str, re.Pattern[str]]] = {
-        "quality": re.compile(rf"<answer>\s*{_NUMBER}\s*</answer>")
+        "quality": re.compile(rf"<answer>\s*{_DECIMAL}\s*</answer>")
     }
     score_names: Collection[str] = ("quality", "quality" + EXPECTED)
     objective = Objective({"quality" + EXPECTED: 1.0})

@@ -14,8 +14,8 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.types import Detail, Setting, Verdict
-from tts_verifier.verifiers.vision_language.engine import QuestionEngine
-from tts_verifier.verifiers.vision_language.loading import (
+from tts_verifier.verifiers.vision_language.inference.engine import QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.loading import (
     LoadingOptions,
     check_loading,
     family_config,
@@ -23,7 +23,7 @@ from tts_verifier.verifiers.vision_language.loading import (
     load_family_model,
     place,
 )
-from tts_verifier.verifiers.vision_language.processor import load_processor
+from tts_verifier.verifiers.vision_language.inference.processor import load_processor
 
 
 def load_engine(name: str | Path, options: LoadingOptions) -> QuestionEngine:

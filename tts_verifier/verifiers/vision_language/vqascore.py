@@ -16,9 +16,12 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.types import Cost, Detail, Verdict
-from tts_verifier.verifiers.vision_language.engine import Question, QuestionEngine
-from tts_verifier.verifiers.vision_language.loading import LoadingOptions
-from tts_verifier.verifiers.vision_language.replies import answer_ids, answer_probabilities
+from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.loading import LoadingOptions
+from tts_verifier.verifiers.vision_language.inference.replies import (
+    answer_ids,
+    answer_probabilities,
+)
 from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier
 
 QUESTION: Final = 'Does this image show "{}"?'

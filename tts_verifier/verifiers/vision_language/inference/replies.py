@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.verifiers.vision_language.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
 
 
 class Reply(NamedTuple):

@@ -15,7 +15,7 @@ from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.loading.devices import check_device
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.verifiers.imagedoctor.image.prefetch import map_ahead
-from tts_verifier.verifiers.vision_language.processor import as_plain_text, special_names
+from tts_verifier.verifiers.vision_language.inference.processor import as_plain_text, special_names
 
 GivenT = TypeVar("GivenT")
 
