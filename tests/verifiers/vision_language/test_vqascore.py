@@ -1,5 +1,6 @@
 """P("Yes") on every family: equal in batches and alone, to transformers' own, and clear errors."""
 
+import json
 from pathlib import Path
 from threading import Thread
 
@@ -191,6 +192,12 @@ def test_a_checkpoint_without_a_chat_template_is_refused(qwen: Path, tmp_path: P
     folder = copied(qwen, tmp_path, without=("chat_template.jinja",))
     with pytest.raises(CheckpointError, match="must hold a chat template"):
         VQAScore(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (qwen / "chat_template.jinja").read_text()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert VQAScore(folder).verify(IMAGES, PROMPTS)[0].scores == pytest.approx(
+        VQAScore(qwen).verify(IMAGES, PROMPTS)[0].scores
+    )
 
 
 def test_an_empty_prompt_is_refused(qwen: Path) -> None:

@@ -34,7 +34,10 @@ def load_processor(folder: Path, model_type: str) -> Any:
             f"{folder} must hold the tokenizer and the image processor of a {model_type}: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
-    if not (processor.chat_template or processor.tokenizer.chat_template):
+    # Older checkpoints keep it with the tokenizer, newer ones in a file of its own.
+    if not processor.chat_template:
+        processor.chat_template = processor.tokenizer.chat_template
+    if not processor.chat_template:
         raise CheckpointError(
             f"{folder} must hold a chat template, which puts images and questions together. Take "
             "an instruction-tuned checkpoint, or add its chat_template.jinja."
