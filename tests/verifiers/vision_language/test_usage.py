@@ -13,6 +13,7 @@ from tiny_judges import save_judge
 from tts_verifier import run
 from tts_verifier.cli.run import run_command
 from tts_verifier.log import read_trials
+from tts_verifier.recipe.recipe import load_recipe
 from tts_verifier.scoring import score_files
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
@@ -102,3 +103,18 @@ def test_two_judges_share_an_engine_and_it_moves_with_them(folder: Path) -> None
 def test_from_pretrained_takes_the_arguments_of_the_class(folder: Path) -> None:
     judge = VQAScore.from_pretrained(folder, batch_size=3)
     assert judge.engine.limit == 3
+
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "judges").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_judge_has_a_recipe_whose_keys_are_known(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.resolved()["verifier"]["name"] == path.stem
+    assert f"| `{path.stem}` |" in PAGE
+
+
+PAGE = (Path(__file__).parents[3] / "tts_verifier" / "verifiers" / "JUDGES.md").read_text(
+    encoding="utf-8"
+)
