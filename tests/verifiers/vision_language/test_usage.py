@@ -12,6 +12,8 @@ from tiny_judges import save_judge
 
 from tts_verifier import run
 from tts_verifier.cli.run import run_command
+from tts_verifier.errors import RunWarning
+from tts_verifier.interfaces import is_movable
 from tts_verifier.log import read_trials
 from tts_verifier.recipe.recipe import load_recipe
 from tts_verifier.scoring import score_files
@@ -89,6 +91,9 @@ def test_a_run_keeps_the_reason_of_a_missing_score(folder: Path, tmp_path: Path)
     result = run(["a cat"], FakeGenerator(), judge, BestOfN(1), folder=tmp_path / "run")
     assert "no finite probability" in result.trials[0].error
     assert "no finite probability" in read_trials(tmp_path / "run")[0].error
+    with pytest.warns(RunWarning, match="The judge has no score for a candidate"):
+        result = run(["a cat"], FakeGenerator(), FakeVerifier(), BestOfN(1), judge=judge)
+    assert str(result.trials[0].judge["vqascore"]) == "nan"
 
 
 def test_two_judges_share_an_engine_and_it_moves_with_them(folder: Path) -> None:
@@ -97,6 +102,7 @@ def test_two_judges_share_an_engine_and_it_moves_with_them(folder: Path) -> None
     assert second.engine is first.engine
     assert (str(second.device), second.home) == ("cpu", None)
     assert second.nbytes > 100_000
+    assert is_movable(second)
     assert second.to("cpu") is second
 
 
