@@ -175,9 +175,9 @@ def test_costs_are_columns(server: Server) -> None:
 )
 def test_what_is_no_score_is_nan_with_its_reason(server: Server, answer, reason: str) -> None:
     server.answers = [answer]
-    verdict = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0]
-    assert re.search(reason, verdict.error), verdict.error
     verifier = judge(server)
+    verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert re.search(reason, verdict.error), verdict.error
     assert math.isnan(verifier.objective(verdict.scores))
     assert set(verdict.scores) == set(verifier.score_names)
 

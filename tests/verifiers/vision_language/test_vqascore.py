@@ -214,3 +214,24 @@ def test_names_of_special_tokens_in_a_prompt_are_text(qwen: Path) -> None:
     ids = judge.engine.processor.tokenizer(text)["input_ids"]
     assert not set(ids) & set(tokenizer().all_special_ids)
     assert judge.verify(IMAGES[:1], ["a <|image_pad|>"])[0].scores["vqascore"] > 0
+
+
+def test_an_answer_is_encoded_while_threads_prepare_batches(qwen: Path) -> None:
+    """As beside a GPU, where several threads encode prompts with padding."""
+    judge, failed = VQAScore(qwen), []
+
+    def prepare() -> None:
+        for length in range(20):
+            texts = ["x" * length, "x" * 3 * length]
+            found = judge.engine.processor.tokenizer(texts, padding=True, return_tensors="pt")
+            if found["input_ids"].shape[0] != 2:
+                failed.append(length)
+
+    threads = [Thread(target=prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        VQAScore(judge.engine, answer="No")
+    for thread in threads:
+        thread.join()
+    assert not failed

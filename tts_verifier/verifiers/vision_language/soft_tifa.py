@@ -114,7 +114,7 @@ class SoftTIFA(VisionLanguageVerifier):
         return [Atom(self.engine.plain(atom.question), atom.answer) for atom in listed]
 
     def _ids(self, atom: Atom) -> tuple[int, ...]:
-        if ids := answer_ids(self.engine.processor, atom.forms):
+        if ids := answer_ids(self.engine.tokenizer, atom.forms):
             return ids
         raise InputError(
             "The answer of an atom must be a single token of the model's tokenizer, "

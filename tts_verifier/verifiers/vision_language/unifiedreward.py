@@ -69,7 +69,7 @@ class WrittenScores(VisionLanguageVerifier):
         settings: dict[str, Setting] = {"question": question, "max_new_tokens": max_new_tokens}
         super().__init__(model, settings, **options)
         self.question, self.before, self.max_new_tokens = question, before, max_new_tokens
-        digit_ids(self.engine.processor)
+        digit_ids(self.engine.tokenizer)
 
     def verdicts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail

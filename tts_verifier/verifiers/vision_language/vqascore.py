@@ -63,7 +63,7 @@ class VQAScore(VisionLanguageVerifier):
         check_template("question", question)
         super().__init__(model, {"question": question, "answer": answer}, **options)
         self.question = question
-        self._answers = single_token(self.engine.processor, answer)
+        self._answers = single_token(self.engine.tokenizer, answer)
 
     def verdicts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
@@ -92,15 +92,15 @@ def check_template(argument: str, template: object) -> None:
         )
 
 
-def single_token(processor: Any, answer: str) -> tuple[int, ...]:
+def single_token(tokenizer: Any, answer: str) -> tuple[int, ...]:
     """Returns the id of an answer.
 
     Raises:
         InputError: the answer is several tokens, so that its probability is not that of one.
     """
-    ids = answer_ids(processor, [answer])
+    ids = answer_ids(tokenizer, [answer])
     if not ids:
-        pieces = processor.tokenizer.tokenize(answer)
+        pieces = tokenizer.tokenize(answer)
         raise InputError(
             f"answer must be a single token of the model's tokenizer, {answer!r:.80} is "
             f"{len(pieces)}: {pieces}. Give another answer, and a question that asks for it.",

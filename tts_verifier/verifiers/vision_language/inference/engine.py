@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ class Question(NamedTuple):
 class QuestionEngine:
     """Sends questions through a model in batches, padded on the left.
 
-    Safe to share between threads and verifiers: calls wait for each other.
+    Safe to share between threads and verifiers: calls wait for each other. `tokenizer` encodes
+    without padding and decodes, and may be used at any time.
 
     Args:
         model: an image-text-to-text model of transformers, in eval mode.
@@ -74,6 +76,9 @@ class QuestionEngine:
         probe: str = "?",
     ) -> None:
         self.model, self.processor, self.home = model, processor, home
+        # A tokenizer changes while it encodes with padding, which several threads do here. This
+        # one encodes without, and so never changes.
+        self.tokenizer = copy.deepcopy(processor.tokenizer)
         use_attention_by_length(model)
         self._names = special_names(processor)
         self._lock = RLock()

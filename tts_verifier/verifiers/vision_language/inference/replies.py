@@ -27,14 +27,14 @@ class Reply(NamedTuple):
     """False if the limit on its tokens cut it off."""
 
 
-def answer_ids(processor: Any, forms: Sequence[str]) -> tuple[int, ...]:
+def answer_ids(tokenizer: Any, forms: Sequence[str]) -> tuple[int, ...]:
     """Returns the ids of those forms of an answer that are a single token; () if none is.
 
     Args:
-        processor: has the tokenizer.
+        tokenizer: of the engine.
         forms: such as ("Yes", "yes").
     """
-    encoded = [processor.tokenizer.encode(form, add_special_tokens=False) for form in forms]
+    encoded = [tokenizer.encode(form, add_special_tokens=False) for form in forms]
     return tuple(dict.fromkeys(ids[0] for ids in encoded if len(ids) == 1))
 
 
@@ -72,8 +72,8 @@ def greedy_replies(
     Raises:
         InputError: the tokenizer does not write numbers digit by digit.
     """
-    tokenizer = engine.processor.tokenizer
-    columns = digit_ids(engine.processor)
+    tokenizer = engine.tokenizer
+    columns = digit_ids(tokenizer)
 
     def answer(tensors: Any, asked: Sequence[Question]) -> list[Reply]:
         done = engine.model.generate(
@@ -88,13 +88,13 @@ def greedy_replies(
     return engine.each(questions, answer)
 
 
-def digit_ids(processor: Any) -> list[int]:
+def digit_ids(tokenizer: Any) -> list[int]:
     """Returns the ids of the tokens "0" to "9".
 
     Raises:
         InputError: one of them is several tokens.
     """
-    found = [answer_ids(processor, [str(digit)]) for digit in range(10)]
+    found = [answer_ids(tokenizer, [str(digit)]) for digit in range(10)]
     if not all(found):
         raise InputError(
             "Expected scores need a tokenizer that writes numbers digit by digit; for this one "
