@@ -200,10 +200,14 @@ def test_a_checkpoint_without_a_chat_template_is_refused(qwen: Path, tmp_path: P
     )
 
 
-def test_an_empty_prompt_is_refused(qwen: Path) -> None:
+def test_prompts_and_images_that_cannot_be_used_are_refused(qwen: Path) -> None:
     judge = VQAScore(qwen)
     with pytest.raises(InputError, match="Prompt 0 must say what the image should show"):
         judge.verify([Image.new("RGB", (40, 40))], [" "])
+    with pytest.raises(InputError, match="Prompt 0 must be valid Unicode"):
+        judge.verify(IMAGES[:1], ["\ud800"])
+    with pytest.raises(InputError, match=r"must accept the images \(of 900 x 3 "):
+        judge.verify([Image.new("RGB", (900, 3))], ["a line"])
     with pytest.raises(InputError, match="detail must be 'score' or 'diagnose'"):
         judge.verify(IMAGES, PROMPTS, detail="all")
 

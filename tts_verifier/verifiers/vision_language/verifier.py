@@ -14,6 +14,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.types import Detail, Setting, Verdict
+from tts_verifier.verifiers.imagedoctor.requests import check_prompt
 from tts_verifier.verifiers.vision_language.inference.engine import QuestionEngine
 from tts_verifier.verifiers.vision_language.inference.loading import (
     LoadingOptions,
@@ -115,8 +116,7 @@ class VisionLanguageVerifier(Verifier):
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         for i, text in enumerate(texts):
-            if not text.strip():
-                raise InputError(f"Prompt {i} must say what the image should show; it is empty.")
+            check_prompt(i, text)
         return self.verdicts(rgb, texts, detail) if rgb else []
 
     @abstractmethod

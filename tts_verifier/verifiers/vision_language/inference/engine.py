@@ -128,7 +128,8 @@ class QuestionEngine:
             answer: gets the tensors of some questions, on the model's device, and these.
 
         Raises:
-            InputError: a question with its image has more tokens than the model takes.
+            InputError: a question with its image has more tokens than the model takes, or the
+                processor refuses an image.
             RuntimeError: memory does not suffice for a single question.
         """
         with self._lock, torch.inference_mode():
@@ -178,7 +179,14 @@ class QuestionEngine:
         ]
         # A list for each row: some families take a flat one for the images of a single row.
         images = [[question.image] for question in questions]
-        inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        try:
+            inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
+        except ValueError as error:
+            sizes = ", ".join(f"{q.image.width} x {q.image.height}" for q in questions[:4])
+            raise InputError(
+                f"The model's processor must accept the images (of {sizes} … pixels), it says: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
         length = inputs["input_ids"].shape[1]
         if self._longest is not None and length > self._longest:
             raise InputError(
