@@ -25,6 +25,12 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "verifier": {
         "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
+        "hpsv3": "tts_verifier.verifiers.vision_language.hpsv3:HPSv3",
+        "openai": "tts_verifier.verifiers.openai:OpenAIVerifier",
+        "soft-tifa": "tts_verifier.verifiers.vision_language.soft_tifa:SoftTIFA",
+        "unifiedreward": "tts_verifier.verifiers.vision_language.unifiedreward:UnifiedReward",
+        "visualquality-r1": "tts_verifier.verifiers.vision_language.unifiedreward:VisualQuality",
+        "vqascore": "tts_verifier.verifiers.vision_language.vqascore:VQAScore",
         "shapes-judge": "tts_verifier.shapes.verifiers:JudgeVerifier",
         "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",
         "fake": "tts_verifier.testing:FakeVerifier",

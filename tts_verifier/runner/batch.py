@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, RunError
+from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.runner.setup import RunSetup
@@ -200,6 +201,10 @@ def _judge(judge: Verifier | None, samples: Sequence[Sample]) -> dict[str, Mappi
     for sample, verdict in zip(new, _verify(judge, new, "score"), strict=True):
         if isinstance(verdict, Verdict):
             scores[sample.job.id] = dict(verdict.scores)
+            if verdict.error:
+                # The column of errors is about the verifier.
+                why = f"The judge has no score for a candidate ({verdict.error}); the run goes on."
+                warnings.warn(why, RunWarning, stacklevel=3)
     return scores
 
 
@@ -238,6 +243,8 @@ def _trial(
 
 
 def _unusable(verdict: Verdict) -> str:
+    if verdict.error:
+        return verdict.error
     missing = [name for name, value in verdict.scores.items() if not math.isfinite(value)]
     return f"the reply has no usable {', '.join(missing) or 'score for the objective'}"
 

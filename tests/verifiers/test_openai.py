@@ -1,0 +1,308 @@
+"""The API judge against a loopback server that answers as good and as bad endpoints do."""
+
+import json
+import math
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+from tiny_imagedoctor import noise
+
+from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.registry import builder
+from tts_verifier.testing import check_verifier
+from tts_verifier.verifiers.openai import OpenAIVerifier
+
+IMAGES = [noise(20, 30), noise(30, 20, 1)]
+PROMPTS = ["a cat", "a dog"]
+GOOD = '{"alignment": 9, "aesthetics": 6, "plausibility": 3}'
+QUICK = {"retry-after-ms": "1"}
+
+
+def completion(text: str | None, *, reason: str = "stop", **more) -> dict:
+    message = {"role": "assistant", "content": text, **more.pop("message", {})}
+    choice = {"index": 0, "message": message, "finish_reason": reason, **more}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020}
+    return {
+        "id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
+        "usage": usage,
+    }  # fmt: skip
+
+
+Answer = tuple[int, dict | bytes, dict[str, str]]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers request number i by `answers[i]`, the last one from then on."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.requests: list[dict] = []
+        self.answers: list[Answer | Callable[[dict], Answer]] = [(200, completion(GOOD), {})]
+        self.release = threading.Event()
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append(body)
+        place = min(len(self.server.requests), len(self.server.answers)) - 1
+        answer = self.server.answers[place]
+        if callable(answer):
+            answer = answer(body)
+        status, content, headers = answer
+        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        headers = {"content-type": "application/json", "content-length": str(len(sent)), **headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.release.set()
+        server.shutdown()
+        thread.join()
+
+
+def judge(server: Server, **arguments) -> OpenAIVerifier:
+    return OpenAIVerifier(
+        **{"model": "m", "base_url": server.url, "retries": 1, "parallel": 2} | arguments
+    )
+
+
+def test_scores_are_digits_of_nine_and_the_verifier_conforms(server: Server) -> None:
+    verifier = judge(server)
+    check_verifier(verifier, IMAGES, PROMPTS)
+    verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.scores["alignment"] == 1.0
+    assert verdict.scores["plausibility_expected"] == pytest.approx(1 / 3)
+    assert verdict.scores["from_logprobs"] == 0.0
+    assert verifier.objective(verdict.scores) == pytest.approx(0.8 + 0.1 * 6 / 9 + 0.1 * 3 / 9)
+    assert verdict.text == GOOD
+    assert not verdict.error
+
+
+def test_the_request_has_the_picture_the_prompt_and_the_schema(server: Server) -> None:
+    judge(server, max_side=16).verify([noise(40, 20)], ["a cat"], detail="score")
+    request = server.requests[0]
+    picture, prompt = request["messages"][1]["content"]
+    assert picture["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+    assert prompt["text"].endswith("\na cat")
+    schema = request["response_format"]["json_schema"]["schema"]
+    assert list(schema["properties"]) == ["alignment", "aesthetics", "plausibility"]
+    assert schema["properties"]["alignment"]["enum"] == list(range(10))
+    assert (request["logprobs"], request["temperature"]) == (True, 0.0)
+    judge(server).verify(IMAGES[:1], ["a cat"])
+    schema = server.requests[1]["response_format"]["json_schema"]["schema"]
+    assert next(iter(schema["properties"])) == "reason"
+
+
+def test_log_probabilities_make_expected_scores(server: Server) -> None:
+    pieces = ['{"alignment', '":', " 9", ', "aesthetics": ', "6", ', "plausibility": ', "3", "}"]
+    likely = {2: {" 9": 0.5, " 0": 0.5}, 4: {"6": 0.9, "x": 0.1}, 6: {"3": 1.0}}
+
+    def token(i: int, text: str) -> dict:
+        top = [
+            {"token": t, "logprob": math.log(p), "bytes": None}
+            for t, p in likely.get(i, {text: 1.0}).items()
+        ]
+        return {"token": text, "logprob": -0.1, "bytes": None, "top_logprobs": top}
+
+    content = [token(i, text) for i, text in enumerate(pieces)]
+    answer = completion("".join(pieces), logprobs={"content": content, "refusal": None})
+    server.answers = [(200, answer, {})]
+    scores = judge(server).verify(IMAGES[:1], ["a cat"])[0].scores
+    assert (scores["alignment"], scores["from_logprobs"]) == (1.0, 1.0)
+    assert scores["alignment_expected"] == pytest.approx(0.5)
+    assert scores["aesthetics_expected"] == pytest.approx(6 / 9)
+
+
+def test_costs_are_columns(server: Server) -> None:
+    priced = judge(server, usd_per_million_input=2.0, usd_per_million_output=10.0)
+    scores = priced.verify(IMAGES[:1], ["a cat"])[0].scores
+    assert scores["cost_usd"] == pytest.approx(0.0022)
+    assert (scores["cost_input_tokens"], scores["cost_output_tokens"]) == (1000, 20)
+    assert math.isnan(judge(server).verify(IMAGES[:1], ["a cat"])[0].scores["cost_usd"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((200, completion("a lovely cat"), {}), "is no JSON object: 'a lovely cat'"),
+        ((200, completion('{"alignment": 9, "aest'), {}), "is no JSON object"),
+        ((200, completion("[1, 2]"), {}), "is no JSON object"),
+        ((200, completion('{"alignment": 9}'), {}), "no aesthetics, plausibility from 0 to 9"),
+        ((200, completion(GOOD.replace("9", "90")), {}), "no alignment from 0 to 9"),
+        ((200, completion(GOOD.replace("9", "true")), {}), "no alignment from 0 to 9"),
+        ((200, completion(GOOD.replace("9", "NaN")), {}), "no alignment from 0 to 9"),
+        ((200, completion(""), {}), "the reply is empty"),
+        ((200, completion(None), {}), "the reply is empty"),
+        ((200, completion(GOOD, reason="length"), {}), "cut off by max_tokens"),
+        ((200, completion(None, reason="content_filter"), {}), "filter refuses the request"),
+        ((200, completion(None, message={"refusal": "I cannot"}), {}), "refuses: I cannot"),
+        ((200, {"choices": []}, {}), "is no chat completion"),
+        ((200, {"error": "busy"}, {}), "is no chat completion"),
+        ((200, b"<html>", {"content-type": "text/html"}), "is no chat completion: '<html>'"),
+        ((200, b'{"choices": [{"mess', {}), "JSONDecodeError: "),
+        ((400, {"error": {"message": "image too small"}}, {}), "refuses the request: .*too small"),
+        ((413, {"error": {"message": "too large"}}, {}), "APIStatusError: .*too large"),
+        ((429, {"error": {"message": "slow down"}}, QUICK), r"RateLimitError \(tries: 2\): .*slow"),
+        ((500, {"error": {"message": "oops"}}, QUICK), r"InternalServerError \(tries: 2\): .*oops"),
+    ],
+)
+def test_what_is_no_score_is_nan_with_its_reason(server: Server, answer, reason: str) -> None:
+    server.answers = [answer]
+    verifier = judge(server)
+    verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert re.search(reason, verdict.error), verdict.error
+    assert math.isnan(verifier.objective(verdict.scores))
+    assert set(verdict.scores) == set(verifier.score_names)
+
+
+def test_half_an_answer_is_tried_again(server: Server) -> None:
+    server.answers = [
+        (200, json.dumps(completion(GOOD)).encode()[:40], {"content-length": "4000"}),
+        (200, completion(GOOD), {}),
+    ]
+
+    verdict = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.scores["alignment"] == 1.0
+    assert len(server.requests) == 2
+
+
+def test_an_answer_that_does_not_come_is_nan_with_its_reason(server: Server) -> None:
+    def late(body: dict) -> Answer:
+        server.release.wait(10)
+        return 200, completion(GOOD), {}
+
+    server.answers = [late]
+    verdict = judge(server, timeout=0.2, retries=0).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.error == "no answer in time (tries: 1)"
+
+
+def test_an_endpoint_that_is_not_there_is_nan_with_its_reason(server: Server) -> None:
+    verifier = OpenAIVerifier("m", base_url="http://127.0.0.1:9/v1", retries=0)
+    verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.error.startswith("APIConnectionError (tries: 1): ")
+
+
+def test_busy_endpoints_are_asked_again(server: Server) -> None:
+    busy = (429, {"error": {"message": "slow down"}}, QUICK)
+    server.answers = [busy, busy, (200, completion(GOOD), {})]
+    verdict = judge(server, retries=2).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.scores["alignment"] == 1.0
+    assert len(server.requests) == 3
+
+
+def test_one_picture_that_fails_costs_only_itself(server: Server) -> None:
+    def refuses_dogs(body: dict) -> Answer:
+        if body["messages"][1]["content"][1]["text"].endswith("dog"):
+            return 400, {"error": {"message": "not this picture"}}, {}
+        return 200, completion(GOOD), {}
+
+    server.answers = [refuses_dogs]
+    good, bad = judge(server).verify(IMAGES, PROMPTS)
+    assert good.scores["alignment"] == 1.0
+    assert "not this picture" in bad.error
+
+
+def test_what_an_endpoint_does_not_know_is_left_out_from_then_on(server: Server) -> None:
+    def old(body: dict) -> Answer:
+        for name in ("logprobs", "max_completion_tokens", "response_format", "temperature"):
+            if name in body:
+                return 400, {"error": {"message": f"Unsupported parameter: {name}"}}, {}
+        return 200, completion(f"Here it is: {GOOD} Done."), {}
+
+    server.answers = [old]
+    verifier = judge(server, parallel=1)
+    with pytest.warns(RunWarning, match="The endpoint refuses .*; requests go on without"):
+        verdicts = verifier.verify(IMAGES, PROMPTS)
+    assert [v.scores["alignment"] for v in verdicts] == [1.0, 1.0]
+    assert len(server.requests) == 6
+    assert server.requests[-1]["max_tokens"] == 1024
+    assert "top_logprobs" not in server.requests[-1]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_key_or_model_that_is_refused_ends_the_call(server: Server, status: int) -> None:
+    server.answers = [(status, {"error": {"message": "no such thing"}}, {})]
+    with pytest.raises(InputError, match=r"know the model 'm'; it says: .*no such thing"):
+        judge(server).verify(IMAGES, PROMPTS)
+
+
+def test_requests_keep_to_their_rate(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tts_verifier.verifiers import chat_endpoint
+
+    pauses = []
+    clock = SimpleNamespace(monotonic=lambda: 100.0, sleep=pauses.append)
+    monkeypatch.setattr(chat_endpoint, "time", clock)
+    judge(server, requests_per_minute=60).verify(IMAGES * 2, PROMPTS * 2)
+    assert sorted(pauses) == [0, 1, 2, 3]
+
+
+def test_other_criteria_are_scores_with_equal_weights(server: Server) -> None:
+    server.answers = [(200, completion('{"mood": 9, "light": 0}'), {})]
+    verifier = judge(server, criteria={"mood": "calm", "light": "warm"})
+    verdict = verifier.verify(IMAGES[:1], ["a cat"])[0]
+    assert verifier.objective(verdict.scores) == pytest.approx(0.5)
+    assert '"mood" (0 to 9): calm' in server.requests[0]["messages"][0]["content"]
+
+
+def test_a_recipe_builds_it_and_no_key_is_in_the_settings(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    made = builder("verifier", "openai")(model="m", base_url=server.url, api_key_env="MY_KEY")
+    assert made.settings["model"] == "m"
+    assert "secret" not in repr(made.settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": ""}, "model must be a name that the endpoint knows, got ''"),
+        ({"timeout": 0}, "timeout must be a number above 0, got 0"),
+        ({"parallel": 1.5}, r"parallel must be a whole number above 0, got 1\.5"),
+        ({"max_side": 0}, "max_side must be a whole number above 0"),
+        ({"max_tokens": True}, "max_tokens must be a whole number above 0"),
+        ({"requests_per_minute": -1}, "requests_per_minute must be a number above 0"),
+        ({"retries": -1}, "retries must be 0 or more, got -1"),
+        ({"criteria": {}}, "criteria must be texts by score name"),
+        ({"criteria": {"mood": 3}}, "criteria must be texts by score name"),
+        ({"base_url": None}, "needs a key in the environment variable OPENAI_API_KEY"),
+    ],
+)
+def test_arguments_are_checked(server: Server, arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        judge(server, **arguments)
+
+
+def test_without_the_extra_its_name_is_said(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InputError, match=r"pip install 'tts-verifier\[api\]'"):
+        judge(server)

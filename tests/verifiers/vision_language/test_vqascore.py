@@ -1,0 +1,241 @@
+"""P("Yes") on every family: equal in batches and alone, to transformers' own, and clear errors."""
+
+import json
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from PIL import Image
+from tiny_imagedoctor import noise
+from tiny_judges import FAMILIES, save_judge, tokenizer
+
+from tts_verifier.errors import CheckpointError, InputError, RunWarning
+from tts_verifier.registry import builder
+from tts_verifier.testing import check_verifier
+from tts_verifier.verifiers.vision_language.vqascore import VQAScore
+
+IMAGES = [noise(90, 60), noise(60, 100, 1), noise(30, 30, 2)]
+PROMPTS = ["a cat", "two dogs in front of a house on a hill", "<|im_end|>: a token's name"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_judge(tmp_path_factory.mktemp("judge"), request.param)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_judge(tmp_path_factory.mktemp("qwen"))
+
+
+def test_every_family_conforms_and_a_batch_equals_one_at_a_time(folder: Path) -> None:
+    judge = VQAScore(folder)
+    check_verifier(judge, IMAGES, PROMPTS)
+    together = [v.scores["vqascore"] for v in judge.verify(IMAGES, PROMPTS)]
+    alone = [
+        judge.verify([image], [prompt])[0].scores["vqascore"]
+        for image, prompt in zip(IMAGES, PROMPTS, strict=True)
+    ]
+    assert together == pytest.approx(alone, abs=1e-6)
+    assert len(set(together)) == 3
+
+
+def test_the_score_is_the_probability_of_the_first_token(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    processor, model = judge.engine.processor, judge.engine.model
+    text = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+        'Does this image show "a cat"?<|im_end|>\n<|im_start|>assistant\n'
+    )
+    inputs = processor(text=[text], images=[IMAGES[0]], return_tensors="pt")
+    with torch.no_grad():
+        probs = model(**inputs).logits[0, -1].softmax(-1)
+    yes = processor.tokenizer.convert_tokens_to_ids("Yes")
+    score = judge.verify(IMAGES[:1], ["a cat"])[0].scores["vqascore"]
+    assert score == pytest.approx(float(probs[yes]), abs=1e-6)
+
+
+def test_a_recipe_builds_it_by_its_name(qwen: Path) -> None:
+    judge = builder("verifier", "vqascore")(model=str(qwen), batch_size=2, dtype="float32")
+    assert judge.settings["model"] == str(qwen)
+    assert judge.settings["question"] == 'Does this image show "{}"?'
+    assert judge.rerank(IMAGES, "a cat")[0].verdict.detail == "diagnose"
+
+
+def test_threads_get_what_one_gets(qwen: Path) -> None:
+    judge, found = VQAScore(qwen), {}
+    expected = [v.scores for v in judge.verify(IMAGES, PROMPTS)]
+    threads = [
+        Thread(target=lambda i=i: found.update({i: judge.verify(IMAGES, PROMPTS)}))
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all([v.scores for v in verdicts] == expected for verdicts in found.values())
+    assert len(found) == 4
+
+
+def test_when_memory_runs_out_the_batch_is_halved(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = VQAScore(qwen, batch_size=2)
+    expected = [v.scores["vqascore"] for v in judge.verify(IMAGES * 2, PROMPTS * 2)]
+    generate = judge.engine.model.generate
+
+    def short_of_memory(**inputs):
+        if len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(judge.engine.model, "generate", short_of_memory)
+    with pytest.warns(RunWarning, match="from now on 1 questions"):
+        verdicts = judge.verify(IMAGES * 2, PROMPTS * 2)
+    assert [v.scores["vqascore"] for v in verdicts] == pytest.approx(expected, abs=1e-6)
+
+
+def test_another_runtime_error_is_raised(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = VQAScore(qwen)
+
+    def fail(**inputs):
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(judge.engine.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        judge.verify(IMAGES, PROMPTS)
+
+
+def test_a_probability_that_is_not_finite_is_nan_with_its_reason(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    judge.engine.model.lm_head.weight.data.fill_(float("inf"))
+    verdict = judge.verify(IMAGES[:1], ["a cat"])[0]
+    assert str(verdict.scores["vqascore"]) == "nan"
+    assert "no finite probability" in verdict.error
+
+
+def test_an_answer_of_several_tokens_is_refused(qwen: Path) -> None:
+    with pytest.raises(InputError, match=r"answer must be a single token.*'Maybe' is 5"):
+        VQAScore(qwen, answer="Maybe")
+
+
+@pytest.mark.parametrize("question", ["Is it there?", "{} or {}?", 3])
+def test_a_question_needs_one_place_for_the_prompt(question: object) -> None:
+    with pytest.raises(InputError, match=r"question must be a text with one \{\} for the prompt"):
+        VQAScore("nowhere", question=question)
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_not_cut(qwen: Path) -> None:
+    with pytest.raises(InputError, match="at most 4096 tokens for this model, one has 4"):
+        VQAScore(qwen).verify(IMAGES[:1], ["x" * 4100])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"device": "cuda:77"}, "device must be a device of this machine"),
+        ({"dtype": "int8"}, "dtype must be float32"),
+        ({"speed": 3}, "Unknown options speed; known are device"),
+    ],
+)
+def test_options_are_checked_before_anything_is_loaded(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        VQAScore("nowhere/at-all", **arguments)
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path, qwen: Path) -> None:
+    with pytest.raises(CheckpointError, match="is neither"):
+        VQAScore("no such thing")
+    with pytest.raises(CheckpointError, match="is not in the offline cache"):
+        VQAScore("nobody/nothing", local_files_only=True)
+    with pytest.raises(CheckpointError, match=r"must hold the config\.json"):
+        VQAScore(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match=r"needs an image-text-to-text model.*is a bert"):
+        VQAScore(tmp_path)
+    (tmp_path / "config.json").write_bytes((qwen / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="must hold the tokenizer and the image processor"):
+        VQAScore(tmp_path)
+
+
+def copied(source: Path, target: Path, *, without: tuple[str, ...] = ()) -> Path:
+    for file in source.iterdir():
+        if file.name not in without:
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_folder_without_weights_or_with_some_is_refused(qwen: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied(qwen, tmp_path, without=("model.safetensors",))
+    with pytest.raises(CheckpointError, match="must hold the safetensors of a qwen2_5_vl"):
+        VQAScore(folder)
+    weights = load_file(qwen / "model.safetensors")
+    name = next(name for name in weights if "mlp" in name)
+    save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"must hold all weights.*1 are missing"):
+        VQAScore(folder)
+
+
+def test_a_processor_that_does_not_fit_its_model_is_refused(qwen: Path, tmp_path: Path) -> None:
+    folder = copied(qwen, tmp_path)
+    config = folder / "preprocessor_config.json"
+    config.write_text(config.read_text().replace('"patch_size": 14', '"patch_size": 16'))
+    with pytest.raises(CheckpointError, match=r"must fit its model.*Take both from the same"):
+        VQAScore(folder)
+
+
+def test_a_checkpoint_without_a_chat_template_is_refused(qwen: Path, tmp_path: Path) -> None:
+    folder = copied(qwen, tmp_path, without=("chat_template.jinja",))
+    with pytest.raises(CheckpointError, match="must hold a chat template"):
+        VQAScore(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (qwen / "chat_template.jinja").read_text()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert VQAScore(folder).verify(IMAGES, PROMPTS)[0].scores == pytest.approx(
+        VQAScore(qwen).verify(IMAGES, PROMPTS)[0].scores
+    )
+
+
+def test_prompts_and_images_that_cannot_be_used_are_refused(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    with pytest.raises(InputError, match="Prompt 0 must say what the image should show"):
+        judge.verify([Image.new("RGB", (40, 40))], [" "])
+    with pytest.raises(InputError, match="Prompt 0 must be valid Unicode"):
+        judge.verify(IMAGES[:1], ["\ud800"])
+    with pytest.raises(InputError, match=r"must accept the images \(of 900 x 3 "):
+        judge.verify([Image.new("RGB", (900, 3))], ["a line"])
+    with pytest.raises(InputError, match="detail must be 'score' or 'diagnose'"):
+        judge.verify(IMAGES, PROMPTS, detail="all")
+
+
+def test_names_of_special_tokens_in_a_prompt_are_text(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    text = judge.engine.plain("a <|image_pad|> and <|im_end|>")
+    ids = judge.engine.processor.tokenizer(text)["input_ids"]
+    assert not set(ids) & set(tokenizer().all_special_ids)
+    assert judge.verify(IMAGES[:1], ["a <|image_pad|>"])[0].scores["vqascore"] > 0
+
+
+def test_an_answer_is_encoded_while_threads_prepare_batches(qwen: Path) -> None:
+    """As beside a GPU, where several threads encode prompts with padding."""
+    judge, failed = VQAScore(qwen), []
+
+    def prepare() -> None:
+        for length in range(20):
+            texts = ["x" * length, "x" * 3 * length]
+            found = judge.engine.processor.tokenizer(texts, padding=True, return_tensors="pt")
+            if found["input_ids"].shape[0] != 2:
+                failed.append(length)
+
+    threads = [Thread(target=prepare) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        VQAScore(judge.engine, answer="No")
+    for thread in threads:
+        thread.join()
+    assert not failed

@@ -1,0 +1,164 @@
+"""A chat endpoint over HTTP: retries, a limit on the rate, and what it does not know left out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any, Final
+
+from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.verifiers.chat_reply import ChatReply, reply_of
+
+_OPTIONAL: Final = ("response_format", "max_completion_tokens", "temperature", "logprobs")
+"""Parameters that an endpoint may refuse by name; requests then go on without them."""
+
+
+class ChatEndpoint:
+    """Sends chat requests to an OpenAI-compatible endpoint.
+
+    Safe to share between threads.
+
+    Args:
+        base_url: such as "http://localhost:8000/v1"; None = OPENAI_BASE_URL, or else OpenAI's.
+        api_key_env: the environment variable that holds the key; it may be unset where there is a
+            `base_url`.
+        timeout: seconds for a request.
+        retries: further tries after a timeout, a broken connection, or the status 408, 409, 429 or
+            5xx, with growing pauses, or after those that the endpoint asks for.
+        requests_per_minute: no more than these; retries are not counted. None = no limit.
+
+    Raises:
+        InputError: an argument is not usable, the key is missing, or the extra `api` is.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        retries: int = 4,
+        requests_per_minute: float | None = None,
+    ) -> None:
+        check_above_zero("timeout", timeout)
+        if requests_per_minute is not None:
+            check_above_zero("requests_per_minute", requests_per_minute)
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise InputError(f"retries must be 0 or more, got {retries!r}.", argument="retries")
+        self._client = _client(base_url, api_key_env, timeout, retries)
+        self._tries = retries + 1
+        self._lock = Lock()
+        self._pause = 0.0 if requests_per_minute is None else 60 / requests_per_minute
+        self._next = 0.0
+        self._refused: set[str] = set()
+
+    def ask(self, request: dict[str, Any]) -> ChatReply:
+        """Sends a request, without what the endpoint has refused before.
+
+        Args:
+            request: the arguments of `chat.completions.create`.
+
+        Returns:
+            The reply; with a `problem` where there is none.
+
+        Raises:
+            InputError: the endpoint refuses the key, or does not know the model.
+        """
+        import openai
+
+        while True:
+            self._wait()
+            sent = self._without_refused(request)
+            try:
+                return reply_of(self._client.chat.completions.create(**sent))
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if not self._learn(str(error), sent):
+                    return ChatReply("", f"the endpoint refuses the request: {_one_line(error)}")
+            except (openai.AuthenticationError, openai.PermissionDeniedError,
+                    openai.NotFoundError) as error:  # fmt: skip
+                raise InputError(
+                    "The endpoint must accept the key and know the model "
+                    f"{request.get('model')!r}; it says: {_one_line(error)}"
+                ) from error
+            except openai.APITimeoutError:
+                return ChatReply("", f"no answer in time (tries: {self._tries})")
+            except (openai.OpenAIError, ValueError) as error:
+                again = (
+                    openai.APIConnectionError,
+                    openai.RateLimitError,
+                    openai.InternalServerError,
+                )
+                tries = f" (tries: {self._tries})" if isinstance(error, again) else ""
+                why = _one_line(error.__cause__ or error)
+                return ChatReply("", f"{type(error).__name__}{tries}: {why}")
+
+    def _without_refused(self, request: dict[str, Any]) -> dict[str, Any]:
+        sent = {name: value for name, value in request.items() if name not in self._refused}
+        # Older servers know the limit under its older name.
+        if "max_completion_tokens" in self._refused:
+            sent["max_tokens"] = request["max_completion_tokens"]
+        return sent
+
+    def _learn(self, message: str, sent: Mapping[str, Any]) -> bool:
+        """Notes the parameters that an error names; returns whether there is a new one."""
+        named = {name for name in _OPTIONAL if name in sent and name in message}
+        if not named and "json_schema" in message and "response_format" in sent:
+            named = {"response_format"}
+        if "logprobs" in named:
+            named.add("top_logprobs")
+        if not named:
+            return False
+        with self._lock:
+            new = named - self._refused
+            self._refused |= named
+        if new:
+            warnings.warn(
+                f"The endpoint refuses {', '.join(sorted(new))}; requests go on without.",
+                RunWarning,
+                stacklevel=2,
+            )
+        return True
+
+    def _wait(self) -> None:
+        """Waits for this request's turn, if their rate is limited."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(self._next, now)
+            self._next = turn + self._pause
+        time.sleep(max(turn - now, 0.0))
+
+
+def check_above_zero(name: str, number: float, *, whole: bool = False) -> None:
+    """Raises InputError unless an argument is a finite number above 0, or a whole one."""
+    kinds = int if whole else (int, float)
+    if isinstance(number, bool) or not isinstance(number, kinds) or not 0 < number < math.inf:
+        what = "a whole number" if whole else "a number"
+        raise InputError(f"{name} must be {what} above 0, got {number!r}.", argument=name)
+
+
+def _client(base_url: str | None, api_key_env: str, timeout: float, retries: int) -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError(
+            "The verifier openai needs the package openai. Install it: pip install "
+            "'tts-verifier[api]'."
+        ) from error
+    key = os.environ.get(api_key_env)
+    if not key and base_url is None and "OPENAI_BASE_URL" not in os.environ:
+        raise InputError(
+            f"The verifier openai needs a key in the environment variable {api_key_env}, or the "
+            "base_url of an endpoint that needs none.",
+            argument="api_key_env",
+        )
+    return openai.OpenAI(
+        api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=retries
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,203 @@
+"""Any OpenAI-compatible endpoint that takes images: a vendor's, vLLM's, or one of your own.
+
+It asks for one JSON object with a digit for each criterion. Where the endpoint gives
+log-probabilities, scores also come as expectations over the digits, which seldom tie.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from PIL import Image
+
+from tts_verifier.choice.objective import Objective
+from tts_verifier.errors import InputError
+from tts_verifier.images import ImageLike, as_images
+from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.types import Cost, Detail, Setting, Verdict
+from tts_verifier.types.score_names import EXPECTED
+from tts_verifier.verifiers.chat_endpoint import ChatEndpoint, check_above_zero
+from tts_verifier.verifiers.chat_reply import (
+    ChatReply,
+    Criterion,
+    instruction,
+    read_scores,
+    schema,
+)
+
+CRITERIA: Final[Mapping[str, str]] = {
+    "alignment": "how completely the image shows what the prompt asks for, and nothing else",
+    "aesthetics": "how pleasing the image is, whatever the prompt",
+    "plausibility": "how free the image is of artifacts, broken anatomy and impossible objects",
+}
+"""Name -> what 9 means, unless the user gives others."""
+_WEIGHTS: Final = {"alignment": 0.8, "aesthetics": 0.1, "plausibility": 0.1}
+COSTS: Final = ("cost_input_tokens", "cost_output_tokens", "cost_usd")
+"""Columns beside the scores: what a verdict took; NaN where neither endpoint nor user says it."""
+
+
+class OpenAIVerifier(Verifier):
+    """Scores criteria in [0, 1] by a chat model behind an HTTP endpoint.
+
+    Besides each criterion there is its expectation `…_expected`, equal to the written score where
+    the endpoint gives no log-probabilities; `from_logprobs` is 1 where it does, otherwise 0.
+    `COSTS` are further columns. A picture without a usable reply has NaN and an `error`.
+
+    Safe to share between threads: the client is, and `parallel` bounds each call's requests.
+
+    Args:
+        model: the endpoint's name of the model.
+        base_url: such as "http://localhost:8000/v1"; None = OPENAI_BASE_URL, or else OpenAI's.
+        api_key_env: the environment variable that holds the key; the key itself is never logged. It
+            may be unset where `base_url` is given.
+        criteria: score name -> what 9 means; None = `CRITERIA`.
+        max_side: images are shrunk to this many pixels on their longer side; None = sent whole.
+        max_tokens: of a reply.
+        timeout: seconds for a request.
+        retries: further tries after a timeout, a broken connection, or the status 408, 409, 429 or
+            5xx, with growing pauses, or after those that the endpoint asks for.
+        parallel: requests at a time.
+        requests_per_minute: no more requests than these; retries are not counted. None = no limit.
+        usd_per_million_input: the price of a million tokens, for `cost_usd`; None = not known.
+        usd_per_million_output: likewise.
+
+    Raises:
+        InputError: an argument is not usable, the key is missing, or the extra `api` is.
+    """
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        base_url: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        criteria: Mapping[str, str] | None = None,
+        max_side: int | None = 1024,
+        max_tokens: int = 1024,
+        timeout: float = 60.0,
+        retries: int = 4,
+        parallel: int = 8,
+        requests_per_minute: float | None = None,
+        usd_per_million_input: float | None = None,
+        usd_per_million_output: float | None = None,
+    ) -> None:
+        if not isinstance(model, str) or not model:
+            raise InputError(
+                f"model must be a name that the endpoint knows, got {model!r}.", argument="model"
+            )
+        check_above_zero("max_tokens", max_tokens, whole=True)
+        check_above_zero("parallel", parallel, whole=True)
+        if max_side is not None:
+            check_above_zero("max_side", max_side, whole=True)
+        chosen = CRITERIA if criteria is None else _checked(criteria)
+        self.criteria = [Criterion(name, text) for name, text in chosen.items()]
+        self.max_side, self.max_tokens, self.parallel = max_side, max_tokens, parallel
+        self._prices = (usd_per_million_input, usd_per_million_output)
+        self.endpoint = ChatEndpoint(
+            base_url,
+            api_key_env=api_key_env,
+            timeout=timeout,
+            retries=retries,
+            requests_per_minute=requests_per_minute,
+        )
+        self.model = model
+        names = list(chosen)
+        expected = [name + EXPECTED for name in names]
+        self.score_names: Collection[str] = (*names, *expected, "from_logprobs", *COSTS)
+        weights = _WEIGHTS if criteria is None else dict.fromkeys(names, 1 / len(names))
+        self.objective = Objective({name + EXPECTED: w for name, w in weights.items()})
+        self.settings: Mapping[str, Setting] = {
+            "verifier": "openai",
+            "model": model,
+            "base_url": base_url,
+            "criteria": repr(dict(chosen)),
+            "max_side": max_side,
+            "max_tokens": max_tokens,
+        }
+
+    def verify(
+        self,
+        images: Sequence[ImageLike],
+        prompts: Sequence[str],
+        *,
+        detail: Detail = "diagnose",
+    ) -> list[Verdict]:
+        """Scores image i against prompt i, several requests at a time.
+
+        Args:
+            images: whatever `images.as_image` accepts.
+            prompts: any text.
+            detail: "diagnose" asks for a reason first, "score" for the digits alone.
+
+        Returns:
+            A verdict for each image, in order; NaN with an `error` where there is no usable reply.
+
+        Raises:
+            InputError: an image or a prompt cannot be used, the lengths differ, or the endpoint
+                refuses the key or does not know the model.
+        """
+        if detail not in ("score", "diagnose"):
+            raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
+        rgb = as_images(images)
+        texts = check_pairs(rgb, prompts)
+        with ThreadPoolExecutor(self.parallel) as threads:
+            return list(threads.map(lambda i, p: self._verdict(i, p, detail), rgb, texts))
+
+    def _verdict(self, image: Image.Image, prompt: str, detail: Detail) -> Verdict:
+        reply = self.endpoint.ask(self._request(image, prompt, detail == "diagnose"))
+        written, expected, problem = read_scores(reply, self.criteria)
+        scores = written | {n + EXPECTED: expected.get(n, value) for n, value in written.items()}
+        scores["from_logprobs"] = float(bool(expected))
+        return Verdict(
+            scores | self._costs(reply),
+            text=reply.text,
+            detail=detail,
+            cost=Cost(verifier_calls=1),
+            error=problem,
+        )
+
+    def _request(self, image: Image.Image, prompt: str, reason: bool) -> dict[str, Any]:
+        picture = {"type": "image_url", "image_url": {"url": self._data_url(image)}}
+        text = {"type": "text", "text": f"The image was generated for this prompt:\n{prompt}"}
+        answer = {"name": "scores", "strict": True, "schema": schema(self.criteria, reason=reason)}
+        return {
+            "model": self.model,
+            "messages": [
+                {"role": "system", "content": instruction(self.criteria, reason=reason)},
+                {"role": "user", "content": [picture, text]},
+            ],
+            "response_format": {"type": "json_schema", "json_schema": answer},
+            "max_completion_tokens": self.max_tokens,
+            "temperature": 0.0,
+            "logprobs": True,
+            "top_logprobs": 10,
+        }
+
+    def _costs(self, reply: ChatReply) -> dict[str, float]:
+        counts = (reply.input_tokens, reply.output_tokens)
+        prices = [math.nan if price is None else price for price in self._prices]
+        usd = sum(n * price / 1e6 for n, price in zip(counts, prices, strict=True))
+        return dict(zip(COSTS, (*counts, usd), strict=True))
+
+    def _data_url(self, image: Image.Image) -> str:
+        if self.max_side is not None and max(image.size) > self.max_side:
+            image = image.copy()
+            image.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, format="PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _checked(criteria: Mapping[str, str]) -> Mapping[str, str]:
+    named = isinstance(criteria, Mapping) and bool(criteria)
+    texts = [*criteria, *criteria.values()] if named else []
+    if not named or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(
+            f"criteria must be texts by score name, got {criteria!r:.200}.", argument="criteria"
+        )
+    return criteria
