@@ -171,7 +171,7 @@ class Odd(FakeVerifier):
     ("change", "rule"),
     [
         (lambda v, i: replace(v, scores={}), "a verdict has scores"),
-        (lambda v, i: replace(v, scores={"a": 1.5}), r"must be in \[0, 1\]"),
+        (lambda v, i: replace(v, scores={"a": np.inf}), "must be finite or NaN"),
         (lambda v, i: replace(v, scores={"a": i / 10}), "place in the batch"),
         (lambda v, i: replace(v, scores={"a": 0.5}), "`score_names` must be the verdicts' names"),
         (lambda v, i: replace(v, boxes=((0, 0, 99, 1),)), "within the image"),

@@ -223,7 +223,7 @@ def _nearly_equal(a: float, b: float) -> bool:
 def _check_verdict(image: Image.Image, verdict: Verdict) -> None:
     _require(bool(verdict.scores), "a verdict has scores, NaN where they are unusable")
     for name, value in verdict.scores.items():
-        _require(math.isnan(value) or 0 <= value <= 1, f"{name} must be in [0, 1] or NaN: {value}")
+        _require(not math.isinf(value), f"{name} must be finite or NaN: {value}")
     for name, heatmap in verdict.heatmaps.items():
         _require(heatmap.shape == (image.height, image.width), f"{name} is on the image's pixels")
         _require(heatmap.dtype == np.float32, f"{name} is float32")

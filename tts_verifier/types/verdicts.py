@@ -103,8 +103,9 @@ class Verdict:
     """How good an image is, where it is wrong and why."""
 
     scores: Mapping[str, float]
-    """Scores by name, in [0, 1]; higher is better; NaN where the reply has none. A score whose
-    name ends in `_expected` is the expectation over the probabilities of the score's digits."""
+    """Scores by name; higher is better; NaN where the reply has none. ImageDoctor's are in [0, 1],
+    other verifiers name their own range. A score whose name ends in `_expected` is the expectation
+    over the probabilities of the score's digits."""
     heatmaps: Heatmaps = field(default_factory=Heatmaps)
     """Heatmaps of what is wrong; `misalignment` and `artifact` for ImageDoctor."""
     boxes: tuple[Box, ...] = ()

@@ -7,7 +7,6 @@ read (see `weights`).
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch
 
 from tts_verifier.errors import CheckpointError, RunWarning
 from tts_verifier.loading.devices import check_device, check_dtype
+from tts_verifier.loading.hub import HUB_ID, download
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.memory import fits_on_device
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
@@ -35,7 +35,6 @@ BUNDLED_VERIFIER: Final = "shapes"
 """Name of the checkpoint that comes with this package."""
 BUNDLED_REVISION: Final = "2026-11-26"
 """The day of its weights. A log holds it, so a run that older weights verified is another run."""
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # No pickles and no Python files: neither is read, and both could run code.
 _HUB_FILES = ["*.json", "*.safetensors"]
 
@@ -194,25 +193,9 @@ def find_checkpoint(
     name_or_path = str(name_or_path)
     if folder.is_dir():
         return folder
-    if not _HUB_ID.fullmatch(name_or_path):
+    if not HUB_ID.fullmatch(name_or_path):
         raise CheckpointError(
             f"A verifier is {BUNDLED_VERIFIER!r}, a folder, or a hub id like 'GYX97/ImageDoctor'; "
             f"{name_or_path!r} is none of them."
         )
-    return _download(name_or_path, revision, offline=offline)
-
-
-def _download(repo: str, revision: str | None, *, offline: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            repo, revision=revision, allow_patterns=_HUB_FILES, local_files_only=offline
-        )
-    except Exception as error:  # the hub's errors share no base class
-        fault = "is not in the offline cache" if offline else "cannot be fetched from the hub"
-        raise CheckpointError(
-            f"{repo} (revision {revision or 'main'}) {fault}: {type(error).__name__}. Check the "
-            "name and the network, or give a local folder."
-        ) from error
-    return Path(folder)
+    return download(name_or_path, _HUB_FILES, revision=revision, offline=offline)
