@@ -64,7 +64,7 @@ class ClipScore(ContrastiveJudge):
     """
 
     objective = Objective({"clip": 1.0})
-    score_names = ("clip", "preference")
+    score_names: tuple[str, ...] = ("clip", "preference")
     score_name = "clip"
     usual_processor: str | None = None
     """Hub id of the processor, for a checkpoint without one."""
