@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -75,7 +74,8 @@ class Aesthetic(ContrastiveJudge):
             },
         )
 
-    def _scores(self, images: Sequence[Image.Image], tokens: Sequence[Tokens]) -> dict[str, Tensor]:
-        side = self.model.config.vision_config.image_size
-        pixels = torch.stack([resize_and_crop(image, side) for image in images])
+    def _prepare(self, image: Image.Image) -> Tensor:
+        return resize_and_crop(image, self.model.config.vision_config.image_size)
+
+    def _scores(self, pixels: Tensor, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
         return {"aesthetic": self.head(image_features(self.model, pixels).float())[:, 0]}

@@ -115,8 +115,11 @@ class ClipScore(ContrastiveJudge):
     def _encode(self, prompt: str) -> Tokens:
         return encode_prompt(self._tokenizer, self.prefix + prompt, self._positions)
 
-    def _scores(self, images: Sequence[Image.Image], tokens: Sequence[Tokens]) -> dict[str, Tensor]:
-        pictures = image_features(self.model, self.processor.pixels(images)).float()
+    def _prepare(self, image: Image.Image) -> Tensor:
+        return self.processor.pixels([image])[0]
+
+    def _scores(self, pixels: Tensor, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
+        pictures = image_features(self.model, pixels).float()
         cosine = (pictures * text_features(self.model, tokens).float()).sum(dim=-1)
         if self.clamp:
             cosine = cosine.clamp(min=0)

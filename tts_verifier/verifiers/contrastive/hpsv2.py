@@ -101,20 +101,35 @@ class HPSv2(ContrastiveJudge):
             },
         )
 
-    def _scores(self, images: Sequence[Image.Image], tokens: Sequence[Tokens]) -> dict[str, Tensor]:
+    def _prepare(self, image: Image.Image) -> Tensor:
         side = self.model.config.vision_config.image_size
-        pixels = torch.stack([resize_and_pad(i, side, antialias=self.antialias) for i in images])
+        return resize_and_pad(image, side, antialias=self.antialias, device=self._device)
+
+    def _scores(self, pixels: Tensor, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
         pictures = image_features(self.model, pixels).float()
         return {"hpsv2": (pictures * text_features(self.model, tokens).float()).sum(dim=-1)}
 
 
-def resize_and_pad(image: Image.Image, side: int, *, antialias: bool = True) -> Tensor:
+def resize_and_pad(
+    image: Image.Image,
+    side: int,
+    *,
+    antialias: bool = True,
+    device: torch.device | None = None,
+) -> Tensor:
     """Resizes the longer side of an RGB picture, pads it to a square and normalises it.
+
+    Args:
+        image: the picture.
+        side: of the square, in pixels.
+        antialias: whether it is smoothed before it shrinks.
+        device: where to compute; None = the CPU.
 
     Returns:
         float32 (3, side, side); the padding is black.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    raw = torch.from_numpy(np.array(image)).to(device or "cpu")
+    pixels = raw.permute(2, 0, 1).contiguous().float() / 255
     scale = side / max(image.size)
     # The official code makes no padding where the longer side fits already, and then fails.
     height, width = (max(round(n * scale), 1) for n in pixels.shape[1:])
@@ -133,5 +148,5 @@ def resize_and_pad(image: Image.Image, side: int, *, antialias: bool = True) -> 
 
 def standardised(pixels: Tensor) -> Tensor:
     """Returns pixels (3, H, W) in [0, 1] minus CLIP's mean, divided by its deviation."""
-    mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
-    return (pixels - mean) / deviation
+    mean, deviation = pixels.new_tensor(MEAN), pixels.new_tensor(DEVIATION)
+    return (pixels - mean[:, None, None]) / deviation[:, None, None]

@@ -105,10 +105,11 @@ class ImageReward(ContrastiveJudge):
             },
         )
 
-    def _scores(self, images: Sequence[Image.Image], tokens: Sequence[Tokens]) -> dict[str, Tensor]:
-        side = self.image_tower.config.image_size
-        pixels = torch.stack([resize_and_crop(image, side) for image in images])
-        pictures = self.image_tower(pixels.to(self._device, self.dtype)).last_hidden_state
+    def _prepare(self, image: Image.Image) -> Tensor:
+        return resize_and_crop(image, self.image_tower.config.image_size)
+
+    def _scores(self, pixels: Tensor, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
+        pictures = self.image_tower(pixels).last_hidden_state
         ids, mask = ids_and_mask(tokens, self._device)
         output = self.text_tower(
             input_ids=ids,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import RLock
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -20,6 +22,9 @@ from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.contrastive.texts import Tokens, encode_prompt
+
+_THREADS: Final = max(min(os.cpu_count() or 1, 16), 1)
+"""In which pictures are resized."""
 
 
 class ContrastiveJudge(Verifier):
@@ -125,13 +130,20 @@ class ContrastiveJudge(Verifier):
         ]
 
     @abstractmethod
-    def _scores(self, images: Sequence[Image.Image], tokens: Sequence[Tokens]) -> dict[str, Tensor]:
-        """Returns the scores of a batch by name, each (N,)."""
+    def _prepare(self, image: Image.Image) -> Tensor:
+        """Returns an RGB picture as its network reads it: float32 (3, side, side)."""
+
+    @abstractmethod
+    def _scores(self, pixels: Tensor, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
+        """Returns the scores of a batch by name, each (N,), from pixels (N, 3, side, side)."""
 
     def _scores_of_batch(
         self, rows: Sequence[tuple[Image.Image, Tokens]]
     ) -> list[dict[str, float]]:
-        by_name = self._scores([image for image, _ in rows], [tokens for _, tokens in rows])
+        # Resizing takes longer than a GPU's forward pass, and its libraries release the lock.
+        with ThreadPoolExecutor(min(len(rows), _THREADS)) as pool:
+            pixels = torch.stack(list(pool.map(self._prepare, (image for image, _ in rows))))
+        by_name = self._scores(pixels.to(self._device, self.dtype), [tokens for _, tokens in rows])
         columns = {name: values.float().tolist() for name, values in by_name.items()}
         return [{name: column[i] for name, column in columns.items()} for i in range(len(rows))]
 

@@ -175,9 +175,7 @@ def _check_fit(folder: Path, image_processor: Any, tokenizer: Any, config: Any) 
 
 def image_features(model: Any, pixels: Tensor) -> Tensor:
     """Returns a CLIP's normalised features of pictures, (N, D)."""
-    weight = model.visual_projection.weight
-    output = model.get_image_features(pixel_values=pixels.to(weight.device, weight.dtype))
-    return normalize(output.pooler_output, dim=-1)
+    return normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
 
 
 def text_features(model: Any, tokens: Sequence[Tokens]) -> Tensor:
