@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tts_verifier.recipe import load_recipe
 from tts_verifier.runner import execute
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_verifier
 from tts_verifier.verifiers import load_verifier
+from tts_verifier.verifiers.contrastive import judge
 from tts_verifier.verifiers.contrastive.aesthetic import Aesthetic
 from tts_verifier.verifiers.contrastive.clip import ClipScore, PickScore
 from tts_verifier.verifiers.contrastive.hpsv2 import HPSv2
@@ -198,3 +200,14 @@ def test_prompts_are_texts_one_for_each_picture(clip_folder):
         judge.verify(PICTURES[:2], ["red"])
     with pytest.raises(InputError, match="Prompt 0 must be a text"):
         judge.verify(PICTURES[:1], [None])
+
+
+def test_the_recipe_of_the_page_runs_on_small_weights(clip_folder, imagereward_files, tmp_path):
+    page = (Path(judge.__file__).parent / "JUDGES.md").read_text(encoding="utf-8")
+    path = tmp_path / "page.yaml"
+    path.write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    model, tokenizer = imagereward_files
+    changes = [f"verifier.model={clip_folder}", f"judge.model={model}", "strategy.n=2"]
+    recipe = load_recipe(path, [*changes, f"judge.tokenizer={tokenizer}"])
+    result = execute(recipe.build(generator=FakeGenerator()), recipe.prompts)
+    assert all("imagereward" in trial.judge for trial in result.trials)
