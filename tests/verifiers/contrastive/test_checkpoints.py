@@ -7,6 +7,7 @@ import pytest
 import tiny_judges
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
 
 from tts_verifier.errors import CheckpointError
 from tts_verifier.verifiers.contrastive.aesthetic import Aesthetic
@@ -206,3 +207,22 @@ def test_weights_in_several_files_are_read(clip_folder):
     (clip_folder / "model.safetensors.index.json").write_text(json.dumps(index))
     got = ClipScore(clip_folder).model.state_dict()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_a_folder_as_transformers_5_saves_it_is_read(clip_folder, tmp_path):
+    expected = ClipScore(clip_folder, clamp=False)
+    saved = tmp_path / "saved"
+    expected.model.save_pretrained(saved)
+    CLIPProcessor(
+        image_processor=CLIPImageProcessorPil.from_pretrained(clip_folder),
+        tokenizer=CLIPTokenizer.from_pretrained(clip_folder),
+    ).save_pretrained(saved)
+    assert not (saved / "preprocessor_config.json").exists()
+    pictures, prompts = tiny_judges.pictures(), tiny_judges.PROMPTS[:3] * 3
+    got = ClipScore(saved, clamp=False).verify(pictures, prompts[:8])
+    assert [v.scores for v in got] == [v.scores for v in expected.verify(pictures, prompts[:8])]
+    config = json.loads((saved / "processor_config.json").read_text())
+    config["image_processor"]["crop_size"] = {"height": 56, "width": 56}
+    (saved / "processor_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="makes pictures of 56 x 56"):
+        ClipScore(saved)
