@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-import tiny_judges
+import tiny_contrastive
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPProcessor, CLIPTokenizer
@@ -54,7 +54,7 @@ def test_a_clip_with_a_fault_is_refused(clip_folder, damage, message):
     ("damage", "message"),
     [
         (
-            lambda f: tiny_judges.write_clip_processor(f, side=56),
+            lambda f: tiny_contrastive.write_clip_processor(f, side=56),
             "makes pictures of 56 x 56 pixels",
         ),
         (
@@ -90,21 +90,50 @@ def change_vocabulary(folder, more):
 
 
 def test_a_processor_may_come_from_another_folder(clip_folder, tmp_path):
-    expected = ClipScore(clip_folder).verify(tiny_judges.pictures()[2:3], ["red"])[0].scores
+    expected = ClipScore(clip_folder).verify(tiny_contrastive.pictures()[2:3], ["red"])[0].scores
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(clip_folder / name, bare / name)
     judge = ClipScore(bare, processor=clip_folder)
     assert judge.settings["processor"] == str(clip_folder)
-    assert judge.verify(tiny_judges.pictures()[2:3], ["red"])[0].scores == expected
+    assert judge.verify(tiny_contrastive.pictures()[2:3], ["red"])[0].scores == expected
 
 
-def test_a_pickscore_without_a_processor_takes_the_official_one(clip_folder, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub of folders by name; a list of what was asked for."""
+    folders, asked = {}, []
+
+    def snapshot_download(repo, *, revision, allow_patterns, local_files_only):
+        asked.append((repo, revision, allow_patterns))
+        if repo not in folders:
+            raise OSError("no network")
+        return str(folders[repo])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return folders, asked
+
+
+def test_a_pickscore_without_a_processor_takes_the_official_one(clip_folder, hub):
     (clip_folder / "preprocessor_config.json").unlink()
-    with pytest.raises(CheckpointError, match="laion/CLIP-ViT-H-14-laion2B-s32B-b79K"):
+    with pytest.raises(CheckpointError, match=r"laion.CLIP-ViT-H-14-laion2B-s32B-b79K.*OSErr"):
         PickScore(clip_folder)
+    assert not any("*.safetensors" in pattern for _, _, patterns in hub[1] for pattern in patterns)
+
+
+def test_a_clip_of_the_hub_without_safetensors_is_read_as_a_pickle(clip_folder, hub):
+    folders, asked = hub
+    folders["someone/clip"] = clip_folder
+    safe = clip_folder / "model.safetensors"
+    torch.save(load_file(safe), clip_folder / "pytorch_model.bin")
+    safe.unlink()
+    judge = ClipScore("someone/clip", revision="v1")
+    assert judge.settings["revision"] == "v1"
+    assert [(revision, patterns[-1]) for _, revision, patterns in asked] == [
+        ("v1", "model*.safetensors"),
+        ("v1", "pytorch_model.bin"),
+    ]
 
 
 class Runs:
@@ -218,7 +247,7 @@ def test_a_folder_as_transformers_5_saves_it_is_read(clip_folder, tmp_path):
         tokenizer=CLIPTokenizer.from_pretrained(clip_folder),
     ).save_pretrained(saved)
     assert not (saved / "preprocessor_config.json").exists()
-    pictures, prompts = tiny_judges.pictures(), tiny_judges.PROMPTS[:3] * 3
+    pictures, prompts = tiny_contrastive.pictures(), tiny_contrastive.PROMPTS[:3] * 3
     got = ClipScore(saved, clamp=False).verify(pictures, prompts[:8])
     assert [v.scores for v in got] == [v.scores for v in expected.verify(pictures, prompts[:8])]
     config = json.loads((saved / "processor_config.json").read_text())

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import tiny_judges
+import tiny_contrastive
 import torch
 from safetensors.torch import save_file
 
@@ -17,8 +17,8 @@ from tts_verifier.verifiers.contrastive.open_clip import transformers_names
 
 # One prompt of PROMPTS is too long on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:The prompt has")
-PICTURES = tiny_judges.pictures()
-PROMPTS = tiny_judges.PROMPTS
+PICTURES = tiny_contrastive.pictures()
+PROMPTS = tiny_contrastive.PROMPTS
 TOLERANCE = 1e-4
 
 
@@ -63,7 +63,7 @@ def test_hpsv2_is_the_official_one(hpsv2_files, golden, antialias, name):
 
 
 def test_hpsv2_pads_pictures_as_the_official_transform(golden):
-    pixels = [resize_and_pad(PICTURES[i], tiny_judges.SIDE) for i in golden["hpsv2_rows"]]
+    pixels = [resize_and_pad(PICTURES[i], tiny_contrastive.SIDE) for i in golden["hpsv2_rows"]]
     np.testing.assert_allclose(torch.stack(pixels), golden["hpsv2_pixels"], atol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_hpsv2_reads_a_clip_model_of_transformers_too(hpsv2_files, golden, tmp_p
     expected = scores(HPSv2(model, base=base), "hpsv2")
     converted = tmp_path / "converted"
     converted.mkdir()
-    config = tiny_judges.clip_config(hidden_act="gelu")
+    config = tiny_contrastive.clip_config(hidden_act="gelu")
     (converted / "config.json").write_text(json.dumps(config))
     tensors = transformers_names(golden.tensors("hpsv2"))
     torch.save(tensors, converted / "pytorch_model.bin")
@@ -87,7 +87,7 @@ def test_imagereward_is_the_official_one(imagereward_files, golden):
     model, tokenizer = imagereward_files
     judge = ImageReward(model, tokenizer=tokenizer)
     np.testing.assert_allclose(scores(judge, "imagereward"), golden["imagereward"], atol=TOLERANCE)
-    pixels = [resize_and_crop(picture, tiny_judges.BLIP_SIDE) for picture in PICTURES]
+    pixels = [resize_and_crop(picture, tiny_contrastive.BLIP_SIDE) for picture in PICTURES]
     np.testing.assert_allclose(torch.stack(pixels), golden["imagereward_pixels"], atol=1e-6)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_judges
+import tiny_contrastive
 import torch
 from click.testing import CliRunner
 
@@ -25,7 +25,7 @@ from tts_verifier.verifiers.contrastive.clip import ClipScore, PickScore
 from tts_verifier.verifiers.contrastive.hpsv2 import HPSv2
 from tts_verifier.verifiers.contrastive.imagereward import ImageReward
 
-PICTURES = tiny_judges.pictures()
+PICTURES = tiny_contrastive.pictures()
 
 
 @pytest.fixture

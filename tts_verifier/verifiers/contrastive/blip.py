@@ -48,7 +48,7 @@ def load_image_tower(tensors: Mapping[str, Tensor], source: Path, dtype: torch.d
     config = BlipVisionConfig(
         hidden_size=width,
         intermediate_size=own["blocks.0.mlp.fc1.weight"].shape[0],
-        num_hidden_layers=_count(own, r"blocks\.(\d+)\."),
+        num_hidden_layers=_layers(own, r"blocks\.(\d+)\."),
         num_attention_heads=width // _HEAD_SIZE,
         image_size=math.isqrt(own["pos_embed"].shape[1] - 1) * patch,
         patch_size=patch,
@@ -82,7 +82,7 @@ def load_text_tower(tensors: Mapping[str, Tensor], source: Path, dtype: torch.dt
         hidden_size=width,
         encoder_hidden_size=own[f"{crossing}.weight"].shape[1],
         intermediate_size=own[f"{first}.weight"].shape[0],
-        num_hidden_layers=_count(own, r"encoder\.layer\.(\d+)\."),
+        num_hidden_layers=_layers(own, r"encoder\.layer\.(\d+)\."),
         num_attention_heads=width // _HEAD_SIZE,
         max_position_embeddings=own[f"{positions}.weight"].shape[0],
         hidden_act="gelu",
@@ -121,7 +121,7 @@ def _own(
     return own
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """Returns the number of layers: one more than the largest number in a name."""
     found = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match.group(1)) for match in found if match), default=0)

@@ -189,7 +189,7 @@ class DetectorVerifier(Verifier):
         return Verdict(scores, boxes=boxes, text=text, detail=detail, cost=cost)
 
     def _detect_batch(self, images: Sequence[Image.Image]) -> list[list[Detected]]:
-        shown = [_padded(image) if self.letterbox else image for image in images]
+        shown = [_letterboxed(image) if self.letterbox else image for image in images]
         inputs = self.processor(images=shown, return_tensors="pt").to(self._device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         outputs = self.model(**inputs)
@@ -251,7 +251,7 @@ def _load(model: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[
     return loaded.requires_grad_(False).eval(), processor
 
 
-def _padded(image: Image.Image) -> Image.Image:
+def _letterboxed(image: Image.Image) -> Image.Image:
     """Returns a picture in the middle of a grey square."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), _GREY)

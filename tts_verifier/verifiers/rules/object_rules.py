@@ -108,7 +108,7 @@ def _relation_condition(
 
 
 def relations(box: Box, other: Box) -> set[str]:
-    """Returns where a box lies relative to another: at most two of `RELATIONS`.
+    """Returns where a box lies relative to another: at most two of `PLACES`.
 
     As `relative_position` of GenEval: the offset of the centres, shortened by a tenth of both
     sizes, must lie within 60 degrees of the direction.

@@ -17,7 +17,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.loading.regular_files import read_regular
 from tts_verifier.verifiers.rules.colours import COLOUR_NAMES
 
-RELATIONS: Final = ("left of", "right of", "above", "below")
+PLACES: Final = ("left of", "right of", "above", "below")
 _OTHER_NAMES: Final = {
     "motorbike": "motorcycle",
     "aeroplane": "airplane",
@@ -40,9 +40,11 @@ _IRREGULAR: Final = {
     "skis": "skis",
     "scissors": "scissors",
 }
-_NUMBERS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS: Final = (
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+)  # fmt: skip
 _LEAD: Final = re.compile(r"^(?:a|an|the) (?:photo|picture|image|photograph) of ")
-_RELATION: Final = re.compile(r" (?:is )?(?:(?:to|on) the )?(left of|right of|above|below) ")
+_PLACED: Final = re.compile(r" (?:is )?(?:(?:to|on) the )?(left of|right of|above|below) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Wanted:
     colour: str | None = None
     """One of COLOUR_NAMES; None = any."""
     relation: str | None = None
-    """One of RELATIONS, to the objects `target`; None = anywhere."""
+    """One of PLACES, to the objects `target`; None = anywhere."""
     target: int = 0
     """The place of the other objects in the prompt's list."""
 
@@ -94,7 +96,7 @@ def parse_objects(prompt: str, names: Mapping[str, str]) -> tuple[Wanted, ...]:
     text = " ".join(prompt.lower().rstrip(" .").split())
     # "the" is an article too: two would read "a photo of" as an object otherwise.
     text = _LEAD.sub("", text).removeprefix("photo of ")
-    parts = _RELATION.split(text)
+    parts = _PLACED.split(text)
     if len(parts) == 3:
         first, relation, second = parts
         other, one = _object(second, names, prompt), _object(first, names, prompt)
@@ -110,8 +112,8 @@ def _object(text: str, names: Mapping[str, str], prompt: str) -> Wanted:
     count, most = 1, None
     if word in ("a", "an", "the"):
         text = rest
-    elif word in _NUMBERS or (word.isascii() and word.isdecimal() and 0 < int(word) < 1000):
-        count = most = _NUMBERS.index(word) + 1 if word in _NUMBERS else int(word)
+    elif word in _NUMBER_WORDS or (word.isascii() and word.isdecimal() and 0 < int(word) < 1000):
+        count = most = _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else int(word)
         text = rest
     colour = None
     if text not in names:
@@ -123,7 +125,7 @@ def _object(text: str, names: Mapping[str, str], prompt: str) -> Wanted:
     if text not in names:
         raise InputError(
             f"The prompt must name objects that the detector knows, joined by 'and' or by one of "
-            f"{', '.join(RELATIONS)}; {text!r} is none, in {prompt!r:.120}."
+            f"{', '.join(PLACES)}; {text!r} is none, in {prompt!r:.120}."
         )
     return Wanted(names[text], count, most, colour)
 
@@ -150,7 +152,7 @@ def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[W
             continue
         try:
             row = json.loads(line)
-            specs[_text(row["prompt"])] = _spec_of_row(row, names)
+            specs[_filled(row["prompt"])] = _spec_of_row(row, names)
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             raise InputError(
                 f"{path}:{number} must be a line of GenEval's metadata, with prompt and include: "
@@ -160,36 +162,36 @@ def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[W
 
 
 def _spec_of_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Wanted, ...]:
-    below = {_class(clause, names): _count(clause) for clause in row.get("exclude") or []}
-    wanted = []
+    below = {_class(clause, names): _positive(clause) for clause in row.get("exclude") or []}
+    wanted: list[Wanted] = []
     for clause in row["include"]:
         name, colour = _class(clause, names), clause.get("color")
         relation, target = clause.get("position") or (None, 0)
         colour = "gray" if colour == "grey" else colour
-        if colour not in (None, *COLOUR_NAMES) or relation not in (None, *RELATIONS):
+        if colour not in (None, *COLOUR_NAMES) or relation not in (None, *PLACES):
             raise ValueError(f"unknown colour or relation {colour or relation!r}")
         if not 0 <= target < max(len(wanted), 1):
             raise ValueError(f"position must name an earlier entry, got {target!r}")
         most = below.pop(name) - 1 if name in below else None
-        wanted.append(Wanted(name, _count(clause), most, colour, relation, target))
+        wanted.append(Wanted(name, _positive(clause), most, colour, relation, target))
     return (*wanted, *(Wanted(name, 0, count - 1) for name, count in below.items()))
 
 
 def _class(clause: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    name = _text(clause["class"]).lower()
+    name = _filled(clause["class"]).lower()
     if name not in names:
         raise ValueError(f"the detector knows no {name!r}")
     return names[name]
 
 
-def _count(clause: Mapping[str, Any]) -> int:
+def _positive(clause: Mapping[str, Any]) -> int:
     count = clause["count"]
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be an integer from 1, got {count!r}")
     return count
 
 
-def _text(value: Any) -> str:
+def _filled(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"a text is needed, got {value!r}")
     return value

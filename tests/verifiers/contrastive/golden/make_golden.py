@@ -30,7 +30,7 @@ with contextlib.suppress(RuntimeError):
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2]))
-import tiny_judges as recipe  # noqa: E402
+import tiny_contrastive as recipe  # noqa: E402
 
 WHEELS = Path(sys.argv[1]).resolve()
 FOLDER = Path(tempfile.mkdtemp())
