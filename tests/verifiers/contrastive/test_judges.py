@@ -10,6 +10,7 @@ import pytest
 import tiny_contrastive
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from tts_verifier import BestOfN, run
 from tts_verifier.cli.score import score_command
@@ -211,3 +212,11 @@ def test_the_recipe_of_the_page_runs_on_small_weights(clip_folder, imagereward_f
     recipe = load_recipe(path, [*changes, f"judge.tokenizer={tokenizer}"])
     result = execute(recipe.build(generator=FakeGenerator()), recipe.prompts)
     assert all("imagereward" in trial.judge for trial in result.trials)
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+@pytest.mark.parametrize("name", ["clip", "hpsv2", "imagereward"])
+def test_a_strip_is_judged_by_its_middle(judges, name, size):
+    judge = judges[name]()
+    verdict = judge.verify([Image.new("RGB", size, "red")], ["red"])[0]
+    assert all(math.isfinite(value) for value in verdict.scores.values())

@@ -17,6 +17,8 @@ from transformers import (
 
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.interfaces import is_movable
+from tts_verifier.recipe import load_recipe
+from tts_verifier.runner import execute
 from tts_verifier.testing import check_verifier
 from tts_verifier.verifiers.rules.colours import name_of_colour
 from tts_verifier.verifiers.rules.detector import DetectorVerifier
@@ -243,6 +245,12 @@ def test_a_letterboxed_picture_is_seen_as_its_padded_square(folder):
     assert [d.box[0] for d in got] == pytest.approx(shifted, abs=1e-3)
 
 
+def test_a_strip_is_too_long_for_a_letterbox(folder):
+    judge = DetectorVerifier(folder, letterbox=True)
+    with pytest.raises(InputError, match=r"at most 9433 pixels a side, this one is 9500 x 2"):
+        judge.verify([Image.new("RGB", (9500, 2))], ["a cat"])
+
+
 @pytest.mark.parametrize("kind", [DetrImageProcessorPil, RTDetrImageProcessorPil])
 def test_processors_of_other_detectors_serve_too(folder, tmp_path, kind):
     for file in ("config.json", "model.safetensors"):
@@ -280,3 +288,19 @@ def test_missing_weights_are_refused(folder, tmp_path):
 def test_thresholds_are_shares(folder, argument, value):
     with pytest.raises(InputError, match=f"{argument} must be a number in"):
         DetectorVerifier(folder, **{argument: value})
+
+
+def test_a_recipe_takes_genevals_file_as_prompts_and_as_what_they_ask_for(folder, tmp_path):
+    rows = [METADATA, METADATA | {"prompt": "another", "include": [{"class": "bus", "count": 1}]}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "detector.yaml").write_text(f"""
+generator: {{name: fake}}
+verifier: {{name: detector, model: {folder}, specs: {tmp_path}/metadata.jsonl, threshold: 0.0}}
+strategy: {{name: best_of_n, n: 2}}
+prompts: {{file: metadata.jsonl}}
+""")
+    recipe = load_recipe(tmp_path / "detector.yaml")
+    result = execute(recipe.build(), recipe.prompts)
+    assert [choice.trial.prompt.category for choice in result.choices.values()] == ["position"] * 2
+    assert all(0 <= trial.objective <= 1 for trial in result.trials)
+    assert "bus: 1 or more wanted" in result.choices["0001"].trial.verdict.text

@@ -38,6 +38,7 @@ from tts_verifier.verifiers.contrastive.files import (
 from tts_verifier.verifiers.contrastive.hpsv2 import standardised
 from tts_verifier.verifiers.contrastive.judge import ContrastiveJudge
 from tts_verifier.verifiers.contrastive.texts import Tokens, ids_and_mask
+from tts_verifier.verifiers.contrastive.towers import without_far_ends
 
 REWARD_FILE: Final = "ImageReward.pt"
 PROMPT_POSITIONS: Final = 35
@@ -130,6 +131,7 @@ def resize_and_crop(image: Image.Image, side: int) -> Tensor:
     Returns:
         float32 (3, side, side).
     """
+    image = without_far_ends(image)
     short = min(image.size)
     width, height = (side if n == short else int(side * n / short) for n in image.size)
     if (width, height) != image.size:

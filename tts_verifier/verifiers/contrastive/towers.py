@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -27,6 +27,9 @@ from tts_verifier.verifiers.contrastive.texts import Tokens, ids_and_mask
 _POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 """Buffers that older checkpoints hold and newer models make themselves."""
 
+_LONGEST: Final = 64
+"""How many times as long as its shorter side a picture is resized."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipProcessor:
@@ -39,7 +42,8 @@ class ClipProcessor:
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Returns resized, cropped and normalised pictures: float32 (N, 3, side, side)."""
-        batch = self.image_processor(list(images), return_tensors="pt")
+        shown = [without_far_ends(image) for image in images]
+        batch = self.image_processor(shown, return_tensors="pt")
         pixels: Tensor = batch["pixel_values"]
         return pixels
 
@@ -80,6 +84,19 @@ def load_clip(
     return build_module(
         lambda: CLIPModel(parsed), tensors, source=source, dtype=dtype, ignored=_POSITION_IDS
     )
+
+
+def without_far_ends(image: Image.Image) -> Image.Image:
+    """Returns the middle of a strip, of which the judge's crop takes a small part; else the image.
+
+    Resized as a whole, a strip of one pixel's height would not fit into memory.
+    """
+    short = min(image.size)
+    if max(image.size) <= _LONGEST * short:
+        return image
+    width, height = (min(side, _LONGEST * short) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def clip_folder(model: str | Path, revision: str | None = None) -> Path:

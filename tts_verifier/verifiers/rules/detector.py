@@ -13,7 +13,7 @@ from PIL import Image
 
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import CheckpointError, InputError
-from tts_verifier.images import ImageLike, as_images
+from tts_verifier.images import MAX_PIXELS, ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
@@ -143,7 +143,8 @@ class DetectorVerifier(Verifier):
         """Looks for the objects of prompt i in image i; both details give the same verdict.
 
         Raises:
-            InputError: an image cannot be used, or the lengths differ.
+            InputError: an image cannot be used (letterboxed ones have a largest side), or the
+                lengths differ.
             torch.OutOfMemoryError: memory does not suffice for a single picture.
         """
         pil_images = as_images(images)
@@ -254,6 +255,11 @@ def _load(model: str | Path, revision: str | None, dtype: torch.dtype) -> tuple[
 def _letterboxed(image: Image.Image) -> Image.Image:
     """Returns a picture in the middle of a grey square."""
     side = max(image.size)
+    if side**2 > MAX_PIXELS:
+        raise InputError(
+            f"A letterboxed picture must have at most {math.isqrt(MAX_PIXELS)} pixels a side, this "
+            f"one is {image.width} x {image.height}. Make it smaller, or leave letterbox off."
+        )
     square = Image.new("RGB", (side, side), _GREY)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
