@@ -11,22 +11,23 @@ from tts_verifier.interfaces import Verifier
 def load_verifier(name: str | Path) -> Verifier:
     """Loads a verifier.
 
+    A name that recipes know may bring its checkpoint along: "hpsv2:folder".
+
     Args:
-        name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; such a name
-            with a checkpoint, as in "hpsv2:folder"; or whatever `Verifier.from_pretrained` takes:
-            "shapes", a folder, or a hub id.
+        name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; or whatever
+            `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id.
 
     Raises:
         CheckpointError: it is neither a known name nor a checkpoint that can be found.
     """
+    kind, _, checkpoint = str(name).partition(":")
+    # On Windows a path begins with the letter of a drive, which is no verifier's name.
+    if checkpoint and kind in registry.names("verifier"):
+        judge: Verifier = registry.builder("verifier", kind)(checkpoint)
+        return judge
     # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So it is looked up as
     # one, and the error then says what a checkpoint may be.
     if isinstance(name, str) and name != "imagedoctor" and name in registry.names("verifier"):
         verifier: Verifier = registry.builder("verifier", name)()
         return verifier
-    kind, _, checkpoint = str(name).partition(":")
-    # On Windows a path begins with the letter of a drive, which is no verifier's name.
-    if checkpoint and kind in registry.names("verifier"):
-        named: Verifier = registry.builder("verifier", kind)(checkpoint)
-        return named
     return Verifier.from_pretrained(name)
