@@ -139,13 +139,13 @@ def load_processor(folder: Path, config: Any) -> ClipProcessor:
             model's, makes pictures of another size, has tokens that the model does not know, or
             ends a text with another token.
     """
-    from transformers import CLIPImageProcessorPil, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     _check_class(folder, "preprocessor_config.json", "image_processor_type", "CLIPImageProcessor")
     _check_class(folder, "preprocessor_config.json", "feature_extractor_type", "CLIPFeature")
     _check_class(folder, "tokenizer_config.json", "tokenizer_class", "CLIPTokenizer")
     try:
-        image_processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        image_processor = _pillow_processor().from_pretrained(folder, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises what its parts raise
         raise CheckpointError(
@@ -154,6 +154,14 @@ def load_processor(folder: Path, config: Any) -> ClipProcessor:
         ) from error
     _check_fit(folder, image_processor, tokenizer, config)
     return ClipProcessor(image_processor, tokenizer)
+
+
+def _pillow_processor() -> Any:
+    """Returns CLIP's image processor that needs no torchvision."""
+    import transformers
+
+    # Its name in the first releases of transformers 5.
+    return getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
 
 
 def _check_class(folder: Path, file: str, key: str, beginning: str) -> None:
