@@ -33,6 +33,12 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "vqascore": "tts_verifier.verifiers.vision_language.vqascore:VQAScore",
         "shapes-judge": "tts_verifier.shapes.verifiers:JudgeVerifier",
         "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",
+        "clip": "tts_verifier.verifiers.contrastive.clip:ClipScore",
+        "pickscore": "tts_verifier.verifiers.contrastive.clip:PickScore",
+        "hpsv2": "tts_verifier.verifiers.contrastive.hpsv2:HPSv2",
+        "imagereward": "tts_verifier.verifiers.contrastive.imagereward:ImageReward",
+        "aesthetic": "tts_verifier.verifiers.contrastive.aesthetic:Aesthetic",
+        "detector": "tts_verifier.verifiers.rules.detector:DetectorVerifier",
         "fake": "tts_verifier.testing:FakeVerifier",
     },
     "strategy": {

@@ -11,6 +11,8 @@ from tts_verifier.interfaces import Verifier
 def load_verifier(name: str | Path) -> Verifier:
     """Loads a verifier.
 
+    A name that recipes know may bring its checkpoint along: "hpsv2:folder".
+
     Args:
         name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; or whatever
             `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id.
@@ -18,6 +20,11 @@ def load_verifier(name: str | Path) -> Verifier:
     Raises:
         CheckpointError: it is neither a known name nor a checkpoint that can be found.
     """
+    kind, _, checkpoint = str(name).partition(":")
+    # On Windows a path begins with the letter of a drive, which is no verifier's name.
+    if checkpoint and kind in registry.names("verifier"):
+        judge: Verifier = registry.builder("verifier", kind)(checkpoint)
+        return judge
     # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So it is looked up as
     # one, and the error then says what a checkpoint may be.
     if isinstance(name, str) and name != "imagedoctor" and name in registry.names("verifier"):

@@ -1,0 +1,1 @@
+"""Verifiers that apply a rule to what a small network finds in the image."""
