@@ -54,13 +54,14 @@ def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     Raises:
         InputError: they are a pickle, cut off, no safetensors, or without a message.
     """
-    if body[:1] == b"\x80" and body[1:2] <= b"\x05":
-        raise InputError(
-            "A body must be safetensors or JSON; this one is a pickle, which could run code and is "
-            "never read. Use tts_verifier's own clients instead of pickled ones."
-        )
     length = int.from_bytes(body[:8], "little")
     if len(body) < 8 or length > min(_MOST_HEADER, len(body) - 8):
+        # A header may have the same first byte, but then its length is small.
+        if body[:1] == b"\x80" and body[1:2] <= b"\x05":
+            raise InputError(
+                "A body must be safetensors or JSON; this one is a pickle, which could run code "
+                "and is never read. Use tts_verifier's own clients instead of pickled ones."
+            )
         raise InputError(
             f"A body of safetensors must begin with the length of its header; this one has "
             f"{len(body)} bytes, and its header would have {length}. It is cut off or something "
