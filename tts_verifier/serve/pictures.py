@@ -59,7 +59,7 @@ def from_texts(texts: Sequence[str], limits: Limits, share: Share) -> list[Image
 
 def _from_text(place: int, text: str, limits: Limits, share: Share) -> Image.Image:
     head, comma, data = text.partition(",")
-    if not comma:
+    if not comma and ":" not in text[:40]:
         head, data = "data:;base64", text
     if not (head.startswith("data:") and head.endswith("base64")):
         raise InputError(
