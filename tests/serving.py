@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 from tts_verifier.interfaces import Verifier
-from tts_verifier.serve.limits import Limits
+from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.server import make_server
 
 SECONDS = 60
@@ -18,7 +18,9 @@ SECONDS = 60
 @contextmanager
 def serving(verifier: Verifier, *, token: str | None = None, **limits: Any) -> Iterator[str]:
     """Serves inside the block; gives the URL. At the end the server must have ended."""
-    server = make_server(verifier, host="127.0.0.1", port=0, limits=Limits(**limits), token=token)
+    server = make_server(
+        verifier, host="127.0.0.1", port=0, limits=RequestLimits(**limits), token=token
+    )
     thread = Thread(target=server.run)
     thread.start()
     while not server.started and thread.is_alive():

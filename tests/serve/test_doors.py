@@ -17,7 +17,12 @@ from serving import serving
 from tiny_imagedoctor import noise
 
 from tts_verifier.testing import FakeVerifier
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, pack, request_of, unpack
+from tts_verifier.verifiers.remote.protocol import (
+    MEDIA_TYPE,
+    pack_message,
+    request_of,
+    unpack_message,
+)
 
 IMAGES = [noise(20 + 4 * i, 12, seed=i) for i in range(3)]
 PROMPTS = ["a cat", "é", "<|im_end|> a dog"]
@@ -76,10 +81,10 @@ def test_safetensors_give_the_same(url: str, form: str) -> None:
     elif form == "files":
         files = [base64.b64decode(png(image)) for image in pictures]
         arrays = {f"image.{i}": np.frombuffer(file, np.uint8) for i, file in enumerate(files)}
-    body = pack({"prompts": PROMPTS, "maps": [2, 3]}, arrays)
+    body = pack_message({"prompts": PROMPTS, "maps": [2, 3]}, arrays)
     response = httpx.post(f"{url}/v1/score", content=body, headers={"content-type": MEDIA_TYPE})
     assert response.headers["content-type"] == MEDIA_TYPE
-    message, maps = unpack(response.content)
+    message, maps = unpack_message(response.content)
     for i, verdict in enumerate(FakeVerifier().verify(pictures, PROMPTS)):
         assert message["results"][i]["scores"] == verdict.scores
         for name in verdict.heatmaps:
@@ -95,7 +100,7 @@ def test_the_answers_form_is_the_one_that_is_accepted(url: str) -> None:
     assert answer["results"][0]["detail"] == "score"
     asked = {"prompts": ["a cat"], "images": [png(IMAGES[0])]}
     packed = post(url, "/v1/score", asked, accept=MEDIA_TYPE)
-    assert sorted(unpack(packed.content)[1]) == ["0.artifact", "0.misalignment"]
+    assert sorted(unpack_message(packed.content)[1]) == ["0.artifact", "0.misalignment"]
 
 
 def test_a_score_that_is_missing_is_null_and_a_map_is_absent_and_both_are_counted(url: str) -> None:

@@ -52,14 +52,14 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
         raise InputError(
             f'tts-serve needs {error.name}. Install it with pip install "tts-verifier[serve]".'
         ) from error
-    from tts_verifier.serve.options import limits_of, verifier_options
+    from tts_verifier.serve.options import limits_of, options_of
     from tts_verifier.serve.server import serve
     from tts_verifier.verifiers.load import load_verifier
     from tts_verifier.verifiers.remote.protocol import TOKEN_VARIABLE
 
     quiet_libraries()
     serve(
-        load_verifier(verifier, **verifier_options(options)),
+        load_verifier(verifier, **options_of(options)),
         host=values.pop("host"),
         port=values.pop("port"),
         limits=limits_of(values),

@@ -13,7 +13,7 @@ import numpy as np
 
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.reward.reward import Reward, Rewards
+from tts_verifier.reward.reward import Rewards, VerifierReward
 
 Scorer = Callable[..., tuple[list[float], dict[str, Any]]]
 MultiScore = Callable[..., tuple[dict[str, list[float]], dict[str, Any]]]
@@ -23,17 +23,17 @@ def scorer(verifier: Verifier | str, *, fill: float | None = None, **options: An
     """Returns a scorer for `score_functions` of `multi_score`.
 
     Args:
-        verifier: see `Reward`.
+        verifier: see `VerifierReward`.
         fill: the reward of a picture that has none; None = NaN, which flow_grpo does not mask: its
             loss is then NaN too. The pictures are counted in any case.
-        **options: of `Reward`.
+        **options: of `VerifierReward`.
 
     Returns:
         `fn(images, prompts, metadata) -> (scores, meta)`: a list of N floats, and a dict with
         `heatmap`, a list of N arrays of flaws on the grid or None, `maps`, a list of N dicts of
         arrays by name, and `missing`, see `Rewards`.
     """
-    reward = Reward(verifier, **options)
+    reward = VerifierReward(verifier, **options)
 
     def score(images: Any, prompts: Sequence[str], metadata: Any = None) -> Any:
         rewards = reward(images, prompts, metadata)
@@ -48,15 +48,15 @@ def multi_score(
     """Returns what flow_grpo's `multi_score(device, weights)` returns, for one verifier.
 
     Args:
-        verifier: see `Reward`.
+        verifier: see `VerifierReward`.
         fill: see `scorer`.
-        **options: of `Reward`.
+        **options: of `VerifierReward`.
 
     Returns:
         `fn(images, prompts, metadata, ref_images=None, only_strict=True) -> (details, meta)`: for
         each score a list of N floats, with the reward as `avg`; `meta` as in `scorer`.
     """
-    reward = Reward(verifier, **options)
+    reward = VerifierReward(verifier, **options)
 
     def score(
         images: Any,
@@ -76,7 +76,8 @@ def multi_score(
 
 def _filled(rewards: Rewards, fill: float | None) -> list[float]:
     scores = rewards.scores
-    return (scores if fill is None else np.where(np.isnan(scores), fill, scores)).tolist()
+    filled = scores if fill is None else np.where(np.isnan(scores), fill, scores)
+    return [float(score) for score in filled]
 
 
 def _meta(rewards: Rewards) -> dict[str, Any]:

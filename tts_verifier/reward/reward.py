@@ -25,7 +25,7 @@ hard-codes its maps (ImageDoctor, train_sd3_hp.py)."""
 MOST_CELLS: Final = 1024
 """Rows or columns of a grid."""
 
-Maps = Mapping[str, NDArray[np.float32]]
+PooledMaps = Mapping[str, NDArray[np.float32]]
 """A picture's maps by name; one that it does not have is absent."""
 
 
@@ -37,7 +37,7 @@ class Rewards:
     """(N,), the objective of each picture; NaN where the verdict does not give it."""
     details: Mapping[str, NDArray[np.float64]]
     """Each score by name, (N,), usually in [0, 1]; NaN where a verdict does not give it."""
-    maps: Sequence[Maps]
+    maps: Sequence[PooledMaps]
     """For each picture its maps, float32 (rows, columns) in [0, 1], 1 = flawed."""
     missing: Mapping[str, int] = field(default_factory=dict)
     """How many pictures lack the number ("score"), or a map (its name); without zeros."""
@@ -60,8 +60,9 @@ class Rewards:
                 'and detail="diagnose"; or train without maps.'
             )
         stack = np.full((len(self.maps), *shape), math.nan, np.float32)
-        for place in np.flatnonzero(found):
-            stack[place] = self.maps[place][name]
+        for place, maps in enumerate(self.maps):
+            if name in maps:
+                stack[place] = maps[name]
         return stack, found
 
     def flaws(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -84,7 +85,7 @@ class Rewards:
         return (name for name in self.missing if name != "score")
 
 
-class Reward:
+class VerifierReward:
     """Rewards pictures by a verifier. As safe to share between threads as its verifier.
 
     Args:
@@ -168,7 +169,7 @@ def rewards_of(
     details = {n: np.array([v.scores.get(n, math.nan) for v in verdicts], float) for n in names}
     scores = np.array([objective(v.scores) for v in verdicts], float)
     missing = Counter({"score": int(np.isnan(scores).sum())})
-    maps: list[Maps] = [{}] * len(verdicts)
+    maps: list[PooledMaps] = [{}] * len(verdicts)
     if grid is not None:
         maps = [{n: v.heatmaps.on_grid(n).pooled(*grid) for n in v.heatmaps} for v in verdicts]
         wanted = {*expected, *(name for found in maps for name in found)}
@@ -178,15 +179,11 @@ def rewards_of(
 
 def checked_grid(grid: object) -> tuple[int, int]:
     """Returns rows and columns, or raises InputError."""
-    try:
-        rows, columns = grid  # type: ignore[misc]
-        fits = all(type(n) is int and 1 <= n <= MOST_CELLS for n in (rows, columns))
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
+    cells = list(grid) if isinstance(grid, list | tuple) else []
+    if len(cells) != 2 or not all(type(n) is int and 1 <= n <= MOST_CELLS for n in cells):
         raise InputError(
             f"A grid must be rows and columns from 1 to {MOST_CELLS}, such as (64, 64), got "
             f"{grid!r:.80}.",
             argument="grid",
         )
-    return rows, columns
+    return cells[0], cells[1]

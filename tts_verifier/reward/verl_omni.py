@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any, Final
 
 from tts_verifier.errors import InputError
-from tts_verifier.reward.reward import Reward
+from tts_verifier.reward.reward import VerifierReward
 from tts_verifier.types import Detail
 from tts_verifier.verifiers.remote import Remote
 
@@ -41,8 +41,8 @@ async def compute_score(
         solution_image: (C, H, W) tensor, uint8 or floats in [0, 1]; or (1, C, H, W).
         ground_truth: the prompt.
         server_url: of a `tts-serve`.
-        verifier: instead of a server: what `Reward` takes, loaded once in this process.
-        detail: see `Reward`; "score" is quicker.
+        verifier: instead of a server: what `VerifierReward` takes, loaded once in this process.
+        detail: see `VerifierReward`; "score" is quicker.
         fill: the reward of a picture that has none; None = NaN.
         **more: what else verl-omni passes; nothing is read.
 
@@ -70,11 +70,11 @@ async def compute_score(
     return details | {"score": fill if fill is not None and math.isnan(score) else score}
 
 
-def _reward(url: str | None, verifier: str | None, detail: Detail | None) -> Reward:
+def _reward(url: str | None, verifier: str | None, detail: Detail | None) -> VerifierReward:
     with _LOADING:
         return _loaded(url, verifier, detail)
 
 
 @lru_cache(maxsize=8)
-def _loaded(url: str | None, verifier: str | None, detail: Detail | None) -> Reward:
-    return Reward(verifier or Remote(url or ""), detail=detail)
+def _loaded(url: str | None, verifier: str | None, detail: Detail | None) -> VerifierReward:
+    return VerifierReward(verifier or Remote(url or ""), detail=detail)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.interfaces import Verifier, details_of
-from tts_verifier.reward.reward import LATENT_GRID, Maps, checked_grid, rewards_of
-from tts_verifier.serve.limits import Limits
+from tts_verifier.reward.reward import LATENT_GRID, PooledMaps, checked_grid, rewards_of
+from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.types import Heatmap, Verdict
-from tts_verifier.verifiers.remote.protocol import PROTOCOL, encode, finite
+from tts_verifier.verifiers.remote.protocol import PROTOCOL, encode_verdict, json_number
 
 Wanted = bool | tuple[int, int]
 """Which maps to send: False = none, True = on the verifier's own grid, or rows and columns."""
@@ -29,7 +29,7 @@ def wanted_maps(value: object) -> Wanted:
     return value if isinstance(value, bool) else checked_grid(value)
 
 
-class Answers:
+class AnswerWriter:
     """Makes the answers of one verifier. Safe to share between threads.
 
     Args:
@@ -54,7 +54,7 @@ class Answers:
         """What every answer says: protocol, version, the verifier's settings, its checkpoint."""
         return dict(self._head)
 
-    def about(self, limits: Limits) -> dict[str, Any]:
+    def about(self, limits: RequestLimits) -> dict[str, Any]:
         """Returns what a client needs to know before it asks."""
         verifier = self._verifier
         names = [verifier.score_names, verifier.map_names]
@@ -71,10 +71,11 @@ class Answers:
         self, verdicts: Sequence[Verdict], wanted: Wanted
     ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
         """Returns the message of an answer, and its arrays, see `remote.protocol`."""
-        results, arrays = [], {}
+        results: list[dict[str, Any]] = []
+        arrays: dict[str, NDArray[np.float32]] = {}
         for place, verdict in enumerate(verdicts):
             maps = {} if wanted is False else _sent(verdict, wanted)
-            result, grids = encode(verdict, self._verifier.objective(verdict.scores), maps)
+            result, grids = encode_verdict(verdict, self._verifier.objective(verdict.scores), maps)
             results.append(result)
             arrays |= {f"{place}.{name}": grid for name, grid in grids.items()}
         missing = self._rewards(verdicts, None if wanted is False else (1, 1)).missing
@@ -83,8 +84,10 @@ class Answers:
     def rewarded(self, verdicts: Sequence[Verdict], wanted: Wanted) -> dict[str, Any]:
         """Returns the answer to Flow-Factory: rewards, with details and maps beside them."""
         found = self._rewards(verdicts, _grid(wanted))
-        details = {n: [finite(value) for value in values] for n, values in found.details.items()}
-        answer = {"rewards": [finite(score) for score in found.scores], "details": details}
+        details = {
+            n: [json_number(value) for value in values] for n, values in found.details.items()
+        }
+        answer = {"rewards": [json_number(score) for score in found.scores], "details": details}
         maps = {} if wanted is False else {"maps": [as_texts(maps) for maps in found.maps]}
         return self.head | answer | maps | {"missing": dict(found.missing)}
 
@@ -105,7 +108,7 @@ def with_texts(
     return message
 
 
-def as_texts(maps: Maps) -> dict[str, dict[str, Any]]:
+def as_texts(maps: PooledMaps) -> dict[str, dict[str, Any]]:
     """Returns maps as JSON values: the shape, and little-endian float32 in base64."""
     return {
         name: {

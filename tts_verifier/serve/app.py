@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.serve.answers import Answers, with_texts
+from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import Gone, check_token, read_body, until_gone
-from tts_verifier.serve.dispatcher import Dispatcher, is_out_of_memory
-from tts_verifier.serve.limits import Limits, Memory, Refused, Share
+from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
+from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.requests import (
     Asked,
@@ -35,7 +35,7 @@ from tts_verifier.serve.requests import (
     asked_to_compute,
 )
 from tts_verifier.types import Verdict
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message
 
 JSON: Final = "application/json"
 READERS: Final = 8
@@ -44,7 +44,7 @@ _LOG: Final = logging.getLogger("uvicorn.error")
 _GONE: Final = 499
 """A status that nobody receives, for the figures."""
 
-Read = Callable[[bytes, Limits, Share], Asked]
+Read = Callable[[bytes, RequestLimits, MemoryShare], Asked]
 Write = Callable[[list[Verdict], Asked], bytes]
 
 
@@ -57,10 +57,10 @@ class Service:
         token: that requests must have; None = none.
     """
 
-    def __init__(self, verifier: Verifier, limits: Limits, token: str | None) -> None:
+    def __init__(self, verifier: Verifier, limits: RequestLimits, token: str | None) -> None:
         self.limits, self.token = limits, token
         self.answers, self.metrics, self.memory = (
-            Answers(verifier),
+            AnswerWriter(verifier),
             Metrics(),
             Memory(limits.memory),
         )
@@ -77,7 +77,7 @@ class Service:
         self._threads.shutdown()
 
     async def answer(self, request: Request, read: Read, write: Write, kind: str) -> Response:
-        """Answers one request: bytes -> pictures -> verdicts -> bytes.
+        """AnswerWriter one request: bytes -> pictures -> verdicts -> bytes.
 
         Args:
             request: its body was not read yet.
@@ -101,7 +101,7 @@ class Service:
     async def _answer(self, request: Request, read: Read, write: Write) -> bytes:
         check_token(request, self.token)
         loop = asyncio.get_running_loop()
-        with Share(self.memory) as share:
+        with MemoryShare(self.memory) as share:
             body = await read_body(request, self.limits, share)
             try:
                 asked = await loop.run_in_executor(self._threads, read, body, self.limits, share)
@@ -177,7 +177,7 @@ def as_refused(error: Exception) -> Refused:
         return error
     if isinstance(error, InputError | UnsupportedError):
         return Refused(422, str(error))
-    if is_out_of_memory(error):
+    if is_lack_of_memory(error):
         return Refused(
             503,
             "The verifier's memory ran out. Try again, with fewer or smaller pictures at a time, "
@@ -199,7 +199,7 @@ def refusal(refused: Refused) -> Response:
 
 
 def create_app(
-    verifier: Verifier, *, limits: Limits | None = None, token: str | None = None
+    verifier: Verifier, *, limits: RequestLimits | None = None, token: str | None = None
 ) -> FastAPI:
     """Returns the application; its lifespan runs the verifier's thread.
 
@@ -208,7 +208,7 @@ def create_app(
         limits: of requests.
         token: that requests must have, but those of /health; None = none.
     """
-    service = Service(verifier, limits or Limits(), token)
+    service = Service(verifier, limits or RequestLimits(), token)
     app = FastAPI(
         title="tts-serve",
         version=version("tts-verifier"),
@@ -226,7 +226,7 @@ def create_app(
 def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
     @app.get("/v1/verifier", summary="What is served, and the limits of requests.")
     async def verifier(request: Request) -> Response:
-        return _plain(request, service, lambda: service.answers.about(service.limits))
+        return _without_body(request, service, lambda: service.answers.about(service.limits))
 
     @app.post(
         "/v1/score",
@@ -251,7 +251,7 @@ def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
             message, arrays = service.answers.scored(verdicts, asked.maps)
             for what, count in message["missing"].items():
                 service.metrics.lacking(what, count)
-            return dump(with_texts(message, arrays)) if as_json else pack(message, arrays)
+            return dump(with_texts(message, arrays)) if as_json else pack_message(message, arrays)
 
         read = asked_in_json if given == JSON else asked_in_arrays
         return await service.answer(request, read, write, JSON if as_json else MEDIA_TYPE)
@@ -307,7 +307,7 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", summary="The one verifier, as OpenAI's clients list models.")
     async def models(request: Request) -> Response:
         model = {"id": service.answers.name, "object": "model", "created": 0, "owned_by": "local"}
-        return _plain(request, service, lambda: {"object": "list", "data": [model]})
+        return _without_body(request, service, lambda: {"object": "list", "data": [model]})
 
 
 def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
@@ -328,8 +328,8 @@ def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.page(), media_type=service.metrics.content_type)
 
 
-def _plain(request: Request, service: Service, answer: Callable[[], Any]) -> Response:
-    """Answers a request without a body."""
+def _without_body(request: Request, service: Service, answer: Callable[[], Any]) -> Response:
+    """AnswerWriter a request without a body."""
     try:
         check_token(request, service.token)
     except Refused as error:
@@ -338,7 +338,7 @@ def _plain(request: Request, service: Service, answer: Callable[[], Any]) -> Res
 
 
 async def _as_ours(request: Request, error: Exception) -> Response:
-    """Answers paths and methods that do not exist in the shape of all other errors."""
+    """AnswerWriter paths and methods that do not exist in the shape of all other errors."""
     assert isinstance(error, StarletteHTTPException)
     return refusal(
         Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")

@@ -7,7 +7,7 @@ import hmac
 
 from starlette.requests import ClientDisconnect, Request
 
-from tts_verifier.serve.limits import Limits, Refused, Share
+from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
 
 
 class Gone(Exception):
@@ -23,7 +23,7 @@ def check_token(request: Request, token: str | None) -> None:
         raise Refused(401, "This server wants `Authorization: Bearer TOKEN` with its token.")
 
 
-async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
+async def read_body(request: Request, limits: RequestLimits, share: MemoryShare) -> bytes:
     """Returns the body of a request.
 
     Args:
@@ -38,7 +38,7 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
     said = request.headers.get("content-length")
     if said is not None:
         # The HTTP library has checked that it is a number.
-        _check_size(int(said), limits)
+        _check_body_size(int(said), limits)
         share.add(int(said))
     parts: list[bytes] = []
     size = 0
@@ -46,7 +46,7 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
         async with asyncio.timeout(limits.body_seconds):
             async for part in request.stream():
                 size += len(part)
-                _check_size(size, limits)
+                _check_body_size(size, limits)
                 if said is None:
                     share.add(len(part))
                 parts.append(part)
@@ -61,7 +61,7 @@ async def read_body(request: Request, limits: Limits, share: Share) -> bytes:
     return b"".join(parts)
 
 
-def _check_size(size: int, limits: Limits) -> None:
+def _check_body_size(size: int, limits: RequestLimits) -> None:
     if size > limits.body:
         raise Refused(
             413,

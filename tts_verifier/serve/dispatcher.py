@@ -27,7 +27,7 @@ PREPARING: Final = 8
 """Threads that prepare pictures for an engine."""
 
 
-class Pair:
+class Submission:
     """A picture and its prompt on their way through the verifier."""
 
     def __init__(self, image: Image.Image, prompt: str, detail: Detail) -> None:
@@ -52,7 +52,7 @@ class Dispatcher:
         self._live_details: Collection[Detail] = getattr(verifier, "live_details", ())
         # Guards all that follows; notified whenever any of it changes.
         self._changed = Condition()
-        self._waiting: deque[Pair] = deque()
+        self._waiting: deque[Submission] = deque()
         self._inside = 0
         self._closed = False
         self._together = MOST_TOGETHER
@@ -91,7 +91,7 @@ class Dispatcher:
         Raises:
             Refused: the queue is full or closed.
         """
-        pairs = [Pair(*pair, detail) for pair in zip(images, prompts, strict=True)]
+        pairs = [Submission(*pair, detail) for pair in zip(images, prompts, strict=True)]
         with self._changed:
             if self._closed:
                 raise Refused(503, "This server is ending. Ask another one.", later=5)
@@ -108,7 +108,7 @@ class Dispatcher:
             pair.verdict.add_done_callback(partial(self._wake, pair))
         return [pair.verdict for pair in pairs]
 
-    def _wake(self, pair: Pair, verdict: Future[Verdict]) -> None:
+    def _wake(self, pair: Submission, verdict: Future[Verdict]) -> None:
         """Notes that a pair is answered or was taken back; called by any thread."""
         if verdict.cancelled():
             with self._changed:
@@ -151,7 +151,7 @@ class Dispatcher:
             with self._changed:
                 self._inside = 0
 
-    def _verify(self, pairs: Sequence[Pair], detail: Detail) -> None:
+    def _verify(self, pairs: Sequence[Submission], detail: Detail) -> None:
         """Verifies pairs in one call; if that fails, in halves, so that one cannot harm others."""
         if not pairs:
             return
@@ -172,7 +172,7 @@ class Dispatcher:
         if not half:
             self._fail(pairs[0].verdict, problem)
             return
-        if is_out_of_memory(problem):
+        if is_lack_of_memory(problem):
             self._together = half
         del problem
         self._verify(pairs[:half], detail)
@@ -191,7 +191,7 @@ class Dispatcher:
             while (pair := self._next_live(live, room)) is not None:
                 threads.submit(self._enter, live, pair)
 
-    def _next_live(self, live: Any, room: int) -> Pair | None:
+    def _next_live(self, live: Any, room: int) -> Submission | None:
         """Waits for room in the engines and for a pair; None = the engines have to be left."""
         with self._changed:
             while not live.failed:
@@ -206,7 +206,7 @@ class Dispatcher:
                 self._changed.wait()
         return None
 
-    def _enter(self, live: Any, pair: Pair) -> None:
+    def _enter(self, live: Any, pair: Submission) -> None:
         """Prepares a pair and gives it to the engines."""
         try:
             if pair.verdict.cancelled():
@@ -222,7 +222,7 @@ class Dispatcher:
         pair.verdict.add_done_callback(lambda v: answer.cancel() if v.cancelled() else None)
         answer.add_done_callback(lambda a: self._answered(pair, a))
 
-    def _answered(self, pair: Pair, answer: Future[Verdict]) -> None:
+    def _answered(self, pair: Submission, answer: Future[Verdict]) -> None:
         self._left()
         if answer.cancelled():
             return
@@ -231,7 +231,7 @@ class Dispatcher:
             self._failure = ""
         self._give(pair, answer.result() if error is None else error)
 
-    def _give(self, pair: Pair, found: Verdict | BaseException) -> None:
+    def _give(self, pair: Submission, found: Verdict | BaseException) -> None:
         # False if the client took it back just now.
         if not pair.verdict.set_running_or_notify_cancel():
             return
@@ -246,8 +246,9 @@ class Dispatcher:
             self._changed.notify_all()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def is_lack_of_memory(error: BaseException) -> bool:
     """Says whether memory ran out, on the host or a device."""
-    # torch's own class is a RuntimeError, and need not be imported for other verifiers.
-    named = type(error).__name__ in ("OutOfMemoryError", "AcceleratorError")
-    return isinstance(error, MemoryError) or (named and "memory" in str(error).lower())
+    # torch's own class is a RuntimeError, and other verifiers need no torch.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    text = str(error)
+    return named or "out of memory" in text or "can't allocate memory" in text

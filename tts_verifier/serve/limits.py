@@ -11,7 +11,7 @@ MIB: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """The limits of a server."""
 
     body: int = 256 * MIB
@@ -79,7 +79,7 @@ class Memory:
             self._held += count
 
 
-class Share:
+class MemoryShare:
     """The bytes of one request, given back at the end of the `with` block."""
 
     def __init__(self, memory: Memory) -> None:
@@ -92,7 +92,7 @@ class Share:
         self._memory.add(count)
         self._taken += count
 
-    def __enter__(self) -> Share:
+    def __enter__(self) -> MemoryShare:
         return self
 
     def __exit__(

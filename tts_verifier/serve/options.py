@@ -8,20 +8,20 @@ from typing import Any
 import yaml
 
 from tts_verifier.errors import InputError
-from tts_verifier.serve.limits import MIB, Limits
+from tts_verifier.serve.limits import MIB, RequestLimits
 
 
-def limits_of(options: Mapping[str, Any]) -> Limits:
+def limits_of(options: Mapping[str, Any]) -> RequestLimits:
     """Returns the limits that options such as `max_images` set; None = the default."""
     values = {
         name.removeprefix("max_"): value * MIB if name in ("max_body", "max_memory") else value
         for name, value in options.items()
         if value is not None
     }
-    return Limits(**values)
+    return RequestLimits(**values)
 
 
-def verifier_options(options: Iterable[str]) -> dict[str, Any]:
+def options_of(options: Iterable[str]) -> dict[str, Any]:
     """Returns the arguments that texts such as "precision=fp8" name; values are YAML.
 
     Raises:

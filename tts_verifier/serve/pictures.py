@@ -14,13 +14,13 @@ from PIL import Image, UnidentifiedImageError
 
 from tts_verifier.errors import InputError
 from tts_verifier.images import FORMATS, as_image, open_image
-from tts_verifier.serve.limits import Limits, Refused, Share
+from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
 
 _CHANNELS: Final = 3
 
 
 def from_arrays(
-    arrays: Mapping[str, NDArray[Any]], limits: Limits, share: Share
+    arrays: Mapping[str, NDArray[Any]], limits: RequestLimits, share: MemoryShare
 ) -> list[Image.Image]:
     """Returns the pictures of a request in safetensors, see `remote.protocol`.
 
@@ -44,10 +44,12 @@ def from_arrays(
                 f"gap, got {', '.join(sorted(arrays))[:200] or 'none'}."
             )
         parts = [arrays[name] for name in names]
-    return [_from_array(i, part, limits, share) for i, part in enumerate(parts)]
+    return [_array_picture(i, part, limits, share) for i, part in enumerate(parts)]
 
 
-def from_texts(texts: Sequence[str], limits: Limits, share: Share) -> list[Image.Image]:
+def from_texts(
+    texts: Sequence[str], limits: RequestLimits, share: MemoryShare
+) -> list[Image.Image]:
     """Returns pictures that are files in base64, with or without `data:image/png;base64,` before.
 
     Raises:
@@ -57,7 +59,12 @@ def from_texts(texts: Sequence[str], limits: Limits, share: Share) -> list[Image
     return [_from_text(i, text, limits, share) for i, text in enumerate(texts)]
 
 
-def _from_text(place: int, text: str, limits: Limits, share: Share) -> Image.Image:
+def _from_text(
+    place: int,
+    text: str,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Image.Image:
     head, comma, data = text.partition(",")
     if not comma and ":" not in text[:40]:
         head, data = "data:;base64", text
@@ -67,16 +74,18 @@ def _from_text(place: int, text: str, limits: Limits, share: Share) -> Image.Ima
             "Addresses are not fetched."
         )
     try:
-        return _from_file(place, base64.b64decode(data, validate=True), limits, share)
+        return _file_picture(place, base64.b64decode(data, validate=True), limits, share)
     except (binascii.Error, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"Image {place} must be a file in base64, it is not: {error}") from None
 
 
-def _from_array(place: int, array: NDArray[Any], limits: Limits, share: Share) -> Image.Image:
+def _array_picture(
+    place: int, array: NDArray[Any], limits: RequestLimits, share: MemoryShare
+) -> Image.Image:
     if array.ndim == 1 and array.dtype == np.uint8:
-        return _from_file(place, array.tobytes(), limits, share)
+        return _file_picture(place, array.tobytes(), limits, share)
     if array.ndim != 3 or array.shape[2] != _CHANNELS or array.dtype != np.uint8:
         raise InputError(
             f"Image {place} must be uint8 (H, W, 3), or uint8 (bytes,), a picture file, got "
@@ -88,7 +97,9 @@ def _from_array(place: int, array: NDArray[Any], limits: Limits, share: Share) -
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _from_file(place: int, data: bytes, limits: Limits, share: Share) -> Image.Image:
+def _file_picture(
+    place: int, data: bytes, limits: RequestLimits, share: MemoryShare
+) -> Image.Image:
     try:
         with open_image(io.BytesIO(data)) as image:
             # Before its pixels are decoded.
@@ -109,7 +120,13 @@ def _from_file(place: int, data: bytes, limits: Limits, share: Share) -> Image.I
         raise InputError(f"Image {place} must be readable, it is not: {error!r:.200}") from None
 
 
-def _take(place: int, width: int, height: int, limits: Limits, share: Share) -> None:
+def _take(
+    place: int,
+    width: int,
+    height: int,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> None:
     if width * height > limits.pixels:
         raise _too_large(place, f"{width} x {height}", limits)
     size = _CHANNELS * width * height
@@ -123,7 +140,7 @@ def _take(place: int, width: int, height: int, limits: Limits, share: Share) -> 
     share.add(size)
 
 
-def _too_large(place: int, found: str, limits: Limits) -> Refused:
+def _too_large(place: int, found: str, limits: RequestLimits) -> Refused:
     return Refused(
         413,
         f"A picture may have {limits.pixels:,} pixels; image {place} has {found}. Make it smaller, "

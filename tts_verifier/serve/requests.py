@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tts_verifier.errors import InputError
 from tts_verifier.reward.reward import LATENT_GRID
 from tts_verifier.serve.answers import Wanted, wanted_maps
-from tts_verifier.serve.limits import Limits, Refused, Share
+from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.pictures import from_arrays, from_texts
 from tts_verifier.types import Detail
-from tts_verifier.verifiers.remote.protocol import PROTOCOL, unpack
+from tts_verifier.verifiers.remote.protocol import PROTOCOL, unpack_message
 
 CAPTION: Final = "Text Caption: ["
 """How the official instruction (ImageDoctor, inference.py) ends: this, the caption, and "]"."""
@@ -81,14 +81,18 @@ class ChatRequest(BaseModel):
     maps: bool | list[int] = Field(list(LATENT_GRID), description="As in /v1/score.")
 
 
-def asked_in_arrays(body: bytes, limits: Limits, share: Share) -> Asked:
+def asked_in_arrays(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
     """Reads a request to /v1/score in safetensors.
 
     Raises:
         InputError: it cannot be used.
         Refused: a picture is too large, or there are too many.
     """
-    message, arrays = unpack(body)
+    message, arrays = unpack_message(body)
     if "images" in message:
         raise InputError("Pictures in safetensors are its arrays; leave `images` out of `message`.")
     # The number of pictures is that of the prompts, which is checked after they are read.
@@ -98,7 +102,11 @@ def asked_in_arrays(body: bytes, limits: Limits, share: Share) -> Asked:
     return Asked(from_arrays(arrays, limits, share), asked.prompts, asked.detail, maps)
 
 
-def asked_in_json(body: bytes, limits: Limits, share: Share) -> Asked:
+def asked_in_json(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
     """Reads a request to /v1/score in JSON."""
     asked = _validated(ScoreRequest, body)
     _check_counts(len(asked.images), asked.prompts, limits)
@@ -106,7 +114,11 @@ def asked_in_json(body: bytes, limits: Limits, share: Share) -> Asked:
     return Asked(from_texts(asked.images, limits, share), asked.prompts, asked.detail, maps)
 
 
-def asked_to_compute(body: bytes, limits: Limits, share: Share) -> Asked:
+def asked_to_compute(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
     """Reads a request of Flow-Factory."""
     asked = _validated(ComputeRequest, body)
     for name in ("video", "condition_images", "condition_videos"):
@@ -123,7 +135,11 @@ def asked_to_compute(body: bytes, limits: Limits, share: Share) -> Asked:
     return Asked(from_texts(images, limits, share), same.prompts, same.detail, maps)
 
 
-def asked_in_chat(body: bytes, limits: Limits, share: Share) -> Asked:
+def asked_in_chat(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
     """Reads a request of an OpenAI client."""
     asked = _validated(ChatRequest, body)
     if asked.stream or asked.n != 1:
@@ -170,7 +186,9 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]
     return texts, pictures
 
 
-def _checked_maps(value: object, pictures: int, limits: Limits, share: Share) -> Wanted:
+def _checked_maps(
+    value: object, pictures: int, limits: RequestLimits, share: MemoryShare
+) -> Wanted:
     """Returns which maps a request wants, if the answer is no longer than a request may be."""
     maps = wanted_maps(value)
     if not isinstance(maps, bool):
@@ -190,7 +208,7 @@ def _count(arrays: Mapping[str, Any]) -> int:
     return len(arrays) if batch is None or not batch.ndim else len(batch)
 
 
-def _check_counts(images: int, prompts: Sequence[str], limits: Limits) -> None:
+def _check_counts(images: int, prompts: Sequence[str], limits: RequestLimits) -> None:
     if images != len(prompts):
         raise InputError(
             f"A request must have one prompt for each picture, got {images} pictures and "

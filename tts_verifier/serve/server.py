@@ -14,13 +14,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.app import create_app
-from tts_verifier.serve.limits import Limits
+from tts_verifier.serve.limits import RequestLimits
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
-    verifier: Verifier, *, host: str, port: int, limits: Limits, token: str | None = None
+    verifier: Verifier, *, host: str, port: int, limits: RequestLimits, token: str | None = None
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers the requests that it has, and returns.
 
@@ -58,7 +58,7 @@ def serve(
 
 
 def make_server(
-    verifier: Verifier, *, host: str, port: int, limits: Limits, token: str | None = None
+    verifier: Verifier, *, host: str, port: int, limits: RequestLimits, token: str | None = None
 ) -> uvicorn.Server:
     """Returns the server; `run()` or `await serve()` starts it, `should_exit` ends it."""
 
@@ -89,7 +89,7 @@ class _Impatient(H11Protocol):
 
     seconds = 30.0
 
-    def connection_made(self, transport: object) -> None:  # type: ignore[override]
+    def connection_made(self, transport: object) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._seen: object = self
         self._look()

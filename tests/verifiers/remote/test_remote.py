@@ -196,9 +196,9 @@ def test_another_server_is_known(status: int, body: bytes, message: str) -> None
 
 
 def pairs_of(message: object) -> bytes:
-    from tts_verifier.verifiers.remote.protocol import pack
+    from tts_verifier.verifiers.remote.protocol import pack_message
 
-    return pack(message, {})  # type: ignore[arg-type]
+    return pack_message(message, {})  # type: ignore[arg-type]
 
 
 RESULT = {"scores": {"a": 1.0}, "boxes": [], "reply": "", "detail": "diagnose", "maps": {}}

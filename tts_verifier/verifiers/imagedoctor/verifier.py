@@ -244,7 +244,8 @@ class ImageDoctor(Verifier):
     def live_details(self) -> Collection[Detail]:
         """The details that `live` serves. Answers from a template all end at once, so they gain
         nothing from it."""
-        return ("diagnose",) if self._template.forced_steps else ("score", "diagnose")
+        details: tuple[Detail, ...] = ("score", "diagnose")
+        return details[1:] if self._template.forced_steps else details
 
     @contextmanager
     def live(self) -> Iterator[LiveVerdicts]:

@@ -111,7 +111,7 @@ class Connection:
                     return response
                 if response.status_code not in _LATER:
                     raise self._refusal(response)
-                problem = f"answers {response.status_code}: {_reason(response)}"
+                problem = f"answers {response.status_code}: {_told_reason(response)}"
                 wait = max(wait, _seconds(response.headers.get("retry-after")))
             if time.monotonic() + wait > end:
                 raise ServerError(
@@ -122,7 +122,7 @@ class Connection:
             pause = min(2 * pause, _PAUSES[1])
 
     def _refusal(self, response: httpx.Response) -> Exception:
-        status, reason = response.status_code, _reason(response)
+        status, reason = response.status_code, _told_reason(response)
         if status == 401:
             return ServerError(
                 f"The server at {self.url} wants a token: {reason} Set {TOKEN_VARIABLE} to the "
@@ -137,7 +137,7 @@ class Connection:
         )
 
 
-def _reason(response: httpx.Response) -> str:
+def _told_reason(response: httpx.Response) -> str:
     """Returns what an error says; the start of the answer where it is none of ours."""
     try:
         return str(response.json()["error"]["message"])

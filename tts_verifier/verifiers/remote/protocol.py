@@ -37,7 +37,7 @@ _MOST_HEADER: Final = 1 << 25
 _DTYPES: Final[Mapping[str, Any]] = {"U8": np.uint8, "F32": np.dtype("<f4")}
 
 
-def pack(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def pack_message(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Returns a message as bytes.
 
     Args:
@@ -48,7 +48,7 @@ def pack(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> byte
     return save(whole, {"message": dump(message).decode()})
 
 
-def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Returns the message and the arrays of some bytes, without running anything in them.
 
     Raises:
@@ -70,7 +70,7 @@ def unpack(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
         header = json.loads(body[8 : 8 + length])
         message = json.loads(header["__metadata__"]["message"])
-        parts = deserialize(body)
+        parts: Any = deserialize(body)  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(
             "A body must be whole safetensors with a `message` of JSON in its metadata; this one "
@@ -95,12 +95,12 @@ def dump(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
-def finite(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     """Returns a number that JSON can hold; None for NaN and infinities."""
     return float(value) if math.isfinite(value) else None
 
 
-def encode(
+def encode_verdict(
     verdict: Verdict, objective: float, maps: Mapping[str, Heatmap]
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
     """Returns a verdict as JSON values, and its maps as arrays.
@@ -111,9 +111,9 @@ def encode(
         maps: the maps to send, by name.
     """
     result = {
-        "objective": finite(objective),
-        "scores": {name: finite(value) for name, value in verdict.scores.items()},
-        "boxes": [[finite(edge) for edge in box] for box in verdict.boxes],
+        "objective": json_number(objective),
+        "scores": {name: json_number(value) for name, value in verdict.scores.items()},
+        "boxes": [[json_number(edge) for edge in box] for box in verdict.boxes],
         "reply": verdict.text,
         "detail": verdict.detail,
         "maps": {name: {"size": m.size, "box": m.box} for name, m in maps.items()},
@@ -121,8 +121,8 @@ def encode(
     return result, {name: m.grid.astype(np.float32) for name, m in maps.items()}
 
 
-def decode(result: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> Verdict:
-    """Returns the verdict that `encode` was given, with the maps that were sent."""
+def decode_verdict(result: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> Verdict:
+    """Returns the verdict that `encode_verdict` was given, with the maps that were sent."""
     maps = {
         name: Heatmap(arrays[name], (int(about["size"][0]), int(about["size"][1])),
                       (*map(float, about["box"]),))  # type: ignore[arg-type]
@@ -149,4 +149,4 @@ def request_of(
 ) -> bytes:
     """Returns the request for some pictures, each uint8 (H, W, 3)."""
     message = {"protocol": PROTOCOL, "prompts": list(prompts), "detail": detail, "maps": maps}
-    return pack(message, {f"image.{i}": image for i, image in enumerate(images)})
+    return pack_message(message, {f"image.{i}": image for i, image in enumerate(images)})

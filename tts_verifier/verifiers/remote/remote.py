@@ -19,12 +19,12 @@ from tts_verifier.verifiers.remote.connection import Connection
 from tts_verifier.verifiers.remote.protocol import (
     PROTOCOL,
     arrays_of,
-    decode,
+    decode_verdict,
     request_of,
-    unpack,
+    unpack_message,
 )
 
-_TOGETHER: Final = 32
+_PICTURES_TOGETHER: Final = 32
 """Pictures of one request."""
 _SHARE_OF_BODY: Final = 0.9
 """How much of the largest body pictures may take; prompts need room too."""
@@ -79,7 +79,7 @@ class Remote(Verifier):
         self.score_names: Collection[str] | None = about["score_names"]
         self.map_names: Collection[str] | None = about["map_names"]
         self.details: Collection[Detail] = about["details"]
-        self._most_pairs = min(int(about["limits"]["images"]), _TOGETHER)
+        self._most_pairs = min(int(about["limits"]["images"]), _PICTURES_TOGETHER)
         self._most_bytes = int(_SHARE_OF_BODY * int(about["limits"]["body"]))
         for name, value in (expect or {}).items():
             if self.settings.get(name) != value:
@@ -135,7 +135,7 @@ class Remote(Verifier):
         images, prompts = zip(*part, strict=True)
         body = self._connection.post("/v1/score", request_of(images, prompts, detail, True))
         try:
-            message, arrays = unpack(body)
+            message, arrays = unpack_message(body)
             _check_protocol(message, self._connection.url)
             if message["verifier"] != self.settings:
                 raise ServerError(
@@ -144,7 +144,9 @@ class Remote(Verifier):
                     "first one, or begin anew."
                 )
             results = message["results"]
-            verdicts = [decode(result, arrays_of(i, arrays)) for i, result in enumerate(results)]
+            verdicts = [
+                decode_verdict(result, arrays_of(i, arrays)) for i, result in enumerate(results)
+            ]
         except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ServerError(
                 f"The server at {self._connection.url} must answer as tts-serve does: {error!r}"
