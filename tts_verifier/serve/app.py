@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
 from importlib.metadata import version
 from threading import Lock
 from typing import Any, Final
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
-from tts_verifier.serve.bodies import Gone, check_token, read_body, until_gone
+from tts_verifier.serve.bodies import Gone, check_token, drop_rest, read_body, until_gone
 from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
 from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
@@ -99,10 +100,15 @@ class Service:
         return Response(body, media_type=kind)
 
     async def _answer(self, request: Request, read: Read, write: Write) -> bytes:
-        check_token(request, self.token)
         loop = asyncio.get_running_loop()
         with MemoryShare(self.memory) as share:
-            body = await read_body(request, self.limits, share)
+            try:
+                check_token(request, self.token)
+                body = await read_body(request, self.limits, share)
+            except Refused as error:
+                if error.status != HTTPStatus.REQUEST_TIMEOUT:
+                    await drop_rest(request, self.limits)
+                raise
             try:
                 asked = await loop.run_in_executor(self._threads, read, body, self.limits, share)
             except InputError as error:

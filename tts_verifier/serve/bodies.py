@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from contextlib import suppress
+from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
 from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
+
+_DROP_SECONDS: Final = 5.0
+"""Time to read what nobody wants."""
 
 
 class Gone(Exception):
@@ -59,6 +64,20 @@ async def read_body(request: Request, limits: RequestLimits, share: MemoryShare)
     except ClientDisconnect:
         raise Gone from None
     return b"".join(parts)
+
+
+async def drop_rest(request: Request, limits: RequestLimits) -> None:
+    """Reads what is left of a refused request's body, for a while, and forgets it.
+
+    A client that still sends would be cut off otherwise, and not see why it was refused.
+    """
+    dropped = 0
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(min(_DROP_SECONDS, limits.body_seconds)):
+            async for part in request.stream():
+                dropped += len(part)
+                if dropped > limits.body:
+                    return
 
 
 def _check_body_size(size: int, limits: RequestLimits) -> None:
