@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of, unpack_message
 
-CLIENTS = 16
 TOGETHER = 32
-RUNS = 3
 
 
 def rate(options: argparse.Namespace) -> dict[str, Any]:
@@ -60,13 +59,14 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, serving(verifier) as url:
         np.save(Path(folder, "pictures.npy"), np.stack([np.asarray(i) for i in images]))
         Path(folder, "prompts.json").write_text(json.dumps(prompts))
-        clients(url, folder, options.threads, TOGETHER)
-        for _ in range(RUNS):
-            seconds, served = clients(url, folder, options.threads, TOGETHER)
+        send = partial(clients, url, folder, options.clients)
+        send(options.threads, TOGETHER)  # warms up
+        for _ in range(options.runs):
+            seconds, served = send(options.threads, TOGETHER)
             there.append(seconds)
             waits += [wait for one in served for wait in one["waits"]]
-        alone = clients(url, folder, 1, 1, most=options.single)[1]
-    for _ in range(RUNS):
+        alone = send(1, 1, most=options.single)[1]
+    for _ in range(options.runs):
         began = time.perf_counter()
         verdicts = verifier.verify(images, prompts)
         here.append(time.perf_counter() - began)
@@ -132,11 +132,11 @@ def serving(verifier: Any) -> Iterator[str]:
 
 
 def clients(
-    url: str, folder: str, threads: int, together: int, *, most: int | None = None
+    url: str, folder: str, count: int, threads: int, together: int, *, most: int | None = None
 ) -> tuple[float, list[dict[str, Any]]]:
     """Runs the client processes; returns the seconds from the first request to the last answer."""
     command = [sys.executable, __file__, "client", "--url", url, "--folder", folder]
-    command += ["--threads", str(threads), "--together", str(together)]
+    command += ["--clients", str(count), "--threads", str(threads), "--together", str(together)]
     command += [] if most is None else ["--most", str(most)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
@@ -144,7 +144,7 @@ def clients(
             [*command, "--number", str(number)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )
-        for number in range(CLIENTS)
+        for number in range(count)
     ]  # fmt: skip
     for process in processes:
         assert process.stdout is not None
@@ -155,17 +155,26 @@ def clients(
         process.stdin.write("go\n")
         process.stdin.flush()
     # Each says when it has its last answer; the clock of all is the machine's.
-    with ThreadPoolExecutor(CLIENTS) as reading:
-        ends = list(reading.map(lambda p: p.stdout.readline() and time.perf_counter(), processes))
-    found = [json.loads(process.communicate()[0]) for process in processes]
-    return max(ends) - began, found
+    with ThreadPoolExecutor(count) as reading:
+        ends, found = zip(*reading.map(ended, processes), strict=True)
+    return max(ends) - began, list(found)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[float, dict[str, Any]]:
+    """Returns when a client has had its last answer, and what it found."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "done\n"
+    end = time.perf_counter()
+    found = json.loads(process.stdout.read())
+    assert process.wait() == 0
+    return end, found
 
 
 def client(options: argparse.Namespace) -> None:
-    """One client process: every sixteenth picture, in requests of a few."""
+    """One client process: its part of the pictures, in requests of a few."""
     pictures = np.load(Path(options.folder, "pictures.npy"), mmap_mode="r")
     prompts = json.loads(Path(options.folder, "prompts.json").read_text())
-    mine = list(range(options.number, len(prompts), CLIENTS))[: options.most]
+    mine = list(range(options.number, len(prompts), options.clients))[: options.most]
     parts = [mine[i : i + options.together] for i in range(0, len(mine), options.together)]
     images = {place: Image.fromarray(np.array(pictures[place])) for place in mine}
     remote, waits, verdicts = Remote(options.url), [], {}
@@ -411,6 +420,8 @@ def main() -> None:
     fast.add_argument("--random", choices=("3b", "tiny"), help="random weights of this size")
     fast.add_argument("--device", default="cuda" if cuda() else "cpu")
     fast.add_argument("--pictures", type=int, default=8192)
+    fast.add_argument("--clients", type=int, default=16)
+    fast.add_argument("--runs", type=int, default=3)
     fast.add_argument("--threads", type=int, default=8, help="requests of a client at a time")
     fast.add_argument("--single", type=int, default=64, help="pictures of a client one by one")
     calm = parts.add_parser("hostile")
@@ -419,7 +430,7 @@ def main() -> None:
     one = parts.add_parser("client")
     for name in ("url", "folder"):
         one.add_argument(f"--{name}")
-    for name in ("threads", "together", "number", "most"):
+    for name in ("clients", "threads", "together", "number", "most"):
         one.add_argument(f"--{name}", type=int)
     for part in (fast, calm):
         part.add_argument("--out", type=Path, help="a file of JSON")
