@@ -244,7 +244,7 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
     reading = threading.Thread(target=lambda: logged.extend(lines))
     reading.start()
     began = time.perf_counter()
-    found = asyncio.run(campaign(port, options.requests, options.seconds))
+    found = asyncio.run(campaign(port, options))
     seconds = time.perf_counter() - began
     lives = process.poll() is None
     process.terminate()
@@ -261,15 +261,15 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def campaign(port: int, requests: int, seconds: float) -> dict[str, Any]:
+async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
     """Sends requests of all kinds, some at a time; returns what came back."""
     kinds, statuses, wrong = Counter[str](), Counter[str](), 0
-    rng, end = random.Random(0), time.perf_counter() + seconds
+    rng, end = random.Random(0), time.perf_counter() + options.seconds
     names = list(KINDS)
 
     async def worker() -> None:
         nonlocal wrong
-        while sum(kinds.values()) < requests and time.perf_counter() < end:
+        while sum(kinds.values()) < options.requests and time.perf_counter() < end:
             name = "good" if rng.random() < 0.3 else rng.choice(names)
             kinds[name] += 1
             data, expected = KINDS[name](rng)
@@ -283,7 +283,7 @@ async def campaign(port: int, requests: int, seconds: float) -> dict[str, Any]:
                 message, _ = unpack_message(body)
                 wrong += [r["scores"] for r in message["results"]] != expected
 
-    await asyncio.gather(*(worker() for _ in range(128)))
+    await asyncio.gather(*(worker() for _ in range(options.workers)))
     good = sum(count for name, count in statuses.items() if name == "good: 200")
     return {
         "good": kinds["good"],
@@ -427,6 +427,7 @@ def main() -> None:
     calm = parts.add_parser("hostile")
     calm.add_argument("--requests", type=int, default=100_000)
     calm.add_argument("--seconds", type=float, default=3600)
+    calm.add_argument("--workers", type=int, default=128, help="requests at a time")
     one = parts.add_parser("client")
     for name in ("url", "folder"):
         one.add_argument(f"--{name}")

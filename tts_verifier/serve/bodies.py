@@ -34,7 +34,7 @@ async def read_body(request: Request, limits: RequestLimits, share: MemoryShare)
     Args:
         request: its body was not read yet.
         limits: of size and time.
-        share: takes the body's bytes before they are read.
+        share: takes the body's bytes as they come.
 
     Raises:
         Refused: it is too long or too slow, or there is no memory for it.
@@ -44,7 +44,6 @@ async def read_body(request: Request, limits: RequestLimits, share: MemoryShare)
     if said is not None:
         # The HTTP library has checked that it is a number.
         _check_body_size(int(said), limits)
-        share.add(int(said))
     parts: list[bytes] = []
     size = 0
     try:
@@ -52,8 +51,8 @@ async def read_body(request: Request, limits: RequestLimits, share: MemoryShare)
             async for part in request.stream():
                 size += len(part)
                 _check_body_size(size, limits)
-                if said is None:
-                    share.add(len(part))
+                # Not what the header says: who sends nothing takes nothing.
+                share.add(len(part))
                 parts.append(part)
     except TimeoutError:
         raise Refused(

@@ -120,8 +120,8 @@ class LiveVerdicts:
     def __exit__(self, *error: object) -> None:
         self._requests.close()
         self._serving.join()
-        for ended in self._ended.values():
-            ended.put(None)
+        for replica in self._replicas:
+            self._ended[replica.device].put(None)
         for thread in self._decoding:
             thread.join()
         if self.failed:
@@ -154,7 +154,7 @@ class LiveVerdicts:
         waiting, more = self._ended[replica.device], True
         while more:
             group = [waiting.get()]
-            while len(group) < _MOST_TOGETHER and not waiting.empty():
+            while group[-1] and len(group) < _MOST_TOGETHER and not waiting.empty():
                 group.append(waiting.get())
             more = group[-1] is not None
             # From here on they cannot be cancelled.
