@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, wait
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_pairs_that_arrive_alone_get_the_verdicts_of_one_call(doctor: ImageDocto
             assert_same(verdicts, expected)
         assert_same([future.result(SECONDS) for future in scores], quick)
     assert any(len(verdict.heatmaps) for verdict in expected)
+
+
+def test_copies_of_the_model_share_the_pairs(doctor: ImageDoctor) -> None:
+    copies = [copy.deepcopy(doctor.checkpoint.model)]
+    two = ImageDoctor(doctor.checkpoint, copies=copies, batch_size=2)
+    with two.live() as live:
+        pairs = zip(IMAGES, PROMPTS, strict=True)
+        futures = [live.submit(*pair, "diagnose") for pair in pairs]
+        verdicts = [future.result(SECONDS) for future in futures]
+    assert_same(verdicts, doctor.verify(IMAGES, PROMPTS))
 
 
 def test_leaving_it_answers_what_it_has(doctor: ImageDoctor) -> None:
