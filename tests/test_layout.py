@@ -26,8 +26,8 @@ LEVELS = [
     ["choice", "identity", "masks"],
     ["interfaces", "log"],
     ["evaluation", "generators", "runner", "shapes", "strategies", "verifiers"],
-    ["analysis", "scoring", "testing", "verified"],
-    ["recipe"],
+    ["analysis", "reward", "scoring", "testing", "verified"],
+    ["recipe", "serve"],
     ["training"],
     ["cli", "__init__"],
 ]

@@ -41,7 +41,9 @@ run(['a red circle'], FakeGenerator(), FakeVerifier(), BestOfN(2))
     assert "torch" not in fresh(code)
 
 
-@pytest.mark.parametrize("command", ["run", "score", "replay", "report", "evaluate", "train"])
+@pytest.mark.parametrize(
+    "command", ["run", "score", "replay", "report", "evaluate", "train", "serve"]
+)
 def test_help_is_quick_because_it_loads_nothing_heavy(command: str) -> None:
     code = f"""
 from tts_verifier.cli.{command} import {command}_command

@@ -5,6 +5,7 @@ TTSError                a problem that the user can fix; commands print it witho
 ├── RecipeError         a recipe with a mistake
 ├── RunError            a run folder that cannot be written, read or continued
 ├── UnsupportedError    a request that this generator, verifier or scheduler cannot serve
+├── ServerError         a server that does not answer, or that refuses or breaks off an answer
 └── CheckpointError     weights, a config or a tokenizer that are missing or do not fit
 
 A message states the rule, the value found and the remedy. `RunWarning` is the only warning.
@@ -53,6 +54,10 @@ class RunError(TTSError):
 
 class UnsupportedError(TTSError):
     """A request that this generator, verifier or scheduler cannot serve."""
+
+
+class ServerError(TTSError):
+    """A server that does not answer, or that refuses or breaks off an answer."""
 
 
 class CheckpointError(TTSError):

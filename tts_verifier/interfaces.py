@@ -154,6 +154,9 @@ class Verifier(ABC):
     score_names: Collection[str] | None = None
     """Names of all scores that its verdicts have. With them a misspelt name in an objective is
     refused before anything is drawn; None = with the first verdict."""
+    map_names: Collection[str] | None = None
+    """Names of all heatmaps that its verdicts may have, so that a missing one can be counted;
+    empty = it gives none, None = not known."""
     details: Collection[Detail] = ("score", "diagnose")
     """The details that differ. A verifier whose quick score takes as long as a diagnosis has
     "diagnose" alone, one that gives nothing but scores has "score" alone."""

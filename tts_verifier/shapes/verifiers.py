@@ -27,6 +27,8 @@ class ReadingVerifier(Verifier):
     objective = Objective({"score": 1.0})
     details: tuple[Detail, ...] = ("diagnose",)
 
+    map_names = ("misalignment",)
+
     @abstractmethod
     def read(self, pixels: NDArray[np.uint8], spec: Spec) -> Reading:
         """Reads an image, (128, 128, 3) uint8 sRGB, against a spec."""

@@ -165,6 +165,8 @@ class FakeVerifier(Verifier):
         unparsable: image and prompt -> whether the reply cannot be parsed: scores of NaN.
     """
 
+    map_names = ("misalignment", "artifact")
+
     def __init__(
         self,
         scores: Callable[[Image.Image, str], Mapping[str, float]] | None = None,

@@ -44,6 +44,21 @@ class Heatmap:
         pixels = grid.resize(self.size, Image.Resampling.BILINEAR, box=part)
         return np.clip(np.asarray(pixels, dtype=np.float32), 0.0, 1.0)
 
+    def pooled(self, rows: int, columns: int) -> NDArray[np.float32]:
+        """Returns the map's means over the cells of a grid that lies over the image.
+
+        A mean is exact: a value of the decoder's grid counts by the area that it shares with the
+        cell. So every grid fits, and one that is finer repeats values.
+
+        Returns:
+            float32 (rows, columns) in [0, 1].
+        """
+        x1, y1, x2, y2 = self.box
+        h, w = self.grid.shape
+        down = _area_weights(y1 * h, y2 * h, h, rows)
+        across = _area_weights(x1 * w, x2 * w, w, columns)
+        return np.clip(down @ self.grid.astype(np.float64) @ across.T, 0, 1).astype(np.float32)
+
     def mean_inside(self, mask: Mask) -> float:
         """Returns the mean of the map over a mask of the image, NaN for an empty mask.
 
@@ -61,6 +76,22 @@ class Heatmap:
         part = self.grid[top : top + cells[1], left : left + cells[0]]
         total = share.sum()
         return float((share * part).sum() / total) if total > 0 else math.nan
+
+
+def _area_weights(start: float, end: float, values: int, cells: int) -> NDArray[np.float64]:
+    """Returns the share of each value in each cell, (cells, values), where rows add up to 1.
+
+    Args:
+        start: where the first cell begins, in values.
+        end: where the last cell ends.
+        values: how many values there are, each as wide as 1.
+        cells: how many cells of equal width there are.
+    """
+    edges = np.linspace(start, end, cells + 1)
+    first = np.arange(values)
+    upper = np.minimum(edges[1:, None], first + 1)
+    shares = np.clip(upper - np.maximum(edges[:-1, None], first), 0, None)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 class Heatmaps(Mapping[str, NDArray[np.float32]]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
-from tts_verifier.loading.devices import check_device, check_devices, check_dtype
+from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
@@ -29,15 +29,18 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     load_copies,
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MAPS
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD, map_ahead
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
+from tts_verifier.verifiers.imagedoctor.live import LiveRequest, LiveVerdicts
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.options import (
     ImageDoctorOptions,
     check_positive,
     check_precision,
+    given_devices,
 )
 from tts_verifier.verifiers.imagedoctor.replicas import Answer, Replica, answer_together
 from tts_verifier.verifiers.imagedoctor.requests import (
@@ -80,6 +83,7 @@ class ImageDoctor(Verifier):
             write scores digit by digit, which an answer template needs.
     """
 
+    map_names = MAPS
     score_names: Collection[str] = (*SCORE_NAMES, *(name + EXPECTED for name in SCORE_NAMES))
 
     def __init__(
@@ -149,7 +153,7 @@ class ImageDoctor(Verifier):
                 f"{', '.join(ImageDoctorOptions.__annotations__)}."
             )
         # First of all, since finding a checkpoint may download it.
-        given = _given_devices(options)
+        given = given_devices(options)
         dtype, home = check_dtype(options.get("dtype")), None
         if (max_new_tokens := options.get("max_new_tokens")) is not None:
             check_positive("max_new_tokens", max_new_tokens)
@@ -232,18 +236,51 @@ class ImageDoctor(Verifier):
         # Two verifiers may share a model, but not a pass: each has its own engines and options.
         results = self._calls.run((id(self), detail), inputs, partial(self._generate, detail))
         return [
-            verdict_of(
-                reply,
-                maps,
-                tokenizer=self.checkpoint.tokenizer,
-                image_size=image.size,
-                mapping=FrameMapping.of(
-                    image.size, self.checkpoint.processor.input_size, fit=self.fit
-                ),
-                detail=detail,
-            )
-            for image, (reply, maps) in zip(rgb, results, strict=True)
+            self._verdict(image.size, detail, answer)
+            for image, answer in zip(rgb, results, strict=True)
         ]
+
+    @property
+    def live_details(self) -> Collection[Detail]:
+        """The details that `live` serves. Answers from a template all end at once, so they gain
+        nothing from it."""
+        details: tuple[Detail, ...] = ("score", "diagnose")
+        return details[1:] if self._template.forced_steps else details
+
+    @contextmanager
+    def live(self) -> Iterator[LiveVerdicts]:
+        """Opens a door for pairs that arrive while earlier ones are being answered.
+
+        Inside the `with` block the engines belong to it: `verify` and `to` wait until it is left,
+        in this thread they raise UnsupportedError. Leaving it answers what it has.
+        """
+        with self._calls.alone(), LiveVerdicts(self.replicas, self._live_request) as verdicts:
+            yield verdicts
+
+    def _live_request(self, image: Image.Image, prompt: str, detail: Detail) -> LiveRequest:
+        if detail not in self.live_details:
+            raise UnsupportedError(f"live serves {', '.join(self.live_details)}, got {detail!r}.")
+        patches = self._patches(image)
+        request = GenerationRequest(
+            self._token_ids(check_prompt(0, prompt), detail), patches.values, patches.grid
+        )
+        return LiveRequest(
+            request, self._has_maps(detail), partial(self._verdict, image.size, detail)
+        )
+
+    def _verdict(self, size: tuple[int, int], detail: Detail, answer: Answer) -> Verdict:
+        reply, maps = answer
+        return verdict_of(
+            reply,
+            maps,
+            tokenizer=self.checkpoint.tokenizer,
+            image_size=size,
+            mapping=FrameMapping.of(size, self.checkpoint.processor.input_size, fit=self.fit),
+            detail=detail,
+        )
+
+    def _has_maps(self, detail: Detail) -> bool:
+        return self.heatmaps if self.heatmaps is not None else detail == "diagnose"
 
     @property
     def device(self) -> torch.device:
@@ -304,8 +341,7 @@ class ImageDoctor(Verifier):
         """Returns the reply and the heatmaps of each input; one thread at a time calls it."""
         # Longest first, so that the KV cache need not grow later.
         order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
-        with_maps = self.heatmaps if self.heatmaps is not None else detail == "diagnose"
-        grid = self.checkpoint.processor.grid if with_maps else None
+        grid = self.checkpoint.processor.grid if self._has_maps(detail) else None
         try:
             # Maps are decoded while replies are made.
             with closing(self._requests([inputs[i] for i in order])) as requests:
@@ -356,18 +392,3 @@ class _Input(NamedTuple):
     """RGB."""
     ids: list[int]
     """The tokens before the reply."""
-
-
-def _given_devices(options: ImageDoctorOptions) -> list[torch.device]:
-    """Returns the devices that the options name, checked with the options that concern them."""
-    devices = check_devices(options.get("device"))
-    if len(devices) > 1 and (device_map := options.get("device_map")) is not None:
-        raise InputError(
-            "Each of several devices gets a copy of the whole model, and device_map spreads one "
-            f"model; got {', '.join(map(str, devices))} and {device_map!r}. Give one of the two.",
-            argument="device_map",
-        )
-    if options.get("precision") == "fp8":
-        for device in devices:
-            check_supports_fp8(device)
-    return devices

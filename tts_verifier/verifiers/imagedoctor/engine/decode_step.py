@@ -8,7 +8,7 @@ after that. On a CPU, or with layers on several GPUs, it is called as it is.
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 from typing import Final
 
 import torch
@@ -33,9 +33,10 @@ GPU_BUCKET: Final = 128
 """Cache lengths are rounded up to these. Fewer lengths mean fewer captured graphs on a GPU;
 a CPU captures none, and attends to less with a small bucket."""
 
-CAPTURES: Final = Lock()
-"""Held during a capture, and while torch's cached memory is freed. A capture begins by freeing the
-cached memory of all GPUs, which torch forbids while another thread captures on one of them."""
+CAPTURES: Final = RLock()
+"""Held during a capture, while maps are decoded beside an engine, and while torch's cached memory
+is freed. A capture begins by freeing the cached memory of all GPUs, which torch forbids while
+another thread captures on one of them."""
 FREE_STEP: Final = ForcedStep()
 """Chooses among the whole vocabulary, and forces no token after it."""
 

@@ -1,0 +1,460 @@
+"""Measures `tts-serve` on loopback: its rate beside the same verifier in one process, and its calm.
+
+    python examples/benchmarks/serve.py rate                        # the bundled verifier
+    python examples/benchmarks/serve.py rate --random 3b --pictures 1024 --threads 2
+    python examples/benchmarks/serve.py hostile --requests 100000
+
+`rate`: one call of `verify` with all pictures, then the same pictures by 16 client processes, whose
+threads send 32 pictures a request; median of three runs each, in turns. Verdicts must be those of
+the call; on a GPU rounding depends on the batch, so the share of equal replies is shown beside that
+of a second call in another order. `one_by_one` is what a picture waits when each client sends one
+at a time.
+
+`hostile`: requests that are wrong, cut off, too large, slow, or pickles, mixed with good ones, each
+of another picture, to a server process with the fake verifier. It counts the answers by kind, good
+answers that are not those of their picture, and whether the process still lives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import pickle
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier.errors import RunWarning
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import Verdict
+from tts_verifier.verifiers.remote import Remote
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of, unpack_message
+
+TOGETHER = 32
+
+
+def rate(options: argparse.Namespace) -> dict[str, Any]:
+    """Measures the rate of the server and that of the process."""
+    verifier, images, prompts = subject(options)
+    order = np.random.default_rng(1).permutation(len(images))
+    verifier.verify(images, prompts)  # warms up
+    here, there, waits = [], [], []
+    with tempfile.TemporaryDirectory() as folder, serving(verifier) as url:
+        np.save(Path(folder, "pictures.npy"), np.stack([np.asarray(i) for i in images]))
+        Path(folder, "prompts.json").write_text(json.dumps(prompts))
+        send = partial(clients, url, folder, options.clients)
+        send(options.threads, TOGETHER)  # warms up
+        for _ in range(options.runs):
+            seconds, served = send(options.threads, TOGETHER)
+            there.append(seconds)
+            waits += [wait for one in served for wait in one["waits"]]
+        alone = send(1, 1, most=options.single)[1]
+    for _ in range(options.runs):
+        began = time.perf_counter()
+        verdicts = verifier.verify(images, prompts)
+        here.append(time.perf_counter() - began)
+    shuffled = verifier.verify([images[i] for i in order], [prompts[i] for i in order])
+    again = dict(zip(order.tolist(), shuffled, strict=True))
+    singles = [wait for one in alone for wait in one["waits"]]
+    rates = {"process": len(images) / np.median(here), "server": len(images) / np.median(there)}
+    return {
+        "verifier": options.random or options.verifier,
+        "pictures": len(images),
+        "images_per_s_process": rates["process"],
+        "images_per_s_server": rates["server"],
+        "server_share": rates["server"] / rates["process"],
+        "runs_process_s": sorted(here),
+        "runs_server_s": sorted(there),
+        "request_wait_s": percentiles(waits),
+        "one_by_one_wait_s": percentiles(singles),
+        "server": compare(verdicts, {k: v for one in served for k, v in one["verdicts"].items()}),
+        "other_order": compare(verdicts, {str(k): summary(v) for k, v in again.items()}),
+    }
+
+
+def subject(options: argparse.Namespace) -> tuple[Any, list[Image.Image], list[str]]:
+    """Returns the verifier, its pictures and prompts."""
+    import torch
+
+    from tts_verifier import shapes
+    from tts_verifier.verifiers import load_verifier
+
+    count, device = options.pictures, options.device
+    if options.random:
+        from random_models import image_doctor, image_doctor_model
+
+        tiny = options.random == "tiny"
+        model = image_doctor_model(device, tiny=tiny)
+        model = model.to(torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        verifier = image_doctor(model, tokens=16 if tiny else 256, tiny=tiny)
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (count, 512, 512, 3), np.uint8)
+        return verifier, [Image.fromarray(one) for one in pixels], ["a picture"] * count
+    captions = shapes.captions(count, seed=0)
+    # Half of them are of another caption.
+    shown = [captions[i if i % 2 else i - 1] for i in range(count)]
+    images = [shapes.render(caption, seed=i) for i, caption in enumerate(shown)]
+    return load_verifier(options.verifier, device=device), images, captions
+
+
+@contextmanager
+def serving(verifier: Any) -> Iterator[str]:
+    """Serves in a thread of this process, so that both rates are of one copy of the weights."""
+    from tts_verifier.serve.limits import RequestLimits
+    from tts_verifier.serve.server import make_server
+
+    limits = RequestLimits(queue=100_000)
+    server = make_server(verifier, host="127.0.0.1", port=0, limits=limits)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def clients(
+    url: str, folder: str, count: int, threads: int, together: int, *, most: int | None = None
+) -> tuple[float, list[dict[str, Any]]]:
+    """Runs the client processes; returns the seconds from the first request to the last answer."""
+    command = [sys.executable, __file__, "client", "--url", url, "--folder", folder]
+    command += ["--clients", str(count), "--threads", str(threads), "--together", str(together)]
+    command += [] if most is None else ["--most", str(most)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [*command, "--number", str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )
+        for number in range(count)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    began = time.perf_counter()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    # Each says when it has its last answer; the clock of all is the machine's.
+    with ThreadPoolExecutor(count) as reading:
+        ends, found = zip(*reading.map(ended, processes), strict=True)
+    return max(ends) - began, list(found)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[float, dict[str, Any]]:
+    """Returns when a client has had its last answer, and what it found."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "done\n"
+    end = time.perf_counter()
+    found = json.loads(process.stdout.read())
+    assert process.wait() == 0
+    return end, found
+
+
+def client(options: argparse.Namespace) -> None:
+    """One client process: its part of the pictures, in requests of a few."""
+    pictures = np.load(Path(options.folder, "pictures.npy"), mmap_mode="r")
+    prompts = json.loads(Path(options.folder, "prompts.json").read_text())
+    mine = list(range(options.number, len(prompts), options.clients))[: options.most]
+    parts = [mine[i : i + options.together] for i in range(0, len(mine), options.together)]
+    images = {place: Image.fromarray(np.array(pictures[place])) for place in mine}
+    remote, waits, verdicts = Remote(options.url), [], {}
+
+    def ask(part: list[int]) -> None:
+        began = time.perf_counter()
+        found = remote.verify([images[i] for i in part], [prompts[i] for i in part])
+        waits.append(time.perf_counter() - began)
+        verdicts.update(zip(part, found, strict=True))
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    with ThreadPoolExecutor(options.threads) as threads:
+        list(threads.map(ask, parts))
+    print("done", flush=True)
+    print(json.dumps({"waits": waits, "verdicts": {i: summary(v) for i, v in verdicts.items()}}))
+
+
+def summary(verdict: Verdict) -> dict[str, Any]:
+    """Returns what is compared: the reply, the scores, and the maps on a coarse grid."""
+    maps = {name: verdict.heatmaps.on_grid(name).pooled(8, 8).tolist() for name in verdict.heatmaps}
+    return {"reply": verdict.text, "scores": list(verdict.scores.values()), "maps": maps}
+
+
+def compare(verdicts: list[Verdict], others: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the share of equal replies, and how far scores and maps of these differ at most."""
+    pairs = [(summary(verdicts[int(place)]), other) for place, other in others.items()]
+    equal = [(a, b) for a, b in pairs if a["reply"] == b["reply"] and [*a["maps"]] == [*b["maps"]]]
+
+    def furthest(what: str) -> float:
+        parts = [
+            (x, y)
+            for a, b in equal
+            for x, y in ([(a[what], b[what])] if what == "scores" else
+                         [(a[what][n], b[what][n]) for n in a[what]])
+        ]  # fmt: skip
+        gaps = [np.nanmax(np.abs(np.subtract(x, y)), initial=0.0) for x, y in parts]
+        return float(max(gaps, default=0.0))
+
+    return {
+        "compared": len(pairs),
+        "equal_replies": len(equal) / max(len(pairs), 1),
+        "largest_gap_of_scores": furthest("scores"),
+        "largest_gap_of_maps": furthest("maps"),
+    }
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Returns the median, the 99th percentile and the largest."""
+    median, late = np.percentile(seconds, [50, 99])
+    return {"p50": float(median), "p99": float(late), "largest": float(max(seconds))}
+
+
+def hostile(options: argparse.Namespace) -> dict[str, Any]:
+    """Sends a server process what it must survive."""
+    command = "from tts_verifier.cli.serve import serve_command; serve_command()"
+    limits = ["--max-body", "1", "--max-memory", "64", "--max-pixels", "65536", "--max-images", "8"]
+    limits += ["--body-seconds", "3", "--idle-seconds", "6"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "--verifier", "fake", "--port", "0", *limits],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = iter(process.stderr)
+    port = next(int(m.group(1)) for line in lines if (m := re.search(r"127.0.0.1:(\d+)", line)))
+    logged: list[str] = []
+    reading = threading.Thread(target=lambda: logged.extend(lines))
+    reading.start()
+    began = time.perf_counter()
+    found = asyncio.run(campaign(port, options))
+    seconds = time.perf_counter() - began
+    lives = process.poll() is None
+    process.terminate()
+    status = process.wait(60)
+    reading.join()
+    tracebacks = sum(line.startswith("Traceback") for line in logged)
+    return {
+        "requests": sum(found["kinds"].values()),
+        "seconds": seconds,
+        "stops": int(not lives),
+        "exit_status": status,
+        "tracebacks_in_its_log": tracebacks,
+        **found,
+    }
+
+
+async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Sends requests of all kinds, some at a time; returns what came back."""
+    kinds, statuses, wrong = Counter[str](), Counter[str](), 0
+    rng, end = random.Random(0), time.perf_counter() + options.seconds
+    names = list(KINDS)
+
+    async def worker() -> None:
+        nonlocal wrong
+        while sum(kinds.values()) < options.requests and time.perf_counter() < end:
+            name = "good" if rng.random() < 0.3 else rng.choice(names)
+            kinds[name] += 1
+            data, expected = KINDS[name](rng)
+            try:
+                status, body = await asyncio.wait_for(exchange(port, name, data), 30)
+            except (OSError, TimeoutError) as error:
+                statuses[f"{name}: {type(error).__name__}"] += 1
+                continue
+            statuses[f"{name}: {status}"] += 1
+            if expected is not None and status == 200:
+                message, _ = unpack_message(body)
+                wrong += [r["scores"] for r in message["results"]] != expected
+
+    await asyncio.gather(*(worker() for _ in range(options.workers)))
+    good = sum(count for name, count in statuses.items() if name == "good: 200")
+    return {
+        "good": kinds["good"],
+        "good_answered": good,
+        "answers_of_another_picture": wrong,
+        "kinds": dict(sorted(kinds.items())),
+        "statuses": dict(sorted(statuses.items())),
+    }
+
+
+async def exchange(port: int, name: str, data: bytes) -> tuple[str, bytes]:
+    """Sends bytes on a connection of their own; returns the status, or why there is none."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        if name == "gone":
+            writer.write(data)
+            await writer.drain()
+            return "left", b""
+        if name.startswith("slow"):
+            writer.write(data[: len(data) // 2])
+            await writer.drain()
+        else:
+            writer.write(data)
+            await writer.drain()
+        answer = await reader.read()
+    except ConnectionError:
+        return "closed", b""
+    finally:
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return (head.split(b" ")[1].decode() if head else "closed"), body
+
+
+Made = tuple[bytes, list[dict[str, float]] | None]
+
+
+def http(body: bytes, kind: str = MEDIA_TYPE, path: str = "/v1/score", length: int = -1) -> bytes:
+    """Returns a request."""
+    length = len(body) if length < 0 else length
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n"
+        f"content-length: {length}\r\n\r\n"
+    ).encode() + body
+
+
+def good(rng: random.Random) -> Made:
+    """Pictures of random colours, and the scores that they must get."""
+    images = [
+        Image.new("RGB", (rng.randint(1, 40), rng.randint(1, 40)), tuple(rng.randbytes(3)))
+        for _ in range(rng.randint(1, 4))
+    ]
+    prompts = [f"picture {rng.random()}"] * len(images)
+    expected = [dict(v.scores) for v in FakeVerifier().verify(images, prompts)]
+    pixels = [np.asarray(image) for image in images]
+    return http(request_of(pixels, prompts, "diagnose", True)), expected
+
+
+def body_of(rng: random.Random) -> bytes:
+    """Returns the body of a good request."""
+    return good(rng)[0].partition(b"\r\n\r\n")[2]
+
+
+def changed(rng: random.Random) -> Made:
+    """A good request with a few other bytes."""
+    body = bytearray(body_of(rng))
+    for _ in range(rng.randint(1, 20)):
+        body[rng.randrange(min(len(body), rng.choice((8, 400, len(body)))))] = rng.randrange(256)
+    return http(bytes(body)), None
+
+
+def cut(rng: random.Random) -> Made:
+    """A good request without its end, that says so."""
+    body = body_of(rng)
+    return http(body[: rng.randrange(len(body))]), None
+
+
+def json_of(rng: random.Random) -> Made:
+    """JSON of another shape, or none."""
+    values: list[Any] = [None, 3, "x", [], {}, [None], ["x"] * 9, -1, 1e308, "\x00", [[1]] * 3]
+    names = ("prompts", "images", "detail", "maps", "protocol", "prompt", "image", "messages")
+    made: Any = {name: rng.choice(values) for name in rng.sample(names, rng.randint(0, 5))}
+    texts = [json.dumps(made), "[" * rng.randint(1, 10**5), '{"prompts":' * 1000, "NaN", '"']
+    path = rng.choice(("/v1/score", "/compute", "/v1/chat/completions"))
+    return http(rng.choice(texts).encode(), "application/json", path), None
+
+
+def pickled(rng: random.Random) -> Made:
+    """What the pickled protocols send."""
+    body = pickle.dumps({"images": [rng.randbytes(99)], "prompts": ["x"], "metadata": {}})
+    return http(body, rng.choice((MEDIA_TYPE, "application/octet-stream", "text/plain"))), None
+
+
+def bomb(rng: random.Random) -> Made:
+    """A small file of a large picture, or the header of a huge one."""
+    import base64
+    import io
+    import struct
+    import zlib
+
+    file = io.BytesIO()
+    Image.new("1", (rng.choice((300, 3000)), 3000)).save(file, "PNG")
+    data = file.getvalue()
+    if rng.random() < 0.5:
+        head = data[:16] + struct.pack(">II", 10**5, 10**6) + data[24:29]
+        data = head + struct.pack(">I", zlib.crc32(head[12:])) + data[33:]
+    body = {"prompts": ["x"], "images": [base64.b64encode(data).decode()]}
+    return http(json.dumps(body).encode(), "application/json"), None
+
+
+KINDS: dict[str, Callable[[random.Random], Made]] = {
+    "good": good,
+    "changed": changed,
+    "cut": cut,
+    "random": lambda rng: (http(rng.randbytes(rng.randint(0, 3000))), None),
+    "no http": lambda rng: (rng.randbytes(rng.randint(1, 300)) + b"\r\n\r\n", None),
+    "json": json_of,
+    "pickle": pickled,
+    "bomb": bomb,
+    "oversized": lambda rng: (http(bytes(1 << 20) + b"x"), None),
+    "length lies": lambda rng: (http(body_of(rng), length=rng.choice((0, 3, 10**18))), None),
+    "slow header": lambda rng: (http(b"")[: rng.randint(4, 60)], None),
+    "slow body": lambda rng: (http(body_of(rng)), None),
+    "gone": lambda rng: (http(body_of(rng))[: rng.randint(10, 600)], None),
+    "no door": lambda rng: (http(b"x", path="/" + "a" * rng.randint(0, 9000)), None),
+}
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    fast = parts.add_parser("rate")
+    fast.add_argument("--verifier", default="shapes")
+    fast.add_argument("--random", choices=("3b", "tiny"), help="random weights of this size")
+    fast.add_argument("--device", default="cuda" if cuda() else "cpu")
+    fast.add_argument("--pictures", type=int, default=8192)
+    fast.add_argument("--clients", type=int, default=16)
+    fast.add_argument("--runs", type=int, default=3)
+    fast.add_argument("--threads", type=int, default=8, help="requests of a client at a time")
+    fast.add_argument("--single", type=int, default=64, help="pictures of a client one by one")
+    calm = parts.add_parser("hostile")
+    calm.add_argument("--requests", type=int, default=100_000)
+    calm.add_argument("--seconds", type=float, default=3600)
+    calm.add_argument("--workers", type=int, default=128, help="requests at a time")
+    one = parts.add_parser("client")
+    for name in ("url", "folder"):
+        one.add_argument(f"--{name}")
+    for name in ("clients", "threads", "together", "number", "most"):
+        one.add_argument(f"--{name}", type=int)
+    for part in (fast, calm):
+        part.add_argument("--out", type=Path, help="a file of JSON")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", RunWarning)
+    if options.part == "client":
+        client(options)
+        return
+    found = rate(options) if options.part == "rate" else hostile(options)
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+def cuda() -> bool:
+    """Says whether there is a GPU."""
+    if "rate" not in sys.argv:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()

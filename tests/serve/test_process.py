@@ -1,0 +1,129 @@
+"""The command: a process that answers what it has accepted before it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_imagedoctor import noise
+
+from tts_verifier.cli.serve import serve_command
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.verifiers.remote import Remote
+
+SECONDS = 60
+PROGRAM = """
+import sys, time
+from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.serve.server import serve
+from tts_verifier.testing import FakeVerifier
+
+class Slow(FakeVerifier):
+    def verify(self, images, prompts, *, detail="diagnose"):
+        print("entered", file=sys.stderr, flush=True)
+        time.sleep(0.5)
+        return super().verify(images, prompts, detail=detail)
+
+serve(Slow(), host="127.0.0.1", port=0, limits=RequestLimits())
+"""
+
+
+@contextmanager
+def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, and its URL."""
+    started = subprocess.Popen(
+        [sys.executable, *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert started.stderr is not None
+    try:
+        yield started, next(read_until(started, r"running on (http://\S+)"))
+    finally:
+        started.kill()
+        started.wait(SECONDS)
+        started.stderr.close()
+
+
+def read_until(started: subprocess.Popen[str], pattern: str) -> Iterator[str]:
+    assert started.stderr is not None
+    for line in started.stderr:
+        if found := re.search(pattern, line):
+            yield found.group(found.re.groups)
+    raise AssertionError("the server has ended")
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_it_when_what_it_accepted_is_answered(number: int) -> None:
+    image = noise(8, 8)
+    with process("-c", PROGRAM) as (started, url), ThreadPoolExecutor(2) as threads:
+        remotes = [Remote(url, patience=0) for _ in range(2)]
+        first = threads.submit(remotes[0].verify, [image], ["x"])
+        next(read_until(started, "entered"))
+        second = threads.submit(remotes[1].verify, [image], ["y"])
+        while started.poll() is None and not waiting(url):
+            pass
+        started.send_signal(number)
+        expected = FakeVerifier().verify([image], ["x"])[0].scores
+        assert [f.result(SECONDS)[0].scores for f in (first, second)] == [expected] * 2
+        assert started.wait(SECONDS) == 0
+
+
+def waiting(url: str) -> bool:
+    import httpx
+
+    return bool(httpx.get(f"{url}/health").json()["waiting"] >= 2)
+
+
+def test_the_command_serves_the_named_verifier() -> None:
+    command = "from tts_verifier.cli.serve import serve_command as s; s()"
+    arguments = ("--verifier", "fake", "--port", "0", "--max-images", "7")
+    with process("-c", command, *arguments) as (_, url):
+        assert Remote(url).settings == {"model": "fake"}
+        assert Remote(url).verify([noise(8, 8)], ["x"])
+
+
+def test_a_port_in_use_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(serve_command, ["--verifier", "fake", "--port", str(port)])
+    assert done.exit_code == 2
+    assert f"must be able to listen on 127.0.0.1:{port}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verifier", "fake", "--set", "x"], "--set must be KEY=VALUE"),
+        (["--verifier", "fake", "--set", "=3"], "--set must be KEY=VALUE"),
+        (["--verifier", "fake", "--set", "a={"], "--set must be KEY=VALUE"),
+        (["--verifier", "shapes", "--set", "colour=red"], "Unknown options colour"),
+        (["--verifier", "shapes", "--set", "fit=round"], "fit must be one of"),
+        (["--verifier", "nothing/there/at/all"], "nothing/there/at/all"),
+    ],
+)
+def test_options_that_cannot_be_used(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(serve_command, arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    done = CliRunner().invoke(serve_command, ["--verifier", "fake"])
+    assert done.exit_code == 2
+    assert 'pip install "tts-verifier[serve]"' in done.output

@@ -1,0 +1,267 @@
+"""A verifier in a server is the same verifier: its verdicts, settings, and failures."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import serving
+from threads import at_once
+from tiny_imagedoctor import noise
+
+import tts_verifier
+from tts_verifier.errors import InputError, ServerError
+from tts_verifier.testing import FakeVerifier, check_verifier
+from tts_verifier.verifiers import load_verifier
+from tts_verifier.verifiers.remote import Remote
+
+IMAGES = [noise(20 + 4 * (i % 5), 12, seed=i) for i in range(100)]
+PROMPTS = [f"picture {i}" for i in range(100)]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(FakeVerifier()) as url:
+        yield url
+
+
+@contextmanager
+def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+    """A server that answers whatever a test wants."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, body = answer(self.path)
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *about: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+ABOUT = {
+    "protocol": 1,
+    "version": "0",
+    "verifier": {"model": "x"},
+    "objective": {"a": 1.0},
+    "score_names": None,
+    "map_names": None,
+    "details": ["diagnose"],
+    "limits": {"images": 4, "body": 10**6, "pixels": 10**6},
+}
+
+
+def test_it_is_a_verifier_as_the_one_that_is_served(url: str) -> None:
+    remote = Remote(url)
+    check_verifier(remote, IMAGES[:3], PROMPTS[:3])
+    assert remote.settings == FakeVerifier().settings
+    assert remote.objective.weights == FakeVerifier().objective.weights
+    assert list(remote.score_names or ()) == list(FakeVerifier().score_names or ())
+    assert list(remote.map_names or ()) == ["misalignment", "artifact"]
+
+
+@pytest.mark.parametrize("detail", ["diagnose", "score"])
+def test_verdicts_are_those_of_this_process(url: str, detail: Any) -> None:
+    here = FakeVerifier().verify(IMAGES, PROMPTS, detail=detail)
+    there = Remote(url).verify(IMAGES, PROMPTS, detail=detail)
+    for one, other in zip(here, there, strict=True):
+        assert (one.scores, one.boxes, one.text) == (other.scores, other.boxes, other.text)
+        assert (one.detail, one.cost) == (other.detail, other.cost)
+        assert list(one.heatmaps) == list(other.heatmaps)
+        for name in one.heatmaps:
+            assert np.array_equal(one.heatmaps[name], other.heatmaps[name])
+
+
+def test_no_pictures_get_no_verdicts(url: str) -> None:
+    assert Remote(url).verify([], []) == []
+
+
+def test_threads_share_one(url: str) -> None:
+    remote, fake = Remote(url), FakeVerifier()
+
+    def call(start: int) -> list[Any]:
+        part = slice(start, start + 5)
+        return [v.scores for v in remote.verify(IMAGES[part], PROMPTS[part])]
+
+    found = at_once([lambda i=i: call(5 * i) for i in range(12)])
+    for i, scores in enumerate(found):
+        part = slice(5 * i, 5 * i + 5)
+        assert scores == [v.scores for v in fake.verify(IMAGES[part], PROMPTS[part])]
+
+
+def test_recipes_and_commands_know_it(url: str, tmp_path: Path) -> None:
+    assert isinstance(load_verifier("remote", url=url), Remote)
+    from tts_verifier.recipe import load_recipe, run_recipe
+
+    recipe = tmp_path / "remote.yaml"
+    recipe.write_text(
+        "prompts: [a red circle]\ngenerator: {name: fake}\nstrategy: {name: best_of_n, n: 2}\n"
+        f"verifier: {{name: remote, url: '{url}'}}\n"
+    )
+    outcome = run_recipe(load_recipe(recipe), output=tmp_path / "run")
+    assert not outcome.failure
+
+
+def test_nan_comes_back_as_nan() -> None:
+    with serving(FakeVerifier(unparsable=lambda image, prompt: True)) as url:
+        (verdict,) = Remote(url).verify(IMAGES[:1], ["x"])
+    assert all(math.isnan(score) for score in verdict.scores.values())
+    assert not verdict.heatmaps
+
+
+def test_what_the_verifier_refuses_is_refused_here_too() -> None:
+    with serving(load_verifier("shapes-oracle")) as url:
+        remote = Remote(url)
+        with pytest.raises(InputError, match="Picture 1 of the request: "):
+            remote.verify([Image.new("RGB", (8, 8))] * 2, ["a red circle", "nonsense"])
+    with pytest.raises(InputError, match="one prompt for each image"):
+        remote.verify(IMAGES[:2], ["x"])
+
+
+def test_an_error_of_the_verifier_is_no_verdict() -> None:
+    def failing(image: Image.Image, prompt: str) -> dict[str, float]:
+        raise ZeroDivisionError("by zero")
+
+    with (
+        serving(FakeVerifier(failing)) as url,
+        pytest.raises(RuntimeError, match="failed: ZeroDivisionError: by zero"),
+    ):
+        Remote(url).verify(IMAGES[:1], ["x"])
+
+
+def test_the_verifier_must_be_the_expected_one(url: str) -> None:
+    assert Remote(url, expect={"model": "fake"})
+    with pytest.raises(ServerError, match=r"whose model is 'doctor'; its settings are .*fake"):
+        Remote(url, expect={"model": "doctor"})
+
+
+def test_a_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(FakeVerifier(), token="secret") as url:
+        with pytest.raises(ServerError, match=r"wants a token.* Set TTS_SERVE_TOKEN"):
+            Remote(url)
+        assert Remote(url, token="secret").verify(IMAGES[:1], ["x"])
+        monkeypatch.setenv("TTS_SERVE_TOKEN", "secret")
+        assert Remote(url).verify(IMAGES[:1], ["x"])
+
+
+def test_a_server_that_is_gone_is_asked_again_and_then_said_to_be_gone() -> None:
+    with serving(FakeVerifier()) as url:
+        remote = Remote(url, patience=0.3)
+        assert remote.verify(IMAGES[:1], ["x"])
+    with pytest.raises(ServerError, match=r"does not answer.*asked for 0.3 s.*tts-serve"):
+        remote.verify(IMAGES[:1], ["x"])
+
+
+def test_a_server_that_is_full_is_asked_again() -> None:
+    answers = iter([(503, b"{}"), (429, b"{}"), (200, json.dumps(ABOUT).encode())])
+    with answering(lambda path: next(answers)) as url:
+        assert Remote(url, patience=30).settings == {"model": "x"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, b"<html>", "is no object of JSON"),
+        (200, b"[" * 10**5, "is no object of JSON"),
+        (200, b'{"protocol": 2}', "must speak version 1 of the protocol, it says 2"),
+        (404, b"<html>not here", "must be a tts-serve, it answers 404: <html>not here"),
+    ],
+)
+def test_another_server_is_known(status: int, body: bytes, message: str) -> None:
+    with answering(lambda path: (status, body)) as url, pytest.raises(ServerError, match=message):
+        Remote(url, patience=0)
+
+
+def pairs_of(message: object) -> bytes:
+    from tts_verifier.verifiers.remote.protocol import pack_message
+
+    return pack_message(message, {})  # type: ignore[arg-type]
+
+
+RESULT = {"scores": {"a": 1.0}, "boxes": [], "reply": "", "detail": "diagnose", "maps": {}}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"\x80\x04pickled", "must answer as tts-serve does.*pickle"),
+        (pairs_of({"protocol": 1, "verifier": {"model": "x"}}), "must answer as tts-serve does"),
+        (
+            pairs_of({"protocol": 1, "verifier": {"model": "x"}, "results": []}),
+            "must answer 1 pictures, and answered 0",
+        ),
+        (
+            pairs_of({"protocol": 1, "verifier": {"model": "y"}, "results": [RESULT]}),
+            "has another verifier than at first: {'model': 'y'} instead of {'model': 'x'}",
+        ),
+        (
+            pairs_of(
+                {
+                    "protocol": 1,
+                    "verifier": {"model": "x"},
+                    "results": [RESULT | {"maps": {"m": {}}}],
+                }
+            ),
+            "must answer as tts-serve does",
+        ),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_no_verdict(body: bytes, message: str) -> None:
+    about = json.dumps(ABOUT).encode()
+    with answering(lambda path: (200, about if "verifier" in path else body)) as url:
+        remote = Remote(url, patience=0)
+        with pytest.raises(ServerError, match=message):
+            remote.verify(IMAGES[:1], ["x"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "host:8000"}, "must begin with http"),
+        ({"url": "ftp://host"}, "must begin with http"),
+        ({"url": "http://"}, "must begin with http"),
+        ({"url": 3}, "must begin with http"),
+        ({"timeout": -1}, "timeout must be seconds"),
+        ({"patience": "long"}, "patience must be seconds"),
+        ({"connections": 0}, "connections must be from 1 to 256"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Remote(**{"url": "http://127.0.0.1:9", "patience": 0, **options})
+
+
+def test_httpx_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "httpx", None)
+    with pytest.raises(InputError, match=r'pip install "tts-verifier\[serve\]"'):
+        Remote("http://127.0.0.1:9", patience=0)
+
+
+def test_pictures_are_ranked_as_here(url: str) -> None:
+    here = FakeVerifier().rerank(IMAGES[:9], "x", looks=2)
+    there = Remote(url).rerank(IMAGES[:9], "x", looks=2)
+    assert [item.index for item in here] == [item.index for item in there]
+    assert tts_verifier.Verifier is Remote.__mro__[1]

@@ -1,0 +1,379 @@
+"""The doors of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from http import HTTPStatus
+from importlib.metadata import version
+from threading import Lock
+from typing import Any, Final
+from uuid import uuid4
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.interfaces import Verifier
+from tts_verifier.serve.answers import AnswerWriter, with_texts
+from tts_verifier.serve.bodies import Gone, check_token, drop_rest, read_body, until_gone
+from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
+from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
+from tts_verifier.serve.metrics import Metrics
+from tts_verifier.serve.requests import (
+    Asked,
+    ChatRequest,
+    ComputeRequest,
+    ScoreRequest,
+    asked_in_arrays,
+    asked_in_chat,
+    asked_in_json,
+    asked_to_compute,
+)
+from tts_verifier.types import Verdict
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message
+
+JSON: Final = "application/json"
+READERS: Final = 8
+"""Threads that read requests and write answers."""
+_LOG: Final = logging.getLogger("uvicorn.error")
+_GONE: Final = 499
+"""A status that nobody receives, for the figures."""
+
+Read = Callable[[bytes, RequestLimits, MemoryShare], Asked]
+Write = Callable[[list[Verdict], Asked], bytes]
+
+
+class Service:
+    """What the doors share. Its methods run in the event loop's thread.
+
+    Args:
+        verifier: answers.
+        limits: of requests.
+        token: that requests must have; None = none.
+    """
+
+    def __init__(self, verifier: Verifier, limits: RequestLimits, token: str | None) -> None:
+        self.limits, self.token = limits, token
+        self.answers, self.metrics, self.memory = (
+            AnswerWriter(verifier),
+            Metrics(),
+            Memory(limits.memory),
+        )
+        self.dispatcher = Dispatcher(verifier, limits.queue, waited=self.metrics.verified)
+        self.metrics.watch(self.dispatcher, self.memory)
+        self._threads = ThreadPoolExecutor(READERS, "requests")
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Runs the verifier's thread. At the end all requests that were accepted are answered."""
+        self.dispatcher.start()
+        yield
+        await asyncio.to_thread(self.dispatcher.close)
+        self._threads.shutdown()
+
+    async def answer(self, request: Request, read: Read, write: Write, kind: str) -> Response:
+        """AnswerWriter one request: bytes -> pictures -> verdicts -> bytes.
+
+        Args:
+            request: its body was not read yet.
+            read: bytes -> what is asked; runs in a thread.
+            write: verdicts -> bytes; runs in a thread.
+            kind: the answer's media type.
+        """
+        door = request.url.path
+        try:
+            body = await self._answer(request, read, write)
+        except Gone:
+            self.metrics.answered(door, _GONE)
+            return Response(status_code=_GONE)
+        except Exception as error:
+            refused = as_refused(error)
+            self.metrics.answered(door, refused.status)
+            return refusal(refused)
+        self.metrics.answered(door, 200)
+        return Response(body, media_type=kind)
+
+    async def _answer(self, request: Request, read: Read, write: Write) -> bytes:
+        loop = asyncio.get_running_loop()
+        with MemoryShare(self.memory) as share:
+            try:
+                check_token(request, self.token)
+                body = await read_body(request, self.limits, share)
+            except Refused as error:
+                if error.status != HTTPStatus.REQUEST_TIMEOUT:
+                    await drop_rest(request, self.limits)
+                raise
+            try:
+                asked = await loop.run_in_executor(self._threads, read, body, self.limits, share)
+            except InputError as error:
+                raise Refused(400, str(error)) from error
+            del body
+            futures = self.dispatcher.submit(asked.images, asked.prompts, asked.detail)
+            try:
+                verdicts = await self._verdicts(request, futures)
+            finally:
+                for future in futures:
+                    future.cancel()
+            return await loop.run_in_executor(self._threads, write, verdicts, asked)
+
+    async def _verdicts(self, request: Request, futures: list[Future[Verdict]]) -> list[Verdict]:
+        """Waits for all verdicts, for an error, or for the client to go away."""
+        gone = asyncio.ensure_future(until_gone(request))
+        answered = asyncio.ensure_future(all_of(futures))
+        try:
+            done, _ = await asyncio.wait(
+                {gone, answered},
+                timeout=self.limits.answer_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if answered in done:
+                return answered.result()
+            if gone in done:
+                raise Gone
+            raise Refused(
+                504,
+                f"The verifier has not answered within {self.limits.answer_seconds:g} s. Send "
+                "fewer pictures at a time, or start the server with a longer --answer-seconds.",
+                later=5,
+            )
+        finally:
+            gone.cancel()
+            answered.cancel()
+
+
+async def all_of(futures: list[Future[Verdict]]) -> list[Verdict]:
+    """Returns the results of futures that other threads set, or raises the first error.
+
+    The loop is woken once, not for each of them.
+    """
+    loop, ended, counting = asyncio.get_running_loop(), asyncio.Event(), Lock()
+    left = len(futures)
+
+    def count(future: Future[Verdict]) -> None:
+        nonlocal left
+        with counting:
+            left -= 1
+        failed = not future.cancelled() and future.exception() is not None
+        if left == 0 or failed:
+            # The loop has ended if nobody waits any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(ended.set)
+
+    for future in futures:
+        future.add_done_callback(count)
+    await ended.wait()
+    for place, future in enumerate(futures):
+        error = future.exception() if future.done() and not future.cancelled() else None
+        if isinstance(error, InputError) and len(futures) > 1:
+            raise InputError(f"Picture {place} of the request: {error}") from error
+        if error is not None:
+            raise error
+    return [future.result() for future in futures]
+
+
+def as_refused(error: Exception) -> Refused:
+    """Returns how an error is told to a client."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, InputError | UnsupportedError):
+        return Refused(422, str(error))
+    if is_lack_of_memory(error):
+        return Refused(
+            503,
+            "The verifier's memory ran out. Try again, with fewer or smaller pictures at a time, "
+            "or start the server with a smaller batch_size.",
+            later=2,
+        )
+    _LOG.error("The verifier failed.", exc_info=error)
+    return Refused(500, f"{type(error).__name__}: {error}"[:500])
+
+
+def refusal(refused: Refused) -> Response:
+    """Returns the answer to a request that is refused; its shape is that of OpenAI's errors."""
+    kind = "server_error" if refused.status >= 500 else "invalid_request_error"
+    error = {"message": str(refused), "type": kind, "param": None, "code": refused.status}
+    headers = {} if refused.later is None else {"retry-after": str(refused.later)}
+    if refused.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(dump({"error": error}), refused.status, headers, JSON)
+
+
+def create_app(
+    verifier: Verifier, *, limits: RequestLimits | None = None, token: str | None = None
+) -> FastAPI:
+    """Returns the application; its lifespan runs the verifier's thread.
+
+    Args:
+        verifier: of any kind; nobody else should use it meanwhile.
+        limits: of requests.
+        token: that requests must have, but those of /health; None = none.
+    """
+    service = Service(verifier, limits or RequestLimits(), token)
+    app = FastAPI(
+        title="tts-serve",
+        version=version("tts-verifier"),
+        description="Scores, reasons and heatmaps of generated pictures: "
+        f"{service.answers.name}. No door reads pickles.",
+        lifespan=service.lifespan,
+    )
+    app.add_exception_handler(StarletteHTTPException, _as_ours)
+    _add_doors_of_scores(app, service)
+    _add_doors_of_clients(app, service)
+    _add_doors_of_operators(app, service)
+    return app
+
+
+def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/verifier", summary="What is served, and the limits of requests.")
+    async def verifier(request: Request) -> Response:
+        return _without_body(request, service, lambda: service.answers.about(service.limits))
+
+    @app.post(
+        "/v1/score",
+        summary="Verdicts on pictures, in safetensors or in JSON.",
+        openapi_extra=_body({JSON: ScoreRequest, MEDIA_TYPE: None}),
+        responses=_RESPONSES,
+    )
+    async def score(request: Request) -> Response:
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given not in (JSON, MEDIA_TYPE, "application/octet-stream"):
+            return refusal(
+                Refused(
+                    415,
+                    f"A request's content-type must be {JSON} or {MEDIA_TYPE}, got {given!r:.80}. "
+                    "Pickles are never read.",
+                )
+            )
+        accepted = request.headers.get("accept", "*/*")
+        as_json = JSON in accepted or (given == JSON and MEDIA_TYPE not in accepted)
+
+        def write(verdicts: list[Verdict], asked: Asked) -> bytes:
+            message, arrays = service.answers.scored(verdicts, asked.maps)
+            for what, count in message["missing"].items():
+                service.metrics.lacking(what, count)
+            return dump(with_texts(message, arrays)) if as_json else pack_message(message, arrays)
+
+        read = asked_in_json if given == JSON else asked_in_arrays
+        return await service.answer(request, read, write, JSON if as_json else MEDIA_TYPE)
+
+
+def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
+    def rewarded(verdicts: list[Verdict], asked: Asked) -> bytes:
+        answer = service.answers.rewarded(verdicts, asked.maps)
+        for what, count in answer["missing"].items():
+            service.metrics.lacking(what, count)
+        return dump(answer)
+
+    def completed(verdicts: list[Verdict], asked: Asked) -> bytes:
+        message, arrays = service.answers.scored(verdicts, asked.maps)
+        found = with_texts(message, arrays)
+        result = found.pop("results")[0]
+        # A verifier without words answers with its numbers.
+        content = result["reply"] or dump(result["scores"]).decode()
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": content},
+            "finish_reason": "stop",
+        }
+        return dump(
+            {
+                "id": f"chatcmpl-{uuid4().hex}",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": service.answers.name,
+                "choices": [choice],
+                "tts_verifier": found | result,
+            }
+        )
+
+    @app.post(
+        "/compute",
+        summary="Rewards, as Flow-Factory's remote reward asks for them.",
+        openapi_extra=_body({JSON: ComputeRequest}),
+        responses=_RESPONSES,
+    )
+    async def compute(request: Request) -> Response:
+        return await service.answer(request, asked_to_compute, rewarded, JSON)
+
+    @app.post(
+        "/v1/chat/completions",
+        summary="The verifier's reply, as OpenAI's clients ask for it.",
+        openapi_extra=_body({JSON: ChatRequest}),
+        responses=_RESPONSES,
+    )
+    async def chat(request: Request) -> Response:
+        return await service.answer(request, asked_in_chat, completed, JSON)
+
+    @app.get("/v1/models", summary="The one verifier, as OpenAI's clients list models.")
+    async def models(request: Request) -> Response:
+        model = {"id": service.answers.name, "object": "model", "created": 0, "owned_by": "local"}
+        return _without_body(request, service, lambda: {"object": "list", "data": [model]})
+
+
+def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="Whether the server takes requests. Needs no token.")
+    async def health() -> Response:
+        failure = service.dispatcher.failure
+        about = {"status": "ok", "waiting": service.dispatcher.size}
+        return Response(
+            dump(about | ({"last_failure": failure} if failure else {})), 200, None, JSON
+        )
+
+    @app.get("/metrics", summary="Figures in Prometheus's format.")
+    async def metrics(request: Request) -> Response:
+        try:
+            check_token(request, service.token)
+        except Refused as error:
+            return refusal(error)
+        return Response(service.metrics.page(), media_type=service.metrics.content_type)
+
+
+def _without_body(request: Request, service: Service, answer: Callable[[], Any]) -> Response:
+    """AnswerWriter a request without a body."""
+    try:
+        check_token(request, service.token)
+    except Refused as error:
+        return refusal(error)
+    return Response(dump(answer()), media_type=JSON)
+
+
+async def _as_ours(request: Request, error: Exception) -> Response:
+    """AnswerWriter paths and methods that do not exist in the shape of all other errors."""
+    assert isinstance(error, StarletteHTTPException)
+    return refusal(
+        Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    )
+
+
+def _body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:
+    """Describes a body that the door reads itself, for the OpenAPI page."""
+    binary = {
+        "type": "string",
+        "format": "binary",
+        "description": "See tts_verifier/verifiers/remote/protocol.py.",
+    }
+    content = {
+        kind: {"schema": binary if model is None else model.model_json_schema()}
+        for kind, model in kinds.items()
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "The body cannot be read."},
+    401: {"description": "The token is missing or wrong."},
+    408: {"description": "The body was sent too slowly."},
+    413: {"description": "The body, a picture or a prompt is too large."},
+    415: {"description": "The content-type is neither JSON nor safetensors."},
+    422: {"description": "The verifier cannot use a picture or a prompt."},
+    429: {"description": "Too many pictures wait; try again after `Retry-After`."},
+    500: {"description": "The verifier failed."},
+    503: {"description": "Memory ran out, or the server is ending; try again."},
+    504: {"description": "The verifier took too long."},
+}

@@ -1,0 +1,254 @@
+"""Feeds one verifier with the pairs of all clients, from one thread.
+
+An ImageDoctor takes pairs as its sequences become free (`ImageDoctor.live`), in the order in which
+they came. Other verifiers, and answers from a template, get all that wait as one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import Condition, Thread
+from typing import Any, Final
+
+from PIL import Image
+
+from tts_verifier.errors import InputError, TTSError
+from tts_verifier.interfaces import Verifier
+from tts_verifier.serve.limits import Refused
+from tts_verifier.types import Detail, Verdict
+
+MOST_TOGETHER: Final = 64
+"""Pairs of one call of a verifier that is not fed as it goes."""
+PREPARING: Final = 8
+"""Threads that prepare pictures for an engine."""
+
+
+class Submission:
+    """A picture and its prompt on their way through the verifier."""
+
+    def __init__(self, image: Image.Image, prompt: str, detail: Detail) -> None:
+        self.image, self.prompt, self.detail = image, prompt, detail
+        self.verdict: Future[Verdict] = Future()
+        self.came = time.monotonic()
+
+
+class Dispatcher:
+    """The queue of pairs, and the thread that empties it. Safe to share between threads.
+
+    Args:
+        verifier: used by one thread at a time.
+        most: pairs that may wait or be in the verifier.
+        waited: called with the seconds that a pair took from its arrival to its verdict.
+    """
+
+    def __init__(
+        self, verifier: Verifier, most: int, *, waited: Callable[[float], None] = lambda s: None
+    ) -> None:
+        self._verifier, self._most, self._waited = verifier, most, waited
+        self._live_details: Collection[Detail] = getattr(verifier, "live_details", ())
+        # Guards all that follows; notified whenever any of it changes.
+        self._changed = Condition()
+        self._waiting: deque[Submission] = deque()
+        self._inside = 0
+        self._closed = False
+        self._together = MOST_TOGETHER
+        self._failure = ""
+        self._thread = Thread(target=self._run, name="verifier")
+
+    @property
+    def size(self) -> int:
+        """How many pairs wait or are in the verifier."""
+        return len(self._waiting) + self._inside
+
+    @property
+    def failure(self) -> str:
+        """What the verifier's last call failed with; empty if it worked."""
+        return self._failure
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Takes no more pairs, and returns when those that were taken are answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def submit(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+    ) -> list[Future[Verdict]]:
+        """Adds pairs, all or none.
+
+        Returns:
+            A future verdict for each; to cancel one takes its pair back.
+
+        Raises:
+            Refused: the queue is full or closed.
+        """
+        pairs = [Submission(*pair, detail) for pair in zip(images, prompts, strict=True)]
+        with self._changed:
+            if self._closed:
+                raise Refused(503, "This server is ending. Ask another one.", later=5)
+            if self.size and self.size + len(pairs) > self._most:
+                raise Refused(
+                    429,
+                    f"{self._most} pictures may wait for the verifier, and {self.size} do. Try "
+                    "again, or start the server with a larger --max-queue.",
+                    later=1,
+                )
+            self._waiting.extend(pairs)
+            self._changed.notify_all()
+        for pair in pairs:
+            pair.verdict.add_done_callback(partial(self._wake, pair))
+        return [pair.verdict for pair in pairs]
+
+    def _wake(self, pair: Submission, verdict: Future[Verdict]) -> None:
+        """Notes that a pair is answered or was taken back; called by any thread."""
+        if verdict.cancelled():
+            with self._changed:
+                if pair in self._waiting:
+                    self._waiting.remove(pair)
+                self._changed.notify_all()
+            return
+        self._waited(time.monotonic() - pair.came)
+
+    def _run(self) -> None:
+        while (detail := self._next_detail()) is not None:
+            try:
+                if detail in self._live_details:
+                    self._feed()
+                else:
+                    self._batch(detail)
+            # The engines could not be opened. The server goes on, and one pair fewer waits.
+            except Exception as error:
+                with self._changed:
+                    pair = self._waiting.popleft() if self._waiting else None
+                if pair is not None:
+                    self._give(pair, error)
+
+    def _next_detail(self) -> Detail | None:
+        """Waits for a pair and returns its detail; None = closed, and none is left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return self._waiting[0].detail if self._waiting else None
+
+    def _batch(self, detail: Detail) -> None:
+        with self._changed:
+            taken = [p for p in self._waiting if p.detail == detail][: self._together]
+            self._waiting = deque(p for p in self._waiting if p not in set(taken))
+            # From here on they cannot be taken back.
+            pairs = [p for p in taken if p.verdict.set_running_or_notify_cancel()]
+            self._inside = len(pairs)
+        try:
+            self._verify(pairs, detail)
+        finally:
+            with self._changed:
+                self._inside = 0
+
+    def _verify(self, pairs: Sequence[Submission], detail: Detail) -> None:
+        """Verifies pairs in one call; if that fails, in halves, so that one cannot harm others."""
+        if not pairs:
+            return
+        try:
+            verdicts = self._verifier.verify(
+                [p.image for p in pairs], [p.prompt for p in pairs], detail=detail
+            )
+            answered = list(zip(pairs, verdicts, strict=True))
+        except Exception as error:
+            problem: Exception = error
+        else:
+            self._failure = ""
+            for pair, verdict in answered:
+                pair.verdict.set_result(verdict)
+            return
+        # Outside of `except`: the error keeps the failed call's tensors alive.
+        half = len(pairs) // 2
+        if not half:
+            self._fail(pairs[0].verdict, problem)
+            return
+        if is_lack_of_memory(problem):
+            self._together = half
+        del problem
+        self._verify(pairs[:half], detail)
+        self._verify(pairs[half:], detail)
+
+    def _fail(self, verdict: Future[Verdict], error: BaseException) -> None:
+        if not isinstance(error, TTSError):
+            self._failure = f"{type(error).__name__}: {error}"[:300]
+        verdict.set_exception(error)
+
+    def _feed(self) -> None:
+        """Feeds the engines until the next pair is not for them, or none will come."""
+        verifier: Any = self._verifier
+        with verifier.live() as live, ThreadPoolExecutor(PREPARING, "prepare") as threads:
+            room = live.room
+            while (pair := self._next_live(live, room)) is not None:
+                threads.submit(self._enter, live, pair)
+
+    def _next_live(self, live: Any, room: int) -> Submission | None:
+        """Waits for room in the engines and for a pair; None = the engines have to be left."""
+        with self._changed:
+            while not live.failed:
+                head = self._waiting[0] if self._waiting else None
+                if head is None and self._closed:
+                    return None
+                if head is not None and head.detail not in self._live_details:
+                    return None
+                if head is not None and self._inside < room:
+                    self._inside += 1
+                    return self._waiting.popleft()
+                self._changed.wait()
+        return None
+
+    def _enter(self, live: Any, pair: Submission) -> None:
+        """Prepares a pair and gives it to the engines."""
+        try:
+            if pair.verdict.cancelled():
+                self._left()
+                return
+            answer: Future[Verdict] = live.submit(pair.image, pair.prompt, pair.detail)
+        except Exception as error:
+            self._left()
+            # A queue that an engine's failure has closed refuses as if the pair were at fault.
+            closed = live.failed and isinstance(error, InputError)
+            self._give(pair, RuntimeError("An engine failed. Try again.") if closed else error)
+            return
+        pair.verdict.add_done_callback(lambda v: answer.cancel() if v.cancelled() else None)
+        answer.add_done_callback(lambda a: self._answered(pair, a))
+
+    def _answered(self, pair: Submission, answer: Future[Verdict]) -> None:
+        self._left()
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if error is None:
+            self._failure = ""
+        self._give(pair, answer.result() if error is None else error)
+
+    def _give(self, pair: Submission, found: Verdict | BaseException) -> None:
+        # False if the client took it back just now.
+        if not pair.verdict.set_running_or_notify_cancel():
+            return
+        if isinstance(found, BaseException):
+            self._fail(pair.verdict, found)
+        else:
+            pair.verdict.set_result(found)
+
+    def _left(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Says whether memory ran out, on the host or a device."""
+    # torch's own class is a RuntimeError, and other verifiers need no torch.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    text = str(error)
+    return named or "out of memory" in text or "can't allocate memory" in text

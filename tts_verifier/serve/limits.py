@@ -1,0 +1,102 @@
+"""What requests may take, and how one is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+from typing import Final
+
+MIB: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """The limits of a server."""
+
+    body: int = 256 * MIB
+    """Bytes of a request; and bytes of its pictures' pixels, so that no small file becomes a large
+    picture."""
+    memory: int = 4096 * MIB
+    """Bytes of all requests under way, bodies and pixels together."""
+    pixels: int = 4096 * 4096
+    """Pixels of a picture."""
+    images: int = 512
+    """Pictures of a request."""
+    prompt: int = 20_000
+    """Characters of a prompt."""
+    queue: int = 4096
+    """Pictures that wait for the verifier or are in it."""
+    connections: int = 1000
+    """Open connections."""
+    body_seconds: float = 60.0
+    """Time to send a request."""
+    answer_seconds: float = 600.0
+    """Time to wait for the verifier."""
+    idle_seconds: float = 30.0
+    """Time that a connection may be open without a request."""
+
+
+class Refused(Exception):
+    """A request that gets an error instead of an answer.
+
+    Args:
+        status: of HTTP.
+        message: the rule, the value found and the remedy.
+        later: seconds after which the same request may be answered; None = never.
+    """
+
+    def __init__(self, status: int, message: str, *, later: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.later = status, later
+
+
+class Memory:
+    """Counts the bytes of all requests under way. Safe to share between threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._changing = most, 0, Lock()
+
+    @property
+    def held(self) -> int:
+        """Bytes that are taken now."""
+        return self._held
+
+    def add(self, count: int) -> None:
+        """Takes so many bytes, or gives them back if negative.
+
+        Raises:
+            Refused: there are not so many left.
+        """
+        with self._changing:
+            if count > 0 and self._held + count > self._most:
+                raise Refused(
+                    503,
+                    f"Requests under way may take {self._most:,} bytes together, and take "
+                    f"{self._held:,}. Try again, or start the server with a larger --max-memory.",
+                    later=1,
+                )
+            self._held += count
+
+
+class MemoryShare:
+    """The bytes of one request, given back at the end of the `with` block."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self._taken = memory, 0
+        self.pixels = 0
+        """Bytes of the pictures' pixels so far."""
+
+    def add(self, count: int) -> None:
+        """Takes so many bytes more; see `Memory.add`."""
+        self._memory.add(count)
+        self._taken += count
+
+    def __enter__(self) -> MemoryShare:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        self._memory.add(-self._taken)
+        self._taken = 0

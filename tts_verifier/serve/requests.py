@@ -1,0 +1,252 @@
+"""What the doors accept in JSON, checked by pydantic, and how each becomes pictures and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tts_verifier.errors import InputError
+from tts_verifier.reward.reward import LATENT_GRID
+from tts_verifier.serve.answers import Wanted, wanted_maps
+from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
+from tts_verifier.serve.pictures import from_arrays, from_texts
+from tts_verifier.types import Detail
+from tts_verifier.verifiers.remote.protocol import PROTOCOL, unpack_message
+
+CAPTION: Final = "Text Caption: ["
+"""How the official instruction (ImageDoctor, inference.py) ends: this, the caption, and "]"."""
+
+_BYTES_OF_CELL: Final = 8
+"""Of an answer, for the two maps that verifiers have."""
+
+
+class Asked(NamedTuple):
+    """A request that can be answered."""
+
+    images: list[Image.Image]
+    """RGB."""
+    prompts: list[str]
+    """One for each."""
+    detail: Detail
+    """How thoroughly."""
+    maps: Wanted
+    """Which maps to send."""
+
+
+class ScoreRequest(BaseModel):
+    """A request to /v1/score in JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    protocol: int = Field(PROTOCOL, description="The version of the protocol.")
+    prompts: list[str] = Field(description="What each picture should show.")
+    images: list[str] = Field(description="Picture files in base64, or as data URIs.")
+    detail: Detail = Field("diagnose", description='"score" gives no maps and is quicker.')
+    maps: bool | list[int] = Field(
+        True, description="false, true (the verifier's own grid), or [rows, columns]."
+    )
+
+
+class ComputeRequest(BaseModel):
+    """A request of Flow-Factory's remote reward (reward_server/example_server.py)."""
+
+    # Its client sends `prompt` and `image`; its template of a server reads `prompts` and `images`.
+    model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
+    prompt: list[str] = Field(validation_alias="prompts", description="One for each picture.")
+    image: list[str] | None = Field(
+        None, validation_alias="images", description="Picture files in base64."
+    )
+    video: list[Any] | None = Field(None, description="Not judged, refused.")
+    condition_images: list[Any] | None = Field(None, description="Not judged, refused.")
+    condition_videos: list[Any] | None = Field(None, description="Not judged, refused.")
+    kwargs: dict[str, Any] | None = Field(
+        None, description='"detail" and "maps" as in /v1/score; anything else is not read.'
+    )
+
+
+class ChatRequest(BaseModel):
+    """A request of an OpenAI client. Other parameters are not read: replies are greedy."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    model: str = Field("", description="Not read; a server has one verifier.")
+    messages: list[dict[str, Any]] = Field(
+        description="The last message of the user has one picture, as a data URI, and a text: the "
+        "prompt, alone or in the official instruction."
+    )
+    stream: bool = Field(False, description="Must be false.")
+    n: int = Field(1, description="Must be 1.")
+    detail: Detail = Field("diagnose", description="As in /v1/score.")
+    maps: bool | list[int] = Field(list(LATENT_GRID), description="As in /v1/score.")
+
+
+def asked_in_arrays(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
+    """Reads a request to /v1/score in safetensors.
+
+    Raises:
+        InputError: it cannot be used.
+        Refused: a picture is too large, or there are too many.
+    """
+    message, arrays = unpack_message(body)
+    if "images" in message:
+        raise InputError("Pictures in safetensors are its arrays; leave `images` out of `message`.")
+    # The number of pictures is that of the prompts, which is checked after they are read.
+    asked = _validated(ScoreRequest, message | {"images": []})
+    _check_counts(_count(arrays), asked.prompts, limits)
+    maps = _checked_maps(asked.maps, len(asked.prompts), limits, share)
+    return Asked(from_arrays(arrays, limits, share), asked.prompts, asked.detail, maps)
+
+
+def asked_in_json(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
+    """Reads a request to /v1/score in JSON."""
+    asked = _validated(ScoreRequest, body)
+    _check_counts(len(asked.images), asked.prompts, limits)
+    maps = _checked_maps(asked.maps, len(asked.prompts), limits, share)
+    return Asked(from_texts(asked.images, limits, share), asked.prompts, asked.detail, maps)
+
+
+def asked_to_compute(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
+    """Reads a request of Flow-Factory."""
+    asked = _validated(ComputeRequest, body)
+    for name in ("video", "condition_images", "condition_videos"):
+        if getattr(asked, name):
+            raise InputError(f"Verifiers judge a picture by its prompt alone. Leave out {name}.")
+    images = asked.image or []
+    _check_counts(len(images), asked.prompt, limits)
+    chosen = asked.kwargs or {}
+    options = {name: chosen[name] for name in ("detail", "maps") if name in chosen}
+    # Its client reads rewards only; who wants maps says so.
+    filled = {"maps": False, **options, "prompts": asked.prompt, "images": []}
+    same = _validated(ScoreRequest, filled)
+    maps = _checked_maps(same.maps, len(same.prompts), limits, share)
+    return Asked(from_texts(images, limits, share), same.prompts, same.detail, maps)
+
+
+def asked_in_chat(
+    body: bytes,
+    limits: RequestLimits,
+    share: MemoryShare,
+) -> Asked:
+    """Reads a request of an OpenAI client."""
+    asked = _validated(ChatRequest, body)
+    if asked.stream or asked.n != 1:
+        raise InputError(
+            f"A verifier gives one whole reply: stream must be false and n 1, got {asked.stream} "
+            f"and {asked.n}."
+        )
+    texts, pictures = _parts(asked.messages)
+    if len(pictures) != 1:
+        raise InputError(
+            f"The last message of the user must have one image_url, it has {len(pictures)}."
+        )
+    prompts = [caption_of("\n".join(texts))]
+    _check_counts(1, prompts, limits)
+    maps = _checked_maps(asked.maps, 1, limits, share)
+    return Asked(from_texts(pictures, limits, share), prompts, asked.detail, maps)
+
+
+def caption_of(text: str) -> str:
+    """Returns the caption in the official instruction; another text is the caption itself."""
+    _, found, rest = text.rpartition(CAPTION)
+    return rest.rstrip()[:-1] if found and rest.rstrip().endswith("]") else text
+
+
+def _parts(messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Returns the texts and the pictures of the last message of the user."""
+    last = next((m for m in reversed(messages) if m.get("role") == "user"), None)
+    content = None if last is None else last.get("content")
+    if not isinstance(content, list):
+        raise InputError(
+            "The last message of the user must have a list as its content: a text and an image_url."
+        )
+    texts: list[str] = []
+    pictures: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        url = part.get("image_url") if kind == "image_url" else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif isinstance(url, dict) and isinstance(url.get("url"), str):
+            pictures.append(url["url"])
+        else:
+            raise InputError(f"A part of a message must be a text or an image_url, got {kind!r}.")
+    return texts, pictures
+
+
+def _checked_maps(
+    value: object, pictures: int, limits: RequestLimits, share: MemoryShare
+) -> Wanted:
+    """Returns which maps a request wants, if the answer is no longer than a request may be."""
+    maps = wanted_maps(value)
+    if not isinstance(maps, bool):
+        size = _BYTES_OF_CELL * maps[0] * maps[1] * pictures
+        if size > limits.body:
+            raise Refused(
+                413,
+                f"The maps of an answer may have {limits.body:,} bytes, these would have {size:,}. "
+                "Ask for a coarser grid, or send fewer pictures at a time.",
+            )
+        share.add(size)
+    return maps
+
+
+def _count(arrays: Mapping[str, Any]) -> int:
+    batch = arrays.get("images")
+    return len(arrays) if batch is None or not batch.ndim else len(batch)
+
+
+def _check_counts(images: int, prompts: Sequence[str], limits: RequestLimits) -> None:
+    if images != len(prompts):
+        raise InputError(
+            f"A request must have one prompt for each picture, got {images} pictures and "
+            f"{len(prompts)} prompts."
+        )
+    if not images:
+        raise InputError("A request must have a picture, it has none.")
+    if images > limits.images:
+        raise Refused(
+            413,
+            f"A request may have {limits.images} pictures, this one has {images}. Send fewer at a "
+            "time, or start the server with a larger --max-images.",
+        )
+    for place, prompt in enumerate(prompts):
+        if len(prompt) > limits.prompt:
+            raise Refused(
+                413,
+                f"A prompt may have {limits.prompt:,} characters, prompt {place} has "
+                f"{len(prompt):,}. Shorten it.",
+            )
+
+
+def _validated(model: type[BaseModel], found: bytes | dict[str, Any]) -> Any:
+    """Checks a request by its model, and that it speaks this version of the protocol."""
+    try:
+        if isinstance(found, bytes):
+            asked: Any = model.model_validate_json(found)
+        else:
+            asked = model.model_validate(found)
+    except ValidationError as error:
+        # Without the value, which may be long or not be printable.
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the body"
+        raise InputError(f"A request must fit {model.__name__}: {place}: {first['msg']}") from None
+    spoken = getattr(asked, "protocol", PROTOCOL)
+    if spoken != PROTOCOL:
+        raise InputError(
+            f"This server speaks version {PROTOCOL} of the protocol, the request says {spoken}. "
+            "Install the same tts-verifier on both sides."
+        )
+    return asked

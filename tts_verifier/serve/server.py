@@ -1,0 +1,110 @@
+"""The process of a server: its connections, its signals, and an end that answers what it has."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import warnings
+from types import FrameType
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tts_verifier.errors import RunError, RunWarning
+from tts_verifier.interfaces import Verifier
+from tts_verifier.serve.app import create_app
+from tts_verifier.serve.limits import RequestLimits
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    verifier: Verifier, *, host: str, port: int, limits: RequestLimits, token: str | None = None
+) -> None:
+    """Serves until SIGTERM or Ctrl-C; then answers the requests that it has, and returns.
+
+    Args:
+        verifier: one; nobody else should use it meanwhile.
+        host: the address to listen on.
+        port: of TCP; 0 = any that is free.
+        limits: of requests.
+        token: that requests must have; None = none.
+
+    Raises:
+        RunError: the address cannot be listened on.
+    """
+    if token is None and host not in _LOCAL:
+        warnings.warn(
+            f"Everybody who reaches {host}:{port} may use this server. Set a token, or listen on "
+            "127.0.0.1.",
+            RunWarning,
+            stacklevel=2,
+        )
+    server = make_server(verifier, host=host, port=port, limits=limits, token=token)
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn raises the signal once more when it has ended, for whoever was asked before it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end)
+    try:
+        server.run()
+    except SystemExit as error:
+        # uvicorn has logged why.
+        if error.code:
+            raise RunError(
+                f"A server must be able to listen on {host}:{port}; it is not. Is the port in use?"
+            ) from None
+        raise
+
+
+def make_server(
+    verifier: Verifier, *, host: str, port: int, limits: RequestLimits, token: str | None = None
+) -> uvicorn.Server:
+    """Returns the server; `run()` or `await serve()` starts it, `should_exit` ends it."""
+
+    class Protocol(_Impatient):
+        seconds = limits.idle_seconds
+
+    config = uvicorn.Config(
+        create_app(verifier, limits=limits, token=token),
+        host=host,
+        port=port,
+        http=Protocol,
+        ws="none",
+        log_level="info",
+        access_log=False,
+        limit_concurrency=limits.connections,
+        timeout_keep_alive=int(limits.idle_seconds) + 1,
+        server_header=False,
+    )
+    return uvicorn.Server(config)
+
+
+class _Impatient(H11Protocol):
+    """Closes connections that have had no request for a while.
+
+    uvicorn waits for ever for the rest of a header, so a few thousand clients that send a letter a
+    minute would take all connections.
+    """
+
+    seconds = 30.0
+
+    def connection_made(self, transport: object) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._seen: object = self
+        self._look()
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and self._seen is self.cycle:
+            self.transport.close()
+            return
+        # A request that ends and the next that begins between two looks are two cycles.
+        self._seen = self.cycle if idle else self
+        self.loop.call_later(self.seconds, self._look)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)

@@ -1,0 +1,186 @@
+"""Verdicts of pairs that arrive while earlier ones are being answered.
+
+A `RequestQueue` feeds the engines as their sequences become free. Replies go on to a thread that
+decodes their maps: it takes all that have ended since it looked last, so groups are full when there
+is much to do, and nothing waits when there is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tts_verifier.types import Detail, Verdict
+from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES
+from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapQueue
+from tts_verifier.verifiers.imagedoctor.engine.request_queue import RequestQueue
+from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD
+from tts_verifier.verifiers.imagedoctor.replicas import Answer, Replica
+from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
+from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
+from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens
+from tts_verifier.verifiers.imagedoctor.threads import on_device
+
+_MOST_TOGETHER: Final = 64
+"""Replies whose maps are decoded before their verdicts are given out."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveRequest:
+    """A pair that is ready for an engine."""
+
+    request: GenerationRequest
+    """What the engine takes."""
+    maps: bool
+    """Whether maps are decoded."""
+    verdict: Callable[[Answer], Verdict]
+    """Makes the verdict of its reply and maps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ended:
+    """A reply whose maps are not decoded yet."""
+
+    live: LiveRequest
+    """What it answers."""
+    reply: GeneratedReply
+    """With its states on the device."""
+    verdict: Future[Verdict]
+    """Waits for it."""
+
+
+class LiveVerdicts:
+    """Verifies pairs as they come; made by `ImageDoctor.live`. Safe to share between threads.
+
+    Args:
+        replicas: their engines and map decoders belong to it until it is left.
+        prepare: image, prompt and detail -> what an engine takes; safe for several threads.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        prepare: Callable[[Image.Image, str, Detail], LiveRequest],
+    ) -> None:
+        self._replicas, self._prepare = replicas, prepare
+        self._requests = RequestQueue(*(replica.engine for replica in replicas))
+        self._ended: dict[torch.device, SimpleQueue[_Ended | None]] = {
+            replica.device: SimpleQueue() for replica in replicas
+        }
+        self._serving = Thread(target=self._serve, name="engine")
+        self._decoding = [
+            Thread(target=self._decode, args=(replica,), name="maps") for replica in replicas
+        ]
+
+    @property
+    def room(self) -> int:
+        """How many pairs are worth having here at a time: those that run, and a few that wait."""
+        return sum(replica.engine.sequences + AHEAD for replica in self._replicas)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an engine has failed: all open verdicts got its error, and no more are taken."""
+        return self._requests.stopped
+
+    def submit(self, image: Image.Image, prompt: str, detail: Detail) -> Future[Verdict]:
+        """Adds a pair, and prepares it in this thread.
+
+        Args:
+            image: RGB.
+            prompt: what it should show.
+            detail: one of the verifier's `live_details`.
+
+        Returns:
+            The future verdict; to cancel it frees the pair's place in the engine.
+
+        Raises:
+            InputError: the prompt cannot be used, or the block was left.
+        """
+        live, verdict = self._prepare(image, prompt, detail), Future[Verdict]()
+        reply = self._requests.submit(live.request)
+        verdict.add_done_callback(lambda v: reply.cancel() if v.cancelled() else None)
+        reply.add_done_callback(lambda r: self._pass_on(live, r, verdict))
+        return verdict
+
+    def __enter__(self) -> LiveVerdicts:
+        for thread in (self._serving, *self._decoding):
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._requests.close()
+        self._serving.join()
+        for replica in self._replicas:
+            self._ended[replica.device].put(None)
+        for thread in self._decoding:
+            thread.join()
+        if self.failed:
+            # The buffers may be in any state.
+            for replica in self._replicas:
+                replica.forget()
+
+    def _serve(self) -> None:
+        # Those who wait have the error.
+        with suppress(Exception):
+            self._requests.serve()
+
+    def _pass_on(
+        self, live: LiveRequest, reply: Future[GeneratedReply], verdict: Future[Verdict]
+    ) -> None:
+        """Gives an ended reply to the thread that decodes maps; the engine's thread calls it."""
+        if reply.cancelled():
+            # Only the verdict's own cancellation does that. This wakes those that wait for it.
+            verdict.set_running_or_notify_cancel()
+            return
+        if (error := reply.exception()) is not None:
+            if verdict.set_running_or_notify_cancel():
+                verdict.set_exception(error)
+            return
+        ended = _Ended(live, reply.result(), verdict)
+        self._ended[ended.reply.visual.device].put(ended)
+
+    def _decode(self, replica: Replica) -> None:
+        """Decodes maps and gives verdicts out, until the queue ends."""
+        waiting, more = self._ended[replica.device], True
+        while more:
+            group = [waiting.get()]
+            while group[-1] and len(group) < _MOST_TOGETHER and not waiting.empty():
+                group.append(waiting.get())
+            more = group[-1] is not None
+            # From here on they cannot be cancelled.
+            ended = [one for one in group if one and one.verdict.set_running_or_notify_cancel()]
+            try:
+                maps = _decoded(replica, ended)
+            except Exception as error:
+                for one in ended:
+                    one.verdict.set_exception(error)
+                continue
+            for number, one in enumerate(ended):
+                reply = ReplyTokens.of(one.reply, AnswerTemplate())
+                try:
+                    one.verdict.set_result(one.live.verdict((reply, maps.get(number, {}))))
+                except Exception as error:
+                    one.verdict.set_exception(error)
+
+
+def _decoded(
+    replica: Replica, ended: Sequence[_Ended]
+) -> dict[int, dict[str, NDArray[np.float32]]]:
+    """Returns the maps by name of each reply that asks for some, by its place."""
+    queue = MapQueue(replica.map_decoder)
+    # Not while the engine captures steps on the same device.
+    with on_device(replica.device), CAPTURES:
+        for number, one in enumerate(ended):
+            if one.live.maps:
+                queue.add(number, one.reply, one.live.request.grid)
+        return queue.finish()

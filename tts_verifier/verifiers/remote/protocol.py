@@ -1,0 +1,152 @@
+"""What a reward server and its clients send: JSON, beside arrays in safetensors. No pickles.
+
+A message is a file in the format of safetensors whose metadata has one key, `message`, with JSON:
+
+- a request: `protocol`, `prompts`, `detail`, `maps`. Its arrays are the pictures: `image.0`,
+  `image.1` and so on, uint8 (H, W, 3) in RGB, or uint8 (bytes,), a picture file. Pictures of one
+  size may be one array, `images`, (N, H, W, 3) or (N, 3, H, W).
+- an answer: `protocol`, `version`, `verifier`, `checkpoint`, `objective`, `missing` and `results`,
+  one for each picture. Its arrays are the maps: `0.misalignment`, float32 (rows, columns).
+
+In JSON without safetensors, arrays are text in base64 (see `serve`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
+
+from tts_verifier.errors import InputError
+from tts_verifier.types import Cost, Heatmap, Heatmaps, Verdict
+
+PROTOCOL: Final = 1
+"""Changes whenever a program of the other side would misread a message."""
+MEDIA_TYPE: Final = "application/x-safetensors"
+TOKEN_VARIABLE: Final = "TTS_SERVE_TOKEN"
+"""The environment variable that holds the token, on both sides."""
+
+_MOST_HEADER: Final = 1 << 25
+"""Bytes of a header: the names of arrays, and all prompts or replies."""
+_DTYPES: Final[Mapping[str, Any]] = {"U8": np.uint8, "F32": np.dtype("<f4")}
+
+
+def pack_message(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Returns a message as bytes.
+
+    Args:
+        message: JSON values; NaN must be None.
+        arrays: uint8 or float32.
+    """
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return save(whole, {"message": dump(message).decode()})
+
+
+def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Returns the message and the arrays of some bytes, without running anything in them.
+
+    Raises:
+        InputError: they are a pickle, cut off, no safetensors, or without a message.
+    """
+    length = int.from_bytes(body[:8], "little")
+    if len(body) < 8 or length > min(_MOST_HEADER, len(body) - 8):
+        # A header may have the same first byte, but then its length is small.
+        if body[:1] == b"\x80" and body[1:2] <= b"\x05":
+            raise InputError(
+                "A body must be safetensors or JSON; this one is a pickle, which could run code "
+                "and is never read. Use tts_verifier's own clients instead of pickled ones."
+            )
+        raise InputError(
+            f"A body of safetensors must begin with the length of its header; this one has "
+            f"{len(body)} bytes, and its header would have {length}. It is cut off or something "
+            "else."
+        )
+    try:
+        header = json.loads(body[8 : 8 + length])
+        message = json.loads(header["__metadata__"]["message"])
+        parts: Any = deserialize(body)  # type: ignore[no-untyped-call]
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise InputError(
+            "A body must be whole safetensors with a `message` of JSON in its metadata; this one "
+            f"is not: {error!r:.200}"
+        ) from None
+    if not isinstance(message, dict):
+        raise InputError(f"A message must be an object of JSON, got a {type(message).__name__}.")
+    return message, {name: _array(name, part) for name, part in parts}
+
+
+def _array(name: str, part: Mapping[str, Any]) -> NDArray[Any]:
+    if part["dtype"] not in _DTYPES:
+        raise InputError(
+            f"Arrays must be {' or '.join(_DTYPES)}; {name:.80} is {part['dtype']}. Pictures are "
+            "uint8 in [0, 255]."
+        )
+    return np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+
+
+def dump(value: object) -> bytes:
+    """Returns strict JSON: ASCII, so that half a letter in a prompt cannot break it."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def json_number(value: float) -> float | None:
+    """Returns a number that JSON can hold; None for NaN and infinities."""
+    return float(value) if math.isfinite(value) else None
+
+
+def encode_verdict(
+    verdict: Verdict, objective: float, maps: Mapping[str, Heatmap]
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+    """Returns a verdict as JSON values, and its maps as arrays.
+
+    Args:
+        verdict: its own maps are left out.
+        objective: its value; NaN becomes null, as a score does.
+        maps: the maps to send, by name.
+    """
+    result = {
+        "objective": json_number(objective),
+        "scores": {name: json_number(value) for name, value in verdict.scores.items()},
+        "boxes": [[json_number(edge) for edge in box] for box in verdict.boxes],
+        "reply": verdict.text,
+        "detail": verdict.detail,
+        "maps": {name: {"size": m.size, "box": m.box} for name, m in maps.items()},
+    }
+    return result, {name: m.grid.astype(np.float32) for name, m in maps.items()}
+
+
+def decode_verdict(result: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> Verdict:
+    """Returns the verdict that `encode_verdict` was given, with the maps that were sent."""
+    maps = {
+        name: Heatmap(arrays[name], (int(about["size"][0]), int(about["size"][1])),
+                      (*map(float, about["box"]),))  # type: ignore[arg-type]
+        for name, about in result["maps"].items()
+    }  # fmt: skip
+    return Verdict(
+        {n: math.nan if value is None else float(value) for n, value in result["scores"].items()},
+        Heatmaps(maps),
+        tuple((*map(float, box),) for box in result["boxes"]),  # type: ignore[misc]
+        result["reply"],
+        result["detail"],
+        Cost(verifier_calls=1),
+    )
+
+
+def arrays_of(place: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of one picture of a message, by the rest of their names."""
+    start = f"{place}."
+    return {n.removeprefix(start): a for n, a in arrays.items() if n.startswith(start)}
+
+
+def request_of(
+    images: Sequence[NDArray[np.uint8]], prompts: Sequence[str], detail: str, maps: object
+) -> bytes:
+    """Returns the request for some pictures, each uint8 (H, W, 3)."""
+    message = {"protocol": PROTOCOL, "prompts": list(prompts), "detail": detail, "maps": maps}
+    return pack_message(message, {f"image.{i}": image for i, image in enumerate(images)})
