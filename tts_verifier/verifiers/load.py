@@ -25,7 +25,7 @@ def load_verifier(name: str | Path, **options: Any) -> Verifier:
     kind, _, checkpoint = str(name).partition(":")
     # On Windows a path begins with the letter of a drive, which is no verifier's name.
     if checkpoint and kind in registry.names("verifier"):
-        judge: Verifier = registry.builder("verifier", kind)(checkpoint)
+        judge: Verifier = registry.builder("verifier", kind)(checkpoint, **options)
         return judge
     # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So it is looked up as
     # one, and the error then says what a checkpoint may be.
