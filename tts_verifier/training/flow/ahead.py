@@ -36,7 +36,7 @@ class DrawnAhead:
         ahead = training.settings.draw_ahead
         if self._next is None:
             # The state of a run has the captions that were chosen for this step.
-            chosen = training.pool.chosen if self._resumed and ahead else None
+            chosen = training.pool.chosen if self._resumed and ahead else []
             with seconds.of("draw"):
                 self._next = self._draw(step, chosen)
         drawn, chosen, verdicts = self._next
@@ -44,14 +44,19 @@ class DrawnAhead:
         if ahead and not last:
             training.weights.follow("sampler", 1.0)
             with seconds.of("draw"):
-                self._next = self._draw(step + 1, None)
+                self._next = self._draw(step + 1, [])
         with seconds.of("verify"):
             judged = verdicts.result()
         return drawn, chosen, judged
 
-    def _draw(self, step: int, chosen: list[int] | None) -> tuple[Drawn, list[int], Future[Judged]]:
+    def forget(self) -> None:
+        """Makes a run that goes on draw new pictures, with the weights of now."""
+        self._training.weights.follow("sampler", 1.0)
+        self._training.pool.chosen = []
+
+    def _draw(self, step: int, chosen: list[int]) -> tuple[Drawn, list[int], Future[Judged]]:
         training, settings = self._training, self._training.settings
-        chosen = training.pool.choose(step) if chosen is None else list(chosen)
+        chosen = list(chosen) or training.pool.choose(step)
         accelerator = training.accelerator
         share = settings.share_of(accelerator.process_index, accelerator.num_processes)
         captions = [training.pool.captions[chosen[i]] for i in share]

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, TTSError
 from tts_verifier.identity import seed_for
 from tts_verifier.training.cold_start.clock import Clock, record_step
 from tts_verifier.training.cold_start.settings import RunSettings
@@ -132,7 +132,8 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
         The error of a limit that is passed: the run is kept before it is raised.
 
     Raises:
-        RunError: no picture of a step has a reward, or losses are no numbers.
+        TTSError: a verifier fails, no picture of a step has a reward, or losses are no numbers.
+            State and weights are kept before that.
     """
     accelerator, settings, updater = training.accelerator, training.settings, training.updater
     deciding = asdict(run) | asdict(settings)
@@ -153,8 +154,13 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
             found = _evaluate(training, step)
             try:
                 row = flow_step(training, ahead, step, rate, last=step + 1 == run.steps)
-            except RunError:
+            except TTSError:
+                # Such as a server that does not answer: what was trained so far is kept.
+                ahead.forget()
+                if run.save_state and step:
+                    folder.save(step)
                 folder.save_metrics()
+                write_weights_of(training, run, folder.folder / CHECKPOINT)
                 raise
             row |= {"step": step, "learning_rate": rate, **found}
             flags = _summed(accelerator, clock.flags())

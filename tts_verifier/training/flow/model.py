@@ -7,8 +7,8 @@ trained. So with adapters a copy costs only the adapters.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -204,7 +204,7 @@ class FlowModel:
         Raises:
             InputError: peft is not installed, or no layer has one of the names.
         """
-        if find_spec("peft") is None:
+        if importlib.util.find_spec("peft") is None:
             raise InputError(
                 "lora_rank needs peft, which is not installed. Install it: pip install "
                 '"tts-verifier[train]". lora_rank: 0 trains the whole transformer.',
@@ -212,19 +212,20 @@ class FlowModel:
             )
         from peft import LoraConfig
 
-        chosen = list(targets or ADAPTED_LAYERS)
-        names = [name for name, part in self.transformer.named_modules() if part is not None]
-        if missing := [t for t in chosen if not any(n.endswith(t) for n in names)]:
+        names = [name for name, _ in self.transformer.named_modules()]
+        found = {t for t in targets or ADAPTED_LAYERS if any(n.endswith(t) for n in names)}
+        # The last block of a small model lacks some of the usual ones.
+        if missing := set(targets or ()) - found:
             raise InputError(
                 f"lora_targets must be ends of names of layers; {type(self.transformer).__name__} "
-                f"has no layer {', '.join(missing)}.",
+                f"has no layer {', '.join(sorted(missing))}.",
                 argument="lora_targets",
             )
         config = LoraConfig(
             r=rank,
             lora_alpha=2 * rank if alpha is None else alpha,
             init_lora_weights="gaussian",
-            target_modules=chosen,
+            target_modules=sorted(found),
         )
         self.pipe.transformer.add_adapter(config)
 
