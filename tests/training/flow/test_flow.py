@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_families import FAMILIES
 
 from tts_verifier.errors import RunError
 from tts_verifier.generators.diffusers import DiffusersGenerator
+from tts_verifier.identity import seed_for
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
 from tts_verifier.training.flow import flow as entry
 from tts_verifier.training.flow.captions import CaptionPool
 from tts_verifier.training.flow.evaluation import broken_rule
 from tts_verifier.training.flow.flow import flow
-from tts_verifier.training.flow.sampling import drawing_steps
+from tts_verifier.training.flow.model import FlowModel
+from tts_verifier.training.flow.sampling import Sampler, drawing_steps
 from tts_verifier.types import Draw, Job, Prompt
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -73,7 +76,7 @@ def test_every_loss_trains_with_all_advantages(
         {"sampler": "cps", "window": 1, "trained_steps": 1, "ratio": "place"},
         pytest.param({"guidance": 3.0, "update_guidance": 1.0}, marks=pytest.mark.slow),
         pytest.param({"block": 2, "recompute": True, "kl": 0.0}, marks=pytest.mark.slow),
-        {"loss": "nft", "base_pull": 0.1, "guidance": 2.0, "most_advantage": 2.5},
+        {"loss": "nft", "base_pull": 0.1, "most_advantage": 2.5},
     ],
     ids=str,
 )
@@ -120,6 +123,45 @@ def test_adapters_are_written_for_generators(
         pictures.append(np.asarray(own.generate(jobs)[0].image))
     assert not np.array_equal(pictures[0], pictures[1])
     assert np.array_equal(pictures[1], pictures[2])
+
+
+@pytest.mark.parametrize("changed", [{"advantage": "dense"}, {"loss": "nft"}], ids=str)
+def test_flux_is_trained_too(changed: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
+    FAMILIES["flux"](tmp_path / "files").pipe.save_pretrained(tmp_path / "flux")
+    keys |= {"init": str(tmp_path / "flux"), "height": 32, "width": 24, "lora_rank": 2}
+    flow(**keys, **changed)
+    rows = numbers(tmp_path / "run")
+    assert all(row["gradient"] > 0 for row in rows)
+    assert rows[0]["distance"] == 0
+    call = {"steps": 2, "height": 32, "width": 24, "call": {"max_sequence_length": 16}}
+    tuned = DiffusersGenerator(str(tmp_path / "flux"), lora=tmp_path / "run/checkpoint", **call)
+    assert tuned.generate([Job(Prompt("0000", "a cat"), Draw(seed=1))])[0].image is not None
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_euler_steps_are_those_of_the_pipeline(family: str, tmp_path: Path) -> None:
+    made = FAMILIES[family](tmp_path / "files")
+    made.pipe.save_pretrained(tmp_path / "pipe")
+    size = made.call.get("height")
+    model = FlowModel(
+        tmp_path / "pipe", torch.device("cpu"), size=(size, size), max_sequence_length=16
+    )
+    guidance = 3.0 if family == "sd3" else 1.0
+    sampler = Sampler(model, model.transformer, steps=3, guidance=guidance, block=1)
+    drawn = sampler.draw(["a cat"], 1, seed=5)
+    noise = torch.randn(
+        (1, model.channels, *model.grid),
+        generator=torch.Generator().manual_seed(seed_for(5, "", 0, "block")),
+    )
+    if family == "flux":
+        (h, w), c = model.grid, model.channels
+        noise = noise.view(1, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        noise = noise.reshape(1, h * w // 4, 4 * c)
+    call = made.call | {"num_inference_steps": 3, "max_sequence_length": 16}
+    call["guidance_scale"] = 3.0 if family == "sd3" else 3.5
+    images = model.pipe("a cat", latents=noise, output_type="np", **call).images
+    difference = np.abs(images * 255 - drawn.images)
+    assert difference.max() <= 1
 
 
 def test_the_reward_is_the_weighted_sum_of_verifiers_and_judges_only_watch(

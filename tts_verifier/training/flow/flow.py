@@ -22,6 +22,7 @@ from tts_verifier.errors import RunError, TTSError
 from tts_verifier.identity import seed_for
 from tts_verifier.training.cold_start.clock import Clock, record_step
 from tts_verifier.training.cold_start.settings import RunSettings
+from tts_verifier.training.cold_start.stages import start_processes
 from tts_verifier.training.common.run_folder import RunFolder, plain_values, read_metrics
 from tts_verifier.training.flow.ahead import DrawnAhead
 from tts_verifier.training.flow.evaluation import broken_rule, mean_of
@@ -66,6 +67,7 @@ def flow(
     steps_drawn: int = 10,
     guidance: float = 1.0,
     update_guidance: float | None = None,
+    embedded_guidance: float = 3.5,
     height: int | None = None,
     width: int | None = None,
     max_sequence_length: int | None = None,
@@ -111,10 +113,7 @@ def run_flow(run: RunSettings, settings: FlowSettings) -> None:
     Raises:
         RunError: a limit of `stop` is passed; the run is kept before that.
     """
-    # The precision is this module's: accelerate would wrap the model.
-    accelerator = Accelerator(
-        mixed_precision="no", log_with=run.tracker_names() or None, project_dir=run.output
-    )
+    accelerator = start_processes(run)
     training = assemble_flow(run, settings, accelerator)
     try:
         broken = train_flow(training, run)

@@ -19,7 +19,7 @@ from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load_pipeline
 
 SCHEDULER: Final = "FlowMatchEulerDiscreteScheduler"
-PIPELINES: Final = ("StableDiffusion3Pipeline",)
+PIPELINES: Final = ("StableDiffusion3Pipeline", "FluxPipeline")
 """Pipelines whose transformer predicts a velocity and whose call is known here."""
 ADAPTED_LAYERS: Final = (
     "attn.add_k_proj",
@@ -44,7 +44,9 @@ class TextStates(NamedTuple):
 
 
 class FlowModel:
-    """A pipeline, and how its parts are called. Not safe to share between threads.
+    """A pipeline of Stable Diffusion 3 or FLUX, and how its parts are called.
+
+    Not safe to share between threads.
 
     Args:
         name: a folder, a hub id or "shapes".
@@ -52,6 +54,7 @@ class FlowModel:
         dtype: of what is not trained.
         size: (height, width) of pictures in pixels; None = the pipeline's own.
         max_sequence_length: of T5; None = the pipeline's own.
+        embedded_guidance: of a transformer that reads a guidance, such as FLUX.1-dev.
 
     Raises:
         CheckpointError: it cannot be found, trusted or loaded.
@@ -67,8 +70,8 @@ class FlowModel:
         dtype: str = "float32",
         size: tuple[int | None, int | None] = (None, None),
         max_sequence_length: int | None = None,
+        embedded_guidance: float = 3.5,
     ) -> None:
-        self.name = str(name)
         self.pipe = load_pipeline(name, dtype, str(device))
         check_flow(self.pipe)
         self.device = device
@@ -77,9 +80,9 @@ class FlowModel:
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        own = self.pipe.transformer.config.sample_size * self.pipe.vae_scale_factor
-        self.size = (size[0] or own, size[1] or own)
-        self.grid = _latent_grid(self.pipe, self.size)
+        self._packs = type(self.pipe).__name__ == "FluxPipeline"
+        self.grid = _latent_grid(self.pipe, size)
+        self._embedded_guidance = embedded_guidance
         length = max_sequence_length
         if length is None and name == "shapes":
             length = int(BUNDLED_CALL["max_sequence_length"])
@@ -94,13 +97,16 @@ class FlowModel:
     @property
     def channels(self) -> int:
         """Channels of latents."""
-        return int(self.pipe.transformer.config.in_channels)
+        return int(self.pipe.transformer.config.in_channels) // (4 if self._packs else 1)
 
     def levels(self, steps: int) -> Tensor:
         """Returns the levels before each step and after the last one: float32 (steps + 1,)."""
         scheduler = copy.deepcopy(self.pipe.scheduler)
         extra = {"mu": self._shift()} if scheduler.config.use_dynamic_shifting else {}
-        scheduler.set_timesteps(steps, device=self.device, **extra)
+        # As the pipelines' calls have it.
+        sigmas = torch.linspace(1.0, 1 / steps, steps).tolist() if self._packs else None
+        count = None if self._packs else steps
+        scheduler.set_timesteps(count, sigmas=sigmas, device=self.device, **extra)
         levels: Tensor = scheduler.sigmas.float()
         return levels
 
@@ -119,7 +125,8 @@ class FlowModel:
         )
 
         config = self.pipe.scheduler.config
-        places = self.grid[0] * self.grid[1] // self.pipe.transformer.config.patch_size**2
+        side = 2 if self._packs else self.pipe.transformer.config.patch_size
+        places = self.grid[0] * self.grid[1] // side**2
         return float(
             calculate_shift(
                 places,
@@ -133,14 +140,12 @@ class FlowModel:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """Encodes prompts as the pipeline's call does."""
-        context, _, pooled, _ = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            prompt_2=None,
-            prompt_3=None,
-            device=self.device,
-            do_classifier_free_guidance=False,
-            **self._encoding,
-        )
+        given = {"prompt": list(prompts), "prompt_2": None, "device": self.device}
+        if self._packs:
+            context, pooled, _ = self.pipe.encode_prompt(**given, **self._encoding)
+            return TextStates(context, pooled)
+        given |= {"prompt_3": None, "do_classifier_free_guidance": False}
+        context, _, pooled, _ = self.pipe.encode_prompt(**given, **self._encoding)
         return TextStates(context, pooled)
 
     def velocity(
@@ -178,6 +183,8 @@ class FlowModel:
     def _predict(
         self, transformer: nn.Module, latents: Tensor, sigma: Tensor, text: TextStates
     ) -> Tensor:
+        if self._packs:
+            return self._predict_packed(transformer, latents, sigma, text)
         found = transformer(
             hidden_states=latents.to(text.context.dtype),
             timestep=sigma * self.pipe.scheduler.config.num_train_timesteps,
@@ -186,6 +193,32 @@ class FlowModel:
             return_dict=False,
         )[0]
         velocity: Tensor = found.float()
+        return velocity
+
+    def _predict_packed(
+        self, transformer: nn.Module, latents: Tensor, sigma: Tensor, text: TextStates
+    ) -> Tensor:
+        """Predicts with FLUX, whose image tokens are 2 x 2 places with all their channels."""
+        (rows, channels, h, w), dtype = latents.shape, text.context.dtype
+        packed = latents.view(rows, channels, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        places = torch.zeros(h // 2, w // 2, 3, device=latents.device, dtype=dtype)
+        places[..., 1] = torch.arange(h // 2, device=latents.device)[:, None]
+        places[..., 2] = torch.arange(w // 2, device=latents.device)[None]
+        guidance = None
+        if self.pipe.transformer.config.guidance_embeds:
+            guidance = sigma.new_full((rows,), self._embedded_guidance)
+        found = transformer(
+            hidden_states=packed.reshape(rows, h * w // 4, 4 * channels).to(dtype),
+            timestep=sigma,
+            guidance=guidance,
+            encoder_hidden_states=text.context,
+            pooled_projections=text.pooled,
+            txt_ids=places.new_zeros(text.context.shape[1], 3),
+            img_ids=places.flatten(0, 1),
+            return_dict=False,
+        )[0].float()
+        places_of = found.view(rows, h // 2, w // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        velocity: Tensor = places_of.reshape(rows, channels, h, w)
         return velocity
 
     @torch.no_grad()
@@ -272,13 +305,15 @@ def check_flow(pipe: Any) -> None:
             f"flow needs a scheduler for flow matching, {SCHEDULER}, got {found}. Load the "
             "pipeline with the scheduler that it was trained with."
         )
-    config = pipe.transformer.config
+    channels = pipe.transformer.config.in_channels
+    # None stands for as many.
+    predicted = pipe.transformer.config.out_channels or channels
     prediction = pipe.scheduler.config.get("prediction_type", "velocity")
-    if config.out_channels != config.in_channels or prediction not in ("velocity", "v_prediction"):
+    if predicted != channels or prediction not in ("velocity", "v_prediction"):
         raise UnsupportedError(
             "flow trains transformers that predict a velocity with the channels of the latents; "
-            f"this one has {config.in_channels} channels in, {config.out_channels} out, and the "
-            f"scheduler's prediction is {prediction!r}."
+            f"this one has {channels} channels in, {predicted} out, and the scheduler's "
+            f"prediction is {prediction!r}."
         )
 
 
@@ -288,15 +323,21 @@ def twin(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, shared).requires_grad_(False).eval()
 
 
-def _latent_grid(pipe: Any, size: tuple[int, int]) -> tuple[int, int]:
-    config = pipe.transformer.config
-    unit = pipe.vae_scale_factor * config.patch_size
-    for name, pixels in zip(("height", "width"), size, strict=True):
-        places = pixels // unit
-        if pixels % unit or not 1 <= places <= config.pos_embed_max_size:
+def _latent_grid(pipe: Any, size: tuple[int | None, int | None]) -> tuple[int, int]:
+    """Returns (h, w) of the latents of pictures of a size in pixels; None = the pipeline's own."""
+    config, cell = pipe.transformer.config, pipe.vae_scale_factor
+    own = config.get("sample_size") or getattr(pipe, "default_sample_size", 64)
+    token = cell * max(2, config.patch_size)
+    # FLUX has no largest size.
+    largest = token * config.get("pos_embed_max_size", 2**16 // token)
+    grid = []
+    for name, given in zip(("height", "width"), size, strict=True):
+        pixels = own * cell if given is None else given
+        if pixels % token or not token <= pixels <= largest:
             raise InputError(
-                f"{name} must be a multiple of {unit} up to {unit * config.pos_embed_max_size} "
-                f"pixels, one token for {unit} of them, got {pixels}.",
+                f"{name} must be a multiple of {token} up to {largest} pixels, one token for "
+                f"{token} of them, got {pixels}.",
                 argument=name,
             )
-    return size[0] // pipe.vae_scale_factor, size[1] // pipe.vae_scale_factor
+        grid.append(pixels // cell)
+    return grid[0], grid[1]

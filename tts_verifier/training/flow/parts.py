@@ -78,6 +78,7 @@ def assemble_flow(
         dtype="bfloat16" if half else "float32",
         size=(settings.height, settings.width),
         max_sequence_length=settings.max_sequence_length,
+        embedded_guidance=settings.embedded_guidance,
     )
     weights = make_weights(model, run, settings)
     accelerator.prepare_model(weights, device_placement=False, evaluation_mode=True)

@@ -61,6 +61,8 @@ class FlowSettings:
     """Of the sampler; 1 = without classifier-free guidance."""
     update_guidance: float | None = None
     """Of the prediction that is trained; None = as `guidance`."""
+    embedded_guidance: float = 3.5
+    """That a transformer reads as an input, such as FLUX.1-dev's."""
     height: int | None = None
     """Of pictures in pixels; None = the pipeline's own."""
     width: int | None = None
