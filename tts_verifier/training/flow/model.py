@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, load_pipeline
+from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, as_pipeline
 
 SCHEDULER: Final = "FlowMatchEulerDiscreteScheduler"
 PIPELINES: Final = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -49,7 +50,7 @@ class FlowModel:
     Not safe to share between threads.
 
     Args:
-        name: a folder, a hub id or "shapes".
+        name: a folder, a hub id or "shapes"; or a loaded pipeline on its device.
         device: of all parts.
         dtype: of what is not trained.
         size: (height, width) of pictures in pixels; None = the pipeline's own.
@@ -64,7 +65,7 @@ class FlowModel:
 
     def __init__(
         self,
-        name: str | Path,
+        name: Any,
         device: torch.device,
         *,
         dtype: str = "float32",
@@ -72,7 +73,7 @@ class FlowModel:
         max_sequence_length: int | None = None,
         embedded_guidance: float = 3.5,
     ) -> None:
-        self.pipe = load_pipeline(name, dtype, str(device))
+        self.pipe = as_pipeline(name, dtype, str(device))
         check_flow(self.pipe)
         self.device = device
         # Its rounding would be seen in the pictures.
@@ -84,7 +85,7 @@ class FlowModel:
         self.grid = _latent_grid(self.pipe, size)
         self._embedded_guidance = embedded_guidance
         length = max_sequence_length
-        if length is None and name == "shapes":
+        if length is None and isinstance(name, str) and name == "shapes":
             length = int(BUNDLED_CALL["max_sequence_length"])
         self._encoding = {} if length is None else {"max_sequence_length": length}
 
@@ -262,6 +263,10 @@ class FlowModel:
         )
         self.pipe.transformer.add_adapter(config)
 
+    def recompute_in_backward(self) -> None:
+        """Makes the transformer compute the activations of blocks again instead of keeping them."""
+        self.pipe.transformer.enable_gradient_checkpointing(_checkpointed)
+
     def write(self, folder: Path, transformer: nn.Module, dtype: torch.dtype) -> None:
         """Writes adapters in the format of diffusers and peft, or the whole pipeline.
 
@@ -315,6 +320,11 @@ def check_flow(pipe: Any) -> None:
             f"this one has {channels} channels in, {predicted} out, and the scheduler's "
             f"prediction is {prediction!r}."
         )
+
+
+def _checkpointed(block: nn.Module, *inputs: Any) -> Any:
+    # Nothing here is random, and random states cannot be read while a graph is captured.
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def twin(module: nn.Module) -> nn.Module:

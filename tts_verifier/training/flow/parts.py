@@ -153,5 +153,5 @@ def make_weights(model: FlowModel, run: RunSettings, settings: FlowSettings) -> 
     else:
         model.transformer.requires_grad_(True)
     if run.recompute:
-        model.pipe.transformer.enable_gradient_checkpointing()
+        model.recompute_in_backward()
     return TrainedWeights(model.transformer, settings)
