@@ -1,7 +1,7 @@
 """Measures steps of `tts-train flow` with random weights: seconds of drawing and update, memory.
 
-    python examples/benchmarks/flow_speed.py --out sd35.json               # SD 3.5 medium, 512 x 512
-    python examples/benchmarks/flow_speed.py --size tiny --prompts 1 --group 2 --steps 1 --out t.json
+    python examples/benchmarks/flow_speed.py --out sd35.json    # SD 3.5 medium, 512 x 512
+    python examples/benchmarks/flow_speed.py --size tiny --side 64 --group 2 --steps 1 --out t.json
 
 The transformer has the size of Stable Diffusion 3.5 medium, the VAE that of SD 3; text encoders are
 small, but give states of the usual shape (77 tokens of CLIP, 256 of an absent T5). Adapters of rank
