@@ -3,12 +3,14 @@
     python examples/benchmarks/flow.py run nft-scalar --seed 0 --out runs/flow-bench
     python examples/benchmarks/flow.py base --out runs/flow-bench
     python examples/benchmarks/flow.py table runs/flow-bench
+    python examples/benchmarks/flow.py compare runs/flow-bench nft-dense nft-scalar
 
 `run` trains and then draws --captions held-out captions --draws times each, at each guidance, with
 20 steps. The verifier scores every picture; judge and oracle, which no variant trains on, say
 which of them pass. OUT/VARIANT-SEED/pictures.parquet has a row for each picture, metrics.parquet a
-row for each step. --set takes overrides of the config, such as steps=40. `table` prints
-paired differences. One process works on one GPU: CUDA_VISIBLE_DEVICES chooses it.
+row for each step. --set takes overrides of the config, such as steps=40. `table` prints pass rates,
+`compare` paired differences of the single draws, over captions and the seeds that both have. One
+process works on one GPU: CUDA_VISIBLE_DEVICES chooses it.
 """
 
 from __future__ import annotations
@@ -170,6 +172,39 @@ def table(folder: Path) -> None:
         print(f"{variant}, {guidance:g} ({len(found_runs)}): {listed}")
 
 
+def single_draws(folder: Path, variant: str) -> dict[tuple[str, float, str], dict[str, float]]:
+    """Returns the judge's pass rate of each caption: (category, guidance, caption) -> seed -> it."""
+    found: dict[tuple[str, float, str], dict[str, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for path in folder.rglob("pictures.parquet"):
+        name, _, seed = path.parent.name.rpartition("-")
+        if (name or path.parent.name) == variant:
+            for row in parquet.read_table(path).to_pylist():
+                key = (row["category"], row["guidance"], row["caption"])
+                found[key][seed if name else "all"].append(row["judge"])
+    return {k: {s: float(np.mean(v)) for s, v in seeds.items()} for k, seeds in found.items()}
+
+
+def compare(folder: Path, one: str, other: str) -> None:
+    """Prints the paired differences between two variants, with 95 % intervals over captions."""
+    first, second = single_draws(folder, one), single_draws(folder, other)
+    differences: dict[tuple[float, str], list[float]] = defaultdict(list)
+    for (category, guidance, caption), seeds in first.items():
+        there = second.get((category, guidance, caption), {})
+        both = [(r, there.get(s, there.get("all"))) for s, r in seeds.items()]
+        pairs = [a - b for a, b in both if b is not None]
+        if pairs:
+            for group in (category, "all"):
+                differences[guidance, group].append(float(np.mean(pairs)))
+    for (guidance, group), values in sorted(differences.items()):
+        interval = 1.96 * np.std(values) / math.sqrt(len(values))
+        print(
+            f"{one} - {other}, guidance {guidance:g}, {group}: {np.mean(values):+.3f} "
+            f"+- {interval:.3f} ({len(values)} captions)"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -187,7 +222,13 @@ def main() -> None:
         command.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) // 4))
         command.add_argument("--verifier", default="shapes")
     commands.add_parser("table").add_argument("folder", type=Path)
+    command = commands.add_parser("compare")
+    command.add_argument("folder", type=Path)
+    command.add_argument("variants", nargs=2)
     options = parser.parse_args()
+    if options.command == "compare":
+        compare(options.folder, *options.variants)
+        return
     if options.command == "table":
         table(options.folder)
         return

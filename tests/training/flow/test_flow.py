@@ -168,13 +168,14 @@ def test_the_reward_is_the_weighted_sum_of_verifiers_and_judges_only_watch(
     keys: dict[str, Any], tmp_path: Path
 ) -> None:
     red = {"verifier": "fake", "objective": {"semantic_alignment": 1.0}, "weight": 0.25}
-    judges = [{"verifier": "fake", "objective": {"plausibility": 1.0}}]
+    judges = [{"verifier": "fake", "objective": {"plausibility": 1.0}}, red]
     keys |= {"rewards": [*keys["rewards"], red], "held_out": ["a bus", "a tie"]}
     flow(**keys, judges=judges, evaluate_every=1)
     rows = numbers(tmp_path / "run")
     for row in rows:
         assert row["reward"] == pytest.approx(row["reward_fake"] + 0.25 * row["reward_fake_2"])
         assert 0 < row["held_fake"] < 1
+        assert 0 < row["held_fake_2"] < 1
     flow(**keys | {"output": str(tmp_path / "alone")})
     alone = numbers(tmp_path / "alone")
     assert [r["reward"] for r in alone] == [r["reward"] for r in rows]

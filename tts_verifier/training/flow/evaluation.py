@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tts_verifier.errors import RunError
-from tts_verifier.training.flow.rewards import LoadedVerifier, Rewards
+from tts_verifier.training.flow.rewards import LoadedVerifier, Rewards, distinct_names
 from tts_verifier.training.flow.sampling import Sampler
 
 HELD = "held_"
@@ -48,9 +48,9 @@ class Evaluation:
         """Returns the means: `held_reward` and `held_NAME` of each judge."""
         images = self._sampler.draw(self._captions, 1, self._seed).images
         found = {f"{HELD}reward": mean_of(self._rewards(images, self._captions).rewards)}
-        for judge in self._judges:
-            verdicts = judge.verify(images, self._captions)
-            found[HELD + judge.spec.verifier] = mean_of(judge.objectives(verdicts))
+        names = distinct_names([judge.spec.verifier for judge in self._judges])
+        for name, judge in zip(names, self._judges, strict=True):
+            found[HELD + name] = mean_of(judge.objectives(judge.verify(images, self._captions)))
         return found
 
 

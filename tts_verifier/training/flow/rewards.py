@@ -168,7 +168,7 @@ class Rewards:
         terms = [v.objectives(verdicts) for v, verdicts in zip(self.verifiers, found, strict=True)]
         weighted = [v.spec.weight * t for v, t in zip(self.verifiers, terms, strict=True)]
         rewards = np.sum(weighted, axis=0)
-        names = _distinct([v.spec.verifier for v in self.verifiers])
+        names = distinct_names([v.spec.verifier for v in self.verifiers])
         named = dict(zip(names, terms, strict=True))
         if not self._maps:
             return Judged(rewards, named, None)
@@ -202,7 +202,7 @@ class Rewards:
                 verifier.close()
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def distinct_names(names: Sequence[str]) -> list[str]:
     """Returns names with a number where one comes again."""
     return [f"{n}_{names[:i].count(n) + 1}" if n in names[:i] else n for i, n in enumerate(names)]
 
