@@ -173,7 +173,7 @@ def table(folder: Path) -> None:
 
 
 def single_draws(folder: Path, variant: str) -> dict[tuple[str, float, str], dict[str, float]]:
-    """Returns the judge's pass rate of each caption: (category, guidance, caption) -> seed -> it."""
+    """Returns (category, guidance, caption) -> seed -> the judge's pass rate of its draws."""
     found: dict[tuple[str, float, str], dict[str, list[float]]] = defaultdict(
         lambda: defaultdict(list)
     )
