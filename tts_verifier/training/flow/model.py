@@ -141,7 +141,7 @@ class FlowModel:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextStates:
         """Encodes prompts as the pipeline's call does."""
-        given = {"prompt": list(prompts), "prompt_2": None, "device": self.device}
+        given: dict[str, Any] = {"prompt": list(prompts), "prompt_2": None, "device": self.device}
         if self._packs:
             context, pooled, _ = self.pipe.encode_prompt(**given, **self._encoding)
             return TextStates(context, pooled)
