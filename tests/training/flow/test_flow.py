@@ -115,17 +115,20 @@ def test_adapters_are_written_for_generators(
     assert [p.name for p in (tmp_path / "run/checkpoint").iterdir()] == [LORA]
     jobs = [Job(Prompt("0000", "a cat"), Draw(seed=1))]
     pictures = []
-    for lora in (None, tmp_path / "run/checkpoint", tmp_path / "run/checkpoint" / LORA):
+    for lora in (None, tmp_path / "run/checkpoint" / LORA):
         own = DiffusersGenerator(
             str(generator), steps=2, batch_size=1, lora=lora, call={"max_sequence_length": 16}
         )
         assert own.settings.get("lora") == (None if lora is None else str(lora))
         pictures.append(np.asarray(own.generate(jobs)[0].image))
     assert not np.array_equal(pictures[0], pictures[1])
-    assert np.array_equal(pictures[1], pictures[2])
 
 
-@pytest.mark.parametrize("changed", [{"advantage": "dense"}, {"loss": "nft"}], ids=str)
+@pytest.mark.parametrize(
+    "changed",
+    [{"advantage": "dense"}, pytest.param({"loss": "nft"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_flux_is_trained_too(changed: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
     FAMILIES["flux"](tmp_path / "files").pipe.save_pretrained(tmp_path / "flux")
     keys |= {"init": str(tmp_path / "flux"), "height": 32, "width": 24, "lora_rank": 2}

@@ -125,7 +125,7 @@ def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: 
     assert 0 < row["reward"] < 1
 
 
-@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("ahead", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_verifier_that_goes_away_leaves_what_was_trained(
     ahead: bool, keys: dict[str, Any], generator: Path, tmp_path: Path
 ) -> None:
