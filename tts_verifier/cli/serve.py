@@ -59,7 +59,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
 
     quiet_libraries()
     serve(
-        load_verifier(verifier, **options_of(options)),
+        load_verifier(verifier, options=options_of(options)),
         host=values.pop("host"),
         port=values.pop("port"),
         limits=limits_of(values),

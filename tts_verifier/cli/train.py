@@ -19,7 +19,7 @@ def train_command(entry: str, config: str, overrides: tuple[str, ...]) -> None:
     what a stopped one left. For several processes use accelerate launch -m tts_verifier.training
     with the same arguments.
 
-    Entries: cold-start-1, cold-start-2, grpo, init-from-qwen, miniature-richhf.
+    Entries: cold-start-1, cold-start-2, flow, grpo, init-from-qwen, miniature-richhf.
 
     \b
     Example:

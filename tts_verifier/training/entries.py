@@ -22,6 +22,7 @@ from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_docum
 ENTRIES: Final[Mapping[str, str]] = {
     "cold-start-1": "tts_verifier.training.cold_start.stages:cold_start_1",
     "cold-start-2": "tts_verifier.training.cold_start.stages:cold_start_2",
+    "flow": "tts_verifier.training.flow.flow:flow",
     "grpo": "tts_verifier.training.grpo.grpo:grpo",
     "init-from-qwen": "tts_verifier.training.cold_start.init_from_qwen:init_from_qwen",
     "miniature-richhf": "tts_verifier.training.richhf.miniature:make_miniature_richhf",

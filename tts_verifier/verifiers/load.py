@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tts_verifier import registry
+from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier
 
 
-def load_verifier(name: str | Path, **options: Any) -> Verifier:
+def load_verifier(
+    name: str | Path, *, options: Mapping[str, Any] | None = None, device: str | None = None
+) -> Verifier:
     """Loads a verifier.
 
     A name that recipes know may bring its checkpoint along: "hpsv2:folder".
@@ -17,19 +22,41 @@ def load_verifier(name: str | Path, **options: Any) -> Verifier:
     Args:
         name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; or whatever
             `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id.
-        **options: arguments of its constructor, or of `ImageDoctor.from_pretrained`.
+        options: further arguments of its constructor or of `from_pretrained`; `model` is the name
+            of a checkpoint, as in recipes.
+        device: of a verifier that takes one, if the options do not say; None = its own choice.
 
     Raises:
         CheckpointError: it is neither a known name nor a checkpoint that can be found.
+        InputError: there is no such option.
     """
+    given = dict(options or {})
     kind, _, checkpoint = str(name).partition(":")
     # On Windows a path begins with the letter of a drive, which is no verifier's name.
     if checkpoint and kind in registry.names("verifier"):
-        judge: Verifier = registry.builder("verifier", kind)(checkpoint, **options)
-        return judge
-    # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So it is looked up as
-    # one, and the error then says what a checkpoint may be.
-    if isinstance(name, str) and name != "imagedoctor" and name in registry.names("verifier"):
-        verifier: Verifier = registry.builder("verifier", name)(**options)
-        return verifier
-    return Verifier.from_pretrained(name, **options)
+        return _build(kind, {"model": checkpoint} | given, device)
+    # "imagedoctor" is a name of recipes too, but it needs a checkpoint. So without one it is looked
+    # up as a checkpoint, and the error then says what a checkpoint may be.
+    known = isinstance(name, str) and name in registry.names("verifier")
+    if known and (name != "imagedoctor" or "model" in given):
+        return _build(str(name), given, device)
+    return Verifier.from_pretrained(name, **({"device": device} if device else {}) | given)
+
+
+def _build(name: str, options: dict[str, Any], device: str | None) -> Verifier:
+    builder = registry.builder("verifier", name)
+    accepted = inspect.signature(builder).parameters
+    if device and "device" in accepted:
+        options.setdefault("device", device)
+    # As in recipes.
+    first: tuple[Any, ...] = ()
+    if "model" in options and "model" not in accepted and accepted:
+        first = (options.pop("model"),)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    if not open_ended and (unknown := sorted(set(options) - set(accepted))):
+        raise InputError(
+            f"The verifier {name!r} has no option {', '.join(unknown)}; it has "
+            f"{', '.join(accepted) or 'none'}."
+        )
+    verifier: Verifier = builder(*first, **options)
+    return verifier

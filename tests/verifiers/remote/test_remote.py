@@ -113,7 +113,7 @@ def test_threads_share_one(url: str) -> None:
 
 
 def test_recipes_and_commands_know_it(url: str, tmp_path: Path) -> None:
-    assert isinstance(load_verifier("remote", url=url), Remote)
+    assert isinstance(load_verifier("remote", options={"url": url}), Remote)
     from tts_verifier.recipe import load_recipe, run_recipe
 
     recipe = tmp_path / "remote.yaml"

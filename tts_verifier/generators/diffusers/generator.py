@@ -37,10 +37,10 @@ from tts_verifier.generators.diffusers.hooks import (
 )
 from tts_verifier.generators.diffusers.loading import (
     BUNDLED_CALL,
+    as_pipeline,
     check_call,
     check_reserved,
     check_sizes,
-    load_pipeline,
 )
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.schedule import ScheduleSlice
@@ -87,9 +87,9 @@ class DiffusersGenerator:
             GPU, float32 elsewhere.
         device: to load onto; None = the first GPU, else the CPU.
         call: further arguments of the pipeline's call, by name.
-        inpaint: a pipeline that repaints and has weights of its own, such as FLUX Fill: a loaded
-            one, a folder or a hub id. None = diffusers' inpainting class over the same weights,
-            where there is one.
+        inpaint: a pipeline that repaints with weights of its own, such as FLUX Fill: loaded, a
+            folder or a hub id. None = diffusers' inpainting class over the same weights.
+        lora: adapters for a model that is loaded here, see `loading.load_adapters`.
 
     Attributes:
         pipe: the pipeline.
@@ -123,6 +123,7 @@ class DiffusersGenerator:
         device: str | None = None,
         call: Mapping[str, Any] | None = None,
         inpaint: Any = None,
+        lora: str | Path | None = None,
     ) -> None:
         check_sizes(steps=steps, batch_size=batch_size, height=height, width=width)
         check_device(device)
@@ -138,10 +139,9 @@ class DiffusersGenerator:
         chosen = {key: value for key, value in named.items() if value is not None}
         # `model` becomes the pipeline below, so what the user wrote is noted for the log first.
         self._model_name = str(model) if isinstance(model, str | Path) else None
-        if isinstance(model, str | Path):
-            model = load_pipeline(model, dtype, device)
-        if isinstance(inpaint, str | Path):
-            inpaint = load_pipeline(inpaint, dtype, device)
+        self._lora = None if lora is None else str(lora)
+        model = as_pipeline(model, dtype, device, lora)
+        inpaint = as_pipeline(inpaint, dtype, device)
         self.traits = PipelineTraits(model, inpaint=inpaint, batch_size=batch_size)
         self._use_call({**bundled, **chosen, **(call or {})}, PromptCache(), stacklevel=3)
 
@@ -393,8 +393,8 @@ class DiffusersGenerator:
             "batch_size": self.traits.given_batch_size,
             **flat,
         }
-        if inpaint is not None:
-            settings["inpaint"] = type(inpaint).__name__
+        settings |= {} if self._lora is None else {"lora": self._lora}
+        settings |= {} if inpaint is None else {"inpaint": type(inpaint).__name__}
         if rest:
             settings["call"] = json.dumps(rest, sort_keys=True, default=described)
         return settings

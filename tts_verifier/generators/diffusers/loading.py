@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ BUNDLED_CALL: Final = {
 """The call of the bundled generator. It has no T5 encoder, and 16 empty T5 tokens cost less than
 the default 256."""
 
+LORA_FILE: Final = "pytorch_lora_weights.safetensors"
+"""The name that diffusers gives adapters."""
 LARGEST_SIZE: Final = 65_536
 """The most steps, images of a batch, or pixels along a side."""
 _PIPELINE_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
@@ -80,6 +83,62 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: str | Non
         raise CheckpointError(f"No pipeline could be loaded from {model}: {reason}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(chosen)
+
+
+def as_pipeline(
+    model: Any,
+    dtype: str | None = None,
+    device: str | None = None,
+    lora: str | Path | None = None,
+) -> Any:
+    """Returns a loaded pipeline as it is, or loads one by its name, perhaps with adapters.
+
+    Raises:
+        InputError: there are adapters for a loaded pipeline.
+        CheckpointError: something cannot be loaded.
+    """
+    if isinstance(model, str | Path):
+        pipe = load_pipeline(model, dtype, device)
+        return pipe if lora is None else load_adapters(pipe, lora)
+    if lora is not None:
+        raise InputError(
+            "lora belongs to a model that is loaded by its name. Give a loaded pipeline its "
+            "adapters by pipe.load_lora_weights.",
+            argument="lora",
+        )
+    return model
+
+
+def load_adapters(pipe: Any, lora: str | Path) -> Any:
+    """Loads adapters (LoRA) in the format of diffusers into a pipeline, and returns it.
+
+    Args:
+        pipe: the pipeline.
+        lora: a .safetensors file, or a folder of `pytorch_lora_weights.safetensors`, such as
+            `tts-train flow` writes.
+
+    Raises:
+        InputError: peft is not installed.
+        CheckpointError: the adapters cannot be found or read, or are another model's.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise InputError(
+            'lora needs peft, which is not installed: pip install "tts-verifier[train]".',
+            argument="lora",
+        )
+    path = user_path(lora)
+    file = path / LORA_FILE if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        raise CheckpointError(
+            f"Adapters are a .safetensors file, or a folder with {LORA_FILE}; {file} is not there. "
+            "tts-train flow writes them to OUTPUT/checkpoint."
+        )
+    try:
+        pipe.load_lora_weights(file.parent, weight_name=file.name, use_safetensors=True)
+    except Exception as error:  # a stranger's file may fail anywhere in the libraries
+        reason = " ".join(str(error).split())[:600] or type(error).__name__
+        raise CheckpointError(f"The adapters {file} do not fit the model: {reason}") from error
+    return pipe
 
 
 def _find_folder(model: str | Path) -> Path:

@@ -57,9 +57,10 @@ class Clock:
         names = ("reward", "kl", "length", "total", "text", "answers", "misalignment", "artifact")
         losses = ", ".join(f"{n} {row[n]:.4f}" for n in names if n in row)
         lost = f", {skipped} steps skipped" if skipped else ""
+        read = f"{rate * row['tokens'] / row['rows']:.0f} tokens/s, " if "tokens" in row else ""
         print(
-            f"step {step + 1} of {self._run.steps}, {rate:.1f} rows/s, "
-            f"{rate * row['tokens'] / row['rows']:.0f} tokens/s, {left:.0f} s left: {losses}{lost}",
+            f"step {step + 1} of {self._run.steps}, {rate:.1f} rows/s, {read}{left:.0f} s left: "
+            f"{losses}{lost}",
             flush=True,
         )
 

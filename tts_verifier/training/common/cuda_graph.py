@@ -63,9 +63,13 @@ class CapturedStep(Generic[StepResult]):
             self._result = self._step(*self._inputs)
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """Returns a context with bfloat16 products on a GPU and plain float32 on a CPU."""
+def mixed_precision(device: torch.device, *, enabled: bool = True) -> torch.autocast:
+    """Returns a context with bfloat16 products on a GPU and plain float32 on a CPU.
+
+    Args:
+        device: of the products.
+        enabled: False = float32 everywhere.
+    """
+    enabled = enabled and device.type == "cuda"
     # A cached bfloat16 copy of a weight would be captured once and never see an update.
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False
-    )
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)

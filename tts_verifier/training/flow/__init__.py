@@ -1,0 +1,1 @@
+"""Reinforcement fine-tuning of flow-matching generators by the scores and maps of verifiers."""

@@ -1,0 +1,280 @@
+"""`tts-train flow`: reinforcement fine-tuning of a flow-matching generator by verifiers.
+
+A step draws groups of pictures of some captions, lets verifiers say how good each is and where it
+is wrong, compares each with its group, and updates the generator towards the better ones
+(DenseFlow-GRPO, arXiv 2510.01010, and the methods that `losses` and `advantages` name). While the
+pictures of a step are verified, those of the next one are drawn. FLOW.md has commands and choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tts_verifier.errors import RunError, TTSError
+from tts_verifier.identity import seed_for
+from tts_verifier.training.cold_start.clock import Clock, record_step
+from tts_verifier.training.cold_start.settings import RunSettings
+from tts_verifier.training.cold_start.stages import start_processes
+from tts_verifier.training.common.run_folder import RunFolder, plain_values, read_metrics
+from tts_verifier.training.flow.ahead import DrawnAhead
+from tts_verifier.training.flow.evaluation import broken_rule, mean_of
+from tts_verifier.training.flow.formulas.advantages import (
+    AdvantageKind,
+    Advantages,
+    Deviation,
+    compare_pictures,
+)
+from tts_verifier.training.flow.formulas.losses import LossForm, RatioKind
+from tts_verifier.training.flow.formulas.sde import StepKind
+from tts_verifier.training.flow.parts import FlowTraining, assemble_flow
+from tts_verifier.training.flow.rewards import Judged
+from tts_verifier.training.flow.settings import FLOW_FREE_KEYS, FlowRunKeys, FlowSettings
+from tts_verifier.training.flow.update import metrics_of
+from tts_verifier.training.grpo.measures import Seconds
+
+CHECKPOINT = "checkpoint"
+"""The folder of a run that holds the trained weights."""
+
+
+def flow(
+    *,
+    init: str,
+    output: str,
+    steps: int,
+    prompts: int,
+    group: int,
+    captions: Any,
+    rewards: Sequence[Mapping[str, Any]],
+    held_out: Any = None,
+    judges: Sequence[Mapping[str, Any]] = (),
+    map_verifier: Mapping[str, Any] | None = None,
+    maps: Mapping[str, float] | None = None,
+    passes_at: float | None = 1.0,
+    easy_weight: float = 0.5,
+    loss: LossForm = "policy",
+    advantage: AdvantageKind = "scalar",
+    deviation: Deviation = "global",
+    most_advantage: float = 5.0,
+    penalty: float = 1.0,
+    steps_drawn: int = 10,
+    guidance: float = 1.0,
+    update_guidance: float | None = None,
+    embedded_guidance: float = 3.5,
+    height: int | None = None,
+    width: int | None = None,
+    max_sequence_length: int | None = None,
+    sampler: StepKind = "sde",
+    noise: float = 0.7,
+    window: int | None = None,
+    trained_steps: int | None = None,
+    times: int = 4,
+    ratio: RatioKind = "picture",
+    clip: float = 1e-4,
+    kl: float = 0.04,
+    pull: float = 1.0,
+    nft_beta: float = 1.0,
+    base_pull: float = 0.0,
+    reference_rate: float = 0.05,
+    updates: int = 1,
+    block: int | None = None,
+    average: float = 0.0,
+    draw_ahead: bool = True,
+    lora_alpha: int | None = None,
+    lora_targets: Sequence[str] | None = None,
+    evaluate_every: int = 0,
+    evaluate_captions: int = 96,
+    stop: Mapping[str, float] | None = None,
+    **keys: Unpack[FlowRunKeys],
+) -> None:
+    """Trains a generator by verifiers. The arguments are the keys of the config.
+
+    `init` is the pipeline: a folder, a hub id or "shapes". `FlowSettings` describes the other
+    keys, `RunSettings` `output`, `steps` and those of `**keys`.
+    """
+    given = {k: v for k, v in locals().items() if k in FlowSettings.__slots__}
+    given |= {"stop": stop or {}}
+    if maps is None:
+        del given["maps"]
+    settings = FlowSettings(**given)
+    run_flow(RunSettings(init, output, steps, max(1, prompts * group), **keys), settings)
+
+
+def run_flow(run: RunSettings, settings: FlowSettings) -> None:
+    """Loads generator and verifiers, trains, and writes the weights.
+
+    Raises:
+        RunError: a limit of `stop` is passed; the run is kept before that.
+    """
+    accelerator = start_processes(run)
+    training = assemble_flow(run, settings, accelerator)
+    try:
+        broken = train_flow(training, run)
+    finally:
+        training.close()
+    accelerator.end_training()
+    if broken is not None:
+        raise broken
+
+
+def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
+    """Takes the steps that are left, and writes the weights when they end or the time is up.
+
+    Returns:
+        The error of a limit that is passed: the run is kept before it is raised.
+
+    Raises:
+        TTSError: a verifier fails, no picture of a step has a reward, or losses are no numbers.
+            State and weights are kept before that.
+    """
+    accelerator, settings, updater = training.accelerator, training.settings, training.updater
+    deciding = asdict(run) | asdict(settings)
+    deciding = {key: value for key, value in deciding.items() if key not in FLOW_FREE_KEYS}
+    kept: dict[str, Any] = {"guard": updater.guard, "captions": training.pool}
+    folder = RunFolder(Path(run.output), deciding, accelerator, entry="flow", kept=kept)
+    first = folder.resume()
+    accelerator.init_trackers("flow", plain_values(deciding))
+    rows: list[Mapping[str, float]] = [*read_metrics(folder.folder)]
+    if training.evaluation is not None:
+        training.evaluation.warm_up()
+    clock, broken = Clock(run, first), None
+    with ThreadPoolExecutor(1, "verify") as thread:
+        ahead = DrawnAhead(training, thread, first)
+        for step in range(first, run.steps):
+            rate = run.learning_rate_at(step)
+            # Of the weights before the step; the first time before other threads work.
+            found = _evaluate(training, step)
+            try:
+                row = flow_step(training, ahead, step, rate, last=step + 1 == run.steps)
+            except TTSError:
+                # Such as a server that does not answer: what was trained so far is kept.
+                ahead.forget()
+                if run.save_state and step:
+                    folder.save(step)
+                folder.save_metrics()
+                write_weights_of(training, run, folder.folder / CHECKPOINT)
+                raise
+            row |= {"step": step, "learning_rate": rate, **found}
+            flags = _summed(accelerator, clock.flags())
+            rows.append(row)
+            judge = settings.judges[0]["verifier"] if settings.judges else None
+            broken = broken_rule(settings.stop, rows, judge)
+            last = flags["stop"] > 0 or broken is not None or step + 1 == run.steps
+            record_step(
+                row,
+                run,
+                folder,
+                clock,
+                accelerator,
+                updater.guard,
+                save=flags["save"] > 0,
+                last=last,
+            )
+            if last:
+                break
+    write_weights_of(training, run, folder.folder / CHECKPOINT)
+    return broken
+
+
+def flow_step(
+    training: FlowTraining, ahead: DrawnAhead, step: int, rate: float, *, last: bool
+) -> dict[str, float]:
+    """Draws pictures, rewards them and updates the generator.
+
+    Returns:
+        The metrics over all processes.
+
+    Raises:
+        RunError: no picture has a reward, or loss or gradient were not finite in too many steps.
+    """
+    settings = training.settings
+    # All parts end by waiting for their results. Waiting for the whole device is forbidden while
+    # the verifier's thread captures a graph.
+    seconds = Seconds(torch.device("cpu"))
+    drawn, chosen, judged = ahead.take(step, seconds, last=last)
+    found, rewards = compare_step(training, judged)
+    pictures = rewards.numel()
+    scored = int(found.counts.sum())
+    if not scored:
+        raise RunError(
+            f"Rewards must be numbers, and none of the {pictures} pictures of step {step} has one"
+            f"{', with a map' if judged.maps is not None else ''}. Check the verifier with "
+            "tts-score on pictures of the generator, or name other scores in objective."
+        )
+    passes = settings.passes_at
+    if passes is not None:
+        training.pool.note(chosen, (rewards >= passes - 1e-6).all(1).tolist())
+    share = training.accelerator.process_index * len(judged.rewards)
+    own = found.values.flatten(0, 1)[share : share + len(judged.rewards)]
+    seed = seed_for(training.seed, f"process {training.accelerator.process_index}", step, "flow")
+    with seconds.of("update"):
+        updated = training.updater.step(step, seed, drawn, own.to(training.model.device), rate)
+    row = {
+        "reward": mean_of(rewards.flatten().numpy()),
+        **{f"reward_{name}": mean_of(values) for name, values in judged.terms.items()},
+        "no_variance_share": 1 - float(found.varies.float().mean()),
+        "unscored_share": 1 - scored / pictures,
+        "rows": float(pictures),
+        **metrics_of(updated, settings.loss),
+        **{f"seconds_{part}": spent for part, spent in seconds.spent.items()},
+    }
+    if passes is not None:
+        row["passed_share"] = float((rewards >= passes - 1e-6).float().mean())
+    return row
+
+
+def compare_step(training: FlowTraining, judged: Judged) -> tuple[Advantages, Tensor]:
+    """Compares the pictures of all processes: the advantages, and the rewards (G, N)."""
+    settings, accelerator = training.settings, training.accelerator
+    rewards = _gathered(accelerator, torch.from_numpy(judged.rewards)).view(-1, settings.group)
+    maps = judged.maps
+    if maps is not None:
+        maps = _gathered(accelerator, maps).unflatten(0, rewards.shape)
+    found = compare_pictures(
+        settings.advantage,
+        rewards,
+        maps,
+        deviation=settings.deviation,
+        most=settings.most_advantage,
+        penalty=settings.penalty,
+    )
+    return found, rewards
+
+
+def write_weights_of(training: FlowTraining, run: RunSettings, folder: Path) -> None:
+    """Writes the averaged weights, or those of the policy if there is no average."""
+    if training.accelerator.is_main_process:
+        dtype = getattr(torch, run.dtype)
+        training.model.write(folder, training.weights.module("average"), dtype)
+        print(f"The weights: {folder}", flush=True)
+    training.accelerator.wait_for_everyone()
+
+
+def _evaluate(training: FlowTraining, step: int) -> dict[str, float]:
+    if training.evaluation is None or step % training.settings.evaluate_every:
+        return {}
+    found = training.evaluation()
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    print(f"after {step} steps, held-out captions: {listed}", flush=True)
+    return found
+
+
+def _gathered(accelerator: Accelerator, values: Tensor) -> Tensor:
+    if accelerator.num_processes == 1:
+        return values
+    gathered: Tensor = accelerator.gather(values.to(accelerator.device).contiguous())
+    return gathered.cpu()
+
+
+def _summed(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:
+    summed = accelerator.reduce(
+        torch.tensor([*values.values()], device=accelerator.device), "sum"
+    ).tolist()
+    return dict(zip(values, summed, strict=True))
