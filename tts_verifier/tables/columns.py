@@ -70,6 +70,11 @@ class RoleColumns:
         return bool(self._found)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that have the role; of these, a row's first value counts."""
+        return self._found
+
+    @property
     def listed(self) -> str:
         """All columns and how to name one, for messages."""
         return f"The columns are: {', '.join(self.names) or 'none'}. {self._remedy}".rstrip()
