@@ -146,16 +146,13 @@ def pair_of(
         path = str(folder / user_path(given))
     except InputError as fault:
         error = f"{row.place}: {fault}"
-    return Pair(path, readable_name(text), problem_of(text, row.place) or error)
+    if problem := problem_of(text):
+        error = f"The prompt of {row.place} {problem}."
+    return Pair(path, readable_name(text), error)
 
 
-def problem_of(prompt: str, place: str = "") -> str:
-    """Returns why a prompt cannot be used, as a sentence if it has a place; "" if it can."""
-    problem = _problem(prompt)
-    return f"The prompt of {place} {problem}." if place and problem else problem
-
-
-def _problem(prompt: str) -> str:
+def problem_of(prompt: str) -> str:
+    """Returns what a prompt must be and is not; "" if it can be used."""
     if not prompt.strip():
         return "must be a text that is not empty"
     try:
