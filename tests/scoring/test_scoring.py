@@ -117,7 +117,7 @@ def test_what_is_no_picture_is_a_row_with_its_reason(folder: Path) -> None:
 
 def test_what_cannot_be_written_or_continued_is_named(folder: Path) -> None:
     paths = find_images([str(folder / "in" / "0*")])
-    with pytest.raises(InputError, match=r"written to a \.jsonl or \.parquet file, or to a folder, got x\.csv"):
+    with pytest.raises(InputError, match=r"\.parquet file, or to a folder, got x\.csv"):
         score_into(Path("x.csv"), FakeVerifier(), paths, prompt="x")
     with pytest.raises(RunError, match=r"scores\.jsonl cannot be written: No such file"):
         score_into(folder / "no" / "scores.jsonl", FakeVerifier(), paths, prompt="x")

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from PIL import Image
 
-from tts_verifier.scoring.pairs import Pair
+from tts_verifier.scoring.sources.pairs import Pair
 
 _ON_A_GPU: Final = 512
 """The engine decodes so many replies together, if it has so many."""

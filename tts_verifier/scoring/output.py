@@ -17,10 +17,10 @@ from tts_verifier.interfaces import Verifier
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.batches import batches
-from tts_verifier.scoring.lines import append_lines, read_lines
-from tts_verifier.scoring.pairs import Pair, pairs_of
+from tts_verifier.scoring.files import append_lines, read_lines
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows
 from tts_verifier.scoring.score import PairScorer
+from tts_verifier.scoring.sources.pairs import Pair, pairs_of
 from tts_verifier.types import Detail
 
 
@@ -57,10 +57,15 @@ def score_into(
 
 
 def score_pairs_into(
-    output: Path, verifier: Verifier, pairs: Iterable[Pair], *, detail: Detail = "diagnose"
+    output: Path,
+    verifier: Verifier,
+    pairs: Iterable[Pair],
+    *,
+    detail: Detail = "diagnose",
+    prompts: bool = True,
 ) -> list[ScoreRow]:
-    """Scores pairs into a file, as `score_into` does; rows have their `prompt`."""
-    return _score_into(output, PairScorer(verifier, detail, prompts=True), pairs)
+    """Scores pairs into a file, as `score_into` does; with `prompts`, rows have their `prompt`."""
+    return _score_into(output, PairScorer(verifier, detail, prompts=prompts), pairs)
 
 
 def _score_into(output: Path, scorer: PairScorer, pairs: Iterable[Pair]) -> list[ScoreRow]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import BinaryIO, Final
 
 from tts_verifier.errors import InputError, readable_name
@@ -14,8 +15,8 @@ from tts_verifier.interfaces import Verifier
 from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.schema import finite
 from tts_verifier.scoring.batches import Picture, batches
-from tts_verifier.scoring.pairs import Pair, pairs_of
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows
+from tts_verifier.scoring.sources.pairs import Pair, pairs_of
 from tts_verifier.types import Detail, Verdict
 
 _BLOCK: Final = 1 << 20
@@ -70,6 +71,13 @@ class PairScorer:
         # JSON text has no NUL, so what follows cannot run into it.
         return settings.encode() + b"\0"
 
+    def stamp(self, pair: Pair) -> int:
+        """Returns 64 bits that are others when the pair, its `version` or the settings are."""
+        about = f"{readable_name(pair.image)}\0{pair.version}\0{pair.error}"
+        digest = hashlib.blake2b(self.settings(pair.prompt), digest_size=8)
+        digest.update(about.encode())
+        return int.from_bytes(digest.digest(), "little")
+
     def read(
         self,
         pair: Pair,
@@ -93,6 +101,8 @@ class PairScorer:
                 return Picture(pair, key, None if known(key) else read_image(file, name))
         except OSError as error:
             problem = str(unreadable(name, error))
+            # It may be readable later, without a change of the file.
+            pair = replace(pair, version="none")
         except InputError as error:
             problem = str(error)
         nothing = io.BytesIO(f"no file: {name}{pair.error}".encode())
@@ -103,7 +113,7 @@ class PairScorer:
         images = {i: p for i, p in enumerate(pictures) if p.image is not None}
         verdicts = self._verdicts(images)
         return [
-            self._row(picture.pair, verdicts[i] if i in verdicts else picture.error)
+            self._row(picture.pair, verdicts.get(i, picture.error))
             for i, picture in enumerate(pictures)
         ]
 

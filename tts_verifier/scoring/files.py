@@ -1,4 +1,4 @@
-"""A file of rows, one line of JSON each, to which rows are appended as they come."""
+"""Files of rows that survive a kill and a loss of power: lines of JSON, and files written whole."""
 
 from __future__ import annotations
 
@@ -47,3 +47,27 @@ def append_lines(path: Path, rows: Iterable[ScoreRow]) -> None:
         # A power cut then costs one batch, not what the system still buffers.
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: memoryview) -> None:
+    """Writes a file that appears whole, and flushes it and its name to the disk."""
+    # Readers of Parquet leave hidden files out.
+    draft = path.with_name(".draft")
+    with open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes the names of a folder's files to the disk."""
+    if os.name == "nt":
+        # There, a folder cannot be opened.
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

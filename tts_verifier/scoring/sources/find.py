@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from tts_verifier.errors import InputError, readable_name
@@ -33,7 +33,7 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     return list(files.values())
 
 
-def files_of(pattern: str) -> Iterator[tuple[str, str]]:
+def files_of(pattern: str) -> Generator[tuple[str, str], None, None]:
     """Yields the files of one pattern as they are found: what identifies a file, and its path.
 
     See `find_images`. The memory grows with the number of folders, and with the longest listing of

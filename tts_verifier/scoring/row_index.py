@@ -1,0 +1,58 @@
+"""Finds rows by 64-bit numbers, in 12 bytes a row."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_RECENT: Final = 2**16
+"""Numbers that wait in a dictionary before they are sorted among the others."""
+
+
+class RowIndex:
+    """Maps 64-bit numbers to rows; of two rows with the same number the later one counts.
+
+    A dictionary of Python would take ten times the memory. Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: NDArray[np.uint64] = np.empty(0, np.uint64)
+        self._rows: NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._recent: dict[int, int] = {}
+        self._lock = Lock()
+
+    def get(self, number: int) -> int | None:
+        """Returns the row of a number; None if there is none."""
+        with self._lock:
+            if (row := self._recent.get(number)) is not None:
+                return row
+            place = int(self._numbers.searchsorted(np.uint64(number), "right")) - 1
+            found = place >= 0 and self._numbers[place] == number
+            return int(self._rows[place]) if found else None
+
+    def add(self, number: int, row: int) -> None:
+        """Notes the row of a number."""
+        with self._lock:
+            self._recent[number] = row
+            if len(self._recent) > _RECENT:
+                self._sort_in(
+                    np.fromiter(self._recent.keys(), np.uint64, len(self._recent)),
+                    np.fromiter(self._recent.values(), np.uint32, len(self._recent)),
+                )
+                self._recent.clear()
+
+    def extend(self, numbers: NDArray[np.uint64], first_row: int) -> None:
+        """Notes many numbers, whose rows follow each other."""
+        with self._lock:
+            rows = np.arange(first_row, first_row + len(numbers), dtype=np.uint32)
+            self._sort_in(numbers, rows)
+
+    def _sort_in(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
+        numbers = np.concatenate([self._numbers, numbers])
+        # Stable: of equal numbers, the later stays behind, where `get` looks.
+        order = np.argsort(numbers, kind="stable")
+        self._numbers = numbers[order]
+        self._rows = np.concatenate([self._rows, rows])[order]
