@@ -136,10 +136,13 @@ class Parts:
         first = len(self._lines)
         for picture in pictures:
             stamp, place = self._scorer.stamp(picture.pair), self._row_of(picture.key)
+            if self._stamps.get(stamp) is not None:
+                # The pair was asked for twice before its first row was written.
+                continue
             known = {} if place is None else self._row(place)
             named = self._scorer.named(picture.pair)
             if place is not None and named.items() <= known.items():
-                # The file was only touched, or is there twice.
+                # The file was only touched.
                 self._asked[place] = 1
                 self._stamps.add(stamp, place)
                 continue

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import tarfile
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from tts_verifier.errors import InputError, readable_name
+from tts_verifier.errors import InputError, RunWarning, readable_name
 from tts_verifier.images import is_picture
 from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.storage.files import changed_at
@@ -78,13 +79,16 @@ def read_shard(
                     place = f"{path}/{member.name}"
                     own = f"{version}.{member.offset_data}.{member.size}"
                     yield Pair(place, text, error, load, own)
+            if tar.fileobj is file:
+                _check_end(file, tar.offset, name)
     except InputError:
         raise
     except _DAMAGED as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None)
         if not found:
-            raise InputError(f"{name} must be a tar file that can be read: {reason}.") from error
-        yield Pair(name, "", f"{name} cannot be read to its end: {reason}.")
+            problem = f"cannot be read: {reason}" if reason else f"must be a tar file: {error}"
+            raise InputError(f"{name} {problem}.") from error
+        yield Pair(name, "", f"{name} cannot be read to its end: {reason or error}.")
     if not found:
         raise InputError(f"{name} has no picture. Name its suffix with --image-column.")
 
@@ -111,6 +115,17 @@ def _samples(tar: tarfile.TarFile, suffix: str | None, *, lazy: bool) -> Iterato
             sample.texts[ending] = _read_member(tar, member).decode("utf-8-sig", "replace")
     if sample.pictures:
         yield sample
+
+
+def _check_end(file: BinaryIO, end: int, name: str) -> None:
+    """Warns where an archive lacks the empty block at its end; `tarfile` does not mind."""
+    file.seek(end)
+    if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        warnings.warn(
+            f"{name} ends without the mark of its end: it may have been cut short.",
+            RunWarning,
+            stacklevel=2,
+        )
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
