@@ -64,6 +64,7 @@ class PairScorer:
 
     def __init__(self, verifier: Verifier, detail: Detail, *, prompts: bool = False) -> None:
         self.verifier, self._detail, self._prompts = verifier, detail, prompts
+        self._stamps = hashlib.blake2b(self.settings(""), digest_size=8)
 
     def settings(self, prompt: str) -> bytes:
         """Returns all that decides a verdict besides the image; two of these are never alike."""
@@ -73,9 +74,10 @@ class PairScorer:
 
     def stamp(self, pair: Pair) -> int:
         """Returns 64 bits that are others when the pair, its `version` or the settings are."""
-        about = f"{readable_name(pair.image)}\0{pair.version}\0{pair.error}"
-        digest = hashlib.blake2b(self.settings(pair.prompt), digest_size=8)
-        digest.update(about.encode())
+        # Paths and versions have no NUL. A million of these are made before a call goes on.
+        about = f"{pair.image}\0{pair.version}\0{len(pair.error)}\0{pair.error}{pair.prompt}"
+        digest = self._stamps.copy()
+        digest.update(about.encode("utf-8", "surrogatepass"))
         return int.from_bytes(digest.digest(), "little")
 
     def read(

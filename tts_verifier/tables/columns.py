@@ -92,7 +92,11 @@ class RoleColumns:
         values = row.value
         assert isinstance(values, Mapping)
         for name in self._found:
-            text = as_cell(values.get(name), f"{what} must have a text or a number as {name}")
+            value = values.get(name)
+            # The message is made only where it may be needed: there may be a million rows.
+            if type(value) is str:
+                return value
+            text = as_cell(value, f"{what} must have a text or a number as {name}")
             # Lines of JSON may differ in their keys, and null is as good as no key.
             if text is not None:
                 return text
