@@ -68,40 +68,44 @@ def write_table(path: Path, count: int, kind: str) -> None:
 
 
 class Counting(FakeVerifier):
-    """Notes in a file how many pictures each call has, and memory in the first and last tenth."""
+    """Notes in a file how many pictures each call has, and prints memory at every tenth of all."""
 
-    def __init__(self, log: Path, count: int, began: float, kill_at: int | None) -> None:
+    def __init__(self, log: Path, count: int, kill_at: int | None) -> None:
         super().__init__(lambda image, prompt: {"red": image.getpixel((0, 0))[0] / 255.0})
-        self.log, self.count, self.began, self.kill_at = log, count, began, kill_at
+        self.log, self.count, self.kill_at = log, count, kill_at
+        self.began, self.began_cpu = time.perf_counter(), time.process_time()
         self.objective = type(self.objective)({"red": 1.0})
-        self.start, self.done, self.tenths = memory(), 0, list[float]()
+        self.start, self.done = memory(), 0
 
     def verify(self, images: Any, prompts: Sequence[str], **options: Any) -> list[Verdict]:
         """Returns the fakes' verdicts."""
         if not self.done:
-            print_figures(seconds_to_first_verdict=time.perf_counter() - self.began)
+            print_figures(
+                seconds_to_first_verdict=time.perf_counter() - self.began,
+                of_the_processor=time.process_time() - self.began_cpu,
+            )
         with open(self.log, "a") as log:
             log.write(f"{len(images)}\n")
         self.done += len(images)
+        tenths = self.done * 10 // self.count
+        if tenths > (self.done - len(images)) * 10 // self.count:
+            print_figures(judged=self.done, memory_mib=memory() - self.start)
         if self.kill_at is not None and self.done >= self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        while len(self.tenths) < self.done * 20 // self.count:
-            # Of all rows, since a process does about half of them.
-            self.tenths.append(round(memory() - self.start, 1))
         return super().verify(images, prompts, **options)
 
 
 def work(home: Path, count: int, kill_at: int | None) -> None:
     began = time.perf_counter()
-    verifier = Counting(home / "judged", count, began, kill_at)
+    verifier = Counting(home / "judged", count, kill_at)
     source = open_source([str(home / "table.parquet")])
     parts = score_into_parts(home / "scores", verifier, source, detail="score")
     seconds = time.perf_counter() - began
     print_figures(
         judged=verifier.done,
         seconds=seconds,
+        of_the_processor=time.process_time() - verifier.began_cpu,
         memory_mib=memory() - verifier.start,
-        memory_mib_by_twentieths=verifier.tenths,
     )
     began = time.perf_counter()
     best = best_rows(parts.rows(), 10)

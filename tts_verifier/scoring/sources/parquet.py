@@ -83,6 +83,7 @@ class ParquetSource:
             pictures = _Pictures(other, self._path.parent, self._bytes) if self._bytes else None
             about = self._path.stat()
             version = f"{about.st_size}.{changed_at(about)}"
+            place = str(self._path)
             for number, value in enumerate(self._rows(file, columns)):
                 row = Row(value, f"{self._name}, row {number + 1}")
                 if pictures is None:
@@ -92,7 +93,7 @@ class ParquetSource:
                     )
                 else:
                     load = partial(pictures.load, number)
-                    yield self._inside(row, f"{self._path}:{number + 1}", load, version)
+                    yield self._inside(row, f"{place}:{number + 1}", load, version)
 
     def _inside(self, row: Row, place: str, load: Callable[[], bytes], version: str) -> Pair:
         """Returns the pair of a row whose picture is in the file."""
