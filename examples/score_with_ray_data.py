@@ -17,6 +17,7 @@ was changed under the same id is not judged again.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Scorer:
         from tts_verifier.scoring import Pair
 
         pictures = [
-            self._scorer.read(Pair("picture", str(prompt)), bytes(image))
+            self._scorer.read(Pair("picture", str(prompt), load=partial(bytes, image)))
             for image, prompt in zip(batch["image"], batch["prompt"], strict=True)
         ]
         rows = self._scorer.rows(pictures)
@@ -75,7 +76,9 @@ def main() -> None:
     parser.add_argument("--id", default="id", help="the column of ids, for checkpoints")
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--gpus", type=float, default=0, help="of an actor")
+    parser.add_argument("--address", default="local", help="auto, or HOST:PORT: a running cluster")
     options = parser.parse_args()
+    ray.init(address=options.address)
     if options.checkpoint:
         ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
             id_column=options.id,

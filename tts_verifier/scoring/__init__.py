@@ -6,6 +6,7 @@ again, and an unchanged one is not. For collections of any size, `score_into_par
 of Parquet parts in constant memory; `SCORING.md` says how.
 """
 
+from tts_verifier.scoring.distributed import score_with_workers
 from tts_verifier.scoring.output import score_into, score_pairs_into
 from tts_verifier.scoring.parts import Parts, score_into_parts
 from tts_verifier.scoring.rows import (
@@ -43,6 +44,7 @@ __all__ = [
     "score_into_parts",
     "score_pairs",
     "score_pairs_into",
+    "score_with_workers",
     "scored",
     "sorted_rows",
     "within",

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from PIL import Image
@@ -47,7 +48,7 @@ class Picture:
 
 def batches(
     pairs: Iterable[Pair],
-    read: Callable[[Pair, bytes | None], Picture],
+    read: Callable[[Pair], Picture],
     verifier: Any,
 ) -> Iterator[list[Picture]]:
     """Yields the pictures of pairs in order, in batches for a verifier.
@@ -64,6 +65,19 @@ def batches(
     return _one_ahead(_filled(_read_ahead(pairs, read), count, _PIXELS * devices))
 
 
+def loaded(pair: Pair) -> Pair:
+    """Returns a pair that may be read in any thread or process, and after the next pair."""
+    if pair.load is None:
+        return pair
+    if pair.error:
+        return replace(pair, load=None)
+    try:
+        return replace(pair, load=partial(bytes, pair.load()))
+    except Exception as error:
+        # A damaged place of a shard, whatever its reader says of it.
+        return replace(pair, load=None, error=f"{pair.image} cannot be read: {error}")
+
+
 def images_at_once(verifier: Any) -> tuple[int, int]:
     """Returns how many images a call of `verify` is best given, and the number of devices."""
     devices = getattr(verifier, "devices", None) or (getattr(verifier, "device", None),)
@@ -72,30 +86,15 @@ def images_at_once(verifier: Any) -> tuple[int, int]:
     return max(usual, own if isinstance(own, int) else 0) * len(devices), len(devices)
 
 
-def _read_ahead(
-    pairs: Iterable[Pair], read: Callable[[Pair, bytes | None], Picture]
-) -> Iterator[Picture]:
+def _read_ahead(pairs: Iterable[Pair], read: Callable[[Pair], Picture]) -> Iterator[Picture]:
     with ThreadPoolExecutor(_THREADS, "read") as threads:
         pending: deque[Future[Picture]] = deque()
         for pair in pairs:
-            pending.append(_submitted(threads, read, pair))
+            pending.append(threads.submit(read, loaded(pair)))
             if len(pending) > _THREADS:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _submitted(
-    threads: ThreadPoolExecutor, read: Callable[[Pair, bytes | None], Picture], pair: Pair
-) -> Future[Picture]:
-    content: bytes | None = None
-    if pair.load is not None and not pair.error:
-        try:
-            content = pair.load()
-        except Exception as error:
-            # A damaged place of a shard, whatever its reader says of it.
-            pair = replace(pair, error=f"{pair.image} cannot be read: {error}")
-    return threads.submit(read, pair, content)
 
 
 def _filled(pictures: Iterable[Picture], count: int, pixels: int) -> Iterator[list[Picture]]:

@@ -17,7 +17,8 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -71,17 +72,28 @@ def score_into_parts(
         RunError: the folder cannot be read or written, holds something else, or another call
             writes it at the moment.
     """
+    with open_parts(folder, PairScorer(verifier, detail, prompts=True)) as parts:
+        for batch in batches(parts.missing(pairs), parts.read, verifier):
+            parts.add(batch)
+    return parts
+
+
+@contextmanager
+def open_parts(folder: Path, scorer: PairScorer) -> Iterator[Parts]:
+    """Holds a folder and opens its parts; at the end, rows that are in no part become one.
+
+    Raises:
+        RunError: as `score_into_parts`.
+    """
     folder = user_path(folder)
     with held(folder):
         folder.mkdir(exist_ok=True)
-        parts = Parts(folder, PairScorer(verifier, detail, prompts=True))
+        parts = Parts(folder, scorer)
         try:
-            for batch in batches(parts.missing(pairs), parts.read, verifier):
-                parts.add(batch)
+            yield parts
         finally:
             # Also after Ctrl-C, so that readers find all rows.
             parts.flush()
-    return parts
 
 
 class Parts:
@@ -122,31 +134,39 @@ class Parts:
             else:
                 self._asked[row] = 1
 
-    def read(self, pair: Pair, content: bytes | None) -> Picture:
+    def read(self, pair: Pair) -> Picture:
         """Reads a picture; one whose key is known is not decoded."""
-        return self._scorer.read(pair, content, lambda key: self._row_of(key) is not None)
+        return self._scorer.read(pair, lambda key: self._row_of(key) is not None)
 
     def add(self, pictures: Sequence[Picture]) -> None:
-        """Scores pictures, unless their keys are known, and writes their rows.
+        """Scores pictures, unless their keys are known, and writes their rows; see `write`."""
+        fresh = self._scorer.rows_by_key(p for p in pictures if self._row_of(p.key) is None)
+        self.write([(picture.pair, picture.key) for picture in pictures], fresh)
+
+    def write(self, keyed: Iterable[tuple[Pair, str]], rows: Mapping[str, ScoreRow]) -> None:
+        """Writes a row for each pair.
+
+        Args:
+            keyed: pairs with their keys.
+            rows: by key; of a key that the folder knows, its own row counts.
 
         Raises:
             OSError: the rows cannot be written.
         """
-        fresh = self._scorer.rows_by_key(p for p in pictures if self._row_of(p.key) is None)
         first = len(self._lines)
-        for picture in pictures:
-            stamp, place = self._scorer.stamp(picture.pair), self._row_of(picture.key)
+        for pair, key in keyed:
+            stamp, place = self._scorer.stamp(pair), self._row_of(key)
             if self._stamps.get(stamp) is not None:
                 # The pair was asked for twice before its first row was written.
                 continue
             known = {} if place is None else self._row(place)
-            named = self._scorer.named(picture.pair)
+            named = self._scorer.named(pair)
             if place is not None and named.items() <= known.items():
                 # The file was only touched.
                 self._asked[place] = 1
                 self._stamps.add(stamp, place)
                 continue
-            row = {**(known or fresh[picture.key]), **named, "stamp": stamp}
+            row = {**(known or rows[key]), **named, "stamp": stamp}
             self._note(row, self._count + len(self._lines))
             self._lines.append(row)
         if len(self._lines) > first:

@@ -80,24 +80,18 @@ class PairScorer:
         digest.update(about.encode("utf-8", "surrogatepass"))
         return int.from_bytes(digest.digest(), "little")
 
-    def read(
-        self,
-        pair: Pair,
-        content: bytes | None = None,
-        known: Callable[[str], bool] = lambda key: False,
-    ) -> Picture:
+    def read(self, pair: Pair, known: Callable[[str], bool] = lambda key: False) -> Picture:
         """Reads a pair's image. Safe to call in several threads.
 
         Args:
-            pair: what to read.
-            content: the image's bytes; None = they are in the file that the pair names.
+            pair: what to read; its `load` too is called in this thread.
             known: says of a key that its image need not be decoded.
         """
         settings, name, key = self.settings(pair.prompt), readable_name(pair.image), ""
         try:
             if pair.error:
                 raise InputError(pair.error)
-            with _opened(pair, content) as file:
+            with _opened(pair) as file:
                 key = _key(settings, file)
                 file.seek(0)
                 return Picture(pair, key, None if known(key) else read_image(file, name))
@@ -170,5 +164,5 @@ def _key(settings: bytes, file: BinaryIO) -> str:
     return digest.hexdigest()[:16]
 
 
-def _opened(pair: Pair, content: bytes | None) -> BinaryIO:
-    return open_regular(pair.image) if content is None else io.BytesIO(content)
+def _opened(pair: Pair) -> BinaryIO:
+    return open_regular(pair.image) if pair.load is None else io.BytesIO(pair.load())
