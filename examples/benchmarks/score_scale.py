@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tts_verifier.scoring import best_rows, open_source, score_into_parts
+from tts_verifier.scoring import best_rows, open_pairs, score_into_parts
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 
@@ -98,7 +98,7 @@ class Counting(FakeVerifier):
 def work(home: Path, count: int, kill_at: int | None) -> None:
     began = time.perf_counter()
     verifier = Counting(home / "judged", count, kill_at)
-    source = open_source([str(home / "table.parquet")])
+    source = open_pairs([str(home / "table.parquet")])
     parts = score_into_parts(home / "scores", verifier, source, detail="score")
     seconds = time.perf_counter() - began
     print_figures(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tts_verifier.scoring import open_source, score_into_parts, score_with_workers
+from tts_verifier.scoring import open_pairs, score_into_parts, score_with_workers
 from tts_verifier.scoring.distributed import Chunk, JudgedChunk, score_chunk
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.verifiers.load import load_verifier
@@ -52,7 +52,7 @@ def frame(folder: Path) -> pd.DataFrame:
 
 def test_workers_give_the_same_rows(tmp_path: Path, table: Path) -> None:
     # Read anew each time: a pair's picture is loaded before the next pair is taken.
-    sources = [open_source([str(table)])] * 2
+    sources = [open_pairs([str(table)])] * 2
     score_into_parts(tmp_path / "one", FakeVerifier(), sources[0])
     loads.clear()
     parts = score_with_workers(tmp_path / "many", over_there, load_noted, "fake", sources[1])
@@ -72,11 +72,11 @@ def test_one_process_continues_what_workers_began_and_the_reverse(
 
     with pytest.raises(KeyboardInterrupt):
         score_with_workers(
-            tmp_path / "out", stopped, load_verifier, "fake", open_source([str(table)])
+            tmp_path / "out", stopped, load_verifier, "fake", open_pairs([str(table)])
         )
     assert len(frame(tmp_path / "out")) == 64
     verifier = FakeVerifier()
-    score_into_parts(tmp_path / "out", verifier, open_source([str(table)]))
+    score_into_parts(tmp_path / "out", verifier, open_pairs([str(table)]))
     assert verifier.trace == ["v16"]
     handed: list[int] = []
 
@@ -85,5 +85,5 @@ def test_one_process_continues_what_workers_began_and_the_reverse(
             handed.append(len(chunk.pairs))
             yield chunk, judged
 
-    score_with_workers(tmp_path / "out", counted, load_verifier, "fake", open_source([str(table)]))
+    score_with_workers(tmp_path / "out", counted, load_verifier, "fake", open_pairs([str(table)]))
     assert handed == [0]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError
-from tts_verifier.scoring import open_source, score_into_parts
+from tts_verifier.scoring import open_pairs, score_into_parts
 from tts_verifier.testing import FakeVerifier
 
 
@@ -47,7 +47,7 @@ def rows(*arguments: object) -> list[dict[str, Any]]:
 
 def judged_again(folder: Path, source: Path) -> int:
     verifier = FakeVerifier()
-    parts = score_into_parts(folder, verifier, open_source([str(source)]))
+    parts = score_into_parts(folder, verifier, open_pairs([str(source)]))
     assert list(parts.rows())
     return sum(int(call[1:]) for call in verifier.trace)
 
@@ -107,7 +107,7 @@ def test_what_is_no_picture_in_a_table_is_a_row(tmp_path: Path) -> None:
 def test_a_large_table_of_paths_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
     table = pd.DataFrame({"path": ["a.png"] * 5000, "prompt": "a"})
     table.to_parquet(tmp_path / "t.parquet")
-    pairs = iter(open_source([str(tmp_path / "t.parquet")]))
+    pairs = iter(open_pairs([str(tmp_path / "t.parquet")]))
     assert next(pairs).image == str(tmp_path / "a.png")
     assert sum(1 for _ in pairs) == 4999
 
@@ -203,4 +203,4 @@ def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in score(tmp_path / "gone.tar").stderr
     shard = tar(tmp_path / "none.tar", {"a.txt": b"x"})
     with pytest.raises(InputError, match=r"has no picture\. Name its suffix"):
-        open_source([str(shard)])
+        open_pairs([str(shard)])

@@ -15,7 +15,7 @@ from PIL import Image
 from tts_verifier import registry
 from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.scoring import PictureFolder, read_limits, within
+from tts_verifier.scoring import PictureFolder, parse_limits, within
 from tts_verifier.testing import FakeVerifier
 
 
@@ -108,7 +108,7 @@ def test_rows_are_sorted_by_any_score(pictures: Path) -> None:
 
 def test_a_picture_without_that_score_stays(pictures: Path, tmp_path: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no")
-    limits = read_limits(["overall=-5"], ["overall=5"])
+    limits = parse_limits(["overall=-5"], ["overall=5"])
     assert not within({"image": "a", "objective": None, "overall": None}, limits)
     assert not within({"image": "a", "objective": None, "error": "no"}, limits)
     arguments = (pictures, "--top", 20, "--move-to", tmp_path / "good")

@@ -12,8 +12,7 @@ import click
 from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
-    from tts_verifier.interfaces import Verifier
-    from tts_verifier.scoring import Limit, PictureFolder, ScoreRow, ScoreSummary, Source
+    from tts_verifier.scoring import Limit, PairSource, PictureFolder, ScoreRow, ScoreSummary
 
 
 @click.command("tts-score")
@@ -67,15 +66,15 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score images/ --prompt "a cat" --min overall=0.6 --move-to good/ --dry-run
     """
     from tts_verifier.errors import InputError
-    from tts_verifier.scoring import open_source, read_limits
+    from tts_verifier.scoring import open_pairs, parse_limits
     from tts_verifier.scoring.thresholds import check_names
     from tts_verifier.verifiers.load import load_verifier
 
     quiet_libraries()
-    limits = read_limits(options["least"], options["most"])
+    limits = parse_limits(options["least"], options["most"])
     folder = _picture_folder(options, limits)
     columns = {name: options[name] for name in ("image_column", "prompt_column")}
-    source = open_source(images, prompt=prompt, **columns)
+    source = open_pairs(images, prompt=prompt, **columns)
     if folder is not None and source.inside:
         raise InputError(
             f"Only pictures that are files can be moved or copied, {source.inside} has them inside."
@@ -88,7 +87,6 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
 def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFolder | None:
     """Returns where pictures are moved or copied to, if they are."""
     from tts_verifier.errors import InputError
-    from tts_verifier.loading.regular_files import user_path
     from tts_verifier.scoring import PictureFolder
 
     move, copy, dry_run = (options[name] for name in ("move_to", "copy_to", "dry_run"))
@@ -100,11 +98,11 @@ def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFold
         return None
     if not limits and options["top"] is None:
         raise InputError("Say which pictures are meant: give --min, --max or --top.")
-    return PictureFolder(user_path(move or copy), copies=copy is not None, dry_run=dry_run)
+    return PictureFolder(move or copy, copies=copy is not None, dry_run=dry_run)
 
 
 def _scored_rows(
-    source: Source, prompt: str | None, verifier: Verifier, options: dict[str, Any]
+    source: PairSource, prompt: str | None, verifier: Any, options: dict[str, Any]
 ) -> Iterable[ScoreRow]:
     from tts_verifier.scoring import PairScorer, score_into_parts, score_pairs_into, scored
 

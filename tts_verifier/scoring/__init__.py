@@ -19,25 +19,25 @@ from tts_verifier.scoring.rows import (
 from tts_verifier.scoring.score import PairScorer, score_files, score_pairs, scored
 from tts_verifier.scoring.sources.find import find_images
 from tts_verifier.scoring.sources.pairs import Pair, is_table, pairs_of, read_pairs
-from tts_verifier.scoring.sources.source import Source, open_source
-from tts_verifier.scoring.thresholds import Limit, PictureFolder, read_limits, within
+from tts_verifier.scoring.sources.source import PairSource, open_pairs
+from tts_verifier.scoring.thresholds import Limit, PictureFolder, parse_limits, within
 
 __all__ = [
     "Limit",
     "Pair",
     "PairScorer",
+    "PairSource",
     "Parts",
     "PictureFolder",
     "ScoreRow",
     "ScoreSummary",
-    "Source",
     "best_rows",
     "find_images",
     "format_rows",
     "is_table",
-    "open_source",
+    "open_pairs",
     "pairs_of",
-    "read_limits",
+    "parse_limits",
     "read_pairs",
     "score_files",
     "score_into",

@@ -29,7 +29,7 @@ _MOST_PASSED: Final = 4096
 """Pictures that need no verdict, because they are known or broken, in one batch."""
 _THREADS: Final = min(os.cpu_count() or 1, 16)
 
-Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +65,7 @@ def batches(
     return _one_ahead(_filled(_read_ahead(pairs, read), count, _PIXELS * devices))
 
 
-def loaded(pair: Pair) -> Pair:
+def with_content(pair: Pair) -> Pair:
     """Returns a pair that may be read in any thread or process, and after the next pair."""
     if pair.load is None:
         return pair
@@ -90,7 +90,7 @@ def _read_ahead(pairs: Iterable[Pair], read: Callable[[Pair], Picture]) -> Itera
     with ThreadPoolExecutor(_THREADS, "read") as threads:
         pending: deque[Future[Picture]] = deque()
         for pair in pairs:
-            pending.append(threads.submit(read, loaded(pair)))
+            pending.append(threads.submit(read, with_content(pair)))
             if len(pending) > _THREADS:
                 yield pending.popleft().result()
         while pending:
@@ -115,7 +115,7 @@ def _filled(pictures: Iterable[Picture], count: int, pixels: int) -> Iterator[li
         yield batch
 
 
-def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def _one_ahead(items: Iterator[Made]) -> Iterator[Made]:
     """Yields items; the next one is made in a thread while the caller works on one."""
     with ThreadPoolExecutor(1, "batch") as thread:
         future = thread.submit(next, items, None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier.interfaces import Verifier
-from tts_verifier.scoring.batches import batches, images_at_once, loaded
+from tts_verifier.scoring.batches import batches, images_at_once, with_content
 from tts_verifier.scoring.parts import Parts, open_parts
 from tts_verifier.scoring.rows import ScoreRow
 from tts_verifier.scoring.score import PairScorer
@@ -34,7 +34,7 @@ class Chunk:
     detail: Detail
     """What to ask for."""
     pairs: Sequence[Pair]
-    """From `batches.loaded`."""
+    """From `batches.with_content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def score_with_workers(
     # Only a worker knows the verifier's settings: this process loads no weights.
     ((_, about),) = judge([Chunk(load, verifier, detail, ())])
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
-        missing = map(loaded, parts.missing(pairs))
+        missing = map(with_content, parts.missing(pairs))
         chunks = iter(lambda: list(islice(missing, about.at_once)), [])
         for chunk, judged in judge(Chunk(load, verifier, detail, chunk) for chunk in chunks):
             keyed = [

@@ -49,7 +49,7 @@ def append_lines(path: Path, rows: Iterable[ScoreRow]) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, content: memoryview) -> None:
+def write_part(path: Path, content: memoryview) -> None:
     """Writes a file that appears whole, and flushes it and its name to the disk."""
     # Readers of Parquet leave hidden files out.
     draft = path.with_name(".draft")

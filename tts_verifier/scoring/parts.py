@@ -32,7 +32,7 @@ from tts_verifier.interfaces import Verifier
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log.storage.files import changed_at
 from tts_verifier.scoring.batches import Picture, batches
-from tts_verifier.scoring.files import append_lines, read_lines, write_whole
+from tts_verifier.scoring.files import append_lines, read_lines, write_part
 from tts_verifier.scoring.output import held
 from tts_verifier.scoring.row_index import RowIndex
 from tts_verifier.scoring.rows import ScoreRow, scores_of
@@ -183,7 +183,7 @@ class Parts:
         pq.write_table(_table(self._lines, self._score_names), content, compression="zstd")
         digest = hashlib.sha256(content.getbuffer()).hexdigest()[:16]
         path = self.folder / f"{self._next:08d}-{digest}.parquet"
-        write_whole(path, content.getbuffer())
+        write_part(path, content.getbuffer())
         # The lines go last; a kill before that leaves both, and the part counts.
         self._lines_path.unlink(missing_ok=True)
         self._append_file(path, len(self._lines))

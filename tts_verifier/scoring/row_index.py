@@ -57,4 +57,4 @@ class RowIndex:
 
     def _keep(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
         # Views give Python's own integers, at a third of the time of NumPy's.
-        self._numbers, self._rows = memoryview(numbers), memoryview(rows)
+        self._numbers, self._rows = numbers.data, rows.data

@@ -81,10 +81,11 @@ class ScoreSummary:
     def table(self) -> str:
         """Returns the quantiles of the objective and of each score, aligned."""
         lines = [["", *_QUANTILES]]
-        for name, values in written_scores(self.values).items():
+        for name in written_scores(dict.fromkeys(self.values, 0.0)):
+            values = self.values[name]
             found = np.quantile(values, list(_QUANTILES.values())) if values else [None] * 5
             lines.append([name, *map(_cell, found)])
-        return _aligned(lines)
+        return _in_columns(lines)
 
 
 def format_rows(rows: Sequence[ScoreRow], form: Literal["table", "jsonl"]) -> str:
@@ -98,10 +99,10 @@ def format_rows(rows: Sequence[ScoreRow], form: Literal["table", "jsonl"]) -> st
     for row in rows:
         cells = [_cell(row.get(name)) for name in (OBJECTIVE, *names)]
         lines.append([row["image"], *cells, *([row["error"]] if row.get("error") else [])])
-    return _aligned(lines)
+    return _in_columns(lines)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def _in_columns(lines: Sequence[Sequence[str]]) -> str:
     """Returns lines of cells; a line may have one more than the first, which is not padded."""
     widths = [
         max(map(len, column))

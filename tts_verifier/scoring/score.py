@@ -91,7 +91,7 @@ class PairScorer:
         try:
             if pair.error:
                 raise InputError(pair.error)
-            with _opened(pair) as file:
+            with _file_of(pair) as file:
                 key = _key(settings, file)
                 file.seek(0)
                 return Picture(pair, key, None if known(key) else read_image(file, name))
@@ -164,5 +164,5 @@ def _key(settings: bytes, file: BinaryIO) -> str:
     return digest.hexdigest()[:16]
 
 
-def _opened(pair: Pair) -> BinaryIO:
+def _file_of(pair: Pair) -> BinaryIO:
     return open_regular(pair.image) if pair.load is None else io.BytesIO(pair.load())

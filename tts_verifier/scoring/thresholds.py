@@ -16,10 +16,11 @@ from typing import Final, NamedTuple
 
 from tts_verifier.choice.objective import check_score_names
 from tts_verifier.errors import InputError, RunError, RunWarning, readable_name
+from tts_verifier.loading.regular_files import user_path
 from tts_verifier.scoring.files import flush_folder
 from tts_verifier.scoring.rows import OBJECTIVE, ScoreRow, value_of
 
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_RESERVE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Limit(NamedTuple):
@@ -33,7 +34,7 @@ class Limit(NamedTuple):
     """Inclusive."""
 
 
-def read_limits(least: Sequence[str], most: Sequence[str]) -> list[Limit]:
+def parse_limits(least: Sequence[str], most: Sequence[str]) -> list[Limit]:
     """Reads limits such as "overall=0.6".
 
     Raises:
@@ -75,7 +76,7 @@ class PictureFolder:
     """A folder that takes pictures, each under a name that is free; nothing is overwritten.
 
     Args:
-        folder: made with the first picture.
+        folder: made with the first picture; `~` is the home folder.
         copies: whether pictures stay where they are, too.
         dry_run: whether nothing is done, only said.
 
@@ -84,6 +85,7 @@ class PictureFolder:
     """
 
     def __init__(self, folder: Path, *, copies: bool = False, dry_run: bool = False) -> None:
+        folder = user_path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(
                 f"Pictures are moved or copied into a folder, {readable_name(folder)} is a file. "
@@ -192,6 +194,6 @@ class PictureFolder:
                 self._planned.add(goal.name)
                 return goal, False
             with suppress(FileExistsError):
-                os.close(os.open(goal, _NEW, 0o666))
+                os.close(os.open(goal, _RESERVE, 0o666))
                 return goal, False
         raise AssertionError

@@ -25,7 +25,7 @@ _TEXTS_AT_ONCE: Final = 1024
 _PICTURES_AT_ONCE: Final = 8
 _BUFFER: Final = 1 << 20
 """Bytes of a column that are read at once, instead of all of a row group."""
-_TEXTS: Final = (
+_TEXT_TYPES: Final = (
     pa.types.is_string,
     pa.types.is_large_string,
     pa.types.is_dictionary,
@@ -33,7 +33,7 @@ _TEXTS: Final = (
     pa.types.is_floating,
     pa.types.is_null,
 )
-_DAMAGED: Final = (pa.ArrowException, ValueError, KeyError, EOFError, OSError)
+_BAD_PARQUET: Final = (pa.ArrowException, ValueError, KeyError, EOFError, OSError)
 """What reading a damaged file raises."""
 
 
@@ -109,7 +109,7 @@ class ParquetSource:
         try:
             for batch in file.iter_batches(_TEXTS_AT_ONCE, columns=columns):
                 yield from batch.to_pylist()
-        except _DAMAGED as error:
+        except _BAD_PARQUET as error:
             raise InputError(f"{self._name} must be a Parquet file: {error}") from error
 
     @contextmanager
@@ -122,7 +122,7 @@ class ParquetSource:
         with file:
             try:
                 table = pq.ParquetFile(file, buffer_size=_BUFFER)
-            except _DAMAGED as error:
+            except _BAD_PARQUET as error:
                 raise InputError(f"{self._name} must be a Parquet file: {error}") from error
             with table:
                 yield table
@@ -169,7 +169,7 @@ class _Pictures:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in _TEXTS)
+    return any(test(kind) for test in _TEXT_TYPES)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

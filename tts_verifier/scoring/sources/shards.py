@@ -24,10 +24,10 @@ from tts_verifier.scoring.sources.pairs import Pair, problem_of
 from tts_verifier.tables import PROMPT_ROLE, RoleColumns, Row, as_cell
 
 SHARD_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_TEXTS: Final = ("txt", "prompt", "caption", "text")
+_TEXT_SUFFIXES: Final = ("txt", "prompt", "caption", "text")
 _MOST_TEXT: Final = 2**20
-_MOST_PICTURE: Final = 2**30
-_DAMAGED: Final = (tarfile.TarError, OSError, EOFError, ValueError)
+_MOST_PICTURE_BYTES: Final = 2**30
+_BAD_ARCHIVE: Final = (tarfile.TarError, OSError, EOFError, ValueError)
 """What reading a damaged archive raises; the errors of its compression are among them."""
 
 
@@ -83,7 +83,7 @@ def read_shard(
                 _check_end(file, tar.offset, name)
     except InputError:
         raise
-    except _DAMAGED as error:
+    except _BAD_ARCHIVE as error:
         reason = getattr(error, "strerror", None)
         if not found:
             problem = f"cannot be read: {reason}" if reason else f"must be a tar file: {error}"
@@ -129,8 +129,10 @@ def _check_end(file: BinaryIO, end: int, name: str) -> None:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > _MOST_PICTURE:
-        raise InputError(f"a picture has at most {_MOST_PICTURE} bytes, this has {member.size}")
+    if member.size > _MOST_PICTURE_BYTES:
+        raise InputError(
+            f"a picture has at most {_MOST_PICTURE_BYTES} bytes, this has {member.size}"
+        )
     content = tar.extractfile(member)
     return b"" if content is None else content.read()
 
@@ -159,7 +161,7 @@ def _prompt_of(
 
 
 def _own_prompt(sample: _Sample, column: str | None) -> str | None:
-    for suffix in _TEXTS if column is None else (column.lower(),):
+    for suffix in _TEXT_SUFFIXES if column is None else (column.lower(),):
         if suffix in sample.texts:
             return sample.texts[suffix].strip()
     if "json" not in sample.texts:

@@ -23,7 +23,7 @@ _HERE: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PairSource:
     """The pairs of a command's arguments; iterating over it reads them anew."""
 
     parts: Sequence[Callable[[], Iterable[Pair]]]
@@ -37,13 +37,13 @@ class Source:
         return chain.from_iterable(part() for part in self.parts)
 
 
-def open_source(
+def open_pairs(
     arguments: Sequence[str],
     *,
     prompt: str | None = None,
     image_column: str | None = None,
     prompt_column: str | None = None,
-) -> Source:
+) -> PairSource:
     """Finds out what the arguments are, and checks what can be checked without reading pictures.
 
     Args:
@@ -80,7 +80,7 @@ def open_source(
             inside = inside or (name if table.has_bytes else "")
         elif is_table(name):
             parts.append(partial(list, read_pairs(path, **columns)))
-    return Source(parts, len(parts) > bool(patterns), inside)
+    return PairSource(parts, len(parts) > bool(patterns), inside)
 
 
 def _expanded(argument: str) -> list[str]:
