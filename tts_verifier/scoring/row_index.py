@@ -43,10 +43,9 @@ class RowIndex:
                 )
                 self._recent.clear()
 
-    def extend(self, numbers: NDArray[np.uint64], first_row: int) -> None:
-        """Notes many numbers, whose rows follow each other."""
+    def extend(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
+        """Notes the rows of many numbers."""
         with self._lock:
-            rows = np.arange(first_row, first_row + len(numbers), dtype=np.uint32)
             self._sort_in(numbers, rows)
 
     def _sort_in(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
