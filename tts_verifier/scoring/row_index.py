@@ -49,10 +49,15 @@ class RowIndex:
             self._sort_in(numbers, rows)
 
     def _sort_in(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
-        numbers = np.concatenate([np.asarray(self._numbers), numbers])
-        # Stable: of equal numbers, the later stays behind, where `get` looks.
+        # Both stable and "right": of equal numbers, the later stays behind, where `get` looks.
         order = np.argsort(numbers, kind="stable")
-        self._keep(numbers[order], np.concatenate([np.asarray(self._rows), rows])[order])
+        kept = np.asarray(self._numbers)
+        places = kept.searchsorted(numbers[order], "right")
+        # Less memory than sorting all of them again.
+        self._keep(
+            np.insert(kept, places, numbers[order]),
+            np.insert(np.asarray(self._rows), places, rows[order]),
+        )
 
     def _keep(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
         # Views give Python's own integers, at a third of the time of NumPy's.
