@@ -74,6 +74,8 @@ def readable_name(text: str | os.PathLike[str]) -> str:
     A byte that is no UTF-8 becomes an escape such as ``\xff``; other names stay as they are.
     """
     name = os.fspath(text)
+    if name.isascii():
+        return name
     try:
         raw = name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

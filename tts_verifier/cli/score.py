@@ -1,7 +1,9 @@
-"""`tts-score`: scores image files against a prompt, or a table of images and prompts."""
+"""`tts-score`: scores pictures against their prompts, and sorts or moves them by their scores."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import click
 from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
-    from tts_verifier.scoring import Pair
+    from tts_verifier.scoring import Limit, PairSource, PictureFolder, ScoreRow, ScoreSummary
 
 
 @click.command("tts-score")
@@ -33,76 +35,159 @@ if TYPE_CHECKING:
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="A .jsonl or .parquet file to write, or to continue.",
+    help="A .jsonl or .parquet file, or a folder of Parquet parts, to write or to continue.",
 )
-@click.option("--top", type=click.IntRange(1), help="Print only the best of them, this many.")
-@click.option("--image-column", help="A table's column of paths, if its name is unusual.")
+@click.option("--sort", default="objective", show_default=True, help="The score to sort by.")
+@click.option("--top", type=click.IntRange(1), help="Only the best of them, this many.")
+@click.option("--min", "least", multiple=True, metavar="SCORE=X", help="Only those that reach it.")
+@click.option("--max", "most", multiple=True, metavar="SCORE=X", help="Only those not above it.")
+@click.option("--move-to", type=click.Path(path_type=Path), help="Move these to a folder.")
+@click.option("--copy-to", type=click.Path(path_type=Path), help="Copy these to a folder.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be moved or copied.")
+@click.option("--image-column", help="A table's column of images, if its name is unusual.")
 @click.option("--prompt-column", help="A table's column of prompts, if its name is unusual.")
 @friendly_errors
 def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -> None:
     """Scores IMAGES against a prompt, best first.
 
     IMAGES are files, folders of images, or globs in quotes; or tables (.csv, .tsv, .json, .jsonl,
-    .ndjson, .parquet) with a column of paths, relative to the table, and one of prompts. An image
-    that cannot be scored becomes a row with the reason. With --output, a command that was stopped
-    continues.
+    .ndjson, .parquet) with a column of paths, relative to the table, or in Parquet of bytes, and
+    one of prompts; or .tar shards. An image that cannot be scored becomes a row with the reason.
+    With --output, a command that was stopped continues. A folder as the output is for collections
+    of any size: nothing but --top is sorted and printed then.
+
+    --min and --max keep those whose scores are within them, never one without that score.
 
     \b
     Example:
         tts-score a.png b.png --prompt "a red circle" --format jsonl
         tts-score images/ "more/*.webp" --prompt "a red circle" --output scores.parquet
-        tts-score pairs.csv --output scores.jsonl
+        tts-score "shards/*.tar" --output scores/ --top 20
+        tts-score images/ --prompt "a cat" --min overall=0.6 --move-to good/ --dry-run
     """
-    from tts_verifier.errors import InputError, readable_name
-    from tts_verifier.scoring import (
-        format_rows,
-        score_files,
-        score_into,
-        score_pairs,
-        score_pairs_into,
-    )
+    from tts_verifier.errors import InputError
+    from tts_verifier.scoring import open_pairs, parse_limits
+    from tts_verifier.scoring.thresholds import check_names
     from tts_verifier.verifiers.load import load_verifier
 
     quiet_libraries()
-    output, detail = options["output"], options["detail"]
-    pairs, of_tables = _pairs(images, prompt, options)
-    paths = [pair.image for pair in pairs]
+    limits = parse_limits(options["least"], options["most"])
+    folder = _picture_folder(options, limits)
+    columns = {name: options[name] for name in ("image_column", "prompt_column")}
+    source = open_pairs(images, prompt=prompt, **columns)
+    if folder is not None and source.inside:
+        raise InputError(
+            f"Only pictures that are files can be moved or copied, {source.inside} has them inside."
+        )
     verifier = load_verifier(options["verifier"])
-    if of_tables and output is None:
-        rows = score_pairs(verifier, pairs, detail=detail)
-    elif of_tables:
-        rows = score_pairs_into(output, verifier, pairs, detail=detail)
-    elif output is None:
-        rows = score_files(verifier, paths, prompt or "", detail=detail)
+    check_names([options["sort"], *(limit.name for limit in limits)], verifier.score_names)
+    _report(_scored_rows(source, prompt, verifier, options), limits, folder, options)
+
+
+def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFolder | None:
+    """Returns where pictures are moved or copied to, if they are."""
+    from tts_verifier.errors import InputError
+    from tts_verifier.scoring import PictureFolder
+
+    move, copy, dry_run = (options[name] for name in ("move_to", "copy_to", "dry_run"))
+    if move is not None and copy is not None:
+        raise InputError("Pictures are moved or copied. Give one of --move-to and --copy-to.")
+    if move is None and copy is None:
+        if dry_run:
+            raise InputError("--dry-run says what --move-to or --copy-to would do. Give one.")
+        return None
+    if not limits and options["top"] is None:
+        raise InputError("Say which pictures are meant: give --min, --max or --top.")
+    return PictureFolder(move or copy, copies=copy is not None, dry_run=dry_run)
+
+
+def _scored_rows(
+    source: PairSource, prompt: str | None, verifier: Any, options: dict[str, Any]
+) -> Iterable[ScoreRow]:
+    from tts_verifier.scoring import PairScorer, score_into_parts, score_pairs_into, scored
+
+    output, detail = options["output"], options["detail"]
+    if output is None:
+        return scored(PairScorer(verifier, detail, prompts=source.has_prompts), source)
+    if _is_folder(output):
+        parts = score_into_parts(output, verifier, source, detail=detail)
+        return parts.rows(whole=options["form"] == "jsonl")
+    return score_pairs_into(output, verifier, source, detail=detail, prompts=source.has_prompts)
+
+
+def _is_folder(output: Path | None) -> bool:
+    return output is not None and (output.is_dir() or not output.suffix)
+
+
+def _report(
+    rows: Iterable[ScoreRow],
+    limits: list[Limit],
+    folder: PictureFolder | None,
+    options: dict[str, Any],
+) -> None:
+    """Prints rows, moves or copies their pictures, and says how many there are."""
+    from tts_verifier.errors import readable_name
+    from tts_verifier.scoring import ScoreSummary, best_rows, format_rows, sorted_rows, within
+
+    by, top, output = options["sort"], options["top"], options["output"]
+    # A million rows are neither sorted nor printed.
+    streams = _is_folder(output) and top is None
+    summary = ScoreSummary()
+    chosen: Iterable[ScoreRow] = (row for row in summary.counted(rows) if within(row, limits))
+    if not streams:
+        chosen = best_rows(chosen, top, by) if top else sorted_rows(list(chosen), by)
+        _check_summary(summary, limits, by)
+    if folder is not None:
+        count = _place(chosen, folder, options)
+    elif streams:
+        count = sum(1 for _ in chosen)
     else:
-        rows = score_into(output, verifier, paths, prompt=prompt or "", detail=detail)
-    failed = [row["error"] for row in rows if "error" in row]
-    if failed and len(failed) == len(rows):
-        raise InputError(f"None of {len(rows)} images could be scored. The first: {failed[0]}")
-    say(format_rows(rows[: options["top"]], options["form"]))
+        say(format_rows(list(chosen), options["form"]))
     # To the standard error, because the standard output may go to a program.
+    if streams:
+        _check_summary(summary, limits, by)
+        say(summary.table(), err=True)
     if output is not None:
         place = readable_name(output)
-        say(f"{len(rows)} images, {len(failed)} failed: {place}", err=True)
+        say(f"{summary.count} images, {summary.failed} failed: {place}", err=True)
+    if streams and limits:
+        say(f"{count} of them are within the limits.", err=True)
+    if folder is not None:
+        action = "copied" if options["copy_to"] else "moved"
+        would = "would be" if options["dry_run"] else "were"
+        say(f"{count} images {would} {action} to {readable_name(folder.folder)}.", err=True)
 
 
-def _pairs(
-    arguments: tuple[str, ...], prompt: str | None, options: dict[str, Any]
-) -> tuple[list[Pair], bool]:
-    """Returns the pairs of all arguments, and whether a table is among these."""
+def _check_summary(summary: ScoreSummary, limits: list[Limit], by: str) -> None:
+    """Raises InputError where no picture could be scored, or none has a score that is named."""
     from tts_verifier.errors import InputError
-    from tts_verifier.scoring import find_images, is_table, pairs_of, read_pairs
+    from tts_verifier.scoring.thresholds import check_names
 
-    tables = [Path(name) for name in arguments if is_table(name)]
-    patterns = [name for name in arguments if not is_table(name)]
-    columns = {name: options[name] for name in ("image_column", "prompt_column")}
-    pairs: list[Pair] = []
-    if patterns:
-        if prompt is None:
-            raise InputError("Images need a --prompt that says what they should show.")
-        pairs += pairs_of(find_images(patterns), prompt)
-    for table in tables:
-        # With images beside it, the prompt is theirs.
-        shared = None if patterns else prompt
-        pairs += read_pairs(table, prompt=shared, **columns)
-    return pairs, bool(tables)
+    if summary.failed and summary.failed == summary.count:
+        raise InputError(
+            f"None of {summary.count} images could be scored. The first: {summary.first_error}"
+        )
+    check_names([by, *(limit.name for limit in limits)], list(summary.values))
+
+
+def _place(rows: Iterable[ScoreRow], folder: PictureFolder, options: dict[str, Any]) -> int:
+    """Moves or copies the pictures of rows, prints where they are, and returns how many these are.
+
+    A picture whose score is not known stays where it is.
+    """
+    from tts_verifier.errors import readable_name
+    from tts_verifier.scoring import format_rows
+    from tts_verifier.scoring.rows import value_of
+
+    count = 0
+    for row in rows:
+        value = value_of(row, options["sort"])
+        if math.isnan(value) or (goal := folder.take(row["image"])) is None:
+            continue
+        count += 1
+        to = readable_name(goal)
+        if options["form"] == "jsonl":
+            say(format_rows([{**row, "to": to}], "jsonl"))
+        else:
+            say(f"{value:.3f}  {row['image']} -> {to}")
+    return count

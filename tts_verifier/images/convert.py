@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,12 +106,20 @@ def as_images(images: Iterable[ImageLike]) -> list[Image.Image]:
     return converted
 
 
-def _from_file(path: str | os.PathLike[str]) -> Image.Image:
-    name = readable_name(path)
+def read_image(file: BinaryIO, name: str) -> Image.Image:
+    """Converts a picture file that is open to a PIL image of mode RGB, as `as_image` does a path.
+
+    Args:
+        file: a binary file from `open_regular`, or in memory; it stays open.
+        name: of the picture, for messages.
+
+    Raises:
+        InputError: it is none of `FORMATS`, is damaged, or has more than `MAX_PIXELS`.
+    """
     try:
         # Pillow's warnings, such as of damaged metadata, pass through: to silence them here would
         # change the filters of the whole process, which other threads use meanwhile.
-        with open_regular(path) as file, open_image(file) as image:
+        with open_image(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height}")
             return _to_rgb(image)
@@ -120,8 +128,6 @@ def _from_file(path: str | os.PathLike[str]) -> Image.Image:
             f"An image file must have at most {MAX_PIXELS:,} pixels, {name} has more "
             f"({error}). Make it smaller."
         ) from error
-    except FileNotFoundError as error:
-        raise InputError(f"There is no image file {name}.") from error
     except UnidentifiedImageError as error:
         raise InputError(
             f"An image file must be readable, {name} is not: its content is none of "
@@ -130,11 +136,27 @@ def _from_file(path: str | os.PathLike[str]) -> Image.Image:
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"An image file must be readable, {name} is not: {reason}") from error
+        raise unreadable(name, error) from error
     # Decoders raise almost anything on a damaged file: RuntimeError, struct.error, MemoryError, ...
     except Exception as error:
         raise InputError(f"An image file must be readable, {name} is not: {error!r}") from error
+
+
+def unreadable(name: str, error: OSError) -> InputError:
+    """Returns the error for an image file that the system does not let us read."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"There is no image file {name}.")
+    reason = error.strerror or error
+    return InputError(f"An image file must be readable, {name} is not: {reason}")
+
+
+def _from_file(path: str | os.PathLike[str]) -> Image.Image:
+    name = readable_name(path)
+    try:
+        with open_regular(path) as file:
+            return read_image(file, name)
+    except OSError as error:
+        raise unreadable(name, error) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,24 +1,24 @@
-"""Scores pairs of an image and a prompt, a few at a time; what cannot be scored has a reason."""
+"""Scores pairs of an image and a prompt; what cannot be scored has a reason."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Final
-
-from PIL import Image
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import BinaryIO, Final
 
 from tts_verifier.errors import InputError, readable_name
 from tts_verifier.identity import canonical
-from tts_verifier.images import as_image
+from tts_verifier.images import read_image, unreadable
 from tts_verifier.interfaces import Verifier
 from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.schema import finite
-from tts_verifier.scoring.pairs import Pair, pairs_of
+from tts_verifier.scoring.batches import Picture, batches
 from tts_verifier.scoring.rows import ScoreRow, sorted_rows
+from tts_verifier.scoring.sources.pairs import Pair, pairs_of
 from tts_verifier.types import Detail, Verdict
 
-_BATCH: Final = 8
 _BLOCK: Final = 1 << 20
 """Bytes of a file that are read at once for its hash."""
 
@@ -29,7 +29,7 @@ def score_files(
     """Scores files against one prompt and returns a row for each, best first.
 
     Args:
-        verifier: scores the images, a few at a time.
+        verifier: scores the images.
         paths: image files; one that is none gets a row with its `error`.
         prompt: what the images should show.
         detail: "score" leaves out reasons, boxes and heatmaps.
@@ -37,17 +37,20 @@ def score_files(
     Raises:
         InputError: the prompt is empty.
     """
-    scorer = PairScorer(verifier, detail)
-    rows = [row for batch in batches(pairs_of(paths, prompt)) for row in scorer.rows(batch)]
-    return sorted_rows(rows)
+    return sorted_rows(list(scored(PairScorer(verifier, detail), pairs_of(paths, prompt))))
 
 
 def score_pairs(
     verifier: Verifier, pairs: Sequence[Pair], *, detail: Detail = "diagnose"
 ) -> list[ScoreRow]:
     """Scores pairs and returns a row for each, with its `prompt`, best first; see `score_files`."""
-    scorer = PairScorer(verifier, detail, prompts=True)
-    return sorted_rows([row for batch in batches(pairs) for row in scorer.rows(batch)])
+    return sorted_rows(list(scored(PairScorer(verifier, detail, prompts=True), pairs)))
+
+
+def scored(scorer: PairScorer, pairs: Iterable[Pair]) -> Iterator[ScoreRow]:
+    """Yields a row for every pair, in order; only two batches are in memory at a time."""
+    for batch in batches(pairs, scorer.read, scorer.verifier):
+        yield from scorer.rows(batch)
 
 
 class PairScorer:
@@ -60,61 +63,87 @@ class PairScorer:
     """
 
     def __init__(self, verifier: Verifier, detail: Detail, *, prompts: bool = False) -> None:
-        self._verifier, self._detail, self._prompts = verifier, detail, prompts
+        self.verifier, self._detail, self._prompts = verifier, detail, prompts
+        self._stamps = hashlib.blake2b(self.settings(""), digest_size=8)
 
-    def key(self, pair: Pair) -> str:
-        """Returns a hash of the file's bytes (its name if it is missing), prompt and settings."""
-        settings = canonical([pair.prompt, dict(self._verifier.settings), self._detail])
-        # JSON text has no NUL, so the two parts cannot run into each other.
-        digest = hashlib.sha256(settings.encode() + b"\0")
-        content = digest.copy()
+    def settings(self, prompt: str) -> bytes:
+        """Returns all that decides a verdict besides the image; two of these are never alike."""
+        settings = canonical([prompt, dict(self.verifier.settings), self._detail])
+        # JSON text has no NUL, so what follows cannot run into it.
+        return settings.encode() + b"\0"
+
+    def stamp(self, pair: Pair) -> int:
+        """Returns 64 bits that are others when the pair, its `version` or the settings are."""
+        # Paths and versions have no NUL. A million of these are made before a call goes on.
+        about = f"{pair.image}\0{pair.version}\0{len(pair.error)}\0{pair.error}{pair.prompt}"
+        digest = self._stamps.copy()
+        digest.update(about.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest(), "little")
+
+    def read(self, pair: Pair, known: Callable[[str], bool] = lambda key: False) -> Picture:
+        """Reads a pair's image. Safe to call in several threads.
+
+        Args:
+            pair: what to read; its `load` too is called in this thread.
+            known: says of a key that its image need not be decoded.
+        """
+        settings, name, key = self.settings(pair.prompt), readable_name(pair.image), ""
         try:
             if pair.error:
-                raise OSError(pair.error)
-            with open_regular(pair.image) as file:
-                while block := file.read(_BLOCK):
-                    content.update(block)
-        except OSError:
-            content = digest
-            content.update(f"no file: {readable_name(pair.image)}{pair.error}".encode())
-        return content.hexdigest()[:16]
+                raise InputError(pair.error)
+            with _file_of(pair) as file:
+                key = _key(settings, file)
+                file.seek(0)
+                return Picture(pair, key, None if known(key) else read_image(file, name))
+        except OSError as error:
+            problem = str(unreadable(name, error))
+            # It may be readable later, without a change of the file.
+            pair = replace(pair, version="none")
+        except InputError as error:
+            problem = str(error)
+        nothing = io.BytesIO(f"no file: {name}{pair.error}".encode())
+        return Picture(pair, key or _key(settings, nothing), error=problem)
 
-    def rows(self, pairs: Sequence[Pair]) -> list[ScoreRow]:
-        """Returns a row for every pair, in order; one that cannot be scored has an `error`."""
-        errors: dict[int, str] = {}
-        images: dict[int, Image.Image] = {}
-        for i, pair in enumerate(pairs):
-            try:
-                if pair.error:
-                    raise InputError(pair.error)
-                images[i] = as_image(pair.image)
-            except InputError as error:
-                errors[i] = str(error)
-        verdicts = self._verdicts({i: (images[i], pairs[i].prompt) for i in images})
+    def rows(self, pictures: Sequence[Picture]) -> list[ScoreRow]:
+        """Returns a row for every picture, in order; one that cannot be scored has an `error`."""
+        images = {i: p for i, p in enumerate(pictures) if p.image is not None}
+        verdicts = self._verdicts(images)
         return [
-            self._row(pair, errors[i] if i in errors else verdicts[i])
-            for i, pair in enumerate(pairs)
+            self._row(picture.pair, verdicts.get(i, picture.error))
+            for i, picture in enumerate(pictures)
         ]
+
+    def rows_by_key(self, pictures: Iterable[Picture]) -> dict[str, ScoreRow]:
+        """Returns a row for every key, with its `key`; an image that is there twice is scored once.
+
+        A picture with neither an image nor an error was known when it was read, and has no row.
+        """
+        by_key = {p.key: p for p in pictures if p.image is not None or p.error}
+        rows = self.rows(list(by_key.values()))
+        return {key: {**row, "key": key} for key, row in zip(by_key, rows, strict=True)}
 
     def named(self, pair: Pair) -> ScoreRow:
         """Returns the beginning of a pair's row: what it is about."""
         prompt = {"prompt": pair.prompt} if self._prompts else {}
         return {"image": readable_name(pair.image), **prompt}
 
-    def _verdicts(self, pairs: dict[int, tuple[Image.Image, str]]) -> dict[int, Verdict | str]:
+    def _verdicts(self, pictures: dict[int, Picture]) -> dict[int, Verdict | str]:
         """Returns verdicts by number, or why there is none."""
-        if not pairs:
+        if not pictures:
             return {}
-        images, prompts = zip(*pairs.values(), strict=True)
+        images = [picture.image for picture in pictures.values() if picture.image is not None]
+        prompts = [picture.pair.prompt for picture in pictures.values()]
         try:
-            verdicts = self._verifier.verify(list(images), list(prompts), detail=self._detail)
+            verdicts = self.verifier.verify(images, prompts, detail=self._detail)
         except InputError as error:
-            if len(pairs) == 1:
-                return dict.fromkeys(pairs, str(error))
-            # One image that the verifier refuses must not cost its neighbours theirs.
-            single = [self._verdicts({i: pair}) for i, pair in pairs.items()]
-            return {i: verdict for found in single for i, verdict in found.items()}
-        return dict(zip(pairs, verdicts, strict=True))
+            if len(pictures) == 1:
+                return dict.fromkeys(pictures, str(error))
+            # One image that the verifier refuses must not cost its neighbours theirs. Halves, so
+            # that one in hundreds costs some ten calls.
+            half = len(pictures) // 2
+            parts = list(pictures.items())
+            return self._verdicts(dict(parts[:half])) | self._verdicts(dict(parts[half:]))
+        return dict(zip(pictures, verdicts, strict=True))
 
     def _row(self, pair: Pair, verdict: Verdict | str) -> ScoreRow:
         row = self.named(pair)
@@ -122,7 +151,7 @@ class PairScorer:
             return row | {"objective": None, "error": verdict}
         error = {"error": verdict.error} if verdict.error else {}
         return row | {
-            "objective": finite(self._verifier.objective(verdict.scores)),
+            "objective": finite(self.verifier.objective(verdict.scores)),
             **{name: finite(value) for name, value in verdict.scores.items()},
             "boxes": verdict.boxes,
             "reply": verdict.text,
@@ -130,7 +159,12 @@ class PairScorer:
         }
 
 
-def batches(pairs: Sequence[Pair]) -> Iterator[Sequence[Pair]]:
-    """Yields the pairs, a few at a time."""
-    for start in range(0, len(pairs), _BATCH):
-        yield pairs[start : start + _BATCH]
+def _key(settings: bytes, file: BinaryIO) -> str:
+    digest = hashlib.sha256(settings)
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _file_of(pair: Pair) -> BinaryIO:
+    return open_regular(pair.image) if pair.load is None else io.BytesIO(pair.load())

@@ -70,6 +70,11 @@ class RoleColumns:
         return bool(self._found)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that have the role; of these, a row's first value counts."""
+        return self._found
+
+    @property
     def listed(self) -> str:
         """All columns and how to name one, for messages."""
         return f"The columns are: {', '.join(self.names) or 'none'}. {self._remedy}".rstrip()
@@ -87,7 +92,11 @@ class RoleColumns:
         values = row.value
         assert isinstance(values, Mapping)
         for name in self._found:
-            text = as_cell(values.get(name), f"{what} must have a text or a number as {name}")
+            value = values.get(name)
+            # The message is made only where it may be needed: there may be a million rows.
+            if type(value) is str:
+                return value
+            text = as_cell(value, f"{what} must have a text or a number as {name}")
             # Lines of JSON may differ in their keys, and null is as good as no key.
             if text is not None:
                 return text

@@ -69,8 +69,9 @@ def prepare(home: Path) -> None:
         runs.make_run(home / "source", recipe)
     pictures = home / "pictures"
     pictures.mkdir(exist_ok=True)
-    for number in range(20):
-        Image.new("RGB", (8, 8), (number, 7 * number, 255 - number)).save(
+    # More than a batch of `tts-score`.
+    for number in range(80):
+        Image.new("RGB", (8, 8), (number, 3 * number, 255 - number)).save(
             pictures / f"{number}.png"
         )
     (pictures / "broken.png").write_bytes(b"no picture")
@@ -109,6 +110,7 @@ def _jobs(home: Path) -> Iterator[tuple[str, Job]]:
     yield "tts-run --rejudge", Job(running(recipe, "--rejudge", source), "rejudged")
     for name in ("out.jsonl", "out.parquet"):
         yield f"tts-score to {name[3:]}", Job(scoring(name), name)
+    yield "tts-score to a folder", Job(scoring("out"), "out")
     page, plot = "page.html", "plot.svg"
     yield "tts-report", Job(lambda p: ("report", source, "--output", p / page), page)
     inline = "tts-report --inline"
@@ -262,11 +264,22 @@ def _lying(job: Job, place: Path) -> dict[str, Any]:
     path = place / job.result
     if path.suffix == ".parquet":
         lines = path.with_name(f"{path.name}.lines")
-        table = pq.read_table(path).to_pylist() if path.exists() else []
+        table = _rows_of(path) if path.exists() else []
         return _lines(lines) | {row["image"]: row for row in table}
     if path.suffix == ".jsonl":
         return _lines(path)
+    if job.result == "out":
+        parts = [row for part in sorted(path.glob("*.parquet")) for row in _rows_of(part)]
+        # After a kill, lines that are a part already may still be there.
+        added = [row for lines in path.glob(".*.jsonl") for row in _lines(lines).values()]
+        expect(len({row["image"] for row in parts}) == len(parts), "a picture is in two rows")
+        return {row["image"]: row for row in [*added, *parts]}
     return {path.name: path.read_bytes()} if path.exists() else {}
+
+
+def _rows_of(table: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(table).to_pylist()
+    return rows
 
 
 def _lines(path: Path) -> dict[str, Any]:
@@ -328,6 +341,9 @@ def _outcome(job: Job, place: Path) -> dict[str, Any]:
         return {"rows": pq.read_table(path).to_pylist(), "files": left}
     if path.suffix == ".jsonl":
         return {"rows": sorted(_lines(path).items())}
+    if job.result == "out":
+        hidden = [p.name for p in path.iterdir() if p.name.startswith(".")]
+        return {"rows": sorted(_lying(job, place).items()), "hidden": hidden}
     content = path.read_bytes()
     return {path.name: content}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,14 +24,18 @@ _NAME_ONE: Final = "Name one with --image-column or --prompt-column."
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image file and what it should show."""
+    """An image and what it should show."""
 
     image: str
-    """The file's path."""
+    """The file's path; of an image inside of a table or a shard, the name of its place there."""
     prompt: str
     """What the image should show."""
     error: str = ""
     """Why the pair cannot be scored, if that is known already."""
+    load: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    """Reads an image that is no file of its own. To be called before the next pair is taken."""
+    version: str = field(default="", compare=False)
+    """Changes whenever the table or shard of such an image does."""
 
 
 def pairs_of(paths: Sequence[str], prompt: str) -> list[Pair]:
@@ -40,7 +44,7 @@ def pairs_of(paths: Sequence[str], prompt: str) -> list[Pair]:
     Raises:
         InputError: the prompt is empty, or no valid Unicode.
     """
-    if problem := _problem_of(prompt):
+    if problem := problem_of(prompt):
         raise InputError(f"The prompt {problem}, got {prompt!r:.80}.")
     return [Pair(path, prompt) for path in as_list(paths, "paths")]
 
@@ -73,6 +77,32 @@ def read_pairs(
     table = user_path(table)
     rows = read_table(table)
     name = readable_name(table)
+    images, texts = columns_of(
+        rows, name, prompt=prompt, image_column=image_column, prompt_column=prompt_column
+    )
+    return [pair_of(row, images, texts, folder=table.parent, prompt=prompt) for row in rows]
+
+
+def columns_of(
+    rows: Sequence[Row],
+    name: str,
+    *,
+    prompt: str | None,
+    image_column: str | None,
+    prompt_column: str | None,
+) -> tuple[RoleColumns, RoleColumns]:
+    """Returns a table's columns of images and of prompts; see `read_pairs`.
+
+    Args:
+        rows: of the table, or one row that has all columns.
+        name: of the table, for messages.
+        prompt: for all images.
+        image_column: as in `read_pairs`.
+        prompt_column: as in `read_pairs`.
+
+    Raises:
+        InputError: there is no row, or there are no such columns.
+    """
     if not rows:
         raise InputError(f"{name} has no row. Give a table of images and prompts.")
     try:
@@ -86,12 +116,24 @@ def read_pairs(
         raise InputError(f"{name} has no column of prompts ({PROMPT_ROLE.usual}). {texts.listed}")
     if texts.found and prompt is not None:
         raise InputError(f"{name} has prompts of its own. Leave out --prompt.")
-    return [_pair(row, images, texts, folder=table.parent, prompt=prompt) for row in rows]
+    return images, texts
 
 
-def _pair(
+def pair_of(
     row: Row, images: RoleColumns, texts: RoleColumns, *, folder: Path, prompt: str | None
 ) -> Pair:
+    """Returns the pair of a row; with an `error` where it names no image or has no usable prompt.
+
+    Args:
+        row: of a table.
+        images: the table's columns of paths.
+        texts: the table's columns of prompts.
+        folder: of the table; paths are relative to it.
+        prompt: for all images, where there is no column of prompts.
+
+    Raises:
+        InputError: the row has no columns, or a cell is neither text nor a number.
+    """
     if not isinstance(row.value, Mapping):
         raise InputError(f"{row.place} must have columns, got {row.value!r:.80}.")
     given = images.cell(row, row.place)
@@ -99,17 +141,18 @@ def _pair(
     # One bad row of a table is no reason to score none of the others.
     if not given or not given.strip():
         return Pair("", text, f"{row.place} names no image.")
-    prompt, path, error = readable_name(text), given, ""
+    path, error = given, ""
     try:
         path = str(folder / user_path(given))
     except InputError as fault:
         error = f"{row.place}: {fault}"
-    if problem := _problem_of(text):
+    if problem := problem_of(text):
         error = f"The prompt of {row.place} {problem}."
-    return Pair(path, prompt, error)
+    return Pair(path, readable_name(text), error)
 
 
-def _problem_of(prompt: str) -> str:
+def problem_of(prompt: str) -> str:
+    """Returns what a prompt must be and is not; "" if it can be used."""
     if not prompt.strip():
         return "must be a text that is not empty"
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from tts_verifier.errors import InputError, readable_name
-from tts_verifier.images import as_list, files_below, picture_files
+from tts_verifier.images import as_list, is_picture, walk_files
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
@@ -28,46 +28,52 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     """
     files: dict[str, str] = {}
     for pattern in as_list(patterns, "patterns"):
-        matches = _matches(pattern)
-        if not matches:
-            raise InputError(
-                f"{readable_name(pattern)} has no image. Name files, folders or globs with some."
-            )
-        for real, path in matches.items():
+        for real, path in sorted(files_of(pattern), key=lambda pair: pair[1]):
             files.setdefault(real, path)
     return list(files.values())
 
 
-def _matches(pattern: str) -> dict[str, str]:
-    """Returns what identifies each file -> its path."""
+def files_of(pattern: str) -> Generator[tuple[str, str], None, None]:
+    """Yields the files of one pattern as they are found: what identifies a file, and its path.
+
+    See `find_images`. The memory grows with the number of folders, and with the longest listing of
+    a folder that a glob goes through. Two paths of a glob may be links to one file.
+    """
+    found = False
+    for pair in _matches(pattern):
+        found = True
+        yield pair
+    if not found:
+        raise InputError(
+            f"{readable_name(pattern)} has no image. Name files, folders or globs with some."
+        )
+
+
+def _matches(pattern: str) -> Iterator[tuple[str, str]]:
     pattern = os.path.expanduser(pattern)
     if os.path.isdir(pattern):
-        return picture_files(pattern)
+        yield from (pair for pair in walk_files(pattern) if is_picture(pair[1]))
     # A name such as `a[1].png` looks like a glob, and may still be a file.
-    if os.path.exists(pattern) or not glob.has_magic(pattern):
-        return {os.path.abspath(pattern): pattern}
-    if "**" in pattern.split("/"):
-        paths = _deep_glob(pattern)
+    elif os.path.exists(pattern) or not glob.has_magic(pattern):
+        yield os.path.abspath(pattern), pattern
+    elif "**" in pattern.split("/"):
+        yield from _deep_glob(pattern)
     else:
-        paths = [path for path in glob.glob(pattern) if not os.path.isdir(path)]
-    by_file: dict[str, str] = {}
-    for path in sorted(paths):
-        by_file.setdefault(os.path.realpath(path), path)
-    return by_file
+        paths = (path for path in glob.iglob(pattern) if not os.path.isdir(path))
+        yield from ((os.path.realpath(path), path) for path in paths)
 
 
-def _deep_glob(pattern: str) -> list[str]:
+def _deep_glob(pattern: str) -> Iterator[tuple[str, str]]:
     # Not `glob`, whose `**` follows links in a circle, a number of times that doubles at each.
     parts = pattern.split("/")
     first = parts.index("**")
     base = "/".join(parts[:first]) or ("/" if pattern.startswith("/") else "")
-    found = []
-    for root in glob.glob(base) if base else [""]:
+    for root in glob.iglob(base) if base else [""]:
         prefix = os.path.join(root, "")
-        below = files_below(root or ".")
-        names = (path.removeprefix(prefix if root else "./") for path in below.values())
-        found += [prefix + name for name in names if _fits(name.split("/"), parts[first:])]
-    return found
+        for real, path in walk_files(root or "."):
+            name = path.removeprefix(prefix if root else "./")
+            if _fits(name.split("/"), parts[first:]):
+                yield real, prefix + name
 
 
 def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -1,0 +1,206 @@
+"""Parquet files with pictures inside, and tar shards: read in place, a few rows at a time."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tts_verifier.cli.score import score_command
+from tts_verifier.errors import InputError
+from tts_verifier.scoring import open_pairs, score_into_parts
+from tts_verifier.testing import FakeVerifier
+
+
+def png(red: int) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (2, 2), (red, 0, 0)).save(content, "PNG")
+    return content.getvalue()
+
+
+def tar(path: Path, files: dict[str, bytes], mode: Any = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def score(*arguments: object) -> Result:
+    return CliRunner().invoke(score_command, [*map(str, arguments), "--verifier", "fake"])
+
+
+def rows(*arguments: object) -> list[dict[str, Any]]:
+    done = score(*arguments, "--format", "jsonl")
+    assert done.exit_code == 0, done.output
+    lines = sorted(map(json.loads, done.stdout.splitlines()), key=lambda row: row["image"])
+    return list(lines)
+
+
+def judged_again(folder: Path, source: Path) -> int:
+    verifier = FakeVerifier()
+    parts = score_into_parts(folder, verifier, open_pairs([str(source)]))
+    assert list(parts.rows())
+    return sum(int(call[1:]) for call in verifier.trace)
+
+
+# -- Parquet -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+def test_pictures_may_be_inside_a_table(tmp_path: Path, kind: str) -> None:
+    pictures: list[Any] = [png(10 * i) for i in range(25)]
+    if kind == "struct":
+        pictures = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(pictures)]
+    table = pa.table({"image": pictures, "caption": [f"red {i}" for i in range(25)]})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=10)
+    found = rows(tmp_path / "t.parquet")
+    assert {row["image"]: row["prompt"] for row in found} == {
+        f"{tmp_path}/t.parquet:{i + 1}": f"red {i}" for i in range(25)
+    }
+    reds = {row["prompt"]: row["semantic_alignment"] for row in found}
+    assert reds["red 17"] == pytest.approx(170 / 255)
+    assert judged_again(tmp_path / "out", tmp_path / "t.parquet") == 25
+    assert judged_again(tmp_path / "out", tmp_path / "t.parquet") == 0
+
+
+def test_a_table_of_pictures_may_lack_prompts_and_have_other_names(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": [png(1)]}), tmp_path / "t.parquet")
+    assert "has no column of images" in score(tmp_path / "t.parquet").stderr
+    named = (tmp_path / "t.parquet", "--image-column", "jpg")
+    assert "has no column of prompts" in score(*named).stderr
+    assert rows(*named, "--prompt", "a")[0]["prompt"] == "a"
+    pq.write_table(pa.table({"image": ["a"], "x": [b"a"]}), tmp_path / "t.parquet")
+    done = score(tmp_path / "t.parquet", "--prompt-column", "x")
+    assert "a column of prompts must be text, x is bytes" in done.stderr
+
+
+def test_what_is_no_picture_in_a_table_is_a_row(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "here.png")
+    pictures = [
+        {"bytes": None, "path": "here.png"},
+        {"bytes": None, "path": "gone.png"},
+        {"bytes": None, "path": None},
+        {"bytes": b"no", "path": None},
+        {"bytes": png(1), "path": None},
+        None,
+    ]
+    table = pa.table({"image": pictures, "prompt": ["a", "b", "c", "d", "", "f"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    errors = [row.get("error", "") for row in rows(tmp_path / "t.parquet")]
+    assert errors[0] == ""
+    assert "No such file" in errors[1]
+    assert "t.parquet:3 cannot be read: there is no picture" in errors[2]
+    assert "t.parquet:4 is not: its content is none of" in errors[3]
+    assert "The prompt of" in errors[4]
+    assert "there is no picture" in errors[5]
+
+
+def test_a_large_table_of_paths_is_read_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    table = pd.DataFrame({"path": ["a.png"] * 5000, "prompt": "a"})
+    table.to_parquet(tmp_path / "t.parquet")
+    pairs = iter(open_pairs([str(tmp_path / "t.parquet")]))
+    assert next(pairs).image == str(tmp_path / "a.png")
+    assert sum(1 for _ in pairs) == 4999
+
+
+def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"no")
+    assert "t.parquet must be a Parquet file" in score(tmp_path / "t.parquet").stderr
+    assert "gone.parquet cannot be read: No such" in score(tmp_path / "gone.parquet").stderr
+    pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "t.parquet")
+    assert "has no row" in score(tmp_path / "t.parquet", "--prompt", "a").stderr
+
+
+# -- shards --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_shards_are_read_in_place(tmp_path: Path, mode: str) -> None:
+    name = "s.tar" + mode[1:].replace(":", ".")
+    files = {}
+    for i in range(40):
+        # The text comes first or last.
+        texts = {f"a/{i:02d}.txt": f"red {i}\n".encode()}
+        pictures = {f"a/{i:02d}.png": png(5 * i)}
+        files |= {**pictures, **texts} if i % 2 else {**texts, **pictures}
+    shard = tar(tmp_path / name, files | {"a/._00.png": b"", "b/b.cls": b"1"}, mode)
+    found = rows(shard)
+    assert [(row["image"], row["prompt"]) for row in found] == [
+        (f"{shard}/a/{i:02d}.png", f"red {i}") for i in range(40)
+    ]
+    assert found[30]["semantic_alignment"] == pytest.approx(150 / 255)
+    assert judged_again(tmp_path / "out", shard) == 40
+    assert judged_again(tmp_path / "out", shard) == 0
+
+
+def test_prompts_of_shards_are_texts_or_in_json(tmp_path: Path) -> None:
+    about = json.dumps({"caption": "in json", "caption_en": "in English"}).encode()
+    shard = tar(tmp_path / "s.tar", {"1.png": png(1), "1.seg.png": png(2), "1.json": about})
+    assert [row["prompt"] for row in rows(shard)] == ["in json"] * 2
+    assert rows(shard, "--prompt-column", "caption_en")[0]["prompt"] == "in English"
+    (row,) = rows(shard, "--image-column", "seg.png")
+    assert row["image"] == f"{shard}/1.seg.png"
+    assert "has prompts of its own. Leave out" in score(shard, "--prompt", "x").stderr
+    bare = tar(tmp_path / "bare.tar", {"1.png": png(1)})
+    assert "has no prompt, which is a .txt" in score(bare).stderr
+    assert rows(bare, "--prompt", "x")[0]["prompt"] == "x"
+    # Beside files, the prompt is that of the files.
+    (tmp_path / "a.png").write_bytes(png(3))
+    both = rows(tmp_path / "a.png", shard, "--prompt", "x")
+    assert [row["prompt"] for row in both] == ["x", "in json", "in json"]
+
+
+def test_globs_name_shards_and_tables(tmp_path: Path) -> None:
+    for i in range(3):
+        tar(tmp_path / f"{i}.tar", {f"{i}.png": png(i), f"{i}.txt": b"x"})
+        pq.write_table(pa.table({"image": [png(i)], "text": ["x"]}), tmp_path / f"{i}.parquet")
+    assert len(rows(tmp_path / "*.tar", tmp_path / "*.parquet")) == 6
+    assert "cannot be read: No such file" in score(tmp_path / "z*.tar").stderr
+
+
+def test_one_bad_sample_costs_only_itself(tmp_path: Path) -> None:
+    files = {"1.png": png(1), "1.txt": b"a", "2.png": b"no", "2.txt": b"b", "3.png": png(3)}
+    shard = tar(tmp_path / "s.tar", files | {"4.png": png(4), "4.json": b"{", "5.png": png(5)})
+    with tarfile.open(shard, "a") as archive:
+        link = tarfile.TarInfo("6.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    errors = [row.get("error", "") for row in rows(shard)]
+    assert errors[0] == ""
+    assert "s.tar/2.png is not: its content is none of" in errors[1]
+    assert "s.tar/3 must be a text that is not empty" in errors[2]
+    assert "4.json must be JSON" in errors[3]
+    assert len(errors) == 5
+
+
+def test_a_shard_that_was_cut_short_keeps_what_is_whole(tmp_path: Path) -> None:
+    files = {f"{i}.{kind}": png(i) if kind == "png" else b"x" for i in range(9)
+             for kind in ("png", "txt")}  # fmt: skip
+    for mode, name in (("w", "s.tar"), ("w:gz", "s.tgz")):
+        shard = tar(tmp_path / name, files, mode)
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+        done = score(shard, "--format", "jsonl")
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        assert 1 <= sum("error" not in row for row in found) < 9
+        if mode == "w":
+            assert "s.tar ends without the mark of its end" in done.stderr
+        else:
+            assert any("s.tgz cannot be read to its end" in row.get("error", "") for row in found)
+
+
+def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"no tar" * 500)
+    assert "s.tar must be a tar file: " in score(tmp_path / "s.tar").stderr
+    assert "cannot be read: No such file" in score(tmp_path / "gone.tar").stderr
+    shard = tar(tmp_path / "none.tar", {"a.txt": b"x"})
+    with pytest.raises(InputError, match=r"has no picture\. Name its suffix"):
+        open_pairs([str(shard)])

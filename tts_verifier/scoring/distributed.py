@@ -1,0 +1,124 @@
+"""Scores a collection with many processes: one hands out pictures and writes, the others judge.
+
+An engine calls `score_chunk` in its workers. A chunk is as many pairs as a batch of a worker has.
+Workers read pictures that are files; pictures inside of tables and shards travel with the chunk. A
+worker that dies costs its chunk; the process that writes costs the chunks under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tts_verifier.interfaces import Verifier
+from tts_verifier.scoring.batches import batches, images_at_once, with_content
+from tts_verifier.scoring.parts import Parts, open_parts
+from tts_verifier.scoring.rows import ScoreRow
+from tts_verifier.scoring.score import PairScorer
+from tts_verifier.scoring.sources.pairs import Pair
+from tts_verifier.types import Detail, Setting, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What a worker judges together. It pickles."""
+
+    load: Callable[[str], Verifier]
+    """Loads a verifier by its name; a function at the top of a module."""
+    verifier: str
+    """The verifier's name."""
+    detail: Detail
+    """What to ask for."""
+    pairs: Sequence[Pair]
+    """From `batches.with_content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedChunk:
+    """What a worker returns. It pickles."""
+
+    settings: Mapping[str, Setting]
+    """The verifier's settings."""
+    score_names: Collection[str] | None
+    """The names of its scores."""
+    at_once: int
+    """How many images its calls are best given."""
+    keys: Sequence[tuple[str, str]]
+    """Each pair's version and key."""
+    rows: Mapping[str, ScoreRow]
+    """By key."""
+
+
+class _Elsewhere(Verifier):
+    """Describes a verifier that only workers have."""
+
+    def __init__(self, judged: JudgedChunk) -> None:
+        self.settings, self.score_names = judged.settings, judged.score_names
+
+    def verify(self, *arguments: Any, **options: Any) -> list[Verdict]:
+        raise NotImplementedError
+
+
+Judge = Callable[[Iterable[Chunk]], Iterator[tuple[Chunk, JudgedChunk]]]
+"""Yields chunks with what `score_chunk` returned for them, in any order; takes few ahead."""
+
+
+def score_with_workers(
+    folder: Path,
+    judge: Judge,
+    load: Callable[[str], Verifier],
+    verifier: str,
+    pairs: Iterable[Pair],
+    *,
+    detail: Detail = "diagnose",
+) -> Parts:
+    """Scores pairs into a folder of parts, as `score_into_parts` does, by the workers of an engine.
+
+    Unlike there, what only changed its place is judged again: no worker knows the folder's keys.
+
+    Args:
+        folder: made if its parent exists; `~` is the home folder.
+        judge: has the workers judge.
+        load: loads a verifier in a worker, once for each process.
+        verifier: its name.
+        pairs: taken one after the other.
+        detail: what to ask for.
+
+    Raises:
+        RunError: as `score_into_parts`.
+        Exception: whatever a worker raised.
+    """
+    # Only a worker knows the verifier's settings: this process loads no weights.
+    ((_, about),) = judge([Chunk(load, verifier, detail, ())])
+    with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
+        missing = map(with_content, parts.missing(pairs))
+        chunks = iter(lambda: list(islice(missing, about.at_once)), [])
+        for chunk, judged in judge(Chunk(load, verifier, detail, chunk) for chunk in chunks):
+            keyed = [
+                (replace(pair, version=version), key)
+                for pair, (version, key) in zip(chunk.pairs, judged.keys, strict=True)
+            ]
+            parts.write(keyed, judged.rows)
+    return parts
+
+
+def score_chunk(chunk: Chunk) -> JudgedChunk:
+    """Judges a chunk in a worker, in as many calls as memory asks for."""
+    scorer = _scorer(chunk.load, chunk.verifier, chunk.detail)
+    keys: list[tuple[str, str]] = []
+    rows: dict[str, ScoreRow] = {}
+    for batch in batches(chunk.pairs, scorer.read, scorer.verifier):
+        keys += [(picture.pair.version, picture.key) for picture in batch]
+        rows |= scorer.rows_by_key(picture for picture in batch if picture.key not in rows)
+    verifier = scorer.verifier
+    at_once, _ = images_at_once(verifier)
+    return JudgedChunk(dict(verifier.settings), verifier.score_names, at_once, keys, rows)
+
+
+@cache
+def _scorer(load: Callable[[str], Verifier], verifier: str, detail: Detail) -> PairScorer:
+    return PairScorer(load(verifier), detail, prompts=True)
