@@ -25,6 +25,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "verifier": {
         "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
+        "ocr": "tts_verifier.verifiers.rules.ocr:OCRVerifier",
         "shapes-judge": "tts_verifier.shapes.verifiers:JudgeVerifier",
         "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",
         "fake": "tts_verifier.testing:FakeVerifier",
