@@ -21,13 +21,16 @@ PHOTOS = (
     "coins", "brick", "grass", "gravel",
 )  # fmt: skip
 WORDS = (
-    "open closed welcome fresh coffee bakery market garden summer winter sale today only exit "
-    "entrance please wait here library museum hotel airport station bridge river street music "
-    "theatre happy birthday love peace dream future science space rocket launch moon planet star "
-    "water fire earth wind north south east west danger warning caution stop slow school zone "
-    "speed limit private property keep out no parking free ticket office bank post pizza burger "
-    "salad juice lemon orange apple banana cherry hello world good morning night kitchen flower"
-).split()
+    "open", "closed", "welcome", "fresh", "coffee", "bakery", "market", "garden", "summer",
+    "winter", "sale", "today", "only", "exit", "entrance", "please", "wait", "here", "library",
+    "museum", "hotel", "airport", "station", "bridge", "river", "street", "music", "theatre",
+    "happy", "birthday", "love", "peace", "dream", "future", "science", "space", "rocket",
+    "launch", "moon", "planet", "star", "water", "fire", "earth", "wind", "north", "south",
+    "east", "west", "danger", "warning", "caution", "stop", "slow", "school", "zone", "speed",
+    "limit", "private", "property", "keep", "out", "no", "parking", "free", "ticket", "office",
+    "bank", "post", "pizza", "burger", "salad", "juice", "lemon", "orange", "apple", "banana",
+    "cherry", "hello", "world", "good", "morning", "night", "kitchen", "flower",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def scene(number: int) -> Scene:
     """Returns the scene of a number: one to four words in one or two lines."""
     rng = np.random.default_rng((number, 0))
     count = int(rng.integers(1, 5))
-    words = [str(w) for w in rng.choice(WORDS, count, replace=False)]
+    words = [str(w) for w in rng.choice(np.array(WORDS), count, replace=False)]
     style = rng.integers(3)
     words = [w.upper() if style == 0 else w.capitalize() if style == 1 else w for w in words]
     if rng.random() < 0.2:

@@ -109,7 +109,7 @@ class OCRVerifier(Verifier):
             "text_exact": float(all(match.similarity == 1 for match in matches)),
         }
         heatmap = Heatmap(_heat(wrong, image.size), image.size)
-        boxes = tuple(_bounds(quad) for quad in wrong)
+        boxes = tuple(_bounds(quad, image.size) for quad in wrong)
         text = "\n".join(_line(match, words) for match in matches)
         return Verdict(scores, Heatmaps({"misspelling": heatmap}), boxes, text, detail, cost)
 
@@ -138,7 +138,7 @@ def _heat(quads: Sequence[Quad], size: tuple[int, int]) -> NDArray[np.float32]:
     return np.ascontiguousarray(shares)
 
 
-def _bounds(quad: Quad) -> Box:
-    """Returns the upright box around a word."""
-    xs, ys = zip(*quad, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
+def _bounds(quad: Quad, size: tuple[int, int]) -> Box:
+    """Returns the upright box around a word, inside the image."""
+    xs, ys = (np.clip([corner[axis] for corner in quad], 0, size[axis]) for axis in (0, 1))
+    return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
@@ -22,6 +23,10 @@ the text runs."""
 MIN_CONFIDENCE: Final = 0.3
 """Lines that are read with less are texture rather than letters."""
 
+_LEAST_SIDE: Final = 32
+"""Pixels of an image's shorter side."""
+_NARROWEST: Final = 4
+"""An image's longer side is at most so many times its shorter side."""
 _MARGIN: Final = 0.15
 """Of the height of a line's box, above and below its ink; measured on texts over photographs."""
 _X_HEIGHT: Final = 0.53
@@ -105,7 +110,7 @@ class Reader:
         Words of one row go from left to right, rows from top to bottom.
         """
         # RapidOCR expects the channels in OpenCV's order.
-        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        pixels = _padded(np.asarray(image.convert("RGB"))[:, :, ::-1])
         # It keeps the options of a call in attributes.
         with self._lock:
             found = self._network(pixels)
@@ -116,6 +121,21 @@ class Reader:
             for line in zip(found.boxes, found.txts, found.scores, found.word_results, strict=True)
         ]
         return [word for line in _reading_order(lines) for word in line]
+
+
+def _padded(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Makes a very narrow or small image wider, below and on the right, in its mean colour.
+
+    The reader enlarges an image until its shorter side has 736 pixels; without this, a strip of
+    3 x 500 pixels would take gigabytes.
+    """
+    height, width = pixels.shape[:2]
+    least = max(_LEAST_SIDE, -(-max(height, width) // _NARROWEST))
+    shape = (max(height, least), max(width, least), 3)
+    padded = np.empty(shape, np.uint8)
+    padded[:] = np.rint(pixels.mean(axis=(0, 1))).astype(np.uint8)
+    padded[:height, :width] = pixels
+    return padded
 
 
 def _is_count(value: Any) -> bool:
