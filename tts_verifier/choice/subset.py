@@ -25,7 +25,7 @@ Embed = Callable[[Sequence[Image.Image]], Any]
 
 DIVERSITY: Final = 0.3
 """The default weight of the distances."""
-_THUMBNAIL: Final = 8
+_LAYOUT_SIDE: Final = 8
 """Width and height of the thumbnails that images are compared by, in pixels."""
 _LEVELS: Final = 4
 """Levels of each colour channel in a histogram."""
@@ -51,14 +51,16 @@ def choose_subset(
     Raises:
         InputError: an argument is out of range, or the features do not fit the values.
     """
-    _check(k, diversity)
+    _check_choice(k, diversity)
     array = _as_features(features, len(values))
     usable = [i for i in order(values) if not math.isnan(values[i])]
     if len(usable) <= k:
         return usable
     quality = _ranks([values[i] for i in usable])
     distance = _distances(array[usable])
-    chosen = _exchanged(_greedy(quality, distance, k, diversity), quality, distance, diversity)
+    chosen = _exchanged(
+        _added_one_by_one(quality, distance, k, diversity), quality, distance, diversity
+    )
     return [usable[i] for i in sorted(chosen)]
 
 
@@ -94,18 +96,18 @@ def image_features(images: Sequence[Image.Image]) -> NDArray[np.float64]:
     """
     rows = []
     for image in images:
-        small = image.convert("RGB").resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+        small = image.convert("RGB").resize((_LAYOUT_SIDE, _LAYOUT_SIDE), Image.Resampling.BOX)
         thumbnail = np.asarray(small, np.float64).ravel() / 255
         pixels = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.NEAREST))
         cells = pixels.reshape(-1, 3) // (256 // _LEVELS) @ (_LEVELS**2, _LEVELS, 1)
         shares = np.bincount(cells, minlength=_LEVELS**3) / len(cells)
         # Roots of shares have distances of at most the root of 2, as Hellinger's; the thumbnail's
         # are divided to be of the same size.
-        rows.append(np.concatenate((thumbnail / _THUMBNAIL, np.sqrt(shares))))
-    return np.array(rows).reshape(len(rows), 3 * _THUMBNAIL**2 + _LEVELS**3)
+        rows.append(np.concatenate((thumbnail / _LAYOUT_SIDE, np.sqrt(shares))))
+    return np.array(rows).reshape(len(rows), 3 * _LAYOUT_SIDE**2 + _LEVELS**3)
 
 
-def _check(k: int, diversity: float) -> None:
+def _check_choice(k: int, diversity: float) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k must be a number from 1 up, got {k!r}.", argument="k")
     number = isinstance(diversity, int | float) and not isinstance(diversity, bool)
@@ -162,7 +164,7 @@ def _gains(
     return gains
 
 
-def _greedy(
+def _added_one_by_one(
     quality: NDArray[np.float64], distance: NDArray[np.float64], k: int, diversity: float
 ) -> list[int]:
     # Candidates are sorted, so the first is the best.

@@ -1,5 +1,6 @@
 """The example and the benchmark that draw texts on real photographs."""
 
+import importlib
 import runpy
 import sys
 from pathlib import Path
@@ -15,8 +16,7 @@ pytest.importorskip("skimage")
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 sys.path.append(str(EXAMPLES / "benchmarks"))
-import ocr_judge
-import photo_texts
+ocr_judge, photo_texts = map(importlib.import_module, ("ocr_judge", "photo_texts"))
 
 
 def test_a_scene_and_its_image_follow_from_a_number():

@@ -23,7 +23,7 @@ NOTHING_QUOTED: Final = (
     "Not judged: the prompt has no text in quotes. Put the text that the image should show in "
     'quotes, as in: a shop with a sign that says "OPEN".'
 )
-_CELLS: Final = 256
+_GRID_SIDE: Final = 256
 """The longer side of a heatmap's grid; a smaller image has a cell for each pixel."""
 
 
@@ -108,13 +108,13 @@ class OCRVerifier(Verifier):
             "text_match": sum(match.similarity for match in matches) / len(matches),
             "text_exact": float(all(match.similarity == 1 for match in matches)),
         }
-        heatmap = Heatmap(_heat(wrong, image.size), image.size)
-        boxes = tuple(_bounds(quad, image.size) for quad in wrong)
-        text = "\n".join(_line(match, words) for match in matches)
+        heatmap = Heatmap(_heat_of_words(wrong, image.size), image.size)
+        boxes = tuple(_box_around(quad, image.size) for quad in wrong)
+        text = "\n".join(_said_of(match, words) for match in matches)
         return Verdict(scores, Heatmaps({"misspelling": heatmap}), boxes, text, detail, cost)
 
 
-def _line(match: Match, words: Sequence[Word]) -> str:
+def _said_of(match: Match, words: Sequence[Word]) -> str:
     """Returns what is said of one wanted text."""
     if not match.words:
         read = "no text at all" if not words else "nothing like it"
@@ -126,19 +126,19 @@ def _line(match: Match, words: Sequence[Word]) -> str:
     return f'"{match.wanted}": read "{read}", {match.similarity:.3f}, wrong: {wrong}.'
 
 
-def _heat(quads: Sequence[Quad], size: tuple[int, int]) -> NDArray[np.float32]:
+def _heat_of_words(quads: Sequence[Quad], size: tuple[int, int]) -> NDArray[np.float32]:
     """Returns a grid with the share of each cell that words cover."""
     cells = Image.new("L", size)
     draw = ImageDraw.Draw(cells)
     for quad in quads:
         draw.polygon(quad, fill=255)
-    scale = min(1.0, _CELLS / max(size))
+    scale = min(1.0, _GRID_SIDE / max(size))
     grid = (max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))
     shares = np.asarray(cells.resize(grid, Image.Resampling.BOX), np.float32) / np.float32(255)
     return np.ascontiguousarray(shares)
 
 
-def _bounds(quad: Quad, size: tuple[int, int]) -> Box:
+def _box_around(quad: Quad, size: tuple[int, int]) -> Box:
     """Returns the upright box around a word, inside the image."""
     xs, ys = (np.clip([corner[axis] for corner in quad], 0, size[axis]) for axis in (0, 1))
     return float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys))

@@ -114,7 +114,7 @@ class Reader:
         Words of one row go from left to right, rows from top to bottom.
         """
         # RapidOCR expects the channels in OpenCV's order.
-        pixels = _padded(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        pixels = _widened(np.asarray(image.convert("RGB"))[:, :, ::-1])
         # It keeps the options of a call in attributes.
         with self._lock:
             found = self._network(pixels)
@@ -127,7 +127,7 @@ class Reader:
         return [word for line in _reading_order(lines) for word in line]
 
 
-def _padded(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _widened(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Makes a very narrow or small image wider, below and on the right, in its mean colour.
 
     The reader enlarges an image until its shorter side has `_SHORTER_SIDE` pixels; without this,
