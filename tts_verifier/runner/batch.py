@@ -238,6 +238,8 @@ def _trial(
 
 
 def _unusable(verdict: Verdict) -> str:
+    if verdict.error:
+        return verdict.error
     missing = [name for name, value in verdict.scores.items() if not math.isfinite(value)]
     return f"the reply has no usable {', '.join(missing) or 'score for the objective'}"
 

@@ -120,11 +120,13 @@ class PairScorer:
         row = self.named(pair)
         if isinstance(verdict, str):
             return row | {"objective": None, "error": verdict}
+        error = {"error": verdict.error} if verdict.error else {}
         return row | {
             "objective": finite(self._verifier.objective(verdict.scores)),
             **{name: finite(value) for name, value in verdict.scores.items()},
             "boxes": verdict.boxes,
             "reply": verdict.text,
+            **error,
         }
 
 

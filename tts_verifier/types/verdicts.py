@@ -103,8 +103,9 @@ class Verdict:
     """How good an image is, where it is wrong and why."""
 
     scores: Mapping[str, float]
-    """Scores by name, in [0, 1]; higher is better; NaN where the reply has none. A score whose
-    name ends in `_expected` is the expectation over the probabilities of the score's digits."""
+    """Scores by name; higher is better; NaN where the reply has none. ImageDoctor's are in [0, 1],
+    other verifiers name their own range. A score whose name ends in `_expected` is the expectation
+    over the probabilities of the score's digits."""
     heatmaps: Heatmaps = field(default_factory=Heatmaps)
     """Heatmaps of what is wrong; `misalignment` and `artifact` for ImageDoctor."""
     boxes: tuple[Box, ...] = ()
@@ -115,6 +116,8 @@ class Verdict:
     """How thoroughly the image was verified."""
     cost: Cost = field(default_factory=Cost)
     """The cost of the verdict."""
+    error: str = ""
+    """Why scores are NaN, if the reply alone does not say it; empty if they are usable."""
 
     def overlay(self, image: Image.Image, name: str | None = None) -> Image.Image:
         """Returns an RGB copy of the verified image with a heatmap and the boxes over it.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tts_verifier.verifiers.rules.matching import best_matches
+from tts_verifier.verifiers.rules.matching import best_matches, pieces_of
 
 
 def parts(wanted: str, read: str) -> list[str]:
@@ -41,6 +41,22 @@ def test_no_word_serves_two_texts() -> None:
     matches = best_matches(["OPEN A", "A B"], ["OPEN", "A", "B"])
     assert sum(len(match.words) for match in matches) == 3
     assert sum(match.similarity for match in matches) == pytest.approx(0.8 + 1)
+
+
+@pytest.mark.parametrize(
+    ("word", "wanted", "pieces"),
+    [
+        ("OPEN24", ["open", "24"], ["OPEN", "24"]),
+        ("OPXN24", ["open", "24"], ["OPXN", "24"]),
+        ("FRESHCOFFEETEA", ["fresh coffee", "tea"], ["FRESHCOFFEE", "TEA"]),
+        ("OPENOPEN", ["OPEN", "x"], ["OPEN", "OPEN"]),
+        ("OPEN", ["OPEN", "PE"], ["OPEN"]),
+        ("open", ["OPEN", "x"], ["open"]),
+        ("STRAßE24", ["strasse", "24"], ["STRAßE24"]),
+    ],
+)
+def test_words_that_were_read_as_one_are_split(word, wanted, pieces) -> None:
+    assert pieces_of(word, wanted) == pieces
 
 
 def test_case_counts_where_it_is_asked_for() -> None:

@@ -64,6 +64,12 @@ def test_right_text_scores_one_and_a_wrong_letter_less(judge) -> None:
     assert heat[:110].max() == 0
 
 
+def test_texts_that_are_read_as_one_word_are_judged_apart(judge) -> None:
+    verdict = judge.verify([sign(("OPEN24",))], ['signs that say "OPEN" and "25"'])[0]
+    assert verdict.scores == {"text_match": 0.75, "text_exact": 0.0}
+    assert verdict.text.splitlines()[0] == '"OPEN": read as it should be.'
+
+
 def test_a_picture_without_text_scores_zero_and_says_so(judge) -> None:
     verdict = judge.verify([sign(())], [PROMPT])[0]
     assert verdict.scores == {"text_match": 0.0, "text_exact": 0.0}
@@ -76,7 +82,9 @@ def test_a_prompt_without_quotes_is_not_judged(judge) -> None:
     verdict = judge.verify([sign(TEXTS)], ["a sign that says OPEN"])[0]
     assert all(math.isnan(value) for value in verdict.scores.values())
     assert set(verdict.scores) == set(judge.score_names)
-    assert verdict.text.startswith("Not judged: the prompt has no text in quotes. Put the text")
+    assert verdict.error.startswith("Not judged: the prompt has no text in quotes. Put the text")
+    result = run(["a sign"], FakeGenerator(), judge, BestOfN(1))
+    assert result.trials[0].error == verdict.error
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3)])

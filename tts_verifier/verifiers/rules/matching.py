@@ -66,6 +66,34 @@ def best_matches(
     return matches
 
 
+def pieces_of(word: str, wanted: Sequence[str], *, case_sensitive: bool = False) -> list[str]:
+    """Splits a word where wanted texts begin and end in it, because readers miss spaces.
+
+    White space does not count in a comparison, so a split that was not needed does no harm.
+
+    Args:
+        word: that was read.
+        wanted: texts; the longer ones count first.
+        case_sensitive: whether "Open" and "OPEN" differ.
+    """
+    shown = "".join(_letters(word, case_sensitive))
+    texts = {folded(text, case_sensitive=case_sensitive) for text in wanted}
+    if shown in texts:
+        return [word]
+    for text in sorted(texts, key=lambda text: (-len(text), text)):
+        start = shown.find(text)
+        # Where a letter becomes two in a comparison, places are not those of the word.
+        if start >= 0 and len(shown) == len(word):
+            parts = (word[:start], word[start : start + len(text)], word[start + len(text) :])
+            return [
+                piece
+                for part in parts
+                if part
+                for piece in pieces_of(part, wanted, case_sensitive=case_sensitive)
+            ]
+    return [word]
+
+
 def _letters(word: str, case_sensitive: bool) -> list[str]:
     """Returns each letter of a word as it is compared; "ß" becomes two."""
     return [folded(letter, case_sensitive=case_sensitive) for letter in word]

@@ -15,7 +15,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_pairs
 from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
-from tts_verifier.verifiers.rules.matching import Match, best_matches
+from tts_verifier.verifiers.rules.matching import Match, best_matches, pieces_of
 from tts_verifier.verifiers.rules.quoted import quoted_texts
 from tts_verifier.verifiers.rules.reader import Quad, Reader, Word
 
@@ -43,7 +43,7 @@ class OCRVerifier(Verifier):
 
     An image without any text scores 0: what the prompt asks for is missing, and the verdict's text
     says so. A prompt without quoted text cannot be judged: its scores are NaN, and the verdict's
-    text has the reason.
+    `error` has the reason.
 
     Args:
         case_sensitive: whether "Open" and "OPEN" differ.
@@ -98,8 +98,12 @@ class OCRVerifier(Verifier):
         wanted = quoted_texts(prompt)
         if not wanted:
             nothing = dict.fromkeys(self.score_names, math.nan)
-            return Verdict(nothing, text=NOTHING_QUOTED, detail=detail, cost=cost)
+            return Verdict(nothing, detail=detail, cost=cost, error=NOTHING_QUOTED)
         words = self.read(image)
+        if len(wanted) > 1:
+            cased = self.case_sensitive
+            pieces = [pieces_of(word.text, wanted, case_sensitive=cased) for word in words]
+            words = [w for word, p in zip(words, pieces, strict=True) for w in word.split(p)]
         matches = best_matches(
             wanted, [word.text for word in words], case_sensitive=self.case_sensitive
         )

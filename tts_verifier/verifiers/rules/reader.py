@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -49,6 +49,15 @@ class Word:
     """The reader's, of its line, in [0, 1]."""
     tall: tuple[bool, bool]
     """Whether letters of its line rise above, and whether they fall below, those like x."""
+
+    def split(self, pieces: Sequence[str]) -> list[Word]:
+        """Returns the word in pieces, which are its text when they are joined."""
+        words, start = [], 0
+        for piece in pieces:
+            letters = self.letters[start : start + len(piece)]
+            words.append(replace(self, text=piece, letters=letters))
+            start += len(piece)
+        return words
 
     def quad(self, first: int = 0, last: int = -1) -> Quad:
         """Returns the corners around the ink of some letters, first to last."""
