@@ -27,6 +27,7 @@ _QUOTED: Final = re.compile(
     ),
     re.IGNORECASE | re.DOTALL,
 )
+_DOUBLED: Final = re.compile(r'""(?=\S)([^"]+)(?<=\S)""')
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -41,7 +42,7 @@ def quoted_texts(prompt: str) -> list[str]:
     """
     if not re.search(r'(?<!\\)"', prompt):
         prompt = prompt.replace('\\"', '"')
-    prompt = re.sub(r'(?<!\\)"{2,}', '"', prompt)
+    prompt = _DOUBLED.sub(r'"\1"', prompt).replace('""', "")
     found = []
     for match in _QUOTED.finditer(prompt):
         text = next(group for group in match.groups() if group is not None)
