@@ -87,7 +87,7 @@ def test_a_prompt_without_quotes_is_not_judged(judge) -> None:
     assert result.trials[0].error == verdict.error
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 500)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 60)])
 def test_a_picture_of_any_shape_can_be_judged(judge, size: tuple[int, int]) -> None:
     verdict = judge.verify([Image.new("RGB", size)], [PROMPT])[0]
     assert verdict.scores["text_match"] == 0
@@ -95,6 +95,8 @@ def test_a_picture_of_any_shape_can_be_judged(judge, size: tuple[int, int]) -> N
 
 
 def test_it_is_a_verifier_like_any_other(judge) -> None:
+    settings = {"verifier": "ocr", "model": "PP-OCRv6 small", "case_sensitive": False}
+    assert judge.settings == settings
     check_verifier(judge, [sign(("OPEN",)), sign(TEXTS)], [PROMPT] * 2)
     assert names_of_scores(judge.verify([sign(())], [PROMPT])) == dict.fromkeys(judge.score_names)
 

@@ -66,12 +66,12 @@ class OCRVerifier(Verifier):
                 argument="case_sensitive",
             )
         self.case_sensitive = case_sensitive
+        self._reader = Reader(threads)
         self.settings: Mapping[str, Setting] = {
             "verifier": "ocr",
-            "model": "PP-OCRv6 small",
+            "model": self._reader.model,
             "case_sensitive": case_sensitive,
         }
-        self._reader = Reader(threads)
 
     def read(self, image: Image.Image) -> list[Word]:
         """Returns the words of an RGB image, in reading order."""

@@ -110,6 +110,9 @@ class Reader:
             self._network = RapidOCR(params=params)
             # The weights are loaded with the first image; a run should not draw before.
             self._network(np.full((64, 64, 3), 255, np.uint8))
+            weights = self._network.cfg.Rec
+            self.model = f"{weights.ocr_version.value} {weights.model_type.value}"
+            """The name of the weights, which another version of rapidocr may exchange."""
         except Exception as error:
             raise CheckpointError(
                 f"The weights of the OCR judge must be in rapidocr's wheel, and loading them "
