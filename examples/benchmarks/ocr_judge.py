@@ -1,8 +1,8 @@
 """The OCR judge on texts drawn over photographs, right and with one wrong letter.
 
-    python examples/benchmarks/ocr_judge.py ocr/cpu.parquet --count 600
-    python examples/benchmarks/ocr_judge.py ocr/cpu.parquet --count 600 --minutes 5   # in pieces
-    python examples/benchmarks/ocr_judge.py ocr/cpu.parquet --count 0                 # figures only
+    python examples/benchmarks/ocr_judge.py ocr/cpu.parquet --count 520
+    python examples/benchmarks/ocr_judge.py ocr/cpu.parquet --count 520 --minutes 5   # in pieces
+    python examples/benchmarks/ocr_judge.py ocr/cpu.parquet --count 0 --page     # only the table
 
 The paths are relative to examples/benchmarks. For every number the judge reads two images of the
 same photograph and layout: the text, and the text with one letter replaced. Rows that the file
@@ -31,6 +31,9 @@ from tts_verifier.types import Box, Verdict
 from tts_verifier.verifiers.rules import OCRVerifier
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent.parent / "tts_verifier" / "verifiers" / "rules" / "OCR.md"
+MARKERS = ("<!-- figures -->\n", "<!-- end -->")
+"""The table stands between them."""
 Row = dict[str, Any]
 
 
@@ -74,34 +77,44 @@ def row(judge: OCRVerifier, number: int) -> Row:
     }
 
 
-def share(name: str, values: Sequence[bool]) -> str:
-    """Returns a line with a share and its interval."""
-    low, high = wilson(sum(values), len(values))
-    return f"{name}: {sum(values) / len(values):.1%} [{low:.1%}, {high:.1%}] of {len(values)}"
+def share(name: str, goal: str, values: Sequence[bool]) -> str:
+    """Returns a row of the table: a share, its interval and the goal."""
+    rate, (low, high) = sum(values) / len(values), wilson(sum(values), len(values))
+    return f"| {name} | {100 * rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}] | {goal} |"
 
 
-def figures(rows: Sequence[Row]) -> str:
-    """Returns the figures of the rows."""
-    seconds = sorted(r["seconds"] for r in rows)
-    return "\n".join(
-        (
-            share("exact texts at 0.95 or more", [r["score"] >= 0.95 for r in rows]),
-            share("exact texts with the exact flag", [r["exact"] for r in rows]),
-            share("wrong letter below exact", [r["wrong_score"] < r["score"] for r in rows]),
-            share("wrong letter with the exact flag", [r["wrong_exact"] for r in rows]),
-            share("box of the wrong word at 0.5 or more", [r["overlap"] >= 0.5 for r in rows]),
-            share("only one box", [r["boxes"] == 1 for r in rows]),
-            f"seconds an image, median: {seconds[len(seconds) // 2]:.2f}",
-        )
-    )
+def table(rows: Sequence[Row]) -> str:
+    """Returns the figures of the rows as Markdown."""
+    lines = [
+        f"{len(rows)} texts, {2 * len(rows)} images:",
+        "",
+        "| figure | share [95 % Wilson] | goal |",
+        "|---|---|---|",
+        share("exact texts that score 0.95 or more", "95 %", [r["score"] >= 0.95 for r in rows]),
+        share("exact texts with `text_exact` 1", "", [r["exact"] for r in rows]),
+        share(
+            "pairs in which the wrong text scores less than the exact one",
+            "98 %",
+            [r["wrong_score"] < r["score"] for r in rows],
+        ),
+        share("wrong texts with `text_exact` 1", "", [r["wrong_exact"] for r in rows]),
+        share(
+            "wrong texts with a box of overlap (IoU) 0.5 or more with the wrong word's ink",
+            "90 %",
+            [r["overlap"] >= 0.5 for r in rows],
+        ),
+        share("wrong texts with exactly one box", "", [r["boxes"] == 1 for r in rows]),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--count", type=int, default=520)
     parser.add_argument("--minutes", type=float, default=1e9, help="stops after this")
     parser.add_argument("--threads", type=int, help="of the CPU for one image")
+    parser.add_argument("--page", action="store_true", help="writes the table into OCR.md")
     options = parser.parse_args()
     path = HERE / options.out
     rows = parquet.read_table(path).to_pylist() if path.exists() else []
@@ -116,7 +129,13 @@ def main() -> None:
         parser.exit(1, f"{path} has no rows.\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-    print(figures(rows))
+    print(table(rows))
+    seconds = sorted(r["seconds"] for r in rows)
+    print(f"\nseconds an image, median: {seconds[len(seconds) // 2]:.2f}")
+    if options.page:
+        text = PAGE.read_text("utf-8")
+        start, end = text.index(MARKERS[0]) + len(MARKERS[0]), text.index(MARKERS[1])
+        PAGE.write_text(f"{text[:start]}{table(rows)}\n{text[end:]}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_the_benchmark_continues_a_file(tmp_path, monkeypatch, capsys):
     rows = parquet.read_table(path).to_pylist()
     assert [row["number"] for row in rows] == [0, 1]
     assert all(row["score"] > row["wrong_score"] for row in rows)
-    assert "box of the wrong word at 0.5 or more" in capsys.readouterr().out
+    assert "| pairs in which the wrong text scores less" in capsys.readouterr().out
 
 
 @pytest.mark.slow
