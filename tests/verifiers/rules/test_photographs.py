@@ -60,4 +60,5 @@ def test_the_example_ranks_spellings_and_mends_a_sign(tmp_path, monkeypatch, cap
     values = [float(line.split()[1]) for line in lines[:9]]
     assert values == [1.0, 0.909, 0.727] * 3
     assert lines[9] == "inpaint_reroll: 0.909 -> 1.000"
-    assert Image.open(sheet).width > 1000
+    with Image.open(sheet) as image:
+        assert image.width > 1000

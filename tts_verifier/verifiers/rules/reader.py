@@ -129,7 +129,7 @@ class Reader:
         pixels = _widened(np.asarray(image.convert("RGB"))[:, :, ::-1])
         # It keeps the options of a call in attributes.
         with self._lock:
-            found = self._network(pixels)
+            found: Any = self._network(pixels)
         if not getattr(found, "txts", None):
             return []
         lines = [
