@@ -32,6 +32,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "visualquality-r1": "tts_verifier.verifiers.vision_language.unifiedreward:VisualQuality",
         "vqascore": "tts_verifier.verifiers.vision_language.vqascore:VQAScore",
         "remote": "tts_verifier.verifiers.remote:Remote",
+        "ocr": "tts_verifier.verifiers.rules.ocr:OCRVerifier",
         "shapes-judge": "tts_verifier.shapes.verifiers:JudgeVerifier",
         "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",
         "clip": "tts_verifier.verifiers.contrastive.clip:ClipScore",

@@ -35,6 +35,18 @@ def test_a_run_prints_recipe_and_summary_and_leaves_its_folder(tmp_path: Path) -
     assert len(pd.read_parquet(tmp_path / "run" / "trials.parquet")) == 9
 
 
+def test_a_run_writes_a_set_of_each_prompt_where_one_is_asked_for(tmp_path: Path) -> None:
+    arguments = ("fake", "strategy.n=3", "--output", tmp_path / "run", "--set", 2)
+    done = invoke("run", *arguments)
+    assert done.exit_code == 0, done.output
+    assert f"sets: {tmp_path / 'run' / 'sets_of_2'}" in done.output
+    names = sorted(p.name for p in (tmp_path / "run" / "sets_of_2").iterdir())
+    assert names[:2] == ["0000-1.png", "0000-2.png"]
+    first, chosen = (tmp_path / "run" / p for p in ("sets_of_2/0000-1.png", "chosen/0000.png"))
+    assert first.read_bytes() == chosen.read_bytes()
+    assert invoke("run", *arguments[:-1], 0).exit_code == 2
+
+
 def test_a_quiet_run_prints_nothing(tmp_path: Path) -> None:
     done = invoke("run", "fake", "--quiet", "--output", tmp_path)
     assert (done.exit_code, done.output) == (0, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.log.storage.files import Folder
+from tts_verifier.types import Trial
 from tts_verifier.types.paths import file_names
 
 SHEET_PROMPTS: Final = 16
@@ -38,6 +39,30 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
             files.write(path, _png(row.chosen.image.load()), flush=False)
     files.write("chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), flush=False)
     files.sweep()
+
+
+def write_subsets(subsets: Mapping[str, Sequence[Trial]], k: int, folder: Path) -> Path:
+    """Writes `sets_of_K/<prompt id>-<place>.png` into a run folder, the best image as place 1.
+
+    Args:
+        subsets: prompt id -> its images, from `RunResult.subsets`.
+        k: how many were asked for.
+        folder: the run folder.
+
+    Returns:
+        The folder of the images.
+
+    Raises:
+        RunError: the folder cannot be written, or holds a link in the place of these files.
+    """
+    files, names = Folder(folder), file_names(subsets)
+    for prompt_id, trials in subsets.items():
+        for place, trial in enumerate(trials, 1):
+            if trial.image is not None:
+                path = f"sets_of_{k}/{names[prompt_id]}-{place}.png"
+                files.write(path, _png(trial.image.load()), flush=False)
+    files.sweep()
+    return folder / f"sets_of_{k}"
 
 
 def sheet(rows: Sequence[PromptSummary]) -> Image.Image:

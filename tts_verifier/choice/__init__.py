@@ -3,6 +3,7 @@
 from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective, Pick, choose, order
 from tts_verifier.choice.rank_correlation import spearman
 from tts_verifier.choice.ranking import Ranked, Ranking
+from tts_verifier.choice.subset import choose_subset, image_features
 from tts_verifier.choice.summary import (
     JudgeSummary,
     PromptSummary,
@@ -23,6 +24,8 @@ __all__ = [
     "Ranking",
     "Summary",
     "choose",
+    "choose_subset",
+    "image_features",
     "order",
     "spearman",
     "summarise",

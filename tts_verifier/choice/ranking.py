@@ -8,6 +8,13 @@ from typing import overload
 
 from PIL import Image
 
+from tts_verifier.choice.subset import (
+    DIVERSITY,
+    Embed,
+    choose_subset,
+    image_features,
+    places,
+)
 from tts_verifier.images.display import card
 from tts_verifier.types import Verdict
 from tts_verifier.types.score_names import written_scores
@@ -50,6 +57,24 @@ class Ranking(Sequence[Ranked]):
     def best(self) -> Ranked:
         """The first item; IndexError if the ranking is empty."""
         return self._items[0]
+
+    def subset(
+        self, k: int, *, diversity: float = DIVERSITY, embed: Embed = image_features
+    ) -> Ranking:
+        """Returns k images that are good and differ from one another, the best one first.
+
+        Args:
+            k: how many; where fewer have a usable score, these are returned.
+            diversity: in [0, 1]; 0 = the k best, 1 = the best one and what differs most from it.
+            embed: RGB images -> (n, d) features by whose distances they differ, such as an
+                embedding of CLIP or DINO; by default layout and colour.
+
+        Raises:
+            InputError: a number is out of range, or the features are not usable.
+        """
+        values = places([(item.verdict.detail, item.objective) for item in self])
+        features = embed([item.image for item in self])
+        return Ranking([self[i] for i in choose_subset(values, features, k, diversity=diversity)])
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{item.index}: {item.objective:.3f}" for item in self._items)

@@ -26,6 +26,13 @@ NOTHING_USABLE: Final = 3
     metavar="LOG",
     help="Verify a run's candidates again, with the recipe's verifier, judge and objective.",
 )
+@click.option(
+    "--set",
+    "subset",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Also write K good and different images of each prompt, to OUTPUT/sets_of_K.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and result as JSON lines.")
 @friendly_errors
@@ -46,6 +53,7 @@ def run_command(
     Example:
         tts-run bestofn strategy.n=4 seed=1 --output runs/first
         tts-run bestofn --rejudge runs/first --output runs/again
+        tts-run bestofn --output runs/first --set 4
     """
     from tts_verifier.recipe import load_recipe, run_recipe
     from tts_verifier.runner.progress import progress_view
@@ -58,6 +66,7 @@ def run_command(
             checked,
             output=output,
             rejudge=options["rejudge"],
+            subset=options["subset"],
             say=(lambda text: None) if quiet or as_json else say,
             progress=progress,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tts_verifier.analysis.contact_sheet import write_chosen
+from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
 from tts_verifier.loading.regular_files import user_path
@@ -32,11 +32,14 @@ class Outcome:
     """The run folder: the log, the chosen images and a sheet of them."""
     failure: str = ""
     """Why no candidate of any prompt is usable; empty if one is."""
+    sets: Path | None = None
+    """The folder of the sets; None if none were asked for."""
 
     def __str__(self) -> str:
         """Returns the text for a terminal."""
-        sheet = self.folder / "chosen.png"
-        return f"{summary_text(self.summary)}\nchosen images: {sheet}\nlog: {self.folder}"
+        lines = [summary_text(self.summary), f"chosen images: {self.folder / 'chosen.png'}"]
+        lines += [f"sets: {self.sets}"] if self.sets else []
+        return "\n".join([*lines, f"log: {self.folder}"])
 
     def as_json(self) -> str:
         """Returns one line of JSON."""
@@ -49,6 +52,7 @@ def run_recipe(
     *,
     output: Path | None = None,
     rejudge: Path | None = None,
+    subset: int | None = None,
     say: Callable[[str], object] = print,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -59,6 +63,8 @@ def run_recipe(
         output: run folder; None = the recipe's.
         rejudge: a run folder. Its candidates are verified again with the recipe's verifier, judge
             and objective; the recipe's generator, strategy, budget and prompts are not used.
+        subset: how many good and different images of each prompt to write as well, into
+            `sets_of_K/`; None = none.
         say: receives the resolved recipe as YAML, to show to the user.
         progress: counts and displays the progress; None = no display.
 
@@ -82,7 +88,8 @@ def run_recipe(
     result = execute(setup, prompts, folder=folder, progress=progress, recipe=resolved)
     summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
-    return Outcome(summary, folder, _failure(result, summary, folder))
+    sets = None if subset is None else write_subsets(result.subsets(subset), subset, folder)
+    return Outcome(summary, folder, _failure(result, summary, folder), sets)
 
 
 def _failure(result: RunResult, summary: Summary, folder: Path) -> str:

@@ -6,14 +6,23 @@ take 17 bytes a trial, so memory hardly grows with the number of trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from tts_verifier.choice.objective import choose
+from tts_verifier.choice.subset import (
+    DIVERSITY,
+    Embed,
+    choose_subset,
+    image_features,
+    places,
+)
 from tts_verifier.choice.summary import PromptSummary, summarise_prompt
 from tts_verifier.errors import RunError
 from tts_verifier.log import read_picks, read_trials
@@ -128,6 +137,33 @@ class RunResult:
         for trial in self.trials:
             trials[trial.prompt.id].append(trial)
         return {prompt_id: choose(history) for prompt_id, history in trials.items()}
+
+    def subsets(
+        self, k: int, *, diversity: float = DIVERSITY, embed: Embed = image_features
+    ) -> dict[str, tuple[Trial, ...]]:
+        """Returns k trials for each prompt whose images are good and differ from one another.
+
+        The chosen trial comes first. A prompt with fewer usable trials has all of these.
+
+        Args:
+            k: how many images a prompt gets.
+            diversity: in [0, 1]; 0 = the k best, 1 = the best one and what differs most from it.
+            embed: RGB images -> (n, d) features by whose distances they differ, such as an
+                embedding of CLIP or DINO; by default layout and colour. Called for each prompt.
+
+        Raises:
+            InputError: a number is out of range, or the features are not usable.
+            RunError: the folder is damaged.
+        """
+        found = {}
+        for prompt_id, choice in self.choices.items():
+            usable = [t for t in choice.order if t.image and not math.isnan(t.objective)]
+            ranked = [(t.verdict.detail if t.verdict else "", t.objective) for t in usable]
+            images = [t.image.load() for t in usable if t.image]
+            features = embed(images) if images else np.empty((0, 1))
+            chosen = choose_subset(places(ranked), features, k, diversity=diversity)
+            found[prompt_id] = tuple(usable[i] for i in chosen)
+        return found
 
     @property
     def images(self) -> dict[str, Image.Image]:
