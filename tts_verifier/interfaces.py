@@ -221,7 +221,9 @@ class Verifier(ABC):
         verdicts = self.verify(converted, [prompt] * len(converted), detail=detail)
         if isinstance(chosen, Objective):
             chosen.check_names(names_of_scores(verdicts))
-        items = [Ranked(i, converted[i], chosen(v.scores), v) for i, v in enumerate(verdicts)]
+        values = _objectives_of(chosen, verdicts)
+        rows = enumerate(zip(converted, values, verdicts, strict=True))
+        items = [Ranked(i, image, value, verdict) for i, (image, value, verdict) in rows]
         items = [items[i] for i in order([item.objective for item in items])]
         if looks is not None:
             items[:looks] = self._diagnosed(items[:looks], prompt, chosen)
@@ -235,7 +237,7 @@ class Verifier(ABC):
     ) -> list[Ranked]:
         """Diagnoses images and sorts them; those without a usable diagnosis stay as they are."""
         verdicts = self.verify([item.image for item in items], [prompt] * len(items))
-        values = [objective(verdict.scores) for verdict in verdicts]
+        values = _objectives_of(objective, verdicts)
         diagnosed = []
         for item, full, value in zip(items, verdicts, values, strict=True):
             quick = item.verdict
@@ -262,6 +264,16 @@ class Verifier(ABC):
         # Found by name: the interface must not import its implementations.
         verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
         return verifier
+
+
+def _objectives_of(
+    objective: Callable[[Mapping[str, float]], float], verdicts: Sequence[Verdict]
+) -> list[float]:
+    """Returns the objectives of the images of one prompt, all verified in the same detail."""
+    scores = [verdict.scores for verdict in verdicts]
+    if isinstance(objective, Objective):
+        return objective.among(scores)
+    return [objective(row) for row in scores]
 
 
 def check_quick(verifier: Any, name: str) -> None:

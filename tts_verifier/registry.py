@@ -24,6 +24,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "fake": "tts_verifier.testing:FakeGenerator",
     },
     "verifier": {
+        "ensemble": "tts_verifier.verifiers.ensemble:Ensemble",
         "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
         "shapes-judge": "tts_verifier.shapes.verifiers:JudgeVerifier",
         "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "--verifier",
     default="shapes",
     show_default=True,
-    help="A folder, a hub id, shapes, or the name of a verifier as in recipes.",
+    help="A folder, a hub id, shapes, the name of a verifier as in recipes, or a recipe's file.",
 )
 @click.option("--format", "form", type=click.Choice(["table", "jsonl"]), default="table")
 @click.option(
@@ -61,13 +61,12 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         score_pairs,
         score_pairs_into,
     )
-    from tts_verifier.verifiers.load import load_verifier
 
     quiet_libraries()
     output, detail = options["output"], options["detail"]
     pairs, of_tables = _pairs(images, prompt, options)
     paths = [pair.image for pair in pairs]
-    verifier = load_verifier(options["verifier"])
+    verifier = _verifier(options["verifier"])
     if of_tables and output is None:
         rows = score_pairs(verifier, pairs, detail=detail)
     elif of_tables:
@@ -84,6 +83,16 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     if output is not None:
         place = readable_name(output)
         say(f"{len(rows)} images, {len(failed)} failed: {place}", err=True)
+
+
+def _verifier(name: str) -> Any:
+    """Loads a verifier: of a recipe, with its objective, or by its name."""
+    from tts_verifier.recipe import verifier_of_recipe
+    from tts_verifier.verifiers.load import load_verifier
+
+    if name.endswith((".yaml", ".yml")):
+        return verifier_of_recipe(name)
+    return load_verifier(name)
 
 
 def _pairs(

@@ -138,14 +138,33 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: there is no such recipe, or it has a mistake.
     """
     path = _locate(recipe)
-    try:
-        text = read_yaml_text(path)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
-    document = parse_document(text, str(path))
+    document = _read_document(path)
     for item in overrides:
         apply_override(document, item)
     return read_recipe(document, folder=path.parent, stem=path.stem)
+
+
+def verifier_of_recipe(recipe: str | Path) -> Any:
+    """Builds the verifier of a recipe; the recipe's objective, if it has one, becomes its own.
+
+    Args:
+        recipe: a path. The file needs no other sections: one with `verifier` alone will do.
+
+    Raises:
+        RecipeError: there is no such file, or it has a mistake.
+        CheckpointError: weights are missing or do not fit.
+    """
+    document = _read_document(_user_path(recipe))
+    check_keys(document, document.values, known=_KEYS)
+    if document.values.get("verifier") is None:
+        raise RecipeError(f"{document.place()}: a section 'verifier' is needed, it is missing.")
+    verifier = read_section(document, "verifier").build()
+    if document.values.get("objective") is not None:
+        section = read_section(document, "objective")
+        verifier.objective = section.build()
+        with section.errors_placed():
+            check_scores(verifier.objective, None, known_scores(verifier))
+    return verifier
 
 
 def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
@@ -196,6 +215,14 @@ def read_yaml_text(path: Path) -> str:
     with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
         # One more than a recipe may have: the parser says that it is too long.
         return file.read(MAX_CHARACTERS + 1)
+
+
+def _read_document(path: Path) -> Document:
+    try:
+        text = read_yaml_text(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
+    return parse_document(text, str(path))
 
 
 def _locate(recipe: str | Path) -> Path:

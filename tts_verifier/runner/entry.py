@@ -143,4 +143,5 @@ def _finish_log(log: RunLog, loop: Loop, wall: float) -> None:
         "moves": loop.placement.moves,
     }
     # A process that found every trial in the log has nothing to note.
-    log.finish(chosen, session if any(loop.seconds.values()) else None)
+    objectives = {k: v for r in loop.results.values() for k, v in r.relative_objectives().items()}
+    log.finish(chosen, session if any(loop.seconds.values()) else None, objectives=objectives)

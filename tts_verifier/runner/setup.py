@@ -108,7 +108,7 @@ class RunSetup:
             "verifier": dict(self.verifier.settings),
             "judge": dict(self.judge.settings) if self.judge else None,
             "strategy": _as_json_values(self.strategy),
-            "objective": dict(self.objective.weights),
+            "objective": self.objective.about(),
             "seed": self.seed,
             "budget": asdict(self.budget),
             "detail": self.detail,

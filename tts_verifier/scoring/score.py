@@ -57,14 +57,26 @@ class PairScorer:
         verifier: scores the images.
         detail: "score" leaves out reasons, boxes and heatmaps.
         prompts: whether rows have `prompt`.
+
+    Raises:
+        InputError: the verifier's objective is relative.
     """
 
     def __init__(self, verifier: Verifier, detail: Detail, *, prompts: bool = False) -> None:
+        if verifier.objective.relative:
+            raise InputError(
+                "Files are scored one by one, so combine must be 'sum' or 'worst', got "
+                f"{verifier.objective.combine!r}, which compares images of one prompt. Take "
+                "Verifier.rerank for that, or another combine."
+            )
         self._verifier, self._detail, self._prompts = verifier, detail, prompts
 
     def key(self, pair: Pair) -> str:
         """Returns a hash of the file's bytes (its name if it is missing), prompt and settings."""
-        settings = canonical([pair.prompt, dict(self._verifier.settings), self._detail])
+        # An objective that a recipe sets decides a row too; settings do not name it.
+        objective = vars(self._verifier).get("objective")
+        own = [] if objective is None else [objective.about()]
+        settings = canonical([pair.prompt, dict(self._verifier.settings), self._detail, *own])
         # JSON text has no NUL, so the two parts cannot run into each other.
         digest = hashlib.sha256(settings.encode() + b"\0")
         content = digest.copy()

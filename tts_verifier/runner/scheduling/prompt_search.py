@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tts_verifier.choice.objective import choose
+from tts_verifier.choice.objective import choose, with_objectives
 from tts_verifier.identity import seed_of_repeat
 from tts_verifier.log import LoggedPrompt
 from tts_verifier.runner.result import PromptResult
@@ -42,7 +42,7 @@ class PromptSearch:
 
     def next_round(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
         """Closes the last round and opens the next; returns its jobs, none when it is over."""
-        self.close_round()
+        self.close_round(setup)
         jobs = [] if self.looked else self._propose(setup, budgets)
         if not jobs and not self.looked:
             jobs, self.looked = self._look_at_best(setup, budgets), True
@@ -51,9 +51,10 @@ class PromptSearch:
         self.rounds += bool(jobs)
         return jobs
 
-    def result(self) -> PromptResult:
+    def result(self, setup: RunSetup) -> PromptResult:
         """Returns the result of the finished search."""
-        return PromptResult.of(self.prompt, self.history, logged=self.logged is not None)
+        logged, relative = self.logged is not None, setup.objective.relative
+        return PromptResult.of(self.prompt, self.history, logged=logged, relative=relative)
 
     def trial_in_log(self, job: Job) -> Trial | None:
         """Returns a job's trial from the log, None if it is not there."""
@@ -73,10 +74,11 @@ class PromptSearch:
         self.account.settle(job_id)
         self.pending.discard(job_id)
 
-    def close_round(self) -> None:
+    def close_round(self, setup: RunSetup) -> None:
         """Moves the open round's trials into the history."""
         # Trials come in the order of batches; the history has the order of the proposals.
         self.history += [self._trials[i] for i in self.jobs if i in self._trials]
+        self.history = with_objectives(self.history, setup.objective)
         # The strategy would propose the same round again for ever.
         self.over = bool(self.jobs) and not self._trials
         self.jobs, self._trials = {}, {}
