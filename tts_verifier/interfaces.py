@@ -18,6 +18,7 @@ from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
+from tts_verifier.choice.views import mark_of, preference, views
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.registry import builder
@@ -129,6 +130,27 @@ class Movable(Protocol):
         ...
 
 
+@runtime_checkable
+class Comparer(Protocol):
+    """Says of pairs of images which one fits its prompt better. Every `Verifier` is one.
+
+    A run asks about each pair in both orders, so a preference for a position cancels out.
+    """
+
+    settings: Mapping[str, Setting]
+    """Everything that determines a comparison, for the log."""
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Returns a verdict for each pair i: of first[i] and second[i], for prompt i.
+
+        Its score `preferred` is how far the first image is preferred, in [0, 1], or NaN if there
+        is no answer; its text is the reply.
+        """
+        ...
+
+
 def is_movable(part: object) -> TypeGuard[Movable]:
     """Returns whether a part has all attributes of `Movable`.
 
@@ -228,6 +250,34 @@ class Verifier(ABC):
         if looks is not None:
             items[:looks] = self._diagnosed(items[:looks], prompt, chosen)
         return Ranking(items)
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Says of pairs of images which one fits its prompt better; see `Comparer`.
+
+        Every image is diagnosed whole and in four crops that lack a narrow border, since near ties
+        come from small errors of reading, which differ from view to view. The image whose heatmaps
+        are cooler where they are hottest, in the mean of the views, is preferred; without heatmaps,
+        the one of higher objective. A verifier that can look at two images at once should override
+        this.
+
+        Raises:
+            InputError: an image or a prompt is not usable, or the lengths differ.
+        """
+        ones, others = as_images(first), as_images(second)
+        texts = check_pairs(ones, prompts)
+        check_pairs(others, texts)
+        # A tournament shows each image several times; it is diagnosed once.
+        keys = [(i.size, i.tobytes(), t) for i, t in zip([*ones, *others], texts * 2, strict=True)]
+        unique = dict(zip(keys, [*ones, *others], strict=True))
+        seen = [(view, key[2]) for key, image in unique.items() for view in views(image)]
+        verdicts = self.verify([view for view, _ in seen], [text for _, text in seen])
+        each = len(seen) // max(len(unique), 1)
+        parts = [verdicts[i : i + each] for i in range(0, len(verdicts), each or 1)]
+        marks = dict(zip(unique, (mark_of(part, self.objective) for part in parts), strict=True))
+        pairs = zip(keys[: len(ones)], keys[len(ones) :], strict=True)
+        return [preference(marks[one], marks[other]) for one, other in pairs]
 
     def _diagnosed(
         self,

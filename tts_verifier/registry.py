@@ -2,7 +2,7 @@
 
 A module is imported only when one of its builders is requested. Python users pass instances; only
 recipes and commands use names. Third parties add names through the entry-point group
-`tts_verifier.plugins`, as `generator.mine`, `verifier.mine` or `strategy.mine`.
+`tts_verifier.plugins`, as `generator.mine`, `verifier.mine`, `comparer.mine` or `strategy.mine`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "shapes-oracle": "tts_verifier.shapes.verifiers:OracleVerifier",
         "fake": "tts_verifier.testing:FakeVerifier",
     },
+    "comparer": {
+        "fake": "tts_verifier.testing:FakeComparer",
+    },
     "strategy": {
         "adaptive": "tts_verifier.strategies.adaptive:Adaptive",
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
@@ -49,7 +52,7 @@ def names(role: str) -> dict[str, str]:
     """Returns name -> "module:attribute" of a role, plug-ins included.
 
     Args:
-        role: "generator", "verifier" or "strategy".
+        role: "generator", "verifier", "comparer" or "strategy".
     """
     available = dict(BUILT_IN[role])
     for entry in entry_points(group=GROUP):
@@ -64,7 +67,7 @@ def builder(role: str, name: str) -> Callable[..., Any]:
     """Returns the builder of a role and name, and imports only its module.
 
     Args:
-        role: "generator", "verifier" or "strategy".
+        role: "generator", "verifier", "comparer" or "strategy".
         name: built in, or of a plug-in; a plug-in cannot replace a built-in name.
 
     Raises:

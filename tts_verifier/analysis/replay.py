@@ -33,7 +33,7 @@ from tts_verifier.analysis.pruning_outcomes import (
 )
 from tts_verifier.errors import InputError
 from tts_verifier.log import read_header, read_outlines
-from tts_verifier.types import Look, Trial
+from tts_verifier.types import VERIFIES_ONLY, Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """The thresholds of adaptive stopping are these quantiles of all objectives."""
@@ -78,7 +78,7 @@ class Replay:
     left_out: int
     """Trials that are neither independent whole draws nor previews of one, looks not counted."""
     looks: int
-    """Looks at images; the best of n is that of the scores before them."""
+    """Looks at images and comparisons; the best of n is that of the scores before them."""
     evaluations: float
     """Network evaluations per draw, mean."""
     seconds: float
@@ -120,7 +120,7 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
         )
     draws = [d for pool in pools.values() for d in pool]
     count = min(map(len, pools.values()))
-    looks = sum(isinstance(t.proposal, Look) for t in trials)
+    looks = sum(isinstance(t.proposal, VERIFIES_ONLY) for t in trials)
     measures = _measure_values([*pools.values()])
     goals = measures["objective"]
     usable = {name: _with_measure(name, goals, values) for name, values in measures.items()}

@@ -42,8 +42,8 @@ def _notes(result: Replay) -> list[str]:
         notes.append(f"left out: {result.left_out} trials that are not independent whole draws")
     if result.looks:
         notes.append(
-            f"{result.looks} looks: the run chose by their scores, the best of n here is that of "
-            "the quick ones"
+            f"{result.looks} looks or comparisons: the run chose by them, the best of n here is "
+            "that of the scores before"
         )
     notes.append(
         f"ties: {result.tied} draws share their objective with another of the prompt, "

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.choice.combine import COMBINATIONS, RELATIVE, Combination, combine
+from tts_verifier.choice.tournament import by_comparisons
 from tts_verifier.errors import InputError, suggestion
-from tts_verifier.types import Choice, Look, Stored, Trial
+from tts_verifier.types import VERIFIES_ONLY, Choice, Compare, Look, Stored, Trial
 from tts_verifier.types.score_names import SIGMA
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
@@ -197,7 +198,7 @@ def with_objectives(history: Sequence[Trial], objective: Objective) -> list[Tria
         return trials
     groups: dict[tuple[str, float], list[int]] = {}
     for place, trial in enumerate(trials):
-        if trial.verdict is not None:
+        if trial.verdict is not None and not isinstance(trial.proposal, Compare):
             groups.setdefault((trial.verdict.detail, trial.progress), []).append(place)
     for places in groups.values():
         values = objective.among([trials[place].scores for place in places])
@@ -283,19 +284,21 @@ def choose(history: Sequence[Trial]) -> Choice:
     those of a look are two scales, and no number of one is compared with a number of the other.
     All images are ranked by what they were first verified with. Then the images at the top that
     were all looked at are ranked anew, by their looks. A look that failed replaces nothing, and
-    ranks last among them.
+    ranks last among them. In the end, the images at the top that were all compared with each other
+    are ranked by these comparisons (see `tournament`).
 
     Args:
         history: the trials of one prompt.
     """
     looked = {t.parent_id for t in history if isinstance(t.proposal, Look)}
     looks = {t.parent_id: t for t in history if isinstance(t.proposal, Look) and t.finished}
-    images = [t for t in history if not isinstance(t.proposal, Look)]
+    images = [t for t in history if not isinstance(t.proposal, VERIFIES_ONLY)]
     images = [t for t in images if t.finished or t.id in looks]
     ranked = [images[i] for i in order([t.objective for t in images])]
     top = list(takewhile(lambda t: t.id in looked, ranked))
     values = [looks[t.id].objective if t.id in looks else math.nan for t in top]
     ranked[: len(top)] = [top[i] for i in order(values)]
+    ranked = by_comparisons(ranked, history)
     shown = tuple(looks.get(t.id, t) for t in ranked)
     best = shown[0] if shown and not math.isnan(shown[0].objective) else None
     return Choice(best, shown)

@@ -48,12 +48,12 @@ from tts_verifier.log.unverified import (
     write_notes,
 )
 from tts_verifier.types import (
+    VERIFIES_ONLY,
     Decoder,
     Heatmaps,
     InFile,
     InMemory,
     Job,
-    Look,
     Repaint,
     Sample,
     Setting,
@@ -147,7 +147,7 @@ class RunLog:
             for sample in samples
             if sample.image is not None
             and sample.stored is None
-            and not isinstance(sample.job.proposal, Look)
+            and not isinstance(sample.job.proposal, VERIFIES_ONLY)
         ]
         files = [self._start_sample(sample, with_state=note) for sample in new]
         if note and new:

@@ -1,10 +1,10 @@
 """A YAML file -> a checked recipe -> built objects.
 
-A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy` and
-`judge` have a `name` from the registry and the arguments of its constructor; `objective` and
+A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy`, `judge`
+and `comparer` have a `name` from the registry and the arguments of its constructor; `objective` and
 `budget` have the arguments of theirs. The other keys are `prompts` (a list, or a file beside the
-recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `overlap` and `output`. Every mistake is
-an error that names the file's line.
+recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `ties`, `near`, `overlap` and `output`.
+Every mistake is an error that names the file's line.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _SIMPLE: Final[Mapping[str, Any]] = {
     "seed": int,
     "detail": Detail,
     "looks": int,
+    "ties": int,
+    "near": float,
     "overlap": bool,
     "output": str,
 }
@@ -61,7 +63,7 @@ class Recipe:
     output: Path
     """The run folder."""
     simple: Mapping[str, Any] = field(default_factory=dict)
-    """`seed`, and `detail`, `looks` and `overlap` where the recipe sets them."""
+    """`seed`, and `detail`, `looks`, `ties`, `near` and `overlap` where the recipe sets them."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Key of `simple` -> where the recipe or an override sets it."""
 
@@ -99,7 +101,12 @@ class Recipe:
         parts |= {name: sections[name].build() for name in heavy}
         self._check_scores(parts, parts["verifier"])
         setup = RunSetup(**parts, **self.simple)
-        setup.check()
+        try:
+            setup.check()
+        except InputError as error:
+            if error.argument not in self.places:
+                raise
+            raise RecipeError(f"{self.places[error.argument]}: {error}") from error
         return setup
 
     def _check_scores(self, parts: Mapping[str, Any], verifier: Any) -> None:

@@ -15,6 +15,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.log import HEADER, read_header, read_trials, repeat_of
 from tts_verifier.types import (
     KINDS,
+    Compare,
     InFile,
     Job,
     LowBand,
@@ -127,10 +128,15 @@ class Proposed:
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._rounds: dict[str, dict[int, list[Proposal]]] = {}
         for trial in trials:
+            if isinstance(trial.proposal, Compare):
+                # The new run makes its own comparisons, if it is to make any.
+                continue
             rounds = self._rounds.setdefault(trial.prompt.id, {})
             rounds.setdefault(trial.round, []).append(trial.proposal)
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Returns the recorded proposals of the round after the last one in the history."""
-        number = 1 + max((trial.round for trial in history), default=-1)
-        return self._rounds[task.prompt.id].get(number, [])
+        rounds = self._rounds[task.prompt.id]
+        # The recorded numbers may have gaps where comparisons were.
+        number = len({trial.round for trial in history})
+        return rounds[sorted(rounds)[number]] if number < len(rounds) else []

@@ -96,7 +96,7 @@ class Loop:
             self._log.flush()
             unverified = self._log.unverified(jobs)
         # A move takes seconds, so the generator stays away from its device if it has nothing to do.
-        if kind != "look" and len(unverified) < len(jobs):
+        if kind not in ("look", "compare") and len(unverified) < len(jobs):
             self.placement.to_generate()
         batch = generate_batch(self._setup, jobs, unverified)
         if self._log is not None:

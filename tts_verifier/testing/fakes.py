@@ -204,6 +204,45 @@ class FakeVerifier(Verifier):
         return Verdict(scores, maps, (box,), text, detail, cost)
 
 
+class FakeComparer:
+    """Prefers the bluer image, and always the first one a little.
+
+    Safe to share between threads; the entries of `trace` then mix.
+
+    `trace` gets an entry per call: "c" and the number of pairs.
+
+    Args:
+        bias: by how much it prefers the first image.
+        unparsable: two images -> whether there is no answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        bias: float = 0.1,
+        unparsable: Callable[[Image.Image, Image.Image], bool] | None = None,
+    ) -> None:
+        self.settings: Mapping[str, Setting] = {"model": "fake", "bias": bias}
+        self.trace: list[str] = []
+        self._bias, self._unparsable = bias, unparsable
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Compares first[i] with second[i] for prompt i."""
+        ones, others = as_images(first), as_images(second)
+        check_pairs(ones, prompts)
+        self.trace.append(f"c{len(ones)}")
+        return [self._preference(a, b) for a, b in zip(ones, others, strict=True)]
+
+    def _preference(self, one: Image.Image, other: Image.Image) -> Verdict:
+        if self._unparsable is not None and self._unparsable(one, other):
+            return Verdict({"preferred": np.nan}, text="no idea")
+        blues = [np.asarray(image, np.float64)[..., 2].mean() / 255 for image in (one, other)]
+        preferred = 0.5 + (blues[0] - blues[1]) / 4 + self._bias
+        return Verdict({"preferred": float(preferred)}, text=f"{preferred:.3f}")
+
+
 def _colour_scores(image: Image.Image, prompt: str) -> Mapping[str, float]:
     red, green, blue = (np.asarray(image, np.float64).mean(axis=(0, 1)) / 255).tolist()
     values = (red, green, blue, (red + green + blue) / 3)

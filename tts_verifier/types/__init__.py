@@ -3,6 +3,8 @@
 from tts_verifier.types.cost import Budget, Cost
 from tts_verifier.types.proposals import (
     KINDS,
+    VERIFIES_ONLY,
+    Compare,
     Continue,
     Draw,
     Look,
@@ -22,9 +24,11 @@ from tts_verifier.types.verdicts import Box, Detail, Heatmap, Heatmaps, Verdict
 
 __all__ = [
     "KINDS",
+    "VERIFIES_ONLY",
     "Box",
     "Budget",
     "Choice",
+    "Compare",
     "Continue",
     "Cost",
     "Decoder",

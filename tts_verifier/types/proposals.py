@@ -1,4 +1,4 @@
-"""Prompts, masks and the four kinds of proposal: what to generate next."""
+"""Prompts, masks and the kinds of proposal: what to generate next."""
 
 from __future__ import annotations
 
@@ -131,12 +131,28 @@ class Look:
     """The parent's trial id."""
 
 
-Proposal = Draw | Continue | Repaint | Look
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Generates nothing: asks which of two finished images is better, in both orders.
+
+    The objective of its trial is how far the parent is preferred, in [0, 1]; 1/2 = a tie.
+    """
+
+    parent: str
+    """The trial id of one image."""
+    rival: str
+    """The trial id of the other."""
+
+
+Proposal = Draw | Continue | Repaint | Look | Compare
+VERIFIES_ONLY: tuple[type, ...] = (Look, Compare)
+"""The kinds that generate nothing; every run can serve them, with any generator."""
 KINDS: Mapping[str, type] = {
     "draw": Draw,
     "continue": Continue,
     "repaint": Repaint,
     "look": Look,
+    "compare": Compare,
 }
 """The kinds of proposal by their names in the log."""
 

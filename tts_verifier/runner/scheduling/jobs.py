@@ -8,6 +8,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.identity import trial_id
 from tts_verifier.types import (
     KINDS,
+    Compare,
     Continue,
     Draw,
     Job,
@@ -65,7 +66,12 @@ def jobs_for(
 
 
 def ancestors(proposal: Proposal, trials: Mapping[str, Trial]) -> tuple[Trial, ...]:
-    """Returns the trials that a proposal comes from, from the parent to the root."""
+    """Returns the trials that a proposal comes from, from the parent to the root.
+
+    For a comparison these are its two images.
+    """
+    if isinstance(proposal, Compare):
+        return trials[proposal.parent], trials[proposal.rival]
     line: list[Trial] = []
     parent = parent_of(proposal)
     while parent is not None:
@@ -87,9 +93,13 @@ def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str
     parent_id = parent_of(proposal)
     if parent_id is None:
         return ""
-    if parent_id not in trials:
-        return f"there is no trial {parent_id!r} of this prompt."
-    return _problem_with_parent(proposal, trials[parent_id])
+    rivals = [proposal.rival] if isinstance(proposal, Compare) else []
+    for name in (parent_id, *rivals):
+        if name not in trials:
+            return f"there is no trial {name!r} of this prompt."
+        if problem := _problem_with_parent(proposal, trials[name]):
+            return problem
+    return "an image is not compared with itself." if parent_id in rivals else ""
 
 
 def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
@@ -99,6 +109,8 @@ def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
         return "its parent must be a finished candidate."
     if isinstance(proposal, Look) and parent.image is None:
         return "its parent has no image."
+    if isinstance(proposal, Compare) and not (parent.progress >= 1 and parent.image):
+        return "its images must be finished."
     near = isinstance(proposal, Draw) and isinstance(proposal.noise, Near)
     if near and not isinstance(parent.proposal, Draw):
         # Only a draw has initial noise of its own.

@@ -1,0 +1,92 @@
+"""Compares two images by what a verifier says of several views of each.
+
+A verifier that reads an image twice, a little shifted, makes other small errors. Their mean tells
+apart what one reading leaves tied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier.types import Cost, Verdict
+
+PREFERRED: Final = "preferred"
+"""The score of a comparison: how far its first image is preferred, in [0, 1]; 1/2 = a tie."""
+
+_BORDER: Final = 0.04
+"""The part of each side that a crop lacks on two of its edges."""
+_HOT: Final = 0.012
+"""The part of the pixels, the hottest, whose mean is the heat of a map."""
+_FITS: Final = "misalignment"
+_SCALE: Final = 0.02
+"""A difference of marks that makes a preference of 0.88."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the views of an image say of it."""
+
+    value: float
+    """Higher is better; NaN if no view says anything."""
+    text: str
+    """The value in words."""
+
+
+def views(image: Image.Image) -> list[Image.Image]:
+    """Returns an image whole and in four crops of 96 % of its sides, one at each corner.
+
+    The crops have the image's size: nothing moves by more than the border, so that relations such
+    as "left of" stay what they are.
+    """
+    width, height = image.size
+    x, y = round(_BORDER * width), round(_BORDER * height)
+    crops = [
+        image.crop((left, top, left + width - x, top + height - y)).resize(
+            image.size, Image.Resampling.BICUBIC
+        )
+        for top in (0, y)
+        for left in (0, x)
+    ]
+    return [image, *crops]
+
+
+def mark_of(verdicts: Sequence[Verdict], objective: Callable[[Mapping[str, float]], float]) -> Mark:
+    """Returns the mark of an image from the verdicts on its views.
+
+    Args:
+        verdicts: of the views.
+        objective: what counts where there are no heatmaps.
+    """
+    heats = [heat for verdict in verdicts if not math.isnan(heat := _heat(verdict))]
+    if heats:
+        return Mark(-float(np.mean(heats)), f"heat {np.mean(heats):.4f}")
+    values = [value for v in verdicts if not math.isnan(value := objective(v.scores))]
+    if values:
+        return Mark(float(np.mean(values)), f"objective {np.mean(values):.4f}")
+    return Mark(math.nan, "no usable view")
+
+
+def preference(first: Mark, second: Mark) -> Verdict:
+    """Returns how far the first of two images is preferred; NaN if one has no mark."""
+    difference = (first.value - second.value) / _SCALE
+    preferred = math.nan if math.isnan(difference) else (1 + math.tanh(difference)) / 2
+    text = f"first {first.text}, second {second.text}"
+    return Verdict({PREFERRED: preferred}, text=text, cost=Cost(verifier_calls=1))
+
+
+def _heat(verdict: Verdict) -> float:
+    """Returns the heat of the hottest part of the maps, the mean over them; NaN without any.
+
+    Where there are maps of misalignment, these alone say whether an image fits its prompt.
+    """
+    names = sorted(verdict.heatmaps)
+    names = [name for name in names if name.endswith(_FITS)] or names
+    grids = [verdict.heatmaps[name] for name in names]
+    tops = [np.sort(grid, axis=None)[-max(round(_HOT * grid.size), 1) :] for grid in grids]
+    return float(np.mean([top.mean() for top in tops])) if tops else math.nan
