@@ -52,6 +52,8 @@ SEED = 5_000_011
 BOOTSTRAPS = 2000
 """Bootstrap samples of captions."""
 ENOUGH = {"semantic_alignment": 0.99}
+RUN_OPTIONS = ("looks", "ties", "near")
+"""Keys of a recipe that are options of the run, not arguments of its strategy."""
 LOOKS = "looks_"
 """Begins the name of a case in two tiers."""
 TIERS = (
@@ -89,6 +91,11 @@ def cases(pool: int) -> dict[str, Row]:
             },
             f"paths@{b}": {"name": "search_over_paths", "n": b, "keep": some},
             f"fk@{b}": {"name": "fk_steering", "n": b},
+            # Twice the particles, of which 0.6 go on at every stop: 0.92 of the cost of `fk`.
+            f"fk_funnel@{b}": {"name": "fk_steering", "n": 2 * b, "keep": 0.6},
+            f"fk_ramp@{b}": {"name": "fk_steering", "n": b, "ramp": 1.0},
+            f"fk_both@{b}": {"name": "fk_steering", "n": 2 * b, "keep": 0.6, "ramp": 1.0},
+            f"ties_best_of_n@{b}": {"name": "best_of_n", "n": b, "ties": 4, "near": 0.03},
             f"spectral@{b}": {
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],
             },
@@ -104,7 +111,7 @@ def cases(pool: int) -> dict[str, Row]:
 class Models:
     """The generator and two verifiers, loaded once.
 
-    `without_maps` decodes no heatmaps, which only repaints need.
+    `without_maps` decodes no heatmaps, which only repaints and comparisons need.
     """
 
     def __init__(self, device: str, batch: int) -> None:
@@ -117,7 +124,8 @@ class Models:
         """Returns the cheapest that serves the case."""
         if case.startswith(LOOKS):
             return self.two_tiers
-        return self.with_maps if "reroll" in case else self.without_maps
+        maps = "reroll" in case or "ties" in case
+        return self.with_maps if maps else self.without_maps
 
     def warm_up(self) -> None:
         """Runs everything once, so that the first case does not pay for starting up."""
@@ -129,15 +137,16 @@ class Models:
 def run_case(case: str, recipe: Row, prompts: Sequence[Prompt], models: Models, out: Path) -> None:
     """Runs a case and writes its rows."""
     start = time.perf_counter()
-    arguments = {key: value for key, value in recipe.items() if key not in ("name", "looks")}
+    arguments = {key: value for key, value in recipe.items() if key not in ("name", *RUN_OPTIONS)}
+    options = {key: recipe[key] for key in RUN_OPTIONS if key in recipe}
     result = run(
         prompts,
         models.generator,
         models.verifier(case),
         builder("strategy", recipe["name"])(**arguments),
         folder=out / "runs" / case,
-        looks=recipe.get("looks", 0),
         seed=int("best_of_n" in case),
+        **options,
     )
     wall = time.perf_counter() - start
     with ProcessPoolExecutor() as pool:

@@ -121,15 +121,19 @@ def pruning_outcomes(
         pools: the draws of each prompt; only stops that all finished draws have are evaluated.
         measures: by name, for each prompt the values of its draws.
     """
-    stops_of = [
-        {t.progress for t in d.trials[:-1]} for pool in pools for d in pool if d.last.finished
-    ]
-    # At another stop, some of the finished draws would have no preview to rank by.
-    stops = sorted(set.intersection(*stops_of)) if stops_of else []
+    stops = common_stops(pools)
     shares = [2**-i for i in range(1, max(map(len, pools)).bit_length())]
     return tuple(
         outcome for stop in stops for outcome in _outcomes_at(stop, pools, measures, shares=shares)
     )
+
+
+def common_stops(pools: Sequence[Sequence[WholeDraw]]) -> list[float]:
+    """Returns the stops at which all finished draws have a preview to rank by."""
+    stops_of = [
+        {t.progress for t in d.trials[:-1]} for pool in pools for d in pool if d.last.finished
+    ]
+    return sorted(set.intersection(*stops_of)) if stops_of else []
 
 
 def _outcomes_at(
