@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
-from tts_verifier.choice.views import mark_of, preference, views
+from tts_verifier.choice.views import compare_by_views
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.registry import builder
@@ -127,6 +127,40 @@ class Movable(Protocol):
 
     def to(self, device: str) -> object:
         """Moves its weights to a device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RewriteRequest:
+    """What a rewriter may know."""
+
+    prompt: str
+    """What the user asked for."""
+    asked: str
+    """The text that the image was generated from: the prompt, or an earlier rewriting."""
+    trial: Trial
+    """The image with its verdict: scores, boxes and the reply."""
+
+
+@runtime_checkable
+class Rewriter(Protocol):
+    """Rewrites prompts from what a verifier found wrong."""
+
+    settings: Mapping[str, Setting]
+    """Everything that determines a text, for the log."""
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
+        """Returns a new text for each request; the text asked for, or "", = no better one."""
+        ...
+
+
+@runtime_checkable
+class Reflects(Protocol):
+    """A strategy that proposes `Rewrite`."""
+
+    @property
+    def rewriter(self) -> Rewriter | None:
+        """Carries these proposals out; None = there are none."""
         ...
 
 
@@ -268,16 +302,7 @@ class Verifier(ABC):
         ones, others = as_images(first), as_images(second)
         texts = check_pairs(ones, prompts)
         check_pairs(others, texts)
-        # A tournament shows each image several times; it is diagnosed once.
-        keys = [(i.size, i.tobytes(), t) for i, t in zip([*ones, *others], texts * 2, strict=True)]
-        unique = dict(zip(keys, [*ones, *others], strict=True))
-        seen = [(view, key[2]) for key, image in unique.items() for view in views(image)]
-        verdicts = self.verify([view for view, _ in seen], [text for _, text in seen])
-        each = len(seen) // max(len(unique), 1)
-        parts = [verdicts[i : i + each] for i in range(0, len(verdicts), each or 1)]
-        marks = dict(zip(unique, (mark_of(part, self.objective) for part in parts), strict=True))
-        pairs = zip(keys[: len(ones)], keys[len(ones) :], strict=True)
-        return [preference(marks[one], marks[other]) for one, other in pairs]
+        return compare_by_views(self.verify, self.objective, (ones, others), texts)
 
     def _diagnosed(
         self,

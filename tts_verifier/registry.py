@@ -33,7 +33,13 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
     "comparer": {
         "fake": "tts_verifier.testing:FakeComparer",
     },
+    "rewriter": {
+        "shapes": "tts_verifier.shapes.rewriter:ShapesRewriter",
+        "chat": "tts_verifier.strategies.common.chat_rewriter:ChatRewriter",
+    },
     "strategy": {
+        "drafts": "tts_verifier.strategies.drafts:Drafting",
+        "reflection": "tts_verifier.strategies.reflection:Reflection",
         "adaptive": "tts_verifier.strategies.adaptive:Adaptive",
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
         "search_over_paths": "tts_verifier.strategies.search_over_paths:SearchOverPaths",
@@ -52,7 +58,7 @@ def names(role: str) -> dict[str, str]:
     """Returns name -> "module:attribute" of a role, plug-ins included.
 
     Args:
-        role: "generator", "verifier", "comparer" or "strategy".
+        role: "generator", "verifier", "comparer", "rewriter" or "strategy".
     """
     available = dict(BUILT_IN[role])
     for entry in entry_points(group=GROUP):
@@ -67,7 +73,7 @@ def builder(role: str, name: str) -> Callable[..., Any]:
     """Returns the builder of a role and name, and imports only its module.
 
     Args:
-        role: "generator", "verifier", "comparer" or "strategy".
+        role: "generator", "verifier", "comparer", "rewriter" or "strategy".
         name: built in, or of a plug-in; a plug-in cannot replace a built-in name.
 
     Raises:

@@ -99,12 +99,17 @@ def whole_draws(trials: Sequence[Trial]) -> list[WholeDraw]:
             if parent is None or parent in lineage:
                 break
             lineage.insert(0, parent)
-        if isinstance(proposal, Draw) and proposal.noise is None:
+        if isinstance(proposal, Draw) and _by_seed_alone(proposal):
             draws.append(WholeDraw(tuple(lineage)))
             unfinished = trial.proposal.until < 1 and not trial.error
             if unfinished or any(continued[t.id] > 1 for t in lineage):
                 selective_prompts.add(trial.prompt.id)
     return [d for d in draws if _without_previews(d) or d.last.prompt.id not in selective_prompts]
+
+
+def _by_seed_alone(draw: Draw) -> bool:
+    """Returns whether nothing but its seed tells a draw from the others: they compare."""
+    return draw.noise is None and not draw.rewrite and draw.pace == 1
 
 
 def _without_previews(draw: WholeDraw) -> bool:

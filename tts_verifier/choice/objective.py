@@ -20,7 +20,7 @@ from PIL import Image
 from tts_verifier.choice.combine import COMBINATIONS, RELATIVE, Combination, combine
 from tts_verifier.choice.tournament import by_comparisons
 from tts_verifier.errors import InputError, suggestion
-from tts_verifier.types import VERIFIES_ONLY, Choice, Compare, Look, Stored, Trial
+from tts_verifier.types import VERIFIES_ONLY, Choice, Compare, Look, Rewrite, Stored, Trial
 from tts_verifier.types.score_names import SIGMA
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
@@ -198,7 +198,7 @@ def with_objectives(history: Sequence[Trial], objective: Objective) -> list[Tria
         return trials
     groups: dict[tuple[str, float], list[int]] = {}
     for place, trial in enumerate(trials):
-        if trial.verdict is not None and not isinstance(trial.proposal, Compare):
+        if trial.verdict is not None and not isinstance(trial.proposal, Compare | Rewrite):
             groups.setdefault((trial.verdict.detail, trial.progress), []).append(place)
     for places in groups.values():
         values = objective.among([trials[place].scores for place in places])

@@ -38,6 +38,37 @@ class Mark:
     """The value in words."""
 
 
+def compare_by_views(
+    verify: Callable[[Sequence[Image.Image], Sequence[str]], list[Verdict]],
+    objective: Callable[[Mapping[str, float]], float],
+    pairs: tuple[Sequence[Image.Image], Sequence[Image.Image]],
+    prompts: Sequence[str],
+) -> list[Verdict]:
+    """Returns a comparison for each pair i: of pairs[0][i] and pairs[1][i], for prompt i.
+
+    Args:
+        verify: diagnoses images.
+        objective: what counts where there are no heatmaps.
+        pairs: the first and the second images.
+        prompts: one for each pair.
+    """
+    asked = [*zip(pairs[0], prompts, strict=True), *zip(pairs[1], prompts, strict=True)]
+    keys = [(image.size, image.tobytes(), prompt) for image, prompt in asked]
+    # A tournament shows each image several times; it is diagnosed once.
+    unique = dict(zip(keys, asked, strict=True))
+    seen = [(view, prompt) for image, prompt in unique.values() for view in views(image)]
+    verdicts = verify([view for view, _ in seen], [prompt for _, prompt in seen])
+    each = len(seen) // max(len(unique), 1)
+    marks = {
+        key: mark_of(verdicts[place * each : (place + 1) * each], objective)
+        for place, key in enumerate(unique)
+    }
+    return [
+        preference(marks[one], marks[other])
+        for one, other in zip(keys[: len(prompts)], keys[len(prompts) :], strict=True)
+    ]
+
+
 def views(image: Image.Image) -> list[Image.Image]:
     """Returns an image whole and in four crops of 96 % of its sides, one at each corner.
 

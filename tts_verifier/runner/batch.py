@@ -17,6 +17,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.runner.comparing import compare_batch
 from tts_verifier.runner.retry import with_retry
+from tts_verifier.runner.rewriting import rewrite_batch
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import (
     VERIFIES_ONLY,
@@ -91,6 +92,8 @@ def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
     """
     if batch.kind == "compare":
         return compare_batch(setup.comparer, batch.samples)
+    if batch.kind == "rewrite":
+        return rewrite_batch(setup.strategy, batch.samples)
     detail: Detail = "diagnose" if batch.kind == "look" else setup.detail
     with_image = [sample for sample in batch.whole if sample.image is not None]
     verdicts, seconds = _timed(lambda: _verify(setup.verifier, with_image, detail))

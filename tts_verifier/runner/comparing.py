@@ -31,7 +31,7 @@ def compare_batch(comparer: Comparer, samples: Sequence[Sample]) -> list[Trial]:
     began = time.perf_counter()
     answers = with_retry(lambda batch: _ask(comparer, batch), samples, lambda _, why: why)
     share = (time.perf_counter() - began) / len(samples)
-    return [_trial_of(s, answer, share) for s, answer in zip(samples, answers, strict=True)]
+    return [_compared(s, answer, share) for s, answer in zip(samples, answers, strict=True)]
 
 
 def _ask(comparer: Comparer, samples: Sequence[Sample]) -> list[Orders | str]:
@@ -54,7 +54,7 @@ def _image(trial: Trial) -> Image.Image:
     return trial.image.load()
 
 
-def _trial_of(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
+def _compared(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
     job, parent = sample.job, sample.job.ancestors[0]
     verdict, objective, error = None, math.nan, ""
     cost = Cost(verifier_calls=2, verify_seconds=seconds)

@@ -20,7 +20,18 @@ from tts_verifier.interfaces import (
     check_quick,
     details_of,
 )
-from tts_verifier.types import KINDS, VERIFIES_ONLY, Budget, Detail, Look, LowBand, Near, Prompt
+from tts_verifier.types import (
+    KINDS,
+    VERIFIES_ONLY,
+    Budget,
+    Detail,
+    Drafts,
+    Look,
+    LowBand,
+    Near,
+    Prompt,
+    Rewritten,
+)
 
 _METHODS: Final = {
     "generator": ("generate", "supports"),
@@ -32,6 +43,8 @@ _NO_LIMITS: Final = Budget()
 _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
     Near: "start from noise near a parent's",
     LowBand: "start from noise with a given low band",
+    Drafts: "draw drafts in fewer steps",
+    Rewritten: "draw from a rewritten prompt",
 }
 
 
@@ -343,4 +356,7 @@ def _as_json_values(value: Any) -> Any:
         return {str(key): _as_json_values(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return _as_json_values(asdict(value))
-    return {"class": type(value).__qualname__, **_as_json_values(getattr(value, "__dict__", {}))}
+    # A part inside a strategy, such as a rewriter, says itself what determines its results.
+    own = getattr(value, "settings", None)
+    fields = own if isinstance(own, Mapping) else getattr(value, "__dict__", {})
+    return {"class": type(value).__qualname__, **_as_json_values(fields)}

@@ -17,9 +17,9 @@ from typing import Any
 
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.interfaces import ReadsScores, SaysMost, Strategy
+from tts_verifier.interfaces import ReadsScores, Reflects, Rewriter, SaysMost, Strategy
 from tts_verifier.registry import builder
-from tts_verifier.strategies.arguments import check_integer, check_number
+from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.types import Draw, Look, Proposal, Task, Trial
 from tts_verifier.types.score_names import SIGMA
 
@@ -85,6 +85,11 @@ class Adaptive:
     def most(self) -> int | None:
         """Finished images at most, None if the inner strategy does not say."""
         return self.strategy.most if isinstance(self.strategy, SaysMost) else None
+
+    @property
+    def rewriter(self) -> Rewriter | None:
+        """The inner strategy's."""
+        return self.strategy.rewriter if isinstance(self.strategy, Reflects) else None
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the next few proposals of the inner strategy, or none to stop.

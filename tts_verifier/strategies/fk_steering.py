@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.arguments import check_integer, check_number, check_stops
-from tts_verifier.strategies.history import propose_at_stops, seeds, unfinished
+from tts_verifier.strategies.common.arguments import check_integer, check_number, check_stops
+from tts_verifier.strategies.common.history import propose_at_stops, seeds, unfinished
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
 POTENTIALS = ("diff", "max", "add")

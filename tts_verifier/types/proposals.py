@@ -90,6 +90,11 @@ class Draw:
     """The fraction of the steps to take, in (0, 1]."""
     noise: Near | LowBand | None = None
     """What determines the noise besides the seed; None = nothing."""
+    rewrite: str = ""
+    """The trial id of the `Rewrite` whose text takes the prompt's place; "" = none."""
+    pace: float = 1.0
+    """The share of the generator's steps in which the whole way is covered, in (0, 1]; below 1 the
+    image is a draft: finished, but coarse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +149,30 @@ class Compare:
     """The trial id of the other."""
 
 
-Proposal = Draw | Continue | Repaint | Look | Compare
-VERIFIES_ONLY: tuple[type, ...] = (Look, Compare)
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Generates nothing: has the prompt rewritten, from the verdict on an image.
+
+    The reply of its trial is the new text. Images that are drawn from it are still verified
+    against the prompt itself.
+    """
+
+    parent: str
+    """The trial id of the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """Stands in `needs` and `supports` for draws from a rewritten prompt, `Job.text`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Stands in `needs` and `supports` for draws with a `pace` below 1."""
+
+
+Proposal = Draw | Continue | Repaint | Look | Compare | Rewrite
+VERIFIES_ONLY: tuple[type, ...] = (Look, Compare, Rewrite)
 """The kinds that generate nothing; every run can serve them, with any generator."""
 KINDS: Mapping[str, type] = {
     "draw": Draw,
@@ -153,6 +180,7 @@ KINDS: Mapping[str, type] = {
     "repaint": Repaint,
     "look": Look,
     "compare": Compare,
+    "rewrite": Rewrite,
 }
 """The kinds of proposal by their names in the log."""
 
@@ -166,5 +194,6 @@ def kind_of(proposal: Proposal) -> str:
 def parent_of(proposal: Proposal) -> str | None:
     """Returns the id of the trial that a proposal starts from, or None."""
     if isinstance(proposal, Draw):
-        return proposal.noise.parent if isinstance(proposal.noise, Near) else None
+        near = proposal.noise.parent if isinstance(proposal.noise, Near) else None
+        return proposal.rewrite or near
     return proposal.parent

@@ -10,7 +10,18 @@ from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
 from tts_verifier.choice.objective import Pick, before_look, choose
 from tts_verifier.choice.summary import first_draw
 from tts_verifier.log.storage.files import path_of_mask
-from tts_verifier.types import Compare, Continue, Look, LowBand, Near, Prompt, Repaint, Trial
+from tts_verifier.types import (
+    Compare,
+    Continue,
+    Draw,
+    Look,
+    LowBand,
+    Near,
+    Prompt,
+    Repaint,
+    Rewrite,
+    Trial,
+)
 from tts_verifier.types.score_names import written_scores
 
 
@@ -159,6 +170,12 @@ def _origin(trial: Trial, cards: Mapping[str, Card]) -> str:
         return f"{name} looked at in full"
     if isinstance(p, Compare):
         return f"{name} compared with {number(p.rival)}"
+    if isinstance(p, Rewrite):
+        return f"the prompt rewritten after {name}"
+    if isinstance(p, Draw) and p.rewrite:
+        return f"drawn from the text of {name}"
+    if isinstance(p, Draw) and p.pace < 1:
+        return f"a draft in {p.pace:.0%} of the steps"
     if isinstance(p, Continue):
         return f"{name} continued to {p.until:.0%}"
     if isinstance(p.noise, Near):

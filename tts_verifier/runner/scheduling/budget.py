@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from tts_verifier.types import (
     VERIFIES_ONLY,
@@ -19,8 +20,12 @@ from tts_verifier.types import (
     Draw,
     Job,
     Repaint,
+    Rewrite,
     Trial,
 )
+
+_CALLS: Final = {Compare: 2, Rewrite: 0}
+"""Verifier calls of the kinds that do not take one: a comparison asks in both orders."""
 
 
 @dataclass(eq=False)
@@ -106,8 +111,7 @@ def affordable_jobs(jobs: Sequence[Job], left: Budget) -> list[Job]:
     candidates = calls = 0
     for job in jobs:
         candidates += not isinstance(job.proposal, VERIFIES_ONLY)
-        # A comparison asks in both orders.
-        calls += 2 if isinstance(job.proposal, Compare) else 1
+        calls += _CALLS.get(type(job.proposal), 1)
         if left.candidates is not None and candidates > left.candidates:
             break
         if left.verifier_calls is not None and calls > left.verifier_calls:

@@ -10,12 +10,15 @@ from tts_verifier.types import (
     KINDS,
     Compare,
     Continue,
+    Drafts,
     Draw,
     Job,
     Look,
     Near,
     Proposal,
     Repaint,
+    Rewrite,
+    Rewritten,
     Setting,
     Task,
     Trial,
@@ -87,6 +90,13 @@ def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str
         return "that is not a proposal."
     if type(proposal) not in task.supports:
         return "the generator cannot serve that kind."
+    if isinstance(proposal, Draw) and proposal.rewrite and Rewritten not in task.supports:
+        return "the generator cannot draw from a rewritten prompt."
+    if isinstance(proposal, Draw) and proposal.pace != 1:
+        if Drafts not in task.supports:
+            return "the generator cannot draw drafts."
+        if not 0 < proposal.pace < 1 or proposal.until != 1 or proposal.noise is not None:
+            return "a draft needs a pace in (0, 1], and goes from the seed's noise to the end."
     noise = proposal.noise if isinstance(proposal, Draw) else None
     if noise is not None and type(noise) not in task.supports:
         return "the generator cannot start from such noise."
@@ -109,6 +119,12 @@ def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
         return "its parent must be a finished candidate."
     if isinstance(proposal, Look) and parent.image is None:
         return "its parent has no image."
+    if isinstance(proposal, Draw) and proposal.rewrite:
+        if proposal.noise is not None or not isinstance(parent.proposal, Rewrite):
+            return "a rewritten prompt is that of a rewrite, and needs noise of its own."
+        return ""
+    if isinstance(proposal, Rewrite) and parent.verdict is None:
+        return "its parent has no verdict to rewrite from."
     if isinstance(proposal, Compare) and not (parent.progress >= 1 and parent.image):
         return "its images must be finished."
     near = isinstance(proposal, Draw) and isinstance(proposal.noise, Near)
