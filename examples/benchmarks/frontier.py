@@ -45,7 +45,7 @@ from tts_verifier.runner import run
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.inpaint_reroll import accepted
-from tts_verifier.types import Look, Prompt, Repaint, Trial
+from tts_verifier.types import Compare, Look, Prompt, Repaint, Rewrite, Trial
 
 BUDGETS = (2, 4, 8, 16, 32)
 SEED = 5_000_011
@@ -78,6 +78,7 @@ def cases(pool: int) -> dict[str, Row]:
             "name": "successive_halving", "n": 2 * b, "keep": 0.2, "stops": [0.35, 1.0],
         }  # fmt: skip
         some, few = max(b // 4, 1), max(b // 8, 1)
+        reflection = {"name": "reflection", "width": 2, "rewriter": {"name": "shapes"}}
         recipes |= {
             f"best_of_n@{b}": {"name": "best_of_n", "n": b},
             f"adaptive@{b}": adaptive | {"at_once": 1},
@@ -95,6 +96,12 @@ def cases(pool: int) -> dict[str, Row]:
             f"fk_funnel@{b}": {"name": "fk_steering", "n": 2 * b, "keep": 0.6},
             f"fk_ramp@{b}": {"name": "fk_steering", "n": b, "ramp": 1.0},
             f"fk_both@{b}": {"name": "fk_steering", "n": 2 * b, "keep": 0.6, "ramp": 1.0},
+            f"reflection@{b}": reflection | {"n": max(b // 2, 1), "rounds": some},
+            f"reflection_enough@{b}": reflection | {"n": 1, "rounds": b, "enough": 0.94},
+            # Drafts in 16 of the 40 evaluations; `some` of them are refined.
+            f"drafts@{b}": {
+                "name": "drafts", "n": max(round((b - some) / 0.4), 1), "keep": some, "pace": 0.4,
+            },
             f"ties_best_of_n@{b}": {"name": "best_of_n", "n": b, "ties": 4, "near": 0.03},
             f"spectral@{b}": {
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],
@@ -266,6 +273,14 @@ def costs(trials: Sequence[Trial]) -> Row:
         "vae_passes": sum(t.cost.vae_passes for t in trials),
         "draw_seconds": sum(t.cost.generate_seconds for t in trials),
         "judge_seconds": sum(t.cost.verify_seconds for t in trials),
+        "rewrites": sum(isinstance(t.proposal, Rewrite) for t in trials),
+        "rewrite_seconds": sum(
+            t.cost.generate_seconds for t in trials if isinstance(t.proposal, Rewrite)
+        ),
+        "comparisons": sum(isinstance(t.proposal, Compare) for t in trials),
+        "compare_seconds": sum(
+            t.cost.verify_seconds for t in trials if isinstance(t.proposal, Compare)
+        ),
     }
 
 
