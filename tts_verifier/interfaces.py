@@ -291,10 +291,10 @@ class Verifier(ABC):
         """Says of pairs of images which one fits its prompt better; see `Comparer`.
 
         Every image is diagnosed whole and in four crops that lack a narrow border, since near ties
-        come from small errors of reading, which differ from view to view. The image whose heatmaps
-        are cooler where they are hottest, in the mean of the views, is preferred; without heatmaps,
-        the one of higher objective. A verifier that can look at two images at once should override
-        this.
+        come from small errors of reading, which differ from view to view. The mean over the views
+        counts: the objective (of expected scores, where there are any) minus the heat of the
+        hottest part of the heatmaps. A verifier that can look at two images at once should
+        override this.
 
         Raises:
             InputError: an image or a prompt is not usable, or the lengths differ.

@@ -4,9 +4,9 @@
     python examples/benchmarks/ties.py runs/ties_simulated --captions 60 --n 8 --simulated
 
 Draws n images for every held-out caption (by the bundled generator, or by the simulated one) and
-verifies them. Of all pairs of a caption whose objectives differ by at most 0.02, 0.05 and 0.1, those
-are compared on which the judge is not undecided: one passes and the other does not, or its scores
-differ. `Verifier.compare` answers in both orders, as in a run with `ties`. The share that agrees has
+verifies them. Pairs of a caption whose objectives differ by at most 0.02, 0.05 and 0.1 are compared
+where the judge is not undecided: one passes and the other does not, or its scores differ.
+`Verifier.compare` answers in both orders, as in a run with `ties`. The share that agrees has
 Wilson's 95 % interval; pairs of one caption are not independent, so the captions are counted too.
 The objective's own order of the same pairs stands beside it. The run folder is continued.
 """
@@ -31,7 +31,8 @@ from tts_verifier.shapes.verifiers import JudgeVerifier
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.types import Prompt, Trial
 
-SEED = 5_000_011
+SEED = 5_000_111
+"""Other captions than those by which the weights of `choice.views` were chosen."""
 NEAR = (0.02, 0.05, 0.1)
 """Differences of the objectives, at most."""
 AT_ONCE = 16

@@ -2,6 +2,7 @@
 
 from math import nan
 
+import numpy as np
 import pytest
 from histories import IMAGE, maps
 
@@ -77,24 +78,27 @@ def test_the_views_of_an_image_are_it_and_four_crops_of_its_size() -> None:
     assert [view.size for view in seen] == [IMAGE.size] * 5
 
 
-def test_the_cooler_image_is_preferred_or_else_the_higher_objective() -> None:
-    import numpy as np
-
-    def view(heat: float, name: str = "misalignment") -> Verdict:
+def test_the_better_and_cooler_image_is_preferred() -> None:
+    def view(score: float, heat: float) -> Verdict:
         grid = np.zeros((64, 64), np.float32)
         grid[:7, :7] = heat
-        return Verdict({"a": 1 - heat}, maps(**{name: grid, "artifact": 1 - grid}))
+        return Verdict({"a": score}, maps(misalignment=grid, artifact=1 - grid))
 
     def objective(scores: dict) -> float:
         return scores.get("a", nan)
 
-    hot, cool = (mark_of([view(heat), view(heat)], objective) for heat in (0.5, 0.48))
-    assert hot.value == pytest.approx(-0.5)
+    hot, cool = (mark_of([view(0.5, heat)] * 2, objective) for heat in (0.5, 0.48))
+    assert hot.value == pytest.approx(0.0)
     assert preference(cool, hot).scores["preferred"] == pytest.approx(0.88, abs=0.01)
     assert preference(hot, hot).scores["preferred"] == 0.5
-    assert preference(cool, hot).text == "first heat 0.4800, second heat 0.5000"
+    assert preference(cool, hot).text == (
+        "first objective 0.5000, heat 0.4800, second objective 0.5000, heat 0.5000"
+    )
+    better = mark_of([view(0.6, 0.5)], objective)
+    assert preference(better, cool).scores["preferred"] > 0.9
     plain = mark_of([Verdict({"a": 0.4}), Verdict({"a": 0.6}), Verdict({"a": nan})], objective)
     assert plain.value == pytest.approx(0.5)
+    finer = mark_of([Verdict({"a": 0.4, "a_expected": 0.43})], objective)
+    assert finer.value == 0.43
     unknown = mark_of([Verdict({})], objective)
-    assert preference(plain, unknown).scores["preferred"] != preference(plain, unknown).scores
     assert str(preference(plain, unknown).scores["preferred"]) == "nan"

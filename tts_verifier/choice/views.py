@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier.types import Cost, Verdict
+from tts_verifier.types.score_names import EXPECTED
 
 PREFERRED: Final = "preferred"
 """The score of a comparison: how far its first image is preferred, in [0, 1]; 1/2 = a tie."""
@@ -23,6 +24,9 @@ _BORDER: Final = 0.04
 """The part of each side that a crop lacks on two of its edges."""
 _HOT: Final = 0.012
 """The part of the pixels, the hottest, whose mean is the heat of a map."""
+_HEAT_WEIGHT: Final = 1.0
+"""What a map takes from the objective whose hottest part is hot all over. Of the weights from 0 to
+1, this one settled near ties of the miniature world best (`examples/benchmarks/FRONTIER.md`)."""
 _FITS: Final = "misalignment"
 _SCALE: Final = 0.02
 """A difference of marks that makes a preference of 0.88."""
@@ -48,7 +52,7 @@ def compare_by_views(
 
     Args:
         verify: diagnoses images.
-        objective: what counts where there are no heatmaps.
+        objective: turns scores by name into a number.
         pairs: the first and the second images.
         prompts: one for each pair.
     """
@@ -92,15 +96,14 @@ def mark_of(verdicts: Sequence[Verdict], objective: Callable[[Mapping[str, float
 
     Args:
         verdicts: of the views.
-        objective: what counts where there are no heatmaps.
+        objective: turns scores by name into a number.
     """
-    heats = [heat for verdict in verdicts if not math.isnan(heat := _heat(verdict))]
-    if heats:
-        return Mark(-float(np.mean(heats)), f"heat {np.mean(heats):.4f}")
-    values = [value for v in verdicts if not math.isnan(value := objective(v.scores))]
-    if values:
-        return Mark(float(np.mean(values)), f"objective {np.mean(values):.4f}")
-    return Mark(math.nan, "no usable view")
+    rows = [(objective(_finest(verdict.scores)), _heat(verdict)) for verdict in verdicts]
+    usable = [(value, heat) for value, heat in rows if not math.isnan(value)]
+    if not usable:
+        return Mark(math.nan, "no usable view")
+    value, heat = np.mean(usable, axis=0).tolist()
+    return Mark(value - _HEAT_WEIGHT * heat, f"objective {value:.4f}, heat {heat:.4f}")
 
 
 def preference(first: Mark, second: Mark) -> Verdict:
@@ -111,8 +114,13 @@ def preference(first: Mark, second: Mark) -> Verdict:
     return Verdict({PREFERRED: preferred}, text=text, cost=Cost(verifier_calls=1))
 
 
+def _finest(scores: Mapping[str, float]) -> dict[str, float]:
+    """Returns the scores with the expected ones in place of those with two digits."""
+    return {name: scores.get(name + EXPECTED, value) for name, value in scores.items()}
+
+
 def _heat(verdict: Verdict) -> float:
-    """Returns the heat of the hottest part of the maps, the mean over them; NaN without any.
+    """Returns the heat of the hottest part of the maps, the mean over them; 0 without any.
 
     Where there are maps of misalignment, these alone say whether an image fits its prompt.
     """
@@ -120,4 +128,4 @@ def _heat(verdict: Verdict) -> float:
     names = [name for name in names if name.endswith(_FITS)] or names
     grids = [verdict.heatmaps[name] for name in names]
     tops = [np.sort(grid, axis=None)[-max(round(_HOT * grid.size), 1) :] for grid in grids]
-    return float(np.mean([top.mean() for top in tops])) if tops else math.nan
+    return float(np.mean([top.mean() for top in tops])) if tops else 0.0
