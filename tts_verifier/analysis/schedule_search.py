@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from tts_verifier.analysis.expected_best import Array, Estimate, estimate, expected_best
+from tts_verifier.analysis.expected_best import Array, Estimate, Places, estimate, expected_best
 from tts_verifier.analysis.pruning_outcomes import WholeDraw, common_stops
 from tts_verifier.choice.objective import order
 
@@ -140,10 +140,11 @@ def _outcome(counts: Schedule, pool: _Pool) -> Array:
     """Returns the mean over disjoint groups of draws, each as large as the schedule's start."""
     starts = range(0, len(pool.goals) - counts[0] + 1, counts[0])
     rows = [_outcome_of(counts, pool, np.arange(s, s + counts[0])) for s in starts]
-    return np.array(rows).mean(axis=0)
+    mean: Array = np.array(rows).mean(axis=0)
+    return mean
 
 
-def _outcome_of(counts: Schedule, pool: _Pool, alive: Array) -> tuple[float, float, float]:
+def _outcome_of(counts: Schedule, pool: _Pool, alive: Places) -> tuple[float, float, float]:
     evaluations = seconds = 0.0
     for stop, count in enumerate(counts[1:]):
         evaluations += pool.evaluations[alive, stop].sum()

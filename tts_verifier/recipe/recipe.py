@@ -104,7 +104,7 @@ class Recipe:
         try:
             setup.check()
         except InputError as error:
-            if error.argument not in self.places:
+            if error.argument is None or error.argument not in self.places:
                 raise
             raise RecipeError(f"{self.places[error.argument]}: {error}") from error
         return setup

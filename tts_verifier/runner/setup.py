@@ -85,7 +85,7 @@ class RunSetup:
     the budget sets aside, and as no candidate. None is made once the budget's seconds are spent."""
     near: float = 0.0
     """How much less than the best objective an image may have to be compared with it."""
-    comparer: Comparer | None = None
+    comparer: Comparer = None  # type: ignore[assignment]
     """Compares; None = the verifier does (see `Verifier.compare`)."""
     overlap: bool | None = None
     """Whether a thread verifies a batch while the next one is generated. None = yes if generator
@@ -147,7 +147,7 @@ class RunSetup:
 
     def _about_ties(self) -> dict[str, Any]:
         own = self.comparer is self.verifier
-        settings = None if own or self.comparer is None else dict(self.comparer.settings)
+        settings = None if own else dict(self.comparer.settings)
         return {"ties": self.ties, "near": self.near, "comparer": settings}
 
 

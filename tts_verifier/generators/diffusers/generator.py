@@ -46,15 +46,17 @@ from tts_verifier.generators.diffusers.schedule import ScheduleSlice
 from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.types import (
-    VERIFIES_ONLY,
+    Compare,
     Continue,
     Cost,
     Drafts,
     Draw,
     Job,
+    Look,
     LowBand,
     Near,
     Repaint,
+    Rewrite,
     Rewritten,
     Sample,
     Setting,
@@ -252,7 +254,7 @@ class DiffusersGenerator:
                 f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
                 f"{kind_of(proposal)!r} proposal {str(proposal)[:160]}: {why}."
             )
-        if isinstance(proposal, VERIFIES_ONLY):
+        if isinstance(proposal, Look | Compare | Rewrite):
             raise UnsupportedError(f"{type(self.pipe).__name__} generates nothing for {proposal}.")
         if isinstance(proposal, Repaint):
             # One call has one strength and one size, so images that differ in them cannot share it.

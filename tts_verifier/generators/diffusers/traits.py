@@ -78,7 +78,8 @@ class PipelineTraits:
             return 0
         if why := self._drafts_problem(call):
             raise UnsupportedError(f"{type(self.pipe).__name__} cannot draw drafts: {why}.")
-        return max(round(self._steps(call) * pace), 1)
+        steps: int = self._steps(call)
+        return max(round(steps * pace), 1)
 
     def _drafts_problem(self, call: Mapping[str, Any]) -> str:
         lists = [name for name in ("timesteps", "sigmas") if call.get(name) is not None]
@@ -90,11 +91,11 @@ class PipelineTraits:
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get(_STEPS_ARGUMENT)
         return call.get(_STEPS_ARGUMENT) or (parameter and parameter.default)
 
-    def settings(self, model_name: str, call: Mapping[str, Any]) -> dict[str, Setting]:
+    def settings(self, model_name: str | None, call: Mapping[str, Any]) -> dict[str, Setting]:
         """Returns everything that decides an image besides prompt and seed, for the log.
 
         Args:
-            model_name: "" = that of the pipeline's configuration.
+            model_name: None = that of the pipeline's configuration.
             call: the arguments of the pipeline's call.
         """
         pipe, inpaint = self.pipe, self.inpaint
