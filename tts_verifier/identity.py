@@ -64,6 +64,11 @@ def proposal_to_json(proposal: Proposal) -> str:
     fields: dict[str, Any] = {name: getattr(proposal, name) for name in proposal.__slots__}
     if isinstance(proposal, Repaint):
         fields["mask"] = mask_digest(proposal.mask)
+    if isinstance(proposal, Draw):
+        # Absent unless used, so that ids stay those of earlier versions.
+        for name, default in (("rewrite", ""), ("pace", 1.0)):
+            if fields[name] == default:
+                del fields[name]
     if isinstance(proposal, Draw) and proposal.noise is not None:
         kind = "near" if isinstance(proposal.noise, Near) else "low_band"
         fields["noise"] = {**asdict(proposal.noise), "kind": kind}
@@ -90,7 +95,7 @@ def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
         else:
             fields["noise"] = LowBand(tuple(noise["coefficients"]), noise["level"])
     proposal: Proposal = kind(**fields)
-    for name in {"seed", "until", "strength", "renoise", "eta"} & fields.keys():
+    for name in {"seed", "until", "strength", "renoise", "eta", "pace"} & fields.keys():
         if not isinstance(fields[name], int | float):
             raise TypeError(f"{name} must be a number, got {fields[name]!r}")
     return proposal

@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
+from tts_verifier.choice.views import compare_by_views
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.registry import builder
@@ -129,6 +130,61 @@ class Movable(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RewriteRequest:
+    """What a rewriter may know."""
+
+    prompt: str
+    """What the user asked for."""
+    asked: str
+    """The text that the image was generated from: the prompt, or an earlier rewriting."""
+    trial: Trial
+    """The image with its verdict: scores, boxes and the reply."""
+
+
+@runtime_checkable
+class Rewriter(Protocol):
+    """Rewrites prompts from what a verifier found wrong."""
+
+    settings: Mapping[str, Setting]
+    """Everything that determines a text, for the log."""
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
+        """Returns a new text for each request; the text asked for, or "", = no better one."""
+        ...
+
+
+@runtime_checkable
+class Reflects(Protocol):
+    """A strategy that proposes `Rewrite`."""
+
+    @property
+    def rewriter(self) -> Rewriter | None:
+        """Carries these proposals out; None = there are none."""
+        ...
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """Says of pairs of images which one fits its prompt better. Every `Verifier` is one.
+
+    A run asks about each pair in both orders, so a preference for a position cancels out.
+    """
+
+    settings: Mapping[str, Setting]
+    """Everything that determines a comparison, for the log."""
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Returns a verdict for each pair i: of first[i] and second[i], for prompt i.
+
+        Its score `preferred` is how far the first image is preferred, in [0, 1], or NaN if there
+        is no answer; its text is the reply.
+        """
+        ...
+
+
 def is_movable(part: object) -> TypeGuard[Movable]:
     """Returns whether a part has all attributes of `Movable`.
 
@@ -224,11 +280,32 @@ class Verifier(ABC):
         verdicts = self.verify(converted, [prompt] * len(converted), detail=detail)
         if isinstance(chosen, Objective):
             chosen.check_names(names_of_scores(verdicts))
-        items = [Ranked(i, converted[i], chosen(v.scores), v) for i, v in enumerate(verdicts)]
+        values = _objectives_of(chosen, verdicts)
+        rows = enumerate(zip(converted, values, verdicts, strict=True))
+        items = [Ranked(i, image, value, verdict) for i, (image, value, verdict) in rows]
         items = [items[i] for i in order([item.objective for item in items])]
         if looks is not None:
             items[:looks] = self._diagnosed(items[:looks], prompt, chosen)
         return Ranking(items)
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Says of pairs of images which one fits its prompt better; see `Comparer`.
+
+        Every image is diagnosed whole and in four crops that lack a narrow border, since near ties
+        come from small errors of reading, which differ from view to view. The mean over the views
+        counts: the objective (of expected scores, where there are any) minus the heat of the
+        hottest part of the heatmaps. A verifier that can look at two images at once should
+        override this.
+
+        Raises:
+            InputError: an image or a prompt is not usable, or the lengths differ.
+        """
+        ones, others = as_images(first), as_images(second)
+        texts = check_pairs(ones, prompts)
+        check_pairs(others, texts)
+        return compare_by_views(self.verify, self.objective, (ones, others), texts)
 
     def _diagnosed(
         self,
@@ -238,7 +315,7 @@ class Verifier(ABC):
     ) -> list[Ranked]:
         """Diagnoses images and sorts them; those without a usable diagnosis stay as they are."""
         verdicts = self.verify([item.image for item in items], [prompt] * len(items))
-        values = [objective(verdict.scores) for verdict in verdicts]
+        values = _objectives_of(objective, verdicts)
         diagnosed = []
         for item, full, value in zip(items, verdicts, values, strict=True):
             quick = item.verdict
@@ -265,6 +342,16 @@ class Verifier(ABC):
         # Found by name: the interface must not import its implementations.
         verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
         return verifier
+
+
+def _objectives_of(
+    objective: Callable[[Mapping[str, float]], float], verdicts: Sequence[Verdict]
+) -> list[float]:
+    """Returns the objectives of the images of one prompt, all verified in the same detail."""
+    scores = [verdict.scores for verdict in verdicts]
+    if isinstance(objective, Objective):
+        return objective.among(scores)
+    return [objective(row) for row in scores]
 
 
 def check_quick(verifier: Any, name: str) -> None:

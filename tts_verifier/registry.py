@@ -2,7 +2,7 @@
 
 A module is imported only when one of its builders is requested. Python users pass instances; only
 recipes and commands use names. Third parties add names through the entry-point group
-`tts_verifier.plugins`, as `generator.mine`, `verifier.mine` or `strategy.mine`.
+`tts_verifier.plugins`, as `generator.mine`, `verifier.mine`, `comparer.mine` or `strategy.mine`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "fake": "tts_verifier.testing:FakeGenerator",
     },
     "verifier": {
+        "ensemble": "tts_verifier.verifiers.ensemble:Ensemble",
         "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
         "hpsv3": "tts_verifier.verifiers.vision_language.hpsv3:HPSv3",
         "openai": "tts_verifier.verifiers.openai:OpenAIVerifier",
@@ -43,7 +44,16 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "detector": "tts_verifier.verifiers.rules.detector:DetectorVerifier",
         "fake": "tts_verifier.testing:FakeVerifier",
     },
+    "comparer": {
+        "fake": "tts_verifier.testing:FakeComparer",
+    },
+    "rewriter": {
+        "shapes": "tts_verifier.shapes.rewriter:ShapesRewriter",
+        "chat": "tts_verifier.strategies.common.chat_rewriter:ChatRewriter",
+    },
     "strategy": {
+        "drafts": "tts_verifier.strategies.drafts:Drafting",
+        "reflection": "tts_verifier.strategies.reflection:Reflection",
         "adaptive": "tts_verifier.strategies.adaptive:Adaptive",
         "best_of_n": "tts_verifier.strategies.best_of_n:BestOfN",
         "search_over_paths": "tts_verifier.strategies.search_over_paths:SearchOverPaths",
@@ -62,7 +72,7 @@ def names(role: str) -> dict[str, str]:
     """Returns name -> "module:attribute" of a role, plug-ins included.
 
     Args:
-        role: "generator", "verifier" or "strategy".
+        role: "generator", "verifier", "comparer", "rewriter" or "strategy".
     """
     available = dict(BUILT_IN[role])
     for entry in entry_points(group=GROUP):
@@ -77,7 +87,7 @@ def builder(role: str, name: str) -> Callable[..., Any]:
     """Returns the builder of a role and name, and imports only its module.
 
     Args:
-        role: "generator", "verifier" or "strategy".
+        role: "generator", "verifier", "comparer", "rewriter" or "strategy".
         name: built in, or of a plug-in; a plug-in cannot replace a built-in name.
 
     Raises:

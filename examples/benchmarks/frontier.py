@@ -45,13 +45,15 @@ from tts_verifier.runner import run
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.inpaint_reroll import accepted
-from tts_verifier.types import Look, Prompt, Repaint, Trial
+from tts_verifier.types import Compare, Look, Prompt, Repaint, Rewrite, Trial
 
 BUDGETS = (2, 4, 8, 16, 32)
 SEED = 5_000_011
 BOOTSTRAPS = 2000
 """Bootstrap samples of captions."""
 ENOUGH = {"semantic_alignment": 0.99}
+RUN_OPTIONS = ("looks", "ties", "near")
+"""Keys of a recipe that are options of the run, not arguments of its strategy."""
 LOOKS = "looks_"
 """Begins the name of a case in two tiers."""
 TIERS = (
@@ -76,6 +78,7 @@ def cases(pool: int) -> dict[str, Row]:
             "name": "successive_halving", "n": 2 * b, "keep": 0.2, "stops": [0.35, 1.0],
         }  # fmt: skip
         some, few = max(b // 4, 1), max(b // 8, 1)
+        reflection = {"name": "reflection", "width": 2, "rewriter": {"name": "shapes"}}
         recipes |= {
             f"best_of_n@{b}": {"name": "best_of_n", "n": b},
             f"adaptive@{b}": adaptive | {"at_once": 1},
@@ -89,6 +92,17 @@ def cases(pool: int) -> dict[str, Row]:
             },
             f"paths@{b}": {"name": "search_over_paths", "n": b, "keep": some},
             f"fk@{b}": {"name": "fk_steering", "n": b},
+            # Twice the particles, of which 0.6 go on at every stop: 0.92 of the cost of `fk`.
+            f"fk_funnel@{b}": {"name": "fk_steering", "n": 2 * b, "keep": 0.6},
+            f"fk_ramp@{b}": {"name": "fk_steering", "n": b, "ramp": 1.0},
+            f"fk_both@{b}": {"name": "fk_steering", "n": 2 * b, "keep": 0.6, "ramp": 1.0},
+            f"reflection@{b}": reflection | {"n": max(b // 2, 1), "rounds": some},
+            f"reflection_enough@{b}": reflection | {"n": 1, "rounds": b, "enough": 0.94},
+            # Drafts in 16 of the 40 evaluations; `some` of them are refined.
+            f"drafts@{b}": {
+                "name": "drafts", "n": max(round((b - some) / 0.4), 1), "keep": some, "pace": 0.4,
+            },
+            f"ties_best_of_n@{b}": {"name": "best_of_n", "n": b, "ties": 4, "near": 0.03},
             f"spectral@{b}": {
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],
             },
@@ -104,7 +118,7 @@ def cases(pool: int) -> dict[str, Row]:
 class Models:
     """The generator and two verifiers, loaded once.
 
-    `without_maps` decodes no heatmaps, which only repaints need.
+    `without_maps` decodes no heatmaps, which only repaints and comparisons need.
     """
 
     def __init__(self, device: str, batch: int) -> None:
@@ -117,7 +131,8 @@ class Models:
         """Returns the cheapest that serves the case."""
         if case.startswith(LOOKS):
             return self.two_tiers
-        return self.with_maps if "reroll" in case else self.without_maps
+        maps = "reroll" in case or "ties" in case
+        return self.with_maps if maps else self.without_maps
 
     def warm_up(self) -> None:
         """Runs everything once, so that the first case does not pay for starting up."""
@@ -129,15 +144,16 @@ class Models:
 def run_case(case: str, recipe: Row, prompts: Sequence[Prompt], models: Models, out: Path) -> None:
     """Runs a case and writes its rows."""
     start = time.perf_counter()
-    arguments = {key: value for key, value in recipe.items() if key not in ("name", "looks")}
+    arguments = {key: value for key, value in recipe.items() if key not in ("name", *RUN_OPTIONS)}
+    options = {key: recipe[key] for key in RUN_OPTIONS if key in recipe}
     result = run(
         prompts,
         models.generator,
         models.verifier(case),
         builder("strategy", recipe["name"])(**arguments),
         folder=out / "runs" / case,
-        looks=recipe.get("looks", 0),
         seed=int("best_of_n" in case),
+        **options,
     )
     wall = time.perf_counter() - start
     with ProcessPoolExecutor() as pool:
@@ -257,6 +273,14 @@ def costs(trials: Sequence[Trial]) -> Row:
         "vae_passes": sum(t.cost.vae_passes for t in trials),
         "draw_seconds": sum(t.cost.generate_seconds for t in trials),
         "judge_seconds": sum(t.cost.verify_seconds for t in trials),
+        "rewrites": sum(isinstance(t.proposal, Rewrite) for t in trials),
+        "rewrite_seconds": sum(
+            t.cost.generate_seconds for t in trials if isinstance(t.proposal, Rewrite)
+        ),
+        "comparisons": sum(isinstance(t.proposal, Compare) for t in trials),
+        "compare_seconds": sum(
+            t.cost.verify_seconds for t in trials if isinstance(t.proposal, Compare)
+        ),
     }
 
 

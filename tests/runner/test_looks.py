@@ -320,7 +320,7 @@ def test_report_and_replay_know_two_tiers(tmp_path: Path) -> None:
     (mean,) = {c.values[3].mean for c in replay_log(folder).curves if c.name == "objective"}
     best = [quick([t for t in result.trials if t.prompt.text == p])[0] for p in "ab"]
     assert mean == pytest.approx(sum(best) / 2)
-    assert "2 looks: the run chose by their scores" in replay_text(replay_log(folder))
+    assert "2 looks or comparisons: the run chose by them" in replay_text(replay_log(folder))
     assert "left out" not in replay_text(replay_log(folder))
     page = tmp_path / "report.html"
     write_report([folder], page)

@@ -1,10 +1,12 @@
 """Adaptive stopping: when it ends a search, and that the inner strategy runs as if alone."""
 
+from dataclasses import replace
 from math import nan
 
 import pytest
 from histories import TASK, seed, trial
 
+from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run
 from tts_verifier.strategies.adaptive import Adaptive, expected_improvement
@@ -71,6 +73,39 @@ def test_it_stops_when_another_is_not_worth_its_cost(values: tuple, stops: bool)
 def test_expected_improvement_is_that_of_the_normal_fit() -> None:
     assert expected_improvement([0.0, 1.0, 2.0]) == pytest.approx(0.0833, abs=1e-4)
     assert expected_improvement([0.5, 0.5]) == 0
+
+
+def test_an_unsure_score_passes_only_by_a_standard_deviation() -> None:
+    search = Adaptive(BestOfN(5), {"a": 0.5})
+    for sigma, more in ((0.1, []), (0.2, DRAWS[1:3]), (nan, [])):
+        unsure = trial("0", 0, DRAWS[0], 0.6, scores={"a": 0.6, "a_sigma": sigma})
+        assert search.propose(TASK, [unsure]) == more
+
+
+def test_expected_improvement_leaves_out_the_noise_of_the_verdicts() -> None:
+    values = [0.0, 1.0, 2.0]
+    assert expected_improvement(values, [0.0] * 3) == expected_improvement(values)
+    assert expected_improvement(values, [1.0] * 3) == 0
+    # Of the variance 1, a half is error: the best is 1 + 0.5, the spread the root of 0.5.
+    assert expected_improvement(values, [0.5**0.5] * 3) == pytest.approx(0.0998, abs=1e-4)
+    # A high score that is far from certain counts for less than one that is.
+    certain = expected_improvement(values, [0.1, 0.1, 0.1])
+    assert expected_improvement(values, [0.1, 0.1, 0.8]) > certain
+
+
+def test_a_search_whose_spread_is_noise_stops() -> None:
+    task = replace(TASK, objective=Objective({"a": 1.0}))
+    noisy, sure = (
+        [
+            trial(str(i), 0, DRAWS[i], v, scores={"a": v, "a_sigma": sigma})
+            for i, v in enumerate((0.1, 0.9, 0.3, 0.6))
+        ]
+        for sigma in (0.4, 0.01)
+    )
+    search = Adaptive(BestOfN(6), cost=0.01)
+    assert search.propose(task, noisy) == []
+    assert search.propose(task, sure) != []
+    assert search.propose(replace(TASK, objective=lambda scores: 0.0), noisy) != []
 
 
 @pytest.mark.parametrize("inner", [BestOfN(5), ZeroOrder(3, 2), SeedBeam(5, 2)])

@@ -12,7 +12,11 @@ from tts_verifier.types import Draw
 
 @pytest.mark.parametrize("name", BUILT_IN["strategy"])
 def test_every_registered_strategy_implements_the_interface(name: str) -> None:
-    given = {"strategy": {"name": "best_of_n"}} if name == "adaptive" else {}
+    needed = {
+        "adaptive": {"strategy": {"name": "best_of_n"}},
+        "reflection": {"rewriter": {"name": "shapes"}},
+    }
+    given = needed.get(name, {})
     assert isinstance(builder("strategy", name)(**given), Strategy)
 
 

@@ -68,6 +68,27 @@ def test_weights_start_anew_after_resampling() -> None:
     assert search().propose(TASK, history) == on("efgh", 2)
 
 
+def test_a_funnel_keeps_fewer_particles_from_stop_to_stop() -> None:
+    search = FKSteering(4, stops=STOPS, keep=0.5)
+    assert search.most == 1
+    first = search.propose(TASK, previews(0.0, 0.0, 1.0, 0.0))
+    assert first == on("cc", 1)
+    even = search.propose(TASK, EVEN)
+    assert len({p.parent for p in even}) == 2
+    history = [*EVEN, *(trial("ef"[i], 1, p, 0.5 - i) for i, p in enumerate(even))]
+    assert search.propose(TASK, history) == on("e", 2)
+    result = run(["x"], FakeGenerator(steps=10), FakeVerifier(), FKSteering(8, keep=0.5))
+    counts = [sum(t.round == number for t in result.trials) for number in range(5)]
+    assert counts == [8, 4, 2, 1, 1]
+    check_strategy(search)
+
+
+def test_the_strength_grows_with_progress() -> None:
+    constant, growing = FKSteering(4, stops=STOPS), FKSteering(4, stops=STOPS, ramp=1.0)
+    assert constant.log_weights(EVEN)["a"] == pytest.approx(5.0)
+    assert growing.log_weights(EVEN)["a"] == pytest.approx(0.3 * 5.0)
+
+
 def test_it_is_over_at_the_last_stop() -> None:
     history = [*EVEN, trial("e", 1, on("a", 1)[0], 0.5), trial("f", 2, on("e", 2)[0], 0.5)]
     assert search().propose(TASK, history) == []
@@ -96,6 +117,8 @@ def test_systematic_resampling_keeps_to_the_shares() -> None:
         ({"potential": "min"}, "potential must be one of .* got 'min'"),
         ({"strength": 0}, "strength must be finite and positive, got 0"),
         ({"stops": (1.0,)}, "stops must be at least two fractions"),
+        ({"keep": 0}, r"keep must be in \(0, 1\], got 0"),
+        ({"ramp": -1}, "ramp must be finite and not negative, got -1"),
         ({"eta": 0}, r"eta must be in \(0, 1\], got 0"),
     ],
 )

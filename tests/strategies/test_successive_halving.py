@@ -43,6 +43,13 @@ def test_the_better_half_goes_on(history: list, expected: list) -> None:
     assert SEARCH.propose(TASK, history) == expected
 
 
+def test_a_share_for_each_stop() -> None:
+    search = SuccessiveHalving(8, keep=[0.25, 0.5], stops=STOPS, trust=-1.0)
+    assert search.propose(TASK, PREVIEWS) == on("hg", 1)
+    history = [*PREVIEWS, *(trial("ij"[i], 1, p, i) for i, p in enumerate(on("hg", 1)))]
+    assert search.propose(TASK, history) == on("j", 2)
+
+
 def test_one_that_trusts_any_order_prunes_regardless() -> None:
     search = SuccessiveHalving(8, trust=-1.0)
     assert search.propose(TASK, continued(0.1, 0.7, 0.8, 0.9)) == on("lk", 2)
@@ -59,6 +66,11 @@ def test_a_spared_share_comes_from_the_worse_ones() -> None:
     ("values", "message"),
     [
         ({"n": 0}, "n must be a positive integer, got 0"),
+        (
+            {"keep": [0.5]},
+            r"keep must be one share, or one for each stop but the last, got \[0.5\]",
+        ),
+        ({"keep": [0.5, 2]}, r"keep must be in \(0, 1\], got 2"),
         ({"keep": 0.0}, r"keep must be in \(0, 1\], got 0.0"),
         ({"stops": (0.5,)}, "stops must be at least two fractions"),
         ({"spare": 1.0}, r"spare must be in \[0, 1\), got 1.0"),

@@ -99,12 +99,17 @@ def whole_draws(trials: Sequence[Trial]) -> list[WholeDraw]:
             if parent is None or parent in lineage:
                 break
             lineage.insert(0, parent)
-        if isinstance(proposal, Draw) and proposal.noise is None:
+        if isinstance(proposal, Draw) and _by_seed_alone(proposal):
             draws.append(WholeDraw(tuple(lineage)))
             unfinished = trial.proposal.until < 1 and not trial.error
             if unfinished or any(continued[t.id] > 1 for t in lineage):
                 selective_prompts.add(trial.prompt.id)
     return [d for d in draws if _without_previews(d) or d.last.prompt.id not in selective_prompts]
+
+
+def _by_seed_alone(draw: Draw) -> bool:
+    """Returns whether nothing but its seed tells a draw from the others: they compare."""
+    return draw.noise is None and not draw.rewrite and draw.pace == 1
 
 
 def _without_previews(draw: WholeDraw) -> bool:
@@ -121,15 +126,19 @@ def pruning_outcomes(
         pools: the draws of each prompt; only stops that all finished draws have are evaluated.
         measures: by name, for each prompt the values of its draws.
     """
-    stops_of = [
-        {t.progress for t in d.trials[:-1]} for pool in pools for d in pool if d.last.finished
-    ]
-    # At another stop, some of the finished draws would have no preview to rank by.
-    stops = sorted(set.intersection(*stops_of)) if stops_of else []
+    stops = common_stops(pools)
     shares = [2**-i for i in range(1, max(map(len, pools)).bit_length())]
     return tuple(
         outcome for stop in stops for outcome in _outcomes_at(stop, pools, measures, shares=shares)
     )
+
+
+def common_stops(pools: Sequence[Sequence[WholeDraw]]) -> list[float]:
+    """Returns the stops at which all finished draws have a preview to rank by."""
+    stops_of = [
+        {t.progress for t in d.trials[:-1]} for pool in pools for d in pool if d.last.finished
+    ]
+    return sorted(set.intersection(*stops_of)) if stops_of else []
 
 
 def _outcomes_at(

@@ -31,9 +31,14 @@ from tts_verifier.analysis.pruning_outcomes import (
     pruning_outcomes,
     whole_draws,
 )
+from tts_verifier.analysis.schedule_search import (
+    ScheduleOutcome,
+    measure_to_search,
+    search_schedules,
+)
 from tts_verifier.errors import InputError
 from tts_verifier.log import read_header, read_outlines
-from tts_verifier.types import Look, Trial
+from tts_verifier.types import VERIFIES_ONLY, Trial
 
 QUANTILES: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """The thresholds of adaptive stopping are these quantiles of all objectives."""
@@ -78,7 +83,7 @@ class Replay:
     left_out: int
     """Trials that are neither independent whole draws nor previews of one, looks not counted."""
     looks: int
-    """Looks at images; the best of n is that of the scores before them."""
+    """Looks at images and comparisons; the best of n is that of the scores before them."""
     evaluations: float
     """Network evaluations per draw, mean."""
     seconds: float
@@ -89,6 +94,10 @@ class Replay:
     """One per threshold."""
     pruning: tuple[PruningOutcome, ...]
     """One per preview and share; empty if some draws have no previews."""
+    schedules: tuple[ScheduleOutcome, ...] = ()
+    """The schedules that half of the prompts picks; empty without previews of all draws."""
+    searched: str = "objective"
+    """The measure by which schedules are picked."""
 
 
 def replay_log(folder: Path) -> Replay:
@@ -120,9 +129,9 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
         )
     draws = [d for pool in pools.values() for d in pool]
     count = min(map(len, pools.values()))
-    looks = sum(isinstance(t.proposal, Look) for t in trials)
+    looks = sum(isinstance(t.proposal, VERIFIES_ONLY) for t in trials)
     measures = _measure_values([*pools.values()])
-    goals = measures["objective"]
+    goals, searched = measures["objective"], measure_to_search(measures)
     usable = {name: _with_measure(name, goals, values) for name, values in measures.items()}
     return Replay(
         prompts=len(pools),
@@ -137,6 +146,8 @@ def replay_trials(trials: Sequence[Trial]) -> Replay:
         curves=tuple(_curve(n, *rows, count) for n, rows in usable.items()),
         stopping=tuple(_stopping(t, goals, usable, count) for t in _thresholds(goals)),
         pruning=pruning_outcomes([*pools.values()], measures),
+        schedules=search_schedules([*pools.values()], measures[searched]),
+        searched=searched,
     )
 
 

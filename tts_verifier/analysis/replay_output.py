@@ -22,6 +22,12 @@ def replay_text(result: Replay) -> str:
     if result.pruning:
         title = "all draws up to a preview, then the best share of them to the end"
         text += ["", title, *aligned_columns(_pruning_table(result))]
+    if result.schedules:
+        title = (
+            f"schedules picked by {result.searched} on half of the prompts, figures of the others; "
+            "`keep` of successive_halving"
+        )
+        text += ["", title, *aligned_columns(_schedule_table(result))]
     return "\n".join(text)
 
 
@@ -42,8 +48,8 @@ def _notes(result: Replay) -> list[str]:
         notes.append(f"left out: {result.left_out} trials that are not independent whole draws")
     if result.looks:
         notes.append(
-            f"{result.looks} looks: the run chose by their scores, the best of n here is that of "
-            "the quick ones"
+            f"{result.looks} looks or comparisons: the run chose by them, the best of n here is "
+            "that of the scores before"
         )
     notes.append(
         f"ties: {result.tied} draws share their objective with another of the prompt, "
@@ -83,6 +89,21 @@ def _pruning_table(result: Replay) -> list[Sequence[str]]:
         values = [_with_interval(outcome.values[name]) for name in names]
         share = f"{outcome.share:.3g}"
         rows.append([f"{outcome.stop:.0%}", share, f"{outcome.agreement:.2f}", *cost, *values])
+    return rows
+
+
+def _schedule_table(result: Replay) -> list[Sequence[str]]:
+    gain = "over best of n at equal evaluations"
+    rows: list[Sequence[str]] = [
+        ["draws", "go on", "keep", "evaluations", "seconds", result.searched, gain]
+    ]
+    for outcome in result.schedules:
+        pairs = zip(outcome.counts[1:], outcome.stops, strict=True)
+        left = ", ".join(f"{count} at {stop:.0%}" for count, stop in pairs)
+        keep = f"[{', '.join(f'{share:g}' for share in outcome.keep)}]"
+        cost = [f"{outcome.evaluations:.0f}", f"{outcome.seconds:.2f}"]
+        figures = [_with_interval(outcome.value), _with_interval(outcome.gain)]
+        rows.append([str(outcome.counts[0]), left, keep, *cost, *figures])
     return rows
 
 

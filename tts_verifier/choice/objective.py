@@ -1,4 +1,4 @@
-"""The objective, a weighted sum of named scores, and the order of trials by it.
+"""The objective, one number from named scores, and the order of trials by it.
 
 The default is the reward of the official scorer, 0.8 alignment + 0.1 aesthetics + 0.1
 plausibility (ImageDoctor, modify/flow_grpo/flow_grpo/doctor_hp.py). NaN ranks last; every ranking
@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier.choice.combine import COMBINATIONS, RELATIVE, Combination, combine
+from tts_verifier.choice.tournament import by_comparisons
 from tts_verifier.errors import InputError, suggestion
-from tts_verifier.types import Choice, Look, Stored, Trial
+from tts_verifier.types import VERIFIES_ONLY, Choice, Compare, Look, Rewrite, Stored, Trial
+from tts_verifier.types.score_names import SIGMA
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
     "semantic_alignment": 0.8,
@@ -26,18 +31,36 @@ OFFICIAL_WEIGHTS: Mapping[str, float] = {
 
 
 class Objective:
-    """Computes one number from scores by name: their weighted sum.
+    """Computes one number from scores by name: by default their weighted sum.
 
     Safe to share between threads: it is immutable by convention.
 
+    A missing score is one that the verdict lacks, or that is not finite. Whatever the combination,
+    `missing` says what becomes of such an image: with "fail" its objective is NaN, and it ranks
+    last; with "skip" the scores that are there decide. Without any score it is NaN in both.
+
     Args:
-        weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`.
+        weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`. A score of
+            negative weight is better when it is lower.
+        combine: "sum"; "worst", the smallest product of weight and score; or, among all images of
+            a prompt, "mean_rank", the weighted mean of their ranks by each score, or
+            "lexicographic", their rank by the first score, then by the second, … (see `combine`).
+        missing: "fail" or "skip".
+        step: for "lexicographic": scores that round to the same multiple of it are equal.
 
     Raises:
-        InputError: weights are no mapping of names to numbers, are empty, all zero or not finite.
+        InputError: weights are no mapping of names to numbers, are empty, all zero or not finite;
+            or another argument is none of its values.
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None = None,
+        combine: Combination = "sum",
+        *,
+        missing: Literal["fail", "skip"] = "fail",
+        step: float = 0.0,
+    ) -> None:
         weights = OFFICIAL_WEIGHTS if weights is None else weights
         if (
             not isinstance(weights, Mapping)
@@ -53,12 +76,68 @@ class Objective:
                 "An objective needs a weight that is not zero, all of these are.",
                 argument="weights",
             )
+        _check_word("combine", combine, COMBINATIONS)
+        _check_word("missing", missing, ("fail", "skip"))
+        if not _is_entry(("step", step)) or step < 0 or (step and combine != "lexicographic"):
+            raise InputError(
+                "An objective's step must be a finite number, not negative, and belongs to "
+                f"combine 'lexicographic', got {step!r} with {combine!r}.",
+                argument="step",
+            )
         self.weights = dict(weights)
+        self.combine: Combination = combine
+        self.missing: Literal["fail", "skip"] = missing
+        self.step = step
+
+    @property
+    def relative(self) -> bool:
+        """Whether the number of an image depends on the other images of its prompt."""
+        return self.combine in RELATIVE
 
     def __call__(self, scores: Mapping[str, float]) -> float:
-        """Returns the weighted sum; NaN when a named score is missing or not finite."""
-        total = sum(w * scores.get(name, math.nan) for name, w in self.weights.items() if w)
-        return total if math.isfinite(total) else math.nan
+        """Returns the number of one image; NaN when it is not usable.
+
+        A relative objective gives a stand-in, until all images are there: the weighted sum for
+        "mean_rank", and the product of weight and first score for "lexicographic".
+        """
+        how: Combination = "sum" if self.relative else self.combine
+        only = 1 if self.combine == "lexicographic" else None
+        return float(self._numbers([scores], how, only)[0])
+
+    def among(self, scores: Sequence[Mapping[str, float]]) -> list[float]:
+        """Returns the number of each image among all of them; NaN for one that is not usable.
+
+        Args:
+            scores: of all images of one prompt that are verified in the same detail.
+        """
+        numbers: list[float] = self._numbers(scores, self.combine).tolist() if scores else []
+        return numbers
+
+    def sigma(self, scores: Mapping[str, float]) -> float:
+        """Returns the standard deviation of the number, from scores named `NAME_sigma`.
+
+        The errors of different scores are taken to be independent.
+
+        Returns:
+            0 if no score has one, or if the combination is no sum.
+        """
+        if self.combine != "sum":
+            return 0.0
+        found = ((w, scores.get(name + SIGMA, 0.0)) for name, w in self.weights.items())
+        return math.sqrt(sum((w * s) ** 2 for w, s in found if math.isfinite(s)))
+
+    def about(self) -> dict[str, Any]:
+        """Returns everything that identifies it, as JSON values."""
+        if repr(self) == repr(Objective(self.weights)):
+            return dict(self.weights)
+        # As a list, because the order of the scores counts.
+        weights = [[name, weight] for name, weight in self.weights.items()]
+        return {
+            "weights": weights,
+            "combine": self.combine,
+            "missing": self.missing,
+            "step": self.step,
+        }
 
     def check_names(self, known: Collection[str] | None) -> None:
         """Raises InputError when it names a score that a verifier does not give.
@@ -68,8 +147,64 @@ class Objective:
         """
         check_score_names(self.weights, known, "An objective", argument="weights")
 
+    def _numbers(
+        self, scores: Sequence[Mapping[str, float]], how: Combination, only: int | None = None
+    ) -> NDArray[np.float64]:
+        weights = {name: w for name, w in self.weights.items() if w}
+        names = list(weights)[:only]
+        table = np.array([[row.get(name, math.nan) for name in names] for row in scores], float)
+        table[~np.isfinite(table)] = math.nan
+        if self.missing == "fail":
+            needed = [[row.get(name, math.nan) for name in weights] for row in scores]
+            table[~np.isfinite(np.array(needed, float)).all(axis=1)] = math.nan
+        factors = np.array([weights[name] for name in names], float)
+        # Finite scores and weights may still overflow.
+        with np.errstate(over="ignore", invalid="ignore"):
+            numbers = combine(table, factors, how, step=self.step)
+        return np.where(np.isfinite(numbers), numbers, math.nan)
+
     def __repr__(self) -> str:
-        return f"Objective({self.weights})"
+        options = [
+            f", {name}={value!r}"
+            for name, value, default in (
+                ("combine", self.combine, "sum"),
+                ("missing", self.missing, "fail"),
+                ("step", self.step, 0.0),
+            )
+            if value != default
+        ]
+        return f"Objective({self.weights}{''.join(options)})"
+
+
+def _check_word(argument: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(
+            f"An objective's {argument} must be one of {', '.join(allowed)}, got {value!r}.",
+            argument=argument,
+        )
+
+
+def with_objectives(history: Sequence[Trial], objective: Objective) -> list[Trial]:
+    """Returns the trials of one prompt with the objectives that they have among each other.
+
+    Images are compared that are verified in the same detail after the same share of the steps.
+
+    Args:
+        history: the trials of one prompt.
+        objective: one that is not relative leaves the trials as they are.
+    """
+    trials = list(history)
+    if not objective.relative:
+        return trials
+    groups: dict[tuple[str, float], list[int]] = {}
+    for place, trial in enumerate(trials):
+        if trial.verdict is not None and not isinstance(trial.proposal, Compare | Rewrite):
+            groups.setdefault((trial.verdict.detail, trial.progress), []).append(place)
+    for places in groups.values():
+        values = objective.among([trials[place].scores for place in places])
+        for place, value in zip(places, values, strict=True):
+            trials[place] = replace(trials[place], objective=value)
+    return trials
 
 
 def as_objective(value: Any) -> Objective | None:
@@ -149,19 +284,21 @@ def choose(history: Sequence[Trial]) -> Choice:
     those of a look are two scales, and no number of one is compared with a number of the other.
     All images are ranked by what they were first verified with. Then the images at the top that
     were all looked at are ranked anew, by their looks. A look that failed replaces nothing, and
-    ranks last among them.
+    ranks last among them. In the end, the images at the top that were all compared with each other
+    are ranked by these comparisons (see `tournament`).
 
     Args:
         history: the trials of one prompt.
     """
     looked = {t.parent_id for t in history if isinstance(t.proposal, Look)}
     looks = {t.parent_id: t for t in history if isinstance(t.proposal, Look) and t.finished}
-    images = [t for t in history if not isinstance(t.proposal, Look)]
+    images = [t for t in history if not isinstance(t.proposal, VERIFIES_ONLY)]
     images = [t for t in images if t.finished or t.id in looks]
     ranked = [images[i] for i in order([t.objective for t in images])]
     top = list(takewhile(lambda t: t.id in looked, ranked))
     values = [looks[t.id].objective if t.id in looks else math.nan for t in top]
     ranked[: len(top)] = [top[i] for i in order(values)]
+    ranked = by_comparisons(ranked, history)
     shown = tuple(looks.get(t.id, t) for t in ranked)
     best = shown[0] if shown and not math.isnan(shown[0].objective) else None
     return Choice(best, shown)

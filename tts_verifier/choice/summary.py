@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.choice.objective import Pick, before_look, choose
-from tts_verifier.types import Look, Prompt, Trial
+from tts_verifier.types import VERIFIES_ONLY, Look, Prompt, Trial
 
 Interval = tuple[float, float]
 """(low, high)."""
@@ -93,7 +93,7 @@ class Summary:
 
 def first_draw(trials: Sequence[Trial]) -> Trial | None:
     """Returns the first finished image of a prompt's trials, what a run without a search gives."""
-    candidates = (t for t in trials if not _is_look(t))
+    candidates = (t for t in trials if not isinstance(t.proposal, VERIFIES_ONLY))
     return next((t for t in candidates if t.progress >= 1 and t.image), None)
 
 
@@ -112,7 +112,7 @@ def summarise_prompt(prompt: Prompt, trials: Sequence[Trial]) -> PromptSummary:
         prompt=prompt,
         first=None if first is None else Pick.of(first),
         chosen=None if choice.trial is None else Pick.of(choice.trial),
-        candidates=sum(not _is_look(t) for t in trials),
+        candidates=sum(not isinstance(t.proposal, VERIFIES_ONLY) for t in trials),
         failed=sum(bool(t.error) for t in trials),
         tied=sum(t.objective == top and _is_look(t) == looked for t in choice.order) > 1,
         best=best,

@@ -17,7 +17,9 @@ def replay_command(log: Path, plot: Path | None) -> None:
     """Computes from one run what fewer candidates, or stopping early, would have given.
 
     LOG is the folder of a best_of_n run, finished or still running. No model is loaded: the
-    figures are exact expectations over all subsets of the recorded draws.
+    figures are exact expectations over all subsets of the recorded draws. From the log of a
+    successive_halving run with `keep: 1` and 8 prompts or more, it also finds schedules: how many
+    draws to start with, and what share to keep after each preview.
 
     \b
     Example:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--verifier",
     default="shapes",
     show_default=True,
-    help="A folder, a hub id, shapes, or the name of a verifier as in recipes.",
+    help="A folder, a hub id, shapes, the name of a verifier as in recipes, or a recipe's file.",
 )
 @click.option("--format", "form", type=click.Choice(["table", "jsonl"]), default="table")
 @click.option(
@@ -68,7 +68,6 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     from tts_verifier.errors import InputError
     from tts_verifier.scoring import open_pairs, parse_limits
     from tts_verifier.scoring.thresholds import check_names
-    from tts_verifier.verifiers.load import load_verifier
 
     quiet_libraries()
     limits = parse_limits(options["least"], options["most"])
@@ -79,9 +78,19 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         raise InputError(
             f"Only pictures that are files can be moved or copied, {source.inside} has them inside."
         )
-    verifier = load_verifier(options["verifier"])
+    verifier = _verifier(options["verifier"])
     check_names([options["sort"], *(limit.name for limit in limits)], verifier.score_names)
     _report(_scored_rows(source, prompt, verifier, options), limits, folder, options)
+
+
+def _verifier(name: str) -> Any:
+    """Loads a verifier: of a recipe, with its objective, or by its name."""
+    from tts_verifier.recipe import verifier_of_recipe
+    from tts_verifier.verifiers.load import load_verifier
+
+    if name.endswith((".yaml", ".yml")):
+        return verifier_of_recipe(name)
+    return load_verifier(name)
 
 
 def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFolder | None:

@@ -193,7 +193,7 @@ def _check_same(
     """Raises RunError where the folder's `about` differs in more than numbers that may grow."""
     old, new = dict(_flat(before)), dict(_flat(about))
     # A recipe's run has its strategy's arguments twice: as built, and as the recipe states them.
-    names = ["looks", *(f"strategy.{name}" for name in grows)]
+    names = ["looks", "ties", *(f"strategy.{name}" for name in grows)]
     may_grow = {f"{place}{name}" for place in ("", "recipe.") for name in names}
     differ = [
         key

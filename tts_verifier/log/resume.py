@@ -193,7 +193,7 @@ class LoggedTrials:
             # `read_mask` found another mask in the file: set it aside, like any changed file.
             pass
         # The image of a look is its parent's and may have been generated again by now.
-        if not (row["kind"] == "look" and column == "image"):
+        if not (row["kind"] in ("look", "compare", "rewrite") and column == "image"):
             self.set_aside(Path(name), why)
         return False
 

@@ -48,12 +48,12 @@ from tts_verifier.log.unverified import (
     write_notes,
 )
 from tts_verifier.types import (
+    VERIFIES_ONLY,
     Decoder,
     Heatmaps,
     InFile,
     InMemory,
     Job,
-    Look,
     Repaint,
     Sample,
     Setting,
@@ -147,7 +147,7 @@ class RunLog:
             for sample in samples
             if sample.image is not None
             and sample.stored is None
-            and not isinstance(sample.job.proposal, Look)
+            and not isinstance(sample.job.proposal, VERIFIES_ONLY)
         ]
         files = [self._start_sample(sample, with_state=note) for sample in new]
         if note and new:
@@ -202,12 +202,19 @@ class RunLog:
         for note in list(self._notes.values()):
             note.result()
 
-    def finish(self, chosen: Collection[str], session: Mapping[str, Any] | None = None) -> None:
+    def finish(
+        self,
+        chosen: Collection[str],
+        session: Mapping[str, Any] | None = None,
+        *,
+        objectives: Mapping[str, float] | None = None,
+    ) -> None:
         """Merges the parts into one table that marks the chosen trials.
 
         Args:
             chosen: ids of the chosen trials.
             session: JSON values about this process, for the header; None = no entry.
+            objectives: trial id -> the objective to write in place of the row's.
 
         Raises:
             RunError: something could not be written, or a part was removed meanwhile.
@@ -220,7 +227,7 @@ class RunLog:
         # The finished table is written now, and it replaces files that are open here.
         self.logged.close()
         try:
-            self._tables.finish(self._columns.schema(), chosen)
+            self._tables.finish(self._columns.schema(), chosen, objectives or {})
         except FileNotFoundError as error:
             raise damage(Path(error.filename or self.folder), error.strerror) from error
         for name, suffix in ((_STATES, ".npz"), (NOTES, ".json")):

@@ -1,10 +1,10 @@
 """A YAML file -> a checked recipe -> built objects.
 
-A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy` and
-`judge` have a `name` from the registry and the arguments of its constructor; `objective` and
+A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy`, `judge`
+and `comparer` have a `name` from the registry and the arguments of its constructor; `objective` and
 `budget` have the arguments of theirs. The other keys are `prompts` (a list, or a file beside the
-recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `overlap` and `output`. Every mistake is
-an error that names the file's line.
+recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `ties`, `near`, `overlap` and `output`.
+Every mistake is an error that names the file's line.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _SIMPLE: Final[Mapping[str, Any]] = {
     "seed": int,
     "detail": Detail,
     "looks": int,
+    "ties": int,
+    "near": float,
     "overlap": bool,
     "output": str,
 }
@@ -61,7 +63,7 @@ class Recipe:
     output: Path
     """The run folder."""
     simple: Mapping[str, Any] = field(default_factory=dict)
-    """`seed`, and `detail`, `looks` and `overlap` where the recipe sets them."""
+    """`seed`, and `detail`, `looks`, `ties`, `near` and `overlap` where the recipe sets them."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Key of `simple` -> where the recipe or an override sets it."""
 
@@ -99,7 +101,12 @@ class Recipe:
         parts |= {name: sections[name].build() for name in heavy}
         self._check_scores(parts, parts["verifier"])
         setup = RunSetup(**parts, **self.simple)
-        setup.check()
+        try:
+            setup.check()
+        except InputError as error:
+            if error.argument is None or error.argument not in self.places:
+                raise
+            raise RecipeError(f"{self.places[error.argument]}: {error}") from error
         return setup
 
     def _check_scores(self, parts: Mapping[str, Any], verifier: Any) -> None:
@@ -138,14 +145,33 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: there is no such recipe, or it has a mistake.
     """
     path = _locate(recipe)
-    try:
-        text = read_yaml_text(path)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
-    document = parse_document(text, str(path))
+    document = _read_document(path)
     for item in overrides:
         apply_override(document, item)
     return read_recipe(document, folder=path.parent, stem=path.stem)
+
+
+def verifier_of_recipe(recipe: str | Path) -> Any:
+    """Builds the verifier of a recipe; the recipe's objective, if it has one, becomes its own.
+
+    Args:
+        recipe: a path. The file needs no other sections: one with `verifier` alone will do.
+
+    Raises:
+        RecipeError: there is no such file, or it has a mistake.
+        CheckpointError: weights are missing or do not fit.
+    """
+    document = _read_document(_user_path(recipe))
+    check_keys(document, document.values, known=_KEYS)
+    if document.values.get("verifier") is None:
+        raise RecipeError(f"{document.place()}: a section 'verifier' is needed, it is missing.")
+    verifier = read_section(document, "verifier").build()
+    if document.values.get("objective") is not None:
+        section = read_section(document, "objective")
+        verifier.objective = section.build()
+        with section.errors_placed():
+            check_scores(verifier.objective, None, known_scores(verifier))
+    return verifier
 
 
 def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
@@ -196,6 +222,14 @@ def read_yaml_text(path: Path) -> str:
     with io.TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
         # One more than a recipe may have: the parser says that it is too long.
         return file.read(MAX_CHARACTERS + 1)
+
+
+def _read_document(path: Path) -> Document:
+    try:
+        text = read_yaml_text(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
+    return parse_document(text, str(path))
 
 
 def _locate(recipe: str | Path) -> Path:

@@ -12,14 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from tts_verifier.errors import InputError, RunError
+from tts_verifier.interfaces import Rewriter, RewriteRequest
 from tts_verifier.log import HEADER, read_header, read_trials, repeat_of
 from tts_verifier.types import (
     KINDS,
+    Compare,
+    Drafts,
     InFile,
     Job,
     LowBand,
     Near,
     Proposal,
+    Rewrite,
+    Rewritten,
     Sample,
     Setting,
     State,
@@ -42,7 +47,7 @@ class RecordedGenerator:
         InputError: the recorded run has no verified candidate.
     """
 
-    supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand})
+    supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand, Rewritten, Drafts})
     batch_size = 8
 
     def __init__(self, folder: Path, new_folder: Path) -> None:
@@ -121,16 +126,35 @@ class Proposed:
 
     # The header of the log records this class's name: under another name, such runs cannot be
     # continued. It also records a strategy's `__dict__`; slots keep the proposals out of it.
-    __slots__ = ("_rounds",)
+    __slots__ = ("_rounds", "_texts")
     needs: frozenset[type] = frozenset()
 
     def __init__(self, trials: Sequence[Trial]) -> None:
+        self._texts: dict[str, str] = {}
         self._rounds: dict[str, dict[int, list[Proposal]]] = {}
         for trial in trials:
+            if isinstance(trial.proposal, Compare):
+                # The new run makes its own comparisons, if it is to make any.
+                continue
+            if isinstance(trial.proposal, Rewrite) and trial.verdict is not None:
+                self._texts[trial.proposal.parent] = trial.verdict.text
             rounds = self._rounds.setdefault(trial.prompt.id, {})
             rounds.setdefault(trial.round, []).append(trial.proposal)
 
+    settings: Mapping[str, Setting] = {"rewriter": "recorded"}
+
+    @property
+    def rewriter(self) -> Rewriter:
+        """Itself: it knows the recorded texts."""
+        return self
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
+        """Returns the recorded text of each request, "" where none was made."""
+        return [self._texts.get(request.trial.id, "") for request in requests]
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Returns the recorded proposals of the round after the last one in the history."""
-        number = 1 + max((trial.round for trial in history), default=-1)
-        return self._rounds[task.prompt.id].get(number, [])
+        rounds = self._rounds[task.prompt.id]
+        # The recorded numbers may have gaps where comparisons were.
+        number = len({trial.round for trial in history})
+        return rounds[sorted(rounds)[number]] if number < len(rounds) else []

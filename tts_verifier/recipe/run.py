@@ -78,7 +78,10 @@ def run_recipe(
         recorded = RecordedGenerator(user_path(rejudge), folder)
         strategy = Proposed(recorded.trials)
         parts = {"generator": recorded, "strategy": strategy, "budget": Budget()}
-        again = ("verifier", "judge", "objective", "detail", "looks")
+        again = (
+            *("verifier", "judge", "objective", "detail"),
+            *("looks", "ties", "near", "comparer"),
+        )
         # The header must not claim sections that this run does not use.
         resolved = {name: resolved[name] for name in again if name in resolved}
         resolved["rejudge"] = str(recorded.place)

@@ -19,6 +19,7 @@ ROLES: Final = {
     "generator": "generator",
     "verifier": "verifier",
     "judge": "verifier",
+    "comparer": "comparer",
     "strategy": "strategy",
 }
 """Section -> role in the registry. These sections have a `name`."""

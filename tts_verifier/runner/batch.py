@@ -16,9 +16,12 @@ from PIL import Image
 
 from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.interfaces import Verifier
+from tts_verifier.runner.comparing import compare_batch
 from tts_verifier.runner.retry import with_retry
+from tts_verifier.runner.rewriting import rewrite_batch
 from tts_verifier.runner.setup import RunSetup
 from tts_verifier.types import (
+    VERIFIES_ONLY,
     Continue,
     Cost,
     Detail,
@@ -30,6 +33,7 @@ from tts_verifier.types import (
     Stored,
     Trial,
     Verdict,
+    kind_of,
 )
 
 ResultT = TypeVar("ResultT")
@@ -41,8 +45,8 @@ class SampleBatch:
 
     samples: Sequence[Sample]
     """One for each job of the batch, in order."""
-    looks: bool
-    """Whether all of the samples belong to looks; otherwise none does."""
+    kind: str
+    """The kind of proposal of all of them, as in `KINDS`."""
 
     @property
     def interrupted(self) -> bool:
@@ -69,15 +73,15 @@ def generate_batch(
         A sample for each job, in order. A sample that failed holds its error. `generate_seconds`
         is the image's share of the batch.
     """
-    looks = all(isinstance(job.proposal, Look) for job in jobs)
-    if looks:
-        return SampleBatch([_look(job) for job in jobs], looks)
+    kind = kind_of(jobs[0].proposal)
+    if isinstance(jobs[0].proposal, VERIFIES_ONLY):
+        return SampleBatch([_with_parents_image(job) for job in jobs], kind)
     new_jobs = [job for job in jobs if job.id not in unverified]
     samples, seconds = _timed(lambda: _generate(setup, new_jobs) if new_jobs else [])
     # Every sample may come from an earlier process; then there is nothing to divide.
     share = seconds / max(len(new_jobs), 1)
     new = {s.job.id: replace(s, cost=replace(s.cost, generate_seconds=share)) for s in samples}
-    return SampleBatch([unverified.get(job.id) or new[job.id] for job in jobs], looks)
+    return SampleBatch([unverified.get(job.id) or new[job.id] for job in jobs], kind)
 
 
 def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
@@ -87,7 +91,11 @@ def verify_batch(setup: RunSetup, batch: SampleBatch) -> list[Trial]:
     has no usable score (see `retry`). `verify_seconds` is the image's share of the batch; the
     held-out judge's time is not counted.
     """
-    detail: Detail = "diagnose" if batch.looks else setup.detail
+    if batch.kind == "compare":
+        return compare_batch(setup.comparer, batch.samples)
+    if batch.kind == "rewrite":
+        return rewrite_batch(setup.strategy, batch.samples)
+    detail: Detail = "diagnose" if batch.kind == "look" else setup.detail
     with_image = [sample for sample in batch.whole if sample.image is not None]
     verdicts, seconds = _timed(lambda: _verify(setup.verifier, with_image, detail))
     by_id = {s.job.id: verdict for s, verdict in zip(with_image, verdicts, strict=True)}
@@ -105,8 +113,8 @@ def _timed(action: Callable[[], ResultT]) -> tuple[ResultT, float]:
     return result, time.perf_counter() - began
 
 
-def _look(job: Job) -> Sample:
-    """Returns the parent's image as the sample of a look."""
+def _with_parents_image(job: Job) -> Sample:
+    """Returns the parent's image as the sample of a job that generates nothing."""
     parent = job.ancestors[0]
     image = None if parent.image is None else parent.image.load()
     return Sample(job, image, parent.progress, stored=parent.image)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict, Unpack
 
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RunWarning, suggestion
-from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
+from tts_verifier.interfaces import Comparer, Extendable, Generator, Strategy, Verifier
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.runner.devices import placed
@@ -42,6 +42,12 @@ class RunOptions(TypedDict, total=False):
     detail: Detail
     """As in `RunSetup`."""
     looks: int
+    """As in `RunSetup`."""
+    ties: int
+    """As in `RunSetup`."""
+    near: float
+    """As in `RunSetup`."""
+    comparer: Comparer | None
     """As in `RunSetup`."""
     overlap: bool | None
     """As in `RunSetup`."""
@@ -143,4 +149,5 @@ def _finish_log(log: RunLog, loop: Loop, wall: float) -> None:
         "moves": loop.placement.moves,
     }
     # A process that found every trial in the log has nothing to note.
-    log.finish(chosen, session if any(loop.seconds.values()) else None)
+    objectives = {k: v for r in loop.results.values() for k, v in r.relative_objectives().items()}
+    log.finish(chosen, session if any(loop.seconds.values()) else None, objectives=objectives)

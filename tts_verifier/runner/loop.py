@@ -21,7 +21,7 @@ from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.scheduling import PromptScheduler
 from tts_verifier.runner.setup import RunSetup, check_scores, known_scores
-from tts_verifier.types import Job, Prompt, Sample, Trial, kind_of
+from tts_verifier.types import VERIFIES_ONLY, Job, Prompt, Sample, Trial, kind_of
 
 _MAX_BATCHES_AHEAD: Final = 2
 """Batches that are generated but not verified, at most, where the parts overlap."""
@@ -96,7 +96,7 @@ class Loop:
             self._log.flush()
             unverified = self._log.unverified(jobs)
         # A move takes seconds, so the generator stays away from its device if it has nothing to do.
-        if kind != "look" and len(unverified) < len(jobs):
+        if not isinstance(jobs[0].proposal, VERIFIES_ONLY) and len(unverified) < len(jobs):
             self.placement.to_generate()
         batch = generate_batch(self._setup, jobs, unverified)
         if self._log is not None:

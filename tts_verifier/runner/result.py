@@ -7,6 +7,7 @@ take 17 bytes a trial, so memory hardly grows with the number of trials.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,15 +46,20 @@ class PromptResult:
     """The ids of all trials, joined by spaces: one string takes less memory than a list."""
     trials: tuple[Trial, ...] | None
     """All trials, round by round; None where they are in the log."""
+    objectives: Sequence[float] = ()
+    """The objectives of all trials, if they are relative; else empty."""
 
     @classmethod
-    def of(cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool) -> PromptResult:
+    def of(
+        cls, prompt: Prompt, history: Sequence[Trial], *, logged: bool, relative: bool = False
+    ) -> PromptResult:
         """Returns the result of a search.
 
         Args:
             prompt: the prompt that was searched for.
             history: all trials, round by round.
             logged: whether the trials are in the log and need not be kept in memory.
+            relative: whether the objectives are those of the trials among each other.
         """
         summary = summarise_prompt(prompt, history)
         picks = (summary.first, summary.chosen, summary.quick)
@@ -62,7 +68,13 @@ class PromptResult:
         if not logged:
             return cls(summary, first, chosen, quick, ids, tuple(history))
         summary = replace(summary, first=None, chosen=None, quick=None)
-        return cls(summary, first, chosen, quick, ids, None)
+        values = array("d", [trial.objective for trial in history] if relative else [])
+        return cls(summary, first, chosen, quick, ids, None, values)
+
+    def relative_objectives(self) -> dict[str, float]:
+        """Returns relative objectives by trial id; none if the objective is not relative."""
+        ids = self.ids.split() if self.objectives else []
+        return dict(zip(ids, self.objectives, strict=True))
 
 
 class RunResult:
@@ -106,6 +118,10 @@ class RunResult:
         ids = {trial_id for r in self._results for trial_id in (r.first, r.chosen, r.quick)}
         picks = read_picks(self.folder, ids)
         _check_present(self.folder, ids - {""}, picks)
+        for result in self._results:
+            for trial_id, value in result.relative_objectives().items():
+                if trial_id in picks:
+                    picks[trial_id] = replace(picks[trial_id], objective=value)
         return [
             replace(
                 result.summary,
@@ -128,6 +144,9 @@ class RunResult:
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
         ids = [trial_id for result in self._results for trial_id in result.ids.split()]
         _check_present(self.folder, ids, by_id)
+        for result in self._results:
+            for trial_id, value in result.relative_objectives().items():
+                by_id[trial_id] = replace(by_id[trial_id], objective=value)
         return tuple(by_id[trial_id] for trial_id in ids)
 
     @cached_property

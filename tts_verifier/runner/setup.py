@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 from tts_verifier.choice.objective import Objective, as_objective, check_score_names
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import (
+    Comparer,
     ExplainsLimits,
     Generator,
     ReadsScores,
@@ -18,7 +20,18 @@ from tts_verifier.interfaces import (
     check_quick,
     details_of,
 )
-from tts_verifier.types import KINDS, Budget, Detail, Look, LowBand, Near, Prompt
+from tts_verifier.types import (
+    KINDS,
+    VERIFIES_ONLY,
+    Budget,
+    Detail,
+    Drafts,
+    Look,
+    LowBand,
+    Near,
+    Prompt,
+    Rewritten,
+)
 
 _METHODS: Final = {
     "generator": ("generate", "supports"),
@@ -30,6 +43,8 @@ _NO_LIMITS: Final = Budget()
 _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
     Near: "start from noise near a parent's",
     LowBand: "start from noise with a given low band",
+    Drafts: "draw drafts in fewer steps",
+    Rewritten: "draw from a rewritten prompt",
 }
 
 
@@ -63,6 +78,15 @@ class RunSetup:
     quick scores. The image is then chosen among them, by their diagnoses. They count as verifier
     calls, which the budget sets aside, and as no candidates. None is made once the budget's
     seconds are spent."""
+    ties: int = 0
+    """Images of each prompt that are compared in pairs once its search has ended, and its looks:
+    the best ones, as far as their objectives are within `near` of the best. The image is then
+    chosen by these comparisons, each made in both orders. Each counts as two verifier calls, which
+    the budget sets aside, and as no candidate. None is made once the budget's seconds are spent."""
+    near: float = 0.0
+    """How much less than the best objective an image may have to be compared with it."""
+    comparer: Comparer = None  # type: ignore[assignment]
+    """Compares; None = the verifier does (see `Verifier.compare`)."""
     overlap: bool | None = None
     """Whether a thread verifies a batch while the next one is generated. None = yes if generator
     and verifier are on different devices or share a GPU. If they do not fit on their device
@@ -74,6 +98,8 @@ class RunSetup:
             own = isinstance(self.verifier, Verifier)
             objective = self.verifier.objective if own else Objective()
         object.__setattr__(self, "objective", objective)
+        if self.comparer is None:
+            object.__setattr__(self, "comparer", self.verifier)
         if self.detail is None:
             object.__setattr__(self, "detail", "score" if self.looks else "diagnose")
 
@@ -94,6 +120,7 @@ class RunSetup:
             verifier=self.verifier,
             budget=self.budget,
         )
+        check_ties(self.ties, near=self.near, comparer=self.comparer, budget=self.budget)
         for name, value in self.generator.settings.items():
             if not isinstance(value, (str, int, float, bool, type(None))):
                 raise InputError(
@@ -108,14 +135,61 @@ class RunSetup:
             "verifier": dict(self.verifier.settings),
             "judge": dict(self.judge.settings) if self.judge else None,
             "strategy": _as_json_values(self.strategy),
-            "objective": dict(self.objective.weights),
+            "objective": self.objective.about(),
             "seed": self.seed,
             "budget": asdict(self.budget),
             "detail": self.detail,
             # Absent without looks, as in the logs of earlier versions.
             **({"looks": self.looks} if self.looks else {}),
+            **(self._about_ties() if self.ties else {}),
             "prompts": {prompt.id: prompt.text for prompt in prompts},
         }
+
+    def _about_ties(self) -> dict[str, Any]:
+        own = self.comparer is self.verifier
+        settings = None if own else dict(self.comparer.settings)
+        return {"ties": self.ties, "near": self.near, "comparer": settings}
+
+
+def check_ties(ties: int, *, near: float, comparer: Any, budget: Budget) -> None:
+    """Raises InputError when a run cannot compare its best images.
+
+    Args:
+        ties: of the run.
+        near: of the run.
+        comparer: of the run, or its verifier.
+        budget: of the run.
+    """
+    # bool is a subclass of int.
+    if isinstance(ties, bool) or not isinstance(ties, int) or ties < 0 or ties == 1:
+        raise InputError(
+            f"ties must be a number of images, 0 or at least 2, got {ties!r}.", argument="ties"
+        )
+    finite = isinstance(near, (int, float)) and not isinstance(near, bool)
+    if not finite or not 0 <= near < math.inf:
+        raise InputError(
+            f"near must be a finite number, not negative, got {near!r}.", argument="near"
+        )
+    if not ties:
+        return
+    if not isinstance(comparer, Comparer):
+        raise InputError(
+            "ties needs a comparer, or a verifier that compares images, got "
+            f"{type(comparer).__name__}. Derive the verifier from Verifier, or give a comparer.",
+            argument="ties",
+        )
+    most = budget.verifier_calls
+    if most is not None and calls_of_ties(ties) >= most:
+        raise InputError(
+            f"ties must leave the budget verifier calls to search with, got {ties}: these take up "
+            f"to {calls_of_ties(ties)} of {most}.",
+            argument="ties",
+        )
+
+
+def calls_of_ties(ties: int) -> int:
+    """Returns the verifier calls that comparing so many images takes: every pair in both orders."""
+    return ties * (ties - 1)
 
 
 def check_options(
@@ -173,8 +247,9 @@ def check_needs(strategy: Any, generator: Any) -> None:
         generator: an instance, or a class with `supports`; its `lacks`, if it has one, gives the
             reason for each kind that it does not support.
     """
-    # Every run can serve a look: the runner does that without the generator.
-    missing = [kind for kind in _ABILITIES if kind in strategy.needs - generator.supports - {Look}]
+    # The runner serves these itself, without the generator.
+    supported = generator.supports.union(VERIFIES_ONLY)
+    missing = [kind for kind in _ABILITIES if kind in strategy.needs - supported]
     if missing:
         kinds = ", ".join(_ABILITIES[kind] for kind in missing)
         lacks = generator.lacks if isinstance(generator, ExplainsLimits) else {}
@@ -281,4 +356,7 @@ def _as_json_values(value: Any) -> Any:
         return {str(key): _as_json_values(item) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return _as_json_values(asdict(value))
-    return {"class": type(value).__qualname__, **_as_json_values(getattr(value, "__dict__", {}))}
+    # A part inside a strategy, such as a rewriter, says itself what determines its results.
+    own = getattr(value, "settings", None)
+    fields = own if isinstance(own, Mapping) else getattr(value, "__dict__", {})
+    return {"class": type(value).__qualname__, **_as_json_values(fields)}

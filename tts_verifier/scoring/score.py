@@ -60,15 +60,27 @@ class PairScorer:
         verifier: scores the images.
         detail: "score" leaves out reasons, boxes and heatmaps.
         prompts: whether rows have `prompt`.
+
+    Raises:
+        InputError: the verifier's objective is relative.
     """
 
     def __init__(self, verifier: Verifier, detail: Detail, *, prompts: bool = False) -> None:
+        if verifier.objective.relative:
+            raise InputError(
+                "Files are scored one by one, so combine must be 'sum' or 'worst', got "
+                f"{verifier.objective.combine!r}, which compares images of one prompt. Take "
+                "Verifier.rerank for that, or another combine."
+            )
         self.verifier, self._detail, self._prompts = verifier, detail, prompts
         self._stamps = hashlib.blake2b(self.settings(""), digest_size=8)
 
     def settings(self, prompt: str) -> bytes:
         """Returns all that decides a verdict besides the image; two of these are never alike."""
-        settings = canonical([prompt, dict(self.verifier.settings), self._detail])
+        # An objective that a recipe sets decides a row too; settings do not name it.
+        objective = vars(self.verifier).get("objective")
+        own = [] if objective is None else [objective.about()]
+        settings = canonical([prompt, dict(self.verifier.settings), self._detail, *own])
         # JSON text has no NUL, so what follows cannot run into it.
         return settings.encode() + b"\0"
 

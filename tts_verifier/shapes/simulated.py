@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.types import Cost, Draw, Job, Sample, Setting, kind_of
+from tts_verifier.types import Cost, Draw, Job, Rewritten, Sample, Setting, kind_of
 
 
 class SimulatedGenerator:
@@ -28,7 +28,7 @@ class SimulatedGenerator:
         InputError: a share is not in [0, 1] or `batch_size` is below 1.
     """
 
-    supports: frozenset[type] = frozenset({Draw})
+    supports: frozenset[type] = frozenset({Draw, Rewritten})
 
     def __init__(
         self, *, misalignment: float = 0.6, artifact: float = 0.3, batch_size: int = 32
@@ -62,12 +62,12 @@ class SimulatedGenerator:
         from tts_verifier.shapes.renderer import to_pil_images
 
         draw = job.proposal
-        if not isinstance(draw, Draw) or draw.until != 1.0 or draw.noise is not None:
+        if not isinstance(draw, Draw) or draw.until != 1.0 or draw.noise or draw.pace != 1:
             raise UnsupportedError(
                 "A simulated generator only generates whole images from seeds, got a "
                 f"{kind_of(draw)!r} proposal."
             )
         generator = torch.Generator().manual_seed(draw.seed)
         # One image at a time, so that it does not depend on the other jobs of the batch.
-        flawed = render_flawed([parse_caption(job.prompt.text)], generator, **self._shares)
+        flawed = render_flawed([parse_caption(job.text)], generator, **self._shares)
         return Sample(job, to_pil_images(flawed.images)[0], cost=Cost(network_evaluations=1))

@@ -1,7 +1,8 @@
 """Adaptive stopping: runs any strategy a few candidates at a time and stops when it can.
 
 Source: expected improvement of the next draw under a normal fit (Mockus 1975), compared with its
-cost as in Weitzman's search problem (1979).
+cost as in Weitzman's search problem (1979). Where a verdict says how sure it is, its numbers are
+shrunk towards their mean first (James and Stein 1961, Efron and Morris 1973).
 Cost: at most that of the inner strategy.
 """
 
@@ -10,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean
+from statistics import variance as variance_of
 from typing import Any
 
+from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError
-from tts_verifier.interfaces import ReadsScores, SaysMost, Strategy
+from tts_verifier.interfaces import ReadsScores, Reflects, Rewriter, SaysMost, Strategy
 from tts_verifier.registry import builder
-from tts_verifier.strategies.arguments import check_integer, check_number
+from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.types import Draw, Look, Proposal, Task, Trial
+from tts_verifier.types.score_names import SIGMA
 
 
 class Adaptive:
@@ -27,6 +31,13 @@ class Adaptive:
 
     It hands out the rounds of the inner strategy `at_once` proposals at a time. The inner strategy
     sees whole rounds only, as if it ran alone.
+
+    A verdict may have a score `NAME_sigma`, the standard deviation of the score `NAME`. Then two
+    rules hold. A threshold is reached where NAME - NAME_sigma reaches it. The expected
+    improvement is that of the true objectives: their variance is that of the objectives minus the
+    mean variance of the errors, and the best is the best estimate, each objective being drawn
+    towards the mean by the share of its variance that is error. So a verifier that is unsure
+    neither ends a search by a lucky score nor prolongs it by its own noise.
 
     Args:
         strategy: a strategy, or a table of its `name` and arguments.
@@ -75,6 +86,11 @@ class Adaptive:
         """Finished images at most, None if the inner strategy does not say."""
         return self.strategy.most if isinstance(self.strategy, SaysMost) else None
 
+    @property
+    def rewriter(self) -> Rewriter | None:
+        """The inner strategy's."""
+        return self.strategy.rewriter if isinstance(self.strategy, Reflects) else None
+
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the next few proposals of the inner strategy, or none to stop.
 
@@ -84,7 +100,7 @@ class Adaptive:
         # A look's scores are on another scale, and its image is counted already.
         drawn = [t for t in history if t.finished and not isinstance(t.proposal, Look)]
         finished = [t for t in drawn if not math.isnan(t.objective)]
-        if any(self._passes(t) for t in finished) or self._not_worth_it(finished):
+        if any(self._passes(t) for t in finished) or self._not_worth_it(task, finished):
             return []
         # A proposal identifies its trial: the inner strategy makes the same ones every time.
         trials = {t.proposal: t for t in history}
@@ -102,27 +118,46 @@ class Adaptive:
         """Returns whether a trial reaches all thresholds; False without thresholds."""
         scores = trial.scores
         return bool(self.thresholds) and all(
-            scores.get(name, math.nan) >= least for name, least in self.thresholds.items()
+            scores.get(name, math.nan) - _sigma(scores, name) >= least
+            for name, least in self.thresholds.items()
         )
 
-    def _not_worth_it(self, finished: Sequence[Trial]) -> bool:
+    def _not_worth_it(self, task: Task, finished: Sequence[Trial]) -> bool:
         if not self.cost or len(finished) < self.least:
             return False
-        return expected_improvement([t.objective for t in finished]) < self.cost
+        objective = task.objective
+        known = isinstance(objective, Objective)
+        sigmas = [objective.sigma(t.scores) if known else 0.0 for t in finished]  # type: ignore[attr-defined]
+        return expected_improvement([t.objective for t in finished], sigmas) < self.cost
 
 
-def expected_improvement(values: Sequence[float]) -> float:
+def _sigma(scores: Mapping[str, float], name: str) -> float:
+    """Returns the standard deviation of a score; 0 if the verdict does not say it."""
+    value = scores.get(name + SIGMA, 0.0)
+    return value if math.isfinite(value) else 0.0
+
+
+def expected_improvement(values: Sequence[float], sigmas: Sequence[float] = ()) -> float:
     """Returns by how much the next draw is expected to exceed the best value, under a normal fit.
 
     Args:
         values: at least two objectives.
+        sigmas: the standard deviation of the error of each; none = they have no error.
 
     Returns:
         The mean of max(next - best, 0), in units of the objective.
     """
-    mean, spread, top = fmean(values), stdev(values), max(values)
-    if spread == 0:
+    mean, variance = fmean(values), variance_of(values)
+    errors = [s * s for s in sigmas] or [0.0] * len(values)
+    # The objectives vary as the images do, and by their errors on top of that.
+    true = max(variance - fmean(errors), 0.0)
+    if true == 0:
         return 0.0
+    spread = math.sqrt(true)
+    top = max(
+        mean + (value - mean) * true / (true + error)
+        for value, error in zip(values, errors, strict=True)
+    )
     z = (mean - top) / spread
     normal = NormalDist()
     return spread * (z * normal.cdf(z) + normal.pdf(z))

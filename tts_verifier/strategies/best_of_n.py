@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tts_verifier.strategies.arguments import check_integer
-from tts_verifier.strategies.history import seeds
+from tts_verifier.strategies.common.arguments import check_integer
+from tts_verifier.strategies.common.history import seeds
 from tts_verifier.types import Draw, Proposal, Task, Trial
 
 

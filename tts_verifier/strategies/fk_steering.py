@@ -2,8 +2,10 @@
 
 Source: Singhal et al., "A general framework for inference-time scaling and steering of
 diffusion models" (arXiv 2501.06848), potentials diff, max and add; systematic resampling
-after Kitagawa (1996). Weights are logarithms.
-Cost: n draws, and n verifier calls per stop.
+after Kitagawa (1996). Weights are logarithms. Fewer particles from stop to stop (a funnel), and a
+strength that grows with progress, because early previews say little: arXiv 2508.12361.
+Cost: n draws, and n verifier calls per stop; with a funnel of `keep`, n * keep^k of both after the
+stop number k.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.arguments import check_integer, check_number, check_stops
-from tts_verifier.strategies.history import propose_at_stops, seeds, unfinished
+from tts_verifier.strategies.common.arguments import check_integer, check_number, check_stops
+from tts_verifier.strategies.common.history import propose_at_stops, seeds, unfinished
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
 POTENTIALS = ("diff", "max", "add")
@@ -31,9 +33,9 @@ class FKSteering:
 
     At every stop the log-weight of a particle grows by `strength` times its potential: its
     objective minus its parent's (`diff`), the highest objective of its lineage (`max`), or the sum
-    over its lineage (`add`). When the effective sample size is below n / 2, the particles are
-    resampled and all weights restart at 0. A particle with an unusable score has no weight, unless
-    all scores are unusable.
+    over its lineage (`add`). When the effective sample size is below half of the particles, or
+    fewer are kept, they are resampled and all weights restart at 0. A particle with an unusable
+    score has no weight, unless all scores are unusable.
 
     Args:
         n: particles, at least 2.
@@ -42,6 +44,9 @@ class FKSteering:
         stops: fractions of the denoising steps at which previews are verified, rising to 1.
         eta: share of fresh noise in every step, in (0, 1]; without it, particles with the same
             parent would remain identical.
+        keep: share of the particles that is kept at every stop, in (0, 1], rounded up.
+        ramp: not negative; at a stop, the strength is `strength` times the stop to this power:
+            0 = constant, 1 = growing in proportion to the steps taken.
 
     Raises:
         InputError: an argument is out of range.
@@ -57,6 +62,8 @@ class FKSteering:
         strength: float = 10.0,
         stops: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
         eta: float = 0.5,
+        keep: float = 1.0,
+        ramp: float = 0.0,
     ) -> None:
         if potential not in POTENTIALS:
             raise InputError(
@@ -68,11 +75,15 @@ class FKSteering:
         )
         self.stops = check_stops("stops", stops)
         self.eta = check_number("eta", eta, lambda e: 0 < e <= 1, rule="in (0, 1]")
+        self.keep = check_number("keep", keep, lambda k: 0 < k <= 1, rule="in (0, 1]")
+        self.ramp = check_number(
+            "ramp", ramp, lambda r: 0 <= r < math.inf, rule="finite and not negative"
+        )
 
     @property
     def most(self) -> int:
         """Finished images at most."""
-        return self.n
+        return self._count(len(self.stops) - 1)
 
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the particles, then continues the resampled ones to the next stop."""
@@ -80,11 +91,12 @@ class FKSteering:
         def proceed(level: int, particles: list[Trial]) -> list[Proposal]:
             weights = self.log_weights(history)
             logs = np.array([weights[t.id] for t in particles])
-            if self._resamples(particles, logs):
+            count = self._count(level)
+            if self._resamples(particles, logs, level):
                 (seed,) = seeds(task, 1, purpose=f"resample{level}")
                 start = float(np.random.default_rng(seed).random())
-                particles = [particles[i] for i in systematic_indices(logs, self.n, start=start)]
-            fresh = seeds(task, self.n, purpose=f"particle{level}")
+                particles = [particles[i] for i in systematic_indices(logs, count, start=start)]
+            fresh = seeds(task, count, purpose=f"particle{level}")
             return [
                 Continue(particle.id, self.stops[level], seed, eta=self.eta)
                 for particle, seed in zip(particles, fresh, strict=True)
@@ -98,18 +110,30 @@ class FKSteering:
         weights: dict[str, float] = {}
         for number in sorted({t.round for t in history}):
             before = unfinished([t for t in history if t.round == number - 1])
-            restart = self._resamples(before, np.array([weights[t.id] for t in before]))
+            logs = np.array([weights[t.id] for t in before])
+            restart = self._resamples(before, logs, number)
+            strength = self.strength * self.stops[number] ** self.ramp
             for trial in (t for t in history if t.round == number):
                 parent = trial.parent_id or ""
                 lineages[trial.id] = [*lineages.get(parent, []), trial.objective]
                 # Resampled particles carry their weight in their number of copies.
                 base = 0.0 if restart else weights.get(parent, 0.0)
-                weights[trial.id] = base + self.strength * self._potential(lineages[trial.id])
+                weights[trial.id] = base + strength * self._potential(lineages[trial.id])
         return weights
 
-    def _resamples(self, particles: Sequence[Trial], logs: Weights) -> bool:
-        """Returns whether a round is resampled: particles failed, or the weights are uneven."""
-        return len(particles) < self.n or is_uneven(logs)
+    def _count(self, level: int) -> int:
+        """Returns the number of particles that are denoised up to a stop."""
+        # Rounded first: 0.1 * 10 particles must not become 2.
+        return max(math.ceil(round(self.n * self.keep**level, 9)), 1)
+
+    def _resamples(self, particles: Sequence[Trial], logs: Weights, level: int) -> bool:
+        """Returns whether the particles are resampled before they proceed to a stop.
+
+        They are if some failed, if fewer are kept, or if their weights are uneven.
+        """
+        changed = len(particles) != self._count(level)
+        failed = level > 0 and len(particles) < self._count(level - 1)
+        return changed or failed or is_uneven(logs)
 
     def _potential(self, lineage: Sequence[float]) -> float:
         """Returns the potential of a lineage of objectives, root first; -inf if unusable."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.arguments import check_integer, check_number
-from tts_verifier.strategies.history import best, rounds_done, seeds, unfinished
+from tts_verifier.strategies.common.arguments import check_integer, check_number
+from tts_verifier.strategies.common.history import best, rounds_done, seeds, unfinished
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.arguments import check_integer, check_number, check_stops
-from tts_verifier.strategies.history import best, propose_at_stops, seeds
+from tts_verifier.strategies.common.arguments import check_integer, check_number, check_stops
+from tts_verifier.strategies.common.history import best, propose_at_stops, seeds
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
 

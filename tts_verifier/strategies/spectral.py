@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.arguments import check_integer
-from tts_verifier.strategies.history import best, rounds_done, seeds
+from tts_verifier.strategies.common.arguments import check_integer
+from tts_verifier.strategies.common.history import best, rounds_done, seeds
 from tts_verifier.types import Draw, LowBand, Proposal, Task, Trial
 
 Coefficients = NDArray[np.float64]

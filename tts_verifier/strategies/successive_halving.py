@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tts_verifier.choice.rank_correlation import spearman
-from tts_verifier.strategies.arguments import check_integer, check_number, check_stops
-from tts_verifier.strategies.history import best, propose_at_stops, seeds
+from tts_verifier.errors import InputError
+from tts_verifier.strategies.common.arguments import check_integer, check_number, check_stops
+from tts_verifier.strategies.common.history import best, propose_at_stops, seeds
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
 
@@ -33,8 +34,9 @@ class SuccessiveHalving:
 
     Args:
         n: previews of the first round.
-        keep: share that is continued at every stop, in (0, 1], rounded up. From the log of a run
-            with `keep: 1`, `tts-replay` computes what smaller shares would have given.
+        keep: share that is continued at every stop, in (0, 1], rounded up; or a list of one share
+            for each stop but the last. From the log of a run with `keep: 1`, `tts-replay` computes
+            what smaller shares would have given, and finds schedules.
         stops: fractions of the denoising steps at which previews are verified, rising to 1.
         spare: in [0, 1).
         trust: in [-1, 1]; -1 = always drop.
@@ -48,14 +50,22 @@ class SuccessiveHalving:
     def __init__(
         self,
         n: int = 16,
-        keep: float = 0.5,
+        keep: float | Sequence[float] = 0.5,
         *,
         stops: Sequence[float] = (0.3, 0.6, 1.0),
         spare: float = 0.0,
         trust: float = 0.0,
     ) -> None:
         self.n, self.stops = check_integer("n", n), check_stops("stops", stops)
-        self.keep = check_number("keep", keep, lambda k: 0 < k <= 1, rule="in (0, 1]")
+        shares = [keep] if isinstance(keep, (int, float)) else list(keep)
+        if not isinstance(keep, (int, float)) and len(shares) != len(self.stops) - 1:
+            raise InputError(
+                f"keep must be one share, or one for each stop but the last, got {keep!r} for "
+                f"{len(self.stops)} stops.",
+                argument="keep",
+            )
+        checked = [check_number("keep", k, lambda k: 0 < k <= 1, rule="in (0, 1]") for k in shares]
+        self.keep = checked[0] if isinstance(keep, (int, float)) else tuple(checked)
         self.spare = check_number("spare", spare, lambda s: 0 <= s < 1, rule="in [0, 1)")
         self.trust = check_number("trust", trust, lambda t: -1 <= t <= 1, rule="in [-1, 1]")
 
@@ -70,14 +80,15 @@ class SuccessiveHalving:
         def proceed(level: int, previews: list[Trial]) -> list[Proposal]:
             (seed,) = seeds(task, 1, purpose=f"carry{level}")
             if not self._distrusts(history):
-                previews = self._survivors(previews, seed)
+                previews = self._survivors(previews, level, seed)
             return [Continue(t.id, self.stops[level], seed) for t in previews]
 
         return propose_at_stops(task, history, n=self.n, stops=self.stops, proceed=proceed)
 
-    def _survivors(self, previews: Sequence[Trial], seed: int) -> list[Trial]:
+    def _survivors(self, previews: Sequence[Trial], level: int, seed: int) -> list[Trial]:
         """Returns the better share of the previews, and the spared ones of the others."""
-        count = math.ceil(self.keep * len(previews))
+        keep = self.keep[level - 1] if isinstance(self.keep, tuple) else self.keep
+        count = math.ceil(round(keep * len(previews), 9))
         spared = math.floor(self.spare * count)
         ranked = best(previews, len(previews))
         top, rest = ranked[: count - spared], ranked[count - spared :]

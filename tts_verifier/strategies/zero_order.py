@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tts_verifier.strategies.arguments import check_integer, check_number
-from tts_verifier.strategies.history import best, rounds_done, seeds
+from tts_verifier.strategies.common.arguments import check_integer, check_number
+from tts_verifier.strategies.common.history import best, rounds_done, seeds
 from tts_verifier.types import Draw, Near, Proposal, Task, Trial
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ from tts_verifier.types import (
     Continue,
     Cost,
     Detail,
+    Drafts,
     Draw,
     Heatmap,
     Heatmaps,
@@ -24,6 +26,7 @@ from tts_verifier.types import (
     LowBand,
     Near,
     Repaint,
+    Rewritten,
     Sample,
     Setting,
     State,
@@ -42,7 +45,8 @@ class FakeGenerator:
 
     Safe to share between threads, as far as `fails` is; the entries of `trace` then mix.
 
-    The noise is float32 (3, 4, 4). An unfinished image is the finished one faded to grey. `trace`
+    The noise is float32 (3, 4, 4). An unfinished image is the finished one faded to
+    grey; a draft is the finished one. `trace`
     gets an entry per call: "g" and the number of jobs.
 
     Args:
@@ -55,7 +59,9 @@ class FakeGenerator:
         InputError: a number is not usable.
     """
 
-    supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Look, Near, LowBand})
+    supports: frozenset[type] = frozenset(
+        {Draw, Continue, Repaint, Look, Near, LowBand, Rewritten, Drafts}
+    )
 
     def __init__(
         self,
@@ -88,7 +94,8 @@ class FakeGenerator:
             return self._repaint(job, job.proposal)
         start, until, latents = self._latents(job)
         # Even the smallest share takes a step.
-        evaluations = _GUIDED * max(round(self.steps * (until - start)), 1)
+        pace = job.proposal.pace if isinstance(job.proposal, Draw) else 1.0
+        evaluations = _GUIDED * max(round(self.steps * (until - start) * pace), 1)
         cost = Cost(network_evaluations=evaluations, vae_passes=1)
         state: State | None = {"latents": latents} if until < 1 else None
         return Sample(job, self._image(latents, until), until, cost, state)
@@ -97,7 +104,11 @@ class FakeGenerator:
         """Returns the fraction to start from, the fraction to stop at, and the latents there."""
         p = job.proposal
         if isinstance(p, Draw):
-            return 0.0, p.until, _initial_noise(p, job.ancestors)
+            noise = _initial_noise(p, job.ancestors)
+            if p.rewrite:
+                # Another text makes another image, of the same seed too.
+                noise = _normal_noise(zlib.crc32(job.text.encode()) ^ p.seed)
+            return 0.0, p.until, noise
         if not isinstance(p, Continue):
             raise InputError(f"FakeGenerator cannot serve {p!r}.")
         parent = job.ancestors[0]
@@ -204,6 +215,45 @@ class FakeVerifier(Verifier):
         maps = Heatmaps({name: Heatmap(grid, image.size) for name, grid in raw.items()})
         box = (0.0, 0.0, image.width / 2, float(image.height))
         return Verdict(scores, maps, (box,), text, detail, cost)
+
+
+class FakeComparer:
+    """Prefers the bluer image, and always the first one a little.
+
+    Safe to share between threads; the entries of `trace` then mix.
+
+    `trace` gets an entry per call: "c" and the number of pairs.
+
+    Args:
+        bias: by how much it prefers the first image.
+        unparsable: two images -> whether there is no answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        bias: float = 0.1,
+        unparsable: Callable[[Image.Image, Image.Image], bool] | None = None,
+    ) -> None:
+        self.settings: Mapping[str, Setting] = {"model": "fake", "bias": bias}
+        self.trace: list[str] = []
+        self._bias, self._unparsable = bias, unparsable
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Compares first[i] with second[i] for prompt i."""
+        ones, others = as_images(first), as_images(second)
+        check_pairs(ones, prompts)
+        self.trace.append(f"c{len(ones)}")
+        return [self._preference(a, b) for a, b in zip(ones, others, strict=True)]
+
+    def _preference(self, one: Image.Image, other: Image.Image) -> Verdict:
+        if self._unparsable is not None and self._unparsable(one, other):
+            return Verdict({"preferred": np.nan}, text="no idea")
+        blues = [np.asarray(image, np.float64)[..., 2].mean() / 255 for image in (one, other)]
+        preferred = 0.5 + (blues[0] - blues[1]) / 4 + self._bias
+        return Verdict({"preferred": float(preferred)}, text=f"{preferred:.3f}")
 
 
 def _colour_scores(image: Image.Image, prompt: str) -> Mapping[str, float]:

@@ -1,4 +1,4 @@
-"""Prompts, masks and the four kinds of proposal: what to generate next."""
+"""Prompts, masks and the kinds of proposal: what to generate next."""
 
 from __future__ import annotations
 
@@ -90,6 +90,11 @@ class Draw:
     """The fraction of the steps to take, in (0, 1]."""
     noise: Near | LowBand | None = None
     """What determines the noise besides the seed; None = nothing."""
+    rewrite: str = ""
+    """The trial id of the `Rewrite` whose text takes the prompt's place; "" = none."""
+    pace: float = 1.0
+    """The share of the generator's steps in which the whole way is covered, in (0, 1]; below 1 the
+    image is a draft: finished, but coarse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +136,51 @@ class Look:
     """The parent's trial id."""
 
 
-Proposal = Draw | Continue | Repaint | Look
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Generates nothing: asks which of two finished images is better, in both orders.
+
+    The objective of its trial is how far the parent is preferred, in [0, 1]; 1/2 = a tie.
+    """
+
+    parent: str
+    """The trial id of one image."""
+    rival: str
+    """The trial id of the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Generates nothing: has the prompt rewritten, from the verdict on an image.
+
+    The reply of its trial is the new text. Images that are drawn from it are still verified
+    against the prompt itself.
+    """
+
+    parent: str
+    """The trial id of the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """Stands in `needs` and `supports` for draws from a rewritten prompt, `Job.text`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """Stands in `needs` and `supports` for draws with a `pace` below 1."""
+
+
+Proposal = Draw | Continue | Repaint | Look | Compare | Rewrite
+VERIFIES_ONLY: tuple[type, ...] = (Look, Compare, Rewrite)
+"""The kinds that generate nothing; every run can serve them, with any generator."""
 KINDS: Mapping[str, type] = {
     "draw": Draw,
     "continue": Continue,
     "repaint": Repaint,
     "look": Look,
+    "compare": Compare,
+    "rewrite": Rewrite,
 }
 """The kinds of proposal by their names in the log."""
 
@@ -150,5 +194,6 @@ def kind_of(proposal: Proposal) -> str:
 def parent_of(proposal: Proposal) -> str | None:
     """Returns the id of the trial that a proposal starts from, or None."""
     if isinstance(proposal, Draw):
-        return proposal.noise.parent if isinstance(proposal.noise, Near) else None
+        near = proposal.noise.parent if isinstance(proposal.noise, Near) else None
+        return proposal.rewrite or near
     return proposal.parent

@@ -1,4 +1,4 @@
-"""Names of scores: each score comes as the reply writes it, and as a finer expectation."""
+"""Names of scores: as the reply writes one, its expectation, and its standard deviation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Final
 
 EXPECTED: Final = "_expected"
 """Suffix of a score that is the expectation over the probabilities of its digits."""
+
+SIGMA: Final = "_sigma"
+"""Suffix of the standard deviation of a score, in units of the score: how sure the verifier is."""
 
 
 def written_scores(scores: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tts_verifier.images import card
 from tts_verifier.types.cost import Budget, Cost
-from tts_verifier.types.proposals import Prompt, Proposal, parent_of
+from tts_verifier.types.proposals import Prompt, Proposal, Rewrite, parent_of
 from tts_verifier.types.score_names import written_scores
 from tts_verifier.types.stored import Stored
 from tts_verifier.types.verdicts import Verdict
@@ -97,6 +97,16 @@ class Job:
     """The id of the trial that this job makes."""
     round: int = 0
     """The round of the trial that this job makes."""
+
+    @property
+    def text(self) -> str:
+        """The text to generate from: the prompt's, or what it was rewritten to."""
+        texts = (t.verdict.text for t in self.ancestors if _is_rewrite(t) and t.verdict)
+        return next(texts, "") or self.prompt.text
+
+
+def _is_rewrite(trial: Trial) -> bool:
+    return isinstance(trial.proposal, Rewrite)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

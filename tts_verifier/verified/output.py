@@ -11,7 +11,7 @@ import numpy as np
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.errors import RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers.batch import BLANKED_ERROR, INTERRUPTED_ERROR
-from tts_verifier.types import Choice, Look, Trial
+from tts_verifier.types import VERIFIES_ONLY, Choice, Trial
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,9 +60,10 @@ def best_images(outcome: SearchOutcome, count: int) -> list[Returned]:
     order = outcome.choice.order
     usable = [t for t in order if t.image is not None and not np.isnan(t.objective)][:count]
     chosen = {trial.id for trial in usable}
-    # A look has its parent's image.
-    others = [t for t in outcome.trials if t.id not in chosen and not isinstance(t.proposal, Look)]
-    drawn = sorted((t for t in others if t.image is not None), key=lambda t: -t.progress)
+    # Looks and comparisons have their parents' images.
+    images = [t for t in outcome.trials if not isinstance(t.proposal, VERIFIES_ONLY)]
+    others = [t for t in images if t.id not in chosen and t.image is not None]
+    drawn = sorted(others, key=lambda t: -t.progress)
     unusable = drawn[: count - len(usable)]
     missing = count - len(usable) - len(unusable)
     if unusable or missing:

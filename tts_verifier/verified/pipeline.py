@@ -31,6 +31,7 @@ from tts_verifier.runner.setup import (
     check_options,
     check_part,
     check_scores,
+    check_ties,
     known_scores,
 )
 from tts_verifier.strategies.best_of_n import BestOfN
@@ -47,7 +48,7 @@ from tts_verifier.verified.output import (
 from tts_verifier.verifiers.load import load_verifier
 
 if TYPE_CHECKING:
-    from tts_verifier.interfaces import Strategy, Verifier
+    from tts_verifier.interfaces import Comparer, Strategy, Verifier
 
 _GENERATOR_PARTS: Final = ("pipe", "batch_size", "inpaint")
 _OWN_ATTRIBUTES: Final = (*_GENERATOR_PARTS, "verifier", "strategy", "options", "_generator")
@@ -61,6 +62,9 @@ class WrapOptions(TypedDict, total=False):
     judge: Verifier
     detail: Detail
     looks: int
+    ties: int
+    near: float
+    comparer: Comparer
     overlap: bool | None
 
 
@@ -95,7 +99,8 @@ class VerifiedPipeline:
         strategy: what to propose next; None = `BestOfN()`.
         batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
-        options: `objective`, `budget`, `judge`, `detail`, `looks` and `overlap`, as in a run.
+        options: `objective`, `budget`, `judge`, `detail`, `looks`, `ties`, `near`, `comparer` and
+            `overlap`, as in a run.
 
     Raises:
         InputError: `pipe` is no text-to-image pipeline; a part or an option cannot be used.
@@ -127,6 +132,12 @@ class VerifiedPipeline:
             detail=options.get("detail"),
             strategy=self.strategy,
             verifier=self.verifier,
+            budget=options.get("budget", Budget()),
+        )
+        check_ties(
+            options.get("ties", 0),
+            near=options.get("near", 0.0),
+            comparer=options.get("comparer", self.verifier),
             budget=options.get("budget", Budget()),
         )
         self.batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Loads a verifier by a recipe's name, from a folder, or from the hub."""
+"""Loads a verifier by a recipe's name, from a table, from a folder, or from the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier import registry
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.interfaces import Verifier
 
 
@@ -59,4 +59,32 @@ def _build(name: str, options: dict[str, Any], device: str | None) -> Verifier:
             f"{', '.join(accepted) or 'none'}."
         )
     verifier: Verifier = builder(*first, **options)
+    return verifier
+
+
+def verifier_of_table(table: Mapping[str, Any]) -> Verifier:
+    """Builds a verifier from a table like a recipe's section.
+
+    Args:
+        table: `name`, one that recipes know, and the arguments of its builder; the checkpoint of a
+            `from_pretrained` is `model`.
+
+    Raises:
+        InputError: there is no such name, or its builder refuses an argument.
+        CheckpointError: weights are missing or do not fit.
+    """
+    values = dict(table)
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"a verifier needs a 'name' beside its arguments, got {table!r:.200}.")
+    try:
+        build = registry.builder("verifier", name)
+    except RecipeError as error:
+        raise InputError(str(error), argument="name") from error
+    named_model = getattr(build, "__name__", "") == "from_pretrained" and "model" in values
+    positional = [values.pop("model")] if named_model else []
+    try:
+        verifier: Verifier = build(*positional, **values)
+    except TypeError as error:
+        raise InputError(f"{name!r} cannot be built: {error}.") from error
     return verifier

@@ -16,7 +16,19 @@ from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator, loading
 from tts_verifier.runner import run
 from tts_verifier.testing import FakeVerifier, check_generator
-from tts_verifier.types import Continue, Draw, Job, Look, LowBand, Mask, Near, Prompt, Repaint
+from tts_verifier.types import (
+    Continue,
+    Drafts,
+    Draw,
+    Job,
+    Look,
+    LowBand,
+    Mask,
+    Near,
+    Prompt,
+    Repaint,
+    Rewritten,
+)
 
 
 def job(seed, text="a red circle"):
@@ -38,7 +50,9 @@ def generator(pipe):
 
 
 def test_it_passes_the_conformance_checks_with_all_kinds(generator):
-    assert generator.supports == {Draw, Continue, Repaint, Near, LowBand}
+    assert generator.supports == {
+        Draw, Continue, Repaint, Near, LowBand, Rewritten, Drafts,
+    }  # fmt: skip
     check_generator(generator)
 
 
@@ -146,7 +160,7 @@ class Unheard(DiffusionPipeline):
 def test_an_unknown_pipeline_draws_and_does_nothing_else(tmp_path):
     parts = sd15(tmp_path)
     generator = DiffusersGenerator(Unheard(parts.unet, parts.vae), batch_size=2)
-    assert generator.supports == {Draw}
+    assert generator.supports == {Draw, Rewritten}
     check_generator(generator)
     assert "Unheard has no inpainting sibling" in generator.lacks[Repaint]
     with pytest.raises(UnsupportedError, match=r"Unheard with NoneType .* takes no `latents`"):

@@ -10,7 +10,18 @@ from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
 from tts_verifier.choice.objective import Pick, before_look, choose
 from tts_verifier.choice.summary import first_draw
 from tts_verifier.log.storage.files import path_of_mask
-from tts_verifier.types import Continue, Look, LowBand, Near, Prompt, Repaint, Trial
+from tts_verifier.types import (
+    Compare,
+    Continue,
+    Draw,
+    Look,
+    LowBand,
+    Near,
+    Prompt,
+    Repaint,
+    Rewrite,
+    Trial,
+)
 from tts_verifier.types.score_names import written_scores
 
 
@@ -125,7 +136,7 @@ def prompt_view(
             number=number,
             trial=trial,
             image=shown_image(trial, source, kinds),
-            origin=_origin(trial, parent),
+            origin=_origin(trial, cards),
             parent=parent,
             mask=_mask_address(trial, source),
             chosen=trial is choice.trial,
@@ -146,13 +157,25 @@ def _mask_address(trial: Trial, source: Source) -> str:
     return source.mask(path_of_mask(trial.proposal.mask))
 
 
-def _origin(trial: Trial, parent: Card | None) -> str:
+def _origin(trial: Trial, cards: Mapping[str, Card]) -> str:
     """Returns how a trial was made, in words."""
-    p, name = trial.proposal, f"#{parent.number}" if parent else trial.parent_id or ""
+
+    def number(trial_id: str) -> str:
+        return f"#{cards[trial_id].number}" if trial_id in cards else trial_id
+
+    p, name = trial.proposal, number(trial.parent_id or "")
     if isinstance(p, Repaint):
         return f"{name} repainted, strength {p.strength:g}"
     if isinstance(p, Look):
         return f"{name} looked at in full"
+    if isinstance(p, Compare):
+        return f"{name} compared with {number(p.rival)}"
+    if isinstance(p, Rewrite):
+        return f"the prompt rewritten after {name}"
+    if isinstance(p, Draw) and p.rewrite:
+        return f"drawn from the text of {name}"
+    if isinstance(p, Draw) and p.pace < 1:
+        return f"a draft in {p.pace:.0%} of the steps"
     if isinstance(p, Continue):
         return f"{name} continued to {p.until:.0%}"
     if isinstance(p.noise, Near):

@@ -16,7 +16,7 @@ from tts_verifier.analysis.expected_best import estimate
 from tts_verifier.analysis.svg import Chart, Point, Series, histogram, line_chart
 from tts_verifier.choice.objective import Pick, before_look, choose
 from tts_verifier.choice.summary import PromptSummary, Summary
-from tts_verifier.types import Cost, Look, Trial, kind_of
+from tts_verifier.types import VERIFIES_ONLY, Cost, Trial, kind_of
 from tts_verifier.types.score_names import written_scores
 
 _GRID_POINTS = 40
@@ -49,9 +49,9 @@ def search_states(trials: Sequence[Trial]) -> list[SearchState]:
     best, count, cost, looked = None, 0, Cost(), False
     for trial in trials:
         history.append(trial)
-        count += not isinstance(trial.proposal, Look)
+        count += not isinstance(trial.proposal, VERIFIES_ONLY)
         cost += trial.cost
-        looked = looked or isinstance(trial.proposal, Look)
+        looked = looked or isinstance(trial.proposal, VERIFIES_ONLY)
         if looked:
             # The fuller verdict may take the first place from an image. Its own numbers do not
             # compare with those before.
@@ -111,7 +111,7 @@ class RunFigures:
     def add(self, trials: Sequence[Trial]) -> None:
         """Adds the trials of a prompt."""
         for trial in trials:
-            if isinstance(trial.proposal, Look):
+            if isinstance(trial.proposal, VERIFIES_ONLY):
                 # Its image is counted already, and its scores are on another scale.
                 continue
             _add_values(self.scores, {"objective": trial.objective})

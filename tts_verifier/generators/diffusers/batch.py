@@ -39,6 +39,8 @@ class BatchPlan:
     """The strength of a repaint; 0 = no repaint."""
     size: tuple[int, int] = (0, 0)
     """Width and height of the images to repaint."""
+    steps: int = 0
+    """The number of steps of drafts; 0 = as many as the call says."""
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,17 +44,20 @@ from tts_verifier.generators.diffusers.loading import (
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.schedule import ScheduleSlice
 from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
-from tts_verifier.identity import described
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.types import (
+    Compare,
     Continue,
     Cost,
+    Drafts,
     Draw,
     Job,
     Look,
     LowBand,
     Near,
     Repaint,
+    Rewrite,
+    Rewritten,
     Sample,
     Setting,
     kind_of,
@@ -105,7 +107,7 @@ class DiffusersGenerator:
         CheckpointError: the model cannot be found, trusted or loaded.
     """
 
-    supports: frozenset[type] = frozenset({Draw, Continue, Repaint, Near, LowBand})
+    supports = frozenset[type]({Draw, Continue, Repaint, Near, LowBand, Rewritten, Drafts})
     home: str | None = None
     """For `interfaces.Movable`: a pipeline is loaded onto the device on which it computes."""
 
@@ -179,9 +181,13 @@ class DiffusersGenerator:
         self.prompt_cache = prompt_cache
         self.device = computing_device(self.pipe)
         self._batch_size = self.traits.batch_size(self.device, call)
-        self.settings: Mapping[str, Setting] = self._settings()
+        self.settings: Mapping[str, Setting] = self.traits.settings(
+            self._model_name, call, lora=self._lora
+        )
         self.lacks: Mapping[type, str] = self.traits.problems(call)
-        self.supports = frozenset({Draw, *(kind for kind, why in self.lacks.items() if not why)})
+        self.supports = frozenset(
+            {Draw, Rewritten, *(k for k, why in self.lacks.items() if not why)}
+        )
         # Rehearsed when it is first needed: a search of whole images from seeds alone needs none.
         self._rehearsed: noise.Rehearsal | None = None
         self._started = False
@@ -234,7 +240,7 @@ class DiffusersGenerator:
 
     def pipeline_arguments(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """Returns the arguments with which the pipeline generates whole images for jobs."""
-        prompts = [job.prompt.text for job in jobs]
+        prompts = [job.text for job in jobs]
         return {"generator": seeded_generators(jobs), **prompt_arguments(prompts, self._call)}
 
     # -- planning ----------------------------------------------------------------------------
@@ -243,14 +249,15 @@ class DiffusersGenerator:
         proposal = job.proposal
         check_fractions(proposal)
         if isinstance(proposal, Draw) and proposal.until >= 1:
-            return BatchPlan(given_latents=proposal.noise is not None)
+            steps = self.traits.steps_of_draft(self._call, proposal.pace)
+            return BatchPlan(given_latents=proposal.noise is not None, steps=steps)
         if why := self.lacks.get(Repaint if isinstance(proposal, Repaint) else Continue):
             raise UnsupportedError(
                 f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
                 f"{kind_of(proposal)!r} proposal {str(proposal)[:160]}: {why}."
             )
-        if isinstance(proposal, Look):
-            raise UnsupportedError(f"{type(self.pipe).__name__} generates nothing for a look.")
+        if isinstance(proposal, Look | Compare | Rewrite):
+            raise UnsupportedError(f"{type(self.pipe).__name__} generates nothing for {proposal}.")
         if isinstance(proposal, Repaint):
             # One call has one strength and one size, so images that differ in them cannot share it.
             size = inpainting.repaint_source(job)[1].size
@@ -306,6 +313,7 @@ class DiffusersGenerator:
         import torch
 
         call = self.pipeline_arguments(jobs)
+        call |= {"num_inference_steps": plan.steps} if plan.steps else {}
         if plan.stop is None and not plan.given_latents:
             return self._run_pipeline(self.pipe, call)
         rehearsal, generators, latents = self._rehearsal, seeded_generators(jobs), None
@@ -378,23 +386,3 @@ class DiffusersGenerator:
         batch.interrupted |= take_interrupt(self.pipe)
         self._interrupted = batch.interrupted
         return batch
-
-    # -- the log -----------------------------------------------------------------------------
-
-    def _settings(self) -> dict[str, Setting]:
-        pipe, inpaint = self.pipe, self.traits.inpaint
-        flat = {k: v for k, v in self._call.items() if isinstance(v, str | int | float | None)}
-        rest = {k: v for k, v in self._call.items() if k not in flat}
-        settings: dict[str, Setting] = {
-            "model": self._model_name or str(getattr(pipe.config, "_name_or_path", "")),
-            "pipeline": type(pipe).__name__,
-            "scheduler": type(getattr(pipe, "scheduler", None)).__name__,
-            "dtype": str(pipe.dtype).removeprefix("torch."),
-            "batch_size": self.traits.given_batch_size,
-            **flat,
-        }
-        settings |= {} if self._lora is None else {"lora": self._lora}
-        settings |= {} if inpaint is None else {"inpaint": type(inpaint).__name__}
-        if rest:
-            settings["call"] = json.dumps(rest, sort_keys=True, default=described)
-        return settings

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, schedule
 from tts_verifier.generators.diffusers.batch import IMAGE_FIELDS
 from tts_verifier.generators.diffusers.batch_size import BatchSize
 from tts_verifier.generators.diffusers.loading import check_pipeline
 from tts_verifier.generators.diffusers.noise import latents_problem
+from tts_verifier.identity import described
 from tts_verifier.memory import release, weight_bytes
-from tts_verifier.types import Continue, LowBand, Near, Repaint
+from tts_verifier.types import Continue, Drafts, LowBand, Near, Repaint, Setting
+
+_STEPS_ARGUMENT: Final = "num_inference_steps"
 
 
 class PipelineTraits:
@@ -56,7 +61,64 @@ class PipelineTraits:
             LowBand: self._latents_problem,
             Continue: self._latents_problem or schedule.resume_problem(self.pipe, call),
             Repaint: self._repaint_problem(),
+            Drafts: self._drafts_problem(call),
         }
+
+    def steps_of_draft(self, call: Mapping[str, Any], pace: float) -> int:
+        """Returns the number of steps of a draft, at least one; 0 for a draw at full pace.
+
+        Args:
+            call: the arguments of the pipeline's call.
+            pace: the share of the call's steps.
+
+        Raises:
+            UnsupportedError: the call does not say how many steps there are.
+        """
+        if pace == 1:
+            return 0
+        if why := self._drafts_problem(call):
+            raise UnsupportedError(f"{type(self.pipe).__name__} cannot draw drafts: {why}.")
+        steps: int = self._steps(call)
+        return max(round(steps * pace), 1)
+
+    def _drafts_problem(self, call: Mapping[str, Any]) -> str:
+        lists = [name for name in ("timesteps", "sigmas") if call.get(name) is not None]
+        if lists:
+            return f"its call lists {lists[0]}, so the number of steps is fixed"
+        return "" if isinstance(self._steps(call), int) else f"its call has no {_STEPS_ARGUMENT}"
+
+    def _steps(self, call: Mapping[str, Any]) -> Any:
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get(_STEPS_ARGUMENT)
+        return call.get(_STEPS_ARGUMENT) or (parameter and parameter.default)
+
+    def settings(
+        self, model_name: str | None, call: Mapping[str, Any], *, lora: str | None
+    ) -> dict[str, Setting]:
+        """Returns everything that decides an image besides prompt and seed, for the log.
+
+        Args:
+            model_name: None = that of the pipeline's configuration.
+            call: the arguments of the pipeline's call.
+            lora: where the adapters that were loaded are; None = there are none.
+        """
+        pipe, inpaint = self.pipe, self.inpaint
+        flat = {k: v for k, v in call.items() if isinstance(v, str | int | float | None)}
+        rest = {k: v for k, v in call.items() if k not in flat}
+        settings: dict[str, Setting] = {
+            "model": model_name or str(getattr(pipe.config, "_name_or_path", "")),
+            "pipeline": type(pipe).__name__,
+            "scheduler": type(getattr(pipe, "scheduler", None)).__name__,
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "batch_size": self.given_batch_size,
+            **flat,
+        }
+        if lora is not None:
+            settings["lora"] = lora
+        if inpaint is not None:
+            settings["inpaint"] = type(inpaint).__name__
+        if rest:
+            settings["call"] = json.dumps(rest, sort_keys=True, default=described)
+        return settings
 
     @cached_property
     def _latents_problem(self) -> str:

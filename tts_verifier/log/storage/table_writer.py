@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -86,18 +86,21 @@ class TableWriter:
                 "again what it held."
             )
 
-    def finish(self, schema: pa.Schema, chosen: Collection[str]) -> None:
+    def finish(
+        self, schema: pa.Schema, chosen: Collection[str], objectives: Mapping[str, float]
+    ) -> None:
         """Writes the finished table, unless it exists and marks the same trials.
 
         Args:
             schema: of the finished table.
             chosen: ids of the chosen trials.
+            objectives: trial id -> the objective to write in place of the row's.
 
         Raises:
             RunError: a file cannot be written.
         """
         if self._parts or chosen_of(self._folder.root, self._binding) != set(chosen):
-            self._write_finished(schema, pa.array(chosen, pa.string()))
+            self._write_finished(schema, pa.array(chosen, pa.string()), objectives)
             self._parts = []
         elif table_digests(self._folder.root) != list(self._binding.table):
             # Somebody deleted the file, or the process was killed before it wrote it.
@@ -161,7 +164,9 @@ class TableWriter:
         # Only parts of level 0 keep their rows in memory: they are small and will be merged soon.
         return TablePart(path, number, level, digest, table, len(table), written)
 
-    def _write_finished(self, schema: pa.Schema, chosen: pa.Array) -> None:
+    def _write_finished(
+        self, schema: pa.Schema, chosen: pa.Array, objectives: Mapping[str, float]
+    ) -> None:
         """Writes the finished table from the old one and the parts, then removes the parts."""
         folder, root = self._folder, self._folder.root
         parts = parts_of(root)
@@ -179,7 +184,7 @@ class TableWriter:
             with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
                 writer.add_key_value_metadata(self._binding.metadata(written))
                 for rows in _row_groups(files, schema, keep):
-                    writer.write_table(_finished_rows(rows, chosen))
+                    writer.write_table(_finished_rows(rows, chosen, objectives))
             digest = hashing.digest.hexdigest()
 
         folder.write(draft, write)
@@ -200,7 +205,7 @@ class TableWriter:
         self._folder.write(DIGESTS, lines.encode())
 
 
-def _finished_rows(rows: pa.Table, chosen: pa.Array) -> pa.Table:
+def _finished_rows(rows: pa.Table, chosen: pa.Array, objectives: Mapping[str, float]) -> pa.Table:
     """Marks the chosen rows, and removes the states: a finished run deletes their files."""
     none = pa.nulls(len(rows), pa.string())
     columns = {
@@ -208,6 +213,12 @@ def _finished_rows(rows: pa.Table, chosen: pa.Array) -> pa.Table:
         "state_sha256": none,
         "chosen": pc.is_in(rows["trial_id"], chosen),
     }
+    if objectives:
+        old = zip(rows["trial_id"].to_pylist(), rows["objective"].to_pylist(), strict=True)
+        # Arrow keeps NaN apart from null, which stands for it in the log.
+        columns["objective"] = pa.array(
+            [objectives.get(name, value) for name, value in old], pa.float64(), from_pandas=True
+        )
     for name, values in columns.items():
         place = rows.schema.get_field_index(name)
         rows = rows.set_column(place, rows.schema.field(name), values)

@@ -9,8 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
-from tts_verifier.types import Budget, Continue, Cost, Draw, Job, Look, Repaint, Trial
+from tts_verifier.types import (
+    VERIFIES_ONLY,
+    Budget,
+    Compare,
+    Continue,
+    Cost,
+    Draw,
+    Job,
+    Repaint,
+    Rewrite,
+    Trial,
+)
+
+_CALLS: Final = {Compare: 2, Rewrite: 0}
+"""Verifier calls of the kinds that do not take one: a comparison asks in both orders."""
 
 
 @dataclass(eq=False)
@@ -26,7 +41,7 @@ class Account:
 
     def spend(self, trial: Trial) -> None:
         """Adds the cost of a trial."""
-        self.candidates += not isinstance(trial.proposal, Look)
+        self.candidates += not isinstance(trial.proposal, VERIFIES_ONLY)
         self.cost += trial.cost
 
     def settle(self, job_id: str) -> None:
@@ -61,7 +76,7 @@ class Budgets:
         Where evaluations are limited, a prompt has a single job under way until the run has
         learned what a whole image takes.
         """
-        if isinstance(job.proposal, Look):
+        if isinstance(job.proposal, VERIFIES_ONLY):
             return not self.left_to_verify(account).spent
         left = self.left(account)
         if left.spent:
@@ -93,12 +108,13 @@ class Budgets:
 def affordable_jobs(jobs: Sequence[Job], left: Budget) -> list[Job]:
     """Returns the first jobs, as many as the remaining candidates and verifier calls allow."""
     allowed: list[Job] = []
-    candidates = 0
+    candidates = calls = 0
     for job in jobs:
-        candidates += not isinstance(job.proposal, Look)
+        candidates += not isinstance(job.proposal, VERIFIES_ONLY)
+        calls += _CALLS.get(type(job.proposal), 1)
         if left.candidates is not None and candidates > left.candidates:
             break
-        if left.verifier_calls is not None and len(allowed) >= left.verifier_calls:
+        if left.verifier_calls is not None and calls > left.verifier_calls:
             break
         allowed.append(job)
     return allowed

@@ -8,13 +8,17 @@ from tts_verifier.errors import InputError
 from tts_verifier.identity import trial_id
 from tts_verifier.types import (
     KINDS,
+    Compare,
     Continue,
+    Drafts,
     Draw,
     Job,
     Look,
     Near,
     Proposal,
     Repaint,
+    Rewrite,
+    Rewritten,
     Setting,
     Task,
     Trial,
@@ -65,7 +69,12 @@ def jobs_for(
 
 
 def ancestors(proposal: Proposal, trials: Mapping[str, Trial]) -> tuple[Trial, ...]:
-    """Returns the trials that a proposal comes from, from the parent to the root."""
+    """Returns the trials that a proposal comes from, from the parent to the root.
+
+    For a comparison these are its two images.
+    """
+    if isinstance(proposal, Compare):
+        return trials[proposal.parent], trials[proposal.rival]
     line: list[Trial] = []
     parent = parent_of(proposal)
     while parent is not None:
@@ -81,15 +90,26 @@ def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str
         return "that is not a proposal."
     if type(proposal) not in task.supports:
         return "the generator cannot serve that kind."
+    if isinstance(proposal, Draw) and proposal.rewrite and Rewritten not in task.supports:
+        return "the generator cannot draw from a rewritten prompt."
+    if isinstance(proposal, Draw) and proposal.pace != 1:
+        if Drafts not in task.supports:
+            return "the generator cannot draw drafts."
+        if not 0 < proposal.pace < 1 or proposal.until != 1 or proposal.noise is not None:
+            return "a draft needs a pace in (0, 1], and goes from the seed's noise to the end."
     noise = proposal.noise if isinstance(proposal, Draw) else None
     if noise is not None and type(noise) not in task.supports:
         return "the generator cannot start from such noise."
     parent_id = parent_of(proposal)
     if parent_id is None:
         return ""
-    if parent_id not in trials:
-        return f"there is no trial {parent_id!r} of this prompt."
-    return _problem_with_parent(proposal, trials[parent_id])
+    rivals = [proposal.rival] if isinstance(proposal, Compare) else []
+    for name in (parent_id, *rivals):
+        if name not in trials:
+            return f"there is no trial {name!r} of this prompt."
+        if problem := _problem_with_parent(proposal, trials[name]):
+            return problem
+    return "an image is not compared with itself." if parent_id in rivals else ""
 
 
 def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
@@ -99,6 +119,14 @@ def _problem_with_parent(proposal: Proposal, parent: Trial) -> str:
         return "its parent must be a finished candidate."
     if isinstance(proposal, Look) and parent.image is None:
         return "its parent has no image."
+    if isinstance(proposal, Draw) and proposal.rewrite:
+        if proposal.noise is not None or not isinstance(parent.proposal, Rewrite):
+            return "a rewritten prompt is that of a rewrite, and needs noise of its own."
+        return ""
+    if isinstance(proposal, Rewrite) and parent.verdict is None:
+        return "its parent has no verdict to rewrite from."
+    if isinstance(proposal, Compare) and not (parent.progress >= 1 and parent.image):
+        return "its images must be finished."
     near = isinstance(proposal, Draw) and isinstance(proposal.noise, Near)
     if near and not isinstance(parent.proposal, Draw):
         # Only a draw has initial noise of its own.

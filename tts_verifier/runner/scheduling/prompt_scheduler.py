@@ -74,8 +74,8 @@ class PromptScheduler:
         while self._new_prompts:
             self._open_next()
         for search in self._searches.values():
-            search.close_round()
-            self.results[search.prompt.id] = search.result()
+            search.close_round(self._setup)
+            self.results[search.prompt.id] = search.result(self._setup)
         self._searches.clear()
 
     # -- propose -----------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class PromptScheduler:
         if self._log is not None:
             self._log.forget_states(search.history)
         del self._searches[search.prompt.id]
-        self.results[search.prompt.id] = search.result()
+        self.results[search.prompt.id] = search.result(self._setup)
 
     # -- batches -----------------------------------------------------------------------------
 

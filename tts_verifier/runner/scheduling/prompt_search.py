@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tts_verifier.choice.objective import choose
+from tts_verifier.choice.objective import choose, with_objectives
+from tts_verifier.choice.tournament import near_ties
 from tts_verifier.identity import seed_of_repeat
 from tts_verifier.log import LoggedPrompt
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.scheduling.budget import Account, Budgets, affordable_jobs
 from tts_verifier.runner.scheduling.jobs import jobs_for
-from tts_verifier.runner.setup import RunSetup
-from tts_verifier.types import Budget, Job, Look, Prompt, Proposal, Task, Trial, parent_of
+from tts_verifier.runner.setup import RunSetup, calls_of_ties
+from tts_verifier.types import (
+    VERIFIES_ONLY,
+    Budget,
+    Compare,
+    Job,
+    Look,
+    Prompt,
+    Proposal,
+    Task,
+    Trial,
+    parent_of,
+)
 
 
 @dataclass(eq=False)
@@ -33,6 +45,8 @@ class PromptSearch:
     """Whether the budget had no room for any job of the last round."""
     looked: bool = False
     """Whether the strategy has ended, and the run looked at the best images."""
+    compared: bool = False
+    """Whether the run has also compared the best images."""
     pending: set[str] = field(default_factory=set)
     """Ids of the open round's jobs that are neither verified nor dropped."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -42,18 +56,21 @@ class PromptSearch:
 
     def next_round(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
         """Closes the last round and opens the next; returns its jobs, none when it is over."""
-        self.close_round()
+        self.close_round(setup)
         jobs = [] if self.looked else self._propose(setup, budgets)
         if not jobs and not self.looked:
             jobs, self.looked = self._look_at_best(setup, budgets), True
+        if not jobs and not self.compared:
+            jobs, self.compared = self._compare_best(setup, budgets), True
         self.jobs = {job.id: job for job in jobs}
         self.pending = set(self.jobs)
         self.rounds += bool(jobs)
         return jobs
 
-    def result(self) -> PromptResult:
+    def result(self, setup: RunSetup) -> PromptResult:
         """Returns the result of the finished search."""
-        return PromptResult.of(self.prompt, self.history, logged=self.logged is not None)
+        logged, relative = self.logged is not None, setup.objective.relative
+        return PromptResult.of(self.prompt, self.history, logged=logged, relative=relative)
 
     def trial_in_log(self, job: Job) -> Trial | None:
         """Returns a job's trial from the log, None if it is not there."""
@@ -73,10 +90,11 @@ class PromptSearch:
         self.account.settle(job_id)
         self.pending.discard(job_id)
 
-    def close_round(self) -> None:
+    def close_round(self, setup: RunSetup) -> None:
         """Moves the open round's trials into the history."""
         # Trials come in the order of batches; the history has the order of the proposals.
         self.history += [self._trials[i] for i in self.jobs if i in self._trials]
+        self.history = with_objectives(self.history, setup.objective)
         # The strategy would propose the same round again for ever.
         self.over = bool(self.jobs) and not self._trials
         self.jobs, self._trials = {}, {}
@@ -84,8 +102,9 @@ class PromptSearch:
     def _propose(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
         left = budgets.left(self.account)
         if left.verifier_calls is not None:
-            # The looks at the end have their calls for certain.
-            left = replace(left, verifier_calls=max(left.verifier_calls - setup.looks, 0))
+            # Looks and comparisons at the end have their calls for certain.
+            reserved = setup.looks + calls_of_ties(setup.ties)
+            left = replace(left, verifier_calls=max(left.verifier_calls - reserved, 0))
         if left.spent or self.over:
             return []
         task = self._task(setup, left)
@@ -108,9 +127,23 @@ class PromptSearch:
         jobs = [job for job in jobs if parent_of(job.proposal) in best or job.id in logged]
         return affordable_jobs(jobs, left)
 
+    def _compare_best(self, setup: RunSetup, budgets: Budgets) -> list[Job]:
+        """Returns comparisons of the best images of a search that has ended, of none twice."""
+        left = budgets.left_to_verify(self.account)
+        if not setup.ties or left.spent:
+            return []
+        pairs = near_ties(choose(self.history).order, setup.ties, near=setup.near)
+        done = {
+            (t.proposal.parent, t.proposal.rival)
+            for t in self.history
+            if isinstance(t.proposal, Compare)
+        }
+        proposals = [Compare(*pair) for pair in pairs if not {pair, pair[::-1]} & done]
+        return affordable_jobs(self._bind(proposals, self._task(setup, left), setup), left)
+
     def _task(self, setup: RunSetup, left: Budget) -> Task:
-        # The runner serves looks itself, with any generator.
-        supports = frozenset(setup.generator.supports | {Look})
+        # The runner serves the others itself, with any generator.
+        supports = frozenset(setup.generator.supports.union(VERIFIES_ONLY))
         seed = seed_of_repeat(setup.seed, self.prompt.text, self.prompt.repeat)
         return Task(self.prompt, seed, supports, left, setup.objective)
 

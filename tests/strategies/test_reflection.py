@@ -1,0 +1,235 @@
+"""Reflection: a rewriting after each verdict, draws from it, and what fails on the way."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from histories import PROMPT, TASK, seed, trial
+
+from tts_verifier import run
+from tts_verifier.analysis.report import write_report
+from tts_verifier.cli.run import run_command
+from tts_verifier.errors import InputError, RecipeError, UnsupportedError
+from tts_verifier.interfaces import RewriteRequest
+from tts_verifier.log import read_trials
+from tts_verifier.recipe import load_recipe
+from tts_verifier.shapes.rewriter import ShapesRewriter
+from tts_verifier.strategies.adaptive import Adaptive
+from tts_verifier.strategies.common.chat_rewriter import ChatRewriter
+from tts_verifier.strategies.reflection import Reflection
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Draw, Rewrite, Verdict
+
+
+class Adding:
+    """Adds a word to what the image was made from."""
+
+    def __init__(self):
+        self.settings = {"rewriter": "adding"}
+        self.requests = []
+
+    def rewrite(self, requests):
+        self.requests += requests
+        return [f"{request.asked}, again" for request in requests]
+
+
+def test_it_rewrites_after_the_best_unused_image_and_draws_from_the_text() -> None:
+    search = Reflection(2, 2, width=2, rewriter=Adding())
+    draws = [Draw(seed(0)), Draw(seed(1))]
+    assert search.propose(TASK, []) == draws
+    history = [trial("a", 0, draws[0], 0.2), trial("b", 0, draws[1], 0.7)]
+    assert search.propose(TASK, history) == [Rewrite("b")]
+    history.append(trial("r", 1, Rewrite("b"), verdict=Verdict({}, text="better")))
+    more = [Draw(seed(2), rewrite="r"), Draw(seed(3), rewrite="r")]
+    assert search.propose(TASK, history) == more
+    history += [trial("c", 2, more[0], 0.9), trial("d", 2, more[1], 0.1)]
+    assert search.propose(TASK, history) == [Rewrite("c")]
+    assert Reflection(2, 1, rewriter=Adding()).propose(TASK, history) == []
+    assert Reflection(2, 2, rewriter=Adding(), enough=0.9).propose(TASK, history) == []
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        {"verdict": None, "error": "no connection"},
+        {"verdict": Verdict({}, text="")},
+        {"verdict": Verdict({}, text=PROMPT.text)},
+    ],
+)
+def test_without_a_new_text_it_draws_from_the_prompt(failed: dict) -> None:
+    history = [trial("a", 0, Draw(seed(0)), 0.2), trial("r", 1, Rewrite("a"), **failed)]
+    assert Reflection(1, 1, width=1, rewriter=Adding()).propose(TASK, history) == [Draw(seed(1))]
+
+
+def test_a_run_draws_from_the_texts_and_verifies_against_the_prompt() -> None:
+    rewriter, seen = Adding(), []
+
+    def scores(image, prompt):
+        seen.append(prompt)
+        return {"a": image.getpixel((0, 0))[0] / 255}
+
+    result = run(["x"], FakeGenerator(), FakeVerifier(scores), Reflection(2, 2, rewriter=rewriter),
+                 objective={"a": 1})  # fmt: skip
+    assert set(seen) == {"x"}
+    assert len(seen) == 2 + 2 * 2
+    assert rewriter.requests[0].prompt == rewriter.requests[0].asked == "x"
+    texts = [t.verdict.text for t in result.trials if isinstance(t.proposal, Rewrite)]
+    assert texts[0] == "x, again"
+    assert len(texts) == 2
+    assert result.summaries[0].candidates == 6
+    assert result.choices["0000"].trial.finished
+    assert sum(t.cost.verifier_calls for t in result.trials) == 6
+
+
+def test_a_log_has_the_texts_and_their_cost_and_a_continued_run_asks_for_none(tmp_path) -> None:
+    folder, parts = tmp_path / "run", (FakeGenerator(), FakeVerifier())
+    first = run(["x", "y"], *parts, Reflection(rewriter=Adding()), folder=folder)
+    table = pd.read_parquet(folder / "trials.parquet")
+    rows = table[table.kind == "rewrite"]
+    assert (rows.reply.str.endswith(", again")).all()
+    assert (rows.verifier_calls == 0).all()
+    assert (rows.generate_seconds >= 0).all()
+    assert rows.image_path.isna().all()
+    again = Adding()
+    second = run(["x", "y"], *parts, Reflection(rewriter=again), folder=folder)
+    assert again.requests == []
+    assert [t.id for t in second.trials] == [t.id for t in first.trials]
+    write_report([folder], folder / "page.html")
+    pages = "".join(page.read_text() for page in folder.glob("*.html"))
+    assert "the prompt rewritten after #" in pages
+
+
+def test_a_rejudged_run_keeps_the_texts(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "generator: {name: simulated}\nverifier: {name: shapes-oracle}\nprompts: [two red stars]\n"
+        "strategy: {name: reflection, rewriter: {name: shapes}}\n"
+    )
+    first, second = tmp_path / "a", tmp_path / "b"
+    assert CliRunner().invoke(run_command, [str(path), "--output", str(first)]).exit_code == 0
+    again = ["--rejudge", str(first), "--output", str(second)]
+    result = CliRunner().invoke(run_command, [str(path), *again])
+    assert result.exit_code == 0, result.output
+    ids = [[t.id for t in read_trials(folder)] for folder in (first, second)]
+    assert ids[0] == ids[1]
+
+
+class Broken(Adding):
+    def rewrite(self, requests):
+        raise RuntimeError("no connection")
+
+
+class Short(Adding):
+    def rewrite(self, requests):
+        return []
+
+
+def test_a_rewriter_that_fails_costs_its_text_only() -> None:
+    with pytest.warns(match="A candidate failed"):
+        result = run(["x"], FakeGenerator(), FakeVerifier(), Reflection(rewriter=Broken()))
+    failed = [t for t in result.trials if t.error]
+    assert {t.error for t in failed} == {"RuntimeError: no connection"}
+    assert not any(t.proposal.rewrite for t in result.trials if isinstance(t.proposal, Draw))
+    assert result.choices["0000"].trial is not None
+    with pytest.raises(InputError, match="Short must return a text for each of 1 requests"):
+        run(["x"], FakeGenerator(), FakeVerifier(), Reflection(rewriter=Short()))
+
+
+def test_adaptive_hands_the_rewriter_through() -> None:
+    rewriter = Adding()
+    run(["x"], FakeGenerator(), FakeVerifier(), Adaptive(Reflection(rewriter=rewriter)))
+    assert rewriter.requests
+
+
+@pytest.mark.parametrize(
+    ("values", "message", "argument"),
+    [
+        ({"rewriter": {}}, "rewriter needs a 'name'", "rewriter"),
+        ({"rewriter": {"name": "shape"}}, "Unknown rewriter 'shape'", "rewriter.name"),
+        ({"rewriter": {"name": "shapes", "x": 1}}, "'shapes' cannot be built", "rewriter"),
+        ({"rewriter": 3}, "rewriter must be a rewriter or a table, got 3", "rewriter"),
+        ({"rewriter": Adding(), "width": 0}, "width must be a positive integer, got 0", "width"),
+        ({"rewriter": Adding(), "enough": "x"}, "enough must be a finite number", "enough"),
+    ],
+)  # fmt: skip
+def test_unusable_arguments_are_refused(values: dict, message: str, argument: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Reflection(**values)
+    assert caught.value.argument == argument
+
+
+class Plain(FakeGenerator):
+    supports = frozenset({Draw})
+
+
+class NoRewriter(Reflection):
+    def __init__(self):
+        super().__init__(rewriter=Adding())
+        self.rewriter = None
+
+
+def test_what_cannot_rewrite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="can draw from a rewritten prompt, Plain cannot"):
+        run(["x"], Plain(), FakeVerifier(), Reflection(rewriter=Adding()))
+    with pytest.raises(InputError, match="NoRewriter proposes to rewrite a prompt and has no"):
+        run(["x"], FakeGenerator(), FakeVerifier(), NoRewriter())
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "generator: {name: fake}\nverifier: {name: fake}\nprompts: [x]\n"
+        "strategy:\n  name: reflection\n  rewriter:\n    name: shape\n"
+    )
+    with pytest.raises(RecipeError, match=r"mine.yaml:7: Unknown rewriter 'shape'"):
+        load_recipe(path).build()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "reply", "text"),
+    [
+        ("four black circles", None, "four black circle - 5 wrong", "three black circles"),
+        ("three stars", None, "three star - 2 wrong; 4/6", "four stars"),
+        ("four stars", None, "four star - 2 wrong; 4/6", "a picture of four stars"),
+        ("three stars", "four stars", "three star - 2 wrong", "a picture of four stars"),
+        ("a star and a circle", None, "circle wrong shape", "a circle and a star"),
+        ("a star left of a red circle", None, "", "a red circle right of a star"),
+        ("a star and a circle", "a circle and a star", "", "a picture of a circle and a star"),
+        ("a red star", None, "wrong colour", "a picture of a red star"),
+    ],
+)
+def test_captions_are_rewritten_by_rules(prompt: str, asked: str, reply: str, text: str) -> None:
+    looked = trial("a", 0, Draw(1), verdict=Verdict({}, text=reply))
+    request = RewriteRequest(prompt, asked or prompt, looked)
+    assert ShapesRewriter().rewrite([request]) == [text]
+
+
+def test_a_chat_model_is_told_what_went_wrong() -> None:
+    calls = []
+
+    def create(**call):
+        calls.append(call)
+        message = SimpleNamespace(content=' "a single red circle" ')
+        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
+
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    rewriter = ChatRewriter("small", client=client)
+    verdict = Verdict({"overall": 0.5}, boxes=((1, 2, 3, 4),), text="two circles")
+    request = RewriteRequest("a red circle", "one circle", trial("a", 0, Draw(1), verdict=verdict))
+    assert rewriter.rewrite([request]) == ["a single red circle"]
+    assert calls[0]["model"] == "small"
+    told = calls[0]["messages"][1]["content"].splitlines()
+    assert told[0] == "User's prompt: a red circle"
+    assert told[1] == "Image made from: one circle"
+    assert "overall 0.50" in told[2]
+    assert "1,2,3,4" in told[3]
+    assert told[4] == "The verifier's words: two circles"
+
+
+def test_a_chat_model_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(InputError, match="The endpoint cannot be used"):
+        ChatRewriter("small")
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(InputError, match=r'pip install "tts-verifier\[api\]"'):
+        ChatRewriter("small")

@@ -1,0 +1,70 @@
+"""A tournament: which of the best images to compare in pairs, and the order that follows.
+
+Every image meets every other one. Its result is the mean of its preferences; equal results keep
+the order of the objectives. With preferences of 0 and 1 this is Copeland's method (1951), and it
+does not depend on the order of the pairs, as a knock-out would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from tts_verifier.types import Compare, Look, Trial
+
+
+def near_ties(order: Sequence[Trial], count: int, *, near: float = 0.0) -> list[tuple[str, str]]:
+    """Returns the pairs of images to compare, by trial id; none if the best is alone.
+
+    Args:
+        order: of `Choice`: the trials that may be chosen, best first.
+        count: images at most.
+        near: how much less than the best objective an image may have. Images that were verified
+            in another detail than the best are left out: their objectives are on another scale.
+
+    Returns:
+        Pairs of the trials that made the images, so that a budget which ends after any pair has
+        compared the first images completely, as far as it came.
+    """
+    top: list[str] = []
+    for trial in order[:count]:
+        alike = isinstance(trial.proposal, Look) == isinstance(order[0].proposal, Look)
+        # Sums of floats are not exact: 0.9 is within 0.1 of 1.
+        if not alike or not trial.objective >= order[0].objective - near - 1e-9:
+            break
+        top.append(_image_of(trial))
+    return [(one, other) for place, other in enumerate(top) for one in top[:place]]
+
+
+def by_comparisons(ranked: Sequence[Trial], history: Sequence[Trial]) -> list[Trial]:
+    """Returns images in the order of the comparisons of those at the top.
+
+    The top is the longest run of images, from the best on, that were all compared with each other.
+    A comparison that failed is a tie.
+
+    Args:
+        ranked: the trials that made the images, best first.
+        history: the trials of the prompt, comparisons among them.
+    """
+    won: dict[tuple[str, str], float] = {}
+    for trial in history:
+        if isinstance(pair := trial.proposal, Compare):
+            preferred = 0.5 if math.isnan(trial.objective) else trial.objective
+            won[pair.parent, pair.rival] = preferred
+            won[pair.rival, pair.parent] = 1 - preferred
+    count = min(len(ranked), 1)
+    while count < len(ranked) and all((t.id, ranked[count].id) in won for t in ranked[:count]):
+        count += 1
+    if count < 2:
+        return list(ranked)
+    top = ranked[:count]
+    results = [fmean(won[t.id, rival.id] for rival in top if rival is not t) for t in top]
+    # Rounded, because sums in another order may differ in the last digit.
+    places = sorted(range(count), key=lambda i: -round(results[i], 9))
+    return [*(top[i] for i in places), *ranked[count:]]
+
+
+def _image_of(trial: Trial) -> str:
+    """Returns the id of the trial that made the image: a look has its parent's."""
+    return trial.proposal.parent if isinstance(trial.proposal, Look) else trial.id

@@ -1,0 +1,1 @@
+"""What several strategies share: checks of arguments, and questions about a history."""

@@ -1,0 +1,96 @@
+"""Rewrites prompts with a language model behind an OpenAI-compatible endpoint, remote or local."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tts_verifier.errors import InputError
+from tts_verifier.interfaces import RewriteRequest
+from tts_verifier.types import Setting
+
+_INSTRUCTION: Final = (
+    "You rewrite prompts for a text-to-image model. You get the user's prompt, the prompt that an "
+    "image was made from, and what a verifier found in that image. Write one prompt that asks for "
+    "exactly what the user wants and states more clearly what went wrong. Answer with the prompt "
+    "alone, without quotation marks, in at most 60 words."
+)
+_LONGEST_REPLY: Final = 4000
+"""Characters of a verdict that the model reads."""
+
+
+class ChatRewriter:
+    """Asks a chat model for a better prompt.
+
+    Safe to share between threads: the client is.
+
+    Args:
+        model: the model's name at the endpoint.
+        base_url: of the endpoint, such as "http://localhost:8000/v1"; None = OpenAI's, or that of
+            the variable OPENAI_BASE_URL. The key is that of OPENAI_API_KEY.
+        temperature: 0 = the likeliest text.
+        client: replaces the client of the `openai` package; for tests.
+
+    Raises:
+        InputError: the package `openai` is missing, or no key is set.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        temperature: float = 0.0,
+        client: Any = None,
+    ) -> None:
+        self.settings: Mapping[str, Setting] = {
+            "rewriter": "chat",
+            "model": model,
+            "base_url": base_url,
+            "temperature": temperature,
+        }
+        self._client = client or _client(base_url)
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
+        """Returns the model's text for each request, "" where it gives none."""
+        return [self._ask(request) for request in requests]
+
+    def _ask(self, request: RewriteRequest) -> str:
+        reply = self._client.chat.completions.create(
+            model=self.settings["model"],
+            temperature=self.settings["temperature"],
+            messages=[
+                {"role": "system", "content": _INSTRUCTION},
+                {"role": "user", "content": description(request)},
+            ],
+        )
+        text = reply.choices[0].message.content or ""
+        return str(text).strip().strip('"').strip()
+
+
+def description(request: RewriteRequest) -> str:
+    """Returns what the model is told: prompts, scores, regions and the verifier's reply."""
+    lines = [f"User's prompt: {request.prompt}", f"Image made from: {request.asked}"]
+    verdict = request.trial.verdict
+    if verdict is not None:
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in verdict.scores.items())
+        boxes = "; ".join(",".join(f"{edge:.0f}" for edge in box) for box in verdict.boxes)
+        size = "x".join(map(str, request.trial.size or ()))
+        lines.append(f"Scores, 1 = perfect: {scores}")
+        if boxes:
+            lines.append(f"Flawed regions (x1,y1,x2,y2 in a picture of {size}): {boxes}")
+        lines.append(f"The verifier's words: {verdict.text[:_LONGEST_REPLY]}")
+    return "\n".join(lines)
+
+
+def _client(base_url: str | None) -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise InputError(
+            'A chat rewriter needs the package openai: pip install "tts-verifier[api]".'
+        ) from error
+    try:
+        return openai.OpenAI(base_url=base_url)
+    except openai.OpenAIError as error:
+        raise InputError(f"The endpoint cannot be used: {error}", argument="base_url") from error
