@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import HEADER, read_header, read_trials, repeat_of
+from tts_verifier.log import HEADER, read_header, read_trials, repeat_of, table_folders
 from tts_verifier.types import (
     KINDS,
     InFile,
@@ -97,7 +97,10 @@ class RecordedGenerator:
 
 def _settings_in(folder: Path) -> Mapping[str, Setting]:
     """Returns the settings of a recorded run's generator, as its header says them."""
-    settings = read_header(folder)["about"].get("generator")
+    read_header(folder)
+    # The shards of a run have equal settings. Without a shard there is no candidate.
+    places = table_folders(folder)
+    settings = read_header(places[0])["about"].get("generator") if places else {}
     if not isinstance(settings, dict) or not all(map(_is_setting, settings.values())):
         raise RunError(
             f"{folder / HEADER} must name the settings of the generator, each one text, number or "
