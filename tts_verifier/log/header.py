@@ -265,10 +265,9 @@ def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
 def _check_kind(folder: Path, header: Mapping[str, Any], shards: object) -> None:
     """Raises RunError where only one of a folder and its new process has shards."""
     if bool(header.get("shards")) != bool(shards):
-        there, rest = ("shards", "with --parallel") if not shards else ("no shards", "without it")
-        raise RunError(
-            f"{folder} holds a run of {there}. Continue it {rest}, or choose another output folder."
-        )
+        kind = "in shards, as --parallel makes it" if not shards else "of a single process"
+        remedy = "Continue it with --parallel" if not shards else "Continue it without parallel"
+        raise RunError(f"{folder} holds a run {kind}. {remedy}, or choose another output folder.")
 
 
 def _grew(key: str, old: Any, new: Any) -> bool:

@@ -114,7 +114,7 @@ class Loop:
 
     def _verify_and_log(self, batch: SampleBatch) -> list[Trial]:
         """Returns a batch's trials, once they are in the log if there is one."""
-        self._progress.start([sample.job for sample in batch.samples])
+        self._progress.start([sample.job for sample in batch.samples], again=True)
         trials = verify_batch(self._setup, batch)
         if self._log is None:
             return trials

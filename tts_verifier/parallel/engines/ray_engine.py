@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from tts_verifier.errors import InputError, RunError
+from tts_verifier.errors import RunError
 from tts_verifier.parallel.engines.processes import (
     begin_worker,
     check_answers,
@@ -55,9 +55,7 @@ class RayEngine:
         self.most = self.workers
         threads = thread_settings(self.workers) if options.address is None else {}
         # Without CPUs of its own an actor starts wherever there is a GPU, or anywhere.
-        actor = ray.remote(
-            num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=-1
-        )(_Worker)
+        actor = ray.remote(num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=-1)(_Worker)
         self._actors = [actor.remote(work, threads) for _ in range(self.workers)]
         self._running: dict[Any, tuple[int, int]] = {}
         """Reference -> number of the actor, and key."""

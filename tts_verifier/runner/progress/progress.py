@@ -125,8 +125,8 @@ class Progress:
             self.counts += ProgressCounts(new=count, failed=failed, best=best, busy_seconds=busy)
         self.show()
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Is told which jobs are generated, or verified, next."""
+    def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
+        """Is told which jobs are generated next, and `again` when their images are verified."""
 
     def show_counts(self, phase: str, counts: ProgressCounts, workers: int) -> None:
         """Shows what other processes have counted, in place of `begin`, `expect` and `done`.
