@@ -94,7 +94,7 @@ def open_shards(
         f"{number:05d}": min(size, len(prompts) - start)
         for number, start in enumerate(range(0, len(prompts), size))
     }
-    if new:
+    if new or not os.path.lexists(folder.root / PROMPTS):
         folder.write(PROMPTS, content)
     binding = write_header(folder, {**about, "prompts": named}, grows=grows, shards=sizes)
     return Shards(folder.root, binding.run, read_header(folder.root)["shards"])

@@ -277,7 +277,7 @@ class _Coordinator:
         for name in self._in_flight:
             counts += read_progress(last_attempt(self._shards.folder, name)[0])
         counts = replace(counts, prompts=len(self._prompts))
-        phase = "run" if counts.new else "load"
+        phase = "run" if counts.new or not self._in_flight else "load"
         self._progress.show_counts(phase, counts, self._workers)
 
     def _write_session(self, session: str) -> None:

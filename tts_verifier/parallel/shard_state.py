@@ -2,7 +2,8 @@
 
 `attempt.json` exists while a process works on the shard. A process that finds it knows that an
 earlier one died, where, and how often that has happened without a new row. After two such deaths
-the prompts are tried one by one; the prompt that a third process dies on is given up.
+the prompts are tried one by one, and a prompt on which three processes die is given up. Fewer
+would blame prompts for kills from outside that come one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from tts_verifier.types.paths import read_json_inside
 
 NOTE: Final = "attempt.json"
 PROGRESS: Final = "progress.json"
+SHARED_DEATHS: Final = 2
+"""Deaths without a new row until prompts are tried one by one."""
 MOST_DEATHS: Final = 3
+"""Deaths on one prompt alone until it is given up, or while parts are built until the run ends."""
 _UNREADABLE: Final = (OSError, RunError, ValueError, TypeError, KeyError, RecursionError)
 
 
@@ -56,7 +60,7 @@ class AttemptNote:
     @property
     def one_by_one(self) -> bool:
         """Whether prompts are tried one by one, to find the one that ends its process."""
-        return self.deaths >= MOST_DEATHS - 1
+        return self.deaths >= SHARED_DEATHS
 
     def write(self, folder: Folder) -> None:
         """Writes the note into a shard's folder."""
@@ -83,10 +87,10 @@ def next_note(folder: Path, session: str) -> AttemptNote:
         return note
     deaths = old.deaths + 1 if rows == old.rows else 1
     note = replace(old, stage="build", deaths=deaths, build_deaths=0, rows=rows, prompts=())
-    if deaths >= MOST_DEATHS and len(old.prompts) == 1:
+    if deaths >= SHARED_DEATHS + MOST_DEATHS and len(old.prompts) == 1:
         why = (
-            f"{MOST_DEATHS} workers died on this prompt one after the other, the last one with no "
-            "other prompt under way"
+            f"{MOST_DEATHS} workers died on this prompt, one after the other and with no other "
+            "prompt under way"
         )
         return replace(note, deaths=0, refused={**old.refused, old.prompts[0]: why})
     return note

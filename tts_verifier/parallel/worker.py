@@ -156,6 +156,7 @@ def _run_attempt(assignment: Assignment, folder: Path, attempt: int) -> ShardRep
     write_done(files, assignment.digest, result.results, counts)
     files.delete(NOTE)
     files.delete(PROGRESS)
+    files.sweep()
     seconds = time.perf_counter() - began
     return ShardReport(counts, worker, attempt, build_seconds, seconds, dict(result.busy))
 
@@ -246,14 +247,18 @@ class _ShardProgress(Progress):
         super().__init__()
         self._assignment, self._files, self._note = assignment, files, note
         self._attempt, self._written = attempt, 0.0
+        self._one_by_one, self._rows = note.one_by_one, note.rows
 
     def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
         if not again:
             self._stop_if_unwanted()
-        if self._note.one_by_one:
-            rows = self._note.rows + self.counts.new
+        if self._one_by_one:
+            rows = self._rows + self.counts.new
+            if rows > self._note.rows:
+                # The prompts before this one did no harm.
+                self._note = replace(self._note, rows=rows, deaths=0)
             prompts = tuple(dict.fromkeys(job.prompt.id for job in jobs))
-            replace(self._note, rows=rows, prompts=prompts).write(self._files)
+            replace(self._note, prompts=prompts).write(self._files)
 
     def show(self) -> None:
         now = time.monotonic()
