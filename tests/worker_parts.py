@@ -58,9 +58,7 @@ class TracedGenerator(FakeGenerator):
             file.write(f"{what} {os.getpid()} {about}\n")
 
 
-def traced_recipe(
-    folder: Path, *overrides: str, prompts: int = 10, **options: object
-) -> Recipe:
+def traced_recipe(folder: Path, *overrides: str, prompts: int = 10, **options: object) -> Recipe:
     """Returns the recipe `fake` with many prompts and a traced generator."""
     texts = [f"prompt {number}" for number in range(prompts)]
     recipe = load_recipe("fake", [f"prompts={texts}", f"output={folder}/run", *overrides])

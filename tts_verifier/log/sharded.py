@@ -89,6 +89,11 @@ def open_shards(
     )
     digest = hashlib.sha256(content).hexdigest()
     named = {"file": PROMPTS, "sha256": digest, "count": len(prompts)}
+    if shards_of(folder.root) and not any(
+        os.path.lexists(place / HEADER) for place in table_folders(folder.root)
+    ):
+        # No worker came so far as to begin a shard: the recipe may have been mended since.
+        folder.delete(HEADER)
     new = not os.path.lexists(folder.root / HEADER)
     sizes = {
         f"{number:05d}": min(size, len(prompts) - start)

@@ -17,11 +17,11 @@ from tts_verifier.recipe.parallel_options import ENGINES, ParallelOptions
 
 Work = Callable[[Any], Any]
 """A function at the top of a module: workers import it. Items and results pickle, and are small."""
-ItemT = TypeVar("ItemT")
+WorkT = TypeVar("WorkT")
 _POLL_SECONDS: Final = 1.0
 
 
-class Engine(Protocol):
+class WorkerEngine(Protocol):
     """Runs `work(item)` in worker processes. Belongs to one thread."""
 
     workers: int
@@ -47,7 +47,7 @@ class Engine(Protocol):
 
 
 @contextmanager
-def open_engine(options: ParallelOptions, work: Work) -> Iterator[Engine]:
+def open_engine(options: ParallelOptions, work: Work) -> Iterator[WorkerEngine]:
     """Starts an engine, or joins a cluster, and ends the workers at the end of the block.
 
     Args:
@@ -68,8 +68,8 @@ def open_engine(options: ParallelOptions, work: Work) -> Iterator[Engine]:
 
 
 def hand_out(
-    engine: Engine, items: Iterable[ItemT], idle: Callable[[], object] = lambda: None
-) -> Iterator[tuple[ItemT, Any]]:
+    engine: WorkerEngine, items: Iterable[WorkT], idle: Callable[[], object] = lambda: None
+) -> Iterator[tuple[WorkT, Any]]:
     """Yields (item, result) as items are done, in any order; holds only what is in flight.
 
     Args:
@@ -78,9 +78,9 @@ def hand_out(
         idle: called about once a second while workers work, and after every item.
 
     Raises:
-        TTSError: as `Engine.take`.
+        TTSError: as `WorkerEngine.take`.
     """
-    waiting, in_flight = iter(enumerate(items)), dict[int, ItemT]()
+    waiting, in_flight = iter(enumerate(items)), dict[int, WorkT]()
     exhausted = False
     while True:
         while not exhausted and len(in_flight) < engine.most:

@@ -23,14 +23,12 @@ import tts_verifier
 from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import summarise
 from tts_verifier.errors import RunError
-from tts_verifier.identity import canonical
-from tts_verifier.interfaces import Extendable
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, open_shards
 from tts_verifier.log.storage.files import Folder
-from tts_verifier.parallel.engine import Engine, hand_out, open_engine
+from tts_verifier.parallel.engine import WorkerEngine, hand_out, open_engine
 from tts_verifier.parallel.finished import is_whole
 from tts_verifier.parallel.interrupts import Interrupt, gentle_interrupts
 from tts_verifier.parallel.shard_state import (
@@ -78,7 +76,7 @@ def run_parallel(
     options = recipe.parallel or ParallelOptions()
     folder = user_path(output or recipe.output).absolute()
     order, prompts, grows = _order_of(recipe, options, rejudge, folder)
-    say(yaml.safe_dump(_shown(recipe, order), sort_keys=False, allow_unicode=True))
+    say(yaml.safe_dump(_shown_recipe(recipe, order), sort_keys=False, allow_unicode=True))
     files = Folder(folder)
     with ExitStack() as stack:
         stack.callback(FolderLock(folder).release)
@@ -116,12 +114,12 @@ def _order_of(
     # The top header names the prompts by a file, and a shard's header has the shard's own.
     resolved = {name: value for name, value in resolved.items() if name != "prompts"}
     strategy = recipe.check(**parts)["strategy"]
-    grows = tuple(strategy.grows) if isinstance(strategy, Extendable) else ()
+    grows = tuple(getattr(strategy, "grows", ()))
     order = Order(replace(recipe, prompts=(), parallel=None), resolved, rejudge, options.gpus or 0)
     return order, prompts, grows
 
 
-def _shown(recipe: Recipe, order: Order) -> dict[str, Any]:
+def _shown_recipe(recipe: Recipe, order: Order) -> dict[str, Any]:
     options = recipe.parallel or ParallelOptions()
     parallel = {name: getattr(options, name) for name in options.__slots__}
     prompts = [{"id": p.id, "prompt": p.text} for p in recipe.prompts]
@@ -183,7 +181,9 @@ class _Coordinator:
     ) -> None:
         self._shards, self._prompts, self._order = shards, prompts, order
         self._options, self._progress = options, progress
-        self._digest = hashlib.sha256(canonical(order.resolved).encode()).hexdigest()
+        self._digest = hashlib.sha256(
+            json.dumps(order.resolved, sort_keys=True).encode()
+        ).hexdigest()
         self._files, self._session = Folder(shards.folder), uuid.uuid4().hex
         self._tally, self._wall, self._workers = _Tally(), 1e-9, 1
         self._in_flight: dict[str, int] = {}
@@ -242,7 +242,10 @@ class _Coordinator:
             self._tally.counts += counts
 
     def _run_on(
-        self, engine: Engine, todo: Sequence[tuple[str, tuple[Prompt, ...]]], interrupt: Interrupt
+        self,
+        engine: WorkerEngine,
+        todo: Sequence[tuple[str, tuple[Prompt, ...]]],
+        interrupt: Interrupt,
     ) -> None:
         order = pickle.dumps(self._order)
 

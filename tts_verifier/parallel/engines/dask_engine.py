@@ -21,23 +21,23 @@ from tts_verifier.parallel.engines.processes import (
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
 
-_REMEDY: Final = (
+_START_DASK: Final = (
     "Start it with `dask scheduler`, and a `dask worker tcp://HOST:8786 --nthreads 1` a GPU; or "
     "leave out address to use this machine."
 )
-_MOST_DEATHS: Final = 1000
+_ALLOWED_FAILURES: Final = 1000
 _SECONDS: Final = 30.0
 
 
 class DaskEngine:
-    """See `parallel.engine.Engine`."""
+    """See `parallel.engine.WorkerEngine`."""
 
     def __init__(self, options: ParallelOptions, work: Any) -> None:
         self._work, self._cluster = work, None
         if options.address is None:
             self._client = self._start_here(options)
         else:
-            self._client = _join(options.address)
+            self._client = _join_dask(options.address)
         try:
             self._prepare(options)
         except BaseException:
@@ -65,7 +65,7 @@ class DaskEngine:
                 done.append((key, future.result()))
             except KilledWorker as error:
                 raise RunError(
-                    f"{_MOST_DEATHS} Dask workers died on the same work: {error}. Mend the cause; "
+                    f"{_ALLOWED_FAILURES} Dask workers died on the same work: {error}. Mend the cause; "
                     "the same command goes on from there."
                 ) from error
         return done
@@ -102,7 +102,7 @@ class DaskEngine:
             raise RunError(
                 f"A Dask cluster must have workers of one thread each, for a model has one user at "
                 f"a time; {options.address} has workers of {sorted(threads.values()) or 'none'} "
-                f"threads. {_REMEDY}"
+                f"threads. {_START_DASK}"
             )
         if options.workers is not None and options.workers > len(threads):
             raise InputError(
@@ -123,14 +123,14 @@ class DaskEngine:
 
 
 def _allow_deaths(dask_scheduler: Any) -> None:
-    dask_scheduler.allowed_failures = _MOST_DEATHS
+    dask_scheduler.allowed_failures = _ALLOWED_FAILURES
 
 
-def _join(address: str) -> Client:
-    check_answers(address, "a Dask scheduler", _REMEDY)
+def _join_dask(address: str) -> Client:
+    check_answers(address, "a Dask scheduler", _START_DASK)
     try:
         return Client(address, timeout=_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:
         raise RunError(
-            f"No Dask scheduler answers at parallel.address {address}: {error}. {_REMEDY}"
+            f"No Dask scheduler answers at parallel.address {address}: {error}. {_START_DASK}"
         ) from error

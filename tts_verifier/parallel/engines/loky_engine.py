@@ -31,7 +31,7 @@ _MOST_DEATHS: Final = 25
 
 
 class LokyEngine:
-    """See `parallel.engine.Engine`."""
+    """See `parallel.engine.WorkerEngine`."""
 
     def __init__(self, options: ParallelOptions, work: Any) -> None:
         gpus = gpus_here()

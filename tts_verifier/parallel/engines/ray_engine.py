@@ -23,7 +23,7 @@ from tts_verifier.parallel.engines.processes import (
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
 
-_REMEDY = "Start it with `ray start --head` there, or leave out address to use this machine."
+_START_RAY = "Start it with `ray start --head` there, or leave out address to use this machine."
 
 
 class _Worker:
@@ -41,11 +41,11 @@ class _Worker:
 
 
 class RayEngine:
-    """See `parallel.engine.Engine`."""
+    """See `parallel.engine.WorkerEngine`."""
 
     def __init__(self, options: ParallelOptions, work: Any) -> None:
         self._owns = not ray.is_initialized()
-        _join(options)
+        _join_ray(options)
         try:
             there = int(ray.cluster_resources().get("GPU", 0))
             self.workers, each = worker_count(options, there, "the Ray cluster has")
@@ -91,7 +91,7 @@ class RayEngine:
             ray.shutdown()
 
 
-def _join(options: ParallelOptions) -> None:
+def _join_ray(options: ParallelOptions) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -104,7 +104,7 @@ def _join(options: ParallelOptions) -> None:
                 **quiet,
             )
         else:
-            check_answers(options.address, "ray", _REMEDY)
+            check_answers(options.address, "ray", _START_RAY)
             ray.init(address=options.address, **quiet)
     except RunError:
         raise
