@@ -33,7 +33,7 @@ _KINDS: Final[Mapping[str, type]] = {
     "shards": dict,
 }
 _RUN_ID: Final = re.compile("[0-9a-f]{32}")
-_SHARD: Final = re.compile("[0-9]{5,9}")
+_SHARD_NAME: Final = re.compile("[0-9]{5,9}")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def _checked_version(header: Any) -> int:
         if not all(isinstance(entry, str) for entry in header.get("unbound", [])):
             raise ValueError("unbound must hold digests")
         for name, size in header.get("shards", {}).items():
-            if not _SHARD.fullmatch(name) or type(size) is not int or size < 1:
+            if not _SHARD_NAME.fullmatch(name) or type(size) is not int or size < 1:
                 raise ValueError("shards must hold names and numbers of prompts")
     return version
 

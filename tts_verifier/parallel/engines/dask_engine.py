@@ -65,8 +65,8 @@ class DaskEngine:
                 done.append((key, future.result()))
             except KilledWorker as error:
                 raise RunError(
-                    f"{_ALLOWED_FAILURES} Dask workers died on the same work: {error}. Mend the cause; "
-                    "the same command goes on from there."
+                    f"{_ALLOWED_FAILURES} Dask workers died on the same work: {error}. Mend the "
+                    "cause; the same command goes on from there."
                 ) from error
         return done
 
