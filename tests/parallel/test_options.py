@@ -58,7 +58,7 @@ def test_more_gpus_than_there_are(monkeypatch):
     ):
         pass
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InputError, match=r"has 0. .* or parallel.gpus=0 for the CPU"):
+    with pytest.raises(InputError, match=r"has 0. Give parallel.gpus=0 to compute on"):
         worker_count(ParallelOptions(workers=2, gpus=1), len(gpus_here()), "this machine has")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import time
 import uuid
@@ -29,6 +28,7 @@ from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, open_shards
 from tts_verifier.log.storage.files import Folder
 from tts_verifier.parallel.engine import WorkerEngine, hand_out, open_engine
+from tts_verifier.parallel.engines.processes import cores, gpus_here
 from tts_verifier.parallel.finished import is_whole
 from tts_verifier.parallel.interrupts import Interrupt, gentle_interrupts
 from tts_verifier.parallel.shard_state import (
@@ -48,8 +48,8 @@ from tts_verifier.types import Prompt
 
 DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
-_FEWEST_SHARDS: Final = 4
-"""Shards for each worker, if the prompts are few: otherwise the last one to end is alone."""
+_FEWEST_SHARDS: Final = 2
+"""Shards for each worker, if the prompts are few: otherwise some workers would have none."""
 
 
 def run_parallel(
@@ -129,7 +129,7 @@ def _shown_recipe(recipe: Recipe, order: Order) -> dict[str, Any]:
 def _shard_size(options: ParallelOptions, prompts: int) -> int:
     if options.shard is not None:
         return options.shard
-    workers = options.workers or os.cpu_count() or 1
+    workers = options.workers or len(gpus_here()) or cores()
     return max(min(DEFAULT_SHARD, -(-prompts // (_FEWEST_SHARDS * workers))), 1)
 
 

@@ -38,24 +38,27 @@ def gpus_here() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def worker_count(options: ParallelOptions, gpus: int, where: str) -> tuple[int, int]:
+def worker_count(
+    options: ParallelOptions, gpus: int, where: str, *, cpus: int | None = None
+) -> tuple[int, int]:
     """Returns the number of workers, and of GPUs of each.
 
     Args:
         options: what the user asks for.
         gpus: how many GPUs there are.
         where: such as "this machine has", for the message.
+        cpus: cores that there are; None = those of this machine.
 
     Raises:
         InputError: the options ask for more GPUs than there are.
     """
     each = min(gpus, 1) if options.gpus is None else options.gpus
-    workers = options.workers or (max(gpus // each, 1) if each else cores())
+    workers = options.workers or (max(gpus // each, 1) if each else cpus or cores())
     if workers * each > gpus:
+        fewer = f"parallel.workers={gpus // each} or fewer" if gpus >= each else "fewer GPUs each"
         raise InputError(
             f"{workers} workers with {each} GPUs each need {workers * each} GPUs, and {where} "
-            f"{gpus}. Give parallel.workers={max(gpus // each, 1) if each else 1} or fewer"
-            f"{', or parallel.gpus=0 for the CPU' if not gpus else ''}.",
+            f"{gpus}. Give {fewer if gpus else 'parallel.gpus=0 to compute on the CPU'}.",
             argument="workers",
         )
     return workers, each

@@ -47,8 +47,13 @@ class RayEngine:
         self._owns = not ray.is_initialized()
         _join_ray(options)
         try:
-            there = int(ray.cluster_resources().get("GPU", 0))
-            self.workers, each = worker_count(options, there, "the Ray cluster has")
+            there = ray.cluster_resources()
+            self.workers, each = worker_count(
+                options,
+                int(there.get("GPU", 0)),
+                "the Ray cluster has",
+                cpus=int(there.get("CPU", 1)),
+            )
         except BaseException:
             self.close(now=True)
             raise
