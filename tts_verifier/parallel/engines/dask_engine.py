@@ -6,7 +6,7 @@ worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DE
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from distributed import Client, LocalCluster, wait
 from distributed.scheduler import KilledWorker
@@ -33,7 +33,7 @@ class DaskEngine:
     """See `parallel.engine.WorkerEngine`."""
 
     def __init__(self, options: ParallelOptions, work: Any) -> None:
-        self._work, self._cluster = work, None
+        self._work, self._cluster = work, cast(Any, None)
         if options.address is None:
             self._client = self._start_here(options)
         else:
