@@ -112,11 +112,8 @@ def test_a_ray_cluster_refuses_a_wrong_token(tmp_path):
         for line in head.stdout:
             if "Ray runtime started" in line:
                 break
-        options = [
-            "parallel.engine=ray",
-            f"parallel.address=127.0.0.1:{port}",
-            "parallel.workers=2",
-        ]
+        address = f"parallel.address=127.0.0.1:{port}"
+        options = ["parallel.engine=ray", address, "parallel.workers=2"]
         error = run_in_process(tmp_path, *options, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * 64)
         assert "RunError: Ray refuses parallel.address" in error
         assert "set RAY_AUTH_MODE=token, and the same token" in error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, cast
 
+import dask
 from distributed import Client, LocalCluster, wait
 from distributed.scheduler import KilledWorker
 
@@ -88,6 +89,8 @@ class DaskEngine:
                 argument="gpus",
             )
         workers, _ = worker_count(options, 0, "this machine has")
+        # Dask gives up a local worker whose restart takes longer than 15 s, and then has none.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
         self._cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
