@@ -377,7 +377,7 @@ def search(engine: str, model: str, workers: int, prompts: int, n: int, gpus: in
                 "bestofn",
                 [
                     f"verifier.model={model}",
-                    f"prompts={[f'a red circle {i}' for i in range(prompts)]}",
+                    f"prompts={['a red circle'] * prompts}",
                     f"strategy.n={n}",
                     f"parallel.engine={engine}",
                     f"parallel.workers={count}",
