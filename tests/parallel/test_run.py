@@ -138,9 +138,8 @@ def test_equal_texts_are_told_apart_across_shards(tmp_path, inline):
 
 def test_few_prompts_are_spread_over_all_workers(tmp_path, inline):
     run_parallel(traced_recipe(tmp_path, "parallel.workers=2"), say=quiet)
-    assert read_header(tmp_path / "run")["shards"] == dict.fromkeys(
-        [f"{i:05d}" for i in range(4)], 3
-    )
+    shards = read_header(tmp_path / "run")["shards"]
+    assert shards == {"00000": 3, "00001": 3, "00002": 3, "00003": 1}
 
 
 def test_shards_stay_as_the_first_start_made_them(tmp_path, inline):
