@@ -28,7 +28,7 @@ LEVELS = [
     ["evaluation", "generators", "runner", "shapes", "strategies", "verifiers"],
     ["analysis", "reward", "scoring", "testing", "verified"],
     ["recipe", "serve"],
-    ["training"],
+    ["parallel", "training"],
     ["cli", "__init__"],
 ]
 """A room imports from earlier rows only; the rooms of one row are strangers to one another."""
