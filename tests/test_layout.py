@@ -28,7 +28,7 @@ LEVELS = [
     ["evaluation", "generators", "runner", "shapes", "strategies", "verifiers"],
     ["analysis", "scoring", "testing", "verified"],
     ["recipe"],
-    ["training"],
+    ["parallel", "training"],
     ["cli", "__init__"],
 ]
 """A room imports from earlier rows only; the rooms of one row are strangers to one another."""
@@ -133,7 +133,7 @@ def test_rooms_are_few_and_small() -> None:
     for folder in FOLDERS:
         assert len([p for p in folder.iterdir() if p.is_file()]) <= 12, folder
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
-    assert sum(map(len, arrows(PACKAGE).values())) <= 120
+    assert sum(map(len, arrows(PACKAGE).values())) <= 5 * len(LEVEL)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.log.storage.files import Folder
+from tts_verifier.types import InFile
 from tts_verifier.types.paths import file_names
 
 SHEET_PROMPTS: Final = 16
@@ -35,7 +36,10 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
         if row.chosen is not None and row.chosen.image is not None:
             path = f"chosen/{names[row.prompt.id]}.png"
             # The run folder has them all, so a loss of power may cost these files.
-            files.write(path, _png(row.chosen.image.load()), flush=False)
+            image = row.chosen.image
+            # A log's images are PNG files; encoding them again would take the time of a draw.
+            content = image.read() if isinstance(image, InFile) else _png(image.load())
+            files.write(path, content, flush=False)
     files.write("chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), flush=False)
     files.sweep()
 

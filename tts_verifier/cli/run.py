@@ -26,18 +26,30 @@ NOTHING_USABLE: Final = 3
     metavar="LOG",
     help="Verify a run's candidates again, with the recipe's verifier, judge and objective.",
 )
+@click.option(
+    "--parallel",
+    is_flag=False,
+    flag_value="loky",
+    metavar="[loky|ray|dask|N]",
+    help="Run on several processes, GPUs or machines: an engine, or a number of workers.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print progress and result as JSON lines.")
 @friendly_errors
 def run_command(
-    recipe: str, overrides: tuple[str, ...], output: Path | None, **options: Any
+    recipe: str,
+    overrides: tuple[str, ...],
+    output: Path | None,
+    parallel: str | None,
+    **options: Any,
 ) -> None:
     """Runs the search for better images that RECIPE describes.
 
     RECIPE is a YAML file, or the name of a packaged one. OVERRIDES such as strategy.n=16 change it.
     The same command on the same folder continues a run that was stopped; with a larger
     strategy.n it generates only the missing candidates. --rejudge generates nothing: the new
-    run gets copies of the images of LOG.
+    run gets copies of the images of LOG. --parallel sets parallel.engine, or parallel.workers if
+    it is a number; parallel.gpus, parallel.shard and parallel.address are overrides.
 
     Exit status: 0 when done; 2 with a message when something must be changed; 3 when it is done
     and no candidate is usable; 130 when stopped by Ctrl-C.
@@ -46,15 +58,23 @@ def run_command(
     Example:
         tts-run bestofn strategy.n=4 seed=1 --output runs/first
         tts-run bestofn --rejudge runs/first --output runs/again
+        tts-run bestofn --parallel ray parallel.workers=4 parallel.gpus=1
     """
     from tts_verifier.recipe import load_recipe, run_recipe
     from tts_verifier.runner.progress import progress_view
 
     quiet_libraries()
     quiet, as_json = options["quiet"], options["as_json"]
+    if parallel is not None:
+        key = "workers" if parallel.isdecimal() else "engine"
+        overrides = (*overrides, f"parallel.{key}={parallel}")
     checked = load_recipe(recipe, overrides)
+    if checked.parallel is None:
+        run = run_recipe
+    else:
+        from tts_verifier.parallel import run_parallel as run
     with progress_view("none" if quiet else "json" if as_json else "auto") as progress:
-        outcome = run_recipe(
+        outcome = run(
             checked,
             output=output,
             rejudge=options["rejudge"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from tts_verifier.log.schema import (
     objective_of_row,
     to_trial,
 )
+from tts_verifier.log.sharded import table_folders
 from tts_verifier.log.storage.columns import names_of
 from tts_verifier.log.storage.tables import (
     common_schema,
@@ -50,7 +51,7 @@ _NO_MASK: Final = Mask(0, 0, b"")
 class LoggedPrompts:
     """The trials of a run folder, prompt by prompt, in the order of their first rows.
 
-    Not for sharing between threads.
+    Of a run of shards, one shard is open at a time. Not for sharing between threads.
 
     Args:
         folder: the run folder.
@@ -60,31 +61,20 @@ class LoggedPrompts:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        tables = stable(folder, read_binding, lambda b: list(read_tables(folder, b)))
-        self._groups = [(t, number) for t in tables for number in range(len(t.group_sizes))]
-        sizes = (size for table in tables for size in table.group_sizes)
-        self._starts = np.array(list(accumulate(sizes, initial=0)))
-        self._schema = common_schema(folder, tables)
-        self._names = ColumnNames.of(self._schema)
-        self._rows = list(places_by_prompt(tables, last_only=True).values())
-        # Rows of a prompt lie close together, so that a few groups serve most prompts.
-        self._group = lru_cache(_GROUPS_AT_ONCE)(self._read_group)
-
-    @property
-    def heatmaps(self) -> Sequence[str]:
-        """Names of heatmaps that at least one trial may have."""
-        return list(self._names.heatmap)
-
-    @property
-    def judge(self) -> Sequence[str]:
-        """Names of the held-out judge's scores."""
-        return list(self._names.judge)
-
-    @property
-    def sizes(self) -> list[int]:
+        self._folders = table_folders(folder)
+        self.sizes: list[int] = []
         """The number of trials of each prompt."""
-        return [len(rows) for rows in self._rows]
+        self._open: _TablePrompts | None = None
+        heatmaps, judge = dict[str, None](), dict[str, None]()
+        for place in self._folders:
+            prompts = self._open = _TablePrompts(place)
+            self.sizes += prompts.sizes
+            heatmaps |= dict.fromkeys(prompts.names.heatmap)
+            judge |= dict.fromkeys(prompts.names.judge)
+        self.heatmaps: Sequence[str] = list(heatmaps)
+        """Names of heatmaps that at least one trial may have."""
+        self.judge: Sequence[str] = list(judge)
+        """Names of the held-out judge's scores."""
 
     def __iter__(self) -> Iterator[list[Trial]]:
         """Yields all trials of each prompt, in the order of the log.
@@ -92,6 +82,37 @@ class LoggedPrompts:
         Raises:
             RunError: a row is not a trial.
         """
+        if len(self._folders) == 1 and self._open is not None:
+            yield from self._open
+            return
+        left = len(self.sizes)
+        for place in self._folders:
+            # Prompts that a running shard has got meanwhile are left out.
+            for trials in islice(_TablePrompts(place), left):
+                left -= 1
+                yield trials
+
+
+class _TablePrompts:
+    """The prompts of one folder with tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        tables = stable(folder, read_binding, lambda b: list(read_tables(folder, b)))
+        self._groups = [(t, number) for t in tables for number in range(len(t.group_sizes))]
+        sizes = (size for table in tables for size in table.group_sizes)
+        self._starts = np.array(list(accumulate(sizes, initial=0)))
+        self._schema = common_schema(folder, tables)
+        self.names = ColumnNames.of(self._schema)
+        self._rows = list(places_by_prompt(tables, last_only=True).values())
+        # Rows of a prompt lie close together, so that a few groups serve most prompts.
+        self._group = lru_cache(_GROUPS_AT_ONCE)(self._read_group)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(rows) for rows in self._rows]
+
+    def __iter__(self) -> Iterator[list[Trial]]:
         start = 0
         while start < len(self._rows):
             stop, count = start + 1, len(self._rows[start])
@@ -116,7 +137,7 @@ class LoggedPrompts:
         sought[order] = np.arange(len(rows))
         found = pa.concat_tables(parts).to_pylist()
         for place in sought.tolist():
-            yield to_trial(found[place], self._folder, self._names)
+            yield to_trial(found[place], self._folder, self.names)
 
     def _read_group(self, group: int) -> pa.Table:
         table, number = self._groups[group]
@@ -131,6 +152,10 @@ def read_outlines(folder: Path) -> list[Trial]:
     Raises:
         RunError: a file is damaged, or a row is not a trial.
     """
+    return [trial for place in table_folders(folder) for trial in _outlines_in(place)]
+
+
+def _outlines_in(folder: Path) -> list[Trial]:
     table = stable(folder, read_binding, lambda b: read_table(folder, b, _outline_columns))
     if table is None:
         return []

@@ -30,8 +30,10 @@ _KINDS: Final[Mapping[str, type]] = {
     "run": str,
     "table": list,
     "unbound": list,
+    "shards": dict,
 }
 _RUN_ID: Final = re.compile("[0-9a-f]{32}")
+_SHARD_NAME: Final = re.compile("[0-9]{5,9}")
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -71,7 +73,11 @@ def read_binding(folder: Path) -> Binding:
 
 
 def write_header(
-    folder: Folder, about: Mapping[str, Any], *, grows: Collection[str] = ()
+    folder: Folder,
+    about: Mapping[str, Any],
+    *,
+    grows: Collection[str] = (),
+    shards: Mapping[str, int] | None = None,
 ) -> Binding:
     """Writes the header of a new run folder, or checks that an existing one is the same run's.
 
@@ -80,6 +86,7 @@ def write_header(
         about: JSON values that identify the run; those of the folder must be equal.
         grows: names of the strategy's arguments that may be larger than in the folder. The
             header then holds the new values, and keeps the old ones in `extended`.
+        shards: name -> number of prompts, for a new folder; None = a run without shards.
 
     Returns:
         What binds tables to the run.
@@ -93,6 +100,7 @@ def write_header(
     if os.path.lexists(root / HEADER):
         header = read_header(root)
         before = header["about"]
+        _check_kind(root, header, shards)
         if before == about and header["schema_version"] == SCHEMA_VERSION:
             return _binding(root, header)
         if before != about:
@@ -106,6 +114,7 @@ def write_header(
     else:
         run = {"run": uuid.uuid4().hex, "table": []}
         header = {"schema_version": SCHEMA_VERSION, "about": about, **environment(), **run}
+        header |= {"shards": dict(shards)} if shards else {}
     _write(folder, header)
     return _binding(root, header)
 
@@ -184,6 +193,9 @@ def _checked_version(header: Any) -> int:
             raise ValueError("run and table must be an id and digests")
         if not all(isinstance(entry, str) for entry in header.get("unbound", [])):
             raise ValueError("unbound must hold digests")
+        for name, size in header.get("shards", {}).items():
+            if not _SHARD_NAME.fullmatch(name) or type(size) is not int or size < 1:
+                raise ValueError("shards must hold names and numbers of prompts")
     return version
 
 
@@ -248,6 +260,14 @@ def _upgraded_session(session: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for key, value in session.items()
     }
+
+
+def _check_kind(folder: Path, header: Mapping[str, Any], shards: object) -> None:
+    """Raises RunError where only one of a folder and its new process has shards."""
+    if bool(header.get("shards")) != bool(shards):
+        kind = "in shards, as --parallel makes it" if not shards else "of a single process"
+        remedy = "Continue it with --parallel" if not shards else "Continue it without parallel"
+        raise RunError(f"{folder} holds a run {kind}. {remedy}, or choose another output folder.")
 
 
 def _grew(key: str, old: Any, new: Any) -> bool:

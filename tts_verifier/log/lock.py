@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,19 +38,27 @@ _held: Final[set[tuple[int, int]]] = set()
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
+class FolderInUse(RunError):
+    """Another process writes the folder, or a process of another machine did."""
+
+
 class FolderLock:
     """Holds a folder from its construction to `release`.
 
     Args:
         folder: created if it does not exist.
         name: of the lock file.
+        holder: JSON values that the lock file names beside the process.
 
     Raises:
-        RunError: another process holds the folder, or the lock file cannot be written.
+        FolderInUse: another process holds the folder.
+        RunError: the lock file cannot be written.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK) -> None:
-        self.path = folder / name
+    def __init__(
+        self, folder: Path, name: str = LOCK, *, holder: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self._holder = folder / name, dict(holder or {})
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: int | None = self._acquire()
@@ -113,7 +122,7 @@ class FolderLock:
             # The file may hold the name of a process that was killed, and that name may be longer.
             os.ftruncate(file, 0)
             os.lseek(file, 0, os.SEEK_SET)
-            os.write(file, json.dumps(_this_process()).encode())
+            os.write(file, json.dumps({**_this_process(), **self._holder}).encode())
             try:
                 os.fsync(file)
             except OSError as error:
@@ -125,9 +134,9 @@ class FolderLock:
             raise
         _held.add(_place_of(file))
 
-    def _in_use(self, holder: dict[str, Any], action: str) -> RunError:
+    def _in_use(self, holder: dict[str, Any], action: str) -> FolderInUse:
         pid, host, started = (_printable(holder.get(key)) for key in ("pid", "host", "started"))
-        return RunError(
+        return FolderInUse(
             f"{self.path.parent} is in use: process {pid} of {host}, started {started}, "
             f"{action} it. Wait for it or stop it; if it is surely gone, delete {self.path}."
         )

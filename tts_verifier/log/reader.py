@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from tts_verifier.log.schema import (
     scores_of_row,
     to_trial,
 )
+from tts_verifier.log.sharded import is_done, shards_of, table_folders
 from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.codecs import IMAGE
 from tts_verifier.log.storage.tables import (
@@ -45,21 +47,18 @@ def read_trials(folder: Path) -> list[Trial]:
     Raises:
         RunError: a file is damaged.
     """
-    table = _whole_table(folder)
-    if table is None:
-        return []
-    names = ColumnNames.of(table.schema)
-    return [to_trial(row, folder, names) for row in _rows_of(table)]
+    return [trial for place in table_folders(folder) for trial in _trials_of(place)]
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """Returns the same rows as `read_trials`, as dictionaries by column.
 
+    Paths are relative to the folder of the table, which for a run of shards is a shard's.
+
     Raises:
         RunError: a file is damaged.
     """
-    table = _whole_table(folder)
-    return [] if table is None else list(_rows_of(table))
+    return [row for place in table_folders(folder) for row in _rows_of(_whole_table(place))]
 
 
 def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
@@ -76,7 +75,10 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
         RunError: a file is damaged.
     """
     wanted = pa.array(ids, pa.string())
-    return stable(folder, read_binding, lambda binding: _picks(folder, binding, wanted))
+    picks = {}
+    for place in table_folders(folder):
+        picks |= stable(place, read_binding, partial(_picks, place, wanted=wanted))
+    return picks
 
 
 def repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
@@ -93,7 +95,17 @@ def repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
 
 def is_running(folder: Path) -> bool:
     """Returns whether a run folder has no finished table, or rows that are not in it yet."""
+    if shards := shards_of(folder):
+        places = table_folders(folder)
+        return len(places) < len(shards) or not all(map(is_done, places))
     return bool(parts_of(folder)) or not os.path.lexists(folder / TABLE)
+
+
+def _trials_of(folder: Path) -> Iterator[Trial]:
+    table = _whole_table(folder)
+    if table is not None:
+        names = ColumnNames.of(table.schema)
+        yield from (to_trial(row, folder, names) for row in _rows_of(table))
 
 
 def _whole_table(folder: Path) -> pa.Table | None:
@@ -122,7 +134,9 @@ def _picks(folder: Path, binding: Binding, wanted: pa.Array) -> dict[str, Pick]:
     return picks
 
 
-def _rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+def _rows_of(table: pa.Table | None) -> Iterator[dict[str, Any]]:
+    if table is None:
+        return
     # As Python objects, all rows at once would take many times the memory of the table.
     for start in range(0, len(table), 4096):
         yield from table.slice(start, 4096).to_pylist()

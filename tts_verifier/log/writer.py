@@ -353,6 +353,7 @@ def open_log(
     settings: Mapping[str, Setting],
     *,
     grows: Collection[str] = (),
+    holder: Mapping[str, Any] | None = None,
 ) -> RunLog:
     """Starts a run folder, or opens that of the same run to continue it.
 
@@ -361,12 +362,14 @@ def open_log(
         about: JSON values that identify the run; those of the folder must be equal.
         settings: the generator's settings, one column each.
         grows: names of the strategy's arguments that may be larger than in the folder.
+        holder: JSON values about this process that the lock names too.
 
     Raises:
-        RunError: the folder belongs to another run, is in use, or cannot be read or written.
+        FolderInUse: another process writes the folder, or another machine's did.
+        RunError: the folder belongs to another run, or cannot be read or written.
     """
     files = Folder(folder)
-    lock = FolderLock(folder)
+    lock = FolderLock(folder, holder=holder)
     try:
         binding = write_header(files, about, grows=grows)
         files.sweep()

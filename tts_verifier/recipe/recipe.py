@@ -3,7 +3,8 @@
 A recipe holds constructors' arguments. The sections `generator`, `verifier`, `strategy` and
 `judge` have a `name` from the registry and the arguments of its constructor; `objective` and
 `budget` have the arguments of theirs. The other keys are `prompts` (a list, or a file beside the
-recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `overlap` and `output`. Every mistake is
+recipe, see `runner.prompts`), `seed`, `detail`, `looks`, `overlap`, `output`, and `parallel`, which
+spreads the run over processes and machines (see `parallel_options`). Every mistake is
 an error that names the file's line.
 """
 
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.loading.regular_files import open_regular, user_path
+from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.sections import (
     ROLES,
     UNNAMED,
@@ -47,7 +49,7 @@ _SIMPLE: Final[Mapping[str, Any]] = {
     "overlap": bool,
     "output": str,
 }
-_KEYS: Final = (*ROLES, *UNNAMED, "prompts", *_SIMPLE)
+_KEYS: Final = (*ROLES, *UNNAMED, "prompts", "parallel", *_SIMPLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,14 @@ class Recipe:
     """`seed`, and `detail`, `looks` and `overlap` where the recipe sets them."""
     places: Mapping[str, str] = field(default_factory=dict)
     """Key of `simple` -> where the recipe or an override sets it."""
+    parallel: ParallelOptions | None = None
+    """How the run is distributed; None = it is one process."""
 
     def resolved(self) -> dict[str, Any]:
-        """Returns the recipe with its defaults, as values that YAML and JSON can hold."""
+        """Returns the recipe with its defaults, as values that YAML and JSON can hold.
+
+        `parallel` is not among them: it decides no image, and may change when a run is continued.
+        """
         prompts = [{"id": p.id, "prompt": p.text} for p in self.prompts]
         sections = {name: section.resolved() for name, section in self.sections.items()}
         return {**sections, **self.simple, "prompts": prompts}
@@ -85,6 +92,26 @@ class Recipe:
             CheckpointError: weights are missing or do not fit.
         """
         # Parts without weights come first: a mistake in one of them is then reported at once.
+        parts = self.check(**replacements)
+        heavy = [name for name in self.sections if name not in parts]
+        parts |= {name: self.sections[name].build() for name in heavy}
+        self._check_scores(parts, parts["verifier"])
+        setup = RunSetup(**parts, **self.simple)
+        setup.check()
+        return setup
+
+    def check(self, **replacements: Any) -> dict[str, Any]:
+        """Builds the parts without weights, and checks what can be checked without the others.
+
+        Args:
+            replacements: as for `build`.
+
+        Returns:
+            The replacements and these parts, by section.
+
+        Raises:
+            RecipeError, UnsupportedError: as for `build`.
+        """
         light = ("strategy", *UNNAMED)
         sections = {n: section for n, section in self.sections.items() if n not in replacements}
         parts = replacements | {name: sections[name].build() for name in light if name in sections}
@@ -95,12 +122,7 @@ class Recipe:
         verifier = replacements.get("verifier", self.sections["verifier"].builder)
         self._check_scores(parts, verifier)
         self._check_details(parts, verifier)
-        heavy = [name for name in sections if name not in parts]
-        parts |= {name: sections[name].build() for name in heavy}
-        self._check_scores(parts, parts["verifier"])
-        setup = RunSetup(**parts, **self.simple)
-        setup.check()
-        return setup
+        return parts
 
     def _check_scores(self, parts: Mapping[str, Any], verifier: Any) -> None:
         """Raises RecipeError when a part names a score that the verifier does not give."""
@@ -174,7 +196,11 @@ def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
         check_type(document, (name,), value, kind=_SIMPLE[name])
     output = _user_path(simple.pop("output", f"runs/{stem}"), document.place("output"))
     places = {name: document.place(name) for name in simple}
-    return Recipe(sections, _prompts(document, folder), output, {"seed": 0, **simple}, places)
+    parallel = None
+    if values.get("parallel") is not None:
+        parallel = read_section(document, "parallel").build()
+    prompts = _prompts(document, folder)
+    return Recipe(sections, prompts, output, {"seed": 0, **simple}, places, parallel)
 
 
 def recipe_folder(package: Path = _PACKAGE) -> Path:

@@ -10,11 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.log import HEADER, read_header, read_trials, repeat_of
+from tts_verifier.log import HEADER, read_header, read_trials, repeat_of, table_folders
 from tts_verifier.types import (
     KINDS,
+    Budget,
     InFile,
     Job,
     LowBand,
@@ -97,7 +99,10 @@ class RecordedGenerator:
 
 def _settings_in(folder: Path) -> Mapping[str, Setting]:
     """Returns the settings of a recorded run's generator, as its header says them."""
-    settings = read_header(folder)["about"].get("generator")
+    read_header(folder)
+    # The shards of a run have equal settings. Without a shard there is no candidate.
+    places = table_folders(folder)
+    settings = read_header(places[0])["about"].get("generator") if places else {}
     if not isinstance(settings, dict) or not all(map(_is_setting, settings.values())):
         raise RunError(
             f"{folder / HEADER} must name the settings of the generator, each one text, number or "
@@ -134,3 +139,16 @@ class Proposed:
         """Returns the recorded proposals of the round after the last one in the history."""
         number = 1 + max((trial.round for trial in history), default=-1)
         return self._rounds[task.prompt.id].get(number, [])
+
+
+def recorded_parts(recorded: RecordedGenerator) -> dict[str, Any]:
+    """Returns the parts of a run that verifies a recorded one again, in place of a recipe's."""
+    strategy = Proposed(recorded.trials)
+    return {"generator": recorded, "strategy": strategy, "budget": Budget()}
+
+
+def rejudged(resolved: Mapping[str, Any], recorded: RecordedGenerator) -> dict[str, Any]:
+    """Returns what a resolved recipe says of such a run: the sections that it uses."""
+    again = ("verifier", "judge", "objective", "detail", "looks")
+    used = {name: resolved[name] for name in again if name in resolved}
+    return {**used, "rejudge": str(recorded.place)}

@@ -14,12 +14,12 @@ import yaml
 from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
+from tts_verifier.errors import InputError
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.recipe.recipe import Recipe
-from tts_verifier.recipe.rejudge import Proposed, RecordedGenerator
+from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
 from tts_verifier.runner import RunResult, execute
 from tts_verifier.runner.progress import Progress
-from tts_verifier.types import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +64,31 @@ def run_recipe(
 
     Raises:
         TTSError: a part cannot be built, or the run folder cannot be used.
+        InputError: the recipe is for several processes.
     """
+    if recipe.parallel is not None:
+        raise InputError(
+            "A recipe with `parallel` is run by tts_verifier.parallel.run_parallel, or by tts-run. "
+            "Leave out parallel to run it in one process."
+        )
     resolved, prompts = recipe.resolved(), recipe.prompts
     folder = user_path(output or recipe.output)
     parts: dict[str, Any] = {}
     if rejudge is not None:
         recorded = RecordedGenerator(user_path(rejudge), folder)
-        strategy = Proposed(recorded.trials)
-        parts = {"generator": recorded, "strategy": strategy, "budget": Budget()}
-        again = ("verifier", "judge", "objective", "detail", "looks")
-        # The header must not claim sections that this run does not use.
-        resolved = {name: resolved[name] for name in again if name in resolved}
-        resolved["rejudge"] = str(recorded.place)
+        parts = recorded_parts(recorded)
+        resolved = rejudged(resolved, recorded)
         prompts = recorded.prompts
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     setup = recipe.build(**parts)
     result = execute(setup, prompts, folder=folder, progress=progress, recipe=resolved)
     summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
-    return Outcome(summary, folder, _failure(result, summary, folder))
+    return Outcome(summary, folder, failure_of(result, summary, folder / "trials.parquet"))
 
 
-def _failure(result: RunResult, summary: Summary, folder: Path) -> str:
+def failure_of(result: RunResult, summary: Summary, table: Path) -> str:
+    """Returns why no candidate of a run is usable, "" if one is; `table` has the reasons."""
     if any(row.chosen is not None for row in summary.prompts):
         return ""
     none = f"none of {summary.candidates}"
@@ -97,6 +100,6 @@ def _failure(result: RunResult, summary: Summary, folder: Path) -> str:
         )
     return (
         f"A run needs a candidate that can be chosen, and {none} can: "
-        f"{reasons.most_common(1)[0][0]}. The column error of {folder / 'trials.parquet'} has the "
-        "reasons; mend them and give the command with another --output."
+        f"{reasons.most_common(1)[0][0]}. The column error of {table} has the reasons; "
+        "mend them and give the command with another --output."
     )

@@ -11,6 +11,7 @@ from typing import Any, Final
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError, suggestion
+from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.signatures import call, describe, is_finite, parameters, value_fits
 from tts_verifier.recipe.yaml_lines import Document
 from tts_verifier.types import Budget
@@ -25,6 +26,9 @@ ROLES: Final = {
 
 UNNAMED: Final[Mapping[str, Callable[..., Any]]] = {"objective": Objective, "budget": Budget}
 """Section -> its only builder. These sections have no `name`."""
+
+
+_BUILDERS: Final[Mapping[str, Callable[..., Any]]] = {**UNNAMED, "parallel": ParallelOptions}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def read_section(document: Document, section: str) -> Section:
     if section in ROLES:
         name, builder = _named_builder(document, section, values.get("name"))
     else:
-        name, builder = None, UNNAMED[section]
+        name, builder = None, _BUILDERS[section]
     arguments = {key: value for key, value in values.items() if name is None or key != "name"}
     signature = parameters(builder)
     check_keys(document, arguments, known=signature, section=section)

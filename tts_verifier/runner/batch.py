@@ -72,6 +72,13 @@ def generate_batch(
     if looks:
         return SampleBatch([_look(job) for job in jobs], looks)
     new_jobs = [job for job in jobs if job.id not in unverified]
+    refused = {
+        job.id: Sample(job, None, error=setup.refused[job.prompt.id])
+        for job in new_jobs
+        if job.prompt.id in setup.refused
+    }
+    unverified = {**refused, **unverified}
+    new_jobs = [job for job in new_jobs if job.id not in refused]
     samples, seconds = _timed(lambda: _generate(setup, new_jobs) if new_jobs else [])
     # Every sample may come from an earlier process; then there is nothing to divide.
     share = seconds / max(len(new_jobs), 1)

@@ -94,6 +94,7 @@ def execute(
     folder: str | Path | None = None,
     progress: Progress | None = None,
     recipe: Mapping[str, Any] | None = None,
+    holder: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Runs to the end; continues the run that the folder holds, if it holds one.
 
@@ -103,6 +104,7 @@ def execute(
         folder: the run folder; None = no log.
         progress: counts and displays the progress; None = no display.
         recipe: JSON values for the header; a folder of another recipe is refused.
+        holder: JSON values about this process that the folder's lock names too.
     """
     setup.check()
     # Absolute: results are read from the folder later, when the working folder may be another.
@@ -113,7 +115,9 @@ def execute(
         if path is not None:
             about = {"recipe": recipe, **setup.about(prompts)}
             grows = setup.strategy.grows if isinstance(setup.strategy, Extendable) else ()
-            log = stack.enter_context(open_log(path, about, setup.generator.settings, grows=grows))
+            settings = setup.generator.settings
+            log = open_log(path, about, settings, grows=grows, holder=holder)
+            stack.enter_context(log)
         progress = stack.enter_context(progress or Progress())
         placement = stack.enter_context(placed(setup))
         loop = Loop(setup, prompts, log=log, progress=progress, placement=placement)

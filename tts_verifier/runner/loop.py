@@ -90,6 +90,7 @@ class Loop:
     def _generate(self, jobs: Sequence[Job]) -> SampleBatch:
         kind = kind_of(jobs[0].proposal)
         self._progress.phase(kind)
+        self._progress.start(jobs)
         unverified: dict[str, Sample] = {}
         if self._log is not None:
             # Earlier samples are on the disk before more are generated: a kill costs one batch.
@@ -113,6 +114,7 @@ class Loop:
 
     def _verify_and_log(self, batch: SampleBatch) -> list[Trial]:
         """Returns a batch's trials, once they are in the log if there is one."""
+        self._progress.start([sample.job for sample in batch.samples], again=True)
         trials = verify_batch(self._setup, batch)
         if self._log is None:
             return trials

@@ -76,7 +76,8 @@ class RunResult:
         *,
         interrupted: bool = False,
     ) -> None:
-        self._results = results
+        self.results = results
+        """What is kept of each prompt, in order."""
         self.folder = folder
         """The run folder, None when there is no log."""
         self.busy = busy
@@ -93,8 +94,8 @@ class RunResult:
             RunError: the folder is damaged.
         """
         if self.folder is None:
-            return [result.summary for result in self._results]
-        ids = {trial_id for r in self._results for trial_id in (r.first, r.chosen, r.quick)}
+            return [result.summary for result in self.results]
+        ids = {trial_id for r in self.results for trial_id in (r.first, r.chosen, r.quick)}
         picks = read_picks(self.folder, ids)
         _check_present(self.folder, ids - {""}, picks)
         return [
@@ -104,7 +105,7 @@ class RunResult:
                 chosen=picks.get(result.chosen),
                 quick=picks.get(result.quick),
             )
-            for result in self._results
+            for result in self.results
         ]
 
     @cached_property
@@ -115,16 +116,16 @@ class RunResult:
             RunError: the folder is damaged.
         """
         if self.folder is None:
-            return tuple(trial for result in self._results for trial in result.trials or ())
+            return tuple(trial for result in self.results for trial in result.trials or ())
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
-        ids = [trial_id for result in self._results for trial_id in result.ids.split()]
+        ids = [trial_id for result in self.results for trial_id in result.ids.split()]
         _check_present(self.folder, ids, by_id)
         return tuple(by_id[trial_id] for trial_id in ids)
 
     @cached_property
     def choices(self) -> Mapping[str, Choice]:
         """The choices by prompt id; reads all trials."""
-        trials: dict[str, list[Trial]] = {result.summary.prompt.id: [] for result in self._results}
+        trials: dict[str, list[Trial]] = {result.summary.prompt.id: [] for result in self.results}
         for trial in self.trials:
             trials[trial.prompt.id].append(trial)
         return {prompt_id: choose(history) for prompt_id, history in trials.items()}

@@ -67,6 +67,16 @@ class RunSetup:
     """Whether a thread verifies a batch while the next one is generated. None = yes if generator
     and verifier are on different devices or share a GPU. If they do not fit on their device
     together, they take turns instead (see `devices`)."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Prompt id -> why none of its candidates is generated; each one is a row with this error."""
+    largest_batch: int | None = None
+    """Jobs of a batch at most; None = the generator's `batch_size`."""
+
+    @property
+    def batch_size(self) -> int:
+        """The number of jobs in a full batch."""
+        size = self.generator.batch_size
+        return size if self.largest_batch is None else min(size, self.largest_batch)
 
     def __post_init__(self) -> None:
         objective = as_objective(self.objective)

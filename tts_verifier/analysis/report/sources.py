@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier.log.storage.codecs import MASK, heatmap_box
-from tts_verifier.types import Box, Heatmap, Stored, Trial, path_of
+from tts_verifier.types import Box, Heatmap, InFile, Stored, Trial, path_of
 from tts_verifier.types.paths import read_inside, stays_inside
 
 _THUMBNAIL: Final = 224
@@ -76,11 +76,14 @@ class LinkedFiles:
     """Relative links from the page to the files of a run folder."""
 
     def __init__(self, folder: Path, page: Path) -> None:
-        relative = Path(os.path.relpath(folder.resolve(), page.resolve().parent)).as_posix()
-        self._start = "" if relative == "." else f"{address_of(relative)}/"
+        self._page = page.resolve().parent
+        self._folder, self._start = folder, self._address_of_folder(folder)
 
     def prepare(self, trials: Sequence[Trial]) -> None:
-        """Does nothing: links are quick."""
+        """Notes the folder of their files: a run of shards has several."""
+        folder = _folder_of(trials, self._folder)
+        if folder != self._folder:
+            self._folder, self._start = folder, self._address_of_folder(folder)
 
     def image(self, trial: Trial) -> str:
         """Returns a link."""
@@ -94,6 +97,10 @@ class LinkedFiles:
     def mask(self, path: str) -> str:
         """Returns a link."""
         return self._link(path)
+
+    def _address_of_folder(self, folder: Path) -> str:
+        relative = Path(os.path.relpath(folder.resolve(), self._page)).as_posix()
+        return "" if relative == "." else f"{address_of(relative)}/"
 
     def _link(self, path: str) -> str:
         return self._start + address_of(path) if stays_inside(path) else ""
@@ -131,6 +138,7 @@ class InlineThumbnails:
 
     def prepare(self, trials: Sequence[Trial]) -> None:
         """Makes the thumbnails of trials together, on all cores; forgets those of other trials."""
+        self._folder = _folder_of(trials, self._folder)
         todo: dict[str, Callable[[], str]] = {}
         for trial in trials:
             if trial.image is not None:
@@ -161,6 +169,12 @@ class InlineThumbnails:
         except Exception:
             return ""
         return data_address(Image.fromarray(mask).convert("L"), "png", _THUMBNAIL)
+
+
+def _folder_of(trials: Sequence[Trial], default: Path) -> Path:
+    """Returns the folder that holds the files of a prompt's trials."""
+    images = (trial.image for trial in trials)
+    return next((image.folder for image in images if isinstance(image, InFile)), default)
 
 
 def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> ShownImage | None:

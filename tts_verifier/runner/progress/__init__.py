@@ -1,6 +1,6 @@
 """How far a run is, and how that is shown in a terminal or sent to another program."""
 
-from tts_verifier.runner.progress.progress import Progress, RunStatus
+from tts_verifier.runner.progress.progress import Progress, ProgressCounts, RunStatus
 from tts_verifier.runner.progress.views import (
     ProgressBar,
     ProgressLines,
@@ -13,6 +13,7 @@ from tts_verifier.runner.progress.views import (
 __all__ = [
     "Progress",
     "ProgressBar",
+    "ProgressCounts",
     "ProgressLines",
     "ProgressStyle",
     "RunStatus",

@@ -8,10 +8,44 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-from tts_verifier.types import Trial
+from tts_verifier.types import Job, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressCounts:
+    """What was counted so far. Counts of several processes add up."""
+
+    prompts: int = 0
+    """Prompts of the run."""
+    begun: int = 0
+    """Prompts that have proposed."""
+    rows_in_log: int = 0
+    """Candidates that the log held at the start."""
+    expected: int = 0
+    """Candidates proposed so far."""
+    from_log: int = 0
+    """Candidates taken from the log."""
+    new: int = 0
+    """Candidates of this process."""
+    failed: int = 0
+    """Candidates with an error."""
+    best: float = math.nan
+    """The largest objective of a finished candidate; NaN until there is one."""
+    busy_seconds: float = 0.0
+    """Seconds of work on the new ones."""
+
+    def __add__(self, other: ProgressCounts) -> ProgressCounts:
+        names = [name for name in self.__slots__ if name != "best"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return ProgressCounts(**sums, best=_larger(self.best, other.best))
+
+
+def _larger(one: float, other: float) -> float:
+    # Not `>`: the first objective must replace NaN, with which every comparison is false.
+    return one if math.isnan(other) or other <= one else other
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +82,9 @@ class Progress:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
-        self._phase, self._best = "load", math.nan
-        self._prompts = self._prompts_begun = self._rows_in_log = 0
-        self._expected = self._from_log = self._new = self._failed = 0
-        self._busy_seconds = 0.0
+        self._phase, self._workers = "load", 1
+        self.counts = ProgressCounts()
+        """What was counted so far."""
 
     def __enter__(self) -> Self:
         return self
@@ -66,12 +99,12 @@ class Progress:
             prompts: how many the run has.
             rows_in_log: how many candidates the log holds at the start.
         """
-        self._began, self._prompts, self._rows_in_log = self._clock(), prompts, rows_in_log
+        self._began = self._clock()
+        self.counts = replace(self.counts, prompts=prompts, rows_in_log=rows_in_log)
 
     def expect(self, count: int, *, new_prompt: bool = False) -> None:
         """Adds proposed candidates; `new_prompt` if they are the first ones of a prompt."""
-        self._expected += count
-        self._prompts_begun += new_prompt
+        self.counts += ProgressCounts(expected=count, begun=int(new_prompt))
 
     def phase(self, name: str) -> None:
         """Sets what the run does now, such as "draw"."""
@@ -80,33 +113,48 @@ class Progress:
 
     def done(self, trials: Sequence[Trial], *, from_log: bool = False) -> None:
         """Adds candidates that are verified, by this process or, `from_log`, by an earlier one."""
+        best = math.nan
         for trial in trials:
-            self._failed += bool(trial.error)
-            # Not `>`: the first objective must replace NaN, with which every comparison is false.
-            if trial.finished and not trial.objective <= self._best:
-                self._best = trial.objective
-            if from_log:
-                self._from_log += 1
-            else:
-                self._new += 1
-                self._busy_seconds += trial.cost.seconds
+            if trial.finished:
+                best = _larger(best, trial.objective)
+        failed, count = sum(bool(trial.error) for trial in trials), len(trials)
+        if from_log:
+            self.counts += ProgressCounts(from_log=count, failed=failed, best=best)
+        else:
+            busy = sum(trial.cost.seconds for trial in trials)
+            self.counts += ProgressCounts(new=count, failed=failed, best=best, busy_seconds=busy)
+        self.show()
+
+    def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
+        """Is told which jobs are generated next, and `again` when their images are verified."""
+
+    def show_counts(self, phase: str, counts: ProgressCounts, workers: int) -> None:
+        """Shows what other processes have counted, in place of `begin`, `expect` and `done`.
+
+        Args:
+            phase: what they do.
+            counts: the sum over them.
+            workers: how many they are.
+        """
+        self._phase, self.counts, self._workers = phase, counts, workers
         self.show()
 
     def status(self) -> RunStatus:
         """Returns the figures; a prompt that has not begun is expected to be like the others."""
-        expected, from_log = self._expected, self._from_log
-        if 0 < self._prompts_begun < self._prompts:
-            expected = round(expected * self._prompts / self._prompts_begun)
+        now = self.counts
+        expected, from_log = now.expected, now.from_log
+        if 0 < now.begun < now.prompts:
+            expected = round(expected * now.prompts / now.begun)
             # Rows of prompts that have not begun count as done: they will be taken from the log.
-            from_log = max(from_log, min(self._rows_in_log, expected - self._new))
-        done, passed = from_log + self._new, self._clock() - self._began
+            from_log = max(from_log, min(now.rows_in_log, expected - now.new))
+        done, passed = from_log + now.new, self._clock() - self._began
         # NaN carries over to the time left below.
         rate = busy = math.nan
-        if passed > 0 and self._new:
+        if passed > 0 and now.new:
             # Both sides add their seconds, so where they overlap the sum may exceed the time.
-            rate, busy = self._new / passed, min(self._busy_seconds / passed, 1.0)
+            rate, busy = now.new / passed, min(now.busy_seconds / passed / self._workers, 1.0)
         left = (expected - done) / rate
-        return RunStatus(self._phase, done, expected, self._failed, rate, left, self._best, busy)
+        return RunStatus(self._phase, done, expected, now.failed, rate, left, now.best, busy)
 
     def show(self) -> None:
         """Shows the status; called after every change."""

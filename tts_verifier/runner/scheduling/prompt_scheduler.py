@@ -82,7 +82,7 @@ class PromptScheduler:
 
     def _propose(self) -> None:
         """Lets prompts propose until the jobs of one kind fill a batch."""
-        batch_size = self._setup.generator.batch_size
+        batch_size = self._setup.batch_size
         while (self._ready or self._new_prompts) and len(self._longest_queue) < batch_size:
             search = self._ready.popleft() if self._ready else self._open_next()
             # The log may hold a whole round, so one search may go through several at once.
@@ -130,7 +130,7 @@ class PromptScheduler:
         queue = self._longest_queue
         batch: list[Job] = []
         undecided: list[Job] = []
-        while queue and len(batch) < self._setup.generator.batch_size:
+        while queue and len(batch) < self._setup.batch_size:
             job = queue.popleft()
             search = self._searches[job.prompt.id]
             fits = self._budgets.fits(search.account, job)

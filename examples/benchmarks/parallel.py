@@ -1,0 +1,355 @@
+"""What a run in shards costs, loses and keeps: the figures of SCALE.md.
+
+    python examples/benchmarks/parallel.py overhead --engine loky
+    python examples/benchmarks/parallel.py kills --engine ray
+    python examples/benchmarks/parallel.py coordinator-kills --engine loky
+    python examples/benchmarks/parallel.py resume
+    python examples/benchmarks/parallel.py fill
+    python examples/benchmarks/parallel.py memory --prompts 100000
+    python examples/benchmarks/parallel.py gpus --workers 2 --output FOLDER
+
+Each prints one line of JSON for each figure. `gpus` needs as many GPUs as workers; the others run
+on fakes. Wall-clock times mean something on idle cores only, so CPU times stand beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from parallel_parts import batches, fake_recipe, mean_fill, processes
+
+from tts_verifier.log import read_header, read_rows
+from tts_verifier.log.sharded import table_folders
+from tts_verifier.parallel import open_engine, run_parallel
+from tts_verifier.recipe import Recipe, run_recipe
+from tts_verifier.recipe.parallel_options import ParallelOptions
+from tts_verifier.runner import execute
+
+ENGINE = click.option("--engine", type=click.Choice(["loky", "ray", "dask"]), default="loky")
+
+
+def show(**figures: Any) -> None:
+    """Prints figures as a line of JSON."""
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}))
+
+
+def quiet(text: str) -> None:
+    """Shows nothing."""
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Gives a folder that is deleted afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def megabytes(process: int | str = "self") -> float:
+    """Returns the memory of a process that is its own or shared, in MB."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def descendants() -> list[int]:
+    """Returns all processes below this one."""
+    below: dict[int, list[int]] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with suppress(OSError):
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+                below.setdefault(parent, []).append(int(path.name))
+    found, waiting = [], [os.getpid()]
+    while waiting:
+        children = below.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def choices(run: Path) -> dict[str, bool]:
+    """Returns trial id -> whether it is chosen, and fails if a trial has two rows."""
+    rows = read_rows(run)
+    assert len({row["trial_id"] for row in rows}) == len(rows)
+    return {row["trial_id"]: row["chosen"] for row in rows}
+
+
+@click.group()
+def main() -> None:
+    """Measures runs in shards."""
+
+
+def nothing(item: Any) -> Any:
+    """Is the work of an engine that only starts."""
+    return item
+
+
+@main.command()
+@ENGINE
+@click.option("--prompts", default=2000)
+@click.option("--shard", default=64)
+def overhead(engine: str, prompts: int, shard: int) -> None:
+    """Compares one worker of an engine with one process's loop over the same shards."""
+    with folder() as place:
+        recipe = fake_recipe(place / "loop", prompts, batch_size=8)
+        setup = recipe.build()
+        began, cpu = time.perf_counter(), time.process_time()
+        for start in range(0, prompts, shard):
+            part = recipe.prompts[start : start + shard]
+            execute(setup, part, folder=place / "loop" / f"{start:07d}")
+        loop, loop_cpu = time.perf_counter() - began, time.process_time() - cpu
+        began = time.perf_counter()
+        with open_engine(ParallelOptions(engine, workers=1), nothing) as workers:
+            workers.submit(0, 0)
+            while not workers.take(1.0):
+                pass
+            start_up = time.perf_counter() - began
+            helpers = sum(map(megabytes, descendants()))
+        options = [f"parallel.engine={engine}", "parallel.workers=1", f"parallel.shard={shard}"]
+        recipe = fake_recipe(place / "run", prompts, *options, batch_size=8)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        began, cpu = time.perf_counter(), time.process_time()
+        run_parallel(recipe, say=quiet)
+        wall, coordinator_cpu = time.perf_counter() - began, time.process_time() - cpu
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        session = read_header(place / "run")["sessions"][-1]
+        show(
+            figure="overhead",
+            engine=engine,
+            prompts=prompts,
+            loop_seconds=loop,
+            loop_cpu_seconds=loop_cpu,
+            run_seconds=wall,
+            start_up_seconds=start_up,
+            build_seconds=session["build_seconds"],
+            coordinator_cpu_ms_per_prompt=1000 * coordinator_cpu / prompts,
+            workers_cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            ms_per_prompt=1000 * (wall - start_up - session["build_seconds"] - loop) / prompts,
+            driver_mb=megabytes(),
+            engine_and_worker_mb=helpers,
+        )
+
+
+def killed_run(recipe: Recipe, trace: Path, kills: int, most_seconds: float) -> list[int]:
+    """Runs a recipe while workers are killed at random instants; returns who was killed."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        rng = random.Random(0)
+        while not over.wait(rng.uniform(0, most_seconds)) and len(killed) < kills:
+            alive = set(processes(trace)) - set(killed)
+            if alive:
+                victim = rng.choice(sorted(alive))
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(victim)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        run_parallel(recipe, say=quiet)
+    finally:
+        over.set()
+        killer.join()
+    return killed
+
+
+@main.command()
+@ENGINE
+@click.option("--kills", default=20)
+@click.option("--seconds", default=8.0, help="Longest time between two kills.")
+def kills(engine: str, kills: int, seconds: float) -> None:
+    """Kills workers of a run at random instants, and compares with a run that nobody killed."""
+    with folder() as place:
+        prompts, batch = 400, 4
+        run_recipe(fake_recipe(place / "one", prompts, batch_size=batch), say=quiet)
+        options = [f"parallel.engine={engine}", "parallel.workers=2", "parallel.shard=20"]
+        trace = place / "trace"
+        recipe = fake_recipe(
+            place / "run", prompts, *options, trace=str(trace), batch_size=batch, seconds=0.3
+        )
+        killed = killed_run(recipe, trace, kills, seconds)
+        drawn = [trial for some in batches(trace) for trial in some]
+        built = processes(trace)
+        show(
+            figure="kills",
+            engine=engine,
+            kills=len(killed),
+            same=choices(place / "run") == choices(place / "one"),
+            drawn_again=len(drawn) - len(set(drawn)),
+            most_allowed=batch * len(killed),
+            processes=len(set(built)),
+            builds=len(built),
+        )
+
+
+@main.command()
+@ENGINE
+@click.option("--kills", default=5)
+def coordinator_kills(engine: str, kills: int) -> None:
+    """Kills the coordinator at random instants; the same command continues."""
+    with folder() as place:
+        prompts, batch, trace = 120, 4, place / "trace"
+        run_recipe(fake_recipe(place / "one", prompts, batch_size=batch), say=quiet)
+        rng, killed = random.Random(0), 0
+        command = [sys.executable, __file__, "one-run", engine, str(place), str(prompts)]
+        while True:
+            process = subprocess.Popen(command, start_new_session=True)
+            seconds = rng.uniform(6, 14) if killed < kills else None
+            try:
+                process.wait(seconds)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                killed += 1
+        drawn = [trial for some in batches(trace) for trial in some]
+        show(
+            figure="kills of the coordinator",
+            engine=engine,
+            kills=killed,
+            same=choices(place / "run") == choices(place / "one"),
+            drawn_again=len(drawn) - len(set(drawn)),
+            most_allowed=2 * batch * killed,
+        )
+
+
+@main.command(hidden=True)
+@click.argument("engine")
+@click.argument("place", type=click.Path(path_type=Path))
+@click.argument("prompts", type=int)
+def one_run(engine: str, place: Path, prompts: int) -> None:
+    """Runs, or continues, what `coordinator-kills` kills."""
+    options = [f"parallel.engine={engine}", "parallel.workers=2", "parallel.shard=10"]
+    recipe = fake_recipe(
+        place / "run", prompts, *options, trace=str(place / "trace"), batch_size=4, seconds=0.2
+    )
+    run_parallel(recipe, say=quiet)
+
+
+@main.command()
+def resume() -> None:
+    """Stops a run three times and continues it with other workers and another engine."""
+    with folder() as place:
+        prompts, trace = 160, place / "trace"
+        run_recipe(fake_recipe(place / "one", prompts, batch_size=4), say=quiet)
+        plans = [("loky", 2), ("loky", 3), ("ray", 1)]
+        for engine, workers in plans:
+            options = [f"parallel.engine={engine}", f"parallel.workers={workers}"]
+            recipe = fake_recipe(
+                place / "run",
+                prompts,
+                *options,
+                "parallel.shard=10",
+                trace=str(trace),
+                batch_size=4,
+                seconds=0.2,
+            )
+            last = (engine, workers) == plans[-1]
+            after(len(batches(trace)) + 40, trace, stop=not last)
+            with suppress(KeyboardInterrupt):
+                run_parallel(recipe, say=quiet)
+        drawn = [trial for some in batches(trace) for trial in some]
+        show(
+            figure="resume",
+            plans=plans,
+            same=choices(place / "run") == choices(place / "one"),
+            drawn_again=len(drawn) - len(set(drawn)),
+        )
+
+
+def after(count: int, trace: Path, *, stop: bool) -> None:
+    """Sends Ctrl-C to this process once the trace has that many batches."""
+
+    def wait() -> None:
+        while len(batches(trace)) < count:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    if stop:
+        threading.Thread(target=wait, daemon=True).start()
+
+
+@main.command()
+@click.option("--prompts", default=1024)
+def fill(prompts: int) -> None:
+    """Measures how full batches are, `adaptive` with one candidate at a time, by size of shard."""
+    for shard in (64, 128, 256, prompts):
+        with folder() as place:
+            trace = place / "trace"
+            recipe = fake_recipe(place, prompts, *ADAPTIVE, trace=str(trace), batch_size=8)
+            setup = recipe.build()
+            for start in range(0, prompts, shard):
+                execute(setup, recipe.prompts[start : start + shard])
+            show(figure="fill", shard=shard, fill=mean_fill(trace, 8), batches=len(batches(trace)))
+
+
+ADAPTIVE = (
+    "strategy={name: adaptive, strategy: {name: best_of_n, n: 32}, "
+    "thresholds: {semantic_alignment: 0.8}, at_once: 1}",
+)
+
+
+@main.command()
+@ENGINE
+@click.option("--prompts", default=100_000)
+def memory(engine: str, prompts: int) -> None:
+    """Measures the coordinator's memory, the log's size and the time to find all finished."""
+    with folder() as place:
+        options = [f"parallel.engine={engine}", "parallel.workers=2"]
+        recipe = fake_recipe(place / "run", prompts, *options, batch_size=64, pictures=False)
+        samples = sampled_memory(lambda: run_parallel(recipe, say=quiet))
+        tenth = max(len(samples) // 10, 1)
+        run = place / "run"
+        began = time.perf_counter()
+        run_parallel(recipe, say=quiet)
+        show(
+            figure="memory",
+            engine=engine,
+            prompts=prompts,
+            rows=4 * prompts,
+            shards=len(table_folders(run)),
+            seconds=samples[-1][0],
+            first_tenth_mb=sum(mb for _, mb in samples[:tenth]) / tenth,
+            last_tenth_mb=sum(mb for _, mb in samples[-tenth:]) / tenth,
+            log_mb=sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) / 1e6,
+            resume_seconds=time.perf_counter() - began,
+        )
+
+
+def sampled_memory(action: Callable[[], object]) -> list[tuple[float, float]]:
+    """Returns (seconds, MB) of this process, about once a second, while shards are handed out."""
+    samples: list[tuple[float, float]] = []
+    over, began = threading.Event(), time.perf_counter()
+
+    def sample() -> None:
+        while not over.wait(1.0):
+            samples.append((time.perf_counter() - began, megabytes()))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    action()
+    over.set()
+    thread.join()
+    return samples
+
+
+if __name__ == "__main__":
+    main()

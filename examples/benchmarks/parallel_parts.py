@@ -1,0 +1,76 @@
+"""Parts for `parallel.py` that its workers import: fakes that note what they do in a file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tts_verifier.recipe import Recipe, load_recipe
+from tts_verifier.recipe.sections import Section
+from tts_verifier.testing import FakeGenerator
+from tts_verifier.types import Cost, Job, Sample
+
+
+class NotingGenerator(FakeGenerator):
+    """Writes a line when it is built, and one for each batch with the trials in it.
+
+    Args:
+        trace: the file; "" = none.
+        batch_size: jobs per batch.
+        seconds: that a batch takes, beside the work of the fake.
+        pictures: False = every sample is an error without a picture, for runs of many rows.
+    """
+
+    def __init__(
+        self, trace: str = "", batch_size: int = 4, seconds: float = 0.0, pictures: bool = True
+    ) -> None:
+        super().__init__(batch_size)
+        self._trace, self._seconds, self._pictures = trace, seconds, pictures
+        self._note("built")
+
+    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+        """Generates what the fake does, or errors."""
+        self._note("batch", *(job.id for job in jobs))
+        time.sleep(self._seconds)
+        if self._pictures:
+            return super().generate(jobs)
+        return [Sample(job, None, cost=Cost(20), error="no picture, on purpose") for job in jobs]
+
+    def _note(self, *words: str) -> None:
+        if self._trace:
+            with open(self._trace, "a", encoding="utf-8") as file:
+                file.write(" ".join([words[0], str(os.getpid()), *words[1:]]) + "\n")
+
+
+def fake_recipe(folder: Path, prompts: int, *overrides: str, **options: Any) -> Recipe:
+    """Returns a recipe of fakes with that many prompts, best of 4 unless an override says other."""
+    texts = [f"prompt {number}" for number in range(min(prompts, 1))]
+    recipe = load_recipe("fake", [f"prompts={texts}", f"output={folder}", *overrides])
+    generator = Section(NotingGenerator, options, "benchmark", {}, "fake")
+    one = recipe.prompts[0]
+    many = tuple(replace(one, id=f"{i:07d}", text=f"prompt {i}") for i in range(prompts))
+    sections = {name: part for name, part in recipe.sections.items() if name != "judge"}
+    return replace(recipe, prompts=many, sections={**sections, "generator": generator})
+
+
+def batches(trace: Path) -> list[list[str]]:
+    """Returns the trial ids of every batch in a trace."""
+    lines = trace.read_text().splitlines() if trace.exists() else []
+    return [line.split()[2:] for line in lines if line.startswith("batch")]
+
+
+def processes(trace: Path) -> list[int]:
+    """Returns the process of every time that the parts were built."""
+    lines = trace.read_text().splitlines() if trace.exists() else []
+    return [int(line.split()[1]) for line in lines if line.startswith("built")]
+
+
+def mean_fill(trace: Path, batch_size: int) -> float:
+    """Returns how full the batches were, on average."""
+    return float(np.mean([len(batch) / batch_size for batch in batches(trace)]))

@@ -1,0 +1,104 @@
+"""Real worker processes of this machine: killed, stopped and continued."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from worker_parts import choices, traced, traced_recipe
+
+from tts_verifier.log import read_rows
+from tts_verifier.parallel import run_parallel
+from tts_verifier.recipe import run_recipe
+
+CODE = """
+import sys
+from pathlib import Path
+from worker_parts import traced_recipe
+from tts_verifier.parallel import run_parallel
+recipe = traced_recipe(Path(sys.argv[1]), "parallel.workers=2", "parallel.shard=5", seconds=0.2)
+run_parallel(recipe, say=lambda text: None)
+"""
+
+
+def start(folder, *overrides, **options):
+    recipe = traced_recipe(folder, "parallel.workers=2", "parallel.shard=5", *overrides, **options)
+    return run_parallel(recipe, say=lambda text: None)
+
+
+def coordinator(folder):
+    """Starts a run in a process of its own; returns it once a worker has drawn two batches."""
+    tests = str(Path(__file__).parents[1])
+    paths = os.pathsep.join([tests, *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(folder)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(traced(folder, "drew")) < 8 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process
+
+
+def same_as_one_process(folder):
+    run_recipe(traced_recipe(folder), output=folder / "one", say=lambda text: None)
+    return choices(folder / "run") == choices(folder / "one")
+
+
+def test_a_worker_that_dies_is_replaced_and_its_shard_goes_on(tmp_path):
+    start(tmp_path, dies_once=str(tmp_path / "died"))
+    assert same_as_one_process(tmp_path)
+    built = [process for process, *_ in traced(tmp_path, "built")]
+    assert len(set(built)) == len(built) == 4, "two workers, another one, and this process"
+    drawn = [trial for process, trial in traced(tmp_path, "drew") if process != str(os.getpid())]
+    assert len(drawn) <= len(set(drawn)) + 4, "at most one batch was drawn again"
+
+
+@pytest.mark.slow
+def test_a_prompt_that_kills_its_worker_becomes_a_row_with_its_error(tmp_path):
+    start(tmp_path, "prompts=[a, b, kill, d]", "parallel.shard=4", dies_on="kill", batch_size=8)
+    errors = {(row["prompt"], row["error"]) for row in read_rows(tmp_path / "run")}
+    assert {prompt for prompt, error in errors if error is None} == {"a", "b", "d"}
+    ((text, why),) = [(prompt, error) for prompt, error in errors if error]
+    assert text == "kill"
+    assert why.startswith("3 workers died on this prompt")
+
+
+def test_ctrl_c_stops_the_workers_after_their_batch(tmp_path):
+    process = coordinator(tmp_path)
+    # As a terminal does: every process of the group gets it.
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=60)[1].decode()
+    assert "KeyboardInterrupt" in error
+    assert len(choices(tmp_path / "run")) == len(traced(tmp_path, "drew")) < 40
+    start(tmp_path, seconds=0.2)
+    drawn = [trial for _, trial in traced(tmp_path, "drew")]
+    assert len(drawn) == len(set(drawn)) == 40
+    assert same_as_one_process(tmp_path)
+
+
+def test_workers_do_not_outlive_their_coordinator(tmp_path):
+    process = coordinator(tmp_path)
+    process.kill()
+    process.communicate()
+    workers = {int(pid) for pid, *_ in traced(tmp_path, "built")}
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, workers))
+    start(tmp_path, "parallel.workers=3", seconds=0.2)
+    drawn = [trial for _, trial in traced(tmp_path, "drew")]
+    assert len(drawn) <= len(set(drawn)) + 8, "at most a batch a worker was drawn again"
+    assert same_as_one_process(tmp_path)
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
+    except OSError:
+        return False

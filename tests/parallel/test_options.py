@@ -1,0 +1,96 @@
+"""What `parallel` may say in a recipe, and what a machine must have for it."""
+
+import subprocess
+import sys
+
+import pytest
+from worker_parts import traced_recipe
+
+from tts_verifier.errors import InputError, RecipeError, RunError
+from tts_verifier.parallel import open_engine, run_parallel
+from tts_verifier.parallel.engines.processes import check_answers, gpus_here, worker_count
+from tts_verifier.recipe import load_recipe, parallel_options
+from tts_verifier.recipe.parallel_options import ParallelOptions
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("parallel.engine=spark", "Unknown engine 'spark'. Available: dask, loky, ray"),
+        ("parallel.engine=rai", "Unknown engine 'rai'. Did you mean 'ray'"),
+        ("parallel.workers=0", "workers must be a whole number, 1 or more, got 0"),
+        ("parallel.workers=two", "parallel.workers must be int"),
+        ("parallel.gpus=-1", "gpus must be a whole number, 0 or more, got -1"),
+        ("parallel.gpus=true", "parallel.gpus must be"),
+        ("parallel.shard=0", "shard must be a whole number, 1 or more, got 0"),
+        ("parallel.threads=2", "unknown key 'parallel.threads'"),
+        ("parallel.address=10.0.0.1:6379", "loky works on this machine alone"),
+        ("parallel=loky", "parallel must be a table of keys, got 'loky'"),
+    ],
+)
+def test_a_mistake_in_parallel_names_its_line(override, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        load_recipe("fake", [override])
+    assert str(error.value).startswith("override ")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "tcp://10.0.0.1:port", ":8786", ""])
+def test_an_address_needs_host_and_port(address):
+    with pytest.raises(InputError, match=r"address must be HOST:PORT, such as"):
+        ParallelOptions("ray", address=address)
+    with pytest.raises(InputError, match=r"address must be tcp://HOST:PORT, such as"):
+        ParallelOptions("dask", address=address)
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(parallel_options.ENGINES, "ray", "no_such_library:RayEngine")
+    recipe = traced_recipe(tmp_path, "parallel.engine=ray")
+    with pytest.raises(RunError, match=r'pip install "tts-verifier\[ray\]"'):
+        run_parallel(recipe, say=lambda text: None)
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5,-1")
+    assert gpus_here() == ["2", "5"]
+    with (
+        pytest.raises(InputError, match=r"need 4 GPUs, and this machine has 2. Give .*workers=1"),
+        open_engine(ParallelOptions(workers=2, gpus=2), print),
+    ):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(InputError, match=r"has 0. Give parallel.gpus=0 to compute on"):
+        worker_count(ParallelOptions(workers=2, gpus=1), len(gpus_here()), "this machine has")
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "expected"),
+    [
+        (ParallelOptions(), 8, (8, 1)),
+        (ParallelOptions(gpus=2), 8, (4, 2)),
+        (ParallelOptions(workers=3), 8, (3, 1)),
+        (ParallelOptions(workers=3), 0, (3, 0)),
+        (ParallelOptions(workers=3, gpus=0), 8, (3, 0)),
+    ],
+)
+def test_workers_share_the_gpus(options, gpus, expected):
+    assert worker_count(options, gpus, "") == expected
+
+
+def test_an_address_that_nobody_answers():
+    with pytest.raises(RunError, match=r"Nobody answers at .*127.0.0.1:1 .*ray must run there"):
+        check_answers("127.0.0.1:1", "ray", "Start it.")
+
+
+def test_no_engine_is_imported_without_parallel(tmp_path):
+    code = f"""
+import sys
+from tts_verifier.cli.run import run_command
+try:
+    run_command(["fake", "--output", {str(tmp_path / "run")!r}, "--quiet"])
+except SystemExit as end:
+    assert not end.code
+names = ("ray", "dask", "distributed", "joblib", "tts_verifier.parallel")
+print([name for name in sys.modules if name.startswith(names)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

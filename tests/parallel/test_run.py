@@ -1,0 +1,192 @@
+"""A run in shards: the trials and choices of one process, continued, checked and read."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from worker_parts import choices, traced, traced_recipe
+
+from tts_verifier.analysis.replay import replay_log
+from tts_verifier.analysis.report import write_report
+from tts_verifier.errors import CheckpointError, InputError, RunError, RunWarning
+from tts_verifier.log import LoggedPrompts, is_running, read_header, read_trials
+from tts_verifier.log.lock import FolderLock
+from tts_verifier.parallel import run_parallel
+from tts_verifier.recipe import load_recipe, run_recipe
+
+SHARDS = ("parallel.workers=2", "parallel.shard=4")
+
+
+def quiet(text):
+    """Shows nothing."""
+
+
+def start(folder, *overrides, **options):
+    recipe = traced_recipe(folder, *SHARDS, *overrides, **options)
+    return run_parallel(recipe, say=quiet)
+
+
+def test_shards_have_the_trials_and_choices_of_one_process(tmp_path, inline):
+    one = run_recipe(traced_recipe(tmp_path), output=tmp_path / "one", say=quiet)
+    many = start(tmp_path)
+    assert choices(tmp_path / "run") == choices(tmp_path / "one")
+    assert str(many).replace("/run", "/one") == str(one)
+    assert sorted(p.name for p in (tmp_path / "run/shards").iterdir()) == [
+        "00000",
+        "00001",
+        "00002",
+    ]
+    for name in ("0000", "0009"):
+        chosen = [(tmp_path / f"{run}/chosen/{name}.png").read_bytes() for run in ("run", "one")]
+        assert len(set(chosen)) == 1
+
+
+def test_readers_take_the_shards_as_one_log(tmp_path, inline):
+    start(tmp_path)
+    folder = tmp_path / "run"
+    assert not is_running(folder)
+    assert len(read_trials(folder)) == 40
+    assert LoggedPrompts(folder).sizes == [4] * 10
+    assert [trials[0].prompt.id for trials in LoggedPrompts(folder)] == [
+        f"{i:04d}" for i in range(10)
+    ]
+    assert replay_log(folder).prompts == 10
+    page = write_report([folder], tmp_path / "report.html")[0].read_text()
+    image = read_trials(folder)[-1].image
+    assert f"run/shards/00002/{image.path}" in page
+    inside = write_report([folder], folder / "report.html")[0].read_text()
+    assert f'"shards/00002/{image.path}"' in inside
+    assert write_report([folder], tmp_path / "inline.html", inline=True)[0].stat().st_size > 10_000
+
+
+def test_a_run_in_shards_is_verified_again_by_one_process_or_many(tmp_path, inline):
+    start(tmp_path)
+    again = load_recipe("fake")
+    run_recipe(again, output=tmp_path / "one", rejudge=tmp_path / "run", say=quiet)
+    assert choices(tmp_path / "one") == choices(tmp_path / "run")
+    many = load_recipe("fake", SHARDS)
+    run_parallel(many, output=tmp_path / "many", rejudge=tmp_path / "run", say=quiet)
+    assert choices(tmp_path / "many") == choices(tmp_path / "run")
+    assert len(traced(tmp_path, "drew")) == 40
+
+
+def test_a_finished_run_starts_no_engine(tmp_path, inline):
+    first = start(tmp_path)
+    again = start(tmp_path)
+    assert inline.opened == 1
+    assert again.as_json() == first.as_json()
+
+
+def test_a_larger_n_draws_what_is_missing(tmp_path, inline):
+    start(tmp_path)
+    start(tmp_path, "strategy.n=6")
+    drawn = [trial for _, trial in traced(tmp_path, "drew")]
+    assert len(drawn) == len(set(drawn)) == 60
+    run_recipe(traced_recipe(tmp_path, "strategy.n=6"), output=tmp_path / "one", say=quiet)
+    assert choices(tmp_path / "run") == choices(tmp_path / "one")
+
+
+@pytest.mark.parametrize("lost", ["trials.parquet", "images/{}.png", "done.json"])
+def test_what_a_finished_shard_has_lost_is_made_again(tmp_path, inline, lost):
+    start(tmp_path)
+    before = choices(tmp_path / "run")
+    shard = tmp_path / "run/shards/00001"
+    trial = next(iter(shard.glob("images/*.png"))).stem
+    (shard / lost.format(trial)).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RunWarning)
+        start(tmp_path)
+    assert choices(tmp_path / "run") == before
+    redrawn = len(traced(tmp_path, "drew")) - 40
+    assert redrawn == {"trials.parquet": 16, "images/{}.png": 1, "done.json": 0}[lost]
+
+
+def test_a_changed_table_is_made_again(tmp_path, inline):
+    start(tmp_path)
+    before = choices(tmp_path / "run")
+    table = tmp_path / "run/shards/00000/trials.parquet"
+    table.write_bytes(table.read_bytes()[:-1] + b"x")
+    with pytest.warns(UserWarning, match=r"cannot be used"):
+        start(tmp_path)
+    assert choices(tmp_path / "run") == before
+
+
+def test_the_top_header_names_prompts_by_a_file_and_its_digest(tmp_path, inline):
+    start(tmp_path)
+    header = read_header(tmp_path / "run")
+    about = header["about"]["prompts"]
+    assert (about["file"], about["count"]) == ("prompts.jsonl", 10)
+    assert header["shards"] == {"00000": 4, "00001": 4, "00002": 2}
+    assert "prompt 3" not in json.dumps(header)
+    lines = (tmp_path / "run/prompts.jsonl").read_text().splitlines()
+    assert json.loads(lines[3]) == {"id": "0003", "prompt": "prompt 3", "category": "", "repeat": 0}
+    with pytest.raises(RunError, match=r"belongs to another run(.|\n)*prompts.sha256"):
+        start(tmp_path, prompts=11)
+    assert header["sessions"][0]["engine"] == "loky"
+
+
+def test_equal_texts_are_told_apart_across_shards(tmp_path, inline):
+    start(tmp_path, "prompts=[a, a, a, b, a, b]", "parallel.shard=2")
+    run_recipe(
+        traced_recipe(tmp_path, "prompts=[a, a, a, b, a, b]"), output=tmp_path / "one", say=quiet
+    )
+    assert choices(tmp_path / "run") == choices(tmp_path / "one")
+    assert len(choices(tmp_path / "run")) == 24
+
+
+def test_few_prompts_are_spread_over_all_workers(tmp_path, inline):
+    run_parallel(traced_recipe(tmp_path, "parallel.workers=2"), say=quiet)
+    assert read_header(tmp_path / "run")["shards"] == dict.fromkeys(
+        [f"{i:05d}" for i in range(4)], 3
+    )
+
+
+def test_shards_stay_as_the_first_start_made_them(tmp_path, inline):
+    start(tmp_path)
+    run_parallel(traced_recipe(tmp_path, "parallel.workers=3"), say=quiet)
+    with pytest.raises(RunError, match=r"have 4 prompts, and shard is 5. Leave out shard"):
+        start(tmp_path, "parallel.shard=5")
+
+
+def test_one_folder_is_either_in_shards_or_not(tmp_path, inline):
+    start(tmp_path)
+    with pytest.raises(RunError, match=r"in shards, as --parallel makes it. Continue it with"):
+        run_recipe(traced_recipe(tmp_path), say=quiet)
+    run_recipe(traced_recipe(tmp_path), output=tmp_path / "one", say=quiet)
+    with pytest.raises(RunError, match=r"of a single process. Continue it without parallel"):
+        run_parallel(traced_recipe(tmp_path, *SHARDS), output=tmp_path / "one", say=quiet)
+
+
+def test_a_second_coordinator_is_refused(tmp_path, inline):
+    lock = FolderLock(tmp_path / "run")
+    with pytest.raises(RunError, match=r"is in use: process .* is writing it"):
+        start(tmp_path)
+    lock.release()
+
+
+def test_a_constructor_that_fails_ends_the_run_with_its_message(tmp_path, inline):
+    with pytest.raises(CheckpointError, match=r"no weights here"):
+        start(tmp_path, broken="no weights here")
+    # Nothing was drawn, so the mended recipe may have the folder.
+    start(tmp_path)
+    assert len(choices(tmp_path / "run")) == 40
+
+
+def test_one_process_does_not_take_a_recipe_for_many(tmp_path):
+    with pytest.raises(InputError, match=r"tts_verifier.parallel.run_parallel"):
+        run_recipe(traced_recipe(tmp_path, *SHARDS), say=quiet)
+
+
+def test_the_shown_recipe_says_how_the_run_is_distributed(tmp_path, inline):
+    shown = []
+    run_parallel(traced_recipe(tmp_path, *SHARDS, prompts=2), say=shown.append)
+    assert "parallel:\n  engine: loky\n  workers: 2" in shown[0]
+    assert "prompt: prompt 1" in shown[0]
+
+
+def test_a_relative_folder_is_the_same_one_for_workers(tmp_path, inline, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = replace(traced_recipe(tmp_path, *SHARDS), output=Path("here"))
+    assert run_parallel(recipe, say=quiet).folder == tmp_path / "here"

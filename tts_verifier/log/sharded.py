@@ -1,0 +1,186 @@
+"""A run folder of many writers: each shard of the prompts has a run folder of its own below it.
+
+    header.json          what the run is, and the number of prompts of each shard
+    prompts.jsonl        the prompts; the header has the file's digest in their place
+    lock                 the coordinator, while there is one
+    session.json         whose shards may be worked on: a worker of an earlier coordinator stops
+    shards/00000/        a run folder, as one process writes it
+    shards/00000.2/      its second attempt: another machine had begun the shard and is lost
+
+An attempt starts with copies of what earlier ones wrote and never changes them, so that a late
+writer harms nothing. The last attempt counts. `done.json` in it, which is written last, marks a
+finished shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from tts_verifier.errors import RunError
+from tts_verifier.identity import canonical
+from tts_verifier.log.header import HEADER, read_header, write_header
+from tts_verifier.log.storage.files import Folder, files_in
+from tts_verifier.log.storage.tables import DIGESTS, PARTS, TABLE
+from tts_verifier.types import Prompt
+from tts_verifier.types.paths import path_inside, read_inside
+
+SHARDS: Final = "shards"
+PROMPTS: Final = "prompts.jsonl"
+DONE: Final = "done.json"
+_ATTEMPT: Final = re.compile(r"(\d{5,9})(?:\.([1-9]\d{0,5}))?", re.ASCII)
+# Parts first: the files that a row names were there before the row.
+_COPIED: Final = (PARTS, "waiting", "images", "heatmaps", "masks", "states")
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """The shards of a run."""
+
+    folder: Path
+    """The run folder."""
+    run: str
+    """The run's id."""
+    sizes: Mapping[str, int]
+    """Name of each shard -> the number of its prompts, in the order of the prompts."""
+
+    def split(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+        """Yields each shard's name and prompts."""
+        rest = iter(prompts)
+        for name, size in self.sizes.items():
+            yield name, tuple(islice(rest, size))
+
+
+def open_shards(
+    folder: Folder,
+    about: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    *,
+    size: int,
+    grows: Collection[str] = (),
+) -> Shards:
+    """Starts the folder of a run of shards, or opens that of the same run to continue it.
+
+    The caller holds the folder's lock.
+
+    Args:
+        folder: the run folder.
+        about: JSON values that identify the run, without the prompts.
+        prompts: all of them.
+        size: prompts of a shard in a new folder; that of an older one stays as it is.
+        grows: as in `write_header`.
+
+    Raises:
+        RunError: the folder belongs to another run, or to one without shards.
+    """
+    content = b"".join(
+        canonical(
+            {"id": p.id, "prompt": p.text, "category": p.category, "repeat": p.repeat}
+        ).encode()
+        + b"\n"
+        for p in prompts
+    )
+    digest = hashlib.sha256(content).hexdigest()
+    named = {"file": PROMPTS, "sha256": digest, "count": len(prompts)}
+    if shards_of(folder.root) and not any(
+        os.path.lexists(place / HEADER) for place in table_folders(folder.root)
+    ):
+        # No worker came so far as to begin a shard: the recipe may have been mended since.
+        folder.delete(HEADER)
+    new = not os.path.lexists(folder.root / HEADER)
+    sizes = {
+        f"{number:05d}": min(size, len(prompts) - start)
+        for number, start in enumerate(range(0, len(prompts), size))
+    }
+    if new or not os.path.lexists(folder.root / PROMPTS):
+        folder.write(PROMPTS, content)
+    binding = write_header(folder, {**about, "prompts": named}, grows=grows, shards=sizes)
+    return Shards(folder.root, binding.run, read_header(folder.root)["shards"])
+
+
+def shards_of(folder: Path) -> Mapping[str, int]:
+    """Returns the shards that a run folder's header lists; none for a run without shards.
+
+    Raises:
+        RunError: the header cannot be read.
+    """
+    if not os.path.lexists(folder / HEADER):
+        return {}
+    shards: Mapping[str, int] = read_header(folder).get("shards", {})
+    return shards
+
+
+def table_folders(folder: Path) -> list[Path]:
+    """Returns the folders with the tables of a run: it itself, or the last attempts of its shards.
+
+    Raises:
+        RunError: the header cannot be read, or a shard is a link.
+    """
+    shards = shards_of(folder)
+    if not shards:
+        return [folder]
+    found = _attempts(folder)
+    return [found[name][0] for name in shards if name in found]
+
+
+def is_done(folder: Path) -> bool:
+    """Returns whether the folder of a shard's attempt has the mark of a finished shard."""
+    return os.path.lexists(folder / DONE)
+
+
+def last_attempt(folder: Path, name: str) -> tuple[Path, int]:
+    """Returns the folder and number of a shard's last attempt; the first may not exist yet."""
+    return _attempts(folder).get(name, (path_inside(folder, f"{SHARDS}/{name}"), 1))
+
+
+def next_attempt(folder: Path, name: str) -> tuple[Path, int]:
+    """Starts a new attempt of a shard with copies of what the last one wrote.
+
+    Returns:
+        Its folder and its number.
+
+    Raises:
+        RunError: a file cannot be copied.
+    """
+    old, number = last_attempt(folder, name)
+    number += 1
+    draft = f"{SHARDS}/.{name}.{number}.{os.getpid()}"
+    copy = Folder(path_inside(folder, draft))
+    shutil.rmtree(copy.root, ignore_errors=True)
+    paths = [HEADER, TABLE, DIGESTS]
+    for part in _COPIED:
+        paths += [f"{part}/{path.name}" for path in files_in(old, part) if not path.is_dir()]
+    for path in paths:
+        try:
+            copy.write(path, read_inside(old, path))
+        except FileNotFoundError:
+            # Merged meanwhile by a late writer, or not there yet: its rows are generated again.
+            continue
+        except OSError as error:
+            raise RunError(f"{old / path} cannot be read: {error.strerror}.") from error
+    copy.sweep()
+    copy.settle()
+    new = path_inside(folder, f"{SHARDS}/{name}.{number}")
+    try:
+        os.rename(copy.root, new)
+    except OSError as error:
+        raise RunError(f"{new} cannot be written: {error.strerror}. Start again.") from error
+    return new, number
+
+
+def _attempts(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Returns the folder and number of the last attempt of each shard that has begun."""
+    last: dict[str, tuple[Path, int]] = {}
+    for path in files_in(folder, SHARDS):
+        if match := _ATTEMPT.fullmatch(path.name):
+            name, number = match.group(1), int(match.group(2) or 1)
+            if number >= last.get(name, (path, 0))[1]:
+                last[name] = (path_inside(folder, f"{SHARDS}/{path.name}"), number)
+    return last

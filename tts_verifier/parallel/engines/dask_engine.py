@@ -1,0 +1,136 @@
+"""Workers of a Dask cluster: those that the address has, or processes of this machine.
+
+Dask gives the task of a dead worker to another one, as often as `allowed-failures` says. A GPU a
+worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DEVICES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from distributed import Client, LocalCluster, wait
+from distributed.scheduler import KilledWorker
+
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.parallel.engines.processes import (
+    begin_worker,
+    check_answers,
+    gpus_here,
+    thread_settings,
+    worker_count,
+)
+from tts_verifier.recipe.parallel_options import ParallelOptions
+
+_START_DASK: Final = (
+    "Start it with `dask scheduler`, and a `dask worker tcp://HOST:8786 --nthreads 1` a GPU; or "
+    "leave out address to use this machine."
+)
+_ALLOWED_FAILURES: Final = 1000
+_SECONDS: Final = 30.0
+
+
+class DaskEngine:
+    """See `parallel.engine.WorkerEngine`."""
+
+    def __init__(self, options: ParallelOptions, work: Any) -> None:
+        self._work, self._cluster = work, None
+        if options.address is None:
+            self._client = self._start_here(options)
+        else:
+            self._client = _join_dask(options.address)
+        try:
+            self._prepare(options)
+        except BaseException:
+            self.close(now=True)
+            raise
+        # The scheduler keeps the second item of a worker, and gives it to one that is free first.
+        self.most = 2 * self.workers
+        self._running: dict[Any, int] = {}
+        """Future -> key."""
+
+    def submit(self, key: int, item: Any) -> None:
+        """Hands an item to the scheduler."""
+        self._running[self._client.submit(self._work, item, pure=False)] = key
+
+    def take(self, seconds: float) -> list[tuple[int, Any]]:
+        """Returns what is done."""
+        try:
+            finished = wait(list(self._running), seconds, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            return []
+        done = []
+        for future in finished:
+            key = self._running.pop(future)
+            try:
+                done.append((key, future.result()))
+            except KilledWorker as error:
+                raise RunError(
+                    f"{_ALLOWED_FAILURES} Dask workers died on the same work: {error}. Mend the "
+                    "cause; the same command goes on from there."
+                ) from error
+        return done
+
+    def close(self, *, now: bool) -> None:
+        """Leaves the cluster, and ends it if this process started it."""
+        if now and getattr(self, "_running", None):
+            self._client.cancel(list(self._running))
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _start_here(self, options: ParallelOptions) -> Client:
+        gpus = gpus_here()
+        if options.gpus or (gpus and options.gpus is None):
+            raise InputError(
+                f"dask without an address gives no worker a GPU of its own, and gpus is "
+                f"{options.gpus} on a machine with {len(gpus)}. Use engine: loky, or start a "
+                "`dask worker` with its own CUDA_VISIBLE_DEVICES for each GPU, or give gpus: 0.",
+                argument="gpus",
+            )
+        workers, _ = worker_count(options, 0, "this machine has")
+        self._cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            env=thread_settings(workers) | {"CUDA_VISIBLE_DEVICES": ""},
+        )
+        return Client(self._cluster)
+
+    def _prepare(self, options: ParallelOptions) -> None:
+        threads = self._client.nthreads()
+        if not threads or max(threads.values()) > 1:
+            raise RunError(
+                f"A Dask cluster must have workers of one thread each, for a model has one user at "
+                f"a time; {options.address} has workers of {sorted(threads.values()) or 'none'} "
+                f"threads. {_START_DASK}"
+            )
+        if options.workers is not None and options.workers > len(threads):
+            raise InputError(
+                f"workers must be at most those of the Dask cluster, {len(threads)}, got "
+                f"{options.workers}. Leave it out to use all.",
+                argument="workers",
+            )
+        self.workers = options.workers or len(threads)
+        for worker, gpus in self._client.run(gpus_here).items() if options.gpus else ():
+            if len(gpus) < (options.gpus or 0):
+                raise InputError(
+                    f"gpus asks for {options.gpus} a worker, and the Dask worker {worker} sees "
+                    f"{len(gpus)}. Start it with CUDA_VISIBLE_DEVICES of its own.",
+                    argument="gpus",
+                )
+        self._client.run_on_scheduler(_allow_deaths)
+        self._client.run(begin_worker)
+
+
+def _allow_deaths(dask_scheduler: Any) -> None:
+    dask_scheduler.allowed_failures = _ALLOWED_FAILURES
+
+
+def _join_dask(address: str) -> Client:
+    check_answers(address, "a Dask scheduler", _START_DASK)
+    try:
+        return Client(address, timeout=_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise RunError(
+            f"No Dask scheduler answers at parallel.address {address}: {error}. {_START_DASK}"
+        ) from error

@@ -1,0 +1,105 @@
+"""Worker processes of this machine, by joblib's loky.
+
+Each worker is a pool of one process. It has its devices and its share of the threads in its
+environment before torch is imported, and when it dies only its own pool ends, which is made again.
+loky's memory watchdog replaces a process that has grown by 300 MB since its first task: `work`
+must load its models in that task.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Final
+
+from joblib.externals.loky import ProcessPoolExecutor
+
+from tts_verifier.errors import RunError
+from tts_verifier.parallel.engines.processes import (
+    begin_worker,
+    gpus_here,
+    thread_settings,
+    worker_count,
+)
+from tts_verifier.recipe.parallel_options import ParallelOptions
+
+_MOST_DEATHS: Final = 25
+"""Workers that may die on one item. Whoever knows what an item is may give up on part of it."""
+
+
+class LokyEngine:
+    """See `parallel.engine.WorkerEngine`."""
+
+    def __init__(self, options: ParallelOptions, work: Any) -> None:
+        gpus = gpus_here()
+        self.workers, each = worker_count(options, len(gpus), "this machine has")
+        # One item a worker: the next one is handed over within a millisecond.
+        self.most = self.workers
+        self._work = work
+        threads = thread_settings(self.workers)
+        devices = [",".join(gpus[i * each : (i + 1) * each]) for i in range(self.workers)]
+        self._environments = [
+            threads | ({"CUDA_VISIBLE_DEVICES": own} if each or gpus else {}) for own in devices
+        ]
+        self._pools: list[Any] = [None] * self.workers
+        self._running: dict[Future[Any], tuple[int, int, Any]] = {}
+        """Future -> number of the pool, key and item."""
+        self._deaths = Counter[int]()
+        # The watchdog's replacement of a worker is no reason to worry a user.
+        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
+
+    def submit(self, key: int, item: Any) -> None:
+        """Hands an item to a worker that is free."""
+        busy = {number for number, _, _ in self._running.values()}
+        free = [number for number in range(self.workers) if number not in busy]
+        self._start(free[0], key, item)
+
+    def take(self, seconds: float) -> list[tuple[int, Any]]:
+        """Returns what is done; a worker that died is replaced, and its item starts again."""
+        finished, _ = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED)
+        done = []
+        for future in finished:
+            number, key, item = self._running.pop(future)
+            try:
+                done.append((key, future.result()))
+                self._deaths.pop(key, None)
+            except BrokenProcessPool as error:
+                self._deaths[key] += 1
+                if self._deaths[key] >= _MOST_DEATHS:
+                    raise RunError(
+                        f"{_MOST_DEATHS} workers died on the same work, one after the other: "
+                        f"{error}. Mend the cause; the same command goes on from there."
+                    ) from error
+                self._end_pool(number, now=True)
+                self._start(number, key, item)
+        return done
+
+    def close(self, *, now: bool) -> None:
+        """Ends the workers."""
+        for number in range(self.workers):
+            self._end_pool(number, now=now)
+
+    def _start(self, number: int, key: int, item: Any) -> None:
+        if self._pools[number] is None:
+            self._pools[number] = ProcessPoolExecutor(
+                1,
+                initializer=begin_worker,
+                initargs=(os.getpid(),),
+                env=self._environments[number],
+            )
+        try:
+            future = self._pools[number].submit(self._work, item)
+        except BrokenProcessPool:
+            # It died while it had nothing to do.
+            self._end_pool(number, now=True)
+            self._start(number, key, item)
+            return
+        self._running[future] = (number, key, item)
+
+    def _end_pool(self, number: int, *, now: bool) -> None:
+        pool, self._pools[number] = self._pools[number], None
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=now)

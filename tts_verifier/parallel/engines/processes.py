@@ -1,0 +1,112 @@
+"""What engines share: the GPUs and cores of a machine, and how a worker process begins and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from tts_verifier.errors import InputError, RunError
+from tts_verifier.recipe.parallel_options import ParallelOptions
+
+_GPU_FILES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_CONNECT_SECONDS: Final = 10.0
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def gpus_here() -> list[str]:
+    """Returns the GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.replace(" ", "").split(",") if name and name != "-1"]
+    # torch takes seconds to import, for nothing on a machine without GPUs.
+    if not any(Path(name).exists() for name in _GPU_FILES):
+        return []
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def worker_count(
+    options: ParallelOptions, gpus: int, where: str, *, cpus: int | None = None
+) -> tuple[int, int]:
+    """Returns the number of workers, and of GPUs of each.
+
+    Args:
+        options: what the user asks for.
+        gpus: how many GPUs there are.
+        where: such as "this machine has", for the message.
+        cpus: cores that there are; None = those of this machine.
+
+    Raises:
+        InputError: the options ask for more GPUs than there are.
+    """
+    each = min(gpus, 1) if options.gpus is None else options.gpus
+    workers = options.workers or (max(gpus // each, 1) if each else cpus or cores())
+    if workers * each > gpus:
+        fewer = f"parallel.workers={gpus // each} or fewer" if gpus >= each else "fewer GPUs each"
+        raise InputError(
+            f"{workers} workers with {each} GPUs each need {workers * each} GPUs, and {where} "
+            f"{gpus}. Give {fewer if gpus else 'parallel.gpus=0 to compute on the CPU'}.",
+            argument="workers",
+        )
+    return workers, each
+
+
+def thread_settings(workers: int) -> dict[str, str]:
+    """Returns environment variables that give each worker its share of the cores."""
+    share = str(max(cores() // workers, 1))
+    # A value that the user has set takes precedence.
+    return {name: share for name in _THREADS if name not in os.environ}
+
+
+def begin_worker(parent: int | None = None) -> None:
+    """Prepares a worker process: called before anything heavy is imported.
+
+    Args:
+        parent: the coordinator's process, where it is the parent: a worker does not outlive it,
+            for it would hold its GPU and its shard. None = the engine looks after that.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Ctrl-C in a terminal reaches every process; the coordinator alone answers it.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    # Not `sys.exit`, which ends this thread alone.
+    os._exit(1)
+
+
+def check_answers(address: str, engine: str, remedy: str) -> None:
+    """Raises RunError unless something listens at an address.
+
+    Args:
+        address: HOST:PORT, perhaps with a scheme.
+        engine: for the message.
+        remedy: what starts a cluster.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise RunError(
+            f"Nobody answers at parallel.address {address} ({error}); {engine} must run there. "
+            f"{remedy}"
+        ) from error

@@ -1,0 +1,121 @@
+"""Workers on a Ray cluster, or on this machine: one actor each.
+
+Ray restarts an actor that died, and repeats its task. An actor whose machine is gone waits until
+the cluster has room for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from tts_verifier.errors import RunError
+from tts_verifier.parallel.engines.processes import (
+    begin_worker,
+    check_answers,
+    cores,
+    gpus_here,
+    thread_settings,
+    worker_count,
+)
+from tts_verifier.recipe.parallel_options import ParallelOptions
+
+_START_RAY = "Start it with `ray start --head` there, or leave out address to use this machine."
+
+
+class _Worker:
+    """The actor."""
+
+    def __init__(self, work: Any, environment: dict[str, str]) -> None:
+        import os
+
+        os.environ.update(environment)
+        begin_worker()
+        self._work = work
+
+    def run(self, item: Any) -> Any:
+        return self._work(item)
+
+
+class RayEngine:
+    """See `parallel.engine.WorkerEngine`."""
+
+    def __init__(self, options: ParallelOptions, work: Any) -> None:
+        self._owns = not ray.is_initialized()
+        _join_ray(options)
+        try:
+            there = ray.cluster_resources()
+            self.workers, each = worker_count(
+                options,
+                int(there.get("GPU", 0)),
+                "the Ray cluster has",
+                cpus=int(there.get("CPU", 1)),
+            )
+        except BaseException:
+            self.close(now=True)
+            raise
+        self.most = self.workers
+        threads = thread_settings(self.workers) if options.address is None else {}
+        # Without CPUs of its own an actor starts wherever there is a GPU, or anywhere.
+        actor = ray.remote(num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=-1)(_Worker)
+        self._actors = [actor.remote(work, threads) for _ in range(self.workers)]
+        self._running: dict[Any, tuple[int, int]] = {}
+        """Reference -> number of the actor, and key."""
+
+    def submit(self, key: int, item: Any) -> None:
+        """Hands an item to an actor that is free."""
+        busy = {number for number, _ in self._running.values()}
+        number = next(number for number in range(self.workers) if number not in busy)
+        self._running[self._actors[number].run.remote(item)] = (number, key)
+
+    def take(self, seconds: float) -> list[tuple[int, Any]]:
+        """Returns what is done."""
+        finished, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        done = []
+        for reference in finished:
+            _, key = self._running.pop(reference)
+            try:
+                done.append((key, ray.get(reference)))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from error
+            except ray.exceptions.RayError as error:
+                raise RunError(
+                    f"A worker on the Ray cluster cannot work: {error}. Every node needs this "
+                    "package in the same version; the same command goes on from there."
+                ) from error
+        return done
+
+    def close(self, *, now: bool) -> None:
+        """Ends the actors, and Ray if this process started it."""
+        for actor in getattr(self, "_actors", ()):
+            ray.kill(actor)
+        if self._owns:
+            ray.shutdown()
+
+
+def _join_ray(options: ParallelOptions) -> None:
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if options.address is None:
+            ray.init(
+                num_cpus=max(options.workers or 1, cores()),
+                num_gpus=len(gpus_here()),
+                include_dashboard=False,
+                **quiet,
+            )
+        else:
+            check_answers(options.address, "ray", _START_RAY)
+            ray.init(address=options.address, **quiet)
+    except RunError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"Ray refuses parallel.address {options.address}: {error!r:.500}. A Ray cluster asks "
+            "for a token: set RAY_AUTH_MODE=token, and the same token, for head, nodes and this "
+            "command."
+        ) from error

@@ -1,0 +1,70 @@
+"""The section `parallel` of a recipe: on how many processes, GPUs and machines a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from tts_verifier.errors import InputError, suggestion
+
+ENGINES: Final[Mapping[str, str]] = {
+    "loky": "tts_verifier.parallel.engines.loky_engine:LokyEngine",
+    "ray": "tts_verifier.parallel.engines.ray_engine:RayEngine",
+    "dask": "tts_verifier.parallel.engines.dask_engine:DaskEngine",
+}
+"""Name -> "module:class"; a module is imported when its engine is opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelOptions:
+    """How a run is distributed. None of it decides an image, so all may change on resume.
+
+    Raises:
+        InputError: a value is not usable.
+    """
+
+    engine: str = "loky"
+    """`loky` on one machine, `ray` on one or a cluster, `dask` where a Dask cluster exists."""
+    workers: int | None = None
+    """Processes that run shards. None = one for each `gpus` GPUs, or for each core without GPUs;
+    with dask and an address, all workers of the cluster."""
+    gpus: int | None = None
+    """GPUs of a worker: 2 = generator and verifier apart. None = 1 where there are GPUs, else 0."""
+    shard: int | None = None
+    """Prompts in a shard, fixed by the first start. None = up to 256, and fewer where that would
+    leave workers without a shard."""
+    address: str | None = None
+    """Of a cluster: `HOST:PORT` for ray, `tcp://HOST:PORT` for dask. None = this machine."""
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise InputError(
+                f"Unknown engine {self.engine!r}. {suggestion(str(self.engine), ENGINES)}",
+                argument="engine",
+            )
+        for name, least in (("workers", 1), ("gpus", 0), ("shard", 1)):
+            value = getattr(self, name)
+            # bool is a subclass of int.
+            if value is not None and (type(value) is not int or value < least):
+                raise InputError(
+                    f"{name} must be a whole number, {least} or more, got {value!r}. "
+                    "Leave it out for the default.",
+                    argument=name,
+                )
+        if self.address is not None:
+            self._check_address(self.address)
+
+    def _check_address(self, address: str) -> None:
+        if self.engine == "loky":
+            raise InputError(
+                f"loky works on this machine alone and takes no address, got {address!r}. Use "
+                "engine: ray or dask, or leave out address.",
+                argument="address",
+            )
+        host, colon, port = address.rpartition("://")[2].rpartition(":")
+        if not (host and colon and port.isdecimal()):
+            form = "HOST:PORT, such as 10.0.0.1:6379"
+            if self.engine == "dask":
+                form = "tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
+            raise InputError(f"address must be {form}, got {address!r}.", argument="address")
