@@ -9,9 +9,10 @@ output has too, beside the scores. An actor loads the verifier once and keeps it
 
 With `--checkpoint FOLDER` and a column of ids, a job that was killed continues. Ray commits what it
 has written block by block: `--block` says how many pictures of each block under way are judged
-again at most. Its other limits, beside `tts-score`: without ids a killed job starts anew; a picture
-that is there twice is judged twice; the order of rows is not that of the input; and a picture that
-was changed under the same id is not judged again.
+again at most. Ray then keeps a core for its filter: where there are only two cores, give
+`--cpus 0.5`, or the job waits for ever. Other limits, beside `tts-score`: without ids a killed job
+starts anew; a picture that is there twice is judged twice; the order of rows is not that of the
+input; and a picture that was changed under the same id is not judged again.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a folder that all machines see")
     parser.add_argument("--id", default="id", help="the column of ids, for checkpoints")
     parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--cpus", type=float, default=1, help="of an actor")
     parser.add_argument("--gpus", type=float, default=0, help="of an actor")
     parser.add_argument("--address", default="local", help="auto, or HOST:PORT: a running cluster")
     options = parser.parse_args()
@@ -92,6 +94,7 @@ def main() -> None:
         fn_constructor_args=(options.verifier, options.detail),
         batch_size=options.batch,
         compute=ray.data.ActorPoolStrategy(size=options.actors),
+        num_cpus=options.cpus,
         num_gpus=options.gpus,
     )
     scored.write_parquet(options.scores)
