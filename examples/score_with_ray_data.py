@@ -9,15 +9,15 @@ output has too, beside the scores. An actor loads the verifier once and keeps it
 
 With `--checkpoint FOLDER` and a column of ids, a job that was killed continues. Ray commits what it
 has written block by block: `--block` says how many pictures of each block under way are judged
-again at most. Ray then keeps a core for its filter: where there are only two cores, give
-`--cpus 0.5`, or the job waits for ever. Other limits, beside `tts-score`: without ids a killed job
-starts anew; a picture that is there twice is judged twice; the order of rows is not that of the
-input; and a picture that was changed under the same id is not judged again.
+again at most. Its other limits, beside `tts-score`: without ids a killed job starts anew; a picture
+that is there twice is judged twice; the order of rows is not that of the input; and a picture that
+was changed under the same id is not judged again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a folder that all machines see")
     parser.add_argument("--id", default="id", help="the column of ids, for checkpoints")
     parser.add_argument("--actors", type=int, default=1)
-    parser.add_argument("--cpus", type=float, default=1, help="of an actor")
     parser.add_argument("--gpus", type=float, default=0, help="of an actor")
     parser.add_argument("--address", default="local", help="auto, or HOST:PORT: a running cluster")
     options = parser.parse_args()
-    ray.init(address=options.address)
+    # A checkpoint's filter and each actor keep a core, and with no core left Ray waits for ever.
+    cores = max(os.cpu_count() or 1, options.actors + 3)
+    ray.init(options.address, num_cpus=cores if options.address == "local" else None)
     if options.checkpoint:
         ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig(
             id_column=options.id,
@@ -94,7 +95,6 @@ def main() -> None:
         fn_constructor_args=(options.verifier, options.detail),
         batch_size=options.batch,
         compute=ray.data.ActorPoolStrategy(size=options.actors),
-        num_cpus=options.cpus,
         num_gpus=options.gpus,
     )
     scored.write_parquet(options.scores)

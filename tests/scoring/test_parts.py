@@ -14,7 +14,7 @@ from PIL import Image
 
 from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError, RunError, RunWarning
-from tts_verifier.scoring import Pair, Parts, score_into_parts
+from tts_verifier.scoring import Pair, Parts, score_into_parts, score_pairs_into
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 
@@ -257,6 +257,39 @@ def test_a_picture_that_is_refused_costs_few_calls(tmp_path: Path, pairs: list[P
     rows = list(score_into_parts(tmp_path / "out", verifier, pairs[:32]).rows())
     assert [row["error"] for row in rows if "error" in row] == ["This red is refused."]
     assert len(verifier.trace) == 11
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl"])
+def test_what_failed_is_tried_again_and_has_one_row(
+    tmp_path: Path, pairs: list[Pair], name: str
+) -> None:
+    class Failing(FakeVerifier):
+        fails = True
+
+        def verify(self, *arguments: Any, **options: Any) -> list[Verdict]:
+            if self.fails:
+                raise InputError("Nobody answers.")
+            return super().verify(*arguments, **options)
+
+    def rows() -> list[dict[str, Any]]:
+        if name == "out":
+            return list(score_into_parts(tmp_path / name, verifier, asked).rows())
+        return score_pairs_into(tmp_path / name, verifier, asked)
+
+    def written() -> int:
+        path = tmp_path / name
+        return len(pd.read_json(path, lines=True) if path.is_file() else pd.read_parquet(path))
+
+    gone = Pair(str(tmp_path / "gone.png"), "x")
+    asked, verifier = [pairs[0], gone], Failing()
+    for _ in range(2):
+        assert [row["error"][:7] for row in rows()] == ["Nobody ", "There i"]
+        assert written() == 2
+    verifier.fails = False
+    for _ in range(2):
+        scores = {Path(row["image"]).stem: row.get("overall") for row in rows()}
+        assert scores == {"000": 0, "gone": None}
+        assert (written(), verifier.trace) == (3, ["v1"])
 
 
 # -- the command ---------------------------------------------------------------------------------

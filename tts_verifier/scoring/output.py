@@ -117,10 +117,14 @@ def held(output: Path) -> Iterator[None]:
 
 
 def _score_missing(lines: Path, scorer: PairScorer, pairs: Iterable[Pair]) -> list[ScoreRow]:
-    """Returns the rows of all pairs; scores those that the lines lack and appends them."""
-    recorded_rows = read_lines(lines)
-    recorded = {(str(row["image"]), row["key"]) for row in recorded_rows}
-    by_key = {row["key"]: row for row in recorded_rows}
+    """Returns the rows of all pairs; scores those that the lines lack and appends them.
+
+    What has an error is tried again.
+    """
+    found = read_lines(lines)
+    # Image, key and error: what failed again as before has its row already.
+    recorded = {(str(row["image"]), row["key"], row.get("error")) for row in found}
+    by_key = {row["key"]: row for row in found if "error" not in row}
     rows: list[ScoreRow] = []
     append_lines(lines, ())
     for batch in batches(pairs, partial(scorer.read, known=by_key.__contains__), scorer.verifier):
@@ -130,8 +134,9 @@ def _score_missing(lines: Path, scorer: PairScorer, pairs: Iterable[Pair]) -> li
             # The same bytes may have been scored under another path.
             named = scorer.named(picture.pair)
             row = {**named, **by_key[picture.key], **named}
-            if (row["image"], picture.key) not in recorded:
-                recorded.add((row["image"], picture.key))
+            about = (row["image"], picture.key, row.get("error"))
+            if about not in recorded:
+                recorded.add(about)
                 new.append(row)
             rows.append(row)
         append_lines(lines, new)

@@ -7,7 +7,8 @@ costs the verdicts of one batch. Readers of Parquet take the folder as it is.
 Each row has its `key`, a hash of the image's bytes, the prompt and the verifier's settings, and its
 `stamp`, a hash of the place, the size and the last change of its file instead of its bytes. A
 continued call skips what has a known stamp without reading it; what has a known key, such as a file
-that was moved, gets its row without being judged again. Both take 24 bytes a row in memory.
+that was moved, gets its row without being judged again. What has an error is tried again. All this
+takes 24 bytes a row in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -116,6 +117,8 @@ class Parts:
         self._lines: list[ScoreRow] = []
         """Rows that are in no part yet; they follow those of the parts."""
         self._keys, self._stamps = RowIndex(), RowIndex()
+        self._failed = RowIndex()
+        """By key, the rows with an error; what they are about is tried again."""
         self._asked = bytearray()
         """1 for each row that this call asks for."""
         self._last: tuple[int, pa.Table] | None = None
@@ -159,14 +162,13 @@ class Parts:
             if self._stamps.get(stamp) is not None:
                 # The pair was asked for twice before its first row was written.
                 continue
-            known = {} if place is None else self._row(place)
             named = self._scorer.named(pair)
-            if place is not None and named.items() <= known.items():
-                # The file was only touched.
-                self._asked[place] = 1
-                self._stamps.add(stamp, place)
+            row = {**(rows[key] if place is None else self._row(place)), **named, "stamp": stamp}
+            if (same := self._same_row(row, place)) is not None:
+                self._asked[same] = 1
+                if "error" not in row:
+                    self._stamps.add(stamp, same)
                 continue
-            row = {**(known or rows[key]), **named, "stamp": stamp}
             self._note(row, self._count + len(self._lines))
             self._lines.append(row)
         if len(self._lines) > first:
@@ -220,11 +222,24 @@ class Parts:
             self._last = (number, pq.read_table(self._files[number]))
         return _as_row(self._last[1].slice(place - self._starts[number], 1).to_pylist()[0])
 
+    def _same_row(self, row: ScoreRow, place: int | None) -> int | None:
+        """Returns the place of a row that says the same: a file was touched, or fails again."""
+        if place is None and "error" in row:
+            place = self._failed.get(int(row["key"], 16))
+        if place is None:
+            return None
+        found = self._row(place)
+        same = all(found.get(name) == row.get(name) for name in ("image", "prompt", "error"))
+        return place if same else None
+
     def _note(self, row: ScoreRow, place: int, *, asked: bool = True) -> None:
         # First, because another thread marks rows that the indexes name.
         self._asked.append(asked)
-        self._keys.add(int(row["key"], 16), place)
-        self._stamps.add(row["stamp"], place)
+        if "error" in row:
+            self._failed.add(int(row["key"], 16), place)
+        else:
+            self._keys.add(int(row["key"], 16), place)
+            self._stamps.add(row["stamp"], place)
 
     def _append_file(self, path: Path, rows: int) -> None:
         self._files.append(path)
@@ -234,19 +249,22 @@ class Parts:
 
     def _open(self) -> None:
         """Reads the keys and stamps of all rows."""
-        numbers: dict[str, list[Any]] = {"key": [], "stamp": []}
+        tables: list[pa.Table] = []
         for path in sorted(self.folder.iterdir()):
             match = _PART.fullmatch(path.name)
             if match is None:
                 _check_own(path)
             elif (table := _read_part(path, match[2])) is not None:
-                keys = [int(key, 16) for key in table["key"].to_pylist()]
-                numbers["key"].append(np.array(keys, np.uint64))
-                numbers["stamp"].append(table["stamp"].to_numpy())
+                tables.append(table)
                 self._append_file(path, len(table))
-        if self._files:
-            self._keys.extend(np.concatenate(numbers["key"]), 0)
-            self._stamps.extend(np.concatenate(numbers["stamp"]), 0)
+        if tables:
+            table = pa.concat_tables(tables)
+            keys = np.array([int(key, 16) for key in table["key"].to_pylist()], np.uint64)
+            failed = table["error"].is_valid().to_numpy()
+            rows = np.arange(len(table), dtype=np.uint32)
+            self._keys.extend(keys[~failed], rows[~failed])
+            self._stamps.extend(table["stamp"].to_numpy()[~failed], rows[~failed])
+            self._failed.extend(keys[failed], rows[failed])
             self._asked = bytearray(self._count)
         self._lines = read_lines(self._lines_path)
         for i, row in enumerate(self._lines):
@@ -277,10 +295,10 @@ def _check_own(path: Path) -> None:
 
 
 def _read_part(path: Path, digest: str) -> pa.Table | None:
-    """Returns a part's keys and stamps; sets it aside and returns None if it was changed."""
+    """Returns a part's keys, stamps and errors; None if it was changed and is set aside."""
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest()[:16] == digest:
-        return pq.read_table(pa.BufferReader(content), columns=["key", "stamp"])
+        return pq.read_table(pa.BufferReader(content), columns=["key", "stamp", "error"])
     aside = path.with_name(f".changed-{path.name}")
     path.replace(aside)
     warnings.warn(
@@ -300,8 +318,7 @@ def _table(rows: Sequence[ScoreRow], scores: Iterable[str]) -> pa.Table:
 
 
 def _as_row(row: ScoreRow) -> ScoreRow:
-    """Returns a row as `PairScorer` makes it: with an error instead of scores, or without one."""
+    """Returns a row as `PairScorer` makes it: without an error, or without what an error lacks."""
     if row["error"] is None:
         return {name: value for name, value in row.items() if name != "error"}
-    kept = ("image", "prompt", "objective", "error", "key", "stamp")
-    return {name: row[name] for name in kept if name in row}
+    return {k: v for k, v in row.items() if v is not None or k in ("prompt", "objective")}

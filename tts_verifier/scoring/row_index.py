@@ -43,17 +43,21 @@ class RowIndex:
                 )
                 self._recent.clear()
 
-    def extend(self, numbers: NDArray[np.uint64], first_row: int) -> None:
-        """Notes many numbers, whose rows follow each other."""
+    def extend(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
+        """Notes the rows of many numbers."""
         with self._lock:
-            rows = np.arange(first_row, first_row + len(numbers), dtype=np.uint32)
             self._sort_in(numbers, rows)
 
     def _sort_in(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
-        numbers = np.concatenate([np.asarray(self._numbers), numbers])
-        # Stable: of equal numbers, the later stays behind, where `get` looks.
+        # Both stable and "right": of equal numbers, the later stays behind, where `get` looks.
         order = np.argsort(numbers, kind="stable")
-        self._keep(numbers[order], np.concatenate([np.asarray(self._rows), rows])[order])
+        kept = np.asarray(self._numbers)
+        places = kept.searchsorted(numbers[order], "right")
+        # Less memory than sorting all of them again.
+        self._keep(
+            np.insert(kept, places, numbers[order]),
+            np.insert(np.asarray(self._rows), places, rows[order]),
+        )
 
     def _keep(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
         # Views give Python's own integers, at a third of the time of NumPy's.

@@ -6,7 +6,7 @@ Face hub, a struct of `bytes` and `path`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -83,24 +83,34 @@ class ParquetSource:
             pictures = _Pictures(other, self._path.parent, self._bytes) if self._bytes else None
             about = self._path.stat()
             version = f"{about.st_size}.{changed_at(about)}"
-            place = str(self._path)
-            for number, value in enumerate(self._rows(file, columns)):
-                row = Row(value, f"{self._name}, row {number + 1}")
-                if pictures is None:
-                    folder = self._path.parent
+            place, folder = str(self._path), self._path.parent
+            for number, value in enumerate(self._rows(file, columns), 1):
+                if pictures is not None:
+                    load = partial(pictures.load, number - 1)
+                    text = self._text(value, number)
+                    # In place of `pair_of`: a continued call makes a million of these.
+                    error = ""
+                    if problem := problem_of(text):
+                        error = f"The prompt of {self._row(value, number).place} {problem}."
+                    yield Pair(f"{place}:{number}", readable_name(text), error, load, version)
+                else:
+                    row = self._row(value, number)
                     yield pair_of(
                         row, self._images, self._texts, folder=folder, prompt=self._prompt
                     )
-                else:
-                    load = partial(pictures.load, number)
-                    yield self._inside(row, f"{place}:{number + 1}", load, version)
 
-    def _inside(self, row: Row, place: str, load: Callable[[], bytes], version: str) -> Pair:
-        """Returns the pair of a row whose picture is in the file."""
-        text = (self._texts.cell(row, row.place) if self._texts.found else self._prompt) or ""
-        problem = problem_of(text)
-        error = f"The prompt of {row.place} {problem}." if problem else ""
-        return Pair(place, readable_name(text), error, load, version)
+    def _row(self, value: Mapping[str, Any], number: int) -> Row:
+        return Row(value, f"{self._name}, row {number}")
+
+    def _text(self, value: Mapping[str, Any], number: int) -> str:
+        """Returns the prompt of a row whose picture is in the file."""
+        if not self._texts.found:
+            return self._prompt or ""
+        text = value[self._texts.columns[0]]
+        if type(text) is str:
+            return text
+        row = self._row(value, number)
+        return self._texts.cell(row, row.place) or ""
 
     def _rows(self, file: pq.ParquetFile, columns: list[str]) -> Iterator[Mapping[str, Any]]:
         if not columns:
