@@ -6,10 +6,13 @@
     python examples/benchmarks/parallel.py resume
     python examples/benchmarks/parallel.py fill
     python examples/benchmarks/parallel.py memory --prompts 100000
-    python examples/benchmarks/parallel.py gpus --workers 2 --output FOLDER
+    python examples/make_checkpoint.py FOLDER --size 3b --device cuda
+    python examples/benchmarks/parallel.py scoring --model FOLDER --workers 2
+    python examples/benchmarks/parallel.py search --model FOLDER --workers 2
 
-Each prints one line of JSON for each figure. `gpus` needs as many GPUs as workers; the others run
-on fakes. Wall-clock times mean something on idle cores only, so CPU times stand beside them.
+Each prints one line of JSON for each figure. `scoring` and `search` need as many GPUs as workers;
+the others run on fakes. Wall-clock times mean something on idle cores only, so CPU times stand
+beside them.
 """
 
 from __future__ import annotations
@@ -30,12 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from parallel_parts import batches, fake_recipe, mean_fill, processes
+from parallel_parts import batches, fake_recipe, mean_fill, processes, score_item
 
 from tts_verifier.log import read_header, read_rows
 from tts_verifier.log.sharded import table_folders
-from tts_verifier.parallel import open_engine, run_parallel
-from tts_verifier.recipe import Recipe, run_recipe
+from tts_verifier.parallel import hand_out, open_engine, run_parallel
+from tts_verifier.recipe import Recipe, load_recipe, run_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.runner import execute
 
@@ -332,6 +335,69 @@ def memory(engine: str, prompts: int) -> None:
             log_mb=sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) / 1e6,
             resume_seconds=time.perf_counter() - began,
         )
+
+
+@main.command()
+@ENGINE
+@click.option("--model", required=True, help="A verifier's folder.")
+@click.option("--workers", default=2)
+@click.option("--images", default=64, help="Images of an item.")
+@click.option("--items", default=6, help="Items of each worker.")
+@click.option("--gpus", default=1, help="GPUs of a worker.")
+def scoring(engine: str, model: str, workers: int, images: int, items: int, gpus: int) -> None:
+    """Compares the images a second of several workers with those of one, after loading."""
+    rates = {}
+    for count in (1, workers):
+        began = time.perf_counter()
+        with open_engine(ParallelOptions(engine, count, gpus), score_item) as pool:
+            # An item for each worker first: it loads the model.
+            for _ in hand_out(pool, [(model, 2, -n) for n in range(1, count + 1)]):
+                pass
+            load, began = time.perf_counter() - began, time.perf_counter()
+            for _ in hand_out(pool, [(model, images, n) for n in range(items * count)]):
+                pass
+            rates[count] = images * items * count / (time.perf_counter() - began)
+        show(figure="scoring", engine=engine, workers=count, load_seconds=load, rate=rates[count])
+    show(figure="scoring", engine=engine, times_one=rates[workers] / rates[1])
+
+
+@main.command()
+@ENGINE
+@click.option("--model", required=True, help="A verifier's folder.")
+@click.option("--workers", default=2)
+@click.option("--prompts", default=64)
+@click.option("--n", default=8)
+@click.option("--gpus", default=1, help="GPUs of a worker; 0 = compute on the CPU.")
+def search(engine: str, model: str, workers: int, prompts: int, n: int, gpus: int) -> None:
+    """Compares `bestofn` on several workers with one, and with one that has two GPUs."""
+    plans = [(1, gpus), (workers, gpus), *([(1, 2)] if gpus else [])]
+    for count, each in plans:
+        with folder() as place:
+            recipe = load_recipe(
+                "bestofn",
+                [
+                    f"verifier.model={model}",
+                    f"prompts={[f'a red circle {i}' for i in range(prompts)]}",
+                    f"strategy.n={n}",
+                    f"parallel.engine={engine}",
+                    f"parallel.workers={count}",
+                    f"parallel.gpus={each}",
+                    f"parallel.shard={max(prompts // 4, 1)}",
+                    f"output={place / 'run'}",
+                ],
+            )
+            run_parallel(recipe, say=quiet)
+            session = read_header(place / "run")["sessions"][-1]
+            seconds = session["seconds"] - session["build_seconds"]
+            show(
+                figure="search",
+                engine=engine,
+                workers=count,
+                gpus_of_a_worker=each,
+                build_seconds=session["build_seconds"],
+                busy=session["busy"],
+                candidates_a_second=prompts * n / seconds,
+            )
 
 
 def sampled_memory(action: Callable[[], object]) -> list[tuple[float, float]]:

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tts_verifier.interfaces import Verifier
 from tts_verifier.recipe import Recipe, load_recipe
 from tts_verifier.recipe.sections import Section
 from tts_verifier.testing import FakeGenerator
@@ -74,3 +76,18 @@ def processes(trace: Path) -> list[int]:
 def mean_fill(trace: Path, batch_size: int) -> float:
     """Returns how full the batches were, on average."""
     return float(np.mean([len(batch) / batch_size for batch in batches(trace)]))
+
+
+@cache
+def verifier_of(model: str) -> Verifier:
+    """Returns a verifier, loaded once a process."""
+    return Verifier.from_pretrained(model, heatmaps=False)
+
+
+def score_item(item: tuple[str, int, int]) -> int:
+    """Scores random images of 504 x 504; the item is (model, number of images, seed)."""
+    model, count, seed = item
+    rng = np.random.default_rng(abs(seed))
+    images = [rng.integers(0, 256, (504, 504, 3), np.uint8) for _ in range(count)]
+    verdicts = verifier_of(model).verify(images, ["a red circle"] * count, detail="score")
+    return len(verdicts)

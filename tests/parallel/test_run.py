@@ -190,3 +190,9 @@ def test_a_relative_folder_is_the_same_one_for_workers(tmp_path, inline, monkeyp
     monkeypatch.chdir(tmp_path)
     recipe = replace(traced_recipe(tmp_path, *SHARDS), output=Path("here"))
     assert run_parallel(recipe, say=quiet).folder == tmp_path / "here"
+
+
+def test_the_address_of_an_object_store_is_no_folder(tmp_path, inline):
+    recipe = traced_recipe(tmp_path, *SHARDS, "output=s3://bucket/run")
+    with pytest.raises(InputError, match=r"on a file system .* got the address 's3:/b"):
+        run_parallel(recipe, say=quiet)

@@ -75,7 +75,7 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
         RunError: a file is damaged.
     """
     wanted = pa.array(ids, pa.string())
-    picks = {}
+    picks: dict[str, Pick] = {}
     for place in table_folders(folder):
         picks |= stable(place, read_binding, partial(_picks, place, wanted=wanted))
     return picks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ import yaml
 import tts_verifier
 from tts_verifier.analysis.contact_sheet import write_chosen
 from tts_verifier.choice.summary import summarise
-from tts_verifier.errors import RunError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
@@ -46,6 +47,7 @@ from tts_verifier.runner import RunResult
 from tts_verifier.runner.progress import Progress, ProgressCounts
 from tts_verifier.types import Prompt
 
+_URL: Final = re.compile("[a-z][a-z0-9+.-]+:/")
 DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
 _FEWEST_SHARDS: Final = 2
@@ -74,7 +76,7 @@ def run_parallel(
         KeyboardInterrupt: after Ctrl-C, once every worker has finished its batch.
     """
     options = recipe.parallel or ParallelOptions()
-    folder = user_path(output or recipe.output).absolute()
+    folder = _checked_folder(user_path(output or recipe.output))
     order, prompts, grows = _order_of(recipe, options, rejudge, folder)
     say(yaml.safe_dump(_shown_recipe(recipe, order), sort_keys=False, allow_unicode=True))
     files = Folder(folder)
@@ -99,6 +101,16 @@ def run_parallel(
         files.sweep()
     table = folder / SHARDS / "*" / "trials.parquet"
     return Outcome(summary, folder, failure_of(result, summary, table))
+
+
+def _checked_folder(folder: Path) -> Path:
+    # As a path, `s3://bucket` is the folder `s3:` of the working folder.
+    if _URL.match(str(folder)):
+        raise InputError(
+            "The run folder of many processes must be on a file system that all of them mount, got "
+            f"the address {str(folder)!r}. Mount the object store, or copy the folder afterwards."
+        )
+    return folder.absolute()
 
 
 def _order_of(

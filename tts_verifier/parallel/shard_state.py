@@ -152,8 +152,8 @@ def results_of(done: dict[str, Any], prompts: Sequence[Prompt]) -> list[PromptRe
             tied=bool(row["tied"]),
             best={str(name): float(value) for name, value in row["best"].items()},
         )
-        ids = [str(row[name]) for name in ("first", "chosen", "quick", "ids")]
-        results.append(PromptResult(summary, *ids, trials=None))
+        first, chosen, quick, ids = (str(row[n]) for n in ("first", "chosen", "quick", "ids"))
+        results.append(PromptResult(summary, first, chosen, quick, ids, None))
     return results
 
 

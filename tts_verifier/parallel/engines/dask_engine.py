@@ -6,8 +6,9 @@ worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DE
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import dask
 from distributed import Client, LocalCluster, wait
 from distributed.scheduler import KilledWorker
 
@@ -33,7 +34,7 @@ class DaskEngine:
     """See `parallel.engine.WorkerEngine`."""
 
     def __init__(self, options: ParallelOptions, work: Any) -> None:
-        self._work, self._cluster = work, None
+        self._work, self._cluster = work, cast(Any, None)
         if options.address is None:
             self._client = self._start_here(options)
         else:
@@ -88,6 +89,8 @@ class DaskEngine:
                 argument="gpus",
             )
         workers, _ = worker_count(options, 0, "this machine has")
+        # Dask gives up a local worker whose restart takes longer than 15 s, and then has none.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
         self._cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,

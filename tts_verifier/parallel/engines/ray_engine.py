@@ -27,7 +27,7 @@ _START_RAY = "Start it with `ray start --head` there, or leave out address to us
 
 
 class _Worker:
-    """The actor."""
+    """What an actor holds."""
 
     def __init__(self, work: Any, environment: dict[str, str]) -> None:
         import os
@@ -60,8 +60,8 @@ class RayEngine:
         self.most = self.workers
         threads = thread_settings(self.workers) if options.address is None else {}
         # Without CPUs of its own an actor starts wherever there is a GPU, or anywhere.
-        actor = ray.remote(num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=-1)(_Worker)
-        self._actors = [actor.remote(work, threads) for _ in range(self.workers)]
+        actor: Any = ray.remote(num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=-1)
+        self._actors = [actor(_Worker).remote(work, threads) for _ in range(self.workers)]
         self._running: dict[Any, tuple[int, int]] = {}
         """Reference -> number of the actor, and key."""
 
