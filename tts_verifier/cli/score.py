@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
 
 if TYPE_CHECKING:
+    from tts_verifier.recipe.parallel_options import ParallelOptions
     from tts_verifier.scoring import Limit, PairSource, PictureFolder, ScoreRow, ScoreSummary
 
 
@@ -37,6 +39,13 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A .jsonl or .parquet file, or a folder of Parquet parts, to write or to continue.",
 )
+@click.option(
+    "--parallel",
+    is_flag=False,
+    flag_value="loky",
+    metavar="[loky|ray|dask|N]",
+    help="Judge on several processes, GPUs or machines: an engine, or a number of workers.",
+)
 @click.option("--sort", default="objective", show_default=True, help="The score to sort by.")
 @click.option("--top", type=click.IntRange(1), help="Only the best of them, this many.")
 @click.option("--min", "least", multiple=True, metavar="SCORE=X", help="Only those that reach it.")
@@ -56,6 +65,9 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     With --output, a command that was stopped continues. A folder as the output is for collections
     of any size: nothing but --top is sorted and printed then.
 
+    --parallel needs a folder as the output; parallel.workers=4, parallel.gpus=1, parallel.shard=512
+    (pictures handed to a worker at a time) and parallel.address=HOST:PORT may stand among IMAGES.
+
     --min and --max keep those whose scores are within them, never one without that score.
 
     \b
@@ -63,6 +75,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score a.png b.png --prompt "a red circle" --format jsonl
         tts-score images/ "more/*.webp" --prompt "a red circle" --output scores.parquet
         tts-score "shards/*.tar" --output scores/ --top 20
+        tts-score "shards/*.tar" --output scores/ --parallel ray parallel.gpus=1
         tts-score images/ --prompt "a cat" --min overall=0.6 --move-to good/ --dry-run
     """
     from tts_verifier.errors import InputError
@@ -70,6 +83,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     from tts_verifier.scoring.thresholds import check_names
 
     quiet_libraries()
+    engine, images = _engine_options(images, options)
     limits = parse_limits(options["least"], options["most"])
     folder = _picture_folder(options, limits)
     columns = {name: options[name] for name in ("image_column", "prompt_column")}
@@ -78,9 +92,61 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         raise InputError(
             f"Only pictures that are files can be moved or copied, {source.inside} has them inside."
         )
-    verifier = _verifier(options["verifier"])
-    check_names([options["sort"], *(limit.name for limit in limits)], verifier.score_names)
-    _report(_scored_rows(source, prompt, verifier, options), limits, folder, options)
+    names = [options["sort"], *(limit.name for limit in limits)]
+    if engine is not None:
+        rows = _rows_of_workers(source, engine, options)
+    else:
+        verifier = _verifier(options["verifier"])
+        check_names(names, verifier.score_names)
+        rows = _scored_rows(source, verifier, options)
+    _report(rows, limits, folder, options)
+
+
+def _engine_options(
+    images: tuple[str, ...], options: dict[str, Any]
+) -> tuple[ParallelOptions | None, tuple[str, ...]]:
+    """Returns what --parallel and parallel.… say, if they do, and the other arguments."""
+    from tts_verifier.errors import InputError, suggestion
+    from tts_verifier.recipe.parallel_options import ParallelOptions
+
+    given = [text.partition("=")[::2] for text in images if _is_engine_option(text)]
+    pairs = {key.removeprefix("parallel."): value for key, value in given}
+    if (parallel := options["parallel"]) is not None:
+        pairs["workers" if parallel.isdecimal() else "engine"] = parallel
+    if not pairs:
+        return None, images
+    known = ParallelOptions.__dataclass_fields__
+    for name in pairs:
+        if name not in known:
+            raise InputError(f"There is no option parallel.{name}. {suggestion(name, known)}")
+    if not _is_folder(options["output"]):
+        raise InputError("Several processes write a folder of parts. Give a folder as --output.")
+    values: dict[str, Any] = {k: int(v) if v.isdecimal() else v for k, v in pairs.items()}
+    return ParallelOptions(**values), tuple(i for i in images if not _is_engine_option(i))
+
+
+def _is_engine_option(argument: str) -> bool:
+    return argument.startswith("parallel.") and "=" in argument
+
+
+def _rows_of_workers(
+    source: PairSource, engine_options: ParallelOptions, options: dict[str, Any]
+) -> Iterable[ScoreRow]:
+    from tts_verifier.parallel import hand_out, open_engine
+    from tts_verifier.scoring import score_with_workers
+    from tts_verifier.scoring.distributed import score_chunk
+
+    with open_engine(engine_options, score_chunk) as engine:
+        parts = score_with_workers(
+            options["output"],
+            partial(hand_out, engine),
+            _verifier,
+            options["verifier"],
+            source,
+            detail=options["detail"],
+            at_once=engine_options.shard,
+        )
+    return parts.rows(whole=options["form"] == "jsonl")
 
 
 def _verifier(name: str) -> Any:
@@ -110,9 +176,7 @@ def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFold
     return PictureFolder(move or copy, copies=copy is not None, dry_run=dry_run)
 
 
-def _scored_rows(
-    source: PairSource, prompt: str | None, verifier: Any, options: dict[str, Any]
-) -> Iterable[ScoreRow]:
+def _scored_rows(source: PairSource, verifier: Any, options: dict[str, Any]) -> Iterable[ScoreRow]:
     from tts_verifier.scoring import PairScorer, score_into_parts, score_pairs_into, scored
 
     output, detail = options["output"], options["detail"]

@@ -75,6 +75,7 @@ def score_with_workers(
     pairs: Iterable[Pair],
     *,
     detail: Detail = "diagnose",
+    at_once: int | None = None,
 ) -> Parts:
     """Scores pairs into a folder of parts, as `score_into_parts` does, by the workers of an engine.
 
@@ -87,6 +88,7 @@ def score_with_workers(
         verifier: its name.
         pairs: taken one after the other.
         detail: what to ask for.
+        at_once: pairs that a worker gets at a time; None = as many as its verifier's batches have.
 
     Raises:
         RunError: as `score_into_parts`.
@@ -96,7 +98,8 @@ def score_with_workers(
     ((_, about),) = judge([Chunk(load, verifier, detail, ())])
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
         missing = map(with_content, parts.missing(pairs))
-        chunks = iter(lambda: list(islice(missing, about.at_once)), [])
+        size = at_once or about.at_once
+        chunks = iter(lambda: list(islice(missing, size)), [])
         for chunk, judged in judge(Chunk(load, verifier, detail, chunk) for chunk in chunks):
             keyed = [
                 (replace(pair, version=version), key)

@@ -58,6 +58,8 @@ def open_pairs(
     Raises:
         InputError: an argument matches nothing or cannot be read, or prompts are missing.
     """
+    if not arguments:
+        raise InputError("There is no picture. Name files, folders, globs, tables or shards.")
     names = [name for argument in arguments for name in _expanded(argument)]
     patterns = [name for name in names if not is_table(name) and not is_shard(name)]
     parts: list[Callable[[], Iterable[Pair]]] = []
