@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tts_verifier.choice import choose_subset, image_features
+from tts_verifier.choice import choose_subset, layout_and_colour
 from tts_verifier.errors import InputError
 from tts_verifier.runner import run
 from tts_verifier.strategies.best_of_n import BestOfN
@@ -104,7 +104,7 @@ def test_features_tell_layouts_and_colours_apart() -> None:
     half = red.copy()
     half.paste(blue.crop((0, 0, 20, 30)), (0, 0))
     mirrored = half.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    rows = image_features([red, red.resize((90, 80)), blue, half, mirrored])
+    rows = layout_and_colour([red, red.resize((90, 80)), blue, half, mirrored])
     assert rows.shape == (5, 256)
     assert np.allclose(rows[0], rows[1])
     gaps = [np.linalg.norm(rows[a] - rows[b]) for a, b in ((0, 2), (0, 3), (3, 4))]

@@ -3,7 +3,7 @@
 from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective, Pick, choose, order
 from tts_verifier.choice.rank_correlation import spearman
 from tts_verifier.choice.ranking import Ranked, Ranking
-from tts_verifier.choice.subset import choose_subset, image_features
+from tts_verifier.choice.subset import choose_subset, layout_and_colour
 from tts_verifier.choice.summary import (
     JudgeSummary,
     PromptSummary,
@@ -25,7 +25,7 @@ __all__ = [
     "Summary",
     "choose",
     "choose_subset",
-    "image_features",
+    "layout_and_colour",
     "order",
     "spearman",
     "summarise",

@@ -12,7 +12,7 @@ from tts_verifier.choice.subset import (
     DIVERSITY,
     Embed,
     choose_subset,
-    image_features,
+    layout_and_colour,
     places,
 )
 from tts_verifier.images.display import card
@@ -59,7 +59,7 @@ class Ranking(Sequence[Ranked]):
         return self._items[0]
 
     def subset(
-        self, k: int, *, diversity: float = DIVERSITY, embed: Embed = image_features
+        self, k: int, *, diversity: float = DIVERSITY, embed: Embed = layout_and_colour
     ) -> Ranking:
         """Returns k images that are good and differ from one another, the best one first.
 

@@ -56,7 +56,7 @@ def choose_subset(
     usable = [i for i in order(values) if not math.isnan(values[i])]
     if len(usable) <= k:
         return usable
-    quality = _ranks([values[i] for i in usable])
+    quality = _rank_shares([values[i] for i in usable])
     distance = _distances(array[usable])
     chosen = _exchanged(
         _added_one_by_one(quality, distance, k, diversity), quality, distance, diversity
@@ -84,7 +84,7 @@ def places(ranked: Sequence[tuple[str, float]]) -> list[float]:
     return [math.nan if math.isnan(objective) else value for value, (_, objective) in pairs]
 
 
-def image_features(images: Sequence[Image.Image]) -> NDArray[np.float64]:
+def layout_and_colour(images: Sequence[Image.Image]) -> NDArray[np.float64]:
     """Returns features of layout and of colour: a thumbnail and a histogram of each image.
 
     Args:
@@ -131,7 +131,7 @@ def _as_features(features: Any, count: int) -> NDArray[np.float64]:
     return array
 
 
-def _ranks(falling: Sequence[float]) -> NDArray[np.float64]:
+def _rank_shares(falling: Sequence[float]) -> NDArray[np.float64]:
     """Returns qualities of values that are sorted from best to worst."""
     places: dict[float, list[int]] = {}
     for place, value in enumerate(falling):

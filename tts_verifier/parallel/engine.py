@@ -58,7 +58,7 @@ def open_engine(options: ParallelOptions, work: Work) -> Iterator[WorkerEngine]:
         RunError: the engine is not installed, or nobody answers at the address.
         InputError: there are fewer GPUs than the options ask for.
     """
-    engine = _class_of(options.engine)(options, work)
+    engine = _engine_class(options.engine)(options, work)
     try:
         yield engine
     except BaseException:
@@ -98,7 +98,7 @@ def hand_out(
             yield in_flight.pop(key), result
 
 
-def _class_of(name: str) -> Any:
+def _engine_class(name: str) -> Any:
     module, _, attribute = ENGINES[name].partition(":")
     try:
         return getattr(import_module(module), attribute)

@@ -123,11 +123,11 @@ def _run_attempt(assignment: Assignment, folder: Path, attempt: int) -> ShardRep
     worker = f"{socket.gethostname()}:{os.getpid()}"
     note.write(files)
     began = time.perf_counter()
-    built_before = _build.cache_info().misses
+    built_before = _setup_of.cache_info().misses
     try:
-        setup, resolved = _build(assignment.order)
+        setup, resolved = _setup_of(assignment.order)
         build_seconds = time.perf_counter() - began
-        if _build.cache_info().misses == built_before:
+        if _setup_of.cache_info().misses == built_before:
             build_seconds = 0.0
         setup = replace(setup, refused=note.refused)
         if note.one_by_one:
@@ -202,7 +202,7 @@ def _free_attempt(assignment: Assignment) -> tuple[Path, int]:
 
 
 @lru_cache(1)
-def _build(order: bytes) -> tuple[RunSetup, dict[str, Any]]:
+def _setup_of(order: bytes) -> tuple[RunSetup, dict[str, Any]]:
     """Returns the parts, and the recipe with its defaults. Weights are loaded once a process."""
     what: Order = pickle.loads(order)
     resolved = what.recipe.resolved()

@@ -21,7 +21,7 @@ from tts_verifier.choice.subset import (
     DIVERSITY,
     Embed,
     choose_subset,
-    image_features,
+    layout_and_colour,
     places,
 )
 from tts_verifier.choice.summary import PromptSummary, summarise_prompt
@@ -159,7 +159,7 @@ class RunResult:
         return {prompt_id: choose(history) for prompt_id, history in trials.items()}
 
     def subsets(
-        self, k: int, *, diversity: float = DIVERSITY, embed: Embed = image_features
+        self, k: int, *, diversity: float = DIVERSITY, embed: Embed = layout_and_colour
     ) -> dict[str, tuple[Trial, ...]]:
         """Returns k trials for each prompt whose images are good and differ from one another.
 

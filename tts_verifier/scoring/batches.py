@@ -27,7 +27,7 @@ _ON_A_CPU: Final = 32
 _PIXELS: Final = 2**28
 _MOST_PASSED: Final = 4096
 """Pictures that need no verdict, because they are known or broken, in one batch."""
-_THREADS: Final = min(os.cpu_count() or 1, 16)
+_READERS: Final = min(os.cpu_count() or 1, 16)
 
 Made = TypeVar("Made")
 
@@ -62,7 +62,7 @@ def batches(
         Exception: whatever `pairs` or `read` raise, in the place of the batch.
     """
     count, devices = images_at_once(verifier)
-    return _one_ahead(_filled(_read_ahead(pairs, read), count, _PIXELS * devices))
+    return _one_ahead(_grouped(_read_ahead(pairs, read), count, _PIXELS * devices))
 
 
 def with_content(pair: Pair) -> Pair:
@@ -87,17 +87,17 @@ def images_at_once(verifier: Any) -> tuple[int, int]:
 
 
 def _read_ahead(pairs: Iterable[Pair], read: Callable[[Pair], Picture]) -> Iterator[Picture]:
-    with ThreadPoolExecutor(_THREADS, "read") as threads:
+    with ThreadPoolExecutor(_READERS, "read") as threads:
         pending: deque[Future[Picture]] = deque()
         for pair in pairs:
             pending.append(threads.submit(read, with_content(pair)))
-            if len(pending) > _THREADS:
+            if len(pending) > _READERS:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _filled(pictures: Iterable[Picture], count: int, pixels: int) -> Iterator[list[Picture]]:
+def _grouped(pictures: Iterable[Picture], count: int, pixels: int) -> Iterator[list[Picture]]:
     batch: list[Picture] = []
     images = size = 0
     for picture in pictures:

@@ -8,7 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Memory
 
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
 class Metrics:
@@ -29,7 +29,7 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
         self._waits = Histogram(
-            "tts_verdict_seconds", "From a picture's arrival to its verdict", buckets=_SECONDS,
+            "tts_verdict_seconds", "From a picture's arrival to its verdict", buckets=_BUCKETS,
             registry=self._registry,
         )  # fmt: skip
 

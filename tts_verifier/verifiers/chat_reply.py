@@ -13,7 +13,7 @@ from tts_verifier.errors import printable
 
 TOP_DIGIT: Final = 9
 """Scores are asked for as digits from 0 to this one: each is a single token everywhere."""
-_LONGEST: Final = 16384
+_MOST_LETTERS: Final = 16384
 """Characters of a reply that are read."""
 
 
@@ -103,7 +103,7 @@ def read_scores(
     written = dict.fromkeys((c.name for c in criteria), math.nan)
     if reply.problem:
         return written, {}, reply.problem
-    values = _object(reply.text[:_LONGEST])
+    values = _object(reply.text[:_MOST_LETTERS])
     if values is None:
         return written, {}, f"the reply is no JSON object: {printable(reply.text[:100])!r}"
     for name in written:

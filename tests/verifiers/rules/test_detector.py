@@ -23,7 +23,7 @@ from tts_verifier.testing import check_verifier
 from tts_verifier.verifiers.rules.colours import name_of_colour
 from tts_verifier.verifiers.rules.detector import DetectorVerifier
 from tts_verifier.verifiers.rules.object_rules import Detected, relations
-from tts_verifier.verifiers.rules.object_specs import Wanted, names_of_classes, parse_objects
+from tts_verifier.verifiers.rules.object_specs import WantedObject, names_of_classes, parse_objects
 
 LABELS = ["person", "cat", "dog", "car", "orange", "mouse", "wine glass", "bus", "sofa"]
 NAMES = names_of_classes(LABELS)
@@ -74,18 +74,18 @@ def thing(name, box=(0.0, 0.0, 10.0, 10.0), confidence=0.9):
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
-        ("a photo of a bus", [Wanted("bus")]),
-        ("A photo of an orange.", [Wanted("orange")]),
-        ("a cat and a red car", [Wanted("cat"), Wanted("car", colour="red")]),
-        ("a photo of three cats", [Wanted("cat", 3, 3)]),
-        ("a photo of two wine glasses", [Wanted("wine glass", 2, 2)]),
-        ("4 people, a dog, and two mice", [Wanted("person", 4, 4), Wanted("dog"),
-                                           Wanted("computer mouse", 2, 2)]),
-        ("an orange orange", [Wanted("orange", colour="orange")]),
-        ("a photo of a grey couch", [Wanted("couch", colour="gray")]),
-        ("a photo of a dog right of a cat", [Wanted("cat"), Wanted("dog", relation="right of")]),
-        ("a dog to the left of a cat", [Wanted("cat"), Wanted("dog", relation="left of")]),
-        ("a photo of a dog above two cats", [Wanted("cat", 2, 2), Wanted("dog", relation="above")]),
+        ("a photo of a bus", [WantedObject("bus")]),
+        ("A photo of an orange.", [WantedObject("orange")]),
+        ("a cat and a red car", [WantedObject("cat"), WantedObject("car", colour="red")]),
+        ("a photo of three cats", [WantedObject("cat", 3, 3)]),
+        ("a photo of two wine glasses", [WantedObject("wine glass", 2, 2)]),
+        ("4 people, a dog, and two mice", [WantedObject("person", 4, 4), WantedObject("dog"),
+                                           WantedObject("computer mouse", 2, 2)]),
+        ("an orange orange", [WantedObject("orange", colour="orange")]),
+        ("a photo of a grey couch", [WantedObject("couch", colour="gray")]),
+        ("a photo of a dog right of a cat", [WantedObject("cat"), WantedObject("dog", relation="right of")]),
+        ("a dog to the left of a cat", [WantedObject("cat"), WantedObject("dog", relation="left of")]),
+        ("a photo of a dog above two cats", [WantedObject("cat", 2, 2), WantedObject("dog", relation="above")]),
     ],
 )  # fmt: skip
 def test_prompts_of_genevals_templates_are_read(prompt, expected):
@@ -182,9 +182,9 @@ def test_a_file_of_genevals_metadata_needs_no_template(folder, tmp_path, stub):
     path.write_text(json.dumps(METADATA) + "\n\n")
     judge = DetectorVerifier(folder, specs=path)
     assert judge.specs["whatever the text says"] == (
-        Wanted("cat"),
-        Wanted("dog", 2, 2, "brown", "left of", 0),
-        Wanted("couch", 0, 0),
+        WantedObject("cat"),
+        WantedObject("dog", 2, 2, "brown", "left of", 0),
+        WantedObject("couch", 0, 0),
     )
     sofa = thing("couch", (50.0, 50.0, 60.0, 60.0))
     verdict = stub("whatever the text says", thing("cat"), sofa, judge=judge)

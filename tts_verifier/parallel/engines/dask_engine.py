@@ -27,7 +27,7 @@ _START_DASK: Final = (
     "leave out address to use this machine."
 )
 _ALLOWED_FAILURES: Final = 1000
-_SECONDS: Final = 30.0
+_CONNECT_SECONDS: Final = 30.0
 
 
 class DaskEngine:
@@ -132,7 +132,7 @@ def _allow_deaths(dask_scheduler: Any) -> None:
 def _join_dask(address: str) -> Client:
     check_answers(address, "a Dask scheduler", _START_DASK)
     try:
-        return Client(address, timeout=_SECONDS)
+        return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:
         raise RunError(
             f"No Dask scheduler answers at parallel.address {address}: {error}. {_START_DASK}"

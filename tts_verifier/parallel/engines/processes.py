@@ -14,7 +14,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.recipe.parallel_options import ParallelOptions
 
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
-_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _CONNECT_SECONDS: Final = 10.0
 
 
@@ -68,7 +68,7 @@ def thread_settings(workers: int) -> dict[str, str]:
     """Returns environment variables that give each worker its share of the cores."""
     share = str(max(cores() // workers, 1))
     # A value that the user has set takes precedence.
-    return {name: share for name in _THREADS if name not in os.environ}
+    return {name: share for name in _THREAD_VARIABLES if name not in os.environ}
 
 
 def begin_worker(parent: int | None = None) -> None:

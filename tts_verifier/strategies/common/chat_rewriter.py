@@ -49,7 +49,7 @@ class ChatRewriter:
             "base_url": base_url,
             "temperature": temperature,
         }
-        self._client = client or _client(base_url)
+        self._client = client or _open_client(base_url)
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
         """Returns the model's text for each request, "" where it gives none."""
@@ -83,7 +83,7 @@ def description(request: RewriteRequest) -> str:
     return "\n".join(lines)
 
 
-def _client(base_url: str | None) -> Any:
+def _open_client(base_url: str | None) -> Any:
     try:
         import openai
     except ImportError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tts_verifier.errors import RunError
-from tts_verifier.training.flow.rewards import LoadedVerifier, Rewards, distinct_names
+from tts_verifier.training.flow.rewards import LoadedVerifier, WeightedRewards, distinct_names
 from tts_verifier.training.flow.sampling import Sampler
 
 HELD = "held_"
@@ -33,7 +33,7 @@ class Evaluation:
         self,
         sampler: Sampler,
         captions: Sequence[str],
-        rewards: Rewards,
+        rewards: WeightedRewards,
         judges: Sequence[LoadedVerifier],
         seed: int,
     ) -> None:

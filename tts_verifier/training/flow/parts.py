@@ -13,7 +13,7 @@ from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.flow.captions import CaptionPool, captions_of
 from tts_verifier.training.flow.evaluation import Evaluation
 from tts_verifier.training.flow.model import FlowModel
-from tts_verifier.training.flow.rewards import LoadedVerifier, Rewards, VerifierSpec
+from tts_verifier.training.flow.rewards import LoadedVerifier, WeightedRewards, VerifierSpec
 from tts_verifier.training.flow.sampling import Sampler
 from tts_verifier.training.flow.settings import FlowSettings
 from tts_verifier.training.flow.update import TrainedWeights, Updater
@@ -31,7 +31,7 @@ class FlowTraining:
     """Takes the updates."""
     sampler: Sampler
     """Draws the pictures of steps."""
-    rewards: Rewards
+    rewards: WeightedRewards
     """Of the pictures."""
     evaluation: Evaluation | None
     """Of held-out captions; None without."""
@@ -91,7 +91,7 @@ def assemble_flow(
         weight_decay=run.weight_decay,
         autocast=autocast,
     )
-    rewards = Rewards(
+    rewards = WeightedRewards(
         specs,
         maps={} if settings.advantage == "scalar" else settings.maps,
         map_spec=None if settings.advantage == "scalar" else map_spec,

@@ -134,7 +134,7 @@ class Judged:
     """float32 (R, h, w), what is wrong; NaN where a map is missing; None without maps."""
 
 
-class Rewards:
+class WeightedRewards:
     """Gives pictures their rewards and maps. One thread at a time calls it.
 
     Args:

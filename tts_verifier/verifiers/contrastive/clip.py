@@ -33,7 +33,7 @@ from tts_verifier.verifiers.contrastive.towers import (
     has_processor,
     image_features,
     load_clip_folder,
-    load_processor,
+    load_clip_processor,
     processor_folder,
     text_features,
 )
@@ -95,7 +95,7 @@ class ClipScore(ContrastiveJudge):
         self.model = load_clip_folder(folder, self.dtype)
         usual = None if has_processor(folder) else self.usual_processor
         place = folder if (named := processor or usual) is None else processor_folder(named)
-        self.processor = load_processor(place, self.model.config)
+        self.processor = load_clip_processor(place, self.model.config)
         settings: Mapping[str, Setting] = {
             "verifier": self.score_name,
             "model": str(model),

@@ -31,7 +31,7 @@ from tts_verifier.verifiers.contrastive.towers import (
     image_features,
     load_clip,
     load_clip_folder,
-    load_processor,
+    load_clip_processor,
     processor_folder,
     read_clip_config,
     text_features,
@@ -90,7 +90,7 @@ class HPSv2(ContrastiveJudge):
             self.model = load_clip(read_clip_config(processor), tensors, source, self.dtype)
         self._set_parts(
             self.model,
-            tokenizer=load_processor(processor, self.model.config).tokenizer,
+            tokenizer=load_clip_processor(processor, self.model.config).tokenizer,
             positions=self.model.config.text_config.max_position_embeddings,
             settings={
                 "verifier": "hpsv2",

@@ -27,7 +27,7 @@ from tts_verifier.verifiers.contrastive.texts import Tokens, ids_and_mask
 _POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 """Buffers that older checkpoints hold and newer models make themselves."""
 
-_LONGEST: Final = 64
+_MOST_ELONGATED: Final = 64
 """How many times as long as its shorter side a picture is resized."""
 
 
@@ -92,9 +92,9 @@ def without_far_ends(image: Image.Image) -> Image.Image:
     Resized as a whole, a strip of one pixel's height would not fit into memory.
     """
     short = min(image.size)
-    if max(image.size) <= _LONGEST * short:
+    if max(image.size) <= _MOST_ELONGATED * short:
         return image
-    width, height = (min(side, _LONGEST * short) for side in image.size)
+    width, height = (min(side, _MOST_ELONGATED * short) for side in image.size)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -127,7 +127,7 @@ def processor_folder(processor: str | Path) -> Path:
     return judge_folder(processor, files=PLAIN_FILES)
 
 
-def load_processor(folder: Path, config: Any) -> ClipProcessor:
+def load_clip_processor(folder: Path, config: Any) -> ClipProcessor:
     """Loads a processor and compares it with its model.
 
     Args:

@@ -23,7 +23,7 @@ from tts_verifier.types import Box, Cost, Detail, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.rules.object_rules import Detected, conditions_of
 from tts_verifier.verifiers.rules.object_specs import (
-    Wanted,
+    WantedObject,
     names_of_classes,
     parse_objects,
     read_object_specs,
@@ -156,7 +156,7 @@ class DetectorVerifier(Verifier):
             for i, (image, w) in enumerate(zip(pil_images, wanted, strict=True))
         ]
 
-    def _wanted(self, prompt: str) -> tuple[Wanted, ...] | str:
+    def _wanted(self, prompt: str) -> tuple[WantedObject, ...] | str:
         """Returns what a prompt asks for, or why that is not known."""
         if prompt in self.specs:
             return self.specs[prompt]
@@ -168,7 +168,7 @@ class DetectorVerifier(Verifier):
     def _verdict(
         self,
         image: Image.Image,
-        wanted: tuple[Wanted, ...] | str,
+        wanted: tuple[WantedObject, ...] | str,
         found: Sequence[Detected],
         detail: Detail,
     ) -> Verdict:

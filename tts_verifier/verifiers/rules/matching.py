@@ -181,7 +181,7 @@ def _wrong_parts(
             wrong |= {shown_by[q] for q in (*before, *after)}
         elif i is not None and (j is None or "".join(pieces)[i] != shown[j]):
             wrong.add(owners[i])
-    return _parts([(shown_by[j], *place) for j, place in enumerate(places)], wrong)
+    return _mistaken_parts([(shown_by[j], *place) for j, place in enumerate(places)], wrong)
 
 
 def _owners_of_shown(
@@ -203,7 +203,7 @@ def _owners_of_shown(
     return found
 
 
-def _parts(
+def _mistaken_parts(
     letters: Sequence[tuple[int, int, int]], wrong: set[int]
 ) -> tuple[tuple[int, int, int], ...]:
     """Joins letters, (owner, word, place), of wrong owners to (word, first, last)."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tts_verifier.types import Box
 from tts_verifier.verifiers.rules.colours import colour_of
-from tts_verifier.verifiers.rules.object_specs import Wanted
+from tts_verifier.verifiers.rules.object_specs import WantedObject
 
 _OVERLAP_ALLOWED: Final = 0.1
 """GenEval's POSITION_THRESHOLD: the share of both sizes by which an offset is shortened."""
@@ -47,7 +47,7 @@ class Condition:
 
 
 def conditions_of(
-    wanted: Sequence[Wanted], found: Sequence[Detected], image: Image.Image
+    wanted: Sequence[WantedObject], found: Sequence[Detected], image: Image.Image
 ) -> list[Condition]:
     """Returns every condition of a prompt: counts, colours, relations.
 
@@ -70,12 +70,12 @@ def conditions_of(
     return conditions
 
 
-def _group(want: Wanted, found: Sequence[Detected]) -> list[Detected]:
+def _group(want: WantedObject, found: Sequence[Detected]) -> list[Detected]:
     """Returns the objects of a class, the surest first."""
     return sorted((d for d in found if d.name == want.name), key=lambda d: -d.confidence)
 
 
-def _count_condition(want: Wanted, group: Sequence[Detected]) -> Condition:
+def _count_condition(want: WantedObject, group: Sequence[Detected]) -> Condition:
     number = len(group)
     too_many = want.most is not None and number > want.most
     if too_many:
@@ -88,7 +88,9 @@ def _count_condition(want: Wanted, group: Sequence[Detected]) -> Condition:
     return Condition(f"{want.name}: {wish} wanted, {number} found", value, _boxes(extra))
 
 
-def _colour_condition(want: Wanted, taken: Sequence[Detected], image: Image.Image) -> Condition:
+def _colour_condition(
+    want: WantedObject, taken: Sequence[Detected], image: Image.Image
+) -> Condition:
     colours = [colour_of(image, d.box) for d in taken]
     wrong = [d for d, c in zip(taken, colours, strict=True) if c != want.colour]
     text = f"{want.name}: {want.colour} wanted, {' and '.join(colours) or 'none'} found"
@@ -96,7 +98,7 @@ def _colour_condition(want: Wanted, taken: Sequence[Detected], image: Image.Imag
 
 
 def _relation_condition(
-    want: Wanted, target: Wanted, taken: Sequence[Detected], others: Sequence[Detected]
+    want: WantedObject, target: WantedObject, taken: Sequence[Detected], others: Sequence[Detected]
 ) -> Condition:
     pairs = list(product(taken, others))
     wrong = [one for one, other in pairs if want.relation not in relations(one.box, other.box)]

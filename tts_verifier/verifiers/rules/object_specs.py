@@ -40,7 +40,7 @@ _IRREGULAR: Final = {
     "skis": "skis",
     "scissors": "scissors",
 }
-_NUMBER_WORDS: Final = (
+_COUNTS: Final = (
     "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
 )  # fmt: skip
 _LEAD: Final = re.compile(r"^(?:a|an|the) (?:photo|picture|image|photograph) of ")
@@ -48,7 +48,7 @@ _PLACED: Final = re.compile(r" (?:is )?(?:(?:to|on) the )?(left of|right of|abov
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedObject:
     """Objects of one class that a picture should show."""
 
     name: str
@@ -79,7 +79,7 @@ def names_of_classes(labels: Iterable[str]) -> dict[str, str]:
     return names | {n: n for n in (_OTHER_NAMES.get(x.lower(), x.lower()) for x in labels)}
 
 
-def parse_objects(prompt: str, names: Mapping[str, str]) -> tuple[Wanted, ...]:
+def parse_objects(prompt: str, names: Mapping[str, str]) -> tuple[WantedObject, ...]:
     """Reads a prompt of GenEval's templates.
 
     "a photo of a bench", "a bench and a red car", "a photo of three cats",
@@ -99,21 +99,21 @@ def parse_objects(prompt: str, names: Mapping[str, str]) -> tuple[Wanted, ...]:
     parts = _PLACED.split(text)
     if len(parts) == 3:
         first, relation, second = parts
-        other, one = _object(second, names, prompt), _object(first, names, prompt)
+        other, one = _parse_object(second, names, prompt), _parse_object(first, names, prompt)
         return (
             other,
-            Wanted(one.name, one.count, one.most, one.colour, relation, target=0),
+            WantedObject(one.name, one.count, one.most, one.colour, relation, target=0),
         )
-    return tuple(_object(part, names, prompt) for part in re.split(r",? and |, ", text))
+    return tuple(_parse_object(part, names, prompt) for part in re.split(r",? and |, ", text))
 
 
-def _object(text: str, names: Mapping[str, str], prompt: str) -> Wanted:
+def _parse_object(text: str, names: Mapping[str, str], prompt: str) -> WantedObject:
     word, _, rest = text.partition(" ")
     count, most = 1, None
     if word in ("a", "an", "the"):
         text = rest
-    elif word in _NUMBER_WORDS or (word.isascii() and word.isdecimal() and 0 < int(word) < 1000):
-        count = most = _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else int(word)
+    elif word in _COUNTS or (word.isascii() and word.isdecimal() and 0 < int(word) < 1000):
+        count = most = _COUNTS.index(word) + 1 if word in _COUNTS else int(word)
         text = rest
     colour = None
     if text not in names:
@@ -127,10 +127,10 @@ def _object(text: str, names: Mapping[str, str], prompt: str) -> Wanted:
             f"The prompt must name objects that the detector knows, joined by 'and' or by one of "
             f"{', '.join(PLACES)}; {text!r} is none, in {prompt!r:.120}."
         )
-    return Wanted(names[text], count, most, colour)
+    return WantedObject(names[text], count, most, colour)
 
 
-def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[Wanted, ...]]:
+def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[WantedObject, ...]]:
     """Reads a file like GenEval's evaluation_metadata.jsonl: prompt -> what it asks for.
 
     Args:
@@ -152,7 +152,7 @@ def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[W
             continue
         try:
             row = json.loads(line)
-            specs[_filled(row["prompt"])] = _spec_of_row(row, names)
+            specs[_words_of(row["prompt"])] = _spec_of_row(row, names)
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             raise InputError(
                 f"{path}:{number} must be a line of GenEval's metadata, with prompt and include: "
@@ -161,9 +161,9 @@ def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[W
     return specs
 
 
-def _spec_of_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Wanted, ...]:
+def _spec_of_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[WantedObject, ...]:
     below = {_class(clause, names): _positive(clause) for clause in row.get("exclude") or []}
-    wanted: list[Wanted] = []
+    wanted: list[WantedObject] = []
     for clause in row["include"]:
         name, colour = _class(clause, names), clause.get("color")
         relation, target = clause.get("position") or (None, 0)
@@ -173,12 +173,12 @@ def _spec_of_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Want
         if not 0 <= target < max(len(wanted), 1):
             raise ValueError(f"position must name an earlier entry, got {target!r}")
         most = below.pop(name) - 1 if name in below else None
-        wanted.append(Wanted(name, _positive(clause), most, colour, relation, target))
-    return (*wanted, *(Wanted(name, 0, count - 1) for name, count in below.items()))
+        wanted.append(WantedObject(name, _positive(clause), most, colour, relation, target))
+    return (*wanted, *(WantedObject(name, 0, count - 1) for name, count in below.items()))
 
 
 def _class(clause: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    name = _filled(clause["class"]).lower()
+    name = _words_of(clause["class"]).lower()
     if name not in names:
         raise ValueError(f"the detector knows no {name!r}")
     return names[name]
@@ -191,7 +191,7 @@ def _positive(clause: Mapping[str, Any]) -> int:
     return count
 
 
-def _filled(value: Any) -> str:
+def _words_of(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"a text is needed, got {value!r}")
     return value
