@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from tts_verifier.parallel import hand_out, open_engine, run_parallel
 from tts_verifier.recipe import Recipe, load_recipe, run_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.runner import execute
+from tts_verifier.runner.progress import Progress
 
 ENGINE = click.option("--engine", type=click.Choice(["loky", "ray", "dask"]), default="loky")
 
@@ -318,22 +319,27 @@ def memory(engine: str, prompts: int) -> None:
     with folder() as place:
         options = [f"parallel.engine={engine}", "parallel.workers=2"]
         recipe = fake_recipe(place / "run", prompts, *options, batch_size=64, pictures=False)
-        samples = sampled_memory(lambda: run_parallel(recipe, say=quiet))
+        progress, began = MemorySamples(), time.perf_counter()
+        run_parallel(recipe, say=quiet, progress=progress)
+        seconds, peak = time.perf_counter() - began, megabytes()
+        samples = progress.megabytes
         tenth = max(len(samples) // 10, 1)
         run = place / "run"
         began = time.perf_counter()
         run_parallel(recipe, say=quiet)
+        again = time.perf_counter() - began
         show(
             figure="memory",
             engine=engine,
             prompts=prompts,
             rows=4 * prompts,
             shards=len(table_folders(run)),
-            seconds=samples[-1][0],
-            first_tenth_mb=sum(mb for _, mb in samples[:tenth]) / tenth,
-            last_tenth_mb=sum(mb for _, mb in samples[-tenth:]) / tenth,
+            seconds=seconds,
+            first_tenth_mb=sum(samples[:tenth]) / tenth,
+            last_tenth_mb=sum(samples[-tenth:]) / tenth,
+            with_summary_mb=peak,
             log_mb=sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) / 1e6,
-            resume_seconds=time.perf_counter() - began,
+            resume_seconds=again,
         )
 
 
@@ -400,21 +406,16 @@ def search(engine: str, model: str, workers: int, prompts: int, n: int, gpus: in
             )
 
 
-def sampled_memory(action: Callable[[], object]) -> list[tuple[float, float]]:
-    """Returns (seconds, MB) of this process, about once a second, while shards are handed out."""
-    samples: list[tuple[float, float]] = []
-    over, began = threading.Event(), time.perf_counter()
+class MemorySamples(Progress):
+    """Notes the coordinator's memory while shards are handed out."""
 
-    def sample() -> None:
-        while not over.wait(1.0):
-            samples.append((time.perf_counter() - began, megabytes()))
+    def __init__(self) -> None:
+        super().__init__()
+        self.megabytes: list[float] = []
 
-    thread = threading.Thread(target=sample)
-    thread.start()
-    action()
-    over.set()
-    thread.join()
-    return samples
+    def show(self) -> None:
+        """Is called about once a second, and after every shard."""
+        self.megabytes.append(megabytes())
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ from tts_verifier.types import Prompt
 _URL: Final = re.compile("[a-z][a-z0-9+.-]+:/")
 DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
+_MOST_SHOWN: Final = 200
+"""More prompts are not shown one by one."""
 _FEWEST_SHARDS: Final = 2
 """Shards for each worker, if the prompts are few: otherwise some workers would have none."""
 
@@ -136,7 +138,10 @@ def _order_of(
 def _shown_recipe(recipe: Recipe, order: Order) -> dict[str, Any]:
     options = recipe.parallel or ParallelOptions()
     parallel = {name: getattr(options, name) for name in options.__slots__}
-    prompts = [{"id": p.id, "prompt": p.text} for p in recipe.prompts]
+    prompts: Any = [{"id": p.id, "prompt": p.text} for p in recipe.prompts[:_MOST_SHOWN]]
+    if len(recipe.prompts) > _MOST_SHOWN:
+        # YAML of a million prompts would take minutes.
+        prompts = f"{len(recipe.prompts)} prompts, the first one: {recipe.prompts[0].text}"
     return {**order.resolved, "prompts": prompts, "parallel": parallel}
 
 
