@@ -79,15 +79,30 @@ def thing(name, box=(0.0, 0.0, 10.0, 10.0), confidence=0.9):
         ("a cat and a red car", [WantedObject("cat"), WantedObject("car", colour="red")]),
         ("a photo of three cats", [WantedObject("cat", 3, 3)]),
         ("a photo of two wine glasses", [WantedObject("wine glass", 2, 2)]),
-        ("4 people, a dog, and two mice", [WantedObject("person", 4, 4), WantedObject("dog"),
-                                           WantedObject("computer mouse", 2, 2)]),
+        (
+            "4 people, a dog, and two mice",
+            [
+                WantedObject("person", 4, 4),
+                WantedObject("dog"),
+                WantedObject("computer mouse", 2, 2),
+            ],
+        ),
         ("an orange orange", [WantedObject("orange", colour="orange")]),
         ("a photo of a grey couch", [WantedObject("couch", colour="gray")]),
-        ("a photo of a dog right of a cat", [WantedObject("cat"), WantedObject("dog", relation="right of")]),
-        ("a dog to the left of a cat", [WantedObject("cat"), WantedObject("dog", relation="left of")]),
-        ("a photo of a dog above two cats", [WantedObject("cat", 2, 2), WantedObject("dog", relation="above")]),
+        (
+            "a photo of a dog right of a cat",
+            [WantedObject("cat"), WantedObject("dog", relation="right of")],
+        ),
+        (
+            "a dog to the left of a cat",
+            [WantedObject("cat"), WantedObject("dog", relation="left of")],
+        ),
+        (
+            "a photo of a dog above two cats",
+            [WantedObject("cat", 2, 2), WantedObject("dog", relation="above")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_prompts_of_genevals_templates_are_read(prompt, expected):
     assert list(parse_objects(prompt, NAMES)) == expected
 

@@ -13,7 +13,7 @@ from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.flow.captions import CaptionPool, captions_of
 from tts_verifier.training.flow.evaluation import Evaluation
 from tts_verifier.training.flow.model import FlowModel
-from tts_verifier.training.flow.rewards import LoadedVerifier, WeightedRewards, VerifierSpec
+from tts_verifier.training.flow.rewards import LoadedVerifier, VerifierSpec, WeightedRewards
 from tts_verifier.training.flow.sampling import Sampler
 from tts_verifier.training.flow.settings import FlowSettings
 from tts_verifier.training.flow.update import TrainedWeights, Updater
