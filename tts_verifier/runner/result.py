@@ -119,7 +119,7 @@ class RunResult:
         ids = {trial_id for r in self.results for trial_id in (r.first, r.chosen, r.quick)}
         picks = read_picks(self.folder, ids)
         _check_present(self.folder, ids - {""}, picks)
-        for result in self._results:
+        for result in self.results:
             for trial_id, value in result.relative_objectives().items():
                 if trial_id in picks:
                     picks[trial_id] = replace(picks[trial_id], objective=value)
@@ -145,7 +145,7 @@ class RunResult:
         by_id = {trial.id: trial for trial in read_trials(self.folder)}
         ids = [trial_id for result in self.results for trial_id in result.ids.split()]
         _check_present(self.folder, ids, by_id)
-        for result in self._results:
+        for result in self.results:
             for trial_id, value in result.relative_objectives().items():
                 by_id[trial_id] = replace(by_id[trial_id], objective=value)
         return tuple(by_id[trial_id] for trial_id in ids)
