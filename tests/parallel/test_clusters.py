@@ -1,9 +1,11 @@
 """Ray and Dask, where they are installed: kills, clusters, tokens. Minutes, so marked slow."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,12 +97,13 @@ def test_more_workers_than_a_dask_cluster_has(tmp_path):
 
 @pytest.mark.skipif(not find_spec("ray"), reason="needs ray")
 def test_a_ray_cluster_refuses_a_wrong_token(tmp_path):
-    token, port = "0123456789abcdef" * 4, 6411
+    # Ray's sockets are below this folder, and the path of a socket has at most 107 bytes.
+    token, port, short = "0123456789abcdef" * 4, 6411, tempfile.mkdtemp()
     head = subprocess.Popen(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             *(f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
-            *("--disable-usage-stats", f"--temp-dir={tmp_path}/ray"),
+            *("--disable-usage-stats", f"--temp-dir={short}"),
         ],
         env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
         stdout=subprocess.PIPE,
@@ -124,3 +127,5 @@ def test_a_ray_cluster_refuses_a_wrong_token(tmp_path):
         time.sleep(2)
         head.kill()
         head.wait()
+        head.stdout.close()
+        shutil.rmtree(short, ignore_errors=True)
