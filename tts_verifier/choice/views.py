@@ -25,9 +25,9 @@ _BORDER: Final = 0.04
 _HOT: Final = 0.012
 """The part of the pixels, the hottest, whose mean is the heat of a map."""
 _HEAT_WEIGHT: Final = 1.0
-"""What a map takes from the objective whose hottest part is hot all over. Chosen with the score, the
-views and the part above on few near ties of the miniature world, see
-`examples/benchmarks/FRONTIER.md`."""
+"""What a map takes from the objective whose hottest part is hot all over. It was chosen, with the
+score, the views and the part above, on few near ties of the miniature world
+(`examples/benchmarks/FRONTIER.md`)."""
 _FITS: Final = "misalignment"
 _SCALE: Final = 0.02
 """A difference of marks that makes a preference of 0.88."""
