@@ -190,9 +190,7 @@ def is_movable(part: object) -> TypeGuard[Movable]:
 
     It does not read them: `nbytes` counts the weights one by one, which takes a while.
     """
-    # Not None, which is a valid value of `home`.
-    missing = object()
-    names = ("device", "home", "nbytes", "to")
+    missing, names = object(), ("device", "home", "nbytes", "to")
     return all(inspect.getattr_static(part, name, missing) is not missing for name in names)
 
 

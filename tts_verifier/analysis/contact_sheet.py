@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.log.storage.files import Folder
-from tts_verifier.types import InFile, Trial
+from tts_verifier.types import InFile, Stored, Trial
 from tts_verifier.types.paths import file_names
 
 SHEET_PROMPTS: Final = 16
@@ -36,10 +36,7 @@ def write_chosen(rows: Sequence[PromptSummary], folder: Path) -> None:
         if row.chosen is not None and row.chosen.image is not None:
             path = f"chosen/{names[row.prompt.id]}.png"
             # The run folder has them all, so a loss of power may cost these files.
-            image = row.chosen.image
-            # A log's images are PNG files; encoding them again would take the time of a draw.
-            content = image.read() if isinstance(image, InFile) else _png(image.load())
-            files.write(path, content, flush=False)
+            files.write(path, _stored_png(row.chosen.image), flush=False)
     files.write("chosen.png", _png(sheet(rows[:SHEET_PROMPTS])), flush=False)
     files.sweep()
 
@@ -63,9 +60,14 @@ def write_subsets(subsets: Mapping[str, Sequence[Trial]], k: int, folder: Path) 
         for place, trial in enumerate(trials, 1):
             if trial.image is not None:
                 path = f"sets_of_{k}/{names[prompt_id]}-{place}.png"
-                files.write(path, _png(trial.image.load()), flush=False)
+                files.write(path, _stored_png(trial.image), flush=False)
     files.sweep()
     return folder / f"sets_of_{k}"
+
+
+def _stored_png(image: Stored[Image.Image]) -> bytes:
+    # A log's images are PNG files; encoding them again would take the time of a draw.
+    return image.read() if isinstance(image, InFile) else _png(image.load())
 
 
 def sheet(rows: Sequence[PromptSummary]) -> Image.Image:

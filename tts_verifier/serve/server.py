@@ -42,10 +42,10 @@ def serve(
             stacklevel=2,
         )
     server = make_server(verifier, host=host, port=port, limits=limits, token=token)
+    before = {}
     if threading.current_thread() is threading.main_thread():
         # uvicorn raises the signal once more when it has ended, for whoever was asked before it.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _end)
+        before = {n: signal.signal(n, _end) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run()
     except SystemExit as error:
@@ -55,6 +55,9 @@ def serve(
                 f"A server must be able to listen on {host}:{port}; it is not. Is the port in use?"
             ) from None
         raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_server(
