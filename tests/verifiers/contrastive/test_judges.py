@@ -204,7 +204,7 @@ def test_prompts_are_texts_one_for_each_picture(clip_folder):
 
 
 def test_the_recipe_of_the_page_runs_on_small_weights(clip_folder, imagereward_files, tmp_path):
-    page = (Path(judge.__file__).parent / "JUDGES.md").read_text(encoding="utf-8")
+    page = (Path(judge.__file__).parents[1] / "JUDGES.md").read_text(encoding="utf-8")
     path = tmp_path / "page.yaml"
     path.write_text(page.partition("```yaml\n")[2].partition("```")[0])
     model, tokenizer = imagereward_files
