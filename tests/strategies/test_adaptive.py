@@ -108,6 +108,16 @@ def test_a_search_whose_spread_is_noise_stops() -> None:
     assert search.propose(replace(TASK, objective=lambda scores: 0.0), noisy) != []
 
 
+def test_a_threshold_may_lie_outside_of_0_and_1() -> None:
+    search = Adaptive(BestOfN(6), {"pick": 21.5, "imagereward": -0.5})
+    below, above = (
+        [trial("0", 0, DRAWS[0], 0.5, scores={"pick": pick, "imagereward": -0.2})]
+        for pick in (21.4, 21.6)
+    )
+    assert search.propose(TASK, below) != []
+    assert search.propose(TASK, above) == []
+
+
 @pytest.mark.parametrize("inner", [BestOfN(5), ZeroOrder(3, 2), SeedBeam(5, 2)])
 def test_the_inner_search_is_the_same_as_alone(inner: object) -> None:
     alone = run(["x"], FakeGenerator(), FakeVerifier(), inner)
@@ -126,7 +136,8 @@ def test_a_run_stops_early() -> None:
         ({"strategy": {"n": 3}}, "strategy needs a 'name' beside its arguments"),
         ({"strategy": {"name": "best_of_n", "m": 3}}, "strategy 'best_of_n' cannot be built: .*m"),
         ({"strategy": 3}, "strategy must be a strategy or a table, got 3"),
-        ({"thresholds": {"a": 2}}, r"thresholds.a must be in \[0, 1\], got 2"),
+        ({"thresholds": {"a": nan}}, "thresholds.a must be a finite number, got nan"),
+        ({"thresholds": {"a": "2"}}, "thresholds.a must be a finite number, got '2'"),
         ({"cost": -1}, "cost must be finite, not negative, got -1"),
         ({"least": 2}, "least must be an integer of at least 3, got 2"),
         ({"at_once": 0}, "at_once must be a positive integer, got 0"),

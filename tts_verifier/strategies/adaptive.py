@@ -66,7 +66,9 @@ class Adaptive:
         self.strategy = _build_inner(strategy)
         self.needs = self.strategy.needs
         self.thresholds = {
-            name: check_number(f"thresholds.{name}", value, lambda v: 0 <= v <= 1, rule="in [0, 1]")
+            name: check_number(
+                f"thresholds.{name}", value, lambda v: abs(v) < math.inf, rule="a finite number"
+            )
             for name, value in (thresholds or {}).items()
         }
         self.cost = check_number(
