@@ -9,13 +9,14 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from tts_verifier import Objective, run
+from tts_verifier import Objective, Verifier, run
 from tts_verifier.cli.run import run_command
 from tts_verifier.cli.score import score_command
 from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.recipe import load_recipe, verifier_of_recipe
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_verifier
+from tts_verifier.types import Verdict
 from tts_verifier.verifiers.ensemble import Ensemble
 
 PAGE = Path(__file__).parents[2] / "tts_verifier" / "verifiers" / "ENSEMBLES.md"
@@ -61,6 +62,24 @@ def test_a_verdict_has_the_scores_maps_boxes_and_texts_of_all_members() -> None:
     assert len(verdict.boxes) == 2
     assert verdict.text.splitlines()[1] == "blue: blue=0.000"
     assert verdict.cost.verifier_calls == 1
+
+
+def test_a_missing_score_has_the_reason_of_its_member() -> None:
+    class Silent(Verifier):
+        settings = {"verifier": "silent"}
+        score_names = ("x",)
+
+        def verify(self, images, prompts, *, detail="diagnose"):
+            return [Verdict({"x": math.nan}, error="no answer in time") for _ in images]
+
+    both = Ensemble({"doctor": FakeVerifier(), "chat": Silent()})
+    verdict = both.verify(COLOURS, ["x", "y"])[0]
+    assert verdict.error == "chat: no answer in time"
+    setup = (FakeGenerator(), both, BestOfN(1))
+    result = run(["x"], *setup, objective=Objective({"chat_x": 1.0}))
+    assert result.trials[0].error == verdict.error
+    result = run(["x"], *setup, objective=Objective({"doctor_overall": 1.0}))
+    assert result.trials[0].error == ""
 
 
 def test_it_says_what_its_members_say() -> None:

@@ -86,6 +86,7 @@ class Ensemble(Verifier):
         named = list(zip(self.members, verdicts, strict=True))
         maps = [(f"{n}_{k}", m) for n, v in named for k, m in v.heatmaps.stored.items()]
         texts = [f"{name}: {verdict.text}" for name, verdict in named if verdict.text]
+        errors = [f"{name}: {verdict.error}" for name, verdict in named if verdict.error]
         return Verdict(
             {f"{name}_{key}": v for name, one in named for key, v in one.scores.items()},
             Heatmaps(dict(maps)),
@@ -94,6 +95,7 @@ class Ensemble(Verifier):
             detail,
             # A budget's verifier calls count verdicts on an image, whoever takes part in them.
             Cost(verifier_calls=1),
+            "; ".join(errors),
         )
 
     def _score_names(self) -> Collection[str] | None:

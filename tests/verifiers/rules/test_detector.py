@@ -111,7 +111,7 @@ def test_prompts_of_genevals_templates_are_read(prompt, expected):
 def test_other_prompts_are_not_judged_and_say_why(stub, prompt):
     verdict = stub(prompt, thing("cat"))
     assert all(math.isnan(value) for value in verdict.scores.values())
-    assert "Not judged. The prompt must name objects that the detector knows" in verdict.text
+    assert "Not judged. The prompt must name objects that the detector knows" in verdict.error
 
 
 def test_objects_are_counted(stub):

@@ -37,7 +37,7 @@ class DetectorVerifier(Verifier):
 
     `objects` is the mean over what the prompt asks for (counts, colours, relations), in [0, 1];
     `objects_passed` is 1 if all of it holds, else 0. A prompt is one of GenEval's templates, or it
-    is in `specs`; any other cannot be judged: its scores are NaN, and the verdict's text says why.
+    is in `specs`; any other cannot be judged: its scores are NaN, and the verdict's `error` says why.
     The boxes are those of objects at fault (surplus, of another colour, elsewhere), so that
     `inpaint_reroll` repaints them; the text names all conditions and all objects found.
 
@@ -175,7 +175,7 @@ class DetectorVerifier(Verifier):
         cost = Cost(verifier_calls=1)
         if isinstance(wanted, str):
             nothing = dict.fromkeys(self.score_names, math.nan)
-            return Verdict(nothing, text=wanted, detail=detail, cost=cost)
+            return Verdict(nothing, detail=detail, cost=cost, error=wanted)
         counts = any(w.most is not None for w in wanted)
         least = self.counting_threshold if counts else self.threshold
         sure = [d for d in found if d.confidence >= least]
