@@ -71,8 +71,14 @@ def hpsv3_folder(folder: Path, rename=official) -> Path:
 def test_hpsv3_equals_the_official_package(tmp_path: Path) -> None:
     judge = HPSv3(hpsv3_folder(tmp_path))
     verdicts = judge.verify(IMAGES, PROMPTS)
-    found = [[v.scores["mu"], np.log(v.scores["sigma"])] for v in verdicts]
+    found = [[v.scores["mu"], np.log(v.scores["mu_sigma"])] for v in verdicts]
     assert np.allclose(found, EXPECTED["hpsv3"], atol=1e-4)
+
+
+def test_hpsv3_says_how_sure_it_is_as_objectives_read_it(tmp_path: Path) -> None:
+    judge = HPSv3(hpsv3_folder(tmp_path))
+    scores = judge.verify(IMAGES[:1], PROMPTS[:1])[0].scores
+    assert judge.objective.sigma(scores) == scores["mu_sigma"] > 0
 
 
 def test_hpsv3_reads_the_names_of_newer_transformers(tmp_path: Path) -> None:
@@ -95,7 +101,7 @@ def test_hpsv3_takes_its_base_from_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     (base / "HPSv3.safetensors").rename(tmp_path / "alone" / "HPSv3.safetensors")
     judge = HPSv3(tmp_path / "alone", base=base)
-    assert judge.verify(IMAGES[:1], PROMPTS[:1])[0].scores["sigma"] > 0
+    assert judge.verify(IMAGES[:1], PROMPTS[:1])[0].scores["mu_sigma"] > 0
     assert judge.settings["base"] == str(base)
     with pytest.raises(CheckpointError, match=r"must hold a \.safetensors file of HPSv3"):
         HPSv3(base)
@@ -117,5 +123,5 @@ def test_a_preference_that_is_not_finite_is_nan_with_its_reason(tmp_path: Path) 
     judge = HPSv3(hpsv3_folder(tmp_path))
     judge.engine.model.rm_head[5].bias.data[1] = 1000
     verdict = judge.verify(IMAGES[:1], PROMPTS[:1])[0]
-    assert str(verdict.scores) == "{'mu': nan, 'sigma': nan}"
+    assert str(verdict.scores) == "{'mu': nan, 'mu_sigma': nan}"
     assert "which are no preference" in verdict.error

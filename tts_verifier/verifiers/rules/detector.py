@@ -37,7 +37,7 @@ class DetectorVerifier(Verifier):
 
     `objects` is the mean over what the prompt asks for (counts, colours, relations), in [0, 1];
     `objects_passed` is 1 if all of it holds, else 0. A prompt is one of GenEval's templates, or it
-    is in `specs`; any other cannot be judged: its scores are NaN, and the verdict's `error` says why.
+    is in `specs`; any other cannot be judged: its scores are NaN, and its `error` says why.
     The boxes are those of objects at fault (surplus, of another colour, elsewhere), so that
     `inpaint_reroll` repaints them; the text names all conditions and all objects found.
 

@@ -17,6 +17,7 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import CheckpointError
 from tts_verifier.types import Cost, Detail, Verdict
+from tts_verifier.types.score_names import SIGMA
 from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
 from tts_verifier.verifiers.vision_language.inference.loading import (
     LoadingOptions,
@@ -37,9 +38,9 @@ _BASE: Final = "Qwen/Qwen2-VL-7B-Instruct"
 
 
 class HPSv3(VisionLanguageVerifier):
-    """Scores `mu`, the mean preference (unbounded), and `sigma`, its deviation (above 0).
+    """Scores `mu`, the mean preference (unbounded), and `mu_sigma`, its deviation (above 0).
 
-    The model was trained to let `sigma` grow where people disagree. The objective is `mu`.
+    The model was trained to let the deviation grow where people disagree. The objective is `mu`.
 
     Safe to share between threads: calls wait for each other.
 
@@ -57,7 +58,7 @@ class HPSv3(VisionLanguageVerifier):
 
     name = "hpsv3"
     objective = Objective({"mu": 1.0})
-    score_names: Collection[str] = ("mu", "sigma")
+    score_names: Collection[str] = ("mu", "mu" + SIGMA)
 
     def __init__(
         self,
