@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -66,7 +67,7 @@ def test_a_verdict_has_the_scores_maps_boxes_and_texts_of_all_members() -> None:
 
 def test_a_missing_score_has_the_reason_of_its_member() -> None:
     class Silent(Verifier):
-        settings = {"verifier": "silent"}
+        settings: ClassVar = {"verifier": "silent"}
         score_names = ("x",)
 
         def verify(self, images, prompts, *, detail="diagnose"):

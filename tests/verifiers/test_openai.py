@@ -15,6 +15,7 @@ from tiny_imagedoctor import noise
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.registry import builder
 from tts_verifier.testing import check_verifier
+from tts_verifier.verifiers.chat_reply import Criterion, read_scores, reply_of
 from tts_verifier.verifiers.openai import OpenAIVerifier
 
 IMAGES = [noise(20, 30), noise(30, 20, 1)]
@@ -138,6 +139,27 @@ def test_log_probabilities_make_expected_scores(server: Server) -> None:
     assert (scores["alignment"], scores["from_logprobs"]) == (1.0, 1.0)
     assert scores["alignment_expected"] == pytest.approx(0.5)
     assert scores["aesthetics_expected"] == pytest.approx(6 / 9)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (['My draft: "alignment": ', "3", '. {"alignment": ', "9", "}"], 1.0),
+        (['{"alignment":', " 9}"], 0.9),
+    ],
+)
+def test_an_expected_score_is_that_of_the_written_digit(pieces: list, expected: float) -> None:
+    def token(text: str) -> SimpleNamespace:
+        likely = {" 9}": 0.9, " 0": 0.1} if text == " 9}" else {text: 1.0}
+        top = [SimpleNamespace(token=t, logprob=math.log(p)) for t, p in likely.items()]
+        return SimpleNamespace(token=text, top_logprobs=top)
+
+    message = SimpleNamespace(content="".join(pieces))
+    logprobs = SimpleNamespace(content=[token(text) for text in pieces])
+    choice = SimpleNamespace(message=message, finish_reason="stop", logprobs=logprobs)
+    reply = reply_of(SimpleNamespace(choices=[choice]))
+    found = read_scores(reply, [Criterion("alignment", "fits")])
+    assert found == ({"alignment": 1.0}, {"alignment": pytest.approx(expected)}, "")
 
 
 def test_costs_are_columns(server: Server) -> None:
@@ -290,6 +312,8 @@ def test_a_recipe_builds_it_and_no_key_is_in_the_settings(
         ({"max_tokens": True}, "max_tokens must be a whole number above 0"),
         ({"requests_per_minute": -1}, "requests_per_minute must be a number above 0"),
         ({"retries": -1}, "retries must be 0 or more, got -1"),
+        ({"usd_per_million_input": "3"}, "usd_per_million_input must be a number above 0, got '3'"),
+        ({"usd_per_million_output": -1}, "usd_per_million_output must be a number above 0"),
         ({"criteria": {}}, "criteria must be texts by score name"),
         ({"criteria": {"mood": 3}}, "criteria must be texts by score name"),
         ({"base_url": None}, "needs a key in the environment variable OPENAI_API_KEY"),

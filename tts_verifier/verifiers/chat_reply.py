@@ -142,14 +142,16 @@ def _expected(
     starts = list(accumulate((len(token) for token, _ in tokens), initial=0))
     expected = {}
     for name, value in written.items():
-        found = re.search(rf'"{re.escape(name)}"\s*:\s*(\d)', text)
+        # From where the object begins, as `_object`: words before it may name a score too.
+        pattern = re.compile(rf'"{re.escape(name)}"\s*:\s*(\d)')
+        found = pattern.search(text, max(text.find("{"), 0))
         if found is None or math.isnan(value):
             continue
         place = sum(start <= found.start(1) for start in starts) - 1
         digits: dict[int, float] = {}
         for piece, probability in tokens[place][1].items():
-            # A token may hold the space or the colon before its digit.
-            digit = piece.strip(' :"\n')
+            # A token may hold the space or the colon before its digit, or what comes after it.
+            digit = piece.strip(' :"\n,}')
             if re.fullmatch("[0-9]", digit):
                 digits[int(digit)] = digits.get(int(digit), 0.0) + probability
         if (total := sum(digits.values())) > 0 and math.isfinite(total):

@@ -94,10 +94,13 @@ class OpenAIVerifier(Verifier):
         check_above_zero("parallel", parallel, whole=True)
         if max_side is not None:
             check_above_zero("max_side", max_side, whole=True)
+        self._prices = (usd_per_million_input, usd_per_million_output)
+        for kind, price in zip(("input", "output"), self._prices, strict=True):
+            if price is not None and price != 0:
+                check_above_zero(f"usd_per_million_{kind}", price)
         chosen = CRITERIA if criteria is None else _checked(criteria)
         self.criteria = [Criterion(name, text) for name, text in chosen.items()]
         self.max_side, self.max_tokens, self.parallel = max_side, max_tokens, parallel
-        self._prices = (usd_per_million_input, usd_per_million_output)
         self.endpoint = ChatEndpoint(
             base_url,
             api_key_env=api_key_env,
