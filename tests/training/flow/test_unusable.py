@@ -189,6 +189,8 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"captions": ["a cat"]}, "needs 2 captions, and there are 1"),
         ({"captions": "none.txt"}, "captions: The prompts none.txt"),
         ({"stop": {"reward": 1.0}}, "stop has the unknown name 'reward'"),
+        ({"stop": {"kl": 1.0}, "loss": "nft"}, "stop.kl needs loss: policy and a kl above 0"),
+        ({"stop": {"kl": 1.0}, "kl": 0.0}, "stop.kl needs loss: policy and a kl above 0"),
         ({"stop": {"judge": 3}}, "so it needs judges and evaluate_every"),
         ({"height": 18}, "height must be a multiple of 4 up to 32 pixels, .* got 18"),
         ({"width": 64}, "width must be a multiple of 4 up to 32 pixels, .* got 64"),

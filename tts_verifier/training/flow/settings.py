@@ -110,7 +110,7 @@ class FlowSettings:
     evaluate_captions: int = 96
     """Captions of an evaluation."""
     stop: Mapping[str, float] = field(default_factory=dict)
-    """Of STOP_NAMES: limits that stop a run, see `stopping`."""
+    """Of STOP_NAMES: limits that stop a run, see `evaluation.broken_rule`."""
 
     def __post_init__(self) -> None:
         if self.group < 2:
@@ -177,6 +177,12 @@ class FlowSettings:
                     f"stop has the unknown name {name!r}. {suggestion(name, STOP_NAMES)}",
                     argument="stop",
                 )
+        if "kl" in self.stop and not (self.loss == "policy" and self.kl):
+            raise InputError(
+                "stop.kl needs loss: policy and a kl above 0, because no other run measures the "
+                f"divergence, got loss: {self.loss} and kl: {self.kl:g}.",
+                argument="stop",
+            )
         if "judge" in self.stop and not (self.judges and self.evaluate_every):
             raise InputError(
                 "stop.judge compares the reward with a judge in evaluations, so it needs judges "
