@@ -47,6 +47,15 @@ class GoesAway(FakeVerifier):
         return super().verify(*args, **kwargs)
 
 
+class Breaks(GoesAway):
+    """Serves one batch, and then has a fault of its own."""
+
+    def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+        if self.trace:
+            raise KeyError("overall")
+        return super().verify(*args, **kwargs)
+
+
 @pytest.fixture(autouse=True)
 def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {
@@ -56,6 +65,7 @@ def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
             "never": NeverKnows,
             "seldom": SeldomKnows,
             "gone": GoesAway,
+            "breaks": Breaks,
         }.items()
     }
     known: Mapping[str, Mapping[str, str]] = registry.BUILT_IN
@@ -139,6 +149,25 @@ def test_a_verifier_that_goes_away_leaves_what_was_trained(
     with pytest.raises(RunError, match="does not answer"):
         flow(**gone)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rewards": [{"verifier": "breaks"}]}, "A verifier failed: KeyError: 'overall'"),
+        (
+            {"judges": [{"verifier": "gone"}], "held_out": ["a cat"], "evaluate_every": 1},
+            "does not answer",
+        ),
+    ],
+    ids=["verifier", "judge"],
+)
+def test_any_fault_of_a_verifier_or_judge_leaves_what_was_trained(
+    changed: dict[str, Any], message: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=message):
+        flow(**keys | {"steps": 5, "lora_rank": 2} | changed)
+    assert [p.name for p in (tmp_path / "run/state").iterdir()] == ["00000001"]
 
 
 def test_peft_is_asked_for_where_it_is_needed(

@@ -149,9 +149,9 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
         ahead = DrawnAhead(training, thread, first)
         for step in range(first, run.steps):
             rate = run.learning_rate_at(step)
-            # Of the weights before the step; the first time before other threads work.
-            found = _evaluate(training, step)
             try:
+                # Of the weights before the step; the first time before other threads work.
+                found = _evaluate(training, step)
                 row = flow_step(training, ahead, step, rate, last=step + 1 == run.steps)
             except TTSError:
                 # Such as a server that does not answer: what was trained so far is kept.

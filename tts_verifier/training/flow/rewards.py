@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tts_verifier import Objective, Verifier
-from tts_verifier.errors import InputError, suggestion
+from tts_verifier.errors import InputError, RunError, TTSError, suggestion
 from tts_verifier.training.flow.formulas.advantages import pool_map
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.load import load_verifier
@@ -100,7 +100,19 @@ class LoadedVerifier:
             )
 
     def verify(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[Verdict]:
-        """Verifies images (R, H, W, 3) against prompts."""
+        """Verifies images (R, H, W, 3) against prompts.
+
+        Raises:
+            TTSError: the verifier or its processes failed, whatever they raised.
+        """
+        try:
+            return self._verify(images, prompts)
+        except TTSError:
+            raise
+        except Exception as error:
+            raise RunError(f"A verifier failed: {type(error).__name__}: {error}") from error
+
+    def _verify(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[Verdict]:
         if self._pool is None:
             pictures = [Image.fromarray(image) for image in images]
             return self._verifier.verify(pictures, prompts, detail=self.detail)
