@@ -12,7 +12,6 @@ from tts_verifier.training.flow.formulas.advantages import (
     AdvantageKind,
     Deviation,
     compare_pictures,
-    pool_map,
 )
 from tts_verifier.types import Heatmap
 
@@ -89,23 +88,23 @@ def test_a_picture_without_a_map_is_left_out_only_where_maps_count() -> None:
 def test_maps_are_pooled_like_averages_where_the_grid_divides_them() -> None:
     grid = np.random.default_rng(0).random((8, 6), np.float32)
     expected = torch.nn.functional.avg_pool2d(torch.from_numpy(grid)[None], 2)[0]
-    np.testing.assert_allclose(pool_map(Heatmap(grid, (12, 16)), (4, 3)), expected, rtol=1e-6)
+    np.testing.assert_allclose(Heatmap(grid, (12, 16)).pooled(4, 3), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (16, 16), (1, 1), (3, 40)])
 def test_any_grid_keeps_the_mean_of_a_map(grid: tuple[int, int]) -> None:
     values = np.random.default_rng(0).random((9, 12), np.float32)
-    pooled = pool_map(Heatmap(values, (90, 90)), grid)
+    pooled = Heatmap(values, (90, 90)).pooled(*grid)
     assert pooled.shape == grid
     assert pooled.mean() == pytest.approx(values.mean(), rel=1e-5)
 
 
 def test_a_cell_on_a_border_counts_for_both_fields() -> None:
-    pooled = pool_map(Heatmap(np.array([[0.0, 0.6, 0.9]], np.float32), (3, 1)), (1, 2))
+    pooled = Heatmap(np.array([[0.0, 0.6, 0.9]], np.float32), (3, 1)).pooled(1, 2)
     np.testing.assert_allclose(pooled, [[(0 + 0.6 / 2) / 1.5, (0.6 / 2 + 0.9) / 1.5]], rtol=1e-6)
 
 
 def test_only_the_part_that_shows_the_image_is_pooled() -> None:
     values = np.array([[0.0, 0.0], [0.2, 0.4], [0.6, 0.8], [0.0, 0.0]], np.float32)
-    pooled = pool_map(Heatmap(values, (2, 2), (0.0, 0.25, 1.0, 0.75)), (2, 2))
+    pooled = Heatmap(values, (2, 2), (0.0, 0.25, 1.0, 0.75)).pooled(2, 2)
     np.testing.assert_allclose(pooled, values[1:3], rtol=1e-6)

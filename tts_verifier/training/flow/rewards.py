@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tts_verifier import Objective, Verifier
 from tts_verifier.errors import InputError, RunError, TTSError, suggestion
-from tts_verifier.training.flow.formulas.advantages import pool_map
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.load import load_verifier
 
@@ -204,7 +203,7 @@ class WeightedRewards:
             given = [v.heatmaps.on_grid(name) for v in verdicts if name in v.heatmaps]
             if not given:
                 return np.full(self._grid, np.nan, np.float32)
-            total += weight * pool_map(given[0], self._grid)
+            total += weight * given[0].pooled(*self._grid)
         return total
 
     def close(self) -> None:

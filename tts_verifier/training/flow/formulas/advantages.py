@@ -17,12 +17,8 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-from tts_verifier.types import Heatmap
 
 AdvantageKind = Literal["scalar", "mask", "dense", "penalty"]
 Deviation = Literal["global", "group"]
@@ -104,27 +100,3 @@ def _std_of_all(values: Tensor, counts: Tensor) -> Tensor:
     """Returns the deviation of all rewards of all places."""
     kept = values[counts.expand_as(values)]
     return kept.std(correction=0) if kept.numel() else values.new_zeros(())
-
-
-def pool_map(heatmap: Heatmap, grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Returns the mean of a map over each latent place: float32 (h, w).
-
-    The part of the map that the image covers is cut into h x w equal fields, whatever both grids
-    are. A cell of the map that several fields share counts for each by the area of the overlap, so
-    the mean over the image is kept. Where h and w divide the map this is average pooling.
-    """
-    x1, y1, x2, y2 = heatmap.box
-    rows = _overlaps(heatmap.grid.shape[0], y1, y2, grid[0])
-    columns = _overlaps(heatmap.grid.shape[1], x1, x2, grid[1])
-    return (rows @ heatmap.grid @ columns.T).astype(np.float32)
-
-
-def _overlaps(cells: int, start: float, end: float, fields: int) -> NDArray[np.float64]:
-    """Returns the share of each field that each cell covers: (fields, cells), rows sum to 1."""
-    edges = cells * np.linspace(start, end, fields + 1)
-    cell = np.arange(cells)
-    low = np.maximum(edges[:-1, None], cell[None])
-    high = np.minimum(edges[1:, None], cell[None] + 1)
-    share: NDArray[np.float64] = np.maximum(high - low, 0)
-    total: NDArray[np.float64] = share.sum(1, keepdims=True)
-    return share / total
