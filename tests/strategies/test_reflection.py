@@ -220,7 +220,7 @@ def test_a_chat_model_is_told_what_went_wrong() -> None:
     told = calls[0]["messages"][1]["content"].splitlines()
     assert told[0] == "User's prompt: a red circle"
     assert told[1] == "Image made from: one circle"
-    assert "overall 0.50" in told[2]
+    assert told[2] == "Scores, higher is better: overall 0.50"
     assert "1,2,3,4" in told[3]
     assert told[4] == "The verifier's words: two circles"
 
@@ -230,6 +230,7 @@ def test_a_chat_model_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InputError, match="The endpoint cannot be used"):
         ChatRewriter("small")
+    ChatRewriter("small", base_url="http://localhost:1/v1")
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     with pytest.raises(InputError, match=r'pip install "tts-verifier\[api\]"'):
         ChatRewriter("small")

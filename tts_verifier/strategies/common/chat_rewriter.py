@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -27,7 +28,8 @@ class ChatRewriter:
     Args:
         model: the model's name at the endpoint.
         base_url: of the endpoint, such as "http://localhost:8000/v1"; None = OpenAI's, or that of
-            the variable OPENAI_BASE_URL. The key is that of OPENAI_API_KEY.
+            the variable OPENAI_BASE_URL. The key is that of OPENAI_API_KEY, which may be unset
+            where `base_url` is given.
         temperature: 0 = the likeliest text.
         client: replaces the client of the `openai` package; for tests.
 
@@ -76,7 +78,7 @@ def description(request: RewriteRequest) -> str:
         scores = ", ".join(f"{name} {value:.2f}" for name, value in verdict.scores.items())
         boxes = "; ".join(",".join(f"{edge:.0f}" for edge in box) for box in verdict.boxes)
         size = "x".join(map(str, request.trial.size or ()))
-        lines.append(f"Scores, 1 = perfect: {scores}")
+        lines.append(f"Scores, higher is better: {scores}")
         if boxes:
             lines.append(f"Flawed regions (x1,y1,x2,y2 in a picture of {size}): {boxes}")
         lines.append(f"The verifier's words: {verdict.text[:_LONGEST_REPLY]}")
@@ -91,6 +93,8 @@ def _open_client(base_url: str | None) -> Any:
             'A chat rewriter needs the package openai: pip install "tts-verifier[api]".'
         ) from error
     try:
-        return openai.OpenAI(base_url=base_url)
+        # Endpoints of one's own need no key, and the client needs one.
+        key = os.environ.get("OPENAI_API_KEY") or (None if base_url is None else "none")
+        return openai.OpenAI(api_key=key, base_url=base_url)
     except openai.OpenAIError as error:
         raise InputError(f"The endpoint cannot be used: {error}", argument="base_url") from error
