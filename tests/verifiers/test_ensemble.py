@@ -114,6 +114,13 @@ def test_unusable_members_are_refused(members: dict, message: str, argument: str
     assert caught.value.argument == argument
 
 
+def test_two_scores_of_one_name_are_refused() -> None:
+    one, two = FakeVerifier(), FakeVerifier()
+    one.score_names, two.score_names = ("b_c",), ("c",)
+    with pytest.raises(InputError, match="needs a name of its own, a_b_c comes twice"):
+        Ensemble({"a": one, "a_b": two})
+
+
 class Silent(FakeVerifier):
     def verify(self, images, prompts, *, detail="diagnose"):
         return []

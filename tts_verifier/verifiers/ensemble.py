@@ -105,6 +105,12 @@ class Ensemble(Verifier):
             if member.score_names is None:
                 return None
             names += [f"{name}_{score}" for score in member.score_names]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                f"Each score of an ensemble needs a name of its own, {twice[0]} comes twice. Give "
+                "a member another name.",
+                argument="members",
+            )
         return tuple(names)
 
     def _mean_of_objectives(self) -> Objective:
