@@ -1,5 +1,6 @@
 """Ties: a run compares its best images in pairs, in both orders, and goes on where it stopped."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from tts_verifier.log import read_trials
 from tts_verifier.recipe import load_recipe
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeComparer, FakeGenerator, FakeVerifier
-from tts_verifier.types import Budget, Compare, Trial
+from tts_verifier.types import Budget, Compare, Trial, Verdict
 
 EVERYTHING = {"ties": 3, "near": 9.0}
 
@@ -140,6 +141,20 @@ def test_comparisons_have_their_calls_for_certain_and_keep_to_the_budget() -> No
                  comparer=FakeComparer(), **EVERYTHING)  # fmt: skip
     assert len(result.trials) == 5 + 3
     assert sum(t.cost.verifier_calls for t in result.trials) == 11
+
+
+class Offline(FakeVerifier):
+    """Does not answer when it is asked about views."""
+
+    def verify(self, images, prompts, *, detail="diagnose"):
+        if len(images) % 5:
+            return super().verify(images, prompts, detail=detail)
+        return [Verdict({"overall": math.nan}, error="no answer in time") for _ in images]
+
+
+def test_a_comparison_by_views_says_why_the_verifier_has_no_scores() -> None:
+    result = run(["a"], FakeGenerator(), Offline(), BestOfN(3), **EVERYTHING)
+    assert {t.error for t in compared(result.trials)} == {"no answer in time"}
 
 
 class Short(FakeComparer):

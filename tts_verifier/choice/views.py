@@ -40,7 +40,7 @@ class Mark:
     value: float
     """Higher is better; NaN if no view says anything."""
     text: str
-    """The value in words."""
+    """The value in words, or why there is none."""
 
 
 def compare_by_views(
@@ -102,7 +102,7 @@ def mark_of(verdicts: Sequence[Verdict], objective: Callable[[Mapping[str, float
     rows = [(objective(_finest(verdict.scores)), _heat(verdict)) for verdict in verdicts]
     usable = [(value, heat) for value, heat in rows if not math.isnan(value)]
     if not usable:
-        return Mark(math.nan, "no usable view")
+        return Mark(math.nan, next((v.error for v in verdicts if v.error), "no usable view"))
     value, heat = np.mean(usable, axis=0).tolist()
     return Mark(value - _HEAT_WEIGHT * heat, f"objective {value:.4f}, heat {heat:.4f}")
 
@@ -112,7 +112,8 @@ def preference(first: Mark, second: Mark) -> Verdict:
     difference = (first.value - second.value) / _SCALE
     preferred = math.nan if math.isnan(difference) else (1 + math.tanh(difference)) / 2
     text = f"first {first.text}, second {second.text}"
-    return Verdict({PREFERRED: preferred}, text=text, cost=Cost(verifier_calls=1))
+    error = next((mark.text for mark in (first, second) if math.isnan(mark.value)), "")
+    return Verdict({PREFERRED: preferred}, text=text, cost=Cost(verifier_calls=1), error=error)
 
 
 def _finest(scores: Mapping[str, float]) -> dict[str, float]:

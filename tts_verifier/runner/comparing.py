@@ -67,7 +67,8 @@ def _compared(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
         text = "\n".join(f"{way} {value:.3f}: {one.text}" for way, value, one in replies)
         verdict = Verdict({}, text=text, detail="score", cost=cost)
         if not 0 <= objective <= 1:
-            objective, error = math.nan, "the comparison has no usable preference"
+            reasons = (one.error for one in answer if one.error)
+            objective, error = math.nan, next(reasons, "the comparison has no usable preference")
     return Trial(
         id=job.id,
         prompt=job.prompt,
