@@ -68,6 +68,16 @@ def test_another_objective_of_a_recipe_makes_other_rows(
     assert len(frame(tmp_path / "out")) == 200
 
 
+def test_a_misspelt_score_is_found_before_pictures_are_judged(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parallel_options.ENGINES, "loky", "inline_engine:InlineEngine")
+    for option in (("--sort", "overal"), ("--min", "overal=0.5")):
+        done = score(pictures, "--prompt", "x", "--output", tmp_path / "out", "--parallel", *option)
+        assert (done.exit_code, "got 'overal'" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

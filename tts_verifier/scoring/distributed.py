@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier.choice.objective import Objective
+from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.scoring.batches import batches, images_at_once, with_content
 from tts_verifier.scoring.parts import Parts, open_parts
 from tts_verifier.scoring.rows import ScoreRow
 from tts_verifier.scoring.score import PairScorer
 from tts_verifier.scoring.sources.pairs import Pair
+from tts_verifier.scoring.thresholds import check_names
 from tts_verifier.types import Detail, Setting, Verdict
 
 
@@ -85,6 +87,7 @@ def score_with_workers(
     *,
     detail: Detail = "diagnose",
     at_once: int | None = None,
+    names: Collection[str] = (),
 ) -> Parts:
     """Scores pairs into a folder of parts, as `score_into_parts` does, by the workers of an engine.
 
@@ -98,25 +101,41 @@ def score_with_workers(
         pairs: taken one after the other.
         detail: what to ask for.
         at_once: pairs that a worker gets at a time; None = as many as its verifier's batches have.
+        names: of scores that the rows must have, or `objective`.
 
     Raises:
-        RunError: as `score_into_parts`.
+        InputError: the verifier gives no score of one of the names.
+        RunError: as `score_into_parts`; or a worker has another verifier than the first one.
         Exception: whatever a worker raised.
     """
     # Only a worker knows the verifier's settings: this process loads no weights.
     order = Chunk(uuid.uuid4().hex, load, verifier, detail, ())
     ((_, about),) = judge([order])
+    check_names(names, about.score_names)
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
         missing = map(with_content, parts.missing(pairs))
         size = at_once or about.at_once
         chunks = iter(lambda: list(islice(missing, size)), [])
         for chunk, judged in judge(replace(order, pairs=chunk) for chunk in chunks):
+            _check_same(judged, about)
             keyed = [
                 (replace(pair, version=version), key)
                 for pair, (version, key) in zip(chunk.pairs, judged.keys, strict=True)
             ]
             parts.write(keyed, judged.rows)
     return parts
+
+
+def _check_same(judged: JudgedChunk, about: JudgedChunk) -> None:
+    mine, first = dict(judged.settings), dict(about.settings)
+    if judged.objective is not None or about.objective is not None:
+        mine["objective"], first["objective"] = repr(judged.objective), repr(about.objective)
+    if mine != first:
+        differ = sorted(k for k in {*mine, *first} if mine.get(k) != first.get(k))
+        raise RunError(
+            f"All workers must have the same verifier, and they differ in {', '.join(differ)}. "
+            "Give them the same files and packages, and the same command again."
+        )
 
 
 def score_chunk(chunk: Chunk) -> JudgedChunk:
