@@ -33,6 +33,12 @@ def test_shards_have_the_trials_and_choices_of_one_process(tmp_path, inline):
     many = start(tmp_path)
     assert choices(tmp_path / "run") == choices(tmp_path / "one")
     assert str(many).replace("/run", "/one") == str(one)
+    for outcome in (one, many):
+        rows = json.loads(outcome.as_json())["prompts"].values()
+        assert len(rows) == 10
+        for row in rows:
+            assert row["image"].endswith(f"images/{row['chosen']}.png")
+            assert (outcome.folder / row["image"]).is_file()
     assert sorted(p.name for p in (tmp_path / "run/shards").iterdir()) == [
         "00000",
         "00001",
