@@ -33,6 +33,12 @@ def test_shards_have_the_trials_and_choices_of_one_process(tmp_path, inline):
     many = start(tmp_path)
     assert choices(tmp_path / "run") == choices(tmp_path / "one")
     assert str(many).replace("/run", "/one") == str(one)
+    for outcome in (one, many):
+        rows = json.loads(outcome.as_json())["prompts"].values()
+        assert len(rows) == 10
+        for row in rows:
+            assert row["image"].endswith(f"images/{row['chosen']}.png")
+            assert (outcome.folder / row["image"]).is_file()
     assert sorted(p.name for p in (tmp_path / "run/shards").iterdir()) == [
         "00000",
         "00001",
@@ -66,10 +72,47 @@ def test_a_run_in_shards_is_verified_again_by_one_process_or_many(tmp_path, inli
     again = load_recipe("fake")
     run_recipe(again, output=tmp_path / "one", rejudge=tmp_path / "run", say=quiet)
     assert choices(tmp_path / "one") == choices(tmp_path / "run")
-    many = load_recipe("fake", SHARDS)
-    run_parallel(many, output=tmp_path / "many", rejudge=tmp_path / "run", say=quiet)
+    many, shown = load_recipe("fake", SHARDS), []
+    run_parallel(many, output=tmp_path / "many", rejudge=tmp_path / "run", say=shown.append)
+    assert "parallel:\n" in shown[0]
+    assert "prompts:" not in shown[0], "those of the recipe are not used"
     assert choices(tmp_path / "many") == choices(tmp_path / "run")
     assert len(traced(tmp_path, "drew")) == 40
+
+
+RANKED = [
+    "objective.weights={semantic_alignment: 1, aesthetics: 2}",
+    "objective.combine=mean_rank",
+]
+COMPARED = ["comparer.name=fake", "ties=3", "near=9.0"]
+LOOKED = ["looks=2", "detail=score"]
+
+
+@pytest.mark.parametrize(
+    "kind", [RANKED, COMPARED, LOOKED, RANKED + COMPARED], ids=["ranks", "ties", "looks", "both"]
+)
+def test_choices_that_need_the_whole_prompt_are_those_of_one_process(tmp_path, inline, kind):
+    folders = [tmp_path / name for name in ("one", "many", "one again", "many again")]
+    outcomes = []
+    for number, folder in enumerate(folders):
+        recipe = load_recipe(
+            "fake", ["prompts=[a, b, c, d, a]", *kind, *SHARDS[: 2 * (number % 2)]]
+        )
+        run = run_parallel if number % 2 else run_recipe
+        rejudge = folders[1] if number > 1 else None
+        outcomes.append(run(recipe, output=folder, rejudge=rejudge, subset=2, say=quiet))
+    texts = {
+        str(outcome).replace(str(folder), "")
+        for outcome, folder in zip(outcomes, folders, strict=True)
+    }
+    assert len(texts) == 1
+    pictures = [
+        {path.name: path.read_bytes() for path in folder.glob("[cs]*/*.png")} for folder in folders
+    ]
+    assert len(pictures[0]) == 5 * 3
+    assert pictures == [pictures[0]] * 4
+    assert choices(folders[1]) == choices(folders[0])
+    assert choices(folders[3]) == choices(folders[2])
 
 
 def test_a_finished_run_starts_no_engine(tmp_path, inline):

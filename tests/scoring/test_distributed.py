@@ -3,6 +3,7 @@
 import io
 import pickle
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tts_verifier.errors import RunError
 from tts_verifier.scoring import open_pairs, score_into_parts, score_with_workers
 from tts_verifier.scoring.distributed import Chunk, JudgedChunk, score_chunk
 from tts_verifier.testing import FakeVerifier
@@ -59,6 +61,17 @@ def test_workers_give_the_same_rows(tmp_path: Path, table: Path) -> None:
     assert len(list(parts.rows())) == 80
     pd.testing.assert_frame_equal(frame(tmp_path / "one"), frame(tmp_path / "many"))
     assert loads == ["fake"]
+
+
+def test_workers_with_different_verifiers_are_refused(tmp_path: Path, table: Path) -> None:
+    def mixed(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, JudgedChunk]]:
+        for chunk, judged in over_there(chunks):
+            other = {"model": "other"} if chunk.pairs else judged.settings
+            yield chunk, replace(judged, settings=other)
+
+    with pytest.raises(RunError, match=r"the same verifier, and they differ in model"):
+        score_with_workers(tmp_path / "out", mixed, load_verifier, "fake", open_pairs([str(table)]))
+    assert not list((tmp_path / "out").glob("*.parquet"))
 
 
 def test_one_process_continues_what_workers_began_and_the_reverse(

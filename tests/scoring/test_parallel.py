@@ -46,6 +46,38 @@ def test_an_engine_gives_the_same_folder(
     pd.testing.assert_frame_equal(frame(tmp_path / "one"), frame(tmp_path / "many"))
 
 
+def write_recipe(folder: Path, weight: int) -> Path:
+    text = f"verifier: {{name: fake}}\nobjective: {{weights: {{semantic_alignment: {weight}}}}}\n"
+    (folder / "judge.yaml").write_text(text)
+    return folder / "judge.yaml"
+
+
+def test_another_objective_of_a_recipe_makes_other_rows(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parallel_options.ENGINES, "loky", "inline_engine:InlineEngine")
+    given = (pictures, "--prompt", "x", "--top", 1, "--output", tmp_path / "out")
+    best = []
+    for weight in (1, -1):
+        done = score(*given, "--parallel", verifier=write_recipe(tmp_path, weight))
+        assert done.exit_code == 0, done.output
+        best.append(Path(done.stdout.splitlines()[1].split()[0]).name)
+    assert best == ["99.png", "0.png"]
+    # Whoever judged them, the rows are the same ones.
+    assert score(*given, verifier=tmp_path / "judge.yaml").exit_code == 0
+    assert len(frame(tmp_path / "out")) == 200
+
+
+def test_a_misspelt_score_is_found_before_pictures_are_judged(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(parallel_options.ENGINES, "loky", "inline_engine:InlineEngine")
+    for option in (("--sort", "overal"), ("--min", "overal=0.5")):
+        done = score(pictures, "--prompt", "x", "--output", tmp_path / "out", "--parallel", *option)
+        assert (done.exit_code, "got 'overal'" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

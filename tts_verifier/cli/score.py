@@ -94,7 +94,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         )
     names = [options["sort"], *(limit.name for limit in limits)]
     if engine is not None:
-        rows = _rows_of_workers(source, engine, options)
+        rows = _rows_of_workers(source, engine, names, options)
     else:
         verifier = _verifier(options["verifier"])
         check_names(names, verifier.score_names)
@@ -130,7 +130,10 @@ def _is_engine_option(argument: str) -> bool:
 
 
 def _rows_of_workers(
-    source: PairSource, engine_options: ParallelOptions, options: dict[str, Any]
+    source: PairSource,
+    engine_options: ParallelOptions,
+    names: list[str],
+    options: dict[str, Any],
 ) -> Iterable[ScoreRow]:
     from tts_verifier.parallel import hand_out, open_engine
     from tts_verifier.scoring import score_with_workers
@@ -145,6 +148,7 @@ def _rows_of_workers(
             source,
             detail=options["detail"],
             at_once=engine_options.shard,
+            names=names,
         )
     return parts.rows(whole=options["form"] == "jsonl")
 

@@ -138,6 +138,9 @@ def _order_of(
 def _shown_recipe(recipe: Recipe, order: Order) -> dict[str, Any]:
     options = recipe.parallel or ParallelOptions()
     parallel = {name: getattr(options, name) for name in options.__slots__}
+    if order.rejudge is not None:
+        # The prompts are those of the recorded run.
+        return {**order.resolved, "parallel": parallel}
     prompts: Any = [{"id": p.id, "prompt": p.text} for p in recipe.prompts[:_MOST_SHOWN]]
     if len(recipe.prompts) > _MOST_SHOWN:
         # YAML of a million prompts would take minutes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
 from tts_verifier.runner import RunResult, execute
 from tts_verifier.runner.progress import Progress
+from tts_verifier.types import InFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,13 @@ class Outcome:
     def as_json(self) -> str:
         """Returns one line of JSON."""
         values = {"event": "result", "folder": str(self.folder), **summary_values(self.summary)}
+        for row in self.summary.prompts:
+            image = row.chosen and row.chosen.image
+            if isinstance(image, InFile):
+                # Of a run in shards, the row's path is relative to the shard.
+                place = os.path.realpath(image.folder / image.path)
+                path = Path(os.path.relpath(place, os.path.realpath(self.folder))).as_posix()
+                values["prompts"][row.prompt.id]["image"] = path
         return json.dumps(values, ensure_ascii=False)
 
 

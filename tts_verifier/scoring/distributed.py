@@ -7,19 +7,23 @@ worker that dies costs its chunk; the process that writes costs the chunks under
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tts_verifier.choice.objective import Objective
+from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.scoring.batches import batches, images_at_once, with_content
 from tts_verifier.scoring.parts import Parts, open_parts
 from tts_verifier.scoring.rows import ScoreRow
 from tts_verifier.scoring.score import PairScorer
 from tts_verifier.scoring.sources.pairs import Pair
+from tts_verifier.scoring.thresholds import check_names
 from tts_verifier.types import Detail, Setting, Verdict
 
 
@@ -27,6 +31,8 @@ from tts_verifier.types import Detail, Setting, Verdict
 class Chunk:
     """What a worker judges together. It pickles."""
 
+    call: str
+    """The id of the call of `score_with_workers`; a worker loads the verifier once for each."""
     load: Callable[[str], Verifier]
     """Loads a verifier by its name; a function at the top of a module."""
     verifier: str
@@ -45,6 +51,8 @@ class JudgedChunk:
     """The verifier's settings."""
     score_names: Collection[str] | None
     """The names of its scores."""
+    objective: Objective | None
+    """Its own objective, such as a recipe's; None = that of its class."""
     at_once: int
     """How many images its calls are best given."""
     keys: Sequence[tuple[str, str]]
@@ -58,6 +66,9 @@ class _Elsewhere(Verifier):
 
     def __init__(self, judged: JudgedChunk) -> None:
         self.settings, self.score_names = judged.settings, judged.score_names
+        if judged.objective is not None:
+            # What the rows of this objective are stamped with.
+            self.objective = judged.objective
 
     def verify(self, *arguments: Any, **options: Any) -> list[Verdict]:
         raise NotImplementedError
@@ -76,6 +87,7 @@ def score_with_workers(
     *,
     detail: Detail = "diagnose",
     at_once: int | None = None,
+    names: Collection[str] = (),
 ) -> Parts:
     """Scores pairs into a folder of parts, as `score_into_parts` does, by the workers of an engine.
 
@@ -89,18 +101,23 @@ def score_with_workers(
         pairs: taken one after the other.
         detail: what to ask for.
         at_once: pairs that a worker gets at a time; None = as many as its verifier's batches have.
+        names: of scores that the rows must have, or `objective`.
 
     Raises:
-        RunError: as `score_into_parts`.
+        InputError: the verifier gives no score of one of the names.
+        RunError: as `score_into_parts`; or a worker has another verifier than the first one.
         Exception: whatever a worker raised.
     """
     # Only a worker knows the verifier's settings: this process loads no weights.
-    ((_, about),) = judge([Chunk(load, verifier, detail, ())])
+    order = Chunk(uuid.uuid4().hex, load, verifier, detail, ())
+    ((_, about),) = judge([order])
+    check_names(names, about.score_names)
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
         missing = map(with_content, parts.missing(pairs))
         size = at_once or about.at_once
         chunks = iter(lambda: list(islice(missing, size)), [])
-        for chunk, judged in judge(Chunk(load, verifier, detail, chunk) for chunk in chunks):
+        for chunk, judged in judge(replace(order, pairs=chunk) for chunk in chunks):
+            _check_same(judged, about)
             keyed = [
                 (replace(pair, version=version), key)
                 for pair, (version, key) in zip(chunk.pairs, judged.keys, strict=True)
@@ -109,9 +126,21 @@ def score_with_workers(
     return parts
 
 
+def _check_same(judged: JudgedChunk, about: JudgedChunk) -> None:
+    mine, first = dict(judged.settings), dict(about.settings)
+    if judged.objective is not None or about.objective is not None:
+        mine["objective"], first["objective"] = repr(judged.objective), repr(about.objective)
+    if mine != first:
+        differ = sorted(k for k in {*mine, *first} if mine.get(k) != first.get(k))
+        raise RunError(
+            f"All workers must have the same verifier, and they differ in {', '.join(differ)}. "
+            "Give them the same files and packages, and the same command again."
+        )
+
+
 def score_chunk(chunk: Chunk) -> JudgedChunk:
     """Judges a chunk in a worker, in as many calls as memory asks for."""
-    scorer = _scorer(chunk.load, chunk.verifier, chunk.detail)
+    scorer = _scorer(chunk.call, chunk.load, chunk.verifier, chunk.detail)
     keys: list[tuple[str, str]] = []
     rows: dict[str, ScoreRow] = {}
     for batch in batches(chunk.pairs, scorer.read, scorer.verifier):
@@ -119,9 +148,14 @@ def score_chunk(chunk: Chunk) -> JudgedChunk:
         rows |= scorer.rows_by_key(picture for picture in batch if picture.key not in rows)
     verifier = scorer.verifier
     at_once, _ = images_at_once(verifier)
-    return JudgedChunk(dict(verifier.settings), verifier.score_names, at_once, keys, rows)
+    own = vars(verifier).get("objective")
+    return JudgedChunk(dict(verifier.settings), verifier.score_names, own, at_once, keys, rows)
 
 
-@cache
-def _scorer(load: Callable[[str], Verifier], verifier: str, detail: Detail) -> PairScorer:
+# A worker of a cluster outlives the call: a recipe or weights of the same name may be others by
+# then, and the earlier verifier must not keep its memory.
+@lru_cache(1)
+def _scorer(
+    call: str, load: Callable[[str], Verifier], verifier: str, detail: Detail
+) -> PairScorer:
     return PairScorer(load(verifier), detail, prompts=True)
