@@ -393,6 +393,17 @@ def test_all_requests_together_have_a_limit_too() -> None:
         assert found.headers["retry-after"] == "1"
 
 
+def test_a_refusal_at_the_last_part_of_a_body_says_why() -> None:
+    chunked = head(0).replace(b"content-length: 0", b"transfer-encoding: chunked")
+    with serving(FakeVerifier(), memory=len(GOOD) - 1) as url:
+        assert "Requests under way may take" in error_of(ask(url, GOOD), 503)
+    with (
+        serving(FakeVerifier(), body=100) as url,
+        raw(url, chunked + b"65\r\n" + bytes(0x65) + b"\r\n0\r\n\r\n") as connection,
+    ):
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
 class OutOfMemory(FakeVerifier):
     """Has memory for so many pictures."""
 

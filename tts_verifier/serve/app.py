@@ -78,7 +78,7 @@ class Service:
         self._threads.shutdown()
 
     async def answer(self, request: Request, read: Read, write: Write, kind: str) -> Response:
-        """AnswerWriter one request: bytes -> pictures -> verdicts -> bytes.
+        """Answers one request: bytes -> pictures -> verdicts -> bytes.
 
         Args:
             request: its body was not read yet.
@@ -335,7 +335,7 @@ def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
 
 
 def _without_body(request: Request, service: Service, answer: Callable[[], Any]) -> Response:
-    """AnswerWriter a request without a body."""
+    """Answers a request without a body."""
     try:
         check_token(request, service.token)
     except Refused as error:
@@ -344,7 +344,7 @@ def _without_body(request: Request, service: Service, answer: Callable[[], Any])
 
 
 async def _as_ours(request: Request, error: Exception) -> Response:
-    """AnswerWriter paths and methods that do not exist in the shape of all other errors."""
+    """Answers paths and methods that do not exist in the shape of all other errors."""
     assert isinstance(error, StarletteHTTPException)
     return refusal(
         Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
