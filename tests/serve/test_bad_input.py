@@ -336,6 +336,20 @@ def test_slow_bodies_and_slow_headers_are_cut_off() -> None:
         assert ask(url, GOOD).status_code == 200
 
 
+def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+    body = as_json(prompts=["x"] * 4, images=[png(8, 8)] * 4, maps=[1024, 1024])
+    start = head(len(body)).replace(MEDIA_TYPE.encode(), b"application/json")
+    # The server ends at the end of the block, or the test fails.
+    with serving(FakeVerifier(), idle_seconds=0.2) as url:
+        connection = raw(url, start + body)
+        with httpx.Client(verify=False) as client:
+            for _ in range(SECONDS * 20):
+                if 'door="/v1/score",status="200"' in client.get(f"{url}/metrics").text:
+                    break
+                time.sleep(0.05)
+    connection.close()
+
+
 class Slow(FakeVerifier):
     """Waits until the test lets it go on."""
 
