@@ -153,6 +153,15 @@ def test_flow_grpo_gets_nan_or_what_it_asks_for_and_no_map_is_none() -> None:
     assert meta["heatmap"] == [None] * 4
 
 
+def test_pictures_that_all_lack_one_of_two_maps_have_no_map_of_flaws() -> None:
+    given = Given(verdict(0.5, artifact=0.4), verdict(0.6, artifact=0.1))
+    flaws, found = VerifierReward(given, grid=(2, 3))(IMAGES[:2], PROMPTS[:2]).flaws()
+    assert found.tolist() == [False, False]
+    assert flaws.shape == (2, 2, 3)
+    assert np.isnan(flaws).all()
+    assert flow_grpo.scorer(given)(IMAGES[:2], PROMPTS[:2])[1]["heatmap"] == [None, None]
+
+
 def test_a_remote_verifier_rewards_as_one_here_does() -> None:
     with serving(FakeVerifier()) as url:
         there = VerifierReward(Remote(url))(IMAGES, PROMPTS)
