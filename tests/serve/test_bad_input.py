@@ -471,6 +471,8 @@ def test_one_clients_picture_does_not_cost_another_its_answer() -> None:
             wait_for(client, url, 4)
         gate.go_on.set()
         statuses = [future.result(SECONDS).status_code for future in (first, *others)]
+        with httpx.Client(verify=False) as client:
+            assert "tts_pictures_total 3.0" in client.get(f"{url}/metrics").text
     assert statuses == [200, 200, 500, 200]
 
 

@@ -5,8 +5,8 @@ A message is a file in the format of safetensors whose metadata has one key, `me
 - a request: `protocol`, `prompts`, `detail`, `maps`. Its arrays are the pictures: `image.0`,
   `image.1` and so on, uint8 (H, W, 3) in RGB, or uint8 (bytes,), a picture file. Pictures of one
   size may be one array, `images`, (N, H, W, 3) or (N, 3, H, W).
-- an answer: `protocol`, `version`, `verifier`, `checkpoint`, `objective`, `missing` and `results`,
-  one for each picture. Its arrays are the maps: `0.misalignment`, float32 (rows, columns).
+- an answer: `protocol`, `version`, `verifier`, `checkpoint`, `missing` and `results`, one for
+  each picture. Its arrays are the maps: `0.misalignment`, float32 (rows, columns).
 
 In JSON without safetensors, arrays are text in base64 (see `serve`).
 """
