@@ -36,7 +36,7 @@ from tts_verifier.serve.requests import (
     asked_to_compute,
 )
 from tts_verifier.types import Verdict
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message, token_of
 
 JSON: Final = "application/json"
 READERS: Final = 8
@@ -214,7 +214,7 @@ def create_app(
         limits: of requests.
         token: that requests must have, but those of /health; None = none.
     """
-    service = Service(verifier, limits or RequestLimits(), token)
+    service = Service(verifier, limits or RequestLimits(), token_of(token))
     app = FastAPI(
         title="tts-serve",
         version=version("tts-verifier"),

@@ -15,6 +15,7 @@ from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.app import create_app
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.verifiers.remote.protocol import token_of
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -34,7 +35,7 @@ def serve(
     Raises:
         RunError: the address cannot be listened on.
     """
-    if token is None and host not in _LOCAL:
+    if not token_of(token) and host not in _LOCAL:
         warnings.warn(
             f"Everybody who reaches {host}:{port} may use this server. Set a token, or listen on "
             "127.0.0.1.",

@@ -95,6 +95,22 @@ def dump(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
+def token_of(text: str | None) -> str | None:
+    """Returns a token without the white space around it, as a file has; None = there is none.
+
+    Raises:
+        InputError: no header can hold it.
+    """
+    token = (text or "").strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        # Without the token, since errors are logged.
+        raise InputError(
+            "A token must be printable ASCII without spaces, the one given is not. Choose another "
+            f"one, and set {TOKEN_VARIABLE} to it on both sides."
+        )
+    return token or None
+
+
 def json_number(value: float) -> float | None:
     """Returns a number that JSON can hold; None for NaN and infinities."""
     return float(value) if math.isfinite(value) else None
