@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from serving import serving
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError, RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.reward import VerifierReward, flow_grpo
 from tts_verifier.reward.verl_omni import compute_score
@@ -186,6 +187,29 @@ def test_verl_omni_gets_a_dict_of_one_picture() -> None:
 
     with serving(FakeVerifier()) as url:
         assert asyncio.run(ask(url)) == [expected] * 3
+
+
+def test_pictures_of_a_batch_do_not_each_wait_for_a_server_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def gone(url: str) -> Verifier:
+        asked.append(url)
+        time.sleep(0.2)
+        raise ServerError("does not answer")
+
+    async def ask() -> Any:
+        pixels = torch.zeros(3, 8, 8)
+        calls = (compute_score(pixels, "a", "http://gone") for _ in range(8))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    monkeypatch.setattr("tts_verifier.reward.verl_omni.Remote", gone)
+    assert all(isinstance(error, ServerError) for error in asyncio.run(ask()))
+    first = len(asked)
+    assert first < 8
+    asyncio.run(ask())
+    assert len(asked) > first
 
 
 @pytest.mark.parametrize(
