@@ -453,6 +453,23 @@ def test_where_it_runs_out_for_one_picture_the_client_is_told_to_try_later() -> 
         assert health == {"status": "ok", "waiting": 0, "last_failure": "MemoryError: "}
 
 
+def test_a_failure_is_told_in_full_only_to_who_has_the_token() -> None:
+    def scores(image: Image.Image, prompt: str) -> dict[str, float]:
+        raise ZeroDivisionError(prompt)
+
+    gate = Gate(scores)
+    gate.go_on.set()
+    bearer = {"authorization": "Bearer secret"}
+    with serving(gate, token="secret") as url, httpx.Client(verify=False) as client:
+        sent = client.post(
+            f"{url}/v1/score", content=GOOD, headers={"content-type": MEDIA_TYPE, **bearer}
+        )
+        assert sent.status_code == 500
+        found = [client.get(f"{url}/health", headers=h).json() for h in ({}, bearer)]
+    expected = ["ZeroDivisionError", "ZeroDivisionError: a cat"]
+    assert [health["last_failure"] for health in found] == expected
+
+
 def test_one_clients_picture_does_not_cost_another_its_answer() -> None:
     def scores(image: Image.Image, prompt: str) -> dict[str, float]:
         if prompt == "bad":

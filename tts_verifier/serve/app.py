@@ -318,8 +318,13 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
 
 def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
     @app.get("/health", summary="Whether the server takes requests. Needs no token.")
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         failure = service.dispatcher.failure
+        try:
+            check_token(request, service.token)
+        except Refused:
+            # The error's text may quote a prompt.
+            failure = failure.partition(":")[0]
         about = {"status": "ok", "waiting": service.dispatcher.size}
         return Response(
             dump(about | ({"last_failure": failure} if failure else {})), 200, None, JSON
