@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from serving import serving
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError, RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.reward import VerifierReward, flow_grpo
 from tts_verifier.reward.verl_omni import compute_score
@@ -153,6 +154,15 @@ def test_flow_grpo_gets_nan_or_what_it_asks_for_and_no_map_is_none() -> None:
     assert meta["heatmap"] == [None] * 4
 
 
+def test_pictures_that_all_lack_one_of_two_maps_have_no_map_of_flaws() -> None:
+    given = Given(verdict(0.5, artifact=0.4), verdict(0.6, artifact=0.1))
+    flaws, found = VerifierReward(given, grid=(2, 3))(IMAGES[:2], PROMPTS[:2]).flaws()
+    assert found.tolist() == [False, False]
+    assert flaws.shape == (2, 2, 3)
+    assert np.isnan(flaws).all()
+    assert flow_grpo.scorer(given)(IMAGES[:2], PROMPTS[:2])[1]["heatmap"] == [None, None]
+
+
 def test_a_remote_verifier_rewards_as_one_here_does() -> None:
     with serving(FakeVerifier()) as url:
         there = VerifierReward(Remote(url))(IMAGES, PROMPTS)
@@ -177,6 +187,29 @@ def test_verl_omni_gets_a_dict_of_one_picture() -> None:
 
     with serving(FakeVerifier()) as url:
         assert asyncio.run(ask(url)) == [expected] * 3
+
+
+def test_pictures_of_a_batch_do_not_each_wait_for_a_server_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def gone(url: str) -> Verifier:
+        asked.append(url)
+        time.sleep(0.2)
+        raise ServerError("does not answer")
+
+    async def ask() -> Any:
+        pixels = torch.zeros(3, 8, 8)
+        calls = (compute_score(pixels, "a", "http://gone") for _ in range(8))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    monkeypatch.setattr("tts_verifier.reward.verl_omni.Remote", gone)
+    assert all(isinstance(error, ServerError) for error in asyncio.run(ask()))
+    first = len(asked)
+    assert first < 8
+    asyncio.run(ask())
+    assert len(asked) > first
 
 
 @pytest.mark.parametrize(

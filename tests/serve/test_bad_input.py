@@ -336,6 +336,20 @@ def test_slow_bodies_and_slow_headers_are_cut_off() -> None:
         assert ask(url, GOOD).status_code == 200
 
 
+def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+    body = as_json(prompts=["x"] * 4, images=[png(8, 8)] * 4, maps=[1024, 1024])
+    start = head(len(body)).replace(MEDIA_TYPE.encode(), b"application/json")
+    # The server ends at the end of the block, or the test fails.
+    with serving(FakeVerifier(), idle_seconds=0.2) as url:
+        connection = raw(url, start + body)
+        with httpx.Client(verify=False) as client:
+            for _ in range(SECONDS * 20):
+                if 'door="/v1/score",status="200"' in client.get(f"{url}/metrics").text:
+                    break
+                time.sleep(0.05)
+    connection.close()
+
+
 class Slow(FakeVerifier):
     """Waits until the test lets it go on."""
 
@@ -393,6 +407,17 @@ def test_all_requests_together_have_a_limit_too() -> None:
         assert found.headers["retry-after"] == "1"
 
 
+def test_a_refusal_at_the_last_part_of_a_body_says_why() -> None:
+    chunked = head(0).replace(b"content-length: 0", b"transfer-encoding: chunked")
+    with serving(FakeVerifier(), memory=len(GOOD) - 1) as url:
+        assert "Requests under way may take" in error_of(ask(url, GOOD), 503)
+    with (
+        serving(FakeVerifier(), body=100) as url,
+        raw(url, chunked + b"65\r\n" + bytes(0x65) + b"\r\n0\r\n\r\n") as connection,
+    ):
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413")
+
+
 class OutOfMemory(FakeVerifier):
     """Has memory for so many pictures."""
 
@@ -428,6 +453,23 @@ def test_where_it_runs_out_for_one_picture_the_client_is_told_to_try_later() -> 
         assert health == {"status": "ok", "waiting": 0, "last_failure": "MemoryError: "}
 
 
+def test_a_failure_is_told_in_full_only_to_who_has_the_token() -> None:
+    def scores(image: Image.Image, prompt: str) -> dict[str, float]:
+        raise ZeroDivisionError(prompt)
+
+    gate = Gate(scores)
+    gate.go_on.set()
+    bearer = {"authorization": "Bearer secret"}
+    with serving(gate, token="secret") as url, httpx.Client(verify=False) as client:
+        sent = client.post(
+            f"{url}/v1/score", content=GOOD, headers={"content-type": MEDIA_TYPE, **bearer}
+        )
+        assert sent.status_code == 500
+        found = [client.get(f"{url}/health", headers=h).json() for h in ({}, bearer)]
+    expected = ["ZeroDivisionError", "ZeroDivisionError: a cat"]
+    assert [health["last_failure"] for health in found] == expected
+
+
 def test_one_clients_picture_does_not_cost_another_its_answer() -> None:
     def scores(image: Image.Image, prompt: str) -> dict[str, float]:
         if prompt == "bad":
@@ -446,6 +488,8 @@ def test_one_clients_picture_does_not_cost_another_its_answer() -> None:
             wait_for(client, url, 4)
         gate.go_on.set()
         statuses = [future.result(SECONDS).status_code for future in (first, *others)]
+        with httpx.Client(verify=False) as client:
+            assert "tts_pictures_total 3.0" in client.get(f"{url}/metrics").text
     assert statuses == [200, 200, 500, 200]
 
 

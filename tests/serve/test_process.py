@@ -122,6 +122,15 @@ def test_options_that_cannot_be_used(arguments: list[str], message: str) -> None
     assert message in done.output
 
 
+def test_a_token_that_no_header_holds_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TTS_SERVE_TOKEN", "sec ret")
+    done = CliRunner().invoke(serve_command, ["--verifier", "nothing/there/at/all"])
+    assert done.exit_code == 2
+    assert "printable ASCII without spaces" in done.output
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     done = CliRunner().invoke(serve_command, ["--verifier", "fake"])

@@ -105,7 +105,11 @@ def test_it_says_what_its_members_say() -> None:
         ({"a": 3}, "The member a must be a verifier or a table with its name, got 3", "members.a"),
         ({"a": {"model": "x"}}, "The member a: a verifier needs a 'name'", "members.a"),
         ({"a": {"name": "fak"}}, "The member a: Unknown verifier 'fak'", "members.a.name"),
-        ({"a": {"name": "fake", "x": 1}}, "The member a: 'fake' cannot be built", "members.a"),
+        (
+            {"a": {"name": "fake", "x": 1}},
+            "The member a: The verifier 'fake' cannot be built",
+            "members.a",
+        ),
     ],
 )
 def test_unusable_members_are_refused(members: dict, message: str, argument: str) -> None:

@@ -55,13 +55,15 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
     from tts_verifier.serve.options import limits_of, options_of
     from tts_verifier.serve.server import serve
     from tts_verifier.verifiers.load import load_verifier
-    from tts_verifier.verifiers.remote.protocol import TOKEN_VARIABLE
+    from tts_verifier.verifiers.remote.protocol import TOKEN_VARIABLE, token_of
 
     quiet_libraries()
+    # Before a model is loaded in vain.
+    token = token_of(os.environ.get(TOKEN_VARIABLE))
     serve(
         load_verifier(verifier, options=options_of(options)),
         host=values.pop("host"),
         port=values.pop("port"),
         limits=limits_of(values),
-        token=os.environ.get(TOKEN_VARIABLE) or None,
+        token=token,
     )

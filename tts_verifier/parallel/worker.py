@@ -30,7 +30,7 @@ from tts_verifier.parallel.shard_state import (
 )
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
-from tts_verifier.recipe.signatures import parameters
+from tts_verifier.registry import parameters
 from tts_verifier.runner import RunSetup, execute
 from tts_verifier.runner.progress import Progress, ProgressCounts
 from tts_verifier.types import Job, Prompt

@@ -12,8 +12,9 @@ from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.recipe.parallel_options import ParallelOptions
-from tts_verifier.recipe.signatures import call, describe, is_finite, parameters, value_fits
+from tts_verifier.recipe.signatures import describe, is_finite, value_fits
 from tts_verifier.recipe.yaml_lines import Document
+from tts_verifier.registry import call, parameters
 from tts_verifier.types import Budget
 
 ROLES: Final = {

@@ -1,51 +1,13 @@
-"""Checks plain values against a constructor's signature: its parameters and their types."""
+"""Checks plain values against the types of a constructor's parameters."""
 
 from __future__ import annotations
 
-import inspect
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
 
-UNCHECKED: Final = object()
-"""The type of a parameter without an annotation, or with one that cannot be resolved."""
-
-
-def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns name -> (type, default) of a builder's parameters.
-
-    The default is `inspect.Parameter.empty` where there is none. Each key of
-    `**options: Unpack[SomeTypedDict]` counts as a parameter whose default is None. The first
-    parameter of a `from_pretrained` is called `model`, whatever its real name.
-    """
-    try:
-        hints = get_type_hints(builder.__init__ if inspect.isclass(builder) else builder)
-    except (NameError, TypeError):
-        # A plug-in may annotate with names that exist only while type checking.
-        hints = {}
-    accepted: dict[str, tuple[Any, Any]] = {}
-    for name, parameter in inspect.signature(builder).parameters.items():
-        hint = hints.get(name, UNCHECKED)
-        if parameter.kind is parameter.VAR_KEYWORD:
-            options = next(iter(get_args(hint)), None)
-            option_hints = get_type_hints(options) if options is not None else {}
-            accepted |= {option: (kind, None) for option, kind in option_hints.items()}
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            accepted[name] = (hint, parameter.default)
-    # Recipes name a checkpoint `model` in every section, and `from_pretrained` has other names.
-    if getattr(builder, "__name__", "") == "from_pretrained" and accepted:
-        first = next(iter(accepted))
-        accepted = {"model": accepted.pop(first), **accepted}
-    return accepted
-
-
-def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Calls a builder with values under the names that `parameters` gives them."""
-    values = dict(values)
-    if getattr(builder, "__name__", "") == "from_pretrained" and "model" in values:
-        return builder(values.pop("model"), **values)
-    return builder(**values)
+from tts_verifier.registry import UNCHECKED
 
 
 def value_fits(value: object, kind: Any) -> bool:

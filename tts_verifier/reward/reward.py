@@ -76,13 +76,17 @@ class Rewards:
         Raises:
             UnsupportedError: no picture has a map.
         """
-        names = sorted({name for maps in self.maps for name in maps} | set(self._missing_maps()))
+        names = sorted({name for maps in self.maps for name in maps})
         # `stacked` says what to do where there is none.
         stacks = [self.stacked(name) for name in names or ["flaws"]]
-        return np.max([s for s, _ in stacks], axis=0), np.all([f for _, f in stacks], axis=0)
-
-    def _missing_maps(self) -> Iterable[str]:
-        return (name for name in self.missing if name != "score")
+        worst, found = (
+            np.max([s for s, _ in stacks], axis=0),
+            np.all([f for _, f in stacks], axis=0),
+        )
+        if set(self.missing) - {"score", *names}:
+            # Of this map there is not a single one.
+            return np.full_like(worst, math.nan), np.zeros_like(found)
+        return worst, found
 
 
 class VerifierReward:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import Any, Final
 
@@ -22,7 +21,10 @@ _WAITING: Final = ThreadPoolExecutor(128, "reward")
 """Threads that only wait: verl-omni asks for each picture of a batch at once, and the verifier
 makes one batch of them again. They start as they are needed."""
 
+_Key = tuple[str | None, str | None, Detail | None]
+_LOADED: Final[dict[_Key, Future[VerifierReward]]] = {}
 _LOADING: Final = Lock()
+"""Guards `_LOADED`."""
 
 
 async def compute_score(
@@ -71,10 +73,20 @@ async def compute_score(
 
 
 def _reward(url: str | None, verifier: str | None, detail: Detail | None) -> VerifierReward:
+    """Returns the reward, which one thread loads while others wait for it.
+
+    They get its error too: if each asked a server that is gone, for minutes and one after the
+    other, a trainer that fails would not end for hours. A later call tries again.
+    """
+    key = (url, verifier, detail)
     with _LOADING:
-        return _loaded(url, verifier, detail)
-
-
-@lru_cache(maxsize=8)
-def _loaded(url: str | None, verifier: str | None, detail: Detail | None) -> VerifierReward:
-    return VerifierReward(verifier or Remote(url or ""), detail=detail)
+        loads = key not in _LOADED
+        loading = _LOADED.setdefault(key, Future())
+    if loads:
+        try:
+            loading.set_result(VerifierReward(verifier or Remote(url or ""), detail=detail))
+        except BaseException as error:
+            with _LOADING:
+                del _LOADED[key]
+            loading.set_exception(error)
+    return loading.result()

@@ -36,7 +36,7 @@ from tts_verifier.serve.requests import (
     asked_to_compute,
 )
 from tts_verifier.types import Verdict
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message, token_of
 
 JSON: Final = "application/json"
 READERS: Final = 8
@@ -78,7 +78,7 @@ class Service:
         self._threads.shutdown()
 
     async def answer(self, request: Request, read: Read, write: Write, kind: str) -> Response:
-        """AnswerWriter one request: bytes -> pictures -> verdicts -> bytes.
+        """Answers one request: bytes -> pictures -> verdicts -> bytes.
 
         Args:
             request: its body was not read yet.
@@ -214,7 +214,7 @@ def create_app(
         limits: of requests.
         token: that requests must have, but those of /health; None = none.
     """
-    service = Service(verifier, limits or RequestLimits(), token)
+    service = Service(verifier, limits or RequestLimits(), token_of(token))
     app = FastAPI(
         title="tts-serve",
         version=version("tts-verifier"),
@@ -318,8 +318,13 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
 
 def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
     @app.get("/health", summary="Whether the server takes requests. Needs no token.")
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         failure = service.dispatcher.failure
+        try:
+            check_token(request, service.token)
+        except Refused:
+            # The error's text may quote a prompt.
+            failure = failure.partition(":")[0]
         about = {"status": "ok", "waiting": service.dispatcher.size}
         return Response(
             dump(about | ({"last_failure": failure} if failure else {})), 200, None, JSON
@@ -335,7 +340,7 @@ def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
 
 
 def _without_body(request: Request, service: Service, answer: Callable[[], Any]) -> Response:
-    """AnswerWriter a request without a body."""
+    """Answers a request without a body."""
     try:
         check_token(request, service.token)
     except Refused as error:
@@ -344,7 +349,7 @@ def _without_body(request: Request, service: Service, answer: Callable[[], Any])
 
 
 async def _as_ours(request: Request, error: Exception) -> Response:
-    """AnswerWriter paths and methods that do not exist in the shape of all other errors."""
+    """Answers paths and methods that do not exist in the shape of all other errors."""
     assert isinstance(error, StarletteHTTPException)
     return refusal(
         Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")

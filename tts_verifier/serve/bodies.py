@@ -71,7 +71,8 @@ async def drop_rest(request: Request, limits: RequestLimits) -> None:
     A client that still sends would be cut off otherwise, and not see why it was refused.
     """
     dropped = 0
-    with suppress(TimeoutError, ClientDisconnect):
+    # A RuntimeError: the part that was refused was the last one.
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
         async with asyncio.timeout(min(_DROP_SECONDS, limits.body_seconds)):
             async for part in request.stream():
                 dropped += len(part)

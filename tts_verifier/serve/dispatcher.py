@@ -115,8 +115,8 @@ class Dispatcher:
                 if pair in self._waiting:
                     self._waiting.remove(pair)
                 self._changed.notify_all()
-            return
-        self._waited(time.monotonic() - pair.came)
+        elif verdict.exception() is None:
+            self._waited(time.monotonic() - pair.came)
 
     def _run(self) -> None:
         while (detail := self._next_detail()) is not None:
@@ -141,7 +141,8 @@ class Dispatcher:
     def _batch(self, detail: Detail) -> None:
         with self._changed:
             taken = [p for p in self._waiting if p.detail == detail][: self._together]
-            self._waiting = deque(p for p in self._waiting if p not in set(taken))
+            left_out = set(taken)
+            self._waiting = deque(p for p in self._waiting if p not in left_out)
             # From here on they cannot be taken back.
             pairs = [p for p in taken if p.verdict.set_running_or_notify_cancel()]
             self._inside = len(pairs)

@@ -62,7 +62,9 @@ class ComputeRequest(BaseModel):
     condition_images: list[Any] | None = Field(None, description="Not judged, refused.")
     condition_videos: list[Any] | None = Field(None, description="Not judged, refused.")
     kwargs: dict[str, Any] | None = Field(
-        None, description='"detail" and "maps" as in /v1/score; anything else is not read.'
+        None,
+        description='"detail" and "maps" as in /v1/score, but maps are 64 x 64 if true, and none '
+        "if left out. Anything else is not read.",
     )
 
 

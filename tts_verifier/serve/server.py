@@ -15,6 +15,7 @@ from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.app import create_app
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.verifiers.remote.protocol import token_of
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -34,7 +35,7 @@ def serve(
     Raises:
         RunError: the address cannot be listened on.
     """
-    if token is None and host not in _LOCAL:
+    if not token_of(token) and host not in _LOCAL:
         warnings.warn(
             f"Everybody who reaches {host}:{port} may use this server. Set a token, or listen on "
             "127.0.0.1.",
@@ -84,28 +85,32 @@ def make_server(
 
 
 class _Impatient(H11Protocol):
-    """Closes connections that have had no request for a while.
+    """Ends connections that have had no request for a while, or whose client takes no answer.
 
-    uvicorn waits for ever for the rest of a header, so a few thousand clients that send a letter a
-    minute would take all connections.
+    uvicorn waits for ever for the rest of a header, and for a client to read. A few thousand that
+    send a letter a minute would take all connections; one that does not read would keep its answer
+    in memory, and the process from ending.
     """
 
     seconds = 30.0
 
     def connection_made(self, transport: object) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._seen: object = self
+        self._seen: object = None
         self._look()
 
     def _look(self) -> None:
-        if self.transport.is_closing():
+        unsent = self.transport.get_write_buffer_size()
+        if self.transport.is_closing() and not unsent:
             return
         idle = self.cycle is None or self.cycle.response_complete
-        if idle and self._seen is self.cycle:
-            self.transport.close()
-            return
         # A request that ends and the next that begins between two looks are two cycles.
-        self._seen = self.cycle if idle else self
+        found = (self.cycle, unsent) if idle else None
+        if idle and found == self._seen:
+            # To close it would wait until all is sent.
+            self.transport.abort()
+            return
+        self._seen = found
         self.loop.call_later(self.seconds, self._look)
 
 

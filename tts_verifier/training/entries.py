@@ -16,8 +16,8 @@ from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.recipe.recipe import read_yaml_text, recipe_folder
 from tts_verifier.recipe.sections import check_keys, check_type
-from tts_verifier.recipe.signatures import call, parameters
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
+from tts_verifier.registry import call, parameters
 
 ENTRIES: Final[Mapping[str, str]] = {
     "cold-start-1": "tts_verifier.training.cold_start.stages:cold_start_1",

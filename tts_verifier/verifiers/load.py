@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def load_verifier(
 
     Raises:
         CheckpointError: it is neither a known name nor a checkpoint that can be found.
-        InputError: there is no such option.
+        InputError: there is no such option, or one is missing.
     """
     given = dict(options or {})
     kind, _, checkpoint = str(name).partition(":")
@@ -41,25 +40,6 @@ def load_verifier(
     if known and (name != "imagedoctor" or "model" in given):
         return _build(str(name), given, device)
     return Verifier.from_pretrained(name, **({"device": device} if device else {}) | given)
-
-
-def _build(name: str, options: dict[str, Any], device: str | None) -> Verifier:
-    builder = registry.builder("verifier", name)
-    accepted = inspect.signature(builder).parameters
-    if device and "device" in accepted:
-        options.setdefault("device", device)
-    # As in recipes.
-    first: tuple[Any, ...] = ()
-    if "model" in options and "model" not in accepted and accepted:
-        first = (options.pop("model"),)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    if not open_ended and (unknown := sorted(set(options) - set(accepted))):
-        raise InputError(
-            f"The verifier {name!r} has no option {', '.join(unknown)}; it has "
-            f"{', '.join(accepted) or 'none'}."
-        )
-    verifier: Verifier = builder(*first, **options)
-    return verifier
 
 
 def verifier_of_table(table: Mapping[str, Any]) -> Verifier:
@@ -77,14 +57,22 @@ def verifier_of_table(table: Mapping[str, Any]) -> Verifier:
     name = values.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"a verifier needs a 'name' beside its arguments, got {table!r:.200}.")
+    return _build(name, values)
+
+
+def _build(name: str, options: dict[str, Any], device: str | None = None) -> Verifier:
     try:
-        build = registry.builder("verifier", name)
+        builder = registry.builder("verifier", name)
     except RecipeError as error:
         raise InputError(str(error), argument="name") from error
-    named_model = getattr(build, "__name__", "") == "from_pretrained" and "model" in values
-    positional = [values.pop("model")] if named_model else []
+    accepted = registry.parameters(builder)
+    if device and "device" in accepted:
+        options.setdefault("device", device)
     try:
-        verifier: Verifier = build(*positional, **values)
+        verifier: Verifier = registry.call(builder, options)
     except TypeError as error:
-        raise InputError(f"{name!r} cannot be built: {error}.") from error
+        raise InputError(
+            f"The verifier {name!r} cannot be built: {error}. Its arguments are "
+            f"{', '.join(accepted) or 'none'}."
+        ) from error
     return verifier

@@ -214,7 +214,10 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"rewards": [{"weight": 1.0}]}, "each table of rewards needs the key verifier"),
         ({"rewards": [{"verifier": "fake", "detail": "all"}]}, "detail must be score or diagnose"),
         ({"rewards": [{"verifier": "fake", "objective": {"x": 1.0}}]}, "got 'x'"),
-        ({"rewards": [{"verifier": "fake", "options": {"n": 1}}]}, "has no option n"),
+        (
+            {"rewards": [{"verifier": "fake", "options": {"n": 1}}]},
+            "unexpected keyword argument 'n'",
+        ),
         ({"captions": ["a cat"]}, "needs 2 captions, and there are 1"),
         ({"captions": "none.txt"}, "captions: The prompts none.txt"),
         ({"stop": {"reward": 1.0}}, "stop has the unknown name 'reward'"),

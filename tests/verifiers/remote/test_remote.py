@@ -158,11 +158,24 @@ def test_the_verifier_must_be_the_expected_one(url: str) -> None:
         Remote(url, expect={"model": "doctor"})
 
 
+def test_a_token_from_a_file_may_end_with_a_line_break() -> None:
+    with serving(FakeVerifier(), token="secret\n") as url:
+        assert Remote(url, token="secret").verify(IMAGES[:1], ["x"])
+        assert Remote(url, token=" secret\n").verify(IMAGES[:1], ["x"])
+
+
+@pytest.mark.parametrize("token", ["sécret", "sec\nret", "sec ret", "sec\x00ret"])
+def test_a_token_that_no_header_holds_is_refused_at_once_and_not_shown(token: str) -> None:
+    with pytest.raises(InputError, match="printable ASCII without spaces") as raised:
+        Remote("http://127.0.0.1:9", token=token)
+    assert "ret" not in str(raised.value)
+
+
 def test_a_token_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(FakeVerifier(), token="secret") as url:
         with pytest.raises(ServerError, match=r"wants a token.* Set TTS_SERVE_TOKEN"):
             Remote(url)
-        assert Remote(url, token="secret").verify(IMAGES[:1], ["x"])
+        assert Remote(url, token="secret", timeout=math.inf).verify(IMAGES[:1], ["x"])
         monkeypatch.setenv("TTS_SERVE_TOKEN", "secret")
         assert Remote(url).verify(IMAGES[:1], ["x"])
 

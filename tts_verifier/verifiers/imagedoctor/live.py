@@ -166,8 +166,8 @@ class LiveVerdicts:
                     one.verdict.set_exception(error)
                 continue
             for number, one in enumerate(ended):
-                reply = ReplyTokens.of(one.reply, AnswerTemplate())
                 try:
+                    reply = ReplyTokens.of(one.reply, AnswerTemplate())
                     one.verdict.set_result(one.live.verdict((reply, maps.get(number, {}))))
                 except Exception as error:
                     one.verdict.set_exception(error)

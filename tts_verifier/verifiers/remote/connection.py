@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from tts_verifier.errors import InputError, ServerError
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, TOKEN_VARIABLE
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, TOKEN_VARIABLE, token_of
 
 if TYPE_CHECKING:
     import httpx
@@ -17,6 +17,8 @@ _LATER: Final = (429, 502, 503, 504)
 """Statuses of a server that may answer the same request later."""
 _REFUSED: Final = (400, 413, 415, 422)
 """Statuses of a request that is wrong."""
+_MOST_SECONDS: Final = 10**7
+"""That a socket can be told to wait."""
 _PAUSES: Final = (0.1, 5.0)
 """Seconds before the second try, and between two tries at most; they double."""
 
@@ -31,7 +33,7 @@ class Connection:
         token: None = that of the environment.
 
     Raises:
-        InputError: httpx is missing, or the URL or a number cannot be used.
+        InputError: httpx is missing, or the URL, the token or a number cannot be used.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Connection:
                 argument="url",
             )
         self.url, self._patience = url.rstrip("/"), patience
-        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        token = token_of(os.environ.get(TOKEN_VARIABLE) if token is None else token)
         headers = {"accept": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
         # Proxies of the environment are for the internet; servers of rewards are near.
+        timeout = min(timeout, _MOST_SECONDS)
         self._client = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             headers=headers,

@@ -5,8 +5,8 @@ A message is a file in the format of safetensors whose metadata has one key, `me
 - a request: `protocol`, `prompts`, `detail`, `maps`. Its arrays are the pictures: `image.0`,
   `image.1` and so on, uint8 (H, W, 3) in RGB, or uint8 (bytes,), a picture file. Pictures of one
   size may be one array, `images`, (N, H, W, 3) or (N, 3, H, W).
-- an answer: `protocol`, `version`, `verifier`, `checkpoint`, `objective`, `missing` and `results`,
-  one for each picture. Its arrays are the maps: `0.misalignment`, float32 (rows, columns).
+- an answer: `protocol`, `version`, `verifier`, `checkpoint`, `missing` and `results`, one for
+  each picture. Its arrays are the maps: `0.misalignment`, float32 (rows, columns).
 
 In JSON without safetensors, arrays are text in base64 (see `serve`).
 """
@@ -93,6 +93,22 @@ def _array(name: str, part: Mapping[str, Any]) -> NDArray[Any]:
 def dump(value: object) -> bytes:
     """Returns strict JSON: ASCII, so that half a letter in a prompt cannot break it."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def token_of(text: str | None) -> str | None:
+    """Returns a token without the white space around it, as a file has; None = there is none.
+
+    Raises:
+        InputError: no header can hold it.
+    """
+    token = (text or "").strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        # Without the token, since errors are logged.
+        raise InputError(
+            "A token must be printable ASCII without spaces, the one given is not. Choose another "
+            f"one, and set {TOKEN_VARIABLE} to it on both sides."
+        )
+    return token or None
 
 
 def json_number(value: float) -> float | None:

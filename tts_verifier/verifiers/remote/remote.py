@@ -49,7 +49,7 @@ class Remote(Verifier):
             stored in its run's log, so the token does not belong there.
 
     Raises:
-        InputError: the URL or a number cannot be used.
+        InputError: the URL, the token or a number cannot be used.
         ServerError: the server does not answer, speaks another version of the protocol, has
             another verifier than expected, or refuses the token.
     """
