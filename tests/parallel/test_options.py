@@ -10,7 +10,7 @@ from tts_verifier.errors import InputError, RecipeError, RunError
 from tts_verifier.parallel import open_engine, run_parallel
 from tts_verifier.parallel.engines.processes import check_answers, gpus_here, worker_count
 from tts_verifier.recipe import load_recipe, parallel_options
-from tts_verifier.recipe.parallel_options import ParallelOptions
+from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,18 @@ def test_more_gpus_than_there_are(monkeypatch):
 )
 def test_workers_share_the_gpus(options, gpus, expected):
     assert worker_count(options, gpus, "") == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("ray", ("parallel.engine=ray",)),
+        ("4", ("parallel.workers=4",)),
+        ("parallel.workers=4", ("parallel.engine=loky", "parallel.workers=4")),
+    ],
+)
+def test_the_option_is_an_engine_a_number_or_the_next_override(option, expected):
+    assert overrides_of(option) == expected
 
 
 def test_an_address_that_nobody_answers():

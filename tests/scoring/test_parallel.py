@@ -84,6 +84,7 @@ def test_a_misspelt_score_is_found_before_pictures_are_judged(
         (("--parallel", "spark"), "Unknown engine 'spark'"),
         (("--parallel", "2", "parallel.gpu=1"), "no option parallel.gpu. Did you mean 'gpus'"),
         (("parallel.workers=x",), "workers must be a whole number, 1 or more, got 'x'"),
+        (("--parallel", "parallel.gpu=1"), "no option parallel.gpu. Did you mean 'gpus'"),
         (("--parallel", "0"), "workers must be a whole number, 1 or more, got 0"),
     ],
 )  # fmt: skip

@@ -69,13 +69,13 @@ def run_command(
         tts-run bestofn --parallel ray parallel.workers=4 parallel.gpus=1
     """
     from tts_verifier.recipe import load_recipe, run_recipe
+    from tts_verifier.recipe.parallel_options import overrides_of
     from tts_verifier.runner.progress import progress_view
 
     quiet_libraries()
     quiet, as_json = options["quiet"], options["as_json"]
     if parallel is not None:
-        key = "workers" if parallel.isdecimal() else "engine"
-        overrides = (*overrides, f"parallel.{key}={parallel}")
+        overrides = (*overrides, *overrides_of(parallel))
     checked = load_recipe(recipe, overrides)
     if checked.parallel is None:
         run = run_recipe

@@ -107,12 +107,12 @@ def _engine_options(
 ) -> tuple[ParallelOptions | None, tuple[str, ...]]:
     """Returns what --parallel and parallel.… say, if they do, and the other arguments."""
     from tts_verifier.errors import InputError, suggestion
-    from tts_verifier.recipe.parallel_options import ParallelOptions
+    from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
 
-    given = [text.partition("=")[::2] for text in images if _is_engine_option(text)]
+    texts = [text for text in images if _is_engine_option(text)]
+    texts += [] if options["parallel"] is None else overrides_of(options["parallel"])
+    given = [text.partition("=")[::2] for text in texts]
     pairs = {key.removeprefix("parallel."): value for key, value in given}
-    if (parallel := options["parallel"]) is not None:
-        pairs["workers" if parallel.isdecimal() else "engine"] = parallel
     if not pairs:
         return None, images
     known = ParallelOptions.__dataclass_fields__

@@ -68,3 +68,15 @@ class ParallelOptions:
             if self.engine == "dask":
                 form = "tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
             raise InputError(f"address must be {form}, got {address!r}.", argument="address")
+
+
+def overrides_of(option: str) -> tuple[str, ...]:
+    """Returns what the value of `--parallel` sets, as overrides of a recipe.
+
+    Args:
+        option: an engine, a number of workers, or the override that came next, which a command
+            line takes for the option's value.
+    """
+    if "=" in option:
+        return ("parallel.engine=loky", option)
+    return (f"parallel.{'workers' if option.isdecimal() else 'engine'}={option}",)
