@@ -223,9 +223,10 @@ def test_a_mistake_inside_a_table_is_named_with_the_line_of_the_table(write) -> 
     adaptive = """\
   name: adaptive
   strategy: {name: best_of_n, n: 3}
-  thresholds: {overall: 2}
+  thresholds: {overall: .nan}
 """
-    expected = "mine.yaml:7: thresholds.overall must be in [0, 1], got 2."
+    rule = "strategy.thresholds.overall must be a finite number that a float can hold, got another."
+    expected = f"mine.yaml:7: {rule}"
     assert message(write(GOOD.replace("  name: best_of_n\n  n: 3\n", adaptive))) == expected
 
 
