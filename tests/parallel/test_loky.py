@@ -82,6 +82,7 @@ def test_ctrl_c_stops_the_workers_after_their_batch(tmp_path):
     assert same_as_one_process(tmp_path)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_their_coordinator(tmp_path):
     process = coordinator(tmp_path)
     process.kill()

@@ -343,11 +343,13 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     with serving(FakeVerifier(), idle_seconds=0.2) as url:
         connection = raw(url, start + body)
         with httpx.Client(verify=False) as client:
+            answered = False
             for _ in range(SECONDS * 20):
-                if 'door="/v1/score",status="200"' in client.get(f"{url}/metrics").text:
+                if answered := 'door="/v1/score",status="200"' in client.get(f"{url}/metrics").text:
                     break
                 time.sleep(0.05)
     connection.close()
+    assert answered
 
 
 class Slow(FakeVerifier):

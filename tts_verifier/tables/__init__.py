@@ -12,7 +12,7 @@ from tts_verifier.tables.columns import (
     RoleColumns,
     as_cell,
 )
-from tts_verifier.tables.read import TABLE_SUFFIXES, read_table
+from tts_verifier.tables.read import TABLE_SUFFIXES, is_plain, read_table
 from tts_verifier.tables.rows import Row, rows_of
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "RoleColumns",
     "Row",
     "as_cell",
+    "is_plain",
     "read_table",
     "rows_of",
 ]

@@ -225,11 +225,11 @@ def _table_rows(header: _Line, lines: Iterator[_Line], name: str) -> list[Row]:
 # -- Parquet ---------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, name: str) -> list[Row]:
+def is_plain(kind: Any) -> bool:
+    """Returns whether a column of an Arrow type holds texts or numbers, as rows may."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    plain = (
+    tests = (
         pa.types.is_string,
         pa.types.is_large_string,
         pa.types.is_dictionary,
@@ -237,9 +237,16 @@ def _read_parquet(path: Path, name: str) -> list[Row]:
         pa.types.is_floating,
         pa.types.is_null,
     )
+    return any(test(kind) for test in tests)
+
+
+def _read_parquet(path: Path, name: str) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with open_regular(path) as file, pq.ParquetFile(file) as table:
-            names = [f.name for f in table.schema_arrow if any(test(f.type) for test in plain)]
+            names = [f.name for f in table.schema_arrow if is_plain(f.type)]
             rows = table.read(columns=names).to_pylist()
     # Besides its own errors, Arrow raises OSError on a damaged page.
     except (pa.ArrowException, ValueError, KeyError, EOFError) as error:

@@ -19,20 +19,12 @@ from tts_verifier.errors import InputError, readable_name
 from tts_verifier.loading.regular_files import open_regular, read_regular
 from tts_verifier.log.storage.files import changed_at
 from tts_verifier.scoring.sources.pairs import Pair, columns_of, pair_of, problem_of
-from tts_verifier.tables import Row
+from tts_verifier.tables import Row, is_plain
 
 _TEXTS_AT_ONCE: Final = 1024
 _PICTURES_AT_ONCE: Final = 8
 _BUFFER: Final = 1 << 20
 """Bytes of a column that are read at once, instead of all of a row group."""
-_TEXT_TYPES: Final = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_dictionary,
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_null,
-)
 _BAD_PARQUET: Final = (pa.ArrowException, ValueError, KeyError, EOFError, OSError)
 """What reading a damaged file raises."""
 
@@ -60,7 +52,7 @@ class ParquetSource:
     ) -> None:
         self._path, self._prompt, self._name = path, prompt, readable_name(path)
         with self._opened() as file:
-            types = {f.name: f.type for f in file.schema_arrow if _is_text(f.type)}
+            types = {f.name: f.type for f in file.schema_arrow if is_plain(f.type)}
             pictures = {f.name for f in file.schema_arrow if _holds_bytes(f.type)}
             rows = [Row(dict.fromkeys([*types, *pictures]))] if file.metadata.num_rows else []
         self._images, self._texts = columns_of(
@@ -176,10 +168,6 @@ class _Pictures:
         if not value:
             raise InputError("there is no picture")
         return bytes(value)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in _TEXT_TYPES)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

@@ -3,9 +3,8 @@
 The products of the language model's layers and of the vision tower's blocks are rounded. The
 embedding, the norms, the vision tower's patches and merger, the output matrix and the heatmap
 heads keep their dtype. Keys are balanced first, because the KV cache of such a model rounds them
-to 8-bit integers, with one scale for all channels of a head, and biases make some channels of a
-Qwen2.5 a hundred times as large as others (Lin et al. 2024, QServe, section 4.2, balance them by
-calibration data).
+to 8-bit integers, with one scale for all channels of a head, and the biases of Qwen2.5 make a few
+channels much larger than the others. QServe (Lin et al. 2024) balances them by calibration data.
 """
 
 from __future__ import annotations
