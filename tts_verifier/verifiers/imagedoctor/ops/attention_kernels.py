@@ -23,9 +23,17 @@ from tts_verifier.verifiers.imagedoctor.ops.row_kernels import (
     tile_rows,
 )
 
-CACHE_CHUNKS: Final = ((64, 128, 32), (256, 512, 64), (2**31, 1024, 64))
+TILINGS: Final = ((64, 128, 32, 2, 2), (256, 512, 64, 2, 2), (2**31, 1024, 64, 2, 2))
 """Up to so many sequences times key heads, one program attends to so many cached tokens, so many
-at a time. Few sequences fill a GPU in small chunks only."""
+at a time, with so many blocks in flight and so many warps. Few sequences fill a GPU in small
+chunks only."""
+INT8_TILINGS: Final = (
+    (4, 64, 32, 2, 4), (64, 128, 32, 3, 1), (256, 512, 32, 3, 1), (2**31, 1024, 32, 3, 1)
+)  # fmt: skip
+"""The same for a cache in int8. Its blocks have half the bytes, so more of them are in flight."""
+SEVERAL_TOKENS: Final = 64
+"""Where a sequence has several new tokens, chunks are as for so many sequences times key heads:
+the tiles of their queries leave room for small blocks only."""
 
 
 @triton.jit
@@ -208,9 +216,9 @@ def triton_cached_attention(
     # For each key head there are `group` query heads, one key and one value.
     group = width // size // kv - 2
     queries = tile_rows(group * count)
-    # The tiles of several new tokens leave room for small blocks only.
-    heads = rows * kv if count == 1 else 1
-    chunk, block = next((c, b) for most, c, b in CACHE_CHUNKS if heads <= most)
+    heads = rows * kv if count == 1 else SEVERAL_TOKENS
+    tilings = TILINGS if scales is None else INT8_TILINGS
+    chunk, block, stages, warps = next(tiling for most, *tiling in tilings if heads <= most)
     chunks = triton.cdiv(bucket, chunk)
     shape: dict[str, Any] = {
         "T": count, "GROUP": group, "KV": kv, "SIZE": size, "M": queries, "CHUNK": chunk,
@@ -225,7 +233,7 @@ def triton_cached_attention(
     _attend_chunk_kernel[(rows * kv, chunks)](
         qkv, *rope, cache, cache if scales is None else scales, length, sums, peaks, capacity,
         size**-0.5, chunks, **shape, NEW=tile_rows(count), BLOCK=block, ALONE=chunks == 1,
-        INT8=scales is not None, num_stages=2, num_warps=max(2, queries // 16),
+        INT8=scales is not None, num_stages=stages, num_warps=max(warps, queries // 16),
     )  # fmt: skip
     if chunks > 1:
         _combine_chunks_kernel[(rows * kv, group * count)](
