@@ -2,11 +2,13 @@
 
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tiny_pipelines import sd15
 
 from tts_verifier import wrap
 from tts_verifier.cli.demo import demo_command
@@ -79,7 +81,8 @@ def test_errors_are_said_beside_the_candidates_until_then(
 ) -> None:
     setup = RunSetup(FakeGenerator(1), BreaksAtTheThird(), BestOfN(4), overlap=False)
     last = searched(setup)[-1]
-    print(status(last, 4), [t.error for t in last.candidates])
+    assert (last.error, len(last.candidates)) == ("The third is refused.", 2)
+    assert status(last, 4).startswith("The third is refused. The best of 2 has 0.")
     assert "prompt" in searched(setup, " ")[-1].error
     wrong = SimpleNamespace(propose=lambda task, history: 1 / 0, needs=frozenset())
     broken = searched(RunSetup(FakeGenerator(), FakeVerifier(), wrong))[-1]
@@ -162,14 +165,11 @@ def test_strategies_that_the_generator_cannot_serve_are_not_offered(
 
 
 def test_a_wrapped_pipeline_brings_its_verifier_strategy_and_options(
-    served: SimpleNamespace,
+    served: SimpleNamespace, tmp_path: Path
 ) -> None:
-    from tts_verifier.generators.diffusers.loading import load_pipeline
-
-    verifier = FakeVerifier()
-    strategy = InpaintReroll(2)
-    pipe = wrap(load_pipeline("shapes"), verifier, strategy=strategy, detail="diagnose")
-    launch(pipe, call={"num_inference_steps": 2, "max_sequence_length": 16})
+    verifier, strategy = FakeVerifier(), InpaintReroll(2)
+    pipe = wrap(sd15(tmp_path), verifier, strategy=strategy, detail="diagnose")
+    launch(pipe, call={"num_inference_steps": 2})
     assert served.setup.verifier is verifier
     assert next(iter(served.strategies.values()))(4) is strategy
     assert served.setup.generator.batch_size == 1

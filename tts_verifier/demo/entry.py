@@ -85,7 +85,7 @@ def launch(
     bundled = isinstance(pipeline, str) and pipeline == "shapes"
     if bundled and verifier is None:
         verifier = "shapes"
-    setup = _searched_with(pipeline, verifier, call, options)
+    setup = _searched_with(pipeline, verifier, call, dict(options))
     setup.check()
     from tts_verifier.demo.app import Searches, build_page, serve_page
 
@@ -107,7 +107,7 @@ def require_gradio() -> None:
 
 
 def _searched_with(
-    pipeline: Any, verifier: Any, call: Mapping[str, Any] | None, options: WrapOptions
+    pipeline: Any, verifier: Any, call: Mapping[str, Any] | None, options: Mapping[str, Any]
 ) -> RunSetup:
     """Returns the parts of every search."""
     if isinstance(pipeline, RunSetup | VerifiedPipeline):
@@ -140,7 +140,9 @@ def _of_wrapped(wrapped: VerifiedPipeline, call: Mapping[str, Any] | None) -> Ru
     generator = DiffusersGenerator(
         wrapped.pipe, call=call, batch_size=wrapped.batch_size or 1, inpaint=wrapped.inpaint
     )
-    return RunSetup(generator, wrapped.verifier, wrapped.strategy, **wrapped.options)
+    # `RunSetup` takes weights as an objective too.
+    options: Any = wrapped.options
+    return RunSetup(generator, wrapped.verifier, wrapped.strategy, **options)
 
 
 def _strategies(verifier: Any) -> Menu:

@@ -79,13 +79,13 @@ def status(now: Snapshot, most: int) -> str:
     count = len(now.candidates)
     by_id = {trial.id: trial for trial in now.candidates}
     if now.doing:
-        doing = "loading" if now.doing == "load" else f"{now.doing}"
+        doing = "loading" if now.doing == "load" else now.doing
         best = f", best {by_id[now.best].objective:.3f}" if now.best in by_id else ""
         return f"{doing} … {count} of at most {most} candidates{best}"
     said = [now.error] if now.error else []
     if now.best in by_id:
-        first, best = now.candidates[0].objective, by_id[now.best].objective
-        said.append(f"The best of {count} has {best:.3f}; the first has {_three_digits(first)}.")
+        first, highest = now.candidates[0].objective, by_id[now.best].objective
+        said.append(f"The best of {count} has {highest:.3f}; the first has {_three_digits(first)}.")
     elif count:
         said.append(f"None of {count} candidates is usable; each one says why.")
     return " ".join(said)
