@@ -33,10 +33,18 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 
 SERVER = """
+import time
+
 from tts_verifier.demo import launch
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 
-generator = FakeGenerator(1, 64, fails=lambda job: job.prompt.text == "fails")
+def fails(job):
+    if job.prompt.text == "slow":
+        time.sleep(0.5)
+    return job.prompt.text == "fails"
+
+
+generator = FakeGenerator(1, 64, fails=fails)
 launch(generator, FakeVerifier(), prompts=["a red circle"], most=12)
 """
 
@@ -110,6 +118,15 @@ def test_bad_input_and_failed_candidates_are_said_on_the_page(page: Chromium) ->
     draw(page, "fails")
     page.wait(f"{SAID}.startsWith('None of 8')")
     assert page.look("document.querySelector('.tts-pic p').textContent")
+
+
+def test_the_stop_button_keeps_what_was_drawn(page: Chromium) -> None:
+    draw(page, "slow")
+    page.wait(f"{FIGURES} === 2 && {SAID}.startsWith('draw')")
+    page.look("document.querySelector('#stop').click()")
+    page.wait(f"{SAID}.startsWith('Stopped. The best of')")
+    assert 2 <= page.look(FIGURES) < 8
+    assert page.look("document.querySelector('figure.best mark').textContent") == "chosen"
 
 
 @pytest.mark.parametrize("width", [390, 1440])

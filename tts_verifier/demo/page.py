@@ -22,7 +22,7 @@ _CANDIDATE_STYLE: Final = """<style>
 .tts-grid figure{margin:0;border:2px solid var(--border-color-primary);border-radius:8px;
 overflow:hidden;color:var(--body-text-color)}
 .tts-grid figure:focus-visible{outline:3px solid var(--color-accent)}
-.tts-grid figure.best{border-color:var(--color-accent);border-width:4px}
+.tts-grid figure.best{border-color:var(--color-accent);box-shadow:0 0 0 2px var(--color-accent)}
 .tts-pic{position:relative;aspect-ratio:var(--ratio,1);background:var(--background-fill-secondary)}
 .tts-pic img{position:absolute;inset:0;width:100%;height:100%;object-fit:contain;margin:0}
 .tts-pic .map{opacity:0;transition:opacity .15s}
