@@ -27,7 +27,7 @@ LEVELS = [
     ["interfaces", "log"],
     ["evaluation", "generators", "runner", "shapes", "strategies", "verifiers"],
     ["analysis", "reward", "scoring", "testing", "verified"],
-    ["recipe", "serve"],
+    ["demo", "recipe", "serve"],
     ["parallel", "training"],
     ["cli", "__init__"],
 ]
