@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Final
 
 from tts_verifier.choice.objective import Objective, as_objective, check_score_names
+from tts_verifier.choice.tournament import check_near_ties
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import (
     Comparer,
@@ -170,16 +170,7 @@ def check_ties(ties: int, *, near: float, comparer: Any, budget: Budget) -> None
         comparer: of the run, or its verifier.
         budget: of the run.
     """
-    # bool is a subclass of int.
-    if isinstance(ties, bool) or not isinstance(ties, int) or ties < 0 or ties == 1:
-        raise InputError(
-            f"ties must be a number of images, 0 or at least 2, got {ties!r}.", argument="ties"
-        )
-    finite = isinstance(near, (int, float)) and not isinstance(near, bool)
-    if not finite or not 0 <= near < math.inf:
-        raise InputError(
-            f"near must be a finite number, not negative, got {near!r}.", argument="near"
-        )
+    check_near_ties(ties, near)
     if not ties:
         return
     if not isinstance(comparer, Comparer):

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from tts_verifier.choice.objective import Objective, as_objective
+from tts_verifier.choice.objective import as_objective
 from tts_verifier.errors import InputError, suggestion
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.hooks import (
@@ -23,7 +23,7 @@ from tts_verifier.generators.diffusers.hooks import (
 from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.traits import computing_device
-from tts_verifier.runner import execute
+from tts_verifier.runner import SearchOptions, execute
 from tts_verifier.runner.setup import (
     RunSetup,
     check_details,
@@ -35,7 +35,7 @@ from tts_verifier.runner.setup import (
     known_scores,
 )
 from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.types import Budget, Choice, Detail, Prompt, Trial
+from tts_verifier.types import Budget, Choice, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackError
 from tts_verifier.verified.output import (
     Returned,
@@ -48,24 +48,10 @@ from tts_verifier.verified.output import (
 from tts_verifier.verifiers.load import load_verifier
 
 if TYPE_CHECKING:
-    from tts_verifier.interfaces import Comparer, Strategy, Verifier
+    from tts_verifier.interfaces import Strategy, Verifier
 
 _GENERATOR_PARTS: Final = ("pipe", "batch_size", "inpaint")
 _OWN_ATTRIBUTES: Final = (*_GENERATOR_PARTS, "verifier", "strategy", "options", "_generator")
-
-
-class WrapOptions(TypedDict, total=False):
-    """The options of a search besides its parts; see `RunSetup`."""
-
-    objective: Objective | Mapping[str, float]
-    budget: Budget
-    judge: Verifier
-    detail: Detail
-    looks: int
-    ties: int
-    near: float
-    comparer: Comparer
-    overlap: bool | None
 
 
 class VerifiedPipeline:
@@ -114,7 +100,7 @@ class VerifiedPipeline:
         strategy: Strategy | None = None,
         batch_size: int | None = None,
         inpaint: Any = None,
-        **options: Unpack[WrapOptions],
+        **options: Unpack[SearchOptions],
     ) -> None:
         check_pipeline(pipe)
         _check_options(options)
@@ -137,7 +123,7 @@ class VerifiedPipeline:
         check_ties(
             options.get("ties", 0),
             near=options.get("near", 0.0),
-            comparer=options.get("comparer", self.verifier),
+            comparer=options.get("comparer") or self.verifier,
             budget=options.get("budget", Budget()),
         )
         self.batch_size = batch_size
@@ -252,7 +238,7 @@ class VerifiedPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Refused, because it would be set on the pipeline and have no effect.
-        if name in WrapOptions.__annotations__:
+        if name in SearchOptions.__annotations__:
             raise InputError(f"{name} must be passed when the pipeline is wrapped. Wrap it again.")
         if name not in _OWN_ATTRIBUTES:
             # A flag such as `_interrupt` is for the call that runs and must not wait for its end.
@@ -269,12 +255,22 @@ class VerifiedPipeline:
         return f"VerifiedPipeline({', '.join(type(part).__name__ for part in parts)})"
 
 
-def wrap(pipe: Any, verifier: Verifier | str | Path, **options: Any) -> VerifiedPipeline:
+def wrap(
+    pipe: Any,
+    verifier: Verifier | str | Path,
+    *,
+    strategy: Strategy | None = None,
+    batch_size: int | None = None,
+    inpaint: Any = None,
+    **options: Unpack[SearchOptions],
+) -> VerifiedPipeline:
     """Returns the pipeline as one that searches; see `VerifiedPipeline` for the arguments."""
-    return VerifiedPipeline(pipe, verifier, **options)
+    return VerifiedPipeline(
+        pipe, verifier, strategy=strategy, batch_size=batch_size, inpaint=inpaint, **options
+    )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    names = [*WrapOptions.__annotations__, "strategy", "batch_size", "inpaint"]
+    names = [*SearchOptions.__annotations__, "strategy", "batch_size", "inpaint"]
     if unknown := sorted(set(options) - set(names)):
         raise InputError(f"wrap does not take {unknown[0]}. {suggestion(unknown[0], names)}")

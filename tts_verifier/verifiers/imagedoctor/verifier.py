@@ -12,9 +12,9 @@ from typing import NamedTuple, Unpack
 import torch
 from PIL import Image
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, UnsupportedError, suggestion
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import ImageDoctorOptions, Verifier, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
@@ -37,7 +37,6 @@ from tts_verifier.verifiers.imagedoctor.live import LiveRequest, LiveVerdicts
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.options import (
-    ImageDoctorOptions,
     check_positive,
     check_precision,
     given_devices,
@@ -132,7 +131,7 @@ class ImageDoctor(Verifier):
         }
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, name_or_path: str | Path, **options: Unpack[ImageDoctorOptions]
     ) -> ImageDoctor:
         """Loads a verifier: "shapes" (bundled), a folder, or a hub id.
@@ -149,8 +148,8 @@ class ImageDoctor(Verifier):
         """
         if unknown := sorted(set(options) - set(ImageDoctorOptions.__annotations__)):
             raise InputError(
-                f"Unknown options {', '.join(unknown)}; the known ones are "
-                f"{', '.join(ImageDoctorOptions.__annotations__)}."
+                f"Unknown options {', '.join(unknown)}. "
+                f"{suggestion(unknown[0], ImageDoctorOptions.__annotations__)}"
             )
         # First of all, since finding a checkpoint may download it.
         given = given_devices(options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from PIL import Image
@@ -85,9 +85,14 @@ class VisionLanguageVerifier(Verifier):
         }
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> VisionLanguageVerifier:
-        """Loads a judge from a folder or a hub id; the arguments are those of the class."""
-        return cls(name_or_path, **kwargs)
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path, **options: Unpack[LoadingOptions]
+    ) -> Self:
+        """Loads a judge from a folder or a hub id; its own options are arguments of the class."""
+        # The constructor of a judge takes its own arguments in place of `settings`.
+        judge: Any = cls
+        loaded: Self = judge(name_or_path, **options)
+        return loaded
 
     def verify(
         self,
