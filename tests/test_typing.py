@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import tts_verifier
-from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from tts_verifier import *
+from tts_verifier.images import ImageLike
 from tts_verifier.reward.flow_grpo import multi_score, scorer
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_verifier
 
-pipe: object = StableDiffusionXLPipeline
+pipe: object = None
 verifier = Verifier.from_pretrained("shapes", fit="pad", device="cpu")
-images = [Image.new("RGB", (8, 8)), np.zeros((8, 8, 3)), "a.png", Path("b.png")]
+images: list[ImageLike] = [Image.new("RGB", (8, 8)), np.zeros((8, 8, 3)), "a.png", Path("b.png")]
 
 wrapped = wrap(pipe, "shapes", strategy=BestOfN(4), objective={"overall": 1.0}, judge=None)
 wrap(pipe, verifier, budget=Budget(candidates=8), detail="score", looks=2, ties=2, near=0.1)
@@ -46,7 +46,7 @@ run(["a"], FakeGenerator(), FakeVerifier(), BestOfN)  # wrong
 run(["a"], FakeVerifier(), FakeGenerator(), BestOfN(2))  # wrong
 
 verifier.verify(images, ["a"] * 4, detail="score")[0].scores["overall"]
-verifier.rerank(images, "a", looks=2, ties=2, near=0.02).best.image
+verifier.rerank(images, "a", looks=2, ties=2, near=0.02).best.image.save("best.png")
 verifier.rerank(images, "a", objectiv={"overall": 1.0})  # wrong
 verifier.rerank(images, "a", objective="overall")  # wrong
 verifier.verify(images, ["a"] * 4, details="score")  # wrong
@@ -111,7 +111,6 @@ tts_verifier.Adaptve  # wrong
 def test_mypy_finds_every_mistake_in_a_users_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(USER_FILE)
     options = ("--strict", "--follow-imports=silent", "--no-error-summary", "--hide-error-context")
-    # B018 of the checker: a name alone on a line is on purpose.
     found = subprocess.run(
         [sys.executable, "-m", "mypy", *options, "--cache-dir", ".cache", "user.py"],
         cwd=tmp_path,

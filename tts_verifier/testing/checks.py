@@ -14,10 +14,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import Generator, Strategy, Verifier
+from tts_verifier.images import as_images
+from tts_verifier.interfaces import Generator, Strategy, Verifier, check_pairs
 from tts_verifier.runner import run
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
@@ -172,18 +173,25 @@ def _check_repaint(generator: Generator, sample: Sample) -> None:
 
 
 def check_verifier(
-    verifier: Verifier, images: Sequence[Image.Image], prompts: Sequence[str]
+    verifier: Verifier,
+    images: Sequence[Image.Image] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Verifies images in every way that the interface allows.
 
     Args:
         verifier: the verifier to check.
-        images: at least two images of different quality.
-        prompts: one per image.
+        images: at least two images of different quality; None = a red circle, and noise.
+        prompts: one per image; None = "a red circle" for each.
 
     Raises:
         AssertionError: the verifier breaks a rule.
+        InputError: there are fewer than two images, or not as many prompts.
     """
+    images = as_images(_examples() if images is None else images)
+    if len(images) < 2:
+        raise InputError(f"check_verifier needs at least two images, got {len(images)}.")
+    prompts = check_pairs(images, [_PROMPT.text] * len(images) if prompts is None else prompts)
     _require(isinstance(verifier, Verifier), "a verifier derives from Verifier")
     _require(verifier.verify([], []) == [], "no images make no verdicts")
     details: tuple[Detail, ...] = ("diagnose", "score")
@@ -213,6 +221,14 @@ def check_verifier(
     except InputError:
         return
     raise AssertionError("a number of prompts other than that of images is an InputError")
+
+
+def _examples() -> list[Image.Image]:
+    """Returns a red circle on white, and noise: RGB, 64 x 64."""
+    circle = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(circle).ellipse((16, 16, 48, 48), fill="red")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return [circle, Image.fromarray(noise)]
 
 
 def _nearly_equal(a: float, b: float) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
@@ -40,6 +41,7 @@ from tts_verifier.verified.call import Call, CallbackError
 from tts_verifier.verified.output import (
     Returned,
     SearchOutcome,
+    as_html,
     as_output_type,
     best_images,
     check_generated,
@@ -67,6 +69,8 @@ class VerifiedPipeline:
     - `.seed`: the seed that repeats the call, None when `generator` yielded several,
     - `.verified`: for each image, whether it was chosen by its verdict,
     - `.interrupted`: whether `pipe._interrupt` ended the search.
+
+    A notebook shows the output as its ranking.
 
     With several prompts, a list of images such as `image` has one image for each of them. If a
     prompt has too few usable candidates, drawings without a usable verdict take their place, and
@@ -170,6 +174,9 @@ class VerifiedPipeline:
         output.seed = call.seeds[0] if len(set(call.seeds)) == 1 else None
         output.verified = [verified for _, verified in returned]
         output.interrupted = any(outcome.interrupted for outcome in outcomes)
+        # Set on the object, because its class is the pipeline's own.
+        texts = [request.prompt for request in call.requests]
+        output._repr_html_ = partial(as_html, list(zip(texts, rankings, strict=True)))
         return output
 
     def _search_prompts(self, call: Call) -> list[SearchOutcome]:
