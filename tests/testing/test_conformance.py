@@ -58,7 +58,7 @@ def test_a_verifier_is_checked_on_two_pictures_unless_others_are_given() -> None
         check_verifier(FakeVerifier(), IMAGES[:1])
     with pytest.raises(InputError, match="one prompt for each image, got 2 images and 1 prompts"):
         check_verifier(FakeVerifier(), prompts=["a red circle"])
-    with pytest.raises(AssertionError, match="a verifier derives from Verifier"):
+    with pytest.raises(AssertionError, match="of a class that derives from Verifier"):
         check_verifier(FakeVerifier)  # type: ignore[arg-type]
 
 

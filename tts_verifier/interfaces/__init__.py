@@ -22,6 +22,7 @@ from tts_verifier.interfaces.parts import (
 )
 from tts_verifier.interfaces.verifier import (
     Verifier,
+    check_detail,
     check_pairs,
     check_quick,
     details_of,
@@ -43,6 +44,7 @@ __all__ = [
     "SaysMost",
     "Strategy",
     "Verifier",
+    "check_detail",
     "check_pairs",
     "check_quick",
     "details_of",

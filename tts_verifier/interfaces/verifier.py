@@ -235,7 +235,14 @@ def _objectives_of(
     scores = [verdict.scores for verdict in verdicts]
     if isinstance(objective, Objective):
         return objective.among(scores)
-    return [objective(row) for row in scores]
+    try:
+        return [float(objective(row)) for row in scores]
+    except Exception as error:  # a user's function raises anything
+        raise InputError(
+            "An objective that is a function must take scores by name and return a number; it "
+            f"raised {error!r} for the scores {', '.join(scores[0])}.",
+            argument="objective",
+        ) from error
 
 
 def check_quick(verifier: Any, name: str) -> None:
@@ -262,6 +269,12 @@ def details_of(verifier: Any) -> Collection[Detail]:
 def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | None:
     """Returns the names of the scores of some verdicts; None if there is no score."""
     return dict.fromkeys(name for v in verdicts if v is not None for name in v.scores) or None
+
+
+def check_detail(detail: object) -> None:
+    """Raises InputError unless a value is a detail."""
+    if detail not in ("score", "diagnose"):
+        raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
 
 
 def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:

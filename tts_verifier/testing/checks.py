@@ -48,6 +48,11 @@ def _require(condition: bool, rule: str) -> None:
         raise AssertionError(rule)
 
 
+def _is_object(part: object, kind: type) -> bool:
+    # A class has the methods of its objects too.
+    return isinstance(part, kind) and not isinstance(part, type)
+
+
 def check_strategy(strategy: Strategy) -> None:
     """Runs a strategy on fakes.
 
@@ -57,7 +62,7 @@ def check_strategy(strategy: Strategy) -> None:
     Raises:
         AssertionError: the strategy breaks a rule.
     """
-    _require(isinstance(strategy, Strategy), "a strategy has `needs` and `propose`")
+    _require(_is_object(strategy, Strategy), "a strategy object has `needs` and `propose`")
     calls: list[tuple[Task, tuple[Trial, ...], list[Proposal]]] = []
 
     class Recorder:
@@ -99,7 +104,10 @@ def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
     Raises:
         AssertionError: the generator breaks a rule.
     """
-    _require(isinstance(generator, Generator), "a generator has supports, settings, batch_size")
+    _require(
+        _is_object(generator, Generator),
+        "a generator is an object with supports, settings, batch_size",
+    )
     _require(generator.generate([]) == [], "no jobs make no samples")
     _require(Draw in generator.supports, "every generator supports Draw")
     jobs = [Job(_PROMPT, Draw(seed)) for seed in (1, 2, 3)]
@@ -192,7 +200,10 @@ def check_verifier(
     if len(images) < 2:
         raise InputError(f"check_verifier needs at least two images, got {len(images)}.")
     prompts = check_pairs(images, [_PROMPT.text] * len(images) if prompts is None else prompts)
-    _require(isinstance(verifier, Verifier), "a verifier derives from Verifier")
+    _require(
+        isinstance(verifier, Verifier),
+        "a verifier is an object of a class that derives from Verifier",
+    )
     _require(verifier.verify([], []) == [], "no images make no verdicts")
     details: tuple[Detail, ...] = ("diagnose", "score")
     named = set(verifier.details)

@@ -114,7 +114,10 @@ class Heatmaps(Mapping[str, NDArray[np.float32]]):
         }
 
     def on_grid(self, name: str) -> Heatmap:
-        """Returns a map on its decoder's grid."""
+        """Returns a map on its decoder's grid; KeyError, as of a dict, if there is none."""
+        if name not in self.stored:
+            known = ", ".join(self.stored) or "none"
+            raise KeyError(f"There is no heatmap {name!r}. Available: {known}.")
         return self.stored[name].load()
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:

@@ -106,6 +106,11 @@ class VerifiedPipeline:
         inpaint: Any = None,
         **options: Unpack[SearchOptions],
     ) -> None:
+        if isinstance(pipe, (str, Path)):
+            raise InputError(
+                f"wrap needs a loaded pipeline, got {str(pipe)!r}. Load it with "
+                "DiffusionPipeline.from_pretrained."
+            )
         check_pipeline(pipe)
         _check_options(options)
         check_options(**options)

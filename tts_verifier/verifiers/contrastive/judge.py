@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import check_pairs
+from tts_verifier.interfaces import check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Cost, Detail, Setting, Verdict
@@ -117,6 +117,7 @@ class ContrastiveJudge(NamedCheckpoint):
             InputError: an image or a prompt is not usable, or the lengths differ.
             torch.OutOfMemoryError: memory does not suffice for a single picture.
         """
+        check_detail(detail)
         pil_images = as_images(images)
         listed = check_pairs(pil_images, prompts)
         tokens = {prompt: self._encode(prompt) for prompt in dict.fromkeys(listed)}

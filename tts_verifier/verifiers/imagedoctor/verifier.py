@@ -14,7 +14,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError, suggestion
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import ImageDoctorOptions, Verifier, check_pairs
+from tts_verifier.interfaces import ImageDoctorOptions, Verifier, check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
@@ -97,6 +97,12 @@ class ImageDoctor(Verifier):
         settings: Mapping[str, Setting] | None = None,
         home: str | None = None,
     ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise InputError(
+                f"ImageDoctor needs a loaded checkpoint, got {checkpoint!r:.80}. Use "
+                "ImageDoctor.from_pretrained for a name or a folder.",
+                argument="checkpoint",
+            )
         if fit not in FIT_MODES:
             raise InputError(
                 f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.", argument="fit"
@@ -219,8 +225,7 @@ class ImageDoctor(Verifier):
         Raises:
             InputError: an image or a prompt cannot be used, or the lengths differ.
         """
-        if detail not in ("score", "diagnose"):
-            raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
+        check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         # All that may be wrong with this call is found here, before it joins other threads' calls.

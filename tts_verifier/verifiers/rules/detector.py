@@ -14,7 +14,7 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.images import MAX_PIXELS, ImageLike, as_images
-from tts_verifier.interfaces import check_pairs
+from tts_verifier.interfaces import check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
 from tts_verifier.loading.regular_files import user_path
@@ -148,6 +148,7 @@ class DetectorVerifier(NamedCheckpoint):
                 lengths differ.
             torch.OutOfMemoryError: memory does not suffice for a single picture.
         """
+        check_detail(detail)
         pil_images = as_images(images)
         wanted = [self._wanted(prompt) for prompt in check_pairs(pil_images, prompts)]
         looked_at = [i for i, w in enumerate(wanted) if not isinstance(w, str)]

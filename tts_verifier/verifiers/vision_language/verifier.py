@@ -10,9 +10,8 @@ from typing import Any, ClassVar, Self, Unpack
 import torch
 from PIL import Image
 
-from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.requests import check_prompt
 from tts_verifier.verifiers.vision_language.inference.engine import QuestionEngine
@@ -116,8 +115,7 @@ class VisionLanguageVerifier(Verifier):
             InputError: an image or a prompt cannot be used, a prompt is longer than the model
                 takes, or the lengths differ.
         """
-        if detail not in ("score", "diagnose"):
-            raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
+        check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         for i, text in enumerate(texts):
