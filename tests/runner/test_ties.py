@@ -203,5 +203,5 @@ def test_a_verifier_that_cannot_compare_needs_a_comparer() -> None:
         settings = {"verifier": "plain"}  # noqa: RUF012
         verify = FakeVerifier.verify
 
-    with pytest.raises(InputError, match="ties needs a comparer, .* got Plain"):
+    with pytest.raises(InputError, match=r"ties needs a comparer, .* got Plain"):
         run(["a"], FakeGenerator(), Plain(), BestOfN(3), ties=2)

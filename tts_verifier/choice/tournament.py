@@ -92,7 +92,7 @@ def both_orders(there: float, back: float) -> float:
     return preferred if 0 <= preferred <= 1 else math.nan
 
 
-def check_near_ties(ties: object, near: object) -> None:
+def check_near_ties(ties: int, near: float) -> None:
     """Raises InputError unless `ties` is a number of images and `near` a distance of objectives."""
     # bool is a subclass of int.
     if isinstance(ties, bool) or not isinstance(ties, int) or ties < 0 or ties == 1:

@@ -47,7 +47,7 @@ _EXAMPLES: Final = {
     "verifier": "Verifier.from_pretrained('shapes')",
     "strategy": "BestOfN(8)",
     "judge": "load_verifier('clip')",
-    "comparer": "FakeComparer() of tts_verifier.testing",
+    "comparer": "Verifier.from_pretrained('shapes')",
 }
 _NO_LIMITS: Final = Budget()
 _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
@@ -233,7 +233,8 @@ def check_options(
         raise InputError(f"overlap must be true, false or None, got {overlap!r}.")
     if not isinstance(budget, Budget):
         raise InputError(f"budget must be a Budget, such as Budget(candidates=8), got {budget!r}.")
-    for name, limit in asdict(budget).items():
+    limits: dict[str, Any] = asdict(budget)
+    for name, limit in limits.items():
         whole = name != "seconds"
         if limit is not None and not _is_limit(limit, int if whole else float):
             raise InputError(
@@ -242,7 +243,7 @@ def check_options(
             )
 
 
-def _is_limit(value: Any, kind: type) -> bool:
+def _is_limit(value: Any, kind: type[int] | type[float]) -> bool:
     return isinstance(value, (int, kind)) and not isinstance(value, bool) and value > 0
 
 
