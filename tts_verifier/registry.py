@@ -8,6 +8,7 @@ recipes and commands use names. Third parties add names through the entry-point 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -130,7 +131,9 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         hint = hints.get(name, UNCHECKED)
         if parameter.kind is parameter.VAR_KEYWORD:
             options = next(iter(get_args(hint)), None)
-            option_hints = get_type_hints(options) if options is not None else {}
+            # Light modules import heavy ones, such as torch, for type checkers only. The builder
+            # has imported those that it needs.
+            option_hints = {} if options is None else get_type_hints(options, localns=sys.modules)
             accepted |= {option: (kind, None) for option, kind in option_hints.items()}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             accepted[name] = (hint, parameter.default)

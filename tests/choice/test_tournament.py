@@ -5,10 +5,13 @@ from math import nan
 import numpy as np
 import pytest
 from histories import IMAGE, maps
+from PIL import Image
 
 from tts_verifier.choice.objective import choose
 from tts_verifier.choice.tournament import by_comparisons, near_ties
 from tts_verifier.choice.views import mark_of, preference, views
+from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.testing import FakeComparer, FakeVerifier
 from tts_verifier.types import Compare, Draw, Look, Prompt, Trial, Verdict
 
 
@@ -102,3 +105,47 @@ def test_the_better_and_cooler_image_is_preferred() -> None:
     assert finer.value == 0.43
     unknown = mark_of([Verdict({})], objective)
     assert str(preference(plain, unknown).scores["preferred"]) == "nan"
+
+
+def test_rerank_compares_the_best_as_a_run_does() -> None:
+    class Bluest(FakeVerifier):
+        def compare(self, first, second, prompts):
+            return FakeComparer().compare(first, second, prompts)
+
+    reds = [Image.new("RGB", (8, 8), (255, 0, blue)) for blue in (10, 90, 50, 0)]
+    verifier = Bluest(lambda image, prompt: {"overall": 0.9 if image.getpixel((0, 0))[2] else 0.4})
+    objective = {"overall": 1.0}
+    ranking = verifier.rerank(reds, "x", objective=objective)
+    assert [item.index for item in ranking] == [0, 1, 2, 3]
+    ranking = verifier.rerank(reds, "x", objective=objective, ties=4)
+    assert [item.index for item in ranking] == [1, 2, 0, 3]
+    ranking = verifier.rerank(reds, "x", objective=objective, ties=2)
+    assert [item.index for item in ranking] == [1, 0, 2, 3]
+
+
+def test_rerank_compares_only_images_of_one_detail_and_a_failed_comparison_is_a_tie() -> None:
+    class Silent(FakeVerifier):
+        def compare(self, first, second, prompts):
+            asked.append(len(first))
+            return [Verdict({}) for _ in first]
+
+    asked: list[int] = []
+    greys = [Image.new("RGB", (8, 8), (grey,) * 3) for grey in (10, 10, 10, 10)]
+    with pytest.warns(RunWarning, match="1 of 1 comparisons have no usable preference"):
+        ranking = Silent().rerank(greys, "x", looks=2, ties=4, near=9.0)
+    assert (asked, [item.index for item in ranking]) == ([2], [0, 1, 2, 3])
+    assert len(Silent().rerank(greys[:1], "x", ties=4)) == 1
+    assert asked == [2]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"ties": 1}, "ties must be a number of images, 0 or at least 2, got 1"),
+        ({"ties": True}, "ties must be a number of images"),
+        ({"ties": 2, "near": -0.1}, "near must be a finite number, not negative, got -0.1"),
+    ],
+)
+def test_rerank_refuses_other_numbers(option: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FakeVerifier().rerank([IMAGE], "x", **option)

@@ -222,7 +222,7 @@ def test_an_unusable_score_is_null_in_json(
         return FakeVerifier(lambda image, prompt: {"overall": float("nan")})
 
     monkeypatch.setattr(Verifier, "from_pretrained", unsure)
-    arguments = ("--prompt", "x", "--verifier", "unsure", "--format", "jsonl")
+    arguments = ("--prompt", "x", "--verifier", "an/unsure", "--format", "jsonl")
     line = json.loads(invoke("score", *pictures, *arguments).stdout.splitlines()[0])
     assert (line["overall"], line["objective"]) == (None, None)
 

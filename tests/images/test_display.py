@@ -1,6 +1,8 @@
 """Overlays and notebook cards: which pixels change, and that all text is escaped."""
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,3 +99,26 @@ def test_rankings_and_trials_show_themselves_in_notebooks() -> None:
 def test_finer_scores_are_for_logs_and_objectives_not_for_people():
     scores = {"overall": 0.5, "overall_expected": 0.512}
     assert written_scores(scores) == {"overall": 0.5}
+
+
+def test_a_verdict_is_shown_without_its_image() -> None:
+    verdict = FakeVerifier().verify([GREY], ["x"])[0]
+    assert re.fullmatch(
+        r"Verdict\(diagnose: semantic_alignment 0\.\d+, aesthetics .*; heatmaps .*artifact.*\)",
+        repr(verdict),
+    )
+    html = verdict._repr_html_()
+    assert html.count("<img") == len(verdict.heatmaps)
+    assert "<b>diagnose: " in html
+    silent = Verdict({}, detail="score", error="no reply <1>")
+    assert repr(silent) == "Verdict(score: no scores; error: no reply <1>)"
+    assert "no reply &lt;1&gt;" in silent._repr_html_()
+    boxed = Verdict({"a": 1.0, "a_expected": 0.9}, boxes=((0, 0, 1, 1),))
+    assert repr(boxed) == "Verdict(diagnose: a 1.000; boxes 1)"
+
+
+def test_a_trial_is_one_line() -> None:
+    whole = Trial("t1", Prompt("0", "a cat"), 2, Draw(1), 1.0, objective=0.5)
+    assert repr(whole) == "Trial(t1, 'a cat', Draw of round 2: 0.500)"
+    half = replace(whole, progress=0.4, error="out of memory")
+    assert repr(half) == "Trial(t1, 'a cat', Draw of round 2, 40% of the steps: out of memory)"

@@ -169,7 +169,7 @@ class Short(FakeComparer):
         ({"ties": True}, "ties must be a number of images"),
         ({"ties": 2, "near": -0.1}, "near must be a finite number, not negative, got -0.1"),
         ({"ties": 2, "near": "x"}, "near must be a finite number"),
-        ({"ties": 2, "comparer": object()}, "ties needs a comparer, .* got object"),
+        ({"comparer": object()}, "The comparer must be an object with compare and settings"),
         ({"ties": 4, "budget": Budget(verifier_calls=12)}, "take up to 12 of 12"),
         ({**EVERYTHING, "comparer": Short()}, "Short must return a verdict for each of 6 pairs"),
     ],
@@ -196,3 +196,12 @@ def test_a_recipe_and_a_rejudged_run(tmp_path: Path) -> None:
         load_recipe(path, ["ties=1"]).build()
     with pytest.raises(RecipeError, match=r"Unknown comparer 'fak'"):
         load_recipe(path, ["comparer.name=fak"]).build()
+
+
+def test_a_verifier_that_cannot_compare_needs_a_comparer() -> None:
+    class Plain:
+        settings = {"verifier": "plain"}  # noqa: RUF012
+        verify = FakeVerifier.verify
+
+    with pytest.raises(InputError, match=r"ties needs a comparer, .* got Plain"):
+        run(["a"], FakeGenerator(), Plain(), BestOfN(3), ties=2)

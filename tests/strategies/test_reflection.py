@@ -1,5 +1,6 @@
 """Reflection: a rewriting after each verdict, draws from it, and what fails on the way."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -216,13 +217,23 @@ def test_a_chat_model_is_told_what_went_wrong() -> None:
     verdict = Verdict({"overall": 0.5}, boxes=((1, 2, 3, 4),), text="two circles")
     request = RewriteRequest("a red circle", "one circle", trial("a", 0, Draw(1), verdict=verdict))
     assert rewriter.rewrite([request]) == ["a single red circle"]
-    assert calls[0]["model"] == "small"
+    assert (calls[0]["model"], calls[0]["temperature"]) == ("small", 0.0)
     told = calls[0]["messages"][1]["content"].splitlines()
     assert told[0] == "User's prompt: a red circle"
     assert told[1] == "Image made from: one circle"
     assert told[2] == "Scores, higher is better: overall 0.50"
     assert "1,2,3,4" in told[3]
     assert told[4] == "The verifier's words: two circles"
+    unheated = ChatRewriter("small", client=client, temperature=None)
+    unheated.rewrite([request])
+    assert "temperature" not in calls[1]
+    assert unheated.settings["temperature"] is None
+
+
+@pytest.mark.parametrize("temperature", [-1, math.inf, "hot", True])
+def test_a_temperature_is_a_number_or_none(temperature: object) -> None:
+    with pytest.raises(InputError, match="temperature must be finite, not negative, got"):
+        ChatRewriter("small", client=object(), temperature=temperature)  # type: ignore[arg-type]
 
 
 def test_a_chat_model_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier.errors import InputError
+from tts_verifier.shapes.verifiers import OracleVerifier
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.zero_order import ZeroOrder
 from tts_verifier.testing import (
@@ -47,6 +48,18 @@ def test_the_fakes_conform() -> None:
     check_generator(FakeGenerator(), tolerance=0)
     check_verifier(FakeVerifier(), IMAGES, PROMPTS)
     check_verifier(FakeVerifier(unparsable=lambda image, prompt: True), IMAGES, PROMPTS)
+
+
+def test_a_verifier_is_checked_on_two_pictures_unless_others_are_given() -> None:
+    check_verifier(FakeVerifier())
+    check_verifier(OracleVerifier())
+    check_verifier(FakeVerifier(), IMAGES)
+    with pytest.raises(InputError, match="at least two images, got 1"):
+        check_verifier(FakeVerifier(), IMAGES[:1])
+    with pytest.raises(InputError, match="one prompt for each image, got 2 images and 1 prompts"):
+        check_verifier(FakeVerifier(), prompts=["a red circle"])
+    with pytest.raises(AssertionError, match="of a class that derives from Verifier"):
+        check_verifier(FakeVerifier)  # type: ignore[arg-type]
 
 
 class Stateful(BestOfN):

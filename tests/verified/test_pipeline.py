@@ -1,6 +1,7 @@
 """A wrapped pipeline is called as the pipeline is, and its calls are searches."""
 
 import inspect
+import pickle
 import warnings
 
 import numpy as np
@@ -35,6 +36,14 @@ def test_the_output_is_the_pipelines_own_with_the_best_picture_first(verified):
     assert out.ranking.best.verdict.heatmaps["artifact"].shape == (16, 16)
     assert len(out.trials) == 3
     assert out.seed == 1
+
+
+def test_a_notebook_shows_the_candidates_of_each_prompt(verified):
+    html = verified("a <red> circle", seed=1, **CALL)._repr_html_()
+    assert "<p>a &lt;red&gt; circle</p>" in html
+    assert html.count("<img") == 2 * 3
+    out = pickle.loads(pickle.dumps(verified(["a", "b"], seed=1, **CALL)))
+    assert out._repr_html_().count("<p>") == 2
 
 
 def test_a_call_is_a_run_with_that_seed(pipe, verified):

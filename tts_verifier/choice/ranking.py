@@ -27,9 +27,15 @@ class Ranked:
     index: int
     """Its place in the input, from 0."""
     image: Image.Image
+    """RGB."""
     objective: float
-    """NaN if the verdict has no usable score."""
+    """The number that it is ranked by; NaN if the verdict has no usable score."""
     verdict: Verdict
+    """What the verifier says of it."""
+
+    def _repr_html_(self) -> str:
+        """Shows the image in a notebook, beside its heatmaps."""
+        return _card_of_image(self)
 
 
 class Ranking(Sequence[Ranked]):
@@ -82,12 +88,13 @@ class Ranking(Sequence[Ranked]):
 
     def _repr_html_(self) -> str:
         """Shows the ranking in a notebook: every image beside its heatmaps, best first."""
-        return "".join(
-            card(
-                f"{place}. image {item.index} · {item.objective:.3f}",
-                [item.image, item.verdict.overlay(item.image)],
-                written_scores(item.verdict.scores),
-                item.verdict.text,
-            )
-            for place, item in enumerate(self, 1)
-        )
+        return "".join(_card_of_image(item, f"{place}. ") for place, item in enumerate(self, 1))
+
+
+def _card_of_image(item: Ranked, place: str = "") -> str:
+    return card(
+        f"{place}image {item.index} · {item.objective:.3f}",
+        [item.image, item.verdict.overlay(item.image)],
+        written_scores(item.verdict.scores),
+        item.verdict.text,
+    )

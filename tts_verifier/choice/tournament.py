@@ -8,10 +8,14 @@ does not depend on the order of the pairs, as a knock-out would.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import TypeVar
 
+from tts_verifier.errors import InputError
 from tts_verifier.types import Compare, Look, Trial
+
+T = TypeVar("T")
 
 
 def near_ties(order: Sequence[Trial], count: int, *, near: float = 0.0) -> list[tuple[str, str]]:
@@ -58,11 +62,48 @@ def by_comparisons(ranked: Sequence[Trial], history: Sequence[Trial]) -> list[Tr
         count += 1
     if count < 2:
         return list(ranked)
-    top = ranked[:count]
-    results = [fmean(won[t.id, rival.id] for rival in top if rival is not t) for t in top]
+    places = standings([t.id for t in ranked[:count]], won)
+    return [*(ranked[i] for i in places), *ranked[count:]]
+
+
+def standings(names: Sequence[T], won: Mapping[tuple[T, T], float]) -> list[int]:
+    """Returns the places of images from best to worst by the mean of their preferences.
+
+    Args:
+        names: of at least two images, best first by their objectives.
+        won: (image, rival) -> how far the image is preferred to the rival, for all pairs.
+    """
+    results = [fmean(won[one, rival] for rival in names if rival != one) for one in names]
     # Rounded, because sums in another order may differ in the last digit.
-    places = sorted(range(count), key=lambda i: -round(results[i], 9))
-    return [*(top[i] for i in places), *ranked[count:]]
+    return sorted(range(len(names)), key=lambda i: -round(results[i], 9))
+
+
+def both_orders(there: float, back: float) -> float:
+    """Returns the preference for the first of two images, asked in both orders.
+
+    Args:
+        there: how far the first one is preferred, in [0, 1].
+        back: how far the second one is preferred when the two change places, in [0, 1].
+
+    Returns:
+        In [0, 1]; NaN if one of the two is not usable.
+    """
+    preferred = (there + 1 - back) / 2
+    return preferred if 0 <= preferred <= 1 else math.nan
+
+
+def check_near_ties(ties: int, near: float) -> None:
+    """Raises InputError unless `ties` is a number of images and `near` a distance of objectives."""
+    # bool is a subclass of int.
+    if isinstance(ties, bool) or not isinstance(ties, int) or ties < 0 or ties == 1:
+        raise InputError(
+            f"ties must be a number of images, 0 or at least 2, got {ties!r}.", argument="ties"
+        )
+    finite = isinstance(near, (int, float)) and not isinstance(near, bool)
+    if not finite or not 0 <= near < math.inf:
+        raise InputError(
+            f"near must be a finite number, not negative, got {near!r}.", argument="near"
+        )
 
 
 def _image_of(trial: Trial) -> str:

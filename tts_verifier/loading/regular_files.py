@@ -32,8 +32,10 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Environment variables are not expanded.
 
     Raises:
-        InputError: there is no such user, or a path cannot have such characters.
+        InputError: it is no path, there is no such user, or a path cannot have such characters.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"A path must be a text or a Path, got {path!r:.80}.")
     try:
         if "\0" in os.fspath(path):
             raise InputError(f"A path must not have the character NUL, got {os.fspath(path)!r}.")

@@ -4,6 +4,6 @@
 `TRAINERS.md` says how to use them, and how from Flow-Factory.
 """
 
-from tts_verifier.reward.reward import Rewards, VerifierReward
+from tts_verifier.reward.reward import RewardOptions, Rewards, VerifierReward
 
-__all__ = ["Rewards", "VerifierReward"]
+__all__ = ["RewardOptions", "Rewards", "VerifierReward"]

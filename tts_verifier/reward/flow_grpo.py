@@ -7,26 +7,28 @@ same calls over HTTP without them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.reward.reward import Rewards, VerifierReward
+from tts_verifier.reward.reward import RewardOptions, Rewards, VerifierReward
 
 Scorer = Callable[..., tuple[list[float], dict[str, Any]]]
 MultiScore = Callable[..., tuple[dict[str, list[float]], dict[str, Any]]]
 
 
-def scorer(verifier: Verifier | str, *, fill: float | None = None, **options: Any) -> Scorer:
+def scorer(
+    verifier: Verifier | str, *, fill: float | None = None, **options: Unpack[RewardOptions]
+) -> Scorer:
     """Returns a scorer for `score_functions` of `multi_score`.
 
     Args:
         verifier: see `VerifierReward`.
         fill: the reward of a picture that has none; None = NaN, which flow_grpo does not mask: its
             loss is then NaN too. The pictures are counted in any case.
-        **options: of `VerifierReward`.
+        **options: see `RewardOptions`.
 
     Returns:
         `fn(images, prompts, metadata) -> (scores, meta)`: a list of N floats, and a dict with
@@ -43,14 +45,14 @@ def scorer(verifier: Verifier | str, *, fill: float | None = None, **options: An
 
 
 def multi_score(
-    verifier: Verifier | str, *, fill: float | None = None, **options: Any
+    verifier: Verifier | str, *, fill: float | None = None, **options: Unpack[RewardOptions]
 ) -> MultiScore:
     """Returns what flow_grpo's `multi_score(device, weights)` returns, for one verifier.
 
     Args:
         verifier: see `VerifierReward`.
         fill: see `scorer`.
-        **options: of `VerifierReward`.
+        **options: see `RewardOptions`.
 
     Returns:
         `fn(images, prompts, metadata, ref_images=None, only_strict=True) -> (details, meta)`: for

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,17 @@ class Rewards:
             # Of this map there is not a single one.
             return np.full_like(worst, math.nan), np.zeros_like(found)
         return worst, found
+
+
+class RewardOptions(TypedDict, total=False):
+    """The options of a `VerifierReward`, which says what they mean; every key may be absent."""
+
+    objective: Objective | Mapping[str, float] | None
+    """What is rewarded."""
+    detail: Detail | None
+    """How thoroughly pictures are verified."""
+    grid: tuple[int, int]
+    """Rows and columns of the pooled maps."""
 
 
 class VerifierReward:

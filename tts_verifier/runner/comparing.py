@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from tts_verifier.choice.tournament import both_orders
 from tts_verifier.choice.views import PREFERRED
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Comparer
@@ -62,13 +63,13 @@ def _compared(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
         error = answer
     else:
         there, back = (one.scores.get(PREFERRED, math.nan) for one in answer)
-        objective = (there + 1 - back) / 2
+        objective = both_orders(there, back)
         replies = zip(("in this order", "the other way"), (there, back), answer, strict=True)
         text = "\n".join(f"{way} {value:.3f}: {one.text}" for way, value, one in replies)
         verdict = Verdict({}, text=text, detail="score", cost=cost)
-        if not 0 <= objective <= 1:
+        if math.isnan(objective):
             reasons = (one.error for one in answer if one.error)
-            objective, error = math.nan, next(reasons, "the comparison has no usable preference")
+            error = next(reasons, "the comparison has no usable preference")
     return Trial(
         id=job.id,
         prompt=job.prompt,

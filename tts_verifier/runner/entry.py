@@ -7,54 +7,25 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, TypedDict, Unpack
+from typing import Any, Final, Unpack
 
-from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RunWarning, suggestion
-from tts_verifier.interfaces import Comparer, Extendable, Generator, Strategy, Verifier
+from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.runner.devices import placed
 from tts_verifier.runner.loop import Loop
+from tts_verifier.runner.options import RunOptions
 from tts_verifier.runner.progress import Progress, progress_view
 from tts_verifier.runner.prompts import as_prompts
 from tts_verifier.runner.result import RunResult
 from tts_verifier.runner.setup import RunSetup
-from tts_verifier.types import Budget, Detail, Prompt
+from tts_verifier.types import Prompt
 
 _INTERRUPTED: Final = (
     "The generator was interrupted: the search ends with what is there. Unfinished candidates are "
     "not chosen, and not logged; the same call continues a run folder."
 )
-
-
-class RunOptions(TypedDict, total=False):
-    """The options of `run`; every key may be absent."""
-
-    objective: Objective | Mapping[str, float]
-    """As in `RunSetup`."""
-    judge: Verifier | None
-    """As in `RunSetup`."""
-    seed: int
-    """As in `RunSetup`."""
-    budget: Budget
-    """As in `RunSetup`."""
-    detail: Detail
-    """As in `RunSetup`."""
-    looks: int
-    """As in `RunSetup`."""
-    ties: int
-    """As in `RunSetup`."""
-    near: float
-    """As in `RunSetup`."""
-    comparer: Comparer | None
-    """As in `RunSetup`."""
-    overlap: bool | None
-    """As in `RunSetup`."""
-    folder: str | Path | None
-    """The run folder, to start or to continue; None = no log."""
-    progress: bool
-    """Whether to show the progress."""
 
 
 def run(

@@ -11,7 +11,9 @@ from array import array
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from PIL import Image
@@ -26,8 +28,13 @@ from tts_verifier.choice.subset import (
 )
 from tts_verifier.choice.summary import PromptSummary, summarise_prompt
 from tts_verifier.errors import RunError
+from tts_verifier.images import card
 from tts_verifier.log import read_picks, read_trials
 from tts_verifier.types import Choice, Prompt, Trial
+from tts_verifier.types.score_names import written_scores
+
+SHOWN: Final = 24
+"""Prompts that a notebook shows of a result."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,6 +200,31 @@ class RunResult:
             for summary in self.summaries
             if summary.chosen is not None and summary.chosen.image
         }
+
+    def __repr__(self) -> str:
+        # From memory alone: the folder may be gone.
+        counts = (
+            f"prompts {len(self.results)}",
+            f"candidates {sum(r.summary.candidates for r in self.results)}",
+            f"chosen {sum(bool(r.chosen) for r in self.results)}",
+            f"failed {sum(r.summary.failed for r in self.results)}",
+        )
+        stopped = ", interrupted" if self.interrupted else ""
+        place = "" if self.folder is None else f", in {self.folder}"
+        return f"RunResult({', '.join(counts)}{stopped}{place})"
+
+    def _repr_html_(self) -> str:
+        """Shows the first prompts in a notebook: the first draw beside the chosen image."""
+        cards = [_card_of(summary) for summary in self.summaries[:SHOWN]]
+        return f"<p>{escape(repr(self))}</p>{''.join(cards)}"
+
+
+def _card_of(summary: PromptSummary) -> str:
+    picks = [summary.first, summary.chosen]
+    values = [f"{pick.objective:.3f}" if pick else "no usable image" for pick in picks]
+    images = [pick.image.load() for pick in picks if pick and pick.image]
+    scores = written_scores(summary.chosen.scores if summary.chosen else {})
+    return card(f"{summary.prompt.text} · {values[0]} → {values[1]}", images, scores)
 
 
 def _check_present(folder: Path, ids: Iterable[str], in_log: Container[str]) -> None:

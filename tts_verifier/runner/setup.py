@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from numbers import Integral
 from typing import Any, Final
 
 from tts_verifier.choice.objective import Objective, as_objective, check_score_names
+from tts_verifier.choice.tournament import check_near_ties
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import (
     Comparer,
@@ -17,6 +18,7 @@ from tts_verifier.interfaces import (
     SaysMost,
     Strategy,
     Verifier,
+    check_detail,
     check_quick,
     details_of,
 )
@@ -38,6 +40,14 @@ _METHODS: Final = {
     "verifier": ("verify",),
     "strategy": ("propose", "needs"),
     "judge": ("verify", "settings"),
+    "comparer": ("compare", "settings"),
+}
+_EXAMPLES: Final = {
+    "generator": "DiffusersGenerator(pipe)",
+    "verifier": "Verifier.from_pretrained('shapes')",
+    "strategy": "BestOfN(8)",
+    "judge": "load_verifier('clip')",
+    "comparer": "Verifier.from_pretrained('shapes')",
 }
 _NO_LIMITS: Final = Budget()
 _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
@@ -108,6 +118,9 @@ class RunSetup:
             own = isinstance(self.verifier, Verifier)
             objective = self.verifier.objective if own else Objective()
         object.__setattr__(self, "objective", objective)
+        # Numbers of numpy are no JSON values.
+        if isinstance(self.seed, Integral) and not isinstance(self.seed, bool):
+            object.__setattr__(self, "seed", int(self.seed))
         if self.comparer is None:
             object.__setattr__(self, "comparer", self.verifier)
         if self.detail is None:
@@ -118,10 +131,11 @@ class RunSetup:
         for role in ("generator", "verifier", "strategy"):
             check_part(role, getattr(self, role))
         check_options(seed=self.seed, judge=self.judge, budget=self.budget, overlap=self.overlap)
+        if self.comparer is not self.verifier:
+            check_part("comparer", self.comparer)
         check_needs(self.strategy, self.generator)
         check_scores(self.objective, self.strategy, known_scores(self.verifier))
-        if self.detail not in ("score", "diagnose"):
-            raise InputError(f"detail must be 'score' or 'diagnose', got {self.detail!r}.")
+        check_detail(self.detail)
         check_details(self.strategy, self.verifier)
         check_looks(
             self.looks,
@@ -170,16 +184,7 @@ def check_ties(ties: int, *, near: float, comparer: Any, budget: Budget) -> None
         comparer: of the run, or its verifier.
         budget: of the run.
     """
-    # bool is a subclass of int.
-    if isinstance(ties, bool) or not isinstance(ties, int) or ties < 0 or ties == 1:
-        raise InputError(
-            f"ties must be a number of images, 0 or at least 2, got {ties!r}.", argument="ties"
-        )
-    finite = isinstance(near, (int, float)) and not isinstance(near, bool)
-    if not finite or not 0 <= near < math.inf:
-        raise InputError(
-            f"near must be a finite number, not negative, got {near!r}.", argument="near"
-        )
+    check_near_ties(ties, near)
     if not ties:
         return
     if not isinstance(comparer, Comparer):
@@ -208,6 +213,7 @@ def check_options(
     judge: Any = None,
     budget: Any = _NO_LIMITS,
     overlap: Any = None,
+    comparer: Any = None,
     **others: Any,
 ) -> None:
     """Raises InputError for a value that an option of a run cannot have.
@@ -221,23 +227,31 @@ def check_options(
         raise InputError(f"seed must be a whole number, got {seed!r}.", argument="seed")
     if judge is not None:
         check_part("judge", judge)
+    if comparer is not None:
+        check_part("comparer", comparer)
     if overlap not in (None, True, False):
         raise InputError(f"overlap must be true, false or None, got {overlap!r}.")
     if not isinstance(budget, Budget):
         raise InputError(f"budget must be a Budget, such as Budget(candidates=8), got {budget!r}.")
-    if not all(limit is None or _is_limit(limit) for limit in asdict(budget).values()):
-        raise InputError(f"Every limit of a budget must be positive, or None, got {budget}.")
+    limits: dict[str, Any] = asdict(budget)
+    for name, limit in limits.items():
+        whole = name != "seconds"
+        if limit is not None and not _is_limit(limit, int if whole else float):
+            raise InputError(
+                "Every limit of a budget must be positive"
+                f"{', a whole number' if whole else ''} or None, got {name}={limit!r}."
+            )
 
 
-def _is_limit(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+def _is_limit(value: Any, kind: type[int] | type[float]) -> bool:
+    return isinstance(value, (int, kind)) and not isinstance(value, bool) and value > 0
 
 
 def check_part(role: str, part: Any) -> None:
     """Raises InputError unless `part` has the methods of its role.
 
     Args:
-        role: "generator", "verifier", "strategy" or "judge".
+        role: "generator", "verifier", "strategy", "judge" or "comparer".
         part: the object to check.
     """
     # A class has the methods too, but the runner needs an instance.
@@ -245,7 +259,7 @@ def check_part(role: str, part: Any) -> None:
     if isinstance(part, type) or lacking:
         raise InputError(
             f"The {role} must be an object with {' and '.join(_METHODS[role])}, got {part!r}. "
-            "Make one, or see tts_verifier.testing for what it must do."
+            f"Make one, such as {_EXAMPLES[role]}."
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tts_verifier.choice.objective import Objective
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.shapes.grammar import Spec, parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, pixels_of
 from tts_verifier.shapes.vocabulary import SIZE
@@ -46,6 +46,7 @@ class ReadingVerifier(Verifier):
             InputError: an image cannot be used, a prompt is outside the grammar of
                 `shapes.grammar`, or the lengths differ.
         """
+        check_detail(detail)
         pil_images = as_images(images)
         specs = [parse_caption(prompt) for prompt in check_pairs(pil_images, prompts)]
         return [self._verdict(p, s, detail) for p, s in zip(pil_images, specs, strict=True)]

@@ -65,6 +65,12 @@ class Adaptive:
     ) -> None:
         self.strategy = _build_inner(strategy)
         self.needs = self.strategy.needs
+        if thresholds is not None and not isinstance(thresholds, Mapping):
+            raise InputError(
+                "thresholds must be least values by score name, such as {'overall': 0.9}, got "
+                f"{thresholds!r}.",
+                argument="thresholds",
+            )
         self.thresholds = {
             name: check_number(
                 f"thresholds.{name}", value, lambda v: abs(v) < math.inf, rule="a finite number"
@@ -187,8 +193,10 @@ def _build_inner(strategy: Strategy | Mapping[str, Any]) -> Strategy:
             raise InputError(
                 f"strategy {name!r} cannot be built: {error}.", argument="strategy"
             ) from error
-    if not isinstance(strategy, Strategy):
+    # A class has the methods too.
+    if isinstance(strategy, type) or not isinstance(strategy, Strategy):
         raise InputError(
-            f"strategy must be a strategy or a table, got {strategy!r}.", argument="strategy"
+            f"strategy must be a strategy, such as BestOfN(8), or a table, got {strategy!r}.",
+            argument="strategy",
         )
     return strategy

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.strategies.common.history import propose_at_stops, seeds, unfinished
 from tts_verifier.types import Continue, Draw, Proposal, Task, Trial
 
-POTENTIALS = ("diff", "max", "add")
+Potential = Literal["diff", "max", "add"]
 
 Weights = NDArray[np.float64]
 
@@ -57,7 +58,7 @@ class FKSteering:
     def __init__(
         self,
         n: int = 4,
-        potential: str = "diff",
+        potential: Potential = "diff",
         *,
         strength: float = 10.0,
         stops: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
@@ -65,9 +66,10 @@ class FKSteering:
         keep: float = 1.0,
         ramp: float = 0.0,
     ) -> None:
-        if potential not in POTENTIALS:
+        if potential not in get_args(Potential):
             raise InputError(
-                f"potential must be one of {POTENTIALS}, got {potential!r}.", argument="potential"
+                f"potential must be one of {', '.join(get_args(Potential))}, got {potential!r}.",
+                argument="potential",
             )
         self.n, self.potential = check_integer("n", n, 2), potential
         self.strength = check_number(

@@ -16,7 +16,7 @@ from typing import Any
 
 from tts_verifier.errors import InputError
 from tts_verifier.masks import MaskRule, flaw_mask, spots
-from tts_verifier.strategies.common.arguments import check_integer, check_number
+from tts_verifier.strategies.common.arguments import check_integer, check_items, check_number
 from tts_verifier.strategies.common.history import best, rounds_done, seeds
 from tts_verifier.types import Draw, Look, Mask, Proposal, Repaint, Task, Trial
 
@@ -64,6 +64,7 @@ class InpaintReroll:
         masks: Mapping[str, Any] | None = None,
     ) -> None:
         self.n, self.rounds = check_integer("n", n), check_integer("rounds", rounds)
+        strengths = check_items("strengths", strengths, "numbers in (0, 1]")
         if not strengths:
             raise InputError(
                 "strengths must name at least one strength, got none.", argument="strengths"
@@ -74,7 +75,7 @@ class InpaintReroll:
         self.fresh = check_integer("fresh", fresh, 0)
         self.enough = enough
         if enough is not None:
-            check_number(
+            self.enough = check_number(
                 "enough", enough, lambda e: -math.inf < e < math.inf, rule="a finite number"
             )
         self.gain = check_number(

@@ -107,7 +107,8 @@ def _build_rewriter(rewriter: Rewriter | Mapping[str, Any]) -> Rewriter:
         except InputError as error:
             argument = ".".join(filter(None, ("rewriter", error.argument)))
             raise InputError(str(error), argument=argument) from error
-    if not isinstance(rewriter, Rewriter):
+    # A class has the methods too.
+    if isinstance(rewriter, type) or not isinstance(rewriter, Rewriter):
         raise InputError(
             f"rewriter must be a rewriter or a table, got {rewriter!r}.", argument="rewriter"
         )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
-from tts_verifier.strategies.common.arguments import check_integer
+from tts_verifier.strategies.common.arguments import check_integer, check_items
 from tts_verifier.strategies.common.history import best, rounds_done, seeds
 from tts_verifier.types import Draw, LowBand, Proposal, Task, Trial
 
@@ -60,6 +60,7 @@ class Spectral:
             raise InputError(
                 f"elite must be below population, got {elite} of {population}.", argument="elite"
             )
+        shape = check_items("shape", shape, "numbers")
         if len(shape) != 3:
             raise InputError(
                 f"shape must be (channels, height, width), got {shape!r}.", argument="shape"

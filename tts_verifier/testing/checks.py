@@ -14,10 +14,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import Generator, Strategy, Verifier
+from tts_verifier.images import as_images
+from tts_verifier.interfaces import Generator, Strategy, Verifier, check_pairs
 from tts_verifier.runner import run
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
@@ -47,6 +48,11 @@ def _require(condition: bool, rule: str) -> None:
         raise AssertionError(rule)
 
 
+def _is_object(part: object, kind: type) -> bool:
+    # A class has the methods of its objects too.
+    return isinstance(part, kind) and not isinstance(part, type)
+
+
 def check_strategy(strategy: Strategy) -> None:
     """Runs a strategy on fakes.
 
@@ -56,7 +62,7 @@ def check_strategy(strategy: Strategy) -> None:
     Raises:
         AssertionError: the strategy breaks a rule.
     """
-    _require(isinstance(strategy, Strategy), "a strategy has `needs` and `propose`")
+    _require(_is_object(strategy, Strategy), "a strategy object has `needs` and `propose`")
     calls: list[tuple[Task, tuple[Trial, ...], list[Proposal]]] = []
 
     class Recorder:
@@ -98,7 +104,10 @@ def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
     Raises:
         AssertionError: the generator breaks a rule.
     """
-    _require(isinstance(generator, Generator), "a generator has supports, settings, batch_size")
+    _require(
+        _is_object(generator, Generator),
+        "a generator is an object with supports, settings, batch_size",
+    )
     _require(generator.generate([]) == [], "no jobs make no samples")
     _require(Draw in generator.supports, "every generator supports Draw")
     jobs = [Job(_PROMPT, Draw(seed)) for seed in (1, 2, 3)]
@@ -172,19 +181,29 @@ def _check_repaint(generator: Generator, sample: Sample) -> None:
 
 
 def check_verifier(
-    verifier: Verifier, images: Sequence[Image.Image], prompts: Sequence[str]
+    verifier: Verifier,
+    images: Sequence[Image.Image] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Verifies images in every way that the interface allows.
 
     Args:
         verifier: the verifier to check.
-        images: at least two images of different quality.
-        prompts: one per image.
+        images: at least two images of different quality; None = a red circle, and noise.
+        prompts: one per image; None = "a red circle" for each.
 
     Raises:
         AssertionError: the verifier breaks a rule.
+        InputError: there are fewer than two images, or not as many prompts.
     """
-    _require(isinstance(verifier, Verifier), "a verifier derives from Verifier")
+    images = as_images(_examples() if images is None else images)
+    if len(images) < 2:
+        raise InputError(f"check_verifier needs at least two images, got {len(images)}.")
+    prompts = check_pairs(images, [_PROMPT.text] * len(images) if prompts is None else prompts)
+    _require(
+        isinstance(verifier, Verifier),
+        "a verifier is an object of a class that derives from Verifier",
+    )
     _require(verifier.verify([], []) == [], "no images make no verdicts")
     details: tuple[Detail, ...] = ("diagnose", "score")
     named = set(verifier.details)
@@ -213,6 +232,14 @@ def check_verifier(
     except InputError:
         return
     raise AssertionError("a number of prompts other than that of images is an InputError")
+
+
+def _examples() -> list[Image.Image]:
+    """Returns a red circle on white, and noise: RGB, 64 x 64."""
+    circle = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(circle).ellipse((16, 16, 48, 48), fill="red")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return [circle, Image.fromarray(noise)]
 
 
 def _nearly_equal(a: float, b: float) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import (
     Continue,
     Cost,
@@ -198,6 +198,7 @@ class FakeVerifier(Verifier):
         detail: Detail = "diagnose",
     ) -> list[Verdict]:
         """Verifies image i against prompt i."""
+        check_detail(detail)
         converted = as_images(images)
         texts = check_pairs(converted, prompts)
         self.trace.append(f"{'v' if detail == 'diagnose' else 'l'}{len(converted)}")

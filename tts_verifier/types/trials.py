@@ -70,6 +70,12 @@ class Trial:
         """Whether all steps were taken and nothing failed. Only such a trial may be chosen."""
         return self.progress >= 1.0 and not self.error
 
+    def __repr__(self) -> str:
+        made = f"{type(self.proposal).__name__} of round {self.round}"
+        part = "" if self.progress >= 1 else f", {self.progress:.0%} of the steps"
+        found = self.error or f"{self.objective:.3f}"
+        return f"Trial({self.id}, {self.prompt.text!r:.60}, {made}{part}: {found})"
+
     def _repr_html_(self) -> str:
         """Shows the trial in a notebook."""
         title = f"{self.prompt.text} · {self.error or f'{self.objective:.3f}'}"

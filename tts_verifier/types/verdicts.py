@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tts_verifier.images import overlay
+from tts_verifier.images import card, overlay
 from tts_verifier.types.cost import Cost
 from tts_verifier.types.proposals import Mask
+from tts_verifier.types.score_names import written_scores
 from tts_verifier.types.stored import InFile, InMemory, Stored
 
 Detail = Literal["score", "diagnose"]
@@ -113,7 +114,10 @@ class Heatmaps(Mapping[str, NDArray[np.float32]]):
         }
 
     def on_grid(self, name: str) -> Heatmap:
-        """Returns a map on its decoder's grid."""
+        """Returns a map on its decoder's grid; KeyError, as of a dict, if there is none."""
+        if name not in self.stored:
+            known = ", ".join(self.stored) or "none"
+            raise KeyError(f"There is no heatmap {name!r}. Available: {known}.")
         return self.stored[name].load()
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
@@ -161,3 +165,20 @@ class Verdict:
             InputError: there is no such heatmap, or the image has another size.
         """
         return overlay(image, self.heatmaps, self.boxes, name=name)
+
+    def __repr__(self) -> str:
+        scores = [f"{name} {value:.3f}" for name, value in written_scores(self.scores).items()]
+        parts = [
+            ", ".join(scores) or "no scores",
+            f"heatmaps {', '.join(self.heatmaps)}" if self.heatmaps else "",
+            f"boxes {len(self.boxes)}" if self.boxes else "",
+            f"error: {self.error}" if self.error else "",
+        ]
+        return f"Verdict({self.detail}: {'; '.join(filter(None, parts))})"
+
+    def _repr_html_(self) -> str:
+        """Shows the verdict in a notebook: its heatmaps on black, its scores and the reply."""
+        black = {name: Image.new("RGB", value.shape[::-1]) for name, value in self.heatmaps.items()}
+        maps = [self.overlay(image, name) for name, image in black.items()]
+        title = f"{self.detail}{': ' if self.heatmaps else ''}{', '.join(self.heatmaps)}"
+        return card(self.error or title, maps, written_scores(self.scores), self.text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -103,6 +104,15 @@ def ranking_of(outcome: SearchOutcome) -> Ranking:
             image = trial.image.load()
             items.append(Ranked(positions[trial.id], image, trial.objective, trial.verdict))
     return Ranking(items)
+
+
+def as_html(rankings: Sequence[tuple[str, Ranking]]) -> str:
+    """Returns the candidates of each prompt as HTML for a notebook, best first.
+
+    Args:
+        rankings: prompts with their candidates.
+    """
+    return "".join(f"<p>{escape(text)}</p>{ranking._repr_html_()}" for text, ranking in rankings)
 
 
 def as_output_type(images: Sequence[Image | None], output_type: str) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from tts_verifier.choice.objective import Objective, as_objective
+from tts_verifier.choice.objective import as_objective
 from tts_verifier.errors import InputError, suggestion
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.hooks import (
@@ -23,7 +24,7 @@ from tts_verifier.generators.diffusers.hooks import (
 from tts_verifier.generators.diffusers.loading import check_pipeline, load_pipeline
 from tts_verifier.generators.diffusers.prompt_cache import PromptCache
 from tts_verifier.generators.diffusers.traits import computing_device
-from tts_verifier.runner import execute
+from tts_verifier.runner import SearchOptions, execute
 from tts_verifier.runner.setup import (
     RunSetup,
     check_details,
@@ -35,11 +36,12 @@ from tts_verifier.runner.setup import (
     known_scores,
 )
 from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.types import Budget, Choice, Detail, Prompt, Trial
+from tts_verifier.types import Budget, Choice, Prompt, Trial
 from tts_verifier.verified.call import Call, CallbackError
 from tts_verifier.verified.output import (
     Returned,
     SearchOutcome,
+    as_html,
     as_output_type,
     best_images,
     check_generated,
@@ -48,24 +50,10 @@ from tts_verifier.verified.output import (
 from tts_verifier.verifiers.load import load_verifier
 
 if TYPE_CHECKING:
-    from tts_verifier.interfaces import Comparer, Strategy, Verifier
+    from tts_verifier.interfaces import Strategy, Verifier
 
 _GENERATOR_PARTS: Final = ("pipe", "batch_size", "inpaint")
 _OWN_ATTRIBUTES: Final = (*_GENERATOR_PARTS, "verifier", "strategy", "options", "_generator")
-
-
-class WrapOptions(TypedDict, total=False):
-    """The options of a search besides its parts; see `RunSetup`."""
-
-    objective: Objective | Mapping[str, float]
-    budget: Budget
-    judge: Verifier
-    detail: Detail
-    looks: int
-    ties: int
-    near: float
-    comparer: Comparer
-    overlap: bool | None
 
 
 class VerifiedPipeline:
@@ -81,6 +69,8 @@ class VerifiedPipeline:
     - `.seed`: the seed that repeats the call, None when `generator` yielded several,
     - `.verified`: for each image, whether it was chosen by its verdict,
     - `.interrupted`: whether `pipe._interrupt` ended the search.
+
+    A notebook shows the output as its ranking.
 
     With several prompts, a list of images such as `image` has one image for each of them. If a
     prompt has too few usable candidates, drawings without a usable verdict take their place, and
@@ -114,8 +104,13 @@ class VerifiedPipeline:
         strategy: Strategy | None = None,
         batch_size: int | None = None,
         inpaint: Any = None,
-        **options: Unpack[WrapOptions],
+        **options: Unpack[SearchOptions],
     ) -> None:
+        if isinstance(pipe, (str, Path)):
+            raise InputError(
+                f"wrap needs a loaded pipeline, got {str(pipe)!r}. Load it with "
+                "DiffusionPipeline.from_pretrained."
+            )
         check_pipeline(pipe)
         _check_options(options)
         check_options(**options)
@@ -137,7 +132,7 @@ class VerifiedPipeline:
         check_ties(
             options.get("ties", 0),
             near=options.get("near", 0.0),
-            comparer=options.get("comparer", self.verifier),
+            comparer=options.get("comparer") or self.verifier,
             budget=options.get("budget", Budget()),
         )
         self.batch_size = batch_size
@@ -184,6 +179,9 @@ class VerifiedPipeline:
         output.seed = call.seeds[0] if len(set(call.seeds)) == 1 else None
         output.verified = [verified for _, verified in returned]
         output.interrupted = any(outcome.interrupted for outcome in outcomes)
+        # Set on the object, because its class is the pipeline's own.
+        texts = [request.prompt for request in call.requests]
+        output._repr_html_ = partial(as_html, list(zip(texts, rankings, strict=True)))
         return output
 
     def _search_prompts(self, call: Call) -> list[SearchOutcome]:
@@ -252,7 +250,7 @@ class VerifiedPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Refused, because it would be set on the pipeline and have no effect.
-        if name in WrapOptions.__annotations__:
+        if name in SearchOptions.__annotations__:
             raise InputError(f"{name} must be passed when the pipeline is wrapped. Wrap it again.")
         if name not in _OWN_ATTRIBUTES:
             # A flag such as `_interrupt` is for the call that runs and must not wait for its end.
@@ -269,12 +267,22 @@ class VerifiedPipeline:
         return f"VerifiedPipeline({', '.join(type(part).__name__ for part in parts)})"
 
 
-def wrap(pipe: Any, verifier: Verifier | str | Path, **options: Any) -> VerifiedPipeline:
+def wrap(
+    pipe: Any,
+    verifier: Verifier | str | Path,
+    *,
+    strategy: Strategy | None = None,
+    batch_size: int | None = None,
+    inpaint: Any = None,
+    **options: Unpack[SearchOptions],
+) -> VerifiedPipeline:
     """Returns the pipeline as one that searches; see `VerifiedPipeline` for the arguments."""
-    return VerifiedPipeline(pipe, verifier, **options)
+    return VerifiedPipeline(
+        pipe, verifier, strategy=strategy, batch_size=batch_size, inpaint=inpaint, **options
+    )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    names = [*WrapOptions.__annotations__, "strategy", "batch_size", "inpaint"]
+    names = [*SearchOptions.__annotations__, "strategy", "batch_size", "inpaint"]
     if unknown := sorted(set(options) - set(names)):
         raise InputError(f"wrap does not take {unknown[0]}. {suggestion(unknown[0], names)}")

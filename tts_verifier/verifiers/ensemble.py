@@ -12,7 +12,7 @@ from typing import Any, Final
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs, details_of
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs, details_of
 from tts_verifier.types import Cost, Detail, Heatmaps, Setting, Verdict
 from tts_verifier.verifiers.load import verifier_of_table
 
@@ -69,6 +69,7 @@ class Ensemble(Verifier):
             InputError: an image or a prompt is not usable, the lengths differ, or a member returns
                 another number of verdicts.
         """
+        check_detail(detail)
         converted = as_images(images)
         texts = check_pairs(converted, prompts)
         columns: list[list[Verdict]] = []

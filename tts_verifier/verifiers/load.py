@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier import registry
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import CheckpointError, InputError, RecipeError, suggestion
 from tts_verifier.interfaces import Verifier
+from tts_verifier.loading.regular_files import user_path
 
 
 def load_verifier(
@@ -39,6 +40,15 @@ def load_verifier(
     known = isinstance(name, str) and name in registry.names("verifier")
     if known and (name != "imagedoctor" or "model" in given):
         return _build(str(name), given, device)
+    is_word = isinstance(name, str) and name.replace("-", "_").isidentifier()
+    if is_word and not user_path(name).exists():
+        # Neither a folder nor a hub id, which has a slash.
+        available = [*registry.names("verifier"), "shapes"]
+        if name not in available:
+            raise CheckpointError(
+                "A verifier is 'shapes', a folder, a hub id like 'GYX97/ImageDoctor', or a name "
+                f"that recipes know; {name!r} is none of them. {suggestion(str(name), available)}"
+            )
     return Verifier.from_pretrained(name, **({"device": device} if device else {}) | given)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
 from tts_verifier.verifiers.chat_endpoint import ChatEndpoint, check_above_zero
@@ -144,8 +144,7 @@ class OpenAIVerifier(Verifier):
             InputError: an image or a prompt cannot be used, the lengths differ, or the endpoint
                 refuses the key or does not know the model.
         """
-        if detail not in ("score", "diagnose"):
-            raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
+        check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         with ThreadPoolExecutor(self.parallel) as threads:

@@ -220,3 +220,11 @@ def test_a_strip_is_judged_by_its_middle(judges, name, size):
     judge = judges[name]()
     verdict = judge.verify([Image.new("RGB", size, "red")], ["red"])[0]
     assert all(math.isfinite(value) for value in verdict.scores.values())
+
+
+def test_a_judge_is_loaded_by_its_class_or_by_from_pretrained(clip_folder: Path) -> None:
+    judge = ClipScore.from_pretrained(clip_folder, batch_size=2)
+    assert type(judge) is ClipScore
+    assert judge.settings == ClipScore(clip_folder, batch_size=2).settings
+    with pytest.raises(TypeError, match="devise"):
+        ClipScore.from_pretrained(clip_folder, devise="cpu")  # type: ignore[call-arg]

@@ -207,7 +207,7 @@ def test_other_arguments_that_cannot_be_used_are_errors(folder: Path, doctor: Im
         ImageDoctor(doctor.checkpoint, fit="crop")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="batch_size must be a positive integer, got 0"):
         ImageDoctor(doctor.checkpoint, batch_size=0)
-    with pytest.raises(InputError, match="Unknown options quantise; the known ones are"):
+    with pytest.raises(InputError, match="Unknown options quantise"):
         ImageDoctor.from_pretrained(str(folder), quantise=True)  # type: ignore[call-arg]
     with pytest.raises(InputError, match="max_new_tokens must be a positive integer, got 0"):
         ImageDoctor.from_pretrained(str(folder), device="cpu", max_new_tokens=0)

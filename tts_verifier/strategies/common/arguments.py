@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from numbers import Integral, Real
+from typing import Final, TypeVar
 
 from tts_verifier.errors import InputError
 
+T = TypeVar("T")
 MOST: Final = 1_000_000
 """The largest number of candidates, rounds or particles; more proposals would fill the memory."""
 
@@ -18,13 +20,14 @@ def check_integer(name: str, value: int, least: int = 1) -> int:
     Raises:
         InputError: the value is not one.
     """
-    # bool is a subclass of int.
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    # bool is a subclass of int; numpy's integers are integers too.
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         rule = "a positive integer" if least == 1 else f"an integer of at least {least}"
         raise InputError(f"{name} must be {rule}, got {value!r}.", argument=_argument(name))
     if value > MOST:
         raise InputError(f"{name} must be at most {MOST}, it is larger.", argument=_argument(name))
-    return value
+    # Logs hold plain numbers.
+    return int(value)
 
 
 def check_number(name: str, value: float, fits: Callable[[float], bool], *, rule: str) -> float:
@@ -39,9 +42,22 @@ def check_number(name: str, value: float, fits: Callable[[float], bool], *, rule
     Raises:
         InputError: the value is not such a number.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not fits(value):
         raise InputError(f"{name} must be {rule}, got {value!r}.", argument=_argument(name))
     return float(value)
+
+
+def check_items(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
+    """Returns the items of a list, a tuple or the like; `what` says what they are.
+
+    Raises:
+        InputError: it is a single value, a text or a mapping.
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InputError(
+            f"{name} must be a list of {what}, got {values!r:.80}.", argument=_argument(name)
+        )
+    return tuple(values)
 
 
 def check_stops(name: str, stops: Sequence[float]) -> tuple[float, ...]:
@@ -50,8 +66,8 @@ def check_stops(name: str, stops: Sequence[float]) -> tuple[float, ...]:
     Raises:
         InputError: the stops are not such fractions.
     """
-    given = tuple(stops)
-    numbers = all(isinstance(s, (int, float)) and not isinstance(s, bool) for s in given)
+    given = check_items(name, stops, "fractions")
+    numbers = all(isinstance(s, Real) and not isinstance(s, bool) for s in given)
     if not (
         numbers
         and len(given) >= 2

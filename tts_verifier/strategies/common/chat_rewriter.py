@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import RewriteRequest
+from tts_verifier.strategies.common.arguments import check_number
 from tts_verifier.types import Setting
 
 _INSTRUCTION: Final = (
@@ -30,11 +32,11 @@ class ChatRewriter:
         base_url: of the endpoint, such as "http://localhost:8000/v1"; None = OpenAI's, or that of
             the variable OPENAI_BASE_URL. The key is that of OPENAI_API_KEY, which may be unset
             where `base_url` is given.
-        temperature: 0 = the likeliest text.
+        temperature: 0 = the likeliest text; None = the endpoint's own, for models that refuse any.
         client: replaces the client of the `openai` package; for tests.
 
     Raises:
-        InputError: the package `openai` is missing, or no key is set.
+        InputError: the package `openai` is missing, no key is set, or `temperature` is no number.
     """
 
     def __init__(
@@ -42,9 +44,13 @@ class ChatRewriter:
         model: str,
         *,
         base_url: str | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         client: Any = None,
     ) -> None:
+        if temperature is not None:
+            check_number(
+                "temperature", temperature, lambda t: 0 <= t < math.inf, rule="finite, not negative"
+            )
         self.settings: Mapping[str, Setting] = {
             "rewriter": "chat",
             "model": model,
@@ -58,9 +64,10 @@ class ChatRewriter:
         return [self._ask(request) for request in requests]
 
     def _ask(self, request: RewriteRequest) -> str:
+        temperature = self.settings["temperature"]
         reply = self._client.chat.completions.create(
             model=self.settings["model"],
-            temperature=self.settings["temperature"],
+            **({} if temperature is None else {"temperature": temperature}),
             messages=[
                 {"role": "system", "content": _INSTRUCTION},
                 {"role": "user", "content": description(request)},

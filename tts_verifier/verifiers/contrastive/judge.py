@@ -16,18 +16,19 @@ from torch import Tensor, nn
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.contrastive.texts import Tokens, encode_prompt
+from tts_verifier.verifiers.judge_options import NamedCheckpoint
 
 _THREADS: Final = max(min(os.cpu_count() or 1, 16), 1)
 """In which pictures are resized."""
 
 
-class ContrastiveJudge(Verifier):
+class ContrastiveJudge(NamedCheckpoint):
     """A small network that scores a picture and a prompt in one pass.
 
     Safe to share between threads: calls wait for each other. A run may move it between devices.
@@ -116,6 +117,7 @@ class ContrastiveJudge(Verifier):
             InputError: an image or a prompt is not usable, or the lengths differ.
             torch.OutOfMemoryError: memory does not suffice for a single picture.
         """
+        check_detail(detail)
         pil_images = as_images(images)
         listed = check_pairs(pil_images, prompts)
         tokens = {prompt: self._encode(prompt) for prompt in dict.fromkeys(listed)}

@@ -12,9 +12,9 @@ from typing import NamedTuple, Unpack
 import torch
 from PIL import Image
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, UnsupportedError, suggestion
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import ImageDoctorOptions, Verifier, check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
@@ -37,7 +37,6 @@ from tts_verifier.verifiers.imagedoctor.live import LiveRequest, LiveVerdicts
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.options import (
-    ImageDoctorOptions,
     check_positive,
     check_precision,
     given_devices,
@@ -98,6 +97,12 @@ class ImageDoctor(Verifier):
         settings: Mapping[str, Setting] | None = None,
         home: str | None = None,
     ) -> None:
+        if not isinstance(checkpoint, Checkpoint):
+            raise InputError(
+                f"ImageDoctor needs a loaded checkpoint, got {checkpoint!r:.80}. Use "
+                "ImageDoctor.from_pretrained for a name or a folder.",
+                argument="checkpoint",
+            )
         if fit not in FIT_MODES:
             raise InputError(
                 f"fit must be one of {', '.join(FIT_MODES)}, got {fit!r}.", argument="fit"
@@ -132,7 +137,7 @@ class ImageDoctor(Verifier):
         }
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, name_or_path: str | Path, **options: Unpack[ImageDoctorOptions]
     ) -> ImageDoctor:
         """Loads a verifier: "shapes" (bundled), a folder, or a hub id.
@@ -149,8 +154,8 @@ class ImageDoctor(Verifier):
         """
         if unknown := sorted(set(options) - set(ImageDoctorOptions.__annotations__)):
             raise InputError(
-                f"Unknown options {', '.join(unknown)}; the known ones are "
-                f"{', '.join(ImageDoctorOptions.__annotations__)}."
+                f"Unknown options {', '.join(unknown)}. "
+                f"{suggestion(unknown[0], ImageDoctorOptions.__annotations__)}"
             )
         # First of all, since finding a checkpoint may download it.
         given = given_devices(options)
@@ -220,8 +225,7 @@ class ImageDoctor(Verifier):
         Raises:
             InputError: an image or a prompt cannot be used, or the lengths differ.
         """
-        if detail not in ("score", "diagnose"):
-            raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
+        check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         # All that may be wrong with this call is found here, before it joins other threads' calls.

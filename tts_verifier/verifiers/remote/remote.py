@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, ServerError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.verifiers.remote.connection import Connection
 from tts_verifier.verifiers.remote.protocol import (
@@ -102,6 +102,7 @@ class Remote(Verifier):
             ServerError: the server does not answer, or has another verifier than at first.
             RuntimeError: the server's verifier failed.
         """
+        check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         pairs = [(np.asarray(image), text) for image, text in zip(rgb, texts, strict=True)]

@@ -14,13 +14,14 @@ from PIL import Image
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.images import MAX_PIXELS, ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Box, Cost, Detail, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
+from tts_verifier.verifiers.judge_options import NamedCheckpoint
 from tts_verifier.verifiers.rules.object_rules import Detected, conditions_of
 from tts_verifier.verifiers.rules.object_specs import (
     WantedObject,
@@ -32,7 +33,7 @@ from tts_verifier.verifiers.rules.object_specs import (
 _GREY: Final = (114, 114, 114)
 
 
-class DetectorVerifier(Verifier):
+class DetectorVerifier(NamedCheckpoint):
     """Scores `objects` and `objects_passed`: whether the objects of a prompt are in the picture.
 
     `objects` is the mean over what the prompt asks for (counts, colours, relations), in [0, 1];
@@ -147,6 +148,7 @@ class DetectorVerifier(Verifier):
                 lengths differ.
             torch.OutOfMemoryError: memory does not suffice for a single picture.
         """
+        check_detail(detail)
         pil_images = as_images(images)
         wanted = [self._wanted(prompt) for prompt in check_pairs(pil_images, prompts)]
         looked_at = [i for i, w in enumerate(wanted) if not isinstance(w, str)]

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
 from tts_verifier.verifiers.rules.matching import Match, best_matches, pieces_of
 from tts_verifier.verifiers.rules.quoted import quoted_texts
@@ -89,6 +89,7 @@ class OCRVerifier(Verifier):
         Raises:
             InputError: an image cannot be used, or the lengths differ.
         """
+        check_detail(detail)
         converted = as_images(images)
         texts = check_pairs(converted, prompts)
         return [self._verdict(i, p, detail) for i, p in zip(converted, texts, strict=True)]

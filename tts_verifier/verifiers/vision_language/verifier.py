@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from PIL import Image
 
-from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_pairs
+from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import Detail, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.requests import check_prompt
 from tts_verifier.verifiers.vision_language.inference.engine import QuestionEngine
@@ -85,9 +84,14 @@ class VisionLanguageVerifier(Verifier):
         }
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> VisionLanguageVerifier:
-        """Loads a judge from a folder or a hub id; the arguments are those of the class."""
-        return cls(name_or_path, **kwargs)
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path, **options: Unpack[LoadingOptions]
+    ) -> Self:
+        """Loads a judge from a folder or a hub id; its own options are arguments of the class."""
+        # The constructor of a judge takes its own arguments in place of `settings`.
+        judge: Any = cls
+        loaded: Self = judge(name_or_path, **options)
+        return loaded
 
     def verify(
         self,
@@ -111,8 +115,7 @@ class VisionLanguageVerifier(Verifier):
             InputError: an image or a prompt cannot be used, a prompt is longer than the model
                 takes, or the lengths differ.
         """
-        if detail not in ("score", "diagnose"):
-            raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
+        check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         for i, text in enumerate(texts):

@@ -8,7 +8,7 @@ from typing import Any, Final, TypedDict
 
 import torch
 
-from tts_verifier.errors import CheckpointError, InputError, RunWarning
+from tts_verifier.errors import CheckpointError, InputError, RunWarning, suggestion
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
 from tts_verifier.loading.regular_files import user_path
@@ -38,7 +38,7 @@ def check_loading(options: LoadingOptions) -> None:
     """Raises InputError unless options are known and usable, before anything is downloaded."""
     known = LoadingOptions.__annotations__
     if unknown := sorted(set(options) - set(known)):
-        raise InputError(f"Unknown options {', '.join(unknown)}; known are {', '.join(known)}.")
+        raise InputError(f"Unknown options {', '.join(unknown)}. {suggestion(unknown[0], known)}")
     size = options.get("batch_size")
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise InputError(

@@ -1,197 +1,27 @@
-"""The interfaces of the parts: strategies, generators and verifiers.
-
-Methods take lists and return lists of the same length in the same order. Third parties implement
-these interfaces; `testing` has checks for each. `registry` finds the package's own classes by name.
-"""
+"""The base class of verifiers, and what its callers check."""
 
 from __future__ import annotations
 
-import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import permutations, takewhile
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Unpack
 
 from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
-from tts_verifier.choice.views import compare_by_views
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.choice.tournament import both_orders, check_near_ties, standings
+from tts_verifier.choice.views import PREFERRED, compare_by_views
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
+from tts_verifier.interfaces.options import ImageDoctorOptions
 from tts_verifier.registry import builder
-from tts_verifier.types import Detail, Job, Proposal, Sample, Setting, Task, Trial, Verdict
-
-
-@runtime_checkable
-class Strategy(Protocol):
-    """Decides what to generate next, as a pure function of the history. Keeps no state.
-
-    Safe to share between threads: one object serves many prompts and runs.
-    """
-
-    needs: frozenset[type]
-    """The kinds of proposal and noise that it uses; checked before any weights are loaded."""
-
-    def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
-        """Returns the next round of proposals for one prompt; an empty list ends the search.
-
-        Args:
-            task: the prompt, the run's seed, the generator's abilities, the remaining budget.
-            history: the trials of that prompt, round by round; every round is complete.
-        """
-        ...
-
-
-@runtime_checkable
-class Extendable(Protocol):
-    """A strategy with arguments that may grow when a run is continued."""
-
-    grows: Collection[str]
-    """Names of constructor arguments. A larger value extends a finished run."""
-
-
-@runtime_checkable
-class ReadsScores(Protocol):
-    """A strategy that reads scores by their names, besides the objective."""
-
-    reads: Collection[str]
-    """Names of these scores. A run refuses those that its verifier does not give."""
-
-
-@runtime_checkable
-class SaysMost(Protocol):
-    """A strategy that says how many finished images a prompt has at most."""
-
-    @property
-    def most(self) -> int | None:
-        """The number; None = not known. A run cannot look at more of them."""
-        ...
-
-
-@runtime_checkable
-class Generator(Protocol):
-    """Carries out proposals.
-
-    One run calls it from one thread at a time, and runs of several threads at once if they share
-    it. The package's generators are safe for that; another one must be, or say that it is not.
-    """
-
-    supports: frozenset[type]
-    """The kinds of proposal and of noise (`Near`, `LowBand`) that it can serve."""
-    settings: Mapping[str, Setting]
-    """Everything but the seed that determines an image; each setting is a column of the log."""
-
-    # In a protocol, a property accepts a plain attribute too; an attribute refuses a property.
-    @property
-    def batch_size(self) -> int:
-        """The number of jobs in a full batch; a plain attribute is fine too."""
-        ...
-
-    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Returns a sample for each job; a failed job gives a sample with an `error`."""
-        ...
-
-
-@runtime_checkable
-class ExplainsLimits(Protocol):
-    """A generator that says why it cannot serve a kind of proposal."""
-
-    lacks: Mapping[type, str]
-    """The reason for each kind of proposal or noise; "" for a kind that it can serve."""
-
-
-@runtime_checkable
-class Placed(Protocol):
-    """A generator or verifier that says where it computes."""
-
-    device: Any
-    """The device, such as "cuda:0"; None = unknown."""
-
-
-class Movable(Protocol):
-    """A generator or verifier that the runner may move between devices."""
-
-    device: Any
-    """The device that its weights are on."""
-    home: str | None
-    """The device to compute on, if there was no room for the weights when they were loaded; else
-    None."""
-
-    @property
-    def nbytes(self) -> int | None:
-        """Bytes of its weights; None where they must not be moved."""
-        ...
-
-    def to(self, device: str) -> object:
-        """Moves its weights to a device."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RewriteRequest:
-    """What a rewriter may know."""
-
-    prompt: str
-    """What the user asked for."""
-    asked: str
-    """The text that the image was generated from: the prompt, or an earlier rewriting."""
-    trial: Trial
-    """The image with its verdict: scores, boxes and the reply."""
-
-
-@runtime_checkable
-class Rewriter(Protocol):
-    """Rewrites prompts from what a verifier found wrong."""
-
-    settings: Mapping[str, Setting]
-    """Everything that determines a text, for the log."""
-
-    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
-        """Returns a new text for each request; the text asked for, or "", = no better one."""
-        ...
-
-
-@runtime_checkable
-class Reflects(Protocol):
-    """A strategy that proposes `Rewrite`."""
-
-    @property
-    def rewriter(self) -> Rewriter | None:
-        """Carries these proposals out; None = there are none."""
-        ...
-
-
-@runtime_checkable
-class Comparer(Protocol):
-    """Says of pairs of images which one fits its prompt better. Every `Verifier` is one.
-
-    A run asks about each pair in both orders, so a preference for a position cancels out.
-    """
-
-    settings: Mapping[str, Setting]
-    """Everything that determines a comparison, for the log."""
-
-    def compare(
-        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
-    ) -> list[Verdict]:
-        """Returns a verdict for each pair i: of first[i] and second[i], for prompt i.
-
-        Its score `preferred` is how far the first image is preferred, in [0, 1], or NaN if there
-        is no answer; its text is the reply.
-        """
-        ...
-
-
-def is_movable(part: object) -> TypeGuard[Movable]:
-    """Returns whether a part has all attributes of `Movable`.
-
-    It does not read them: `nbytes` counts the weights one by one, which takes a while.
-    """
-    missing, names = object(), ("device", "home", "nbytes", "to")
-    return all(inspect.getattr_static(part, name, missing) is not missing for name in names)
+from tts_verifier.types import Detail, Setting, Verdict
 
 
 class Verifier(ABC):
@@ -239,6 +69,8 @@ class Verifier(ABC):
         | Callable[[Mapping[str, float]], float]
         | None = None,
         looks: int | None = None,
+        ties: int = 0,
+        near: float = 0.0,
     ) -> Ranking:
         """Sorts images by how well they match one prompt.
 
@@ -250,6 +82,10 @@ class Verifier(ABC):
             looks: scores all images quickly, and diagnoses only the best so many. These come first,
                 in the order of their diagnoses, then those without a usable one; the others
                 follow in that of their quick scores, which is another scale. None = diagnoses all.
+            ties: compares the best so many in pairs in the end, as far as their objectives are
+                within `near` of the best, and sorts them by these comparisons (see `compare`);
+                each pair is compared in both orders. 0 = none; else at least 2.
+            near: how much less than the best objective an image may have to be compared with it.
 
         Returns:
             A sequence of `(index, image, objective, verdict)`, best first; images without a
@@ -258,7 +94,7 @@ class Verifier(ABC):
         Raises:
             InputError: there is no image, or one is not usable; `prompt` is not one text; the
                 objective names a score that the verifier does not give; `looks` is no number from
-                1 to that of the images.
+                1 to that of the images; `ties` or `near` is not usable.
             UnsupportedError: the verifier has no quick score, or no diagnosis.
         """
         if not isinstance(prompt, str):
@@ -274,6 +110,7 @@ class Verifier(ABC):
             raise InputError("rerank needs at least one image, got an empty list.")
         if looks is not None:
             self._check_looks(looks, len(converted))
+        check_near_ties(ties, near)
         detail: Detail = "diagnose" if looks is None else "score"
         verdicts = self.verify(converted, [prompt] * len(converted), detail=detail)
         if isinstance(chosen, Objective):
@@ -284,6 +121,8 @@ class Verifier(ABC):
         items = [items[i] for i in order([item.objective for item in items])]
         if looks is not None:
             items[:looks] = self._diagnosed(items[:looks], prompt, chosen)
+        count = _tied(items[:ties], near)
+        items[:count] = self._compared(items[:count], prompt)
         return Ranking(items)
 
     def compare(
@@ -322,6 +161,26 @@ class Verifier(ABC):
             diagnosed.append(Ranked(item.index, item.image, value, verdict))
         return [diagnosed[i] for i in order(values)]
 
+    def _compared(self, items: Sequence[Ranked], prompt: str) -> list[Ranked]:
+        """Compares images in pairs, in both orders, and sorts them by their preferences."""
+        pairs = list(permutations(range(len(items)), 2))
+        if not pairs:
+            return list(items)
+        first, second = ([items[pair[side]].image for pair in pairs] for side in (0, 1))
+        verdicts = self.compare(first, second, [prompt] * len(pairs))
+        said = [verdict.scores.get(PREFERRED, math.nan) for verdict in verdicts]
+        asked = dict(zip(pairs, said, strict=True))
+        won = {(i, j): both_orders(asked[i, j], asked[j, i]) for i, j in pairs}
+        if failed := sum(map(math.isnan, won.values())) // 2:
+            warnings.warn(
+                f"{failed} of {len(pairs) // 2} comparisons have no usable preference, and count "
+                "as ties.",
+                RunWarning,
+                stacklevel=3,
+            )
+        won = {pair: 0.5 if math.isnan(value) else value for pair, value in won.items()}
+        return [items[i] for i in standings(range(len(items)), won)]
+
     def _check_looks(self, looks: int, count: int) -> None:
         # bool is a subclass of int.
         if isinstance(looks, bool) or not isinstance(looks, int) or not 1 <= looks <= count:
@@ -332,14 +191,41 @@ class Verifier(ABC):
         check_quick(self, type(self).__name__)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Verifier:
+    def from_pretrained(
+        cls, name_or_path: str | Path, **options: Unpack[ImageDoctorOptions]
+    ) -> Verifier:
         """Loads an ImageDoctor: `"shapes"` (bundled), a folder, or a hub id.
 
-        Keyword arguments go to `ImageDoctor.from_pretrained`. Subclasses override this.
+        Args:
+            name_or_path: see above.
+            **options: see `ImageDoctorOptions`.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found, or its parts do not fit together.
+            InputError: an option is unknown or not usable.
+            UnsupportedError: a subclass that loads otherwise; call the class.
         """
+        if cls is not Verifier:
+            raise UnsupportedError(
+                f"{cls.__name__} is made by its constructor and has no from_pretrained. Call "
+                f"{cls.__name__}(...), or Verifier.from_pretrained for an ImageDoctor."
+            )
         # Found by name: the interface must not import its implementations.
-        verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **kwargs)
+        verifier: Verifier = builder("verifier", "imagedoctor")(name_or_path, **options)
         return verifier
+
+
+def _tied(items: Sequence[Ranked], near: float) -> int:
+    """Returns how many of the first images may be as good as the best one; 0 if there is none."""
+    alike = takewhile(
+        # Sums of floats are not exact: 0.9 is within 0.1 of 1.
+        lambda item: (
+            item.verdict.detail == items[0].verdict.detail
+            and item.objective >= items[0].objective - near - 1e-9
+        ),
+        items,
+    )
+    return sum(1 for _ in alike)
 
 
 def _objectives_of(
@@ -349,7 +235,14 @@ def _objectives_of(
     scores = [verdict.scores for verdict in verdicts]
     if isinstance(objective, Objective):
         return objective.among(scores)
-    return [objective(row) for row in scores]
+    try:
+        return [float(objective(row)) for row in scores]
+    except Exception as error:  # a user's function raises anything
+        raise InputError(
+            "An objective that is a function must take scores by name and return a number; it "
+            f"raised {error!r} for the scores {', '.join(scores[0])}.",
+            argument="objective",
+        ) from error
 
 
 def check_quick(verifier: Any, name: str) -> None:
@@ -376,6 +269,12 @@ def details_of(verifier: Any) -> Collection[Detail]:
 def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | None:
     """Returns the names of the scores of some verdicts; None if there is no score."""
     return dict.fromkeys(name for v in verdicts if v is not None for name in v.scores) or None
+
+
+def check_detail(detail: object) -> None:
+    """Raises InputError unless a value is a detail."""
+    if detail not in ("score", "diagnose"):
+        raise InputError(f"detail must be 'score' or 'diagnose', got {detail!r}.")
 
 
 def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:

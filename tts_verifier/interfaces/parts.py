@@ -1,0 +1,180 @@
+"""Strategies, generators, rewriters and comparers, and what a part may say besides."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeGuard, runtime_checkable
+
+from tts_verifier.images import ImageLike
+from tts_verifier.types import Job, Proposal, Sample, Setting, Task, Trial, Verdict
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Decides what to generate next, as a pure function of the history. Keeps no state.
+
+    Safe to share between threads: one object serves many prompts and runs.
+    """
+
+    needs: frozenset[type]
+    """The kinds of proposal and noise that it uses; checked before any weights are loaded."""
+
+    def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
+        """Returns the next round of proposals for one prompt; an empty list ends the search.
+
+        Args:
+            task: the prompt, the run's seed, the generator's abilities, the remaining budget.
+            history: the trials of that prompt, round by round; every round is complete.
+        """
+        ...
+
+
+@runtime_checkable
+class Extendable(Protocol):
+    """A strategy with arguments that may grow when a run is continued."""
+
+    grows: Collection[str]
+    """Names of constructor arguments. A larger value extends a finished run."""
+
+
+@runtime_checkable
+class ReadsScores(Protocol):
+    """A strategy that reads scores by their names, besides the objective."""
+
+    reads: Collection[str]
+    """Names of these scores. A run refuses those that its verifier does not give."""
+
+
+@runtime_checkable
+class SaysMost(Protocol):
+    """A strategy that says how many finished images a prompt has at most."""
+
+    @property
+    def most(self) -> int | None:
+        """The number; None = not known. A run cannot look at more of them."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Carries out proposals.
+
+    One run calls it from one thread at a time, and runs of several threads at once if they share
+    it. The package's generators are safe for that; another one must be, or say that it is not.
+    """
+
+    supports: frozenset[type]
+    """The kinds of proposal and of noise (`Near`, `LowBand`) that it can serve."""
+    settings: Mapping[str, Setting]
+    """Everything but the seed that determines an image; each setting is a column of the log."""
+
+    # In a protocol, a property accepts a plain attribute too; an attribute refuses a property.
+    @property
+    def batch_size(self) -> int:
+        """The number of jobs in a full batch; a plain attribute is fine too."""
+        ...
+
+    def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+        """Returns a sample for each job; a failed job gives a sample with an `error`."""
+        ...
+
+
+@runtime_checkable
+class ExplainsLimits(Protocol):
+    """A generator that says why it cannot serve a kind of proposal."""
+
+    lacks: Mapping[type, str]
+    """The reason for each kind of proposal or noise; "" for a kind that it can serve."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A generator or verifier that says where it computes."""
+
+    device: Any
+    """The device, such as "cuda:0"; None = unknown."""
+
+
+class Movable(Protocol):
+    """A generator or verifier that the runner may move between devices."""
+
+    device: Any
+    """The device that its weights are on."""
+    home: str | None
+    """The device to compute on, if there was no room for the weights when they were loaded; else
+    None."""
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of its weights; None where they must not be moved."""
+        ...
+
+    def to(self, device: str) -> object:
+        """Moves its weights to a device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RewriteRequest:
+    """What a rewriter may know."""
+
+    prompt: str
+    """What the user asked for."""
+    asked: str
+    """The text that the image was generated from: the prompt, or an earlier rewriting."""
+    trial: Trial
+    """The image with its verdict: scores, boxes and the reply."""
+
+
+@runtime_checkable
+class Rewriter(Protocol):
+    """Rewrites prompts from what a verifier found wrong."""
+
+    settings: Mapping[str, Setting]
+    """Everything that determines a text, for the log."""
+
+    def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
+        """Returns a new text for each request; the text asked for, or "", = no better one."""
+        ...
+
+
+@runtime_checkable
+class Reflects(Protocol):
+    """A strategy that proposes `Rewrite`."""
+
+    @property
+    def rewriter(self) -> Rewriter | None:
+        """Carries these proposals out; None = there are none."""
+        ...
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """Says of pairs of images which one fits its prompt better. Every `Verifier` is one.
+
+    A run asks about each pair in both orders, so a preference for a position cancels out.
+    """
+
+    settings: Mapping[str, Setting]
+    """Everything that determines a comparison, for the log."""
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Returns a verdict for each pair i: of first[i] and second[i], for prompt i.
+
+        Its score `preferred` is how far the first image is preferred, in [0, 1], or NaN if there
+        is no answer; its text is the reply.
+        """
+        ...
+
+
+def is_movable(part: object) -> TypeGuard[Movable]:
+    """Returns whether a part has all attributes of `Movable`.
+
+    It does not read them: `nbytes` counts the weights one by one, which takes a while.
+    """
+    missing, names = object(), ("device", "home", "nbytes", "to")
+    return all(inspect.getattr_static(part, name, missing) is not missing for name in names)
