@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import quiet_libraries, tts_command
 
 
-@click.command("tts-serve")
+@tts_command("tts-serve")
 @click.option(
     "--verifier",
     default="shapes",
@@ -29,7 +29,6 @@ from tts_verifier.cli.shared import friendly_errors, quiet_libraries
 @click.option("--body-seconds", type=click.FloatRange(0.1), help="Time to send a request.")
 @click.option("--answer-seconds", type=click.FloatRange(0.1), help="Time for the verifier.")
 @click.option("--idle-seconds", type=click.FloatRange(0.1), help="Time without a request.")
-@friendly_errors
 def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> None:
     """Serves scores, reasons and heatmaps over HTTP, until SIGTERM or Ctrl-C.
 

@@ -11,7 +11,20 @@ from typing import Any, ParamSpec
 
 import click
 
+import tts_verifier
+
 P = ParamSpec("P")
+
+
+def tts_command(name: str) -> Callable[[Callable[P, None]], click.Command]:
+    """Makes a command of a function: with -h, --version, and errors without a traceback."""
+
+    def decorate(function: Callable[P, None]) -> click.Command:
+        version = click.version_option(tts_verifier.__version__, prog_name=name)
+        settings = {"help_option_names": ["-h", "--help"]}
+        return click.command(name, context_settings=settings)(version(friendly_errors(function)))
+
+    return decorate
 
 
 def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -55,11 +68,32 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+def at_once(show: Callable[[str], None]) -> Callable[..., None]:
+    """Makes the callback of an option that shows something, given its value, and ends."""
+
+    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            friendly_errors(show)(value)
+            context.exit()
+
+    return callback
+
+
 def say(text: object, *, err: bool = False) -> None:
     """Prints text; control characters in what others wrote are shown, not obeyed."""
     from tts_verifier.errors import printable
 
-    click.echo(printable(text), err=err)
+    # Not `click.echo`, which writes past a progress bar into its line.
+    out = sys.stderr if err else sys.stdout
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    shown = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+    print(shown, file=out, flush=True)
+
+
+def say_loading(what: str) -> None:
+    """Says in a terminal that something is loaded, which takes seconds, before it is."""
+    if sys.stderr.isatty():
+        say(f"loading {what}", err=True)
 
 
 def quiet_libraries() -> None:

@@ -20,7 +20,8 @@ def load_verifier(
 
     Args:
         name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; or whatever
-            `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id.
+            `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id. Or an import path:
+            `FILE.py:CLASS`, from the working folder, or `PACKAGE.MODULE:CLASS`.
         options: further arguments of its constructor or of `from_pretrained`; `model` is the name
             of a checkpoint, as in recipes.
         device: of a verifier that takes one, if the options do not say; None = its own choice.
@@ -39,6 +40,8 @@ def load_verifier(
     known = isinstance(name, str) and name in registry.names("verifier")
     if known and (name != "imagedoctor" or "model" in given):
         return _build(str(name), given, device)
+    if isinstance(name, str) and registry.is_import_path(name) and not Path(name).exists():
+        return _build(name, given, device)
     return Verifier.from_pretrained(name, **({"device": device} if device else {}) | given)
 
 
