@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
-from tts_verifier.errors import RecipeError, suggestion
+from tts_verifier.errors import InputError, RecipeError, suggestion
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -92,8 +92,8 @@ _METHOD_OF: Final[Mapping[str, str]] = {
 }
 """Role -> a method that each class of it has."""
 
-_WORDS = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-_IMPORT_PATH: Final = re.compile(rf"(?P<module>.+\.py|{_WORDS}):(?P<path>{_WORDS})")
+_DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_IMPORT_PATH: Final = re.compile(rf"(?P<module>.+\.py|{_DOTTED}):(?P<path>{_DOTTED})")
 
 _PLUGIN_FOLDERS: Final[ContextVar[tuple[Path, ...]]] = ContextVar("plugin_folders", default=())
 
@@ -223,7 +223,7 @@ def _module(module: str, what: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module}.".startswith(f"{error.name}."):
             raise RecipeError(
-                f"{what} must name a module that can be imported, and there is no {error.name}. "
+                f"{what} must name a module that can be imported, and there is no {error.name!r}. "
                 "Install its package, or give a file: FILE.py:CLASS."
             ) from error
         raise RecipeError(f"{what} cannot be imported: {_where(error)}") from error
@@ -291,6 +291,42 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         first = next(iter(accepted))
         accepted = {"model": accepted.pop(first), **accepted}
     return accepted
+
+
+def built(role: str, values: Mapping[str, Any]) -> Any:
+    """Builds a part inside another one from its table: `name` and arguments.
+
+    Args:
+        role: as for `builder`.
+        values: from a recipe; the types of the arguments are not checked.
+
+    Raises:
+        InputError: the name or an argument is missing or unknown, or the part refuses it; its
+            `argument` is the key in the table.
+    """
+    arguments = dict(values)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"{role} needs a 'name' beside its arguments, got {values!r:.200}.")
+    try:
+        build = builder(role, name)
+    except RecipeError as error:
+        raise InputError(str(error), argument="name") from error
+    accepted = parameters(build)
+    for key in arguments:
+        if key not in accepted:
+            raise InputError(
+                f"{role} {name!r} has no argument {key!r}. {suggestion(str(key), accepted)}",
+                argument=str(key),
+            )
+    missing = [k for k, (_, d) in accepted.items() if d is inspect.Parameter.empty]
+    missing = [key for key in missing if key not in arguments]
+    if missing:
+        raise InputError(f"{role} {name!r} needs {', '.join(missing)}, which is not given.")
+    try:
+        return call(build, arguments)
+    except TypeError as error:
+        raise InputError(f"{role} {name!r} cannot be built: {error}.") from error
 
 
 def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:

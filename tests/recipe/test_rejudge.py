@@ -115,7 +115,7 @@ def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
         RecordedGenerator(tmp_path / "empty", tmp_path / "new")
     with pytest.raises(RunError, match=r"needs a folder of its own, .*Give another with --output"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "empty")
-    with pytest.raises(RunError, match="must be a run's header"):
+    with pytest.raises(RunError, match=r"nothing has no header\.json\. Check the path"):
         RecordedGenerator(tmp_path / "nothing", tmp_path / "new")
 
 

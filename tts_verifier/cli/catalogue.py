@@ -61,12 +61,10 @@ def _docstring(module: str, name: str) -> str:
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return _sentence(ast.get_docstring(node) or "")
-        # A package hands on what its modules define.
+    # A package hands on what its modules define; some import it when it is first used.
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and any(a.name == name for a in node.names):
             return _docstring(node.module or "", name)
-        # Or names its module in a table, and imports that when it is needed.
-        if isinstance(node, ast.Dict):
-            return ""
     return ""
 
 

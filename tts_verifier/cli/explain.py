@@ -17,7 +17,6 @@ from tts_verifier.recipe.signatures import describe
 
 _TEXT_WIDTH: Final = 80
 _ARGUMENT: Final = re.compile(r"(\w+(?:, \w+)*): (.*)")
-_QUALIFIERS: Final = re.compile(r"\b(?:[a-z_]\w*\.)+(?=\w)")
 
 
 def explanation(what: str) -> str:
@@ -53,7 +52,7 @@ def _role_and_name(what: str) -> tuple[str, str]:
         name for name in every if what in registry.BUILT_IN and name.startswith(f"{what}.")
     ]
     if known:
-        raise RecipeError(f"{what} is not one part: give one of {', '.join(known)}.")
+        raise RecipeError(f"{what} is not one part: give one of {', '.join(sorted(known))}.")
     raise RecipeError(f"There is no part {what!r}. {suggestion(what, [*every, *UNNAMED_BUILDERS])}")
 
 
@@ -71,15 +70,11 @@ def _explained(title: str, builder: Callable[..., Any], place: str) -> str:
     for name, (kind, default) in accepted.items():
         needed = default is inspect.Parameter.empty
         end = "required" if needed else f"default {default!r}"
-        lines += _wrapped(f"{name}: {_type_text(kind)}, {end}", "  ", "      ")
+        lines += _wrapped(f"{name}: {describe(kind)}, {end}", "  ", "      ")
         lines += _wrapped(meanings.get(name, ""), "      ")
     if not accepted:
         lines.append("  It has no arguments.")
     return "\n".join(lines)
-
-
-def _type_text(kind: Any) -> str:
-    return "any" if kind is registry.UNCHECKED else _QUALIFIERS.sub("", describe(kind))
 
 
 def _head(about: str) -> str:

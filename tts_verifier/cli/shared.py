@@ -22,9 +22,22 @@ def tts_command(name: str) -> Callable[[Callable[P, None]], click.Command]:
     def decorate(function: Callable[P, None]) -> click.Command:
         version = click.version_option(tts_verifier.__version__, prog_name=name)
         settings = {"help_option_names": ["-h", "--help"]}
-        return click.command(name, context_settings=settings)(version(friendly_errors(function)))
+        shown = version(friendly_errors(function))
+        return click.command(name, cls=_Command, context_settings=settings)(shown)
 
     return decorate
+
+
+class _Command(click.Command):
+    """A command whose usage errors are one line too."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            # Without its context, click prints no lines about the usage above the message.
+            message = f"{error.format_message()} See {self.name} -h."
+            raise click.UsageError(message) from error
 
 
 def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -52,6 +65,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 warnings.simplefilter("always", RunWarning)
                 # Of damaged metadata, which is harmless. A command has its process for itself.
                 warnings.filterwarnings("ignore", module=r"PIL\.")
+                # Of one library about another, which users cannot mend.
+                warnings.filterwarnings("ignore", module=r"(diffusers|huggingface_hub)\.")
                 command(*args, **kwargs)
         except TTSError as error:
             say(f"Error: {error}", err=True)
@@ -101,3 +116,4 @@ def quiet_libraries() -> None:
     # A value that the user has set takes precedence.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -44,6 +44,7 @@ from tts_verifier.runner.setup import (
     check_details,
     check_looks,
     check_needs,
+    check_options,
     check_scores,
     known_scores,
 )
@@ -148,6 +149,9 @@ class Recipe:
         light = ("strategy", *UNNAMED)
         sections = {n: section for n, section in self.sections.items() if n not in replacements}
         parts = replacements | {name: sections[name].build() for name in light if name in sections}
+        if "budget" in sections:
+            with sections["budget"].errors_placed():
+                check_options(seed=0, judge=None, budget=parts["budget"], overlap=None)
         generator = replacements.get("generator", self.sections["generator"].builder)
         # The builder may be a function, or a class whose `supports` depends on the weights.
         if isinstance(getattr(generator, "supports", None), frozenset):
@@ -246,7 +250,7 @@ def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
     check_keys(document, values, known=_KEYS)
     for name in _REQUIRED:
         if values.get(name) is None:
-            raise RecipeError(f"{document.place()}: a recipe needs {name!r}, it is missing.")
+            raise RecipeError(f"{document.place(name)}: a recipe needs {name!r}, it is missing.")
     sections = {
         name: read_section(document, name)
         for name in (*ROLES, *UNNAMED)
@@ -304,8 +308,10 @@ def _similar_files(path: Path) -> str:
     try:
         names = [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")]
     except OSError:
-        return ""
-    near = get_close_matches(path.name, names, n=3)
+        names = []
+    near = get_close_matches(path.name, names, n=3, cutoff=0.7)
+    if not near and (recipe_folder() / f"{path.stem}.yaml").is_file():
+        return f". A recipe of the package needs no path: {path.stem}"
     return f". Did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""
 
 

@@ -117,6 +117,7 @@ def read_section(document: Document, section: str) -> Section:
         name, builder = None, UNNAMED_BUILDERS[section]
     arguments = {key: value for key, value in values.items() if name is None or key != "name"}
     signature = parameters(builder)
+    _check_left_over(document, section, arguments, signature)
     check_keys(document, arguments, known=signature, section=section)
     # As `resolved` writes an option that is not set: the builder must not see it.
     arguments = {k: v for k, v in arguments.items() if v is not None or signature[k][1] is not None}
@@ -128,12 +129,33 @@ def read_section(document: Document, section: str) -> Section:
         if default is Parameter.empty and key not in arguments
     ]
     if missing:
-        raise RecipeError(f"{place}: {section} needs {', '.join(missing)}.")
+        needed = ", ".join(missing)
+        part = section if name is None else f"{section} {name}"
+        hint = f" See tts-run --explain {ROLES[section]}.{name}." if name else ""
+        raise RecipeError(f"{place}: {part} needs {needed}, which is not given.{hint}")
     places = {key: document.place(section, key) for key in arguments}
     places |= {
         ".".join(p[1:]): where for p, where in document.places.items() if p[:1] == (section,)
     }
     return Section(builder, arguments, place, places, name, section, plugin_folders())
+
+
+def _check_left_over(
+    document: Document, section: str, arguments: Mapping[str, Any], known: Iterable[str]
+) -> None:
+    """Raises RecipeError where an override names another part than the keys of the file fit."""
+    place = document.place(section, "name")
+    if section not in ROLES or not place.startswith("override"):
+        return
+    left = [key for key in arguments if key not in set(known)]
+    left = [key for key in left if not document.place(section, key).startswith("override")]
+    if left:
+        name = document.values[section]["name"]
+        raise RecipeError(
+            f"{place}: {name} has no argument {left[0]!r}, which "
+            f"{document.place(section, left[0])} gives. Replace the section as a whole: "
+            f"'{section}={{name: {name}}}', with the arguments that it needs."
+        )
 
 
 def _unpickled(builder: Callable[..., Any] | None, *state: Any) -> Section:
