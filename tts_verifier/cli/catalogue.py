@@ -62,9 +62,9 @@ def _docstring(module: str, name: str) -> str:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
             return _sentence(ast.get_docstring(node) or "")
     # A package hands on what its modules define; some import it when it is first used.
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and any(a.name == name for a in node.names):
-            return _docstring(node.module or "", name)
+    for inner in ast.walk(tree):
+        if isinstance(inner, ast.ImportFrom) and any(a.name == name for a in inner.names):
+            return _docstring(inner.module or "", name)
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, say, tts_command
+from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
 
 
 @tts_command("tts-evaluate")
@@ -67,6 +67,7 @@ def evaluate_command(data: Path, verifier: str, split: str, **options: Any) -> N
         tts-evaluate richhf/ --verifier GYX97/ImageDoctor --output figures.json
         tts-evaluate runs/miniature-richhf --verifier shapes-oracle --score semantic_alignment=score
     """
+    say_loading("the verifier")
     from tts_verifier.errors import InputError
     from tts_verifier.evaluation.evaluate import evaluate, score_names
     from tts_verifier.evaluation.table import check_output, table_text, write_figures

@@ -108,7 +108,7 @@ def _meanings_in(about: str) -> dict[str, str]:
 
 def _options(builder: Callable[..., Any]) -> Mapping[str, str]:
     """Returns name -> meaning of the keys of `**options: Unpack[SomeTypedDict]`."""
-    call = builder.__init__ if inspect.isclass(builder) else builder  # type: ignore[misc]
+    call = builder.__init__ if inspect.isclass(builder) else builder
     try:
         hints = get_type_hints(call)
     except (NameError, TypeError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, say, tts_command
+from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
 
 if TYPE_CHECKING:
     from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -77,6 +77,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score "shards/*.tar" --output scores/ --parallel ray parallel.gpus=1
         tts-score images/ --prompt "a cat" --min overall=0.6 --move-to good/ --dry-run
     """
+    say_loading("the verifier")
     from tts_verifier.errors import InputError
     from tts_verifier.scoring import open_pairs, parse_limits
     from tts_verifier.scoring.thresholds import check_names

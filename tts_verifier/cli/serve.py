@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, tts_command
+from tts_verifier.cli.shared import quiet_libraries, say_loading, tts_command
 
 
 @tts_command("tts-serve")
@@ -41,6 +41,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
         tts-serve --verifier shapes --port 8000
         CUDA_VISIBLE_DEVICES=1 tts-serve --verifier ./doctor --port 8001 --set precision=fp8
     """
+    say_loading("the verifier")
     from tts_verifier.errors import InputError
 
     try:

@@ -62,9 +62,9 @@ class ProgressBar(Progress):
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         # What is left of a run that an error ends is its message.
-        self._bar.live.transient = kind is not None
+        self._bar.live.transient = error[0] is not None
         self.close()
 
     def resume(self, rows_in_log: int) -> None:
