@@ -161,9 +161,11 @@ def status_json(now: RunStatus) -> str:
 def _figures(now: RunStatus, *, short: bool = False) -> list[str]:
     """Returns the figures that are known already, as text."""
     figures = []
-    # The last step is followed by verification, which has none.
     if 0 < now.step < now.steps:
         figures.append(f"step {now.step}{'/' if short else ' of '}{now.steps}")
+    elif now.step:
+        # The last step is followed by decoding, and by verification, which have none.
+        figures.append("verifying")
     if math.isfinite(now.rate):
         rate = f"{now.rate:.2f}" if now.rate < 10 else f"{now.rate:.0f}"
         figures += [
