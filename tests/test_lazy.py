@@ -60,6 +60,18 @@ except SystemExit as end:
     assert "Example:" in shown
 
 
+def test_a_run_says_something_before_it_imports_anything_heavy() -> None:
+    code = """
+from tts_verifier.cli.run import run_command
+sys.modules["tts_verifier.recipe"] = None  # what would be imported next
+try:
+    run_command(["bestofn"])
+except ImportError:
+    pass
+"""
+    assert fresh(code) == "tts-run bestofn: reading the recipe and loading its parts\n[]\n"
+
+
 def test_help_imports_only_the_commands_of_the_package() -> None:
     code = """
 import tts_verifier.cli.run

@@ -1,13 +1,19 @@
 """Names become builders, lazily; unknown names get help."""
 
+import pickle
+import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 from tts_verifier import registry
-from tts_verifier.errors import RecipeError
+from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.recipe import load_recipe
+from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeVerifier
+from tts_verifier.verifiers.load import load_verifier
 
 
 def test_a_name_is_the_class_that_it_stands_for() -> None:
@@ -41,3 +47,101 @@ def test_an_installed_plugin_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None
     assert "mine" not in registry.names("generator")
     with pytest.raises(RecipeError, match=r"'gone' is no_such_module:Thing, which fails"):
         registry.builder("verifier", "gone")
+
+
+OWN = """
+from beside import AT_MOST
+from tts_verifier.strategies.best_of_n import BestOfN
+class Own(BestOfN):
+    def __init__(self, n: int = AT_MOST):
+        super().__init__(n)
+    @classmethod
+    def with_three(cls):
+        return cls(3)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    place = tmp_path / "recipes"
+    place.mkdir()
+    (place / "own.py").write_text(OWN)
+    (place / "beside.py").write_text("AT_MOST = 5\n")
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def test_an_import_path_names_a_class_of_a_file(folder: Path) -> None:
+    own = registry.builder("strategy", "recipes/own.py:Own")
+    assert own().n == 5, "a file may import what lies beside it"
+    assert registry.builder("strategy", f"{folder}/own.py:Own") is own, "it is executed once"
+    with registry.plugins_beside(folder):
+        assert registry.builder("strategy", "own.py:Own") is own
+    assert registry.builder("strategy", "recipes/own.py:Own.with_three")().n == 3
+    with pytest.raises(RecipeError, match=r"must name a file that exists, and own\.py is in none"):
+        registry.builder("strategy", "own.py:Own")
+
+
+def test_an_import_path_names_a_class_of_a_module(folder: Path) -> None:
+    path = "tts_verifier.strategies.best_of_n:BestOfN"
+    assert registry.builder("strategy", path) is BestOfN
+    (folder / "own_package").mkdir()
+    (folder / "own_package" / "parts.py").write_text("from tts_verifier.testing import *\n")
+    with registry.plugins_beside(folder):
+        verifier = registry.builder("verifier", "own_package.parts:FakeVerifier")
+    assert verifier is FakeVerifier
+    for name in [n for n in sys.modules if n.startswith("own_package")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_path"),
+    [
+        ("mine.py:Mine", True),
+        ("../a b/mine.py:Mine.from_pretrained", True),
+        ("C:\\parts\\mine.py:Mine", True),
+        ("package.module:Class", True),
+        ("mine.py", False),
+        ("C:\\folder", False),
+        ("GYX97/ImageDoctor", False),
+        ("https://host:8000", False),
+        ("a.b:", False),
+    ],
+)
+def test_what_an_import_path_is(name: str, is_path: bool) -> None:
+    assert registry.is_import_path(name) is is_path
+
+
+def test_a_verifier_of_ones_own_is_loaded_by_its_import_path(folder: Path) -> None:
+    (folder / "judge.py").write_text("from tts_verifier.testing import FakeVerifier as Mine\n")
+    assert isinstance(load_verifier("recipes/judge.py:Mine"), FakeVerifier)
+    with pytest.raises(InputError, match=r"no argument|cannot be built"):
+        load_verifier("recipes/judge.py:Mine", options={"m": 1})
+
+
+def test_a_part_inside_another_is_built_from_its_table(folder: Path) -> None:
+    table = {"name": "recipes/own.py:Own", "n": 2}
+    assert Adaptive(table).strategy.n == 2
+    with pytest.raises(InputError, match="strategy 'adaptive' needs strategy, which is not given"):
+        registry.built("strategy", {"name": "adaptive"})
+    with pytest.raises(InputError, match=r"has no argument 'm'\. Available: n") as caught:
+        registry.built("strategy", {**table, "m": 3})
+    assert caught.value.argument == "m"
+
+
+def test_a_section_with_an_import_path_pickles_by_its_name(folder: Path) -> None:
+    (folder / "r.yaml").write_text(
+        "generator: {name: fake}\nverifier: {name: fake}\n"
+        "strategy: {name: own.py:Own, n: 3}\nprompts: [a]\n"
+    )
+    recipe = load_recipe(folder / "r.yaml")
+    assert recipe.resolved()["strategy"] == {"name": "own.py:Own", "n": 3}
+    content = pickle.dumps(recipe.sections["strategy"])
+    # As in another process, which has not read the file.
+    name = recipe.sections["strategy"].builder.__module__
+    del sys.modules[name]
+    again = pickle.loads(content)
+    assert name in sys.modules
+    assert again.build().n == 3

@@ -3,18 +3,29 @@
 A module is imported only when one of its builders is requested. Python users pass instances; only
 recipes and commands use names. Third parties add names through the entry-point group
 `tts_verifier.plugins`, as `generator.mine`, `verifier.mine`, `comparer.mine` or `strategy.mine`.
+An import path needs no name: `mine.py:MyStrategy` or `package.module:MyStrategy`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
-from tts_verifier.errors import RecipeError, suggestion
+from tts_verifier.errors import InputError, RecipeError, suggestion
+
+_PACKAGE: Final = Path(__file__).parent
 
 UNCHECKED: Final = object()
 """The type of a parameter without an annotation, or with one that cannot be resolved."""
@@ -72,6 +83,30 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
 """Role -> name -> "module:attribute" of the builder: a class or a function."""
 
 
+_METHOD_OF: Final[Mapping[str, str]] = {
+    "generator": "generate",
+    "verifier": "verify",
+    "comparer": "compare",
+    "rewriter": "rewrite",
+    "strategy": "propose",
+}
+"""Role -> a method that each class of it has."""
+
+_DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_IMPORT_PATH: Final = re.compile(rf"(?P<module>.+\.py|{_DOTTED}):(?P<path>{_DOTTED})")
+
+_PLUGIN_FOLDERS: Final[ContextVar[tuple[Path, ...]]] = ContextVar("plugin_folders", default=())
+
+
+def recipe_folder(package: Path = _PACKAGE) -> Path:
+    """Returns the folder of the packaged recipes.
+
+    A wheel holds them inside the package; a checkout and an editable install, beside it.
+    """
+    packed = package / "recipes"
+    return packed if packed.is_dir() else package.parent / "recipes"
+
+
 def names(role: str) -> dict[str, str]:
     """Returns name -> "module:attribute" of a role, plug-ins included.
 
@@ -92,16 +127,21 @@ def builder(role: str, name: str) -> Callable[..., Any]:
 
     Args:
         role: "generator", "verifier", "comparer", "rewriter" or "strategy".
-        name: built in, or of a plug-in; a plug-in cannot replace a built-in name.
+        name: built in, or of a plug-in; a plug-in cannot replace a built-in name. Or an import
+            path: `FILE.py:CLASS` or `PACKAGE.MODULE:CLASS`.
 
     Raises:
         RecipeError: there is no such name (the message suggests similar ones and lists all), or
             its module cannot be imported.
     """
+    if is_import_path(name):
+        return _imported(role, name)
     # Listing plug-ins reads the metadata of every installed package, so built-in names avoid it.
     available = BUILT_IN[role] if name in BUILT_IN[role] else names(role)
     if name not in available:
-        raise RecipeError(f"Unknown {role} {name!r}. {suggestion(name, available)}")
+        hint = suggestion(name, available)
+        own = " One of your own is named as FILE.py:CLASS or PACKAGE.MODULE:CLASS."
+        raise RecipeError(f"Unknown {role} {name!r}. {hint}{own if _looks_own(name) else ''}")
     module, _, path = available[name].partition(":")
     try:
         target: Any = import_module(module)
@@ -112,6 +152,117 @@ def builder(role: str, name: str) -> Callable[..., Any]:
             f"The {role} {name!r} is {available[name]}, which fails: {error}"
         ) from error
     return target  # type: ignore[no-any-return]
+
+
+def is_import_path(name: str) -> bool:
+    """Returns whether a name is `FILE.py:CLASS` or `PACKAGE.MODULE:CLASS`."""
+    return _IMPORT_PATH.fullmatch(name) is not None
+
+
+@contextmanager
+def plugins_beside(*folders: Path) -> Iterator[None]:
+    """Inside the `with` block, import paths are looked up in these folders first.
+
+    The working folder comes last, and is the only one outside such a block. It concerns the
+    calling thread alone.
+    """
+    token = _PLUGIN_FOLDERS.set(folders)
+    try:
+        yield
+    finally:
+        _PLUGIN_FOLDERS.reset(token)
+
+
+def plugin_folders() -> tuple[Path, ...]:
+    """Returns the folders where import paths are looked up, absolute, the first one first."""
+    return tuple(dict.fromkeys(folder.absolute() for folder in (*_PLUGIN_FOLDERS.get(), Path())))
+
+
+def _imported(role: str, name: str) -> Callable[..., Any]:
+    match = _IMPORT_PATH.fullmatch(name)
+    assert match is not None
+    module = _module(match["module"], f"The {role} {name!r}")
+    target: Any = module
+    for attribute in match["path"].split("."):
+        if not hasattr(target, attribute):
+            public = [n for n in vars(target) if not n.startswith("_")]
+            raise RecipeError(
+                f"The {role} {name!r} must name a class or a function of {match['module']}, which "
+                f"has no {attribute}. {suggestion(attribute, public)}"
+            )
+        target = getattr(target, attribute)
+    lacks = _METHOD_OF[role] if inspect.isclass(target) else ""
+    if not callable(target) or (lacks and not hasattr(target, lacks)):
+        why = f"has no method {lacks}" if lacks else f"is a {type(target).__name__}"
+        raise RecipeError(
+            f"The {role} {name!r} must be a class with a method {_METHOD_OF[role]}, or a function "
+            f"that builds such an object, and {why}. docs/plugins.md has a template."
+        )
+    return target  # type: ignore[no-any-return]
+
+
+def _module(module: str, what: str) -> ModuleType:
+    """Returns a module, given its file or its dotted name; `what` begins the errors."""
+    folders = plugin_folders()
+    try:
+        if module.endswith(".py"):
+            places = [folder / Path(module).expanduser() for folder in folders]
+            file = next((place for place in places if place.is_file()), None)
+            if file is None:
+                raise RecipeError(
+                    f"{what} must name a file that exists, and {module} is in none of "
+                    f"{', '.join(map(str, folders))}. Give its path from the recipe's folder."
+                )
+            return _module_of_file(file.resolve())
+        for folder in map(str, folders):
+            # Last, so that no file beside a recipe takes the place of a library.
+            sys.path += [] if folder in sys.path else [folder]
+        return import_module(module)
+    except RecipeError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise RecipeError(
+                f"{what} must name a module that can be imported, and there is no {error.name!r}. "
+                "Install its package, or give a file: FILE.py:CLASS."
+            ) from error
+        raise RecipeError(f"{what} cannot be imported: {_where(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise RecipeError(f"{what} cannot be imported: {_where(error)}") from error
+
+
+def _module_of_file(file: Path) -> ModuleType:
+    """Returns the module of a file, which is executed once in a process."""
+    digest = hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).hexdigest()
+    # A name of its own: two recipes may have a `mine.py` each.
+    name = f"tts_plugin_{digest[:12]}_{file.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    # As for a script: it may import what lies beside it.
+    sys.path += [] if str(file.parent) in sys.path else [str(file.parent)]
+    spec = spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _where(error: BaseException) -> str:
+    """Returns what an import failed with, and in which line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:
+        return text
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
+def _looks_own(name: str) -> bool:
+    return name.endswith(".py") or "." in name or ":" in name
 
 
 def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
@@ -142,6 +293,42 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         first = next(iter(accepted))
         accepted = {"model": accepted.pop(first), **accepted}
     return accepted
+
+
+def built(role: str, values: Mapping[str, Any]) -> Any:
+    """Builds a part inside another one from its table: `name` and arguments.
+
+    Args:
+        role: as for `builder`.
+        values: from a recipe; the types of the arguments are not checked.
+
+    Raises:
+        InputError: the name or an argument is missing or unknown, or the part refuses it; its
+            `argument` is the key in the table.
+    """
+    arguments = dict(values)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError(f"{role} needs a 'name' beside its arguments, got {values!r:.200}.")
+    try:
+        build = builder(role, name)
+    except RecipeError as error:
+        raise InputError(str(error), argument="name") from error
+    accepted = parameters(build)
+    for key in arguments:
+        if key not in accepted:
+            raise InputError(
+                f"{role} {name!r} has no argument {key!r}. {suggestion(str(key), accepted)}",
+                argument=str(key),
+            )
+    missing = [k for k, (_, d) in accepted.items() if d is inspect.Parameter.empty]
+    missing = [key for key in missing if key not in arguments]
+    if missing:
+        raise InputError(f"{role} {name!r} needs {', '.join(missing)}, which is not given.")
+    try:
+        return call(build, arguments)
+    except TypeError as error:
+        raise InputError(f"{role} {name!r} cannot be built: {error}.") from error
 
 
 def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:

@@ -27,7 +27,14 @@ def invoke(command: str, *arguments: object) -> Result:
 def test_a_run_prints_recipe_and_summary_and_leaves_its_folder(tmp_path: Path) -> None:
     done = invoke("run", "fake", "strategy.n=3", "--output", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    assert "strategy:\n  name: best_of_n\n  n: 3\n" in done.stdout
+    begins, what, parts, change = done.stdout.splitlines()[:4]
+    assert begins == "tts-run fake: reading the recipe and loading its parts"
+    assert what == "3 prompts, strategy best_of_n"
+    assert parts == "  generator fake, verifier fake, judge fake"
+    assert change == "  strategy.n: 3 (was 4)"
+    assert "  name: best_of_n" not in done.stdout
+    assert max(map(len, done.stdout.partition("chosen images")[0].splitlines())) <= 80
+    assert done.stdout.splitlines()[-1] == f"next: tts-report {tmp_path / 'run'}"
     assert "3 prompts, 9 candidates, 0 prompts with a tie for the best" in done.stdout
     assert f"log: {tmp_path / 'run'}" in done.stdout
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -45,6 +52,23 @@ def test_a_run_writes_a_set_of_each_prompt_where_one_is_asked_for(tmp_path: Path
     first, chosen = (tmp_path / "run" / p for p in ("sets_of_2/0000-1.png", "chosen/0000.png"))
     assert first.read_bytes() == chosen.read_bytes()
     assert invoke("run", *arguments[:-1], 0).exit_code == 2
+
+
+def test_the_whole_recipe_is_shown_on_demand(tmp_path: Path) -> None:
+    done = invoke("run", "fake", "strategy.n=3", "--show-recipe", "--output", tmp_path / "run")
+    assert "strategy:\n  name: best_of_n\n  n: 3\n" in done.stdout
+
+
+def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
+    assert "Resuming" not in invoke("run", "fake", "--output", tmp_path).output
+    done = invoke("run", "fake", "strategy.n=5", "--output", tmp_path)
+    assert "Resuming: the log of this run holds 12 candidates already." in done.stderr
+
+
+def test_quiet_json_is_the_result_alone(tmp_path: Path) -> None:
+    done = invoke("run", "fake", "--quiet", "--json", "--output", tmp_path)
+    assert json.loads(done.stdout)["event"] == "result"
+    assert done.stderr == ""
 
 
 def test_a_quiet_run_prints_nothing(tmp_path: Path) -> None:

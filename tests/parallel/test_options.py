@@ -19,7 +19,7 @@ from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
         ("parallel.engine=spark", "Unknown engine 'spark'. Available: dask, loky, ray"),
         ("parallel.engine=rai", "Unknown engine 'rai'. Did you mean 'ray'"),
         ("parallel.workers=0", "workers must be a whole number, 1 or more, got 0"),
-        ("parallel.workers=two", "parallel.workers must be int"),
+        ("parallel.workers=two", "parallel.workers must be a whole number"),
         ("parallel.gpus=-1", "gpus must be a whole number, 0 or more, got -1"),
         ("parallel.gpus=true", "parallel.gpus must be"),
         ("parallel.shard=0", "shard must be a whole number, 1 or more, got 0"),

@@ -166,9 +166,9 @@ def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
             "mine.yaml:6: unknown key 'strategy.m'. Available: n.",
         ),
         ("strategy:", "stratgy:", "mine.yaml:4: unknown key 'stratgy'. Did you mean 'strategy'?"),
-        ("  n: 3", "  n: many", "mine.yaml:6: strategy.n must be int, got 'many'."),
-        ("  n: 3", "  n: 2.0", "mine.yaml:6: strategy.n must be int, got 2.0."),
-        ("  n: 3", "  n: yes", "mine.yaml:6: strategy.n must be int, got True."),
+        ("  n: 3", "  n: many", "mine.yaml:6: strategy.n must be a whole number, got 'many'."),
+        ("  n: 3", "  n: 2.0", "mine.yaml:6: strategy.n must be a whole number, got 2.0."),
+        ("  n: 3", "  n: yes", "mine.yaml:6: strategy.n must be a whole number, got True."),
         ("  n: 3", "  n: 0", "mine.yaml:6: n must be a positive integer, got 0."),
         ("batch_size: 2", "size: 5", "mine.yaml:1: batch_size, size and steps must be positive"),
         ("  n: 3", "  n: 3\n  n: 4", "mine.yaml:7: strategy.n is set twice."),
@@ -178,7 +178,7 @@ def test_a_recipe_runs_and_leaves_pictures(write, tmp_path: Path) -> None:
         ("best_of_n", "best-of-n", "mine.yaml:5: Unknown strategy 'best-of-n'. Did you mean"),
         ("  name: best_of_n\n", "", "mine.yaml:4: strategy needs a 'name', one of "),
         ("verifier:\n  name: fake", "verifier: fake", "mine.yaml:2: verifier must be a table"),
-        ("verifier:\n  name: fake", "verifier:", "mine.yaml: a recipe needs 'verifier'"),
+        ("verifier:\n  name: fake", "verifier:", "mine.yaml:2: a recipe needs 'verifier'"),
         ("prompts: [a red circle,", "prompts: [' ',", "mine.yaml:7: Prompt 0 must be a text"),
         ("prompts: [", "prompts: no.txt #", "mine.yaml:7: The prompts "),
         ("prompts: [", "prompts: no.csv #", "mine.yaml:7: The prompts "),
@@ -199,11 +199,11 @@ def test_a_mistake_is_named_with_its_line(write, old: str, new: str, expected: s
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("seed: one", "mine.yaml:8: seed must be int, got 'one'."),
-        ("detail: deep", "mine.yaml:8: detail must be Literal['score', 'diagnose'], got 'deep'."),
-        ("output: 5", "mine.yaml:8: output must be str, got 5."),
+        ("seed: one", "mine.yaml:8: seed must be a whole number, got 'one'."),
+        ("detail: deep", "mine.yaml:8: detail must be 'score' or 'diagnose', got 'deep'."),
+        ("output: 5", "mine.yaml:8: output must be a text, got 5."),
         ("budget: {minutes: 5}", "mine.yaml:8: unknown key 'budget.minutes'. Available: "),
-        ("budget: {seconds: long}", "mine.yaml:8: budget.seconds must be float | None"),
+        ("budget: {seconds: long}", "mine.yaml:8: budget.seconds must be a number or none"),
         ("objective: {}", "mine.yaml:8: An objective needs"),
         ("objective: {weights: {a: 0}}", "mine.yaml:8: An objective needs a weight"),
         # The message does not start with the argument, and still the argument's line is found.
@@ -257,7 +257,7 @@ def test_a_misspelt_score_is_named_with_its_line(write) -> None:
     [
         ("looks: 4", (), "mine.yaml:7: looks must be at most 3, as many images as are finished"),
         ("looks: -1", (), "mine.yaml:7: looks must be a number of images, 0 or more, got -1."),
-        ("looks: few", (), "mine.yaml:7: looks must be int, got 'few'."),
+        ("looks: few", (), "mine.yaml:7: looks must be a whole number, got 'few'."),
         ("looks: 1", ("detail=diagnose",), "mine.yaml:7: looks needs detail 'score', got 'diagn"),
         ("", ("looks=4",), "override 'looks=4': looks must be at most 3, as many images as are fi"),
     ],
@@ -297,7 +297,7 @@ def test_a_budget_of_nothing_is_refused(write) -> None:
     ("override", "expected"),
     [
         ("strategy.n=0", "override 'strategy.n=0': n must be a positive integer, got 0."),
-        ("strategy.n=x", "override 'strategy.n=x': strategy.n must be int, got 'x'."),
+        ("strategy.n=x", "override 'strategy.n=x': strategy.n must be a whole number, got 'x'."),
         ("strategy.m=1", "override 'strategy.m=1': unknown key 'strategy.m'."),
         (
             "strategy={name: best_of_n, n: 0}",
@@ -313,7 +313,7 @@ def test_a_budget_of_nothing_is_refused(write) -> None:
 )
 def test_a_wrong_override_is_named(write, override: str, expected: str) -> None:
     if override == "seed.x=3":
-        assert message(write(GOOD), override).endswith("seed must be int, got {'x': 3}.")
+        assert message(write(GOOD), override).endswith("seed must be a whole number, got {'x': 3}.")
     else:
         assert message(write(GOOD), override).startswith(expected)
 
@@ -407,7 +407,7 @@ def test_a_number_of_candidates_that_would_fill_the_memory_is_refused(write, n: 
 @pytest.mark.parametrize("n", ["'3'", "3.0", "true", "2020-01-01", "[3]", "{a: 3}", "null", "~"])
 def test_a_number_is_written_as_one(write, n: str) -> None:
     text = GOOD.replace("n: 3", f"n: {n}")
-    assert message(write(text)).startswith("mine.yaml:6: strategy.n must be int, got ")
+    assert message(write(text)).startswith("mine.yaml:6: strategy.n must be a whole number, got ")
 
 
 @pytest.mark.parametrize(
@@ -471,7 +471,10 @@ def test_a_line_that_is_no_prompt_is_named(
 def test_a_missing_argument_is_named(write, monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"verifier": {"fake": "fractions:Fraction.from_float"}}
     monkeypatch.setattr(registry, "BUILT_IN", {**registry.BUILT_IN, **table})
-    assert message(write(GOOD)) == "mine.yaml:2: verifier needs f."
+    assert message(write(GOOD)) == (
+        "mine.yaml:2: verifier fake needs f, which is not given. "
+        "See tts-run --explain verifier.fake."
+    )
 
 
 class CannotContinue(FakeGenerator):
@@ -589,7 +592,10 @@ def test_an_override_is_shown_short_and_its_key_is_not_deep(write) -> None:
     [
         ("    name: best-of-n\n", "mine.yaml:7: Unknown strategy 'best-of-n'. Did you mean"),
         ("    name: best_of_n\n    n: 0\n", "mine.yaml:8: n must be a positive integer, got 0."),
-        ("    name: best_of_n\n    m: 2\n", "mine.yaml:6: strategy 'best_of_n' cannot be built: "),
+        (
+            "    name: best_of_n\n    m: 2\n",
+            "mine.yaml:8: strategy 'best_of_n' has no argument 'm'",
+        ),
         ("    n: 2\n", "mine.yaml:6: strategy needs a 'name' beside its arguments"),
     ],
 )

@@ -115,7 +115,7 @@ def test_what_cannot_be_judged_again_is_named(tmp_path: Path) -> None:
         RecordedGenerator(tmp_path / "empty", tmp_path / "new")
     with pytest.raises(RunError, match=r"needs a folder of its own, .*Give another with --output"):
         RecordedGenerator(tmp_path / "empty", tmp_path / "empty")
-    with pytest.raises(RunError, match="must be a run's header"):
+    with pytest.raises(RunError, match=r"nothing has no header\.json\. Check the path"):
         RecordedGenerator(tmp_path / "nothing", tmp_path / "new")
 
 
@@ -128,8 +128,11 @@ def test_the_command_judges_again(tmp_path: Path) -> None:
     arguments = ("fake", "objective.weights.aesthetics=1", "--output", tmp_path / "new")
     done = invoke(*arguments, "--rejudge", tmp_path / "old")
     assert done.exit_code == 0, done.output
-    assert "rejudge: ../old" in done.stdout
+    assert f"the candidates of {tmp_path / 'old'} again\n  verifier fake, judge fake" in done.stdout
+    assert "  objective.weights.aesthetics: 1\n" in done.stdout
     assert "generator" not in done.stdout
+    shown = invoke(*arguments, "--rejudge", tmp_path / "old", "--show-recipe")
+    assert "rejudge: ../old" in shown.stdout
     assert "3 prompts, 9 candidates" in done.stdout
     names = {p.name for p in (tmp_path / "new").iterdir()}
     assert names >= {"trials.parquet", "chosen.png"}

@@ -4,9 +4,11 @@ import io
 import json
 import math
 import sys
+from collections.abc import Sequence
 
 import pytest
 
+from tts_verifier.runner import RunSetup, execute
 from tts_verifier.runner.progress import (
     Progress,
     ProgressBar,
@@ -15,7 +17,10 @@ from tts_verifier.runner.progress import (
     status_json,
     status_line,
 )
-from tts_verifier.types import Cost, Draw, Prompt, Trial
+from tts_verifier.runner.prompts import as_prompts
+from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.testing import FakeGenerator, FakeVerifier
+from tts_verifier.types import Cost, Draw, Job, Prompt, Sample, Trial, report_step
 
 
 def trial(objective: float, error: str = "", seconds: float = 1.0) -> Trial:
@@ -52,7 +57,7 @@ def test_what_is_not_known_is_not_said() -> None:
     assert status_line(now) == "load: 0 of 0 candidates"
     assert json.loads(status_json(now)) == {
         "event": "progress", "phase": "load", "done": 0, "expected": 0, "failed": 0,
-        "rate": None, "seconds_left": None, "best": None, "busy": None,
+        "rate": None, "seconds_left": None, "best": None, "busy": None, "step": 0, "steps": 0,
     }  # fmt: skip
 
 
@@ -105,6 +110,66 @@ def test_a_bar_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert "repaint" in shown
     assert "2/2" in shown
     assert "best 0.500  1 failed" in shown
+
+
+def test_steps_within_a_batch_are_progress() -> None:
+    clock, out = Clock(), io.StringIO()
+    with ProgressLines(out, status_line, seconds=5, clock=clock) as progress:
+        progress.expect(4)
+        progress.phase("draw")
+        progress.start([Job(Prompt("p", "p"), Draw(1), (), "x", 0)] * 4)
+        for step in range(1, 21):
+            clock.now += 1
+            progress.step(step, 20)
+        assert progress.drawn == 4
+        progress.done([trial(0.5)] * 4)
+        progress.start([], again=False)
+        assert progress.drawn == 0
+    assert out.getvalue().splitlines()[:2] == [
+        "draw: 0 of 4 candidates, step 1 of 20",
+        "draw: 0 of 4 candidates, step 6 of 20",
+    ]
+
+
+def test_a_generator_reports_its_steps_to_the_run_that_called_it() -> None:
+    class Stepwise(FakeGenerator):
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            for step in range(3):
+                report_step(step + 1, 3)
+            return super().generate(jobs)
+
+    class Seen(Progress):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[int, int]] = []
+
+        def step(self, taken: int, total: int) -> None:
+            self.seen.append((taken, total))
+
+    seen = Seen()
+    execute(
+        RunSetup(Stepwise(), FakeVerifier(), BestOfN(1)),
+        as_prompts(["a red circle"]),
+        progress=seen,
+    )
+    assert seen.seen == [(1, 3), (2, 3), (3, 3)]
+    report_step(1, 1)
+    assert len(seen.seen) == 3, "outside a run nobody listens"
+
+
+def test_a_run_that_goes_on_says_with_how_much(capsys: pytest.CaptureFixture[str]) -> None:
+    out = io.StringIO()
+    ProgressLines(out, status_line).begin(3, rows_in_log=24)
+    with ProgressBar() as bar:
+        bar.begin(3, rows_in_log=24)
+    with progress_view("json") as lines:
+        lines.begin(3, rows_in_log=24)
+        lines.begin(3, rows_in_log=0)
+    said = "Resuming: the log of this run holds 24 candidates already."
+    assert out.getvalue() == f"{said}\n"
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == '{"event": "resume", "candidates": 24}\n'
 
 
 def test_the_style_follows_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_adaptive_hands_the_rewriter_through() -> None:
     [
         ({"rewriter": {}}, "rewriter needs a 'name'", "rewriter"),
         ({"rewriter": {"name": "shape"}}, "Unknown rewriter 'shape'", "rewriter.name"),
-        ({"rewriter": {"name": "shapes", "x": 1}}, "'shapes' cannot be built", "rewriter"),
+        ({"rewriter": {"name": "shapes", "x": 1}}, "'shapes' has no argument 'x'", "rewriter.x"),
         ({"rewriter": 3}, "rewriter must be a rewriter or a table, got 3", "rewriter"),
         ({"rewriter": Adding(), "width": 0}, "width must be a positive integer, got 0", "width"),
         ({"rewriter": Adding(), "enough": "x"}, "enough must be a finite number", "enough"),

@@ -82,8 +82,8 @@ def test_the_packaged_miniature_has_the_sizes_of_richhf(monkeypatch: pytest.Monk
     ("overrides", "message"),
     [
         (["sampel_share=1"], r"unknown key 'sampel_share'\. Did you mean 'sample_share'"),
-        (["part=many"], r"override 'part=many': part must be int, got 'many'"),
-        (["part=true"], "part must be int"),
+        (["part=many"], r"override 'part=many': part must be a whole number, got 'many'"),
+        (["part=true"], "part must be a whole number"),
         (["sizes=[1]"], "sizes must be"),
         (["sizes.test=x"], "sizes must be"),
         (["sizes.tset=1"], r"override 'sizes.tset=1'.*sizes must name splits|sizes must name"),

@@ -9,12 +9,14 @@ from tts_verifier.analysis.expected_best import Estimate
 from tts_verifier.analysis.replay import Replay
 from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
 from tts_verifier.analysis.whole_files import write_whole
+from tts_verifier.choice.summary import LEAST_PROMPTS
 from tts_verifier.choice.summary_output import aligned_columns
 
 
 def replay_text(result: Replay) -> str:
     """Returns the notes and tables of a replay."""
-    text = [*_notes(result), "", "best of n, mean over prompts [95 % bootstrap]"]
+    interval = " [95 % bootstrap]" if result.prompts >= LEAST_PROMPTS else ""
+    text = [*_notes(result), "", f"best of n, mean over prompts{interval}"]
     text += aligned_columns(_best_of_n_table(result))
     if result.stopping:
         title = "one by one until the objective reaches a threshold, the thresholds from this log"
@@ -64,7 +66,7 @@ def _notes(result: Replay) -> list[str]:
 def _best_of_n_table(result: Replay) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [["n", "evaluations", "seconds", *_measures(result)]]
     for n in range(1, result.candidates + 1):
-        values = [_with_interval(c.values[n - 1]) for c in result.curves]
+        values = [_figure(c.values[n - 1], result) for c in result.curves]
         rows.append([str(n), *_cost(result, n), *values])
     return rows
 
@@ -74,7 +76,7 @@ def _stopping_table(result: Replay) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [["stop at", "draws", "evaluations", "seconds", *names]]
     for stop in result.stopping:
         mean = stop.candidates.mean
-        values = [_with_interval(stop.values[name]) for name in names]
+        values = [_figure(stop.values[name], result) for name in names]
         rows.append([f"{stop.threshold:.3f}", f"{mean:.2f}", *_cost(result, mean), *values])
     return rows
 
@@ -86,7 +88,7 @@ def _pruning_table(result: Replay) -> list[Sequence[str]]:
     ]
     for outcome in result.pruning:
         cost = [f"{outcome.evaluations:.0f}", f"{outcome.seconds:.2f}"]
-        values = [_with_interval(outcome.values[name]) for name in names]
+        values = [_figure(outcome.values[name], result) for name in names]
         share = f"{outcome.share:.3g}"
         rows.append([f"{outcome.stop:.0%}", share, f"{outcome.agreement:.2f}", *cost, *values])
     return rows
@@ -102,7 +104,7 @@ def _schedule_table(result: Replay) -> list[Sequence[str]]:
         left = ", ".join(f"{count} at {stop:.0%}" for count, stop in pairs)
         keep = f"[{', '.join(f'{share:g}' for share in outcome.keep)}]"
         cost = [f"{outcome.evaluations:.0f}", f"{outcome.seconds:.2f}"]
-        figures = [_with_interval(outcome.value), _with_interval(outcome.gain)]
+        figures = [_figure(outcome.value, result), _figure(outcome.gain, result)]
         rows.append([str(outcome.counts[0]), left, keep, *cost, *figures])
     return rows
 
@@ -116,7 +118,10 @@ def _cost(result: Replay, draws: float) -> list[str]:
     return [f"{draws * result.evaluations:.0f}", f"{draws * result.seconds:.2f}"]
 
 
-def _with_interval(value: Estimate) -> str:
+def _figure(value: Estimate, result: Replay) -> str:
+    """Returns a mean, and its interval where there are prompts enough for one."""
+    if result.prompts < LEAST_PROMPTS:
+        return f"{value.mean:.3f}"
     return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 

@@ -1,7 +1,8 @@
 """What a run achieved: the first draw against the chosen image, and the held-out judge's scores.
 
 Pass rates have Wilson's 95 % interval (Wilson 1927). The share of the distance closed has a
-95 % percentile bootstrap over prompts.
+95 % percentile bootstrap over prompts. Fewer than ten prompts have no interval: the bootstrap of
+two equal prompts would say 100 % to 100 %.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from tts_verifier.types import VERIFIES_ONLY, Look, Prompt, Trial
 
 Interval = tuple[float, float]
 """(low, high)."""
+
+LEAST_PROMPTS: Final = 10
+"""Prompts that an interval needs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +69,7 @@ class JudgeSummary:
     closed: float
     """(chosen - first) / (best - first); NaN if there is no distance to close."""
     closed_interval: Interval
-    """95 % interval of `closed`."""
+    """95 % interval of `closed`; NaN with fewer than ten prompts."""
 
     @property
     def passes(self) -> bool:
@@ -185,7 +190,12 @@ def _share_closed(scores: NDArray[np.float64]) -> float:
 
 
 def _bootstrap_closed(scores: NDArray[np.float64], resamples: int = 2000) -> Interval:
-    """Returns the 95 % percentile interval of `_share_closed` over resampled prompts."""
+    """Returns the 95 % percentile interval of `_share_closed` over resampled prompts.
+
+    NaN where there are too few, or no distance to close.
+    """
+    if len(scores) < LEAST_PROMPTS:
+        return math.nan, math.nan
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(scores), (resamples, len(scores)))
     shares = [share for pick in picks if not math.isnan(share := _share_closed(scores[pick]))]

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
+from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
 
 
-@click.command("tts-evaluate")
+@tts_command("tts-evaluate")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--verifier",
@@ -54,7 +54,6 @@ from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
     type=click.Path(path_type=Path),
     help="A .json file for the figures, a .parquet file for a row per picture. Repeatable.",
 )
-@friendly_errors
 def evaluate_command(data: Path, verifier: str, split: str, **options: Any) -> None:
     """Measures how well a verifier agrees with the people who rated DATA.
 
@@ -68,6 +67,7 @@ def evaluate_command(data: Path, verifier: str, split: str, **options: Any) -> N
         tts-evaluate richhf/ --verifier GYX97/ImageDoctor --output figures.json
         tts-evaluate runs/miniature-richhf --verifier shapes-oracle --score semantic_alignment=score
     """
+    say_loading("the verifier")
     from tts_verifier.errors import InputError
     from tts_verifier.evaluation.evaluate import evaluate, score_names
     from tts_verifier.evaluation.table import check_output, table_text, write_figures

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, say
+from tts_verifier.cli.shared import say, tts_command
 
 
-@click.command("tts-report")
+@tts_command("tts-report")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", type=click.Path(path_type=Path), help="[default: RUN/report.html]")
 @click.option(
@@ -17,7 +17,6 @@ from tts_verifier.cli.shared import friendly_errors, say
     is_flag=True,
     help="Write thumbnails into the page, so that the images of the runs are not needed.",
 )
-@friendly_errors
 def report_command(runs: tuple[Path, ...], output: Path | None, inline: bool) -> None:
     """Writes an HTML page about RUNS, finished or still running.
 

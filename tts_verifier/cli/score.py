@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries, say
+from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
 
 if TYPE_CHECKING:
     from tts_verifier.recipe.parallel_options import ParallelOptions
     from tts_verifier.scoring import Limit, PairSource, PictureFolder, ScoreRow, ScoreSummary
 
 
-@click.command("tts-score")
+@tts_command("tts-score")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--prompt", help="What the images should show; a table has its own prompts.")
 @click.option(
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Only say what would be moved or copied.")
 @click.option("--image-column", help="A table's column of images, if its name is unusual.")
 @click.option("--prompt-column", help="A table's column of prompts, if its name is unusual.")
-@friendly_errors
 def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -> None:
     """Scores IMAGES against a prompt, best first.
 
@@ -78,6 +77,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score "shards/*.tar" --output scores/ --parallel ray parallel.gpus=1
         tts-score images/ --prompt "a cat" --min overall=0.6 --move-to good/ --dry-run
     """
+    say_loading("the verifier")
     from tts_verifier.errors import InputError
     from tts_verifier.scoring import open_pairs, parse_limits
     from tts_verifier.scoring.thresholds import check_names

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import quiet_libraries, say_loading, tts_command
 
 
-@click.command("tts-serve")
+@tts_command("tts-serve")
 @click.option(
     "--verifier",
     default="shapes",
@@ -29,7 +29,6 @@ from tts_verifier.cli.shared import friendly_errors, quiet_libraries
 @click.option("--body-seconds", type=click.FloatRange(0.1), help="Time to send a request.")
 @click.option("--answer-seconds", type=click.FloatRange(0.1), help="Time for the verifier.")
 @click.option("--idle-seconds", type=click.FloatRange(0.1), help="Time without a request.")
-@friendly_errors
 def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> None:
     """Serves scores, reasons and heatmaps over HTTP, until SIGTERM or Ctrl-C.
 
@@ -42,6 +41,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
         tts-serve --verifier shapes --port 8000
         CUDA_VISIBLE_DEVICES=1 tts-serve --verifier ./doctor --port 8001 --set precision=fp8
     """
+    say_loading("the verifier")
     from tts_verifier.errors import InputError
 
     try:

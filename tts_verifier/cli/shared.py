@@ -11,7 +11,33 @@ from typing import Any, ParamSpec
 
 import click
 
+import tts_verifier
+
 P = ParamSpec("P")
+
+
+def tts_command(name: str) -> Callable[[Callable[P, None]], click.Command]:
+    """Makes a command of a function: with -h, --version, and errors without a traceback."""
+
+    def decorate(function: Callable[P, None]) -> click.Command:
+        version = click.version_option(tts_verifier.__version__, prog_name=name)
+        settings = {"help_option_names": ["-h", "--help"]}
+        shown = version(friendly_errors(function))
+        return click.command(name, cls=_Command, context_settings=settings)(shown)
+
+    return decorate
+
+
+class _Command(click.Command):
+    """A command whose usage errors are one line too."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            # Without its context, click prints no lines about the usage above the message.
+            message = f"{error.format_message()} See {self.name} -h."
+            raise click.UsageError(message) from error
 
 
 def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -39,6 +65,8 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
                 warnings.simplefilter("always", RunWarning)
                 # Of damaged metadata, which is harmless. A command has its process for itself.
                 warnings.filterwarnings("ignore", module=r"PIL\.")
+                # Of one library about another, which users cannot mend.
+                warnings.filterwarnings("ignore", module=r"(diffusers|huggingface_hub)\.")
                 command(*args, **kwargs)
         except TTSError as error:
             say(f"Error: {error}", err=True)
@@ -55,11 +83,32 @@ def friendly_errors(command: Callable[P, None]) -> Callable[P, None]:
     return wrapped
 
 
+def at_once(show: Callable[[str], None]) -> Callable[..., None]:
+    """Makes the callback of an option that shows something, given its value, and ends."""
+
+    def callback(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            friendly_errors(show)(value)
+            context.exit()
+
+    return callback
+
+
 def say(text: object, *, err: bool = False) -> None:
     """Prints text; control characters in what others wrote are shown, not obeyed."""
     from tts_verifier.errors import printable
 
-    click.echo(printable(text), err=err)
+    # Not `click.echo`, which writes past a progress bar into its line.
+    out = sys.stderr if err else sys.stdout
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    shown = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+    print(shown, file=out, flush=True)
+
+
+def say_loading(what: str) -> None:
+    """Says in a terminal that something is loaded, which takes seconds, before it is."""
+    if sys.stderr.isatty():
+        say(f"loading {what}", err=True)
 
 
 def quiet_libraries() -> None:
@@ -67,3 +116,4 @@ def quiet_libraries() -> None:
     # A value that the user has set takes precedence.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import click
 
-from tts_verifier.cli.shared import friendly_errors, quiet_libraries
+from tts_verifier.cli.shared import quiet_libraries, say_loading, tts_command
 
 
-@click.command("tts-train")
+@tts_command("tts-train")
 @click.argument("entry")
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
-@friendly_errors
 def train_command(entry: str, config: str, overrides: tuple[str, ...]) -> None:
     """Runs ENTRY with the keys of CONFIG, a YAML file or the name of a packaged one.
 
@@ -27,6 +26,7 @@ def train_command(entry: str, config: str, overrides: tuple[str, ...]) -> None:
         tts-train miniature-richhf my.yaml "sizes={train: 64, test: 16}" sample_share=0
         tts-train cold-start-2 both-modes output=runs/both minutes=9
     """
+    say_loading("the config and its parts")
     from tts_verifier.training.entries import run_entry
 
     quiet_libraries()

@@ -217,8 +217,11 @@ class _Coordinator:
         Raises:
             KeyboardInterrupt: after Ctrl-C, once the workers have stopped.
         """
-        self._progress.begin(len(self._prompts), 0)
         todo = list(self._unfinished())
+        places = [last_attempt(self._shards.folder, name)[0] for name, _ in todo]
+        begun = [read_progress(place) for place in places]
+        rows = self._tally.counts.rows_in_log + sum(c.from_log + c.new for c in begun)
+        self._progress.begin(len(self._prompts), rows)
         if not todo:
             self._show()
             return

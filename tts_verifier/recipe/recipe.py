@@ -13,11 +13,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.loading.regular_files import open_regular, user_path
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.sections import (
@@ -28,19 +29,27 @@ from tts_verifier.recipe.sections import (
     check_type,
     read_section,
 )
-from tts_verifier.recipe.yaml_lines import MAX_CHARACTERS, Document, apply_override, parse_document
+from tts_verifier.recipe.yaml_lines import (
+    MAX_CHARACTERS,
+    Document,
+    apply_override,
+    changed_leaves,
+    leaves_of,
+    parse_document,
+)
+from tts_verifier.registry import plugins_beside, recipe_folder
 from tts_verifier.runner.prompts import prompts_of_recipe
 from tts_verifier.runner.setup import (
     RunSetup,
     check_details,
     check_looks,
     check_needs,
+    check_options,
     check_scores,
     known_scores,
 )
 from tts_verifier.types import Budget, Detail, Prompt
 
-_PACKAGE: Final = Path(__file__).parents[1]
 _REQUIRED: Final = ("generator", "verifier", "strategy", "prompts")
 _SIMPLE: Final[Mapping[str, Any]] = {
     "seed": int,
@@ -70,6 +79,8 @@ class Recipe:
     """Key of `simple` -> where the recipe or an override sets it."""
     parallel: ParallelOptions | None = None
     """How the run is distributed; None = it is one process."""
+    changes: tuple[str, ...] = ()
+    """What overrides change, such as "strategy.n: 16 (was 8)"."""
 
     def resolved(self) -> dict[str, Any]:
         """Returns the recipe with its defaults, as values that YAML and JSON can hold.
@@ -79,6 +90,22 @@ class Recipe:
         prompts = [{"id": p.id, "prompt": p.text} for p in self.prompts]
         sections = {name: section.resolved() for name, section in self.sections.items()}
         return {**sections, **self.simple, "prompts": prompts}
+
+    def overview(self, rejudge: Path | None = None) -> str:
+        """Returns lines that say what runs, and what overrides change in the recipe's file.
+
+        Args:
+            rejudge: the folder of a run whose candidates are verified again; None = new ones are
+                drawn.
+        """
+        names = {name: part.name for name, part in self.sections.items() if part.name is not None}
+        count = len(self.prompts)
+        what = f"{count} prompt{'s' if count > 1 else ''}, strategy {names.pop('strategy')}"
+        if rejudge is not None:
+            what = f"the candidates of {rejudge} again"
+            del names["generator"]
+        parts = ", ".join(f"{section} {name}" for section, name in names.items())
+        return "\n".join([what, f"  {parts}", *(f"  {change}" for change in self.changes)])
 
     def build(self, **replacements: Any) -> RunSetup:
         """Builds the object of every section that has no replacement.
@@ -122,6 +149,9 @@ class Recipe:
         light = ("strategy", *UNNAMED)
         sections = {n: section for n, section in self.sections.items() if n not in replacements}
         parts = replacements | {name: sections[name].build() for name in light if name in sections}
+        if "budget" in sections:
+            with sections["budget"].errors_placed():
+                check_options(seed=0, judge=None, budget=parts["budget"], overlap=None)
         generator = replacements.get("generator", self.sections["generator"].builder)
         # The builder may be a function, or a class whose `supports` depends on the weights.
         if isinstance(getattr(generator, "supports", None), frozenset):
@@ -168,9 +198,12 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = _locate(recipe)
     document = _read_document(path)
+    before = leaves_of(document.values)
     for item in overrides:
         apply_override(document, item)
-    return read_recipe(document, folder=path.parent, stem=path.stem)
+    with plugins_beside(path.parent):
+        read = read_recipe(document, folder=path.parent, stem=path.stem)
+    return replace(read, changes=changed_leaves(before, leaves_of(document.values)))
 
 
 def verifier_of_recipe(recipe: str | Path) -> Any:
@@ -183,7 +216,13 @@ def verifier_of_recipe(recipe: str | Path) -> Any:
         RecipeError: there is no such file, or it has a mistake.
         CheckpointError: weights are missing or do not fit.
     """
-    document = _read_document(_user_path(recipe))
+    path = _user_path(recipe)
+    document = _read_document(path)
+    with plugins_beside(path.parent):
+        return _verifier_of(document)
+
+
+def _verifier_of(document: Document) -> Any:
     check_keys(document, document.values, known=_KEYS)
     if document.values.get("verifier") is None:
         raise RecipeError(f"{document.place()}: a section 'verifier' is needed, it is missing.")
@@ -211,7 +250,7 @@ def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
     check_keys(document, values, known=_KEYS)
     for name in _REQUIRED:
         if values.get(name) is None:
-            raise RecipeError(f"{document.place()}: a recipe needs {name!r}, it is missing.")
+            raise RecipeError(f"{document.place(name)}: a recipe needs {name!r}, it is missing.")
     sections = {
         name: read_section(document, name)
         for name in (*ROLES, *UNNAMED)
@@ -227,15 +266,6 @@ def read_recipe(document: Document, *, folder: Path, stem: str) -> Recipe:
         parallel = read_section(document, "parallel").build()
     prompts = _prompts(document, folder)
     return Recipe(sections, prompts, output, {"seed": 0, **simple}, places, parallel)
-
-
-def recipe_folder(package: Path = _PACKAGE) -> Path:
-    """Returns the folder of the packaged recipes.
-
-    A wheel holds them inside the package; a checkout and an editable install, beside it.
-    """
-    packed = package / "recipes"
-    return packed if packed.is_dir() else package.parent / "recipes"
 
 
 def read_yaml_text(path: Path) -> str:
@@ -254,7 +284,8 @@ def _read_document(path: Path) -> Document:
     try:
         text = read_yaml_text(path)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}") from error
+        hint = _similar_files(path) if isinstance(error, FileNotFoundError) else ""
+        raise RecipeError(f"The recipe {path} cannot be read: {error}{hint}") from error
     return parse_document(text, str(path))
 
 
@@ -266,10 +297,22 @@ def _locate(recipe: str | Path) -> Path:
     packaged = {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
     if str(recipe) not in packaged:
         raise RecipeError(
-            f"There is no recipe file and no packaged recipe {str(recipe)!r}. Available: "
-            f"{', '.join(packaged) or 'none'}."
+            f"There is no recipe file and no packaged recipe {str(recipe)!r}. "
+            f"{suggestion(str(recipe), packaged)}"
         )
     return packaged[str(recipe)]
+
+
+def _similar_files(path: Path) -> str:
+    """Returns a hint at recipes with similar names in the folder of a file that does not exist."""
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")]
+    except OSError:
+        names = []
+    near = get_close_matches(path.name, names, n=3, cutoff=0.7)
+    if not near and (recipe_folder() / f"{path.stem}.yaml").is_file():
+        return f". A recipe of the package needs no path: {path.stem}"
+    return f". Did you mean {' or '.join(str(path.parent / n) for n in near)}?" if near else ""
 
 
 def _user_path(path: str | Path, place: str = "") -> Path:

@@ -58,6 +58,11 @@ class RecordedGenerator:
                 "A run that verifies candidates again needs a folder of its own, and "
                 f"{new_folder} is the recorded run's. Give another with --output."
             )
+        if not (folder / HEADER).is_file():
+            raise RunError(
+                f"A run that verifies candidates again needs a folder that tts-run has written, "
+                f"and {folder} has no {HEADER}. Check the path."
+            )
         # Trial ids derive from the generator's settings, so equal settings keep the ids.
         self.settings = _settings_in(folder)
         self.trials = read_trials(folder)

@@ -6,15 +6,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter
+from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import InputError, RecipeError, suggestion
+from tts_verifier.errors import InputError, RecipeError, TTSError, suggestion
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.signatures import describe, is_finite, value_fits
 from tts_verifier.recipe.yaml_lines import Document
-from tts_verifier.registry import call, parameters
+from tts_verifier.registry import (
+    call,
+    is_import_path,
+    parameters,
+    plugin_folders,
+    plugins_beside,
+)
 from tts_verifier.types import Budget
 
 ROLES: Final = {
@@ -30,7 +37,7 @@ UNNAMED: Final[Mapping[str, Callable[..., Any]]] = {"objective": Objective, "bud
 """Section -> its only builder. These sections have no `name`."""
 
 
-_BUILDERS: Final[Mapping[str, Callable[..., Any]]] = {**UNNAMED, "parallel": ParallelOptions}
+UNNAMED_BUILDERS: Final[Mapping[str, Callable[..., Any]]] = {**UNNAMED, "parallel": ParallelOptions}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,17 @@ class Section:
     """Argument, or a key in it such as "weights.overall" -> where the recipe or an override sets
     it."""
     name: str | None = None
-    """The builder's name in the registry; None for a section of `UNNAMED`."""
+    """The builder's name in the registry, or its import path; None for a section of `UNNAMED`."""
+    title: str = ""
+    """The section's key in the recipe."""
+    folders: tuple[Path, ...] = ()
+    """Where import paths are looked up."""
+
+    def __reduce__(self) -> tuple[Callable[..., Section], tuple[Any, ...]]:
+        # A process that has not read the recipe does not know the module of a plug-in's file.
+        builder = None if is_import_path(self.name or "") else self.builder
+        state = (self.values, self.place, self.places, self.name, self.title, self.folders)
+        return _unpickled, (builder, *state)
 
     def build(self) -> Any:
         """Calls the builder.
@@ -55,8 +72,14 @@ class Section:
         Raises:
             RecipeError: the builder refuses a value; the message names its line.
         """
-        with self.errors_placed():
-            return call(self.builder, self.values)
+        with self.errors_placed(), plugins_beside(*self.folders):
+            try:
+                return call(self.builder, self.values)
+            except Exception as error:
+                if isinstance(error, TTSError) or not is_import_path(self.name or ""):
+                    raise
+                why = f"{type(error).__name__}: {error}"
+                raise InputError(f"{self.title} {self.name!r} cannot be built: {why}") from error
 
     @contextmanager
     def errors_placed(self) -> Iterator[None]:
@@ -91,9 +114,10 @@ def read_section(document: Document, section: str) -> Section:
     if section in ROLES:
         name, builder = _named_builder(document, section, values.get("name"))
     else:
-        name, builder = None, _BUILDERS[section]
+        name, builder = None, UNNAMED_BUILDERS[section]
     arguments = {key: value for key, value in values.items() if name is None or key != "name"}
     signature = parameters(builder)
+    _check_left_over(document, section, arguments, signature)
     check_keys(document, arguments, known=signature, section=section)
     # As `resolved` writes an option that is not set: the builder must not see it.
     arguments = {k: v for k, v in arguments.items() if v is not None or signature[k][1] is not None}
@@ -105,12 +129,42 @@ def read_section(document: Document, section: str) -> Section:
         if default is Parameter.empty and key not in arguments
     ]
     if missing:
-        raise RecipeError(f"{place}: {section} needs {', '.join(missing)}.")
+        needed = ", ".join(missing)
+        part = section if name is None else f"{section} {name}"
+        hint = f" See tts-run --explain {ROLES[section]}.{name}." if name else ""
+        raise RecipeError(f"{place}: {part} needs {needed}, which is not given.{hint}")
     places = {key: document.place(section, key) for key in arguments}
     places |= {
         ".".join(p[1:]): where for p, where in document.places.items() if p[:1] == (section,)
     }
-    return Section(builder, arguments, place, places, name)
+    return Section(builder, arguments, place, places, name, section, plugin_folders())
+
+
+def _check_left_over(
+    document: Document, section: str, arguments: Mapping[str, Any], known: Iterable[str]
+) -> None:
+    """Raises RecipeError where an override names another part than the keys of the file fit."""
+    place = document.place(section, "name")
+    if section not in ROLES or not place.startswith("override"):
+        return
+    left = [key for key in arguments if key not in set(known)]
+    left = [key for key in left if not document.place(section, key).startswith("override")]
+    if left:
+        name = document.values[section]["name"]
+        raise RecipeError(
+            f"{place}: {name} has no argument {left[0]!r}, which "
+            f"{document.place(section, left[0])} gives. Replace the section as a whole: "
+            f"'{section}={{name: {name}}}', with the arguments that it needs."
+        )
+
+
+def _unpickled(builder: Callable[..., Any] | None, *state: Any) -> Section:
+    """Returns a section that another process has read."""
+    if builder is None:
+        *_, name, title, folders = state
+        with plugins_beside(*folders):
+            builder = registry.builder(ROLES[title], name)
+    return Section(builder, *state)
 
 
 def _named_builder(

@@ -5,9 +5,22 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from pathlib import Path
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from tts_verifier.registry import UNCHECKED
+
+_WORDS: Final[Mapping[Any, str]] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    type(None): "none",
+    Any: "anything",
+    UNCHECKED: "anything",
+}
+"""What a type is called in messages."""
 
 
 def value_fits(value: object, kind: Any) -> bool:
@@ -55,5 +68,21 @@ def _entry_fits(item: tuple[Any, Any], inner: tuple[Any, ...]) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Returns an annotation as text for a message."""
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    """Returns an annotation as words for a message, such as "a whole number or none"."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(describe, inner)))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if kind in _WORDS:
+        return _WORDS[kind]
+    holder = origin or kind
+    if isinstance(holder, type) and issubclass(holder, Mapping):
+        return f"a table, each value {describe(inner[1])}" if _says(inner[1:]) else "a table"
+    if isinstance(holder, type) and issubclass(holder, Sequence):
+        return f"a list, each item {describe(inner[0])}" if _says(inner[:1]) else "a list"
+    return holder.__name__ if isinstance(holder, type) else str(kind).rpartition(".")[2]
+
+
+def _says(inner: tuple[Any, ...]) -> bool:
+    return bool(inner) and inner[0] not in (Any, object)

@@ -172,6 +172,34 @@ def apply_override(document: Document, text: str) -> None:
     document.places[path] = place
 
 
+def leaves_of(values: object, path: KeyPath = ()) -> dict[KeyPath, object]:
+    """Returns key path -> value of everything that is no table of keys."""
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    items = (leaves_of(value, (*path, str(key))) for key, value in values.items())
+    return {key: value for leaves in items for key, value in leaves.items()}
+
+
+def changed_leaves(before: dict[KeyPath, object], after: dict[KeyPath, object]) -> tuple[str, ...]:
+    """Returns a line for each key whose value was set, changed or taken away."""
+    lines = []
+    for path in dict.fromkeys([*before, *after]):
+        key = ".".join(path)
+        if path not in after:
+            # A table that took the place of this key is reported by its own keys.
+            lines.append(f"{key}: removed (was {_value_text(before[path])})")
+        elif path not in before:
+            lines.append(f"{key}: {_value_text(after[path])}")
+        elif before[path] != after[path]:
+            lines.append(f"{key}: {_value_text(after[path])} (was {_value_text(before[path])})")
+    return tuple(lines)
+
+
+def _value_text(value: object) -> str:
+    text = f"{len(value)} items" if isinstance(value, list) and len(value) > 3 else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def _shown(override: str) -> str:
     """Returns an override in quotes, a long one without its end."""
     return repr(override if len(override) <= 200 else f"{override[:200]}…")

@@ -21,7 +21,7 @@ from tts_verifier.runner.progress import Progress
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.runner.scheduling import PromptScheduler
 from tts_verifier.runner.setup import RunSetup, check_scores, known_scores
-from tts_verifier.types import VERIFIES_ONLY, Job, Prompt, Sample, Trial, kind_of
+from tts_verifier.types import VERIFIES_ONLY, Job, Prompt, Sample, Trial, kind_of, steps_heard
 
 _MAX_BATCHES_AHEAD: Final = 2
 """Batches that are generated but not verified, at most, where the parts overlap."""
@@ -99,7 +99,8 @@ class Loop:
         # A move takes seconds, so the generator stays away from its device if it has nothing to do.
         if not isinstance(jobs[0].proposal, VERIFIES_ONLY) and len(unverified) < len(jobs):
             self.placement.to_generate()
-        batch = generate_batch(self._setup, jobs, unverified)
+        with steps_heard(self._progress.step):
+            batch = generate_batch(self._setup, jobs, unverified)
         if self._log is not None:
             # Otherwise the rows are on the disk before the next batch, and notes are not needed.
             self._log.start_images(batch.whole, note=self.placement.generates_ahead)

@@ -16,9 +16,9 @@ from statistics import variance as variance_of
 from typing import Any
 
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import InputError
 from tts_verifier.interfaces import ReadsScores, Reflects, Rewriter, SaysMost, Strategy
-from tts_verifier.registry import builder
+from tts_verifier.registry import built
 from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.types import Draw, Look, Proposal, Task, Trial
 from tts_verifier.types.score_names import SIGMA
@@ -173,26 +173,11 @@ def expected_improvement(values: Sequence[float], sigmas: Sequence[float] = ()) 
 
 def _build_inner(strategy: Strategy | Mapping[str, Any]) -> Strategy:
     if isinstance(strategy, Mapping):
-        values = dict(strategy)
-        name = values.pop("name", None)
-        if not isinstance(name, str):
-            raise InputError(
-                f"strategy needs a 'name' beside its arguments, got {strategy!r}.",
-                argument="strategy",
-            )
         try:
-            build = builder("strategy", name)
-        except RecipeError as error:
-            raise InputError(str(error), argument="strategy.name") from error
-        try:
-            strategy = build(**values)
+            strategy = built("strategy", strategy)
         except InputError as error:
             # So that a recipe's error names the inner line.
             raise InputError(str(error), argument=f"strategy.{error.argument or ''}") from error
-        except TypeError as error:
-            raise InputError(
-                f"strategy {name!r} cannot be built: {error}.", argument="strategy"
-            ) from error
     # A class has the methods too.
     if isinstance(strategy, type) or not isinstance(strategy, Strategy):
         raise InputError(

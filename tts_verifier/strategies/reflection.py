@@ -12,9 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Rewriter
-from tts_verifier.registry import builder
+from tts_verifier.registry import built
 from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.strategies.common.history import best, seeds
 from tts_verifier.types import VERIFIES_ONLY, Draw, Proposal, Rewrite, Rewritten, Task, Trial
@@ -92,18 +92,8 @@ class Reflection:
 
 def _build_rewriter(rewriter: Rewriter | Mapping[str, Any]) -> Rewriter:
     if isinstance(rewriter, Mapping):
-        values = dict(rewriter)
-        name = values.pop("name", None)
         try:
-            if not isinstance(name, str):
-                raise InputError(f"rewriter needs a 'name' beside its arguments, got {rewriter!r}.")
-            rewriter = builder("rewriter", name)(**values)
-        except TypeError as error:
-            raise InputError(
-                f"rewriter {name!r} cannot be built: {error}.", argument="rewriter"
-            ) from error
-        except RecipeError as error:
-            raise InputError(str(error), argument="rewriter.name") from error
+            rewriter = built("rewriter", rewriter)
         except InputError as error:
             argument = ".".join(filter(None, ("rewriter", error.argument)))
             raise InputError(str(error), argument=argument) from error

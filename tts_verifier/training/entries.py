@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.loading.regular_files import user_path
-from tts_verifier.recipe.recipe import read_yaml_text, recipe_folder
+from tts_verifier.recipe.recipe import read_yaml_text
 from tts_verifier.recipe.sections import check_keys, check_type
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
-from tts_verifier.registry import call, parameters
+from tts_verifier.registry import call, parameters, recipe_folder
 
 ENTRIES: Final[Mapping[str, str]] = {
     "cold-start-1": "tts_verifier.training.cold_start.stages:cold_start_1",
@@ -106,8 +106,8 @@ def _load_config(config: str | Path) -> Document:
         packaged = {p.stem: p for p in sorted((recipe_folder() / "training").glob("*.yaml"))}
         if str(config) not in packaged:
             raise RecipeError(
-                f"There is no config file and no packaged config {str(config)!r}. Available: "
-                f"{', '.join(packaged) or 'none'}."
+                f"There is no config file and no packaged config {str(config)!r}. "
+                f"{suggestion(str(config), packaged)}"
             )
         path = packaged[str(config)]
     try:

@@ -21,6 +21,7 @@ from tts_verifier.types.proposals import (
     kind_of,
     parent_of,
 )
+from tts_verifier.types.steps import report_step, steps_heard
 from tts_verifier.types.stored import Decoder, InFile, InMemory, Stored, path_of
 from tts_verifier.types.trials import Choice, Job, Sample, State, Task, Trial
 from tts_verifier.types.verdicts import Box, Detail, Heatmap, Heatmaps, Verdict
@@ -62,4 +63,6 @@ __all__ = [
     "kind_of",
     "parent_of",
     "path_of",
+    "report_step",
+    "steps_heard",
 ]

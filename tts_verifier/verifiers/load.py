@@ -21,7 +21,8 @@ def load_verifier(
 
     Args:
         name: a name that recipes know, such as "shapes-oracle" or that of a plug-in; or whatever
-            `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id.
+            `Verifier.from_pretrained` takes: "shapes", a folder, or a hub id. Or an import path:
+            `FILE.py:CLASS`, from the working folder, or `PACKAGE.MODULE:CLASS`.
         options: further arguments of its constructor or of `from_pretrained`; `model` is the name
             of a checkpoint, as in recipes.
         device: of a verifier that takes one, if the options do not say; None = its own choice.
@@ -40,6 +41,8 @@ def load_verifier(
     known = isinstance(name, str) and name in registry.names("verifier")
     if known and (name != "imagedoctor" or "model" in given):
         return _build(str(name), given, device)
+    if isinstance(name, str) and registry.is_import_path(name) and not Path(name).exists():
+        return _build(name, given, device)
     is_word = isinstance(name, str) and name.replace("-", "_").isidentifier()
     if is_word and not user_path(name).exists():
         # Neither a folder nor a hub id, which has a slash.

@@ -28,6 +28,7 @@ from tts_verifier.types import (
     Prompt,
     Repaint,
     Rewritten,
+    steps_heard,
 )
 
 
@@ -63,6 +64,18 @@ def test_a_proposal_gives_the_same_image_in_any_batch(generator):
     assert np.array_equal(together[3], alone[0])
     assert np.array_equal(together[3], among[2])
     assert not np.array_equal(together[3], together[4])
+
+
+def test_it_reports_its_steps_within_a_batch(generator):
+    seen = []
+    with steps_heard(lambda taken, total: seen.append((taken, total))):
+        first = generator.generate([job(0), job(1)])[0]
+        assert seen == [(1, 3), (2, 3), (3, 3)]
+        seen.clear()
+        parent = as_parent(first)
+        whole = Mask.of(np.ones((16, 16), bool))
+        generator.generate([Job(Prompt("x", "x"), Repaint(parent.id, whole, 2), (parent,))])
+    assert seen[-1][0] == seen[-1][1] == len(seen)
 
 
 def test_cost_counts_evaluations_and_vae_passes(generator):

@@ -15,6 +15,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from tts_verifier.errors import UnsupportedError
+from tts_verifier.types import report_step
 
 
 @dataclass(slots=True, eq=False)
@@ -78,27 +79,29 @@ def take_interrupt(pipe: Any) -> bool:
 
 
 class CountedStep:
-    """Counts the calls of a scheduler's `step`; a copy of the scheduler has a step of its own.
+    """Counts the calls of a scheduler's `step`, and reports each of them.
 
-    Used by the thread that calls the pipeline.
+    A copy of the scheduler has a step of its own. Used by the thread that calls the pipeline.
 
     Args:
         own: the scheduler's method.
+        total: returns how many steps the call takes.
 
     Attributes:
         taken: how many steps were taken.
     """
 
-    def __init__(self, own: Callable[..., Any]) -> None:
+    def __init__(self, own: Callable[..., Any], total: Callable[[], int]) -> None:
         # Pipelines inspect the signature of the method, which `update_wrapper` passes on.
         functools.update_wrapper(self, own)
-        self._own = own
+        self._own, self._total = own, total
         self.taken = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Takes a step."""
         result = self._own(*args, **kwargs)
         self.taken += 1
+        report_step(self.taken, max(self._total(), self.taken))
         return result
 
 
@@ -106,7 +109,7 @@ class CountedStep:
 def counted_steps(pipe: Any) -> Iterator[CountedStep]:
     """Counts the steps that a pipeline takes inside the `with` block."""
     scheduler = getattr(pipe, "scheduler", None)
-    step = CountedStep(getattr(scheduler, "step", lambda: None))
+    step = CountedStep(getattr(scheduler, "step", lambda: None), lambda: steps_of_call(pipe))
     if scheduler is None:
         yield step
         return

@@ -80,7 +80,10 @@ def load_pipeline(model: str | Path, dtype: str | None = None, device: str | Non
         raise
     except Exception as error:  # a config of a stranger may fail anywhere in the libraries
         reason = " ".join(str(error).split())[:600] or type(error).__name__
-        raise CheckpointError(f"No pipeline could be loaded from {model}: {reason}") from error
+        raise CheckpointError(
+            f"No pipeline could be loaded from {model}: {reason} Check the name; a hub id needs "
+            "the network, or a copy that was downloaded before."
+        ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(chosen)
 

@@ -69,6 +69,10 @@ class RunStatus:
     busy: float
     """The fraction of the time so far that was spent on generating or verifying; NaN until the
     first candidate."""
+    step: int = 0
+    """Steps that the generator has taken in the batch under way."""
+    steps: int = 0
+    """Steps of that batch; 0 = the generator has not said."""
 
 
 class Progress:
@@ -83,6 +87,7 @@ class Progress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
         self._phase, self._workers = "load", 1
+        self._batch, self._steps = 0, (0, 0)
         self.counts = ProgressCounts()
         """What was counted so far."""
 
@@ -101,6 +106,11 @@ class Progress:
         """
         self._began = self._clock()
         self.counts = replace(self.counts, prompts=prompts, rows_in_log=rows_in_log)
+        if rows_in_log:
+            self.resume(rows_in_log)
+
+    def resume(self, rows_in_log: int) -> None:
+        """Says that the run goes on from a log, and how many candidates that holds."""
 
     def expect(self, count: int, *, new_prompt: bool = False) -> None:
         """Adds proposed candidates; `new_prompt` if they are the first ones of a prompt."""
@@ -127,6 +137,19 @@ class Progress:
 
     def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
         """Is told which jobs are generated next, and `again` when their images are verified."""
+        if not again:
+            self._batch, self._steps = len(jobs), (0, 0)
+
+    def step(self, taken: int, total: int) -> None:
+        """Is told how many steps of the batch the generator has taken, and of how many."""
+        self._steps = (taken, total)
+        self.show()
+
+    @property
+    def drawn(self) -> float:
+        """The part of the batch under way that is generated, in candidates."""
+        taken, total = self._steps
+        return self._batch * taken / total if total else 0.0
 
     def show_counts(self, phase: str, counts: ProgressCounts, workers: int) -> None:
         """Shows what other processes have counted, in place of `begin`, `expect` and `done`.
@@ -154,7 +177,8 @@ class Progress:
             # Both sides add their seconds, so where they overlap the sum may exceed the time.
             rate, busy = now.new / passed, min(now.busy_seconds / passed / self._workers, 1.0)
         left = (expected - done) / rate
-        return RunStatus(self._phase, done, expected, now.failed, rate, left, now.best, busy)
+        figures = (done, expected, now.failed, rate, left, now.best, busy)
+        return RunStatus(self._phase, *figures, *self._steps)
 
     def show(self) -> None:
         """Shows the status; called after every change."""

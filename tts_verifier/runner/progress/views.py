@@ -13,7 +13,7 @@ from typing import Final, Literal, Self, TextIO
 from tts_verifier.runner.progress.progress import Progress, RunStatus
 
 ProgressStyle = Literal["auto", "bar", "lines", "json", "none"]
-_LINE_SECONDS: Final = 10.0
+_LINE_SECONDS: Final = 5.0
 """Seconds between two lines, at least."""
 
 
@@ -29,7 +29,7 @@ def progress_view(style: ProgressStyle) -> Progress:
     if style == "lines":
         return ProgressLines(sys.stderr, status_line)
     if style == "json":
-        return ProgressLines(sys.stdout, status_json)
+        return ProgressLines(sys.stdout, status_json, resumed=_resume_json)
     return Progress()
 
 
@@ -49,12 +49,27 @@ class ProgressBar(Progress):
             BarColumn(None),
             TextColumn("{task.fields[figures]}"),
         )
-        self._bar = RichProgress(*columns, console=Console(stderr=True), expand=True)
+        self._bar = RichProgress(
+            *columns,
+            console=Console(stderr=True),
+            expand=True,
+            # Text for a file does not belong on the terminal.
+            redirect_stdout=sys.stdout.isatty(),
+        )
         self._task = self._bar.add_task("load", total=None, figures="")
 
     def __enter__(self) -> Self:
         self._bar.start()
         return self
+
+    def __exit__(self, *error: object) -> None:
+        # What is left of a run that an error ends is its message.
+        self._bar.live.transient = error[0] is not None
+        self.close()
+
+    def resume(self, rows_in_log: int) -> None:
+        """Prints it above the bar."""
+        self._bar.console.print(resume_line(rows_in_log), highlight=False)
 
     def show(self) -> None:
         """Hands the status to rich, which draws it several times a second."""
@@ -62,7 +77,7 @@ class ProgressBar(Progress):
         self._bar.update(
             self._task,
             total=now.expected or None,
-            completed=now.done,
+            completed=min(now.done + self.drawn, now.expected),
             description=now.phase,
             figures="  ".join([f"{now.done}/{now.expected}", *_figures(now, short=True)]),
         )
@@ -78,6 +93,7 @@ class ProgressLines(Progress):
     Args:
         out: where to print.
         form: turns a status into a line.
+        resumed: turns the number of candidates in the log into the line that is printed first.
         seconds: between two lines, at least.
         clock: as for `Progress`.
     """
@@ -87,17 +103,22 @@ class ProgressLines(Progress):
         out: TextIO,
         form: Callable[[RunStatus], str],
         *,
+        resumed: Callable[[int], str] | None = None,
         seconds: float = _LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(clock)
         self._out, self._form, self._seconds = out, form, seconds
-        self._last_time, self._last_line = -math.inf, ("", 0)
+        self._resumed = resumed or resume_line
+        self._last_time, self._last_line = -math.inf, ("", 0, 0)
+
+    def resume(self, rows_in_log: int) -> None:
+        """Prints it as a line of its own."""
+        print(self._resumed(rows_in_log), file=self._out, flush=True)
 
     def show(self) -> None:
         """Prints a line if the last one is old enough."""
         if self._clock() - self._last_time >= self._seconds:
-            self._last_time = self._clock()
             self._print()
 
     def close(self) -> None:
@@ -106,15 +127,25 @@ class ProgressLines(Progress):
 
     def _print(self) -> None:
         now = self.status()
+        line = (now.phase, now.done, now.step)
         # While models are loaded there is nothing to say.
-        if now.done and self._last_line != (now.phase, now.done):
+        if (now.done or now.step) and self._last_line != line:
             print(self._form(now), file=self._out, flush=True)
-            self._last_line = (now.phase, now.done)
+            self._last_line, self._last_time = line, self._clock()
 
 
 def status_line(now: RunStatus) -> str:
     """Returns a status as a line of text."""
     return ", ".join([f"{now.phase}: {now.done} of {now.expected} candidates", *_figures(now)])
+
+
+def resume_line(rows_in_log: int) -> str:
+    """Returns what a run says that goes on from a log."""
+    return f"Resuming: the log of this run holds {rows_in_log} candidates already."
+
+
+def _resume_json(rows_in_log: int) -> str:
+    return json.dumps({"event": "resume", "candidates": rows_in_log})
 
 
 def status_json(now: RunStatus) -> str:
@@ -130,6 +161,11 @@ def status_json(now: RunStatus) -> str:
 def _figures(now: RunStatus, *, short: bool = False) -> list[str]:
     """Returns the figures that are known already, as text."""
     figures = []
+    if 0 < now.step < now.steps:
+        figures.append(f"step {now.step}{'/' if short else ' of '}{now.steps}")
+    elif now.step:
+        # The last step is followed by decoding, and by verification, which have none.
+        figures.append("verifying")
     if math.isfinite(now.rate):
         rate = f"{now.rate:.2f}" if now.rate < 10 else f"{now.rate:.0f}"
         figures += [
@@ -140,7 +176,8 @@ def _figures(now: RunStatus, *, short: bool = False) -> list[str]:
         figures.append(f"best {now.best:.3f}")
     if now.failed:
         figures.append(f"{now.failed} failed")
-    if math.isfinite(now.busy):
+    # In a terminal of 80 columns there is no room for it.
+    if math.isfinite(now.busy) and not short:
         figures.append(f"busy {now.busy:.0%}")
     return figures
 
