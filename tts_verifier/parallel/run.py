@@ -26,11 +26,11 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
-from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, open_shards
+from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, last_attempts, open_shards
 from tts_verifier.log.storage.files import Folder
 from tts_verifier.parallel.engine import WorkerEngine, hand_out, open_engine
 from tts_verifier.parallel.engines.processes import cores, gpus_here
-from tts_verifier.parallel.finished import is_whole
+from tts_verifier.parallel.finished import whole_results
 from tts_verifier.parallel.interrupts import Interrupt, gentle_interrupts
 from tts_verifier.parallel.shard_state import (
     counts_from_json,
@@ -45,6 +45,7 @@ from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejud
 from tts_verifier.recipe.run import Outcome, failure_of
 from tts_verifier.runner import RunResult
 from tts_verifier.runner.progress import Progress, ProgressCounts
+from tts_verifier.runner.result import PromptResult
 from tts_verifier.types import Prompt
 
 _URL: Final = re.compile("[a-z][a-z0-9+.-]+:/")
@@ -104,7 +105,7 @@ def run_parallel(
         sets = None if subset is None else write_subsets(result.subsets(subset), subset, folder)
         files.sweep()
     table = folder / SHARDS / "*" / "trials.parquet"
-    return Outcome(summary, folder, failure_of(result, summary, table), sets)
+    return Outcome(summary, folder, failure_of(folder, summary, table), sets)
 
 
 def _checked_folder(folder: Path) -> Path:
@@ -208,6 +209,8 @@ class _Coordinator:
         ).hexdigest()
         self._files, self._session = Folder(shards.folder), uuid.uuid4().hex
         self._tally, self._wall, self._workers = _Tally(), 1e-9, 1
+        self._found: dict[str, list[PromptResult]] = {}
+        """Results of shards that earlier calls have finished."""
         self._in_flight: dict[str, int] = {}
         """Names of shards that workers have, and their numbers of prompts."""
 
@@ -236,10 +239,14 @@ class _Coordinator:
             self._wall = max(time.perf_counter() - began, 1e-9)
             self._note_session()
 
-    def results(self) -> Iterator[Any]:
+    def results(self) -> Iterator[PromptResult]:
         """Yields the results of all prompts, in their order."""
+        folders = last_attempts(self._shards.folder, self._shards.sizes)
         for name, prompts in self._shards.split(self._prompts):
-            folder, _ = last_attempt(self._shards.folder, name)
+            if name in self._found:
+                yield from self._found[name]
+                continue
+            folder = folders[name]
             done = read_done(folder, self._digest)
             if done is None:
                 raise RunError(f"{folder} must be a finished shard, and is none. Start again.")
@@ -251,12 +258,15 @@ class _Coordinator:
         return {side: seconds / whole for side, seconds in self._tally.seconds.items()}
 
     def _unfinished(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+        folders = last_attempts(self._shards.folder, self._shards.sizes)
         for name, prompts in self._shards.split(self._prompts):
-            folder, _ = last_attempt(self._shards.folder, name)
+            folder = folders[name]
             done = read_done(folder, self._digest)
-            if done is None or not is_whole(folder, done, prompts):
+            results = None if done is None else whole_results(folder, done, prompts)
+            if done is None or results is None:
                 yield name, prompts
                 continue
+            self._found[name] = results
             counts = counts_from_json(done["counts"])
             # Whoever drew them, they are in the log now.
             found = counts.new + counts.from_log
