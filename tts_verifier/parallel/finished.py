@@ -54,7 +54,7 @@ def _missing(folder: Path, table: pq.ParquetFile) -> set[str]:
     names = table.schema_arrow.names
     # States are deleted when no proposal can refer to them any more.
     columns = [name for name in names if name.endswith("_path") and name != "state_path"]
-    rows = table.read(columns)
+    rows = table.read(columns, use_threads=False)
     named = {path for column in columns for path in rows[column].to_pylist() if path}
     folders = {path.partition("/")[0] for path in named}
     there = {f"{name}/{os.path.basename(p)}" for name in folders for p in files_in(folder, name)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,8 @@ import yaml
 import tts_verifier
 from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import summarise
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.errors import RunError
+from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, last_attempts, open_shards
@@ -48,7 +47,6 @@ from tts_verifier.runner.progress import Progress, ProgressCounts
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.types import Prompt
 
-_URL: Final = re.compile("[a-z][a-z0-9+.-]+:/")
 DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
 _MOST_SHOWN: Final = 200
@@ -80,7 +78,7 @@ def run_parallel(
         KeyboardInterrupt: after Ctrl-C, once every worker has finished its batch.
     """
     options = recipe.parallel or ParallelOptions()
-    folder = _checked_folder(user_path(output or recipe.output))
+    folder = output_path(output or recipe.output).absolute()
     order, prompts, grows = _order_of(recipe, options, rejudge, folder)
     say(yaml.safe_dump(_shown_recipe(recipe, order), sort_keys=False, allow_unicode=True))
     files = Folder(folder)
@@ -106,16 +104,6 @@ def run_parallel(
         files.sweep()
     table = folder / SHARDS / "*" / "trials.parquet"
     return Outcome(summary, folder, failure_of(folder, summary, table), sets)
-
-
-def _checked_folder(folder: Path) -> Path:
-    # As a path, `s3://bucket` is the folder `s3:` of the working folder.
-    if _URL.match(str(folder)):
-        raise InputError(
-            "The run folder of many processes must be on a file system that all of them mount, got "
-            f"the address {str(folder)!r}. Mount the object store, or copy the folder afterwards."
-        )
-    return folder.absolute()
 
 
 def _order_of(

@@ -15,7 +15,7 @@ from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
 from tts_verifier.errors import InputError
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log import read_errors
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
@@ -87,7 +87,7 @@ def run_recipe(
             "Leave out parallel to run it in one process."
         )
     resolved, prompts = recipe.resolved(), recipe.prompts
-    folder = user_path(output or recipe.output)
+    folder = output_path(output or recipe.output)
     parts: dict[str, Any] = {}
     if rejudge is not None:
         recorded = RecordedGenerator(user_path(rejudge), folder)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning, readable_name
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path
 from tts_verifier.log.storage.files import changed_at
 from tts_verifier.scoring.batches import Picture, batches
 from tts_verifier.scoring.files import append_lines, read_lines, write_part
@@ -87,7 +87,7 @@ def open_parts(folder: Path, scorer: PairScorer) -> Iterator[Parts]:
     Raises:
         RunError: as `score_into_parts`.
     """
-    folder = user_path(folder)
+    folder = output_path(folder)
     with held(folder):
         folder.mkdir(exist_ok=True)
         parts = Parts(folder, scorer)
