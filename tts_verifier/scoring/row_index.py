@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 _RECENT: Final = 2**16
 """Numbers that wait in a dictionary before they are sorted among the others."""
-_BITS: Final = 16
+_FIRST_BITS: Final = 16
 """First bits of a number that say where it is: among a million hashes, some fifteen share them."""
-_SHIFT: Final = 64 - _BITS
+_SHIFT: Final = 64 - _FIRST_BITS
 
 
 class RowIndex:
@@ -66,5 +66,7 @@ class RowIndex:
     def _keep(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
         # Views give Python's own integers, at a third of the time of NumPy's.
         self._numbers, self._rows = numbers.data, rows.data
-        starts = numbers.searchsorted(np.arange(1 << _BITS, dtype=np.uint64) << np.uint64(_SHIFT))
+        starts = numbers.searchsorted(
+            np.arange(1 << _FIRST_BITS, dtype=np.uint64) << np.uint64(_SHIFT)
+        )
         self._starts = np.append(starts, len(numbers)).astype(np.uint32).data
