@@ -206,33 +206,43 @@ def kills(engine: str, kills: int, seconds: float) -> None:
 
 @main.command()
 @ENGINE
-@click.option("--kills", default=5)
+@click.option("--kills", default=10)
 def coordinator_kills(engine: str, kills: int) -> None:
-    """Kills the coordinator at random instants; the same command continues."""
+    """Kills the coordinator at random instants, its start included; the same command continues."""
     with folder() as place:
-        prompts, batch, trace = 120, 4, place / "trace"
+        prompts, batch, trace = 600, 4, place / "trace"
         run_recipe(fake_recipe(place / "one", prompts, batch_size=batch), say=quiet)
-        rng, killed = random.Random(0), 0
+        rng, killed, began = random.Random(0), list[int](), time.perf_counter()
         command = [sys.executable, __file__, "one-run", engine, str(place), str(prompts)]
         while True:
             process = subprocess.Popen(command, start_new_session=True)
-            seconds = rng.uniform(6, 14) if killed < kills else None
+            seconds = rng.uniform(0, LONGEST[engine]) if len(killed) < kills else None
             try:
                 process.wait(seconds)
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                killed += 1
+                killed.append(process.pid)
         drawn = [trial for some in batches(trace) for trial in some]
         show(
             figure="kills of the coordinator",
             engine=engine,
-            kills=killed,
+            kills=len(killed),
+            seconds=time.perf_counter() - began,
             same=choices(place / "run") == choices(place / "one"),
             drawn_again=len(drawn) - len(set(drawn)),
-            most_allowed=2 * batch * killed,
+            most_allowed=2 * batch * len(killed),
+            # loky's names of semaphores and folders have the process that made them.
+            left_in_shared_memory=sum(
+                any(f"-{pid}-" in name or f"_{pid}_" in name for pid in killed)
+                for name in os.listdir("/dev/shm")
+            ),
         )
+
+
+LONGEST = {"loky": 8.0, "ray": 20.0, "dask": 12.0}
+"""Seconds from a start to its kill, at most: some three times what an engine takes to start."""
 
 
 @main.command(hidden=True)
@@ -241,7 +251,7 @@ def coordinator_kills(engine: str, kills: int) -> None:
 @click.argument("prompts", type=int)
 def one_run(engine: str, place: Path, prompts: int) -> None:
     """Runs, or continues, what `coordinator-kills` kills."""
-    options = [f"parallel.engine={engine}", "parallel.workers=2", "parallel.shard=10"]
+    options = [f"parallel.engine={engine}", "parallel.workers=2", "parallel.shard=20"]
     recipe = fake_recipe(
         place / "run", prompts, *options, trace=str(place / "trace"), batch_size=4, seconds=0.2
     )

@@ -14,7 +14,7 @@ from tts_verifier.errors import CheckpointError, InputError
 from tts_verifier.loading import files
 from tts_verifier.loading.files import file_inside, parse_json, read_json
 from tts_verifier.loading.headers import indexed_files, tensor_shapes
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path, user_path
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,18 @@ def test_a_tilde_is_home_and_variables_stay_as_they_are(
     assert user_path("~/a") == tmp_path / "a"
     assert user_path("~") == tmp_path
     assert user_path("$PLACE/~/a") == Path("$PLACE/~/a")
+    assert output_path("~/a") == tmp_path / "a"
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/run", "gs://b", Path("abfs://b/c"), "file:///x"])
+def test_the_address_of_an_object_store_is_no_output(address):
+    with pytest.raises(InputError, match=r"must be on a file system, got the address .* copy"):
+        output_path(address)
+
+
+@pytest.mark.parametrize("path", ["C:/runs", "s3", "runs/a:b/c", "a:b"])
+def test_other_colons_are_part_of_an_output(path):
+    assert output_path(path) == Path(path)
     with pytest.raises(InputError, match="there is none of that name"):
         user_path("~nobody-has-this-name/a")
     with pytest.raises(InputError, match="must not have the character NUL"):

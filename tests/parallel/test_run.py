@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from worker_parts import choices, traced, traced_recipe
+from worker_parts import TracedGenerator, choices, traced, traced_recipe
 
 from tts_verifier.analysis.replay import replay_log
 from tts_verifier.analysis.report import write_report
@@ -15,6 +15,7 @@ from tts_verifier.log import LoggedPrompts, is_running, read_header, read_trials
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.parallel import run_parallel
 from tts_verifier.recipe import load_recipe, run_recipe
+from tts_verifier.types import Sample
 
 SHARDS = ("parallel.workers=2", "parallel.shard=4")
 
@@ -234,7 +235,24 @@ def test_a_relative_folder_is_the_same_one_for_workers(tmp_path, inline, monkeyp
     assert run_parallel(recipe, say=quiet).folder == tmp_path / "here"
 
 
-def test_the_address_of_an_object_store_is_no_folder(tmp_path, inline):
-    recipe = traced_recipe(tmp_path, *SHARDS, "output=s3://bucket/run")
-    with pytest.raises(InputError, match=r"on a file system .* got the address 's3:/b"):
-        run_parallel(recipe, say=quiet)
+@pytest.mark.parametrize("run", [run_recipe, run_parallel])
+def test_the_address_of_an_object_store_is_no_folder(tmp_path, inline, run):
+    recipe = traced_recipe(tmp_path, *(SHARDS if run is run_parallel else ()))
+    with pytest.raises(InputError, match=r"on a file system, got the address 's3://b"):
+        run(recipe, output="s3://bucket/run", say=quiet)
+    assert not traced(tmp_path, "drew")
+
+
+class Failing(TracedGenerator):
+    """Has one of two reasons for every candidate."""
+
+    def generate(self, jobs):
+        return [Sample(job, None, error=f"no {int(job.id, 16) % 3 > 0}") for job in jobs]
+
+
+def test_a_run_whose_candidates_all_failed_names_the_most_frequent_reason(tmp_path, inline):
+    recipe = traced_recipe(tmp_path, *SHARDS)
+    generator = replace(recipe.sections["generator"], builder=Failing)
+    recipe = replace(recipe, sections={**recipe.sections, "generator": generator})
+    outcome = run_parallel(recipe, say=quiet)
+    assert "none of 40 can: no True." in outcome.failure

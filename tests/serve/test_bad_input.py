@@ -31,6 +31,8 @@ from tts_verifier.verifiers.remote.protocol import pack_message as pack
 
 PIXELS = np.asarray(noise(8, 8))
 GOOD = request_of([PIXELS], ["a cat"], "diagnose", True)
+TAKEN = PIXELS.size
+"""Bytes of its pixels."""
 LIMITS = {"body": 10**6, "pixels": 10**4, "images": 4, "prompt": 100}
 
 
@@ -403,16 +405,34 @@ def test_a_full_queue_and_a_slow_verifier_are_said() -> None:
 
 
 def test_all_requests_together_have_a_limit_too() -> None:
-    with serving(FakeVerifier(), memory=len(GOOD) + 100) as url:
+    verifier = Slow()
+    with (
+        serving(verifier, memory=len(GOOD) + TAKEN) as url,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        first = threads.submit(ask, url, GOOD)
+        assert verifier.entered.wait(SECONDS)
         found = ask(url, GOOD)
         assert "Requests under way may take" in error_of(found, 503)
         assert found.headers["retry-after"] == "1"
+        verifier.go_on.set()
+        assert first.result(SECONDS).status_code == 200
+
+
+def test_a_request_that_never_fits_is_not_told_to_try_again() -> None:
+    with serving(FakeVerifier(), memory=len(GOOD) + TAKEN - 1) as url:
+        found = ask(url, GOOD)
+        message = error_of(found, 413)
+        assert f"A request may take {len(GOOD) + TAKEN - 1:,} bytes" in message
+        assert f"takes {len(GOOD) + TAKEN:,} or more" in message
+        assert "larger --max-memory" in message
+        assert "retry-after" not in found.headers
 
 
 def test_a_refusal_at_the_last_part_of_a_body_says_why() -> None:
     chunked = head(0).replace(b"content-length: 0", b"transfer-encoding: chunked")
     with serving(FakeVerifier(), memory=len(GOOD) - 1) as url:
-        assert "Requests under way may take" in error_of(ask(url, GOOD), 503)
+        assert "A request may take" in error_of(ask(url, GOOD), 413)
     with (
         serving(FakeVerifier(), body=100) as url,
         raw(url, chunked + b"65\r\n" + bytes(0x65) + b"\r\n0\r\n\r\n") as connection,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -23,6 +24,8 @@ _KINDS: Final = {
 }
 # Flags that a system does not have do nothing there.
 _READ: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_ADDRESS: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")
+"""Of one letter, it is a drive of Windows."""
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -45,6 +48,23 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             f"{os.fspath(path)!r} must begin with the home folder of a user, and there is none of "
             "that name. Write the path out."
         ) from error
+
+
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """Returns a path that a user wrote and that is to be written; see `user_path`.
+
+    Raises:
+        InputError: also for an address such as `s3://bucket/run`.
+    """
+    written = user_path(path)
+    # As a path, `s3://bucket` is the folder `s3:` of the working folder.
+    if _ADDRESS.match(os.fspath(path)):
+        raise InputError(
+            f"An output must be on a file system, got the address {os.fspath(path)!r}. Give a "
+            "local path, and copy what is there to the object store, for a run also while it "
+            "goes on: examples/mirror_run.py does that."
+        )
+    return written
 
 
 def open_regular(path: str | os.PathLike[str], *, links: bool = True) -> BinaryIO:

@@ -3,7 +3,14 @@
 from tts_verifier.log.by_prompt import LoggedPrompts, read_outlines
 from tts_verifier.log.header import HEADER, read_header
 from tts_verifier.log.lock import FolderInUse
-from tts_verifier.log.reader import is_running, read_picks, read_rows, read_trials, repeat_of
+from tts_verifier.log.reader import (
+    is_running,
+    read_errors,
+    read_picks,
+    read_rows,
+    read_trials,
+    repeat_of,
+)
 from tts_verifier.log.resume import LoggedPrompt
 from tts_verifier.log.sharded import Shards, open_shards, table_folders
 from tts_verifier.log.writer import RunLog, open_log
@@ -18,6 +25,7 @@ __all__ = [
     "is_running",
     "open_log",
     "open_shards",
+    "read_errors",
     "read_header",
     "read_outlines",
     "read_picks",

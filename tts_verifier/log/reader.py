@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tts_verifier.choice.objective import Pick
 from tts_verifier.identity import trial_id
@@ -61,6 +61,21 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for place in table_folders(folder) for row in _rows_of(_whole_table(place))]
 
 
+def read_errors(folder: Path) -> Counter[str]:
+    """Returns how many trials of a run folder have each error, without reading anything else.
+
+    Raises:
+        RunError: a file is damaged.
+    """
+    errors = Counter[str]()
+    for place in table_folders(folder):
+        table = stable(place, read_binding, partial(read_table, place, columns=_errors_only))
+        if table is not None:
+            counts = table["error"].value_counts().to_pylist()
+            errors.update({c["values"]: c["counts"] for c in counts if c["values"]})
+    return errors
+
+
 def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     """Returns the objective, scores and image of some trials, without reading the others' text.
 
@@ -74,7 +89,7 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     Raises:
         RunError: a file is damaged.
     """
-    wanted = pa.array(ids, pa.string())
+    wanted = frozenset(ids)
     picks: dict[str, Pick] = {}
     for place in table_folders(folder):
         picks |= stable(place, read_binding, partial(_picks, place, wanted=wanted))
@@ -112,7 +127,11 @@ def _whole_table(folder: Path) -> pa.Table | None:
     return stable(folder, read_binding, lambda binding: read_table(folder, binding))
 
 
-def _picks(folder: Path, binding: Binding, wanted: pa.Array) -> dict[str, Pick]:
+def _errors_only(schema: pa.Schema) -> list[str]:
+    return ["trial_id", "error"]
+
+
+def _picks(folder: Path, binding: Binding, wanted: Collection[str]) -> dict[str, Pick]:
     # File by file and group by group, so that memory does not grow with the run. Later rows of an
     # id replace earlier ones, as in `read_table`.
     picks = {}
@@ -122,7 +141,9 @@ def _picks(folder: Path, binding: Binding, wanted: pa.Array) -> dict[str, Pick]:
         columns += [*names.score, *(f"judge_{name}" for name in names.judge)]
         for number in range(len(file.group_sizes)):
             table = file.read_group(number, columns)
-            for row in table.filter(pc.is_in(table["trial_id"], wanted)).to_pylist():
+            # A set of Python: Arrow's `is_in` would hash the ids of all shards for each of them.
+            found = pa.array([id_ in wanted for id_ in table["trial_id"].to_pylist()], pa.bool_())
+            for row in table.filter(found).to_pylist():
                 picks[row["trial_id"]] = Pick(
                     id=row["trial_id"],
                     objective=objective_of_row(row),

@@ -18,7 +18,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -126,8 +126,8 @@ def table_folders(folder: Path) -> list[Path]:
     shards = shards_of(folder)
     if not shards:
         return [folder]
-    found = _attempts(folder)
-    return [found[name][0] for name in shards if name in found]
+    numbers = _last_numbers(folder)
+    return [_attempt_folder(folder, name, numbers[name]) for name in shards if name in numbers]
 
 
 def is_done(folder: Path) -> bool:
@@ -137,7 +137,14 @@ def is_done(folder: Path) -> bool:
 
 def last_attempt(folder: Path, name: str) -> tuple[Path, int]:
     """Returns the folder and number of a shard's last attempt; the first may not exist yet."""
-    return _attempts(folder).get(name, (path_inside(folder, f"{SHARDS}/{name}"), 1))
+    number = _last_numbers(folder).get(name, 1)
+    return _attempt_folder(folder, name, number), number
+
+
+def last_attempts(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Returns the folder of each shard's last attempt, as `last_attempt`, by one look at all."""
+    numbers = _last_numbers(folder)
+    return {name: _attempt_folder(folder, name, numbers.get(name, 1)) for name in names}
 
 
 def next_attempt(folder: Path, name: str) -> tuple[Path, int]:
@@ -167,7 +174,7 @@ def next_attempt(folder: Path, name: str) -> tuple[Path, int]:
             raise RunError(f"{old / path} cannot be read: {error.strerror}.") from error
     copy.sweep()
     copy.settle()
-    new = path_inside(folder, f"{SHARDS}/{name}.{number}")
+    new = _attempt_folder(folder, name, number)
     try:
         os.rename(copy.root, new)
     except OSError as error:
@@ -175,12 +182,15 @@ def next_attempt(folder: Path, name: str) -> tuple[Path, int]:
     return new, number
 
 
-def _attempts(folder: Path) -> dict[str, tuple[Path, int]]:
-    """Returns the folder and number of the last attempt of each shard that has begun."""
-    last: dict[str, tuple[Path, int]] = {}
+def _last_numbers(folder: Path) -> dict[str, int]:
+    """Returns the number of the last attempt of each shard that has begun."""
+    last: dict[str, int] = {}
     for path in files_in(folder, SHARDS):
         if match := _ATTEMPT.fullmatch(path.name):
             name, number = match.group(1), int(match.group(2) or 1)
-            if number >= last.get(name, (path, 0))[1]:
-                last[name] = (path_inside(folder, f"{SHARDS}/{path.name}"), number)
+            last[name] = max(number, last.get(name, 0))
     return last
+
+
+def _attempt_folder(folder: Path, name: str, number: int) -> Path:
+    return path_inside(folder, f"{SHARDS}/{name}.{number}" if number > 1 else f"{SHARDS}/{name}")

@@ -15,12 +15,15 @@ from tts_verifier.log.header import read_binding
 from tts_verifier.log.storage.files import files_in
 from tts_verifier.log.storage.tables import TABLE
 from tts_verifier.parallel.shard_state import results_of
+from tts_verifier.runner.result import PromptResult
 from tts_verifier.types import Prompt
 from tts_verifier.types.paths import path_inside
 
 
-def is_whole(folder: Path, done: dict[str, Any], prompts: Sequence[Prompt]) -> bool:
-    """Returns whether a shard's table is unchanged and every file that it names is there.
+def whole_results(
+    folder: Path, done: dict[str, Any], prompts: Sequence[Prompt]
+) -> list[PromptResult] | None:
+    """Returns the results of a shard whose table is unchanged and has every file that it names.
 
     The files' content is checked when it is loaded. A shard that is not whole goes to a worker,
     which generates again what is missing.
@@ -29,25 +32,30 @@ def is_whole(folder: Path, done: dict[str, Any], prompts: Sequence[Prompt]) -> b
         folder: of the shard's last attempt.
         done: its mark.
         prompts: of the shard.
+
+    Returns:
+        None if the shard is not whole.
     """
     try:
-        results_of(done, prompts)
+        results = results_of(done, prompts)
         digests = read_binding(folder).table
         with open(path_inside(folder, TABLE), "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() not in digests:
-                return False
-        return not _missing(folder)
+                return None
+            file.seek(0)
+            with pq.ParquetFile(file) as table:
+                return None if _missing(folder, table) else results
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TTSError):
-        return False
+        return None
 
 
-def _missing(folder: Path) -> set[str]:
+def _missing(folder: Path, table: pq.ParquetFile) -> set[str]:
     """Returns the paths of files that the table names and that are not there."""
-    schema = pq.read_schema(folder / TABLE)
+    names = table.schema_arrow.names
     # States are deleted when no proposal can refer to them any more.
-    columns = [n for n in schema.names if n.endswith("_path") and n != "state_path"]
-    table = pq.read_table(folder / TABLE, columns=columns)
-    named = {path for column in columns for path in table[column].to_pylist() if path}
+    columns = [name for name in names if name.endswith("_path") and name != "state_path"]
+    rows = table.read(columns, use_threads=False)
+    named = {path for column in columns for path in rows[column].to_pylist() if path}
     folders = {path.partition("/")[0] for path in named}
     there = {f"{name}/{os.path.basename(p)}" for name in folders for p in files_in(folder, name)}
     return named - there

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +21,15 @@ import yaml
 import tts_verifier
 from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import summarise
-from tts_verifier.errors import InputError, RunError
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.errors import RunError
+from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
-from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, open_shards
+from tts_verifier.log.sharded import SHARDS, Shards, last_attempt, last_attempts, open_shards
 from tts_verifier.log.storage.files import Folder
 from tts_verifier.parallel.engine import WorkerEngine, hand_out, open_engine
 from tts_verifier.parallel.engines.processes import cores, gpus_here
-from tts_verifier.parallel.finished import is_whole
+from tts_verifier.parallel.finished import whole_results
 from tts_verifier.parallel.interrupts import Interrupt, gentle_interrupts
 from tts_verifier.parallel.shard_state import (
     counts_from_json,
@@ -45,9 +44,9 @@ from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejud
 from tts_verifier.recipe.run import Outcome, failure_of
 from tts_verifier.runner import RunResult
 from tts_verifier.runner.progress import Progress, ProgressCounts
+from tts_verifier.runner.result import PromptResult
 from tts_verifier.types import Prompt
 
-_URL: Final = re.compile("[a-z][a-z0-9+.-]+:/")
 DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
 _MOST_SHOWN: Final = 200
@@ -79,7 +78,7 @@ def run_parallel(
         KeyboardInterrupt: after Ctrl-C, once every worker has finished its batch.
     """
     options = recipe.parallel or ParallelOptions()
-    folder = _checked_folder(user_path(output or recipe.output))
+    folder = output_path(output or recipe.output).absolute()
     order, prompts, grows = _order_of(recipe, options, rejudge, folder)
     say(yaml.safe_dump(_shown_recipe(recipe, order), sort_keys=False, allow_unicode=True))
     files = Folder(folder)
@@ -104,17 +103,7 @@ def run_parallel(
         sets = None if subset is None else write_subsets(result.subsets(subset), subset, folder)
         files.sweep()
     table = folder / SHARDS / "*" / "trials.parquet"
-    return Outcome(summary, folder, failure_of(result, summary, table), sets)
-
-
-def _checked_folder(folder: Path) -> Path:
-    # As a path, `s3://bucket` is the folder `s3:` of the working folder.
-    if _URL.match(str(folder)):
-        raise InputError(
-            "The run folder of many processes must be on a file system that all of them mount, got "
-            f"the address {str(folder)!r}. Mount the object store, or copy the folder afterwards."
-        )
-    return folder.absolute()
+    return Outcome(summary, folder, failure_of(folder, summary, table), sets)
 
 
 def _order_of(
@@ -208,6 +197,8 @@ class _Coordinator:
         ).hexdigest()
         self._files, self._session = Folder(shards.folder), uuid.uuid4().hex
         self._tally, self._wall, self._workers = _Tally(), 1e-9, 1
+        self._found: dict[str, list[PromptResult]] = {}
+        """Results of shards that earlier calls have finished."""
         self._in_flight: dict[str, int] = {}
         """Names of shards that workers have, and their numbers of prompts."""
 
@@ -239,10 +230,14 @@ class _Coordinator:
             self._wall = max(time.perf_counter() - began, 1e-9)
             self._note_session()
 
-    def results(self) -> Iterator[Any]:
+    def results(self) -> Iterator[PromptResult]:
         """Yields the results of all prompts, in their order."""
+        folders = last_attempts(self._shards.folder, self._shards.sizes)
         for name, prompts in self._shards.split(self._prompts):
-            folder, _ = last_attempt(self._shards.folder, name)
+            if name in self._found:
+                yield from self._found[name]
+                continue
+            folder = folders[name]
             done = read_done(folder, self._digest)
             if done is None:
                 raise RunError(f"{folder} must be a finished shard, and is none. Start again.")
@@ -254,12 +249,15 @@ class _Coordinator:
         return {side: seconds / whole for side, seconds in self._tally.seconds.items()}
 
     def _unfinished(self) -> Iterator[tuple[str, tuple[Prompt, ...]]]:
+        folders = last_attempts(self._shards.folder, self._shards.sizes)
         for name, prompts in self._shards.split(self._prompts):
-            folder, _ = last_attempt(self._shards.folder, name)
+            folder = folders[name]
             done = read_done(folder, self._digest)
-            if done is None or not is_whole(folder, done, prompts):
+            results = None if done is None else whole_results(folder, done, prompts)
+            if done is None or results is None:
                 yield name, prompts
                 continue
+            self._found[name] = results
             counts = counts_from_json(done["counts"])
             # Whoever drew them, they are in the log now.
             found = counts.new + counts.from_log

@@ -97,7 +97,7 @@ def next_note(folder: Path, session: str) -> AttemptNote:
 
 
 def write_done(folder: Folder, recipe: str, results: Iterable[PromptResult], counts: Any) -> None:
-    """Writes the mark of a finished shard.
+    """Writes the mark of a finished shard. Relative objectives are in its finished table.
 
     Args:
         folder: of the shard's attempt.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import Summary, summarise
 from tts_verifier.choice.summary_output import summary_text, summary_values
 from tts_verifier.errors import InputError
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path, user_path
+from tts_verifier.log import read_errors
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
-from tts_verifier.runner import RunResult, execute
+from tts_verifier.runner import execute
 from tts_verifier.runner.progress import Progress
 from tts_verifier.types import InFile
 
@@ -87,7 +87,7 @@ def run_recipe(
             "Leave out parallel to run it in one process."
         )
     resolved, prompts = recipe.resolved(), recipe.prompts
-    folder = user_path(output or recipe.output)
+    folder = output_path(output or recipe.output)
     parts: dict[str, Any] = {}
     if rejudge is not None:
         recorded = RecordedGenerator(user_path(rejudge), folder)
@@ -100,16 +100,16 @@ def run_recipe(
     summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
     sets = None if subset is None else write_subsets(result.subsets(subset), subset, folder)
-    why = failure_of(result, summary, folder / "trials.parquet")
+    why = failure_of(folder, summary, folder / "trials.parquet")
     return Outcome(summary, folder, why, sets)
 
 
-def failure_of(result: RunResult, summary: Summary, table: Path) -> str:
+def failure_of(folder: Path, summary: Summary, table: Path) -> str:
     """Returns why no candidate of a run is usable, "" if one is; `table` has the reasons."""
     if any(row.chosen is not None for row in summary.prompts):
         return ""
     none = f"none of {summary.candidates}"
-    reasons = Counter(trial.error for trial in result.trials if trial.error)
+    reasons = read_errors(folder)
     if not reasons:
         return (
             f"A run needs a candidate that is finished, and {none} is. Give the run a larger "

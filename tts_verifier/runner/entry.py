@@ -11,7 +11,7 @@ from typing import Any, Final, Unpack
 
 from tts_verifier.errors import InputError, RunWarning, suggestion
 from tts_verifier.interfaces import Extendable, Generator, Strategy, Verifier
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path
 from tts_verifier.log import RunLog, open_log
 from tts_verifier.runner.devices import placed
 from tts_verifier.runner.loop import Loop
@@ -85,7 +85,7 @@ def execute(
     """
     setup.check()
     # Absolute: results are read from the folder later, when the working folder may be another.
-    path = None if folder is None else user_path(folder).absolute()
+    path = None if folder is None else output_path(folder).absolute()
     # On exit, in reverse: parts return to their devices, the display ends, the log is closed.
     with ExitStack() as stack:
         log = None

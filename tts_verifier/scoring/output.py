@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tts_verifier.errors import InputError, RunError, readable_name
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.batches import batches
 from tts_verifier.scoring.files import append_lines, read_lines
@@ -69,7 +69,7 @@ def score_pairs_into(
 
 
 def _score_into(output: Path, scorer: PairScorer, pairs: Iterable[Pair]) -> list[ScoreRow]:
-    output = user_path(output)
+    output = output_path(output)
     if output.suffix not in (".jsonl", ".parquet"):
         raise InputError(
             "Scores are written to a .jsonl or .parquet file, or to a folder, got "

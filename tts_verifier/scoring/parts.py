@@ -22,15 +22,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning, readable_name
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path
 from tts_verifier.log.storage.files import changed_at
 from tts_verifier.scoring.batches import Picture, batches
 from tts_verifier.scoring.files import append_lines, read_lines, write_part
@@ -86,7 +87,7 @@ def open_parts(folder: Path, scorer: PairScorer) -> Iterator[Parts]:
     Raises:
         RunError: as `score_into_parts`.
     """
-    folder = user_path(folder)
+    folder = output_path(folder)
     with held(folder):
         folder.mkdir(exist_ok=True)
         parts = Parts(folder, scorer)
@@ -249,21 +250,20 @@ class Parts:
 
     def _open(self) -> None:
         """Reads the keys and stamps of all rows."""
-        tables: list[pa.Table] = []
+        found: list[tuple[NDArray[Any], ...]] = []
         for path in sorted(self.folder.iterdir()):
             match = _PART.fullmatch(path.name)
             if match is None:
                 _check_own(path)
-            elif (table := _read_part(path, match[2])) is not None:
-                tables.append(table)
-                self._append_file(path, len(table))
-        if tables:
-            table = pa.concat_tables(tables)
-            keys = np.array([int(key, 16) for key in table["key"].to_pylist()], np.uint64)
-            failed = table["error"].is_valid().to_numpy()
-            rows = np.arange(len(table), dtype=np.uint32)
+            elif (part := _read_part(path, match[2])) is not None:
+                found.append(part)
+                self._append_file(path, len(part[0]))
+        if found:
+            keys, stamps, failed = map(np.concatenate, zip(*found, strict=True))
+            found.clear()
+            rows = np.arange(len(keys), dtype=np.uint32)
             self._keys.extend(keys[~failed], rows[~failed])
-            self._stamps.extend(table["stamp"].to_numpy()[~failed], rows[~failed])
+            self._stamps.extend(stamps[~failed], rows[~failed])
             self._failed.extend(keys[failed], rows[failed])
             self._asked = bytearray(self._count)
         self._lines = read_lines(self._lines_path)
@@ -294,11 +294,19 @@ def _check_own(path: Path) -> None:
         )
 
 
-def _read_part(path: Path, digest: str) -> pa.Table | None:
-    """Returns a part's keys, stamps and errors; None if it was changed and is set aside."""
+def _read_part(path: Path, digest: str) -> tuple[NDArray[Any], ...] | None:
+    """Returns a part's keys and stamps, and which rows have an error.
+
+    Returns:
+        uint64 (n,), uint64 (n,) and bool (n,); None if the part was changed and is set aside.
+    """
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest()[:16] == digest:
-        return pq.read_table(pa.BufferReader(content), columns=["key", "stamp", "error"])
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            table = file.read(["key", "stamp", "error"])
+        keys = bytes.fromhex("".join(table["key"].to_pylist()))
+        failed = table["error"].is_valid().to_numpy()
+        return np.frombuffer(keys, ">u8").astype(np.uint64), table["stamp"].to_numpy(), failed
     aside = path.with_name(f".changed-{path.name}")
     path.replace(aside)
     warnings.warn(

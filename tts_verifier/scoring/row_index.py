@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 _RECENT: Final = 2**16
 """Numbers that wait in a dictionary before they are sorted among the others."""
+_FIRST_BITS: Final = 16
+"""First bits of a number that say where it is: among a million hashes, some fifteen share them."""
+_SHIFT: Final = 64 - _FIRST_BITS
 
 
 class RowIndex:
@@ -29,8 +32,9 @@ class RowIndex:
         with self._lock:
             if (row := self._recent.get(number)) is not None:
                 return row
-            place = bisect_right(self._numbers, number) - 1
-            return self._rows[place] if place >= 0 and self._numbers[place] == number else None
+            first, end = self._starts[number >> _SHIFT], self._starts[(number >> _SHIFT) + 1]
+            place = bisect_right(self._numbers, number, first, end) - 1
+            return self._rows[place] if place >= first and self._numbers[place] == number else None
 
     def add(self, number: int, row: int) -> None:
         """Notes the row of a number."""
@@ -62,3 +66,7 @@ class RowIndex:
     def _keep(self, numbers: NDArray[np.uint64], rows: NDArray[np.uint32]) -> None:
         # Views give Python's own integers, at a third of the time of NumPy's.
         self._numbers, self._rows = numbers.data, rows.data
+        starts = numbers.searchsorted(
+            np.arange(1 << _FIRST_BITS, dtype=np.uint64) << np.uint64(_SHIFT)
+        )
+        self._starts = np.append(starts, len(numbers)).astype(np.uint32).data

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from tts_verifier.choice.objective import check_score_names
 from tts_verifier.errors import InputError, RunError, RunWarning, readable_name
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path
 from tts_verifier.scoring.files import flush_folder
 from tts_verifier.scoring.rows import OBJECTIVE, ScoreRow, value_of
 
@@ -85,7 +85,7 @@ class PictureFolder:
     """
 
     def __init__(self, folder: Path, *, copies: bool = False, dry_run: bool = False) -> None:
-        folder = user_path(folder)
+        folder = output_path(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(
                 f"Pictures are moved or copied into a folder, {readable_name(folder)} is a file. "

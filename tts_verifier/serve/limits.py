@@ -55,7 +55,9 @@ class Memory:
     """Counts the bytes of all requests under way. Safe to share between threads."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._held, self._changing = most, 0, Lock()
+        self.most = most
+        """Bytes that requests may take together."""
+        self._held, self._changing = 0, Lock()
 
     @property
     def held(self) -> int:
@@ -69,10 +71,10 @@ class Memory:
             Refused: there are not so many left.
         """
         with self._changing:
-            if count > 0 and self._held + count > self._most:
+            if count > 0 and self._held + count > self.most:
                 raise Refused(
                     503,
-                    f"Requests under way may take {self._most:,} bytes together, and take "
+                    f"Requests under way may take {self.most:,} bytes together, and take "
                     f"{self._held:,}. Try again, or start the server with a larger --max-memory.",
                     later=1,
                 )
@@ -88,7 +90,18 @@ class MemoryShare:
         """Bytes of the pictures' pixels so far."""
 
     def add(self, count: int) -> None:
-        """Takes so many bytes more; see `Memory.add`."""
+        """Takes so many bytes more.
+
+        Raises:
+            Refused: this request alone would take more than all may; or see `Memory.add`.
+        """
+        if self._taken + count > self._memory.most:
+            raise Refused(
+                413,
+                f"A request may take {self._memory.most:,} bytes, its body, pixels and maps "
+                f"together; this one takes {self._taken + count:,} or more. Send fewer or smaller "
+                "pictures at a time, or start the server with a larger --max-memory.",
+            )
         self._memory.add(count)
         self._taken += count
 

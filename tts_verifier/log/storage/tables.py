@@ -68,8 +68,10 @@ class TablePart:
 class TableFile:
     """A checked Parquet file whose rows are read on demand, with the column names of schema 2."""
 
-    def __init__(self, path: Path, file: pq.ParquetFile, about: os.stat_result) -> None:
-        self.path, self._file = path, file
+    def __init__(
+        self, path: Path, file: pq.ParquetFile, about: os.stat_result, *, threads: bool
+    ) -> None:
+        self.path, self._file, self._threads = path, file, threads
         self.changed = changed_at(about)
         """When the file was last changed, as `changed_at`."""
         self.schema = upgraded_schema(file.schema_arrow)
@@ -98,7 +100,8 @@ class TableFile:
 
     def _checked(self, read: Callable[..., pa.Table], *arguments: Any) -> pa.Table:
         try:
-            return read(*arguments)
+            # Of a small table, handing columns to threads takes longer than reading them.
+            return read(*arguments, use_threads=self._threads)
         except (OSError, pa.ArrowException, ValueError) as error:
             raise damage(self.path, error) from error
 
@@ -371,9 +374,9 @@ def _open_table(path: Path, expected: list[str], binding: Binding) -> TableFile:
         raise ValueError("it is a table of another run")
     if path.name == TABLE and binding.run and not expected:
         raise ValueError("no SHA-256 is noted for it")
-    table = TableFile(path, file, about)
+    table = TableFile(path, file, about, threads=large)
     # Without a digest, only reading every page shows whether the file is whole.
-    ids = file.read(None if not expected else ["trial_id", "prompt_id"])
+    ids = file.read(None if not expected else ["trial_id", "prompt_id"], use_threads=large)
     if ids["trial_id"].null_count or ids["prompt_id"].null_count:
         raise ValueError("a row of it has no id")
     # A continued run has these from its jobs and does not read them.

@@ -89,8 +89,17 @@ class DaskEngine:
                 argument="gpus",
             )
         workers, _ = worker_count(options, 0, "this machine has")
-        # Dask gives up a local worker whose restart takes longer than 15 s, and then has none.
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
+        dask.config.set(
+            {
+                # Dask gives up a local worker whose restart takes longer than 15 s, and then has
+                # none.
+                "distributed.deploy.lost-worker-timeout": "1 hour",
+                # Looking at all threads a hundred times a second costs a quarter of a processor,
+                # and fifty ticks a second a fortieth.
+                "distributed.worker.profile.enabled": False,
+                "distributed.admin.tick.interval": "500ms",
+            }
+        )
         self._cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
