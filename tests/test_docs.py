@@ -1,25 +1,61 @@
-"""README, CONTRIBUTING and CHANGELOG name what exists, and the code that they show runs."""
+"""The pages name what exists, link to what is there, and the code that they show runs."""
 
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tiny_families
+import yaml
+from click.testing import CliRunner
+from diffusers import DiffusionPipeline
+from PIL import Image
 from test_layout import LEVELS
+
+from tts_verifier import registry
+from tts_verifier.cli.evaluate import evaluate_command
+from tts_verifier.cli.replay import replay_command
+from tts_verifier.cli.report import report_command
+from tts_verifier.cli.run import run_command
+from tts_verifier.cli.score import score_command
+from tts_verifier.cli.serve import serve_command
+from tts_verifier.cli.train import train_command
+from tts_verifier.testing import FakeVerifier
 
 ROOT = Path(__file__).parent.parent
 README, CONTRIBUTING, CHANGELOG = (
     (ROOT / f"{name}.md").read_text(encoding="utf-8")
     for name in ("README", "CONTRIBUTING", "CHANGELOG")
 )
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "tts_verifier/**/*.md", "examples/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+COMMANDS = {
+    "tts-evaluate": evaluate_command,
+    "tts-replay": replay_command,
+    "tts-report": report_command,
+    "tts-run": run_command,
+    "tts-score": score_command,
+    "tts-serve": serve_command,
+    "tts-train": train_command,
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
 
 
 def blocks(page):
     """Returns (mark, language, code) of every fenced block."""
-    return re.findall(r"(<!-- [\w-]+ -->\n)?```(\w+)\n(.*?)```", page, re.DOTALL)
+    return re.findall(r"(<!-- [\w:/ -]+ -->\n)?```(\w+)\n(.*?)```", page, re.DOTALL)
 
 
 def examples(page, title):
@@ -27,30 +63,128 @@ def examples(page, title):
     return [code for mark, _, code in blocks(page.partition(title)[2]) if "runs" in mark]
 
 
-PYTHON = [code for _, kind, code in blocks(README + CONTRIBUTING) if kind == "python"]
+def marked(mark):
+    """Returns (page, code) of the Python blocks of README and docs/ with this mark."""
+    pages = [path for path in PAGES if path.is_relative_to(ROOT / "docs")]
+    found = [(path, block) for path in pages for block in blocks(path.read_text("utf-8"))]
+    return [
+        pytest.param(code, id=name_of(path))
+        for path, (given, language, code) in found
+        if language == "python" and given.strip() == f"<!-- {mark} -->"
+    ]
 
 
-def test_links_and_pictures_exist():
-    links = [t for t in re.findall(r"\]\(([^)]+)\)", README) if not t.startswith("https:")]
-    assert len(links) >= 2
-    for target in links:
-        assert (ROOT / target).exists(), target
+def anchors(page):
+    """Returns the addresses of a page's titles, as GitHub and the site make them."""
+    text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("code", PYTHON)
-def test_every_import_in_the_pages_is_there(code):
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module)
-            for name in (alias.name for alias in node.names):
-                assert hasattr(module, name) or find_spec(f"{node.module}.{name}"), name
+def shell_commands(page):
+    """Returns the words of every line of a shell block that starts one of our commands."""
+    text = "".join(code for _, language, code in blocks(page) if language == "sh")
+    lines = text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines if line.startswith("tts-")]
+    return [w for w in words if w[0] in COMMANDS]
 
 
-def test_the_example_of_the_miniature_world_runs(capsys):
-    marked = [code for mark, _, code in blocks(README) if "runs" in mark]
-    assert len(marked) == 1
-    exec(compile(marked[0], "README.md", "exec"), {})
-    assert " True 1.0 ()" in capsys.readouterr().out
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_and_pictures_exist(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        target, _, anchor = link.partition("#")
+        if target.startswith(("https:", "http:")):
+            continue
+        file = path.parent / target if target else path
+        assert file.exists(), link
+        if anchor:
+            assert anchor in anchors(file.read_text("utf-8")), link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_import_in_the_pages_is_there(path):
+    for _, language, code in blocks(path.read_text("utf-8")):
+        nodes = ast.walk(ast.parse(code)) if language == "python" else ()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("tts_verifier"):
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    assert hasattr(module, name) or find_spec(f"{node.module}.{name}"), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_option_of_a_command_in_the_pages_is_there(path):
+    for words in shell_commands(path.read_text("utf-8")):
+        command = COMMANDS[words[0]]
+        options = {"--help"} | {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+        named = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert named <= options, words
+
+
+@pytest.mark.parametrize("code", marked("runs"))
+def test_the_examples_of_the_pages_run(code, capsys):
+    exec(compile(code, "page.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "code",
+    [code for _, language, code in blocks(README) if language == "python"]
+    + marked("runs: bundled models"),
+)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_the_examples_with_released_weights_run_with_small_ones(
+    code, tmp_path, monkeypatch, capsys
+):
+    pipe = tiny_families.sdxl(tmp_path).pipe
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, dtype: pipe)
+    monkeypatch.chdir(tmp_path)
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (32, 32), colour).save(name)
+    # The bundled verifier knows shapes only: it has no verdict on what random weights draw.
+    code = code.replace('pipe, "GYX97/ImageDoctor"', "pipe, FAKE").replace('"cuda"', '"cpu"')
+    code = code.replace('"GYX97/ImageDoctor"', '"shapes"')
+    exec(compile(code, "page.md", "exec"), {"FAKE": FakeVerifier()})
+    assert capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_the_tutorial_without_models_runs_as_it_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    before = tutorial.partition("## 4.")[0]
+    for command, *words in shell_commands(before):
+        # Two of the sixteen prompts are enough.
+        few = ["prompts=[a red circle, a cyan ring]"] if command == "tts-run" else []
+        done = CliRunner().invoke(COMMANDS[command], [*words, *few], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "runs/first/report.html").exists()
+    assert (tmp_path / "runs/first/chosen.png").exists()
+    (code,) = [code for _, language, code in blocks(before) if language == "python"]
+    exec(compile(code, "tutorial.md", "exec"), {})
+    assert "a cyan ring" in capsys.readouterr().out
+
+
+def test_the_readme_is_a_landing_page():
+    lines = README.splitlines()
+    assert len(lines) <= 120
+    first_screen = "\n".join(lines[:26])
+    for words in (
+        "Test-time scaling",
+        "text-to-image",
+        "arXiv 2510.01010",
+        "36 % of its cost",
+        "For whom",
+        "bestofn.png",
+    ):
+        assert words in first_screen, words
+    for words in (
+        "0.8 × semantic alignment + 0.1 × aesthetics + 0.1 ×",
+        "## Why not rerank with PickScore?",
+        "stable-diffusion-xl-base-1.0",
+        'pipe = wrap(pipe, "GYX97/ImageDoctor")',
+    ):
+        assert words in README, words
 
 
 def test_the_two_commands_name_what_is_in_the_repository():
@@ -63,12 +197,57 @@ def test_the_two_commands_name_what_is_in_the_repository():
     assert "/pytest" in test.split("&&")[-1]
 
 
-def test_every_recipe_and_command_is_in_the_readme():
+def test_every_recipe_and_command_is_in_the_pages():
+    guides = "".join(path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md"))
     for recipe in (ROOT / "recipes").glob("*.yaml"):
-        if recipe.stem != "fake":
-            assert f"recipes/{recipe.name}" in README, recipe
+        assert f"recipes/{recipe.name}" in guides, recipe
+    reference = (ROOT / "docs" / "reference" / "commands.md").read_text("utf-8")
     for command in re.findall(r"^(tts-\w+) =", (ROOT / "pyproject.toml").read_text(), re.MULTILINE):
         assert f"`{command}" in README, command
+        assert f":prog_name: {command}\n" in reference, command
+
+
+def test_every_strategy_and_verifier_is_in_the_reference():
+    parts = (ROOT / "docs" / "reference" / "parts.md").read_text("utf-8")
+    listed = set(importlib.import_module("tts_verifier.strategies").__all__)
+    for role in ("strategy", "verifier"):
+        for target in registry.names(role).values():
+            name = target.partition(":")[2].partition(".")[0]
+            ours = not target.startswith(("tts_verifier.shapes", "tts_verifier.testing"))
+            assert not ours or name in listed or f".{name}\n" in parts, target
+
+
+def test_every_page_is_in_the_site_once():
+    # The tags of MkDocs stand for Python objects; there are none in this file.
+    nav = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    for path in PAGES:
+        assert nav.count(f"'{name_of(path)}'") == 1, path
+
+
+def test_messages_that_the_faq_quotes_are_those_of_the_code():
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "tts_verifier").rglob("*.py"))
+    words = " ".join(re.sub(r"""["']\s+f?["']""", "", code).split())
+    faq = (ROOT / "docs" / "faq.md").read_text("utf-8")
+    quoted = re.findall(r'^\*\*"(.+?)"[,.]', faq, re.MULTILINE)
+    assert len(quoted) >= 6
+    for message in quoted:
+        for part in filter(None, (part.strip(" .") for part in message.split("…"))):
+            assert part in words, part
+
+
+@pytest.mark.slow
+def test_the_site_builds_offline_and_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs_click")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    no_network = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    env = {**os.environ, **no_network, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    home = (tmp_path / "index.html").read_text("utf-8")
+    assert not re.findall(r'(?:src|<link[^>]*href)="https?:', home), "the page loads from elsewhere"
+    python = (tmp_path / "docs/reference/python/index.html").read_text("utf-8")
+    for name in importlib.import_module("tts_verifier").__all__:
+        assert f'id="tts_verifier.{name}"' in python, name
 
 
 @pytest.mark.parametrize("part", ["strategy", "verifier", "generator", "judge"])

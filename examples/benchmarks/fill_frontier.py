@@ -1,13 +1,14 @@
-"""Writes the measured figures into FRONTIER.md and README.md.
+"""Writes the measured figures into FRONTIER.md and into the guides of docs/.
 
     python examples/benchmarks/frontier.py OUT …          # on a GPU, and on a CPU
     cp OUT/frontier.parquet examples/benchmarks/frontier/gpu.parquet     # or cpu.parquet
     python examples/benchmarks/fill_frontier.py
     python examples/benchmarks/fill_frontier.py --run figures.parquet    # of run_figures.py, too
 
-In FRONTIER.md it replaces what stands between `<!-- NAME -->` and `<!-- end -->`. In the README
-it replaces the numbers of two sentences, and in the table of strategies the gains and the costs
-that were measured. Everything else is left as it is; text that it does not find is an error.
+In FRONTIER.md it replaces what stands between `<!-- NAME -->` and `<!-- end -->`. In
+docs/guides/strategies.md it replaces the numbers of a sentence, and in the table the gains and the
+costs that were measured; in docs/benchmarks.md the numbers of a sentence. Everything else is left
+as it is; text that it does not find is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from pyarrow import parquet
 from run_figures import share_closed
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
+DOCS = HERE.parent.parent / "docs"
+GUIDE, BENCHMARKS = DOCS / "guides" / "strategies.md", DOCS / "benchmarks.md"
 ROWS = {
     "| `adaptive` ": ("adaptive@8", r"here [\d.]+ of"),
     "| `inpaint_reroll` with `enough` ": ("reroll_enough@8", r"here [\d.]+"),
@@ -37,7 +39,7 @@ ROWS = {
     "| `fk_steering` ": ("fk@8", ""),
     "| `spectral` ": ("spectral@8", ""),
 }
-"""How a row of the README's table begins -> its case, and the cost in it that is measured."""
+"""How a row of the guide's table begins -> its case, and the cost in it that is measured."""
 CATEGORIES = {
     "single_object": "single", "two_objects": "two objects", "counting": "counting",
     "colours": "colours", "position": "position", "attribute_binding": "binding",
@@ -146,13 +148,13 @@ def with_numbers(text: str, sentence: str, values: Sequence[str]) -> str:
     return replaced(pattern, fill, text)
 
 
-def readme_table(text: str, cases: Mapping[str, Row]) -> str:
+def guide_table(text: str, cases: Mapping[str, Row]) -> str:
     """Fills the table of strategies."""
     lines = text.split("\n")
     for start, (case, cost) in ROWS.items():
         places = [i for i, line in enumerate(lines) if line.startswith(start)]
         if len(places) != 1:
-            raise SystemExit(f"{start!r} must begin one line of the README.")
+            raise SystemExit(f"{start!r} must begin one line of {GUIDE}.")
         if case not in cases:
             print(f"{case} was not measured; its row is left as it is")
             continue
@@ -166,7 +168,7 @@ def readme_table(text: str, cases: Mapping[str, Row]) -> str:
 
 
 def with_pass_rates(text: str, row: Row) -> str:
-    """Fills the README's sentence about best of n."""
+    """Fills the guide's sentence about best of n."""
     sentence = "one image passes # %, best-of-8 # %, best-of-16 # % (# captions;"
     rates = [f"{100 * row['best_of_n'][n - 1]:.1f}" for n in (1, 8, 16)]
     return with_numbers(text, sentence, [*rates, f"{row['pool_captions']:,}"])
@@ -188,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="written by run_figures.py --out")
     options = parser.parse_args()
-    page, readme = (HERE / "FRONTIER.md").read_text("utf-8"), README.read_text("utf-8")
+    page, guide = (HERE / "FRONTIER.md").read_text("utf-8"), GUIDE.read_text("utf-8")
     cases: dict[str, Row] = {}
     for device in ("cpu", "gpu"):
         rows = parquet.read_table(HERE / "frontier" / f"{device}.parquet").to_pylist()
@@ -201,15 +203,16 @@ def main() -> None:
         cases |= {row["case"]: row for row in rows}
         if device == "gpu":
             page = fill_block(page, "gpu categories", category_table(rows))
-            readme = readme_table(with_pass_rates(readme, rows[0]), cases)
+            guide = guide_table(with_pass_rates(guide, rows[0]), cases)
     if options.run:
         sentence = (
             "On # held-out captions the judge passes # % of single images, # % of the choices and "
             "# % of the best possible of eight: the choice closes # % [#, #] of that gap"
         )
-        readme = with_numbers(readme, sentence, run_values(options.run))
+        text = BENCHMARKS.read_text("utf-8")
+        BENCHMARKS.write_text(with_numbers(text, sentence, run_values(options.run)), "utf-8")
     (HERE / "FRONTIER.md").write_text(page, "utf-8")
-    README.write_text(readme, "utf-8")
+    GUIDE.write_text(guide, "utf-8")
 
 
 if __name__ == "__main__":

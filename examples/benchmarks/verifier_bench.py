@@ -152,7 +152,7 @@ def picture(rows: list[Row]) -> str:
             f'<text x="{118 + width:.1f}" y="{y + 14}">{label}</text>'
         )
     size = f'width="580" height="{44 + 26 * len(bars)}"'
-    title = "Images scored a second, and share of the floor"
+    title = "Images scored a second, and share of the ceiling"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} class="chart"><title>{title}</title>'
         f'<style>{STYLE}</style><text x="112" y="20" class="title">{title}</text>'

@@ -184,9 +184,7 @@ def test_a_running_log_says_so(painted: Path, tmp_path: Path) -> None:
     assert not is_running(painted)
 
 
-def test_what_cannot_be_reported_is_named(
-    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_reported_is_named(painted: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="must be a run's header"):
         write_report([tmp_path], tmp_path / "page.html")
     open_log(tmp_path / "empty", {}, {})
@@ -196,9 +194,6 @@ def test_what_cannot_be_reported_is_named(
         write_report(str(painted), tmp_path / "page.html")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"cannot be written.*--output"):
         write_report([painted], tmp_path / "no" / "page.html")
-    monkeypatch.setattr("tts_verifier.analysis.report.rendering.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'tts-verifier\[reports\]'"):
-        write_report([painted], tmp_path / "page.html")
 
 
 def test_the_command_writes_into_the_run(painted: Path, tmp_path: Path) -> None:

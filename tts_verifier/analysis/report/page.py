@@ -20,7 +20,7 @@ from tts_verifier.analysis.report.figures import (
     progress_charts,
 )
 from tts_verifier.analysis.report.pages import TABLE, Pages, Part, divide, divide_comparison
-from tts_verifier.analysis.report.rendering import check_jinja, template_environment
+from tts_verifier.analysis.report.rendering import template_environment
 from tts_verifier.analysis.report.runs import LoggedRun, RunView
 from tts_verifier.analysis.report.sources import (
     InlineThumbnails,
@@ -56,9 +56,8 @@ def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -
     Raises:
         RunError: a folder is not a run folder, or a page cannot be written.
         InputError: there is nothing to show, `folders` is no list, a training run is not the only
-            one, or jinja2 is missing.
+            one.
     """
-    check_jinja()
     given = as_list(folders, "run folders")
     training = [folder for folder in given if is_training_run(folder)]
     if training and len(given) > 1:

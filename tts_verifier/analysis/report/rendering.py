@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,18 +20,11 @@ from tts_verifier.analysis.report.snippets import (
     sheet_entry,
 )
 from tts_verifier.analysis.svg import STYLE
-from tts_verifier.errors import InputError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
-
-
-def check_jinja() -> None:
-    """Raises InputError unless jinja2 is installed."""
-    if find_spec("jinja2") is None:
-        raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
 
 
 def template_environment() -> Environment:

@@ -81,8 +81,12 @@ class DiffusersGenerator:
     Args:
         model: a loaded pipeline, which is used as it is; a folder or hub id for
             `DiffusionPipeline.from_pretrained`; or `"shapes"`, the bundled one.
-        steps, guidance, height, width, negative_prompt: arguments of the pipeline's call; None =
-            the pipeline's own default.
+        steps: of denoising, an argument of the pipeline's call, as are the next four; None = the
+            pipeline's own default.
+        guidance: its strength.
+        height: in pixels.
+        width: in pixels.
+        negative_prompt: what not to show.
         batch_size: candidates at a time. Every batch is filled up to this size, so an image is the
             same bit for bit in float32. None = as many as fit; images then differ by rounding.
         dtype: "float32", "bfloat16", "float16" or "float64" for loading; None = bfloat16 on a

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tts_verifier.analysis.report.rendering import check_jinja, template_environment
+from tts_verifier.analysis.report.rendering import template_environment
 from tts_verifier.analysis.report.sources import data_address
 from tts_verifier.analysis.report.training_run.curves import curves_of
 from tts_verifier.analysis.report.training_run.stored import StoredRun, read_stored
@@ -95,9 +95,8 @@ def write_training_report(folder: Path, path: Path) -> None:
 
     Raises:
         RunError: a file of the folder is damaged, or the page cannot be written.
-        InputError: no step was written yet, or jinja2 is missing.
+        InputError: no step was written yet.
     """
-    check_jinja()
     run = read_stored(folder)
     text = (
         template_environment()
