@@ -19,6 +19,7 @@ from PIL import Image
 from test_layout import LEVELS
 
 from tts_verifier import registry
+from tts_verifier.cli.demo import demo_command
 from tts_verifier.cli.evaluate import evaluate_command
 from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.report import report_command
@@ -39,6 +40,7 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
 )
 COMMANDS = {
+    "tts-demo": demo_command,
     "tts-evaluate": evaluate_command,
     "tts-replay": replay_command,
     "tts-report": report_command,
