@@ -127,6 +127,7 @@ def prompt_view(
         kinds: kind of heatmap -> its number on the page.
     """
     choice, first = choose(trials), first_draw(trials)
+    large = (choice.trial, first)
     looked_at = {t.parent_id for t in trials if isinstance(t.proposal, Look)}
     cards: dict[str, Card] = {}
     for number, trial in enumerate(trials, 1):
@@ -135,7 +136,7 @@ def prompt_view(
             anchor=f"{anchor}c{number}",
             number=number,
             trial=trial,
-            image=shown_image(trial, source, kinds),
+            image=shown_image(trial, source, kinds, read=trial in large),
             origin=_origin(trial, cards),
             parent=parent,
             mask=_mask_address(trial, source),

@@ -19,6 +19,7 @@ from tts_verifier.analysis.report.snippets import (
     judge_tag,
     picture,
     sheet_entry,
+    thumb,
 )
 from tts_verifier.analysis.svg import STYLE
 from tts_verifier.errors import InputError
@@ -35,12 +36,18 @@ def check_jinja() -> None:
         raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
 
 
+def _compact(script: str) -> str:
+    """Returns a script without indents and lines that are comments."""
+    lines = [line.strip() for line in script.splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
 def template_environment() -> Environment:
     """Returns the templates with their filters, styles and script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    script = (TEMPLATES / "page.js").read_text("utf-8")
+    script = _compact((TEMPLATES / "page.js").read_text("utf-8"))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -63,6 +70,7 @@ def template_environment() -> Environment:
         "judge_tag": judge_tag,
         "pic": picture,
         "sheet_entry": sheet_entry,
+        "thumb": thumb,
         "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
         "script": Markup(script),
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
