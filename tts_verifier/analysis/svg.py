@@ -40,7 +40,7 @@ _SERIES_COLOURS: Final = 4
 _LEGEND_CHARACTERS: Final = 22
 """Longest name of a series in the legend."""
 _WIDTH, _HEIGHT = 440.0, 250.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 32.0, 56.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54.0, 14.0, 42.0, 56.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class _PlotArea:
         below = "".join(
             f'<text x="{across:.1f}" y="{bottom + 14:g}">{x:g}</text>' for x, across in acrosses
         )
-        name = f'<text x="8" y="30">{escape(chart.y)}</text>' if chart.y else ""
+        name = f'<text x="8" y="31">{escape(chart.y)}</text>' if chart.y else ""
         return (
             f'<text x="8" y="16" class="title">{escape(chart.title)}</text>{name}'
             f'<path d="{grid}" class="grid"/><g class="ys">{left}</g><g class="xs">{below}</g>'
@@ -271,10 +271,10 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _svg(chart: Chart, area: _PlotArea, body: Sequence[str], said: Sequence[str]) -> str:
-    label = "; ".join([f"{chart.title}, by {chart.x}" if chart.x else chart.title, *said])
+    about = "; ".join([f"by {chart.x}", *said] if chart.x else said)
     edges = (area.left, area.right, _TOP, _HEIGHT - _BOTTOM, area.x1, area.x2, area.y1, area.y2)
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH:.0f} {_HEIGHT:.0f}" role="img" '
         f'data-area="{" ".join(f"{edge:.6g}" for edge in edges)}" data-x="{escape(chart.x)}" '
-        f'aria-label="{escape(label)}">{"".join(body)}</svg>'
+        f'aria-label="{escape(chart.title)}"><desc>{escape(about)}</desc>{"".join(body)}</svg>'
     )

@@ -280,6 +280,6 @@ def progress_charts(
     for measure, read in reads.items():
         for axis in axes:
             series = [progress_series(name, prompts, axis, read) for name, prompts in runs.items()]
-            title = f"{measure} of the best so far, by {axis}"
+            title = f"Best so far: {measure} by {axis}"
             charts.append(line_chart(Chart(title, f"{axis} per prompt", series, y="mean")))
     return charts
