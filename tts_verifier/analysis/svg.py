@@ -84,7 +84,7 @@ def line_chart(chart: Chart) -> str:
     return _svg(chart, area, [*body, _legend([one.name for one in series])], _ends(series))
 
 
-def histogram(chart: Chart, bins: int = 20) -> str:
+def histogram(chart: Chart, bins: int = 16) -> str:
     """Returns a histogram of the x values of every series, as shares of the series."""
     values = {s.name: [x for x, _ in s.points if math.isfinite(x)] for s in chart.series}
     everything = [x for xs in values.values() for x in xs]

@@ -74,10 +74,13 @@ class _Fragments:
     """Parts of one page that are seen when somebody opens them.
 
     They are many and alike: the page has them compressed, a tenth of their size.
+
+    Args:
+        alone: whether the report has no other page; the pages of a large one are written faster.
     """
 
-    def __init__(self) -> None:
-        self._parts: list[str] = []
+    def __init__(self, *, alone: bool) -> None:
+        self._alone, self._parts = alone, list[str]()
 
     def add(self, html: str) -> int:
         """Returns the number of a part, which has no `<hr>`: its texts are escaped."""
@@ -86,7 +89,7 @@ class _Fragments:
 
     def packed(self) -> str:
         """Returns all parts with `<hr>` between them, deflated, in base64."""
-        content = zlib.compress("<hr>".join(self._parts).encode("utf-8", "replace"))
+        content = zlib.compress("<hr>".join(self._parts).encode("utf-8", "replace"), 6 if self._alone else 1)
         return base64.b64encode(content).decode()
 
 
@@ -101,6 +104,7 @@ class _Report:
         self._parts: Any = self._templates.get_template("parts.html").module
         only = self._runs[0] if len(runs) == 1 else None
         self._strip = Strip(self._source(only, 1), only.judge) if only else None
+        self._alone = True
         names_of_runs = [run.name for run in runs]
         # Folders of different parents may have the same name.
         self._labels = [
@@ -112,7 +116,8 @@ class _Report:
         """Writes the further pages, then the main page; returns their paths."""
         divided = divide([run.sizes for run in self._runs], inline=self._inline)
         numbers = [part.page for parts in divided for part in parts]
-        fragments, articles = _Fragments(), []
+        self._alone = max(numbers) == 1
+        fragments, articles = self._fragments(), []
         if max(numbers) > 1:
             self._pages.make_folder()
         for run, label, parts in zip(self._runs, self._labels, divided, strict=True):
@@ -134,13 +139,16 @@ class _Report:
             return InlineThumbnails(run.folder)
         return LinkedFiles(run.folder, self._pages.path(page))
 
+    def _fragments(self) -> _Fragments:
+        return _Fragments(alone=self._alone)
+
     def _articles(self, run: LoggedRun, part: Part, fragments: _Fragments) -> list[str]:
         source = self._source(run, part.page)
-        views = run.read(part, source, self._kinds, self._strip)
+        views = run.read(part, source, self._kinds, self._strip, maps=self._alone)
         return [self._parts.article(view, fragments) for view in views]
 
     def _write_part(self, run: LoggedRun, label: str, part: Part, *, last: int) -> None:
-        fragments = _Fragments()
+        fragments = self._fragments()
         articles = self._articles(run, part, fragments)
         title = f"{label}, prompts {part.start + 1} to {part.stop}"
         rows = run.rows[part.start : part.stop]
@@ -160,7 +168,7 @@ class _Report:
         title = f"{' against '.join(self._labels)}, prompts {part.start + 1} to {part.stop}"
         some = rows[part.start : part.stop]
         content = [self._parts.outcomes(some, self._labels), self._compared(some, part.page)]
-        self._write_page(part.page, "further.html", title, last, _Fragments(), content=content)
+        self._write_page(part.page, "further.html", title, last, self._fragments(), content=content)
 
     def _compared(self, rows: Sequence[SideBySide], page: int) -> str:
         sources = [self._source(run, page) for run in self._runs]

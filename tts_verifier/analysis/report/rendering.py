@@ -36,10 +36,10 @@ def check_jinja() -> None:
         raise InputError("Reports need jinja2. Install it: pip install 'tts-verifier[reports]'.")
 
 
-def _compact(script: str) -> str:
-    """Returns a script without indents and lines that are comments."""
-    lines = [line.strip() for line in script.splitlines()]
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
+def _compact(code: str) -> str:
+    """Returns a script or a style without indents and without lines that are comments."""
+    lines = [line.strip() for line in code.splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
 
 def template_environment() -> Environment:
@@ -71,7 +71,7 @@ def template_environment() -> Environment:
         "pic": picture,
         "sheet_entry": sheet_entry,
         "thumb": thumb,
-        "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
+        "style": Markup(STYLE + _compact((TEMPLATES / "page.css").read_text("utf-8"))),
         "script": Markup(script),
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }

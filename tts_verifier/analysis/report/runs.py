@@ -92,7 +92,7 @@ class LoggedRun:
         self._states: list[tuple[SearchState, ...]] = []
 
     def read(
-        self, part: Part, source: Source, kinds: Mapping[str, int], strip: Strip | None
+        self, part: Part, source: Source, kinds: Mapping[str, int], strip: Strip | None, *, maps: bool
     ) -> Iterator[PromptView]:
         """Yields the views of the next prompts; parts are read in their order.
 
@@ -102,11 +102,12 @@ class LoggedRun:
             kinds: kind of heatmap -> its number on the page.
             strip: is told of every prompt; None if runs are compared, which need the chosen
                 images once more.
+            maps: whether heatmaps are read, to say which mark nothing.
         """
         for number in range(part.start, part.stop):
             trials = next(self._prompts)
             source.prepare(trials)
-            view = prompt_view(f"{self.anchor}p{number}", trials, source=source, kinds=kinds)
+            view = prompt_view(f"{self.anchor}p{number}", trials, source=source, kinds=kinds, read=maps)
             self._note(view, trials, part.page, compared=strip is None)
             if strip is not None:
                 strip.offer(view, part.page)

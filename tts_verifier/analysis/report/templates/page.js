@@ -112,7 +112,7 @@ async function findPlace() {
     if (!list) return;
     await fill(list);
     list.open = true;
-    document.getElementById(name)?.scrollIntoView();
+    if (document.getElementById(name)) location.replace(location.hash);
   }
   if (!name || prompt) return;
   const link = all("table a[href*='#']").find(
