@@ -25,7 +25,8 @@ STYLE: Final = """
 --s3:#8a3ab9;font:12px system-ui,sans-serif}
 .chart text{fill:var(--dim)}.chart .title{fill:var(--ink);font-size:13px;font-weight:600}
 .chart .xs{text-anchor:middle}.chart .ys,.chart .xt{text-anchor:end}
-.chart .grid{fill:none;stroke:var(--grid)}.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}
+.chart .grid{fill:none;stroke:var(--grid)}
+.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .chart .pale{stroke-width:1;opacity:.45}
 .chart .band{opacity:.15;stroke:none}.chart .bar{fill-opacity:.3;stroke-width:1.5}
 .chart .c0{stroke:var(--s0)}.chart .c1{stroke:var(--s1)}.chart .c2{stroke:var(--s2)}
@@ -245,9 +246,9 @@ def _legend(names: Sequence[str]) -> str:
         name = whole
         if len(name) > _LEGEND_CHARACTERS:
             name = name[: _LEGEND_CHARACTERS - 1] + "…"
+        dot = f'cx="{left:.0f}" cy="{_HEIGHT - 12:.0f}" r="4" class="f{i % _SERIES_COLOURS}"'
         parts.append(
-            f'<circle cx="{left:.0f}" cy="{_HEIGHT - 12:.0f}" r="4" class="f{i % _SERIES_COLOURS}"/>'
-            f'<text x="{left + 8:.0f}" y="{_HEIGHT - 8:.0f}">{escape(name)}</text>'
+            f'<circle {dot}/><text x="{left + 8:.0f}" y="{_HEIGHT - 8:.0f}">{escape(name)}</text>'
         )
         left += 26 + 6.5 * len(name)
     return "".join(parts)

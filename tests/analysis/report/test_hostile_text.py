@@ -231,7 +231,21 @@ def test_the_charts_of_a_replay_stay_xml(tmp_path: Path) -> None:
     done = CliRunner().invoke(replay_command, [str(folder), "--plot", str(plot)])
     assert done.exit_code == 0, done.output
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(plot).iter()}
-    assert tags <= set("svg title style desc text g path line circle polyline polygon".split())
+    assert tags <= set(
+        [
+            "svg",
+            "title",
+            "style",
+            "desc",
+            "text",
+            "g",
+            "path",
+            "line",
+            "circle",
+            "polyline",
+            "polygon",
+        ]
+    )
 
 
 def test_commands_print_no_control_characters(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ class _Fragments:
 
     def packed(self) -> str:
         """Returns all parts with `<hr>` between them, deflated, in base64."""
-        content = zlib.compress("<hr>".join(self._parts).encode("utf-8", "replace"), 6 if self._alone else 1)
+        content = zlib.compress(
+            "<hr>".join(self._parts).encode("utf-8", "replace"), 6 if self._alone else 1
+        )
         return base64.b64encode(content).decode()
 
 

@@ -92,7 +92,13 @@ class LoggedRun:
         self._states: list[tuple[SearchState, ...]] = []
 
     def read(
-        self, part: Part, source: Source, kinds: Mapping[str, int], strip: Strip | None, *, maps: bool
+        self,
+        part: Part,
+        source: Source,
+        kinds: Mapping[str, int],
+        strip: Strip | None,
+        *,
+        maps: bool,
     ) -> Iterator[PromptView]:
         """Yields the views of the next prompts; parts are read in their order.
 
@@ -107,7 +113,9 @@ class LoggedRun:
         for number in range(part.start, part.stop):
             trials = next(self._prompts)
             source.prepare(trials)
-            view = prompt_view(f"{self.anchor}p{number}", trials, source=source, kinds=kinds, read=maps)
+            view = prompt_view(
+                f"{self.anchor}p{number}", trials, source=source, kinds=kinds, read=maps
+            )
             self._note(view, trials, part.page, compared=strip is None)
             if strip is not None:
                 strip.offer(view, part.page)

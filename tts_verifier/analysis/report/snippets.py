@@ -63,9 +63,7 @@ def thumb(image: ShownImage | None, label: str) -> Markup:
     if image is None:
         return Markup('<span class="pic none">no image</span>')
     size = f'width="{image.width:d}" height="{image.height:d}"'
-    return Markup(
-        f'<img loading="lazy" src="{escape(image.source)}" {size} alt="{escape(label)}">'
-    )
+    return Markup(f'<img loading="lazy" src="{escape(image.source)}" {size} alt="{escape(label)}">')
 
 
 def judge_tag(trial: Trial) -> Markup:

@@ -98,7 +98,9 @@ class LinkedFiles:
 
     def layer(self, number: int, name: str, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns the whole grid, placed with the part that the image covers over the image."""
-        return HeatmapLayer(number, self._link(path_of(stored)), name, _place_of(heatmap_box(stored)))
+        return HeatmapLayer(
+            number, self._link(path_of(stored)), name, _place_of(heatmap_box(stored))
+        )
 
     def mask(self, path: str) -> str:
         """Returns a link."""

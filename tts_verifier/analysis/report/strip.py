@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
