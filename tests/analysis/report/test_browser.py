@@ -341,7 +341,7 @@ def test_axe_finds_no_violation(
         chromium.press("h")
         chromium.look(axe)
         chromium.look("axe.run().then((found) => (window.found = found.violations))")
-        chromium.wait("window.found")
+        chromium.wait("window.found !== undefined")
         told = "found.map((one) => [one.id, one.nodes.slice(0, 3).map((node) => node.html)])"
         assert chromium.look(told) == []
 
