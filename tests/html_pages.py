@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import zlib
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +14,18 @@ EVIL = (
 )
 
 
+def fragments(page: str) -> list[str]:
+    """Returns the parts of a page that are compressed in it."""
+    packed = re.findall(r'<template id="fragments">(.*?)</template>', page)
+    return [part for one in packed for part in decoded(one).split("<hr>")]
+
+
+def decoded(packed: str) -> str:
+    return zlib.decompress(base64.b64decode(packed)).decode()
+
+
 class Page(HTMLParser):
-    """A parsed page: its tags with attributes, and its text."""
+    """A parsed page with the parts that are compressed in it: tags with attributes, and text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -20,6 +33,9 @@ class Page(HTMLParser):
         self.text = ""
         self.source = path.read_text("utf-8")
         self.feed(self.source)
+        self.fragments = fragments(self.source)
+        for part in self.fragments:
+            self.feed(part)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from hostile_folders import forge, forge_tables
+from html_pages import fragments
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -63,6 +64,7 @@ ALLOWED = set(
         "circle",
         "dd",
         "details",
+        "desc",
         "dialog",
         "div",
         "dl",
@@ -78,6 +80,7 @@ ALLOWED = set(
         "figure",
         "filter",
         "form",
+        "g",
         "h1",
         "h2",
         "h3",
@@ -96,17 +99,20 @@ ALLOWED = set(
         "link",
         "main",
         "meta",
-        "meter",
         "nav",
         "noscript",
         "ol",
+        "option",
+        "output",
         "p",
         "polygon",
         "polyline",
+        "path",
         "pre",
         "rect",
         "script",
         "section",
+        "select",
         "span",
         "style",
         "summary",
@@ -191,7 +197,7 @@ def test_no_text_of_a_folder_becomes_markup(
     assert (len(paths) == 1) == single
     for path in paths:
         page = path.read_text("utf-8")
-        tags = Tags(page).found
+        tags = [tag for part in (page, *fragments(page)) for tag in Tags(part).found]
         assert {tag for tag, _ in tags} <= ALLOWED
         assert sum(tag == "script" for tag, _ in tags) == 1
         assert sum(tag == "style" for tag, _ in tags) == 1
@@ -201,10 +207,11 @@ def test_no_text_of_a_folder_becomes_markup(
             assert set(attributes) <= {
                 "aria-hidden", "aria-label", "aria-labelledby", "alt", "charset", "checked",
                 "class",
-                "color-interpolation-filters", "content", "cx", "cy", "data-r", "for", "height",
+                "color-interpolation-filters", "content", "cx", "cy", "d", "data-area",
+                "data-c", "data-f", "data-name", "data-x", "height", "hidden",
                 "href", "http-equiv", "id", "lang", "loading", "max", "method", "min", "name",
                 "points", "r", "rel", "role", "scope", "src", "style", "tabindex", "tablevalues",
-                "text-anchor", "type", "value", "values", "viewbox", "width", "x", "x1", "x2", "y",
+                "type", "value", "values", "viewbox", "width", "x", "x1", "x2", "y",
                 "y1", "y2",
             }, tag  # fmt: skip
             for name in ("href", "src"):
@@ -224,7 +231,21 @@ def test_the_charts_of_a_replay_stay_xml(tmp_path: Path) -> None:
     done = CliRunner().invoke(replay_command, [str(folder), "--plot", str(plot)])
     assert done.exit_code == 0, done.output
     tags = {element.tag.rpartition("}")[2] for element in ElementTree.parse(plot).iter()}
-    assert tags <= {"svg", "title", "style", "text", "line", "circle", "polyline", "polygon"}
+    assert tags <= set(
+        [
+            "svg",
+            "title",
+            "style",
+            "desc",
+            "text",
+            "g",
+            "path",
+            "line",
+            "circle",
+            "polyline",
+            "polygon",
+        ]
+    )
 
 
 def test_commands_print_no_control_characters(tmp_path: Path) -> None:

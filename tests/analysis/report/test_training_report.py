@@ -155,7 +155,8 @@ def test_a_single_spike_does_not_flatten_a_chart() -> None:
         for place, value in changes.items():
             spiky[int(place[1:])] = value
         (chart,) = curves_of(steps, {"gradient": spiky}).charts
-        numbers = re.findall(r'text-anchor="end">(-?[\d.]+)<', chart)
+        (left,) = re.findall('<g class="ys">(.*?)</g>', chart)
+        numbers = re.findall(r">(-?[\d.]+)<", left)
         return re.findall('class="title">(.*?)<', chart)[0], [float(n) for n in numbers]
 
     assert title_and_ticks() == ("gradient", [1.0, 1.5, 2.0])

@@ -117,6 +117,7 @@ def prompt_view(
     *,
     source: Source,
     kinds: Mapping[str, int],
+    read: bool = False,
 ) -> PromptView:
     """Returns the view of one prompt.
 
@@ -125,8 +126,10 @@ def prompt_view(
         trials: all trials of the prompt, at least one, in the order of the log.
         source: finds the addresses of images.
         kinds: kind of heatmap -> its number on the page.
+        read: read the heatmaps of the first draw and the chosen image, as `shown_image` does.
     """
     choice, first = choose(trials), first_draw(trials)
+    large = (choice.trial, first)
     looked_at = {t.parent_id for t in trials if isinstance(t.proposal, Look)}
     cards: dict[str, Card] = {}
     for number, trial in enumerate(trials, 1):
@@ -135,7 +138,7 @@ def prompt_view(
             anchor=f"{anchor}c{number}",
             number=number,
             trial=trial,
-            image=shown_image(trial, source, kinds),
+            image=shown_image(trial, source, kinds, read=read and trial in large),
             origin=_origin(trial, cards),
             parent=parent,
             mask=_mask_address(trial, source),

@@ -128,7 +128,8 @@ class RunFigures:
         def chart(title: str, values: array[float], read: Callable[[Pick], float]) -> str:
             points: list[Point] = [(value, 0.0) for value in values]
             picked: list[Point] = [(read(pick), 0.0) for pick in chosen]
-            return histogram(Chart(title, "", [Series("all", points), Series("chosen", picked)]))
+            series = [Series("all candidates", points), Series("chosen", picked)]
+            return histogram(Chart(title, "score", series, y="share of images"))
 
         charts = []
         for name, values in self.scores.items():
@@ -264,8 +265,8 @@ def progress_charts(
 ) -> list[str]:
     """Returns charts of the best so far: its objective, and the judge's score of it.
 
-    There is one chart per axis. One run has both measures in a chart; several runs have a chart
-    for each measure.
+    There is a chart for each measure and axis: measures on one scale would hide each other. The
+    network evaluations of one run alone would repeat its candidates.
 
     Args:
         runs: name -> the states of each prompt.
@@ -273,18 +274,12 @@ def progress_charts(
     """
     reads: dict[str, Callable[[Pick], float]] = {"objective": lambda t: t.objective}
     if judge is not None:
-        reads[f"judge, {judge}"] = lambda t: t.judge.get(judge, math.nan)
+        reads[f"judge ({judge})"] = lambda t: t.judge.get(judge, math.nan)
     charts = []
-    if len(runs) == 1:
-        prompts = next(iter(runs.values()))
-        for axis in AXES:
-            both = [
-                progress_series(measure, prompts, axis, read) for measure, read in reads.items()
-            ]
-            charts.append(line_chart(Chart("Best so far, mean over prompts", axis, both)))
-        return charts
+    axes = AXES if len(runs) > 1 else ("candidates", "seconds")
     for measure, read in reads.items():
-        for axis in AXES:
+        for axis in axes:
             series = [progress_series(name, prompts, axis, read) for name, prompts in runs.items()]
-            charts.append(line_chart(Chart(f"Best so far: {measure}", axis, series)))
+            title = f"Best so far: {measure} by {axis}"
+            charts.append(line_chart(Chart(title, f"{axis} per prompt", series, y="mean")))
     return charts

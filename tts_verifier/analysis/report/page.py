@@ -7,21 +7,17 @@ hash, so that text with a script in it cannot run even if the escaping failed.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tts_verifier.analysis.report.cards import PromptRow
-from tts_verifier.analysis.report.figures import (
-    PairedDifference,
-    paired_difference,
-    progress_charts,
-)
+from tts_verifier.analysis.report.figures import progress_charts
 from tts_verifier.analysis.report.pages import TABLE, Pages, Part, divide, divide_comparison
 from tts_verifier.analysis.report.rendering import template_environment
 from tts_verifier.analysis.report.runs import LoggedRun, RunView
+from tts_verifier.analysis.report.side_by_side import SideBySide, comparisons, side_by_side
 from tts_verifier.analysis.report.sources import (
     InlineThumbnails,
     LinkedFiles,
@@ -29,6 +25,7 @@ from tts_verifier.analysis.report.sources import (
     Source,
     shown_image,
 )
+from tts_verifier.analysis.report.strip import TILES, Strip
 from tts_verifier.analysis.report.training_run import is_training_run, write_training_report
 from tts_verifier.analysis.whole_files import write_whole
 from tts_verifier.choice.summary import wilson
@@ -72,20 +69,28 @@ def write_report(folders: Sequence[Path], path: Path, *, inline: bool = False) -
     return _Report(runs, Pages(path), inline=inline).write()
 
 
-class _Replies:
-    """The replies on one page. They are many and alike: the page has each once, compressed."""
+class _Fragments:
+    """Parts of one page that are seen when somebody opens them.
 
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+    They are many and alike: the page has them compressed, a tenth of their size.
 
-    def number(self, text: str) -> int:
-        """Returns the number of a reply, a new one for a new text."""
-        return self._numbers.setdefault(text, len(self._numbers))
+    Args:
+        alone: whether the report has no other page; the pages of a large one are written faster.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self._alone, self._parts = alone, list[str]()
+
+    def add(self, html: str) -> int:
+        """Returns the number of a part, which has no `<hr>`: its texts are escaped."""
+        self._parts.append(html.strip())
+        return len(self._parts) - 1
 
     def packed(self) -> str:
-        """Returns all replies as a JSON list, deflated, in base64."""
-        # The highest level would take fifty times as long for a tenth less.
-        content = zlib.compress(json.dumps(list(self._numbers)).encode(), 4)
+        """Returns all parts with `<hr>` between them, deflated, in base64."""
+        content = zlib.compress(
+            "<hr>".join(self._parts).encode("utf-8", "replace"), 6 if self._alone else 1
+        )
         return base64.b64encode(content).decode()
 
 
@@ -98,6 +103,9 @@ class _Report:
         self._kinds = {name: i for i, name in enumerate(names)}
         self._templates = template_environment()
         self._parts: Any = self._templates.get_template("parts.html").module
+        only = self._runs[0] if len(runs) == 1 else None
+        self._strip = Strip(self._source(only, 1), only.judge) if only else None
+        self._alone = True
         names_of_runs = [run.name for run in runs]
         # Folders of different parents may have the same name.
         self._labels = [
@@ -109,20 +117,21 @@ class _Report:
         """Writes the further pages, then the main page; returns their paths."""
         divided = divide([run.sizes for run in self._runs], inline=self._inline)
         numbers = [part.page for parts in divided for part in parts]
-        replies, articles = _Replies(), []
+        self._alone = max(numbers) == 1
+        fragments, articles = self._fragments(), []
         if max(numbers) > 1:
             self._pages.make_folder()
         for run, label, parts in zip(self._runs, self._labels, divided, strict=True):
-            articles.append(self._articles(run, parts[0], replies))
+            articles.append(self._articles(run, parts[0], fragments))
             for part in parts[1:]:
                 self._write_part(run, label, part, last=max(numbers))
         views = [run.view() for run in self._runs]
-        rows = _side_by_side(views)
+        rows = side_by_side(views)
         compared = divide_comparison(len(rows), max(numbers)) if rows else []
         for part in compared:
             if part.page > 1:
                 self._write_comparison(rows, part, last=compared[-1].page)
-        self._write_main(views, articles, replies, parts=divided, rows=rows, compared=compared)
+        self._write_main(views, articles, fragments, parts=divided, rows=rows, compared=compared)
         pages = {1, *numbers, *(part.page for part in compared)}
         return [self._pages.path(number) for number in sorted(pages)]
 
@@ -131,52 +140,58 @@ class _Report:
             return InlineThumbnails(run.folder)
         return LinkedFiles(run.folder, self._pages.path(page))
 
-    def _articles(self, run: LoggedRun, part: Part, replies: _Replies) -> list[str]:
+    def _fragments(self) -> _Fragments:
+        return _Fragments(alone=self._alone)
+
+    def _articles(self, run: LoggedRun, part: Part, fragments: _Fragments) -> list[str]:
         source = self._source(run, part.page)
-        views = run.read(part, source, self._kinds, compared=len(self._runs) > 1)
-        return [self._parts.article(view, replies) for view in views]
+        views = run.read(part, source, self._kinds, self._strip, maps=self._alone)
+        return [self._parts.article(view, fragments) for view in views]
 
     def _write_part(self, run: LoggedRun, label: str, part: Part, *, last: int) -> None:
-        replies = _Replies()
-        articles = self._articles(run, part, replies)
+        fragments = self._fragments()
+        articles = self._articles(run, part, fragments)
         title = f"{label}, prompts {part.start + 1} to {part.stop}"
+        rows = run.rows[part.start : part.stop]
+        find = self._parts.find(_categories(rows))
         table = self._parts.index(
             f"{part.stop - part.start} prompts in a table",
-            run.rows[part.start : part.stop],
+            rows,
             run.judge,
             self._pages,
             part.page,
         )
         self._write_page(
-            part.page, "further.html", title, last, replies, content=[table, *articles]
+            part.page, "further.html", title, last, fragments, content=[find, table, *articles]
         )
 
-    def _write_comparison(self, rows: Sequence[_SideBySide], part: Part, *, last: int) -> None:
+    def _write_comparison(self, rows: Sequence[SideBySide], part: Part, *, last: int) -> None:
         title = f"{' against '.join(self._labels)}, prompts {part.start + 1} to {part.stop}"
-        content = [self._compared(rows, part)]
-        self._write_page(part.page, "further.html", title, last, _Replies(), content=content)
+        some = rows[part.start : part.stop]
+        content = [self._parts.outcomes(some, self._labels), self._compared(some, part.page)]
+        self._write_page(part.page, "further.html", title, last, self._fragments(), content=content)
 
-    def _compared(self, rows: Sequence[_SideBySide], part: Part) -> str:
-        sources = [self._source(run, part.page) for run in self._runs]
+    def _compared(self, rows: Sequence[SideBySide], page: int) -> str:
+        sources = [self._source(run, page) for run in self._runs]
 
         def show(row: PromptRow, run: int) -> ShownImage | None:
             return shown_image(row.shown, sources[run], self._kinds) if row.shown else None
 
-        some = rows[part.start : part.stop]
-        html: str = self._parts.compared(some, self._labels, show, self._pages, part.page)
+        html: str = self._parts.compared(rows, self._labels, show, self._pages, page)
         return html
 
     def _write_main(
         self,
         views: Sequence[RunView],
         articles: Sequence[Sequence[str]],
-        replies: _Replies,
+        fragments: _Fragments,
         *,
         parts: Sequence[Sequence[Part]],
-        rows: Sequence[_SideBySide],
+        rows: Sequence[SideBySide],
         compared: Sequence[Part],
     ) -> None:
         runs = list(zip(self._labels, views, strict=True))
+        first = rows if compared and compared[0].page == 1 else rows[:TILES]
         states = {label: view.states for label, view in runs}
         last = max(part.page for part in [*(p for some in parts for p in some), *compared])
         self._write_page(
@@ -184,14 +199,17 @@ class _Report:
             "page.html",
             ", ".join(self._labels),
             last,
-            replies,
+            fragments,
             runs=runs,
             articles=articles,
             parts_of=parts,
             charts=progress_charts(states, views[0].judge),
-            comparisons=_comparisons(views),
+            prompt_categories=_categories([row for view in views for row in view.prompts]),
+            comparisons=comparisons(views),
             compared=compared,
-            side_by_side=[self._compared(rows, part) for part in compared if part.page == 1],
+            strip=self._strip.tiles if self._strip else (),
+            side_by_side=first,
+            pairs=self._compared(first, 1) if first else "",
             longest_table=TABLE,
             interval=wilson,
         )
@@ -202,7 +220,7 @@ class _Report:
         template: str,
         title: str,
         last: int,
-        replies: _Replies,
+        fragments: _Fragments,
         **values: Any,
     ) -> None:
         text = self._templates.get_template(template).render(
@@ -212,30 +230,12 @@ class _Report:
             pages=self._pages,
             labels=self._labels,
             kinds=self._kinds,
-            replies=replies,
+            fragments=fragments,
             **values,
         )
         write_whole(self._pages.path(page), text, "--output")
 
 
-_SideBySide = tuple[str, Sequence[PromptRow | None]]
-"""A prompt's text, and the prompt as each run has it."""
-
-
-def _comparisons(runs: Sequence[RunView]) -> list[tuple[RunView, list[PairedDifference]]]:
-    """Returns every run but the first, with its differences from the first."""
-    measures = ["objective"]
-    if runs[0].judge is not None:
-        measures.append(runs[0].judge)
-    return [
-        (run, [paired_difference(m, run.chosen(m), runs[0].chosen(m)) for m in measures])
-        for run in runs[1:]
-    ]
-
-
-def _side_by_side(runs: Sequence[RunView]) -> list[_SideBySide]:
-    """Returns every prompt that at least two runs have, with the row of each run."""
-    by_text = [{row.prompt.text: row for row in run.prompts} for run in runs]
-    texts = dict.fromkeys(text for rows in by_text for text in rows)
-    found: list[_SideBySide] = [(text, [rows.get(text) for rows in by_text]) for text in texts]
-    return [row for row in found if len(row[1]) - list(row[1]).count(None) > 1]
+def _categories(rows: Sequence[PromptRow]) -> list[str]:
+    """Returns the categories of prompts in the order of the run; "" for those without one."""
+    return list(dict.fromkeys(row.prompt.category for row in rows))

@@ -18,6 +18,7 @@ from tts_verifier.analysis.report.snippets import (
     judge_tag,
     picture,
     sheet_entry,
+    thumb,
 )
 from tts_verifier.analysis.svg import STYLE
 
@@ -27,12 +28,18 @@ if TYPE_CHECKING:
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
+def _compact(code: str) -> str:
+    """Returns a script or a style without indents and without lines that are comments."""
+    lines = [line.strip() for line in code.splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
+
+
 def template_environment() -> Environment:
     """Returns the templates with their filters, styles and script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    script = (TEMPLATES / "page.js").read_text("utf-8")
+    script = _compact((TEMPLATES / "page.js").read_text("utf-8"))
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -55,7 +62,8 @@ def template_environment() -> Environment:
         "judge_tag": judge_tag,
         "pic": picture,
         "sheet_entry": sheet_entry,
-        "style": Markup(STYLE + (TEMPLATES / "page.css").read_text("utf-8")),
+        "thumb": thumb,
+        "style": Markup(STYLE + _compact((TEMPLATES / "page.css").read_text("utf-8"))),
         "script": Markup(script),
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }

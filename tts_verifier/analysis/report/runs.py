@@ -21,6 +21,7 @@ from tts_verifier.analysis.report.figures import (
 )
 from tts_verifier.analysis.report.pages import Part
 from tts_verifier.analysis.report.sources import Source
+from tts_verifier.analysis.report.strip import Strip
 from tts_verifier.choice.summary import PromptSummary, Summary, summarise, summarise_prompt
 from tts_verifier.errors import InputError
 from tts_verifier.log import LoggedPrompts, is_running, read_header
@@ -91,7 +92,13 @@ class LoggedRun:
         self._states: list[tuple[SearchState, ...]] = []
 
     def read(
-        self, part: Part, source: Source, kinds: Mapping[str, int], *, compared: bool
+        self,
+        part: Part,
+        source: Source,
+        kinds: Mapping[str, int],
+        strip: Strip | None,
+        *,
+        maps: bool,
     ) -> Iterator[PromptView]:
         """Yields the views of the next prompts; parts are read in their order.
 
@@ -99,13 +106,19 @@ class LoggedRun:
             part: the prompts.
             source: finds the addresses of images on the part's page.
             kinds: kind of heatmap -> its number on the page.
-            compared: whether the chosen images are needed once more.
+            strip: is told of every prompt; None if runs are compared, which need the chosen
+                images once more.
+            maps: whether heatmaps are read, to say which mark nothing.
         """
         for number in range(part.start, part.stop):
             trials = next(self._prompts)
             source.prepare(trials)
-            view = prompt_view(f"{self.anchor}p{number}", trials, source=source, kinds=kinds)
-            self._note(view, trials, part.page, compared=compared)
+            view = prompt_view(
+                f"{self.anchor}p{number}", trials, source=source, kinds=kinds, read=maps
+            )
+            self._note(view, trials, part.page, compared=strip is None)
+            if strip is not None:
+                strip.offer(view, part.page)
             yield view
 
     def _note(

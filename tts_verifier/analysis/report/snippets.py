@@ -36,6 +36,10 @@ def picture(image: ShownImage | None, label: str) -> Markup:
         f'<img loading="lazy" src="{escape(image.source)}" {size} alt="{escape(label)}">'
     ]
     for layer in image.layers:
+        if not layer.flaw:
+            word = f"no {escape(layer.name)}"
+            parts.append(f'<span class="ov word m{layer.number:d}">{word}</span>')
+            continue
         style = f' style="{layer.place}"' if layer.place else ""
         source = escape(layer.source)
         parts.append(
@@ -50,6 +54,16 @@ def picture(image: ShownImage | None, label: str) -> Markup:
         parts.append(f'<svg class="ov bx" {view} aria-hidden="true">{boxes}</svg>')
     parts.append("</button>\n")
     return Markup("".join(parts))
+
+
+def thumb(image: ShownImage | None, label: str) -> Markup:
+    """Returns an image without overlays, as a part of a link."""
+    from markupsafe import Markup, escape
+
+    if image is None:
+        return Markup('<span class="pic none">no image</span>')
+    size = f'width="{image.width:d}" height="{image.height:d}"'
+    return Markup(f'<img loading="lazy" src="{escape(image.source)}" {size} alt="{escape(label)}">')
 
 
 def judge_tag(trial: Trial) -> Markup:

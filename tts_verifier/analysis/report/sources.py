@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -25,6 +25,8 @@ from tts_verifier.types.paths import read_inside, stays_inside
 
 _THUMBNAIL: Final = 224
 """Longer side of an inline image, in pixels."""
+_FAINT: Final = 0.1
+"""A heatmap whose values are all below this marks nothing."""
 _SMALL_HEATMAP: Final = 48
 """Longest side of an inline heatmap, in cells."""
 
@@ -37,8 +39,12 @@ class HeatmapLayer:
     """Of its kind, among the page's kinds of heatmaps."""
     source: str
     """Address."""
+    name: str
+    """Its kind."""
     place: str = ""
     """CSS that lays it over the image; empty = it covers the image."""
+    flaw: bool = True
+    """False if it was looked at and marks nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,7 @@ class Source(Protocol):
     def image(self, trial: Trial) -> str:
         """Returns the address of a trial's image; empty if it has none."""
 
-    def layer(self, number: int, stored: Stored[Heatmap]) -> HeatmapLayer:
+    def layer(self, number: int, name: str, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns a heatmap, placed over its image."""
 
     def mask(self, path: str) -> str:
@@ -90,9 +96,11 @@ class LinkedFiles:
         path = path_of(trial.image)
         return self._link(path) if path else ""
 
-    def layer(self, number: int, stored: Stored[Heatmap]) -> HeatmapLayer:
+    def layer(self, number: int, name: str, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns the whole grid, placed with the part that the image covers over the image."""
-        return HeatmapLayer(number, self._link(path_of(stored)), _place_of(heatmap_box(stored)))
+        return HeatmapLayer(
+            number, self._link(path_of(stored)), name, _place_of(heatmap_box(stored))
+        )
 
     def mask(self, path: str) -> str:
         """Returns a link."""
@@ -158,9 +166,10 @@ class InlineThumbnails:
             return ""
         return self._made.get(path_of(trial.image)) or _thumbnail_address(trial.image)
 
-    def layer(self, number: int, stored: Stored[Heatmap]) -> HeatmapLayer:
+    def layer(self, number: int, name: str, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns the part of the grid that the image covers, reduced."""
-        return HeatmapLayer(number, self._made.get(path_of(stored)) or _heatmap_address(stored))
+        source = self._made.get(path_of(stored)) or _heatmap_address(stored)
+        return HeatmapLayer(number, source, name)
 
     def mask(self, path: str) -> str:
         """Returns a PNG."""
@@ -177,26 +186,41 @@ def _folder_of(trials: Sequence[Trial], default: Path) -> Path:
     return next((image.folder for image in images if isinstance(image, InFile)), default)
 
 
-def shown_image(trial: Trial, source: Source, kinds: Mapping[str, int]) -> ShownImage | None:
+def shown_image(
+    trial: Trial, source: Source, kinds: Mapping[str, int] | None, *, read: bool = False
+) -> ShownImage | None:
     """Returns a trial's image with its heatmaps and boxes; None if it has no image.
 
     Args:
         trial: the trial.
         source: finds the addresses.
-        kinds: kind of heatmap -> its number on the page.
+        kinds: kind of heatmap -> its number on the page; None = the image alone.
+        read: read the heatmaps, to say of each whether it marks a flaw.
     """
     address = source.image(trial)
     if not address or trial.size is None:
         return None
-    if trial.verdict is None:
+    if trial.verdict is None or kinds is None:
         return ShownImage(address, *trial.size, (), ())
-    layers = [source.layer(kinds[n], s) for n, s in trial.verdict.heatmaps.stored.items()]
+    stored = trial.verdict.heatmaps.stored
+    layers = [source.layer(kinds[name], name, heatmap) for name, heatmap in stored.items()]
+    if read:
+        marks = map(_marks, stored.values())
+        layers = [replace(layer, flaw=flaw) for layer, flaw in zip(layers, marks, strict=True)]
     boxes = tuple(
         (x1, y1, x2 - x1, y2 - y1)
         for x1, y1, x2, y2 in trial.verdict.boxes
         if x2 >= x1 and y2 >= y1
     )
     return ShownImage(address, *trial.size, tuple(layer for layer in layers if layer.source), boxes)
+
+
+def _marks(stored: Stored[Heatmap]) -> bool:
+    """Returns whether a heatmap marks a flaw; True if it cannot be read."""
+    try:
+        return bool(stored.load().grid.max() >= _FAINT)
+    except Exception:
+        return True
 
 
 def _thumbnail_address(stored: Stored[Image.Image]) -> str:
