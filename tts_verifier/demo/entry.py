@@ -8,15 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Unpack
 
+from tts_verifier import Adaptive, BestOfN, DiffusersGenerator, InpaintReroll
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.runner import RunSetup
+from tts_verifier.runner.options import SearchOptions
 from tts_verifier.runner.setup import check_needs, known_scores
-from tts_verifier.strategies.adaptive import Adaptive
-from tts_verifier.strategies.best_of_n import BestOfN
-from tts_verifier.strategies.inpaint_reroll import InpaintReroll
 from tts_verifier.verified import VerifiedPipeline, wrap
-from tts_verifier.verified.pipeline import WrapOptions
 
 Menu = Mapping[str, Callable[[int], Any]]
 """What the page calls a strategy -> n, the largest number of candidates -> the strategy."""
@@ -45,7 +42,7 @@ def launch(
     port: int | None = None,
     open_browser: bool = False,
     block: bool = True,
-    **options: Unpack[WrapOptions],
+    **options: Unpack[SearchOptions],
 ) -> Any:
     """Serves a page that searches for the best image of a prompt, until Ctrl-C.
 

@@ -75,7 +75,9 @@ def search(setup: RunSetup, prompt: str, stop: threading.Event) -> Iterator[Snap
     """
     events: queue.Queue[Snapshot | None] = queue.Queue()
     reports = _Reports(events, stop)
-    thread = threading.Thread(target=_run, args=(setup, prompt, reports, events), daemon=True)
+    thread = threading.Thread(
+        target=_search_in_thread, args=(setup, prompt, reports, events), daemon=True
+    )
     thread.start()
     try:
         while (snapshot := events.get()) is not None:
@@ -85,7 +87,7 @@ def search(setup: RunSetup, prompt: str, stop: threading.Event) -> Iterator[Snap
         thread.join()
 
 
-def _run(
+def _search_in_thread(
     setup: RunSetup, prompt: str, reports: _Reports, events: queue.Queue[Snapshot | None]
 ) -> None:
     chosen, error = None, ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from tts_verifier.analysis.report.cards import PromptRow
 from tts_verifier.analysis.report.figures import progress_charts
-from tts_verifier.analysis.report.pages import TABLE, Pages, Part, divide, divide_comparison
+from tts_verifier.analysis.report.pages import LONGEST_TABLE, Pages, Part, divide, divide_comparison
 from tts_verifier.analysis.report.rendering import template_environment
 from tts_verifier.analysis.report.runs import LoggedRun, RunView
 from tts_verifier.analysis.report.side_by_side import SideBySide, comparisons, side_by_side
@@ -210,7 +210,7 @@ class _Report:
             strip=self._strip.tiles if self._strip else (),
             side_by_side=first,
             pairs=self._compared(first, 1) if first else "",
-            longest_table=TABLE,
+            longest_table=LONGEST_TABLE,
             interval=wilson,
         )
 

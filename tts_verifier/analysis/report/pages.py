@@ -22,7 +22,7 @@ INLINE: Final = 256
 """The same with thumbnails in the page: some 4 MB."""
 COMPARED: Final = 500
 """Prompts on a page that compares runs."""
-TABLE: Final = 10_000
+LONGEST_TABLE: Final = 10_000
 """The most prompts in the table of the main page; each page has a table of its own prompts."""
 
 
