@@ -20,6 +20,12 @@ def fragments(page: str) -> list[str]:
     return [part for one in packed for part in decoded(one).split("<hr>")]
 
 
+def whole(path: Path) -> str:
+    """Returns a page's source, and after it the parts that are compressed in it."""
+    source = path.read_text("utf-8")
+    return "\n".join([source, *fragments(source)])
+
+
 def decoded(packed: str) -> str:
     return zlib.decompress(base64.b64decode(packed)).decode()
 

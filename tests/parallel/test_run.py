@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from html_pages import whole
 from worker_parts import TracedGenerator, choices, traced, traced_recipe
 
 from tts_verifier.analysis.replay import replay_log
@@ -60,10 +61,10 @@ def test_readers_take_the_shards_as_one_log(tmp_path, inline):
         f"{i:04d}" for i in range(10)
     ]
     assert replay_log(folder).prompts == 10
-    page = write_report([folder], tmp_path / "report.html")[0].read_text()
+    page = whole(write_report([folder], tmp_path / "report.html")[0])
     image = read_trials(folder)[-1].image
     assert f"run/shards/00002/{image.path}" in page
-    inside = write_report([folder], folder / "report.html")[0].read_text()
+    inside = whole(write_report([folder], folder / "report.html")[0])
     assert f'"shards/00002/{image.path}"' in inside
     assert write_report([folder], tmp_path / "inline.html", inline=True)[0].stat().st_size > 10_000
 

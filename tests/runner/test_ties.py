@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from html_pages import whole
 from PIL import Image
 
 from tts_verifier import run
@@ -111,7 +112,7 @@ def test_a_log_continues_extends_replays_and_reports(tmp_path: Path) -> None:
     assert sorted(table[table.chosen].trial_id) == sorted(chosen)
     assert replay_log(folder).candidates == 6
     write_report([folder], folder / "page.html")
-    assert "compared with" in "".join(p.read_text() for p in folder.glob("*.html"))
+    assert "compared with" in "".join(whole(p) for p in folder.glob("*.html"))
     with pytest.raises(RunError, match="ties: 3 there, 'absent' here"):
         run(["a", "b"], *parts, BestOfN(6), folder=folder)
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from histories import PROMPT, TASK, seed, trial
+from html_pages import whole
 
 from tts_verifier import run
 from tts_verifier.analysis.report import write_report
@@ -98,7 +99,7 @@ def test_a_log_has_the_texts_and_their_cost_and_a_continued_run_asks_for_none(tm
     assert again.requests == []
     assert [t.id for t in second.trials] == [t.id for t in first.trials]
     write_report([folder], folder / "page.html")
-    pages = "".join(page.read_text() for page in folder.glob("*.html"))
+    pages = "".join(whole(page) for page in folder.glob("*.html"))
     assert "the prompt rewritten after #" in pages
 
 

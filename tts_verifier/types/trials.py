@@ -26,7 +26,7 @@ State = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """One candidate, generated and verified: a row of the log. It pickles."""
+    """One candidate, generated and verified: a row of the log. It pickles; threads may share it."""
 
     id: str
     """Hash of the prompt, the proposal with its ancestors, and the generator's settings."""

@@ -134,7 +134,7 @@ def test_prompts_are_divided_by_their_candidates(monkeypatch: pytest.MonkeyPatch
 def test_a_table_of_very_many_prompts_is_divided_too(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_pages: None
 ) -> None:
-    monkeypatch.setattr("tts_verifier.analysis.report.page.TABLE", 8)
+    monkeypatch.setattr("tts_verifier.analysis.report.page.LONGEST_TABLE", 8)
     main, *others = write_report(folders[:1], tmp_path / "report.html")
     assert "2 prompts in a table" in main.read_text("utf-8")
     assert main.read_text("utf-8").count('<th scope="row"><a') == 2
