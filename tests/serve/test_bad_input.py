@@ -342,18 +342,21 @@ def test_slow_bodies_and_slow_headers_are_cut_off() -> None:
 def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     body = as_json(prompts=["x"] * 4, images=[png(8, 8)] * 4, maps=[1024, 1024])
     start = head(len(body)).replace(MEDIA_TYPE.encode(), b"application/json")
-    with ExitStack() as opened:
-        # The server ends at the end of the block, with this connection open, or the test fails.
-        with serving(FakeVerifier(), idle_seconds=0.2) as url, httpx.Client(verify=False) as client:
-            opened.enter_context(closing(raw(url, start + body)))
-            answered = False
-            for _ in range(SECONDS * 20):
-                # A connection that was idle while the machine was busy is cut off too.
-                with suppress(httpx.TransportError):
-                    page = client.get(f"{url}/metrics").text
-                    if answered := 'door="/v1/score",status="200"' in page:
-                        break
-                time.sleep(0.05)
+    # The server ends at the end of the block, with this connection open, or the test fails.
+    with (
+        ExitStack() as opened,
+        serving(FakeVerifier(), idle_seconds=0.2) as url,
+        httpx.Client(verify=False) as client,
+    ):
+        opened.enter_context(closing(raw(url, start + body)))
+        answered = False
+        for _ in range(SECONDS * 20):
+            # A connection that was idle while the machine was busy is cut off too.
+            with suppress(httpx.TransportError):
+                page = client.get(f"{url}/metrics").text
+                if answered := 'door="/v1/score",status="200"' in page:
+                    break
+            time.sleep(0.05)
     assert answered
 
 

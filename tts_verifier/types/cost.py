@@ -40,7 +40,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The upper limits of the search for one prompt; None = no limit. It is safe to share between threads."""
+    """The upper limits of the search for one prompt; None = no limit. Safe between threads."""
 
     candidates: int | None = None
     """Generated images, unfinished ones included; looks are not counted."""
