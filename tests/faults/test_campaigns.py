@@ -55,6 +55,7 @@ def test_recipes_are_read_as_stated_or_refused_with_a_place(tmp_path: Path) -> N
     assert_clean(recipes, range(150), tmp_path)
 
 
+@pytest.mark.slow
 def test_every_picture_file_has_its_row(tmp_path: Path) -> None:
     assert_clean(images, range(8), tmp_path)
 

@@ -104,6 +104,7 @@ def test_a_result_is_found_from_another_place(
     assert list(result.images) == ["0000"]
 
 
+@pytest.mark.slow
 def test_a_result_holds_little_of_what_is_in_the_log(tmp_path: Path) -> None:
     tracemalloc.start()
     try:

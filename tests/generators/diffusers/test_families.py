@@ -86,7 +86,9 @@ def test_the_document_has_the_table(tmp_path):
     assert found[1] == table(tmp_path), "run: python tests/generators/diffusers/test_families.py"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_seeds_image_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path):
     generator, bound = generator_of(name, tmp_path), 1

@@ -309,7 +309,7 @@ def maps(draw: st.DrawFn) -> np.ndarray:
     return (source.random(shape) * (source.random(shape) < share)).astype(np.float32)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_the_rewards_equal_loops_over_pixels(data: st.DataObject) -> None:
     texts = data.draw(st.lists(replies(), min_size=1, max_size=2))

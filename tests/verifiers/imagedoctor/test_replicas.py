@@ -110,6 +110,7 @@ def test_every_device_takes_part_and_a_single_image_needs_one(
     assert used == [(two.engine, threading.current_thread().name)]
 
 
+@pytest.mark.slow
 def test_rankings_and_many_threads_get_what_one_device_gives(
     one: ImageDoctor, two: ImageDoctor
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_picture_of_any_shape_can_be_judged(judge, size: tuple[int, int]) -> N
     assert verdict.heatmaps["misspelling"].shape == size[::-1]
 
 
+@pytest.mark.slow
 def test_it_is_a_verifier_like_any_other(judge) -> None:
     settings = {"verifier": "ocr", "model": "PP-OCRv6 small", "case_sensitive": False}
     assert judge.settings == settings

@@ -220,7 +220,7 @@ def test_partial_sums_are_float32_whatever_the_default_dtype_is() -> None:
 @pytest.mark.parametrize(
     ("heads", "kv", "size", "count"), [(8, 2, 32, 1), (8, 2, 32, 5), (4, 4, 64, 1), (16, 2, 16, 15)]
 )
-@pytest.mark.parametrize("capacity", [64, 256])
+@pytest.mark.parametrize("capacity", [64, pytest.param(256, marks=pytest.mark.slow)])
 def test_attention_over_caches_of_all_lengths(
     heads: int, kv: int, size: int, count: int, capacity: int
 ) -> None:
