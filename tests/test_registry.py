@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def test_an_import_path_names_a_class_of_a_file(folder: Path) -> None:
     assert registry.builder("strategy", "recipes/own.py:Own.with_three")().n == 3
     with pytest.raises(RecipeError, match=r"must name a file that exists, and own\.py is in none"):
         registry.builder("strategy", "own.py:Own")
+
+
+def test_threads_that_want_the_same_file_get_the_same_whole_module(folder: Path) -> None:
+    (folder / "slow.py").write_text("import time\ntime.sleep(0.2)\n" + OWN)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(registry.builder, ["strategy"] * 4, ["recipes/slow.py:Own"] * 4))
+    assert len(set(found)) == 1
 
 
 def test_an_import_path_names_a_class_of_a_module(folder: Path) -> None:

@@ -20,6 +20,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
@@ -96,6 +97,8 @@ _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _IMPORT_PATH: Final = re.compile(rf"(?P<module>.+\.py|{_DOTTED}):(?P<path>{_DOTTED})")
 
 _PLUGIN_FOLDERS: Final[ContextVar[tuple[Path, ...]]] = ContextVar("plugin_folders", default=())
+_EXECUTING: Final = RLock()
+"""Held while a file is executed: another thread must not see half a module."""
 
 
 def recipe_folder(package: Path = _PACKAGE) -> Path:
@@ -213,7 +216,8 @@ def _module(module: str, what: str) -> ModuleType:
                     f"{what} must name a file that exists, and {module} is in none of "
                     f"{', '.join(map(str, folders))}. Give its path from the recipe's folder."
                 )
-            return _module_of_file(file.resolve())
+            with _EXECUTING:
+                return _module_of_file(file.resolve())
         for folder in map(str, folders):
             # Last, so that no file beside a recipe takes the place of a library.
             sys.path += [] if folder in sys.path else [folder]
