@@ -276,20 +276,17 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     `**options: Unpack[SomeTypedDict]` counts as a parameter whose default is None. The first
     parameter of a `from_pretrained` is called `model`, whatever its real name.
     """
-    try:
-        hints = get_type_hints(builder.__init__ if inspect.isclass(builder) else builder)
-    except (NameError, TypeError):
-        # A plug-in may annotate with names that exist only while type checking.
-        hints = {}
+    hints = hints_of(builder)
     accepted: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(builder).parameters.items():
         hint = hints.get(name, UNCHECKED)
         if parameter.kind is parameter.VAR_KEYWORD:
             options = next(iter(get_args(hint)), None)
+            keys = dict.fromkeys(getattr(options, "__annotations__", ()), UNCHECKED)
             # Light modules import heavy ones, such as torch, for type checkers only. The builder
             # has imported those that it needs.
-            option_hints = {} if options is None else get_type_hints(options, localns=sys.modules)
-            accepted |= {option: (kind, None) for option, kind in option_hints.items()}
+            keys |= _hints(options, localns=sys.modules)
+            accepted |= {key: (kind, None) for key, kind in keys.items()}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             accepted[name] = (hint, parameter.default)
     # Recipes name a checkpoint `model` in every section, and `from_pretrained` has other names.
@@ -297,6 +294,19 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         first = next(iter(accepted))
         accepted = {"model": accepted.pop(first), **accepted}
     return accepted
+
+
+def hints_of(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of a builder's parameters, resolved; none if one cannot be."""
+    return _hints(builder.__init__ if inspect.isclass(builder) else builder)
+
+
+def _hints(annotated: Any, localns: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        return get_type_hints(annotated, localns=localns)
+    except Exception:
+        # A plug-in may annotate with any text, or with names that only type checkers know.
+        return {}
 
 
 def built(role: str, values: Mapping[str, Any]) -> Any:
