@@ -125,8 +125,12 @@ def test_what_an_import_path_is(name: str, is_path: bool) -> None:
 def test_a_verifier_of_ones_own_is_loaded_by_its_import_path(folder: Path) -> None:
     (folder / "judge.py").write_text("from tts_verifier.testing import FakeVerifier as Mine\n")
     assert isinstance(load_verifier("recipes/judge.py:Mine"), FakeVerifier)
-    with pytest.raises(InputError, match=r"no argument|cannot be built"):
+    with pytest.raises(InputError, match=r"'recipes/judge\.py:Mine' has no argument 'm'"):
         load_verifier("recipes/judge.py:Mine", options={"m": 1})
+    (folder / "raises.py").write_text("from judge import Mine\ndef make(): return Mine() / 2\n")
+    with pytest.raises(InputError, match=r"cannot be built: TypeError: .*raises\.py, line 2\)"):
+        load_verifier("recipes/raises.py:make")
+    del sys.modules["judge"]
 
 
 def test_a_part_inside_another_is_built_from_its_table(folder: Path) -> None:

@@ -24,7 +24,7 @@ from threading import RLock
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
-from tts_verifier.errors import InputError, RecipeError, suggestion
+from tts_verifier.errors import InputError, RecipeError, TTSError, suggestion
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -324,11 +324,30 @@ def built(role: str, values: Mapping[str, Any]) -> Any:
     name = arguments.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"{role} needs a 'name' beside its arguments, got {values!r:.200}.")
+    return built_by_name(role, name, arguments)
+
+
+def built_by_name(
+    role: str, name: str, arguments: Mapping[str, Any], where_taken: Mapping[str, Any] | None = None
+) -> Any:
+    """Builds a part from its name and arguments.
+
+    Args:
+        role: as for `builder`.
+        name: as for `builder`.
+        arguments: their types are not checked.
+        where_taken: further arguments, for a builder that has them; `arguments` come first.
+
+    Raises:
+        InputError: as for `built`.
+    """
     try:
         build = builder(role, name)
     except RecipeError as error:
         raise InputError(str(error), argument="name") from error
     accepted = parameters(build)
+    further = {key: value for key, value in (where_taken or {}).items() if key in accepted}
+    arguments = further | dict(arguments)
     for key in arguments:
         if key not in accepted:
             raise InputError(
@@ -340,14 +359,30 @@ def built(role: str, values: Mapping[str, Any]) -> Any:
     if missing:
         raise InputError(f"{role} {name!r} needs {', '.join(missing)}, which is not given.")
     try:
-        return call(build, arguments)
+        return call(build, arguments, name)
     except TypeError as error:
         raise InputError(f"{role} {name!r} cannot be built: {error}.") from error
 
 
-def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Calls a builder with values under the names that `parameters` gives them."""
+def call(builder: Callable[..., Any], values: Mapping[str, Any], name: str = "") -> Any:
+    """Calls a builder with values under the names that `parameters` gives them.
+
+    Args:
+        builder: a class or a function.
+        values: its arguments.
+        name: of the builder, as in a recipe.
+
+    Raises:
+        InputError: a builder that `name` gives by an import path raises an error of any kind.
+    """
     values = dict(values)
+    first = []
     if getattr(builder, "__name__", "") == "from_pretrained" and "model" in values:
-        return builder(values.pop("model"), **values)
-    return builder(**values)
+        first = [values.pop("model")]
+    try:
+        return builder(*first, **values)
+    except Exception as error:
+        # Of the package's own parts, an unexpected error needs its traceback.
+        if isinstance(error, TTSError) or not is_import_path(name):
+            raise
+        raise InputError(f"{name!r} cannot be built: {_where(error)}") from error
