@@ -85,6 +85,14 @@ def test_an_import_path_names_a_class_of_a_file(folder: Path) -> None:
         registry.builder("strategy", "own.py:Own")
 
 
+def test_an_edited_file_is_executed_again(folder: Path) -> None:
+    before = registry.builder("strategy", "recipes/own.py:Own")
+    # As long as before, and perhaps in the same second, which is all that compiled files note.
+    (folder / "own.py").write_text(OWN.replace("cls(3)", "cls(4)"))
+    assert registry.builder("strategy", "recipes/own.py:Own.with_three")().n == 4
+    assert before.with_three().n == 3
+
+
 def test_threads_that_want_the_same_file_get_the_same_whole_module(folder: Path) -> None:
     (folder / "slow.py").write_text("import time\ntime.sleep(0.2)\n" + OWN)
     with ThreadPoolExecutor(4) as threads:

@@ -236,9 +236,12 @@ def _module(module: str, what: str) -> ModuleType:
 
 
 def _module_of_file(file: Path) -> ModuleType:
-    """Returns the module of a file, which is executed once in a process."""
-    digest = hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).hexdigest()
-    # A name of its own: two recipes may have a `mine.py` each.
+    """Returns the module of a file, which a process executes once, and again after an edit."""
+    place = str(file).encode("utf-8", "surrogateescape")
+    # A name of its own: two recipes may have a `mine.py` each, and notebooks and the workers of a
+    # cluster live longer than what a file says.
+    source = file.read_bytes()
+    digest = hashlib.sha256(place + b"\0" + source).hexdigest()
     name = f"tts_plugin_{digest[:12]}_{file.stem}"
     if name in sys.modules:
         return sys.modules[name]
@@ -246,10 +249,10 @@ def _module_of_file(file: Path) -> ModuleType:
     sys.path += [] if str(file.parent) in sys.path else [str(file.parent)]
     spec = spec_from_file_location(name, file)
     assert spec is not None
-    assert spec.loader is not None
     sys.modules[name] = module = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader, which takes a compiled file of the same second for the edited one.
+        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
