@@ -13,7 +13,7 @@ from tts_verifier.registry import BUILT_IN, recipe_folder
 COMMANDS = [
     p.stem
     for p in Path(tts_verifier.__file__).parent.glob("cli/*.py")
-    if "tts_command(" in p.read_text() and p.stem != "shared"
+    if "def " + p.stem + "_command(" in p.read_text()
 ]
 
 
