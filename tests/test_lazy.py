@@ -45,7 +45,7 @@ run(['a red circle'], FakeGenerator(), FakeVerifier(), BestOfN(2))
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "score", "replay", "report", "evaluate", "train", "serve"]
+    "command", ["run", "score", "replay", "report", "evaluate", "train", "serve", "demo"]
 )
 def test_help_is_quick_because_it_loads_nothing_heavy(command: str) -> None:
     code = f"""

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_an_import_path_names_a_class_of_a_file(folder: Path) -> None:
         registry.builder("strategy", "own.py:Own")
 
 
+def test_an_edited_file_is_executed_again(folder: Path) -> None:
+    before = registry.builder("strategy", "recipes/own.py:Own")
+    # As long as before, and perhaps in the same second, which is all that compiled files note.
+    (folder / "own.py").write_text(OWN.replace("cls(3)", "cls(4)"))
+    assert registry.builder("strategy", "recipes/own.py:Own.with_three")().n == 4
+    assert before.with_three().n == 3
+
+
+def test_threads_that_want_the_same_file_get_the_same_whole_module(folder: Path) -> None:
+    (folder / "slow.py").write_text("import time\ntime.sleep(0.2)\n" + OWN)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(registry.builder, ["strategy"] * 4, ["recipes/slow.py:Own"] * 4))
+    assert len(set(found)) == 1
+
+
 def test_an_import_path_names_a_class_of_a_module(folder: Path) -> None:
     path = "tts_verifier.strategies.best_of_n:BestOfN"
     assert registry.builder("strategy", path) is BestOfN
@@ -117,8 +133,12 @@ def test_what_an_import_path_is(name: str, is_path: bool) -> None:
 def test_a_verifier_of_ones_own_is_loaded_by_its_import_path(folder: Path) -> None:
     (folder / "judge.py").write_text("from tts_verifier.testing import FakeVerifier as Mine\n")
     assert isinstance(load_verifier("recipes/judge.py:Mine"), FakeVerifier)
-    with pytest.raises(InputError, match=r"no argument|cannot be built"):
+    with pytest.raises(InputError, match=r"'recipes/judge\.py:Mine' has no argument 'm'"):
         load_verifier("recipes/judge.py:Mine", options={"m": 1})
+    (folder / "raises.py").write_text("from judge import Mine\ndef make(): return Mine() / 2\n")
+    with pytest.raises(InputError, match=r"cannot be built: TypeError: .*raises\.py, line 2\)"):
+        load_verifier("recipes/raises.py:make")
+    del sys.modules["judge"]
 
 
 def test_a_part_inside_another_is_built_from_its_table(folder: Path) -> None:

@@ -20,10 +20,11 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
-from tts_verifier.errors import InputError, RecipeError, suggestion
+from tts_verifier.errors import InputError, RecipeError, TTSError, suggestion
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -96,6 +97,8 @@ _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _IMPORT_PATH: Final = re.compile(rf"(?P<module>.+\.py|{_DOTTED}):(?P<path>{_DOTTED})")
 
 _PLUGIN_FOLDERS: Final[ContextVar[tuple[Path, ...]]] = ContextVar("plugin_folders", default=())
+_EXECUTING: Final = RLock()
+"""Held while a file is executed: another thread must not see half a module."""
 
 
 def recipe_folder(package: Path = _PACKAGE) -> Path:
@@ -213,7 +216,8 @@ def _module(module: str, what: str) -> ModuleType:
                     f"{what} must name a file that exists, and {module} is in none of "
                     f"{', '.join(map(str, folders))}. Give its path from the recipe's folder."
                 )
-            return _module_of_file(file.resolve())
+            with _EXECUTING:
+                return _module_of_file(file.resolve())
         for folder in map(str, folders):
             # Last, so that no file beside a recipe takes the place of a library.
             sys.path += [] if folder in sys.path else [folder]
@@ -232,9 +236,12 @@ def _module(module: str, what: str) -> ModuleType:
 
 
 def _module_of_file(file: Path) -> ModuleType:
-    """Returns the module of a file, which is executed once in a process."""
-    digest = hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).hexdigest()
-    # A name of its own: two recipes may have a `mine.py` each.
+    """Returns the module of a file, which a process executes once, and again after an edit."""
+    place = str(file).encode("utf-8", "surrogateescape")
+    # A name of its own: two recipes may have a `mine.py` each, and notebooks and the workers of a
+    # cluster live longer than what a file says.
+    source = file.read_bytes()
+    digest = hashlib.sha256(place + b"\0" + source).hexdigest()
     name = f"tts_plugin_{digest[:12]}_{file.stem}"
     if name in sys.modules:
         return sys.modules[name]
@@ -242,10 +249,10 @@ def _module_of_file(file: Path) -> ModuleType:
     sys.path += [] if str(file.parent) in sys.path else [str(file.parent)]
     spec = spec_from_file_location(name, file)
     assert spec is not None
-    assert spec.loader is not None
     sys.modules[name] = module = module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader, which takes a compiled file of the same second for the edited one.
+        exec(compile(source, str(file), "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
@@ -272,20 +279,17 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     `**options: Unpack[SomeTypedDict]` counts as a parameter whose default is None. The first
     parameter of a `from_pretrained` is called `model`, whatever its real name.
     """
-    try:
-        hints = get_type_hints(builder.__init__ if inspect.isclass(builder) else builder)
-    except (NameError, TypeError):
-        # A plug-in may annotate with names that exist only while type checking.
-        hints = {}
+    hints = hints_of(builder)
     accepted: dict[str, tuple[Any, Any]] = {}
     for name, parameter in inspect.signature(builder).parameters.items():
         hint = hints.get(name, UNCHECKED)
         if parameter.kind is parameter.VAR_KEYWORD:
             options = next(iter(get_args(hint)), None)
+            keys = dict.fromkeys(getattr(options, "__annotations__", ()), UNCHECKED)
             # Light modules import heavy ones, such as torch, for type checkers only. The builder
             # has imported those that it needs.
-            option_hints = {} if options is None else get_type_hints(options, localns=sys.modules)
-            accepted |= {option: (kind, None) for option, kind in option_hints.items()}
+            keys |= _hints(options, localns=sys.modules)
+            accepted |= {key: (kind, None) for key, kind in keys.items()}
         elif parameter.kind is not parameter.VAR_POSITIONAL:
             accepted[name] = (hint, parameter.default)
     # Recipes name a checkpoint `model` in every section, and `from_pretrained` has other names.
@@ -293,6 +297,19 @@ def parameters(builder: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
         first = next(iter(accepted))
         accepted = {"model": accepted.pop(first), **accepted}
     return accepted
+
+
+def hints_of(builder: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotations of a builder's parameters, resolved; none if one cannot be."""
+    return _hints(builder.__init__ if inspect.isclass(builder) else builder)
+
+
+def _hints(annotated: Any, localns: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        return get_type_hints(annotated, localns=localns)
+    except Exception:
+        # A plug-in may annotate with any text, or with names that only type checkers know.
+        return {}
 
 
 def built(role: str, values: Mapping[str, Any]) -> Any:
@@ -310,11 +327,30 @@ def built(role: str, values: Mapping[str, Any]) -> Any:
     name = arguments.pop("name", None)
     if not isinstance(name, str):
         raise InputError(f"{role} needs a 'name' beside its arguments, got {values!r:.200}.")
+    return built_by_name(role, name, arguments)
+
+
+def built_by_name(
+    role: str, name: str, arguments: Mapping[str, Any], where_taken: Mapping[str, Any] | None = None
+) -> Any:
+    """Builds a part from its name and arguments.
+
+    Args:
+        role: as for `builder`.
+        name: as for `builder`.
+        arguments: their types are not checked.
+        where_taken: further arguments, for a builder that has them; `arguments` come first.
+
+    Raises:
+        InputError: as for `built`.
+    """
     try:
         build = builder(role, name)
     except RecipeError as error:
         raise InputError(str(error), argument="name") from error
     accepted = parameters(build)
+    further = {key: value for key, value in (where_taken or {}).items() if key in accepted}
+    arguments = further | dict(arguments)
     for key in arguments:
         if key not in accepted:
             raise InputError(
@@ -326,14 +362,30 @@ def built(role: str, values: Mapping[str, Any]) -> Any:
     if missing:
         raise InputError(f"{role} {name!r} needs {', '.join(missing)}, which is not given.")
     try:
-        return call(build, arguments)
+        return call(build, arguments, name)
     except TypeError as error:
         raise InputError(f"{role} {name!r} cannot be built: {error}.") from error
 
 
-def call(builder: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-    """Calls a builder with values under the names that `parameters` gives them."""
+def call(builder: Callable[..., Any], values: Mapping[str, Any], name: str = "") -> Any:
+    """Calls a builder with values under the names that `parameters` gives them.
+
+    Args:
+        builder: a class or a function.
+        values: its arguments.
+        name: of the builder, as in a recipe.
+
+    Raises:
+        InputError: a builder that `name` gives by an import path raises an error of any kind.
+    """
     values = dict(values)
+    first = []
     if getattr(builder, "__name__", "") == "from_pretrained" and "model" in values:
-        return builder(values.pop("model"), **values)
-    return builder(**values)
+        first = [values.pop("model")]
+    try:
+        return builder(*first, **values)
+    except Exception as error:
+        # Of the package's own parts, an unexpected error needs its traceback.
+        if isinstance(error, TTSError) or not is_import_path(name):
+            raise
+        raise InputError(f"{name!r} cannot be built: {_where(error)}") from error

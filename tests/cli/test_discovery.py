@@ -13,7 +13,7 @@ from tts_verifier.registry import BUILT_IN, recipe_folder
 COMMANDS = [
     p.stem
     for p in Path(tts_verifier.__file__).parent.glob("cli/*.py")
-    if "tts_command(" in p.read_text() and p.stem != "shared"
+    if "def " + p.stem + "_command(" in p.read_text()
 ]
 
 
@@ -116,3 +116,22 @@ def test_a_part_of_ones_own_is_explained(tmp_path: Path) -> None:
     shown = invoke("run", "--explain", f"strategy.{tmp_path}/own.py:Own").stdout
     assert "  Draws nothing.\n" in shown
     assert "  hope: a number, required\n      how much.\n  n: anything, default 3\n" in shown
+
+
+@pytest.mark.parametrize(
+    "annotation", ['"how many"', "[int]", '"Nothing"', '"Path.Nothing"', '"Unpack[Options]"']
+)
+def test_annotations_that_cannot_be_resolved_check_nothing(annotation: str, tmp_path: Path) -> None:
+    stars = "**" if "Options" in annotation else ""
+    (tmp_path / "odd.py").write_text(
+        "from pathlib import Path\n"
+        "from typing import TypedDict, Unpack\n"
+        "class Options(TypedDict, total=False):\n"
+        '    n: "Nothing"\n'
+        "class Odd:\n"
+        f"    def __init__(self, {stars}n: {annotation}): ...\n"
+        "    def propose(self, task, history): return []\n"
+    )
+    done = invoke("run", "--explain", f"strategy.{tmp_path}/odd.py:Odd")
+    assert done.exit_code == 0, done.output
+    assert "  n: " in done.stdout

@@ -27,6 +27,8 @@ class Mine:
 class Other: pass
 """,
     "broken.py": "x = 1\ny = 1 / 0\n",
+    "ends.py": "raise SystemExit(3)\n",
+    "needs.py": "import no_such_library\n",
 }
 
 MISTAKES = {
@@ -91,8 +93,17 @@ MISTAKES = {
     "fake strategy={name: mine.py:Mein}": ["which has no Mein. Did you mean 'Mine'?"],
     "fake strategy={name: mine.py:Other}": ["has no method propose. docs/plugins.md"],
     "fake strategy={name: mine.py:Mine, m: 1}": ["unknown key 'strategy.m'. Available: n."],
-    "fake strategy={name: mine.py:Mine, n: 9}": ["cannot be built: ValueError: n is too large"],
+    "fake strategy={name: mine.py:Mine, n: 9}": [
+        "'mine.py:Mine' cannot be built: ValueError: n is too large (",
+        "mine.py, line 7)",
+    ],
+    "fake strategy={name: adaptive, strategy: {name: mine.py:Mine, n: 9}}": [
+        "'mine.py:Mine' cannot be built: ValueError: n is too large"
+    ],
     "fake strategy={name: broken.py:X}": ["ZeroDivisionError: division by zero", "line 2)"],
+    "fake strategy={name: ends.py:X}": ["cannot be imported: SystemExit: 3"],
+    "fake strategy={name: needs.py:X}": ["No module named 'no_such_library'", "needs.py, line 1)"],
+    "fake strategy={name: mine.py:Mine.needs}": ["and is a frozenset. docs/plugins.md"],
     "fake strategy={name: no.such:X}": ["there is no 'no'. Install its package, or give a file"],
 }
 

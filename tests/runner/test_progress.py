@@ -129,6 +129,31 @@ def test_steps_within_a_batch_are_progress() -> None:
         "draw: 0 of 4 candidates, step 1 of 20",
         "draw: 0 of 4 candidates, step 6 of 20",
     ]
+    assert "draw: 4 of 4 candidates, 0.20 a second" in out.getvalue().splitlines()[-1]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_bar_only_rises_and_counts_no_candidate_twice(overlap: bool) -> None:
+    class Stepwise(FakeGenerator):
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            report_step(1, 2)
+            report_step(2, 2)
+            return super().generate(jobs)
+
+    class Seen(Progress):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[float] = []
+
+        def show(self) -> None:
+            self.seen.append(self.status().done + self.drawn)
+
+    seen, generator = Seen(), Stepwise()
+    generator.batch_size = 2
+    setup = RunSetup(generator, FakeVerifier(), BestOfN(6), overlap=overlap)
+    execute(setup, as_prompts(["a red circle"]), progress=seen)
+    assert seen.seen == sorted(seen.seen)
+    assert set(seen.seen) == {0, 1, 2, 3, 4, 5, 6}
 
 
 def test_a_generator_reports_its_steps_to_the_run_that_called_it() -> None:

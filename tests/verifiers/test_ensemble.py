@@ -103,12 +103,12 @@ def test_it_says_what_its_members_say() -> None:
         ([FakeVerifier()], "An ensemble needs members by name", "members"),
         ({"a b": FakeVerifier()}, "A member's name must be a word", "members"),
         ({"a": 3}, "The member a must be a verifier or a table with its name, got 3", "members.a"),
-        ({"a": {"model": "x"}}, "The member a: a verifier needs a 'name'", "members.a"),
+        ({"a": {"model": "x"}}, "The member a: verifier needs a 'name'", "members.a"),
         ({"a": {"name": "fak"}}, "The member a: Unknown verifier 'fak'", "members.a.name"),
         (
             {"a": {"name": "fake", "x": 1}},
-            "The member a: The verifier 'fake' cannot be built",
-            "members.a",
+            "The member a: verifier 'fake' has no argument 'x'",
+            "members.a.x",
         ),
     ],
 )

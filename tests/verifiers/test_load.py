@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tts_verifier.errors import CheckpointError, InputError
+from tts_verifier.registry import built
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
-from tts_verifier.verifiers.load import load_verifier, verifier_of_table
+from tts_verifier.verifiers.load import load_verifier
 
 
 def test_names_of_recipes_and_of_checkpoints_are_known() -> None:
@@ -20,11 +21,11 @@ def test_names_of_recipes_and_of_checkpoints_are_known() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("fake", {"steps": 1}, "'fake' cannot be built: .*'steps'. Its arguments are scores, unpa"),
-        ("fake", {"model": "folder"}, "'fake' cannot be built: .*'model'"),
-        ("fake:folder", {}, "'fake' cannot be built: .*'model'"),
-        ("shapes-judge", {"steps": 1}, "'shapes-judge' cannot be built: .* Its arguments are none"),
-        ("remote", {}, "'remote' cannot be built: .*'url'. Its arguments are url, timeout"),
+        ("fake", {"steps": 1}, "'fake' has no argument 'steps'. Did you mean 'scores'"),
+        ("fake", {"model": "folder"}, "'fake' has no argument 'model'"),
+        ("fake:folder", {}, "'fake' has no argument 'model'"),
+        ("shapes-judge", {"steps": 1}, "'shapes-judge' has no argument 'steps'"),
+        ("remote", {}, "'remote' needs url, which is not given"),
     ],
 )
 def test_arguments_that_a_verifier_does_not_take_or_lacks_are_named(
@@ -34,7 +35,7 @@ def test_arguments_that_a_verifier_does_not_take_or_lacks_are_named(
         load_verifier(name, options=options)
     if ":" not in name:
         with pytest.raises(InputError, match=message):
-            verifier_of_table({"name": name, **options})
+            built("verifier", {"name": name, **options})
 
 
 def test_the_checkpoint_may_be_an_option_and_the_device_another() -> None:

@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args
 
 from tts_verifier import registry
 from tts_verifier.errors import RecipeError, suggestion
@@ -108,13 +108,8 @@ def _meanings_in(about: str) -> dict[str, str]:
 
 def _options(builder: Callable[..., Any]) -> Mapping[str, str]:
     """Returns name -> meaning of the keys of `**options: Unpack[SomeTypedDict]`."""
-    call = builder.__init__ if inspect.isclass(builder) else builder
-    try:
-        hints = get_type_hints(call)
-    except (NameError, TypeError):
-        return {}
     meanings: dict[str, str] = {}
-    for hint in hints.values():
+    for hint in registry.hints_of(builder).values():
         for table in get_args(hint):
             if hasattr(table, "__total__"):
                 for kind in reversed(getattr(table, "__orig_bases__", ())):

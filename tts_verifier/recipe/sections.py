@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import InputError, RecipeError, TTSError, suggestion
+from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.signatures import describe, is_finite, value_fits
 from tts_verifier.recipe.yaml_lines import Document
@@ -73,13 +73,7 @@ class Section:
             RecipeError: the builder refuses a value; the message names its line.
         """
         with self.errors_placed(), plugins_beside(*self.folders):
-            try:
-                return call(self.builder, self.values)
-            except Exception as error:
-                if isinstance(error, TTSError) or not is_import_path(self.name or ""):
-                    raise
-                why = f"{type(error).__name__}: {error}"
-                raise InputError(f"{self.title} {self.name!r} cannot be built: {why}") from error
+            return call(self.builder, self.values, self.name or "")
 
     @contextmanager
     def errors_placed(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
@@ -74,7 +74,7 @@ def describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(map(describe, inner)))
     if origin is Literal:
         return " or ".join(map(repr, inner))
-    if kind in _WORDS:
+    if isinstance(kind, Hashable) and kind in _WORDS:
         return _WORDS[kind]
     holder = origin or kind
     if isinstance(holder, type) and issubclass(holder, Mapping):

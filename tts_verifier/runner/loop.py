@@ -89,8 +89,8 @@ class Loop:
 
     def _generate(self, jobs: Sequence[Job]) -> SampleBatch:
         kind = kind_of(jobs[0].proposal)
-        self._progress.phase(kind)
         self._progress.start(jobs)
+        self._progress.phase(kind)
         unverified: dict[str, Sample] = {}
         if self._log is not None:
             # Earlier samples are on the disk before more are generated: a kill costs one batch.

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_detail, check_pairs, details_of
 from tts_verifier.types import Cost, Detail, Heatmaps, Setting, Verdict
-from tts_verifier.verifiers.load import verifier_of_table
 
 _DETAILS: Final[tuple[Detail, ...]] = ("score", "diagnose")
 
@@ -134,7 +134,8 @@ def _member(name: object, member: object) -> Verifier:
         )
     if isinstance(member, Mapping):
         try:
-            return verifier_of_table(member)
+            verifier: Verifier = registry.built("verifier", member)
+            return verifier
         except InputError as error:
             place = ".".join(filter(None, ("members", name, error.argument)))
             raise InputError(f"The member {name}: {error}", argument=place) from error

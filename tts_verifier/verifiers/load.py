@@ -1,4 +1,4 @@
-"""Loads a verifier by a recipe's name, from a table, from a folder, or from the hub."""
+"""Loads a verifier by a recipe's name, from a folder, or from the hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier import registry
-from tts_verifier.errors import CheckpointError, InputError, RecipeError, suggestion
+from tts_verifier.errors import CheckpointError, suggestion
 from tts_verifier.interfaces import Verifier
 from tts_verifier.loading.regular_files import user_path
 
@@ -55,37 +55,7 @@ def load_verifier(
     return Verifier.from_pretrained(name, **({"device": device} if device else {}) | given)
 
 
-def verifier_of_table(table: Mapping[str, Any]) -> Verifier:
-    """Builds a verifier from a table like a recipe's section.
-
-    Args:
-        table: `name`, one that recipes know, and the arguments of its builder; the checkpoint of a
-            `from_pretrained` is `model`.
-
-    Raises:
-        InputError: there is no such name, or its builder refuses an argument.
-        CheckpointError: weights are missing or do not fit.
-    """
-    values = dict(table)
-    name = values.pop("name", None)
-    if not isinstance(name, str):
-        raise InputError(f"a verifier needs a 'name' beside its arguments, got {table!r:.200}.")
-    return _build(name, values)
-
-
-def _build(name: str, options: dict[str, Any], device: str | None = None) -> Verifier:
-    try:
-        builder = registry.builder("verifier", name)
-    except RecipeError as error:
-        raise InputError(str(error), argument="name") from error
-    accepted = registry.parameters(builder)
-    if device and "device" in accepted:
-        options.setdefault("device", device)
-    try:
-        verifier: Verifier = registry.call(builder, options)
-    except TypeError as error:
-        raise InputError(
-            f"The verifier {name!r} cannot be built: {error}. Its arguments are "
-            f"{', '.join(accepted) or 'none'}."
-        ) from error
+def _build(name: str, options: Mapping[str, Any], device: str | None) -> Verifier:
+    where_taken = {"device": device} if device else None
+    verifier: Verifier = registry.built_by_name("verifier", name, options, where_taken)
     return verifier

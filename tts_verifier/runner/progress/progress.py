@@ -87,7 +87,7 @@ class Progress:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._began = clock, clock()
         self._phase, self._workers = "load", 1
-        self._batch, self._steps = 0, (0, 0)
+        self._drawn_before, self._batch, self._steps = 0, 0, (0, 0)
         self.counts = ProgressCounts()
         """What was counted so far."""
 
@@ -133,12 +133,16 @@ class Progress:
         else:
             busy = sum(trial.cost.seconds for trial in trials)
             self.counts += ProgressCounts(new=count, failed=failed, best=best, busy_seconds=busy)
+            if self.counts.new >= self._drawn_before + self._batch:
+                # Nothing is under way; the steps of the last batch are no news any more.
+                self._end_batch()
         self.show()
 
     def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
         """Is told which jobs are generated next, and `again` when their images are verified."""
         if not again:
-            self._batch, self._steps = len(jobs), (0, 0)
+            self._end_batch()
+            self._batch = len(jobs)
 
     def step(self, taken: int, total: int) -> None:
         """Is told how many steps of the batch the generator has taken, and of how many."""
@@ -147,9 +151,14 @@ class Progress:
 
     @property
     def drawn(self) -> float:
-        """The part of the batch under way that is generated, in candidates."""
+        """What is generated and not verified yet, in candidates; of a batch its share of steps."""
         taken, total = self._steps
-        return self._batch * taken / total if total else 0.0
+        batch = self._batch * taken / total if total else 0.0
+        return max(self._drawn_before + batch - self.counts.new, 0.0)
+
+    def _end_batch(self) -> None:
+        self._drawn_before += self._batch
+        self._batch, self._steps = 0, (0, 0)
 
     def show_counts(self, phase: str, counts: ProgressCounts, workers: int) -> None:
         """Shows what other processes have counted, in place of `begin`, `expect` and `done`.
