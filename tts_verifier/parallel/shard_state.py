@@ -198,12 +198,12 @@ def _count_rows(folder: Path) -> int:
     if os.path.lexists(folder / TABLE):
         paths.append(folder / TABLE)
     try:
-        return sum(_rows_of(path) for path in paths)
+        return sum(_rows_in_file(path) for path in paths)
     # A damaged table is set aside later, and then says so.
     except Exception:
         return -1
 
 
-def _rows_of(path: Path) -> int:
+def _rows_in_file(path: Path) -> int:
     with open_regular(path, links=False) as file:
         return int(pq.read_metadata(file).num_rows)
