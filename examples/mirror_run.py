@@ -13,15 +13,20 @@ The program has been tried with `memory://` and `file://`, not with a real store
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path, PurePosixPath
 
 import click
 import fsspec
 
+from tts_verifier.errors import RunError, TTSError
+from tts_verifier.log import HEADER, read_header
+from tts_verifier.types.paths import path_inside
+
 Seen = dict[str, tuple[int, int] | None]
 """Path in the run folder -> time of its last change and size of the copied file."""
-_LAST = ("done.json", "header.json")
+_LAST = ("done.json", HEADER)
 """The mark of a finished shard, and what names the digests of tables: after what they speak of."""
 
 
@@ -32,14 +37,27 @@ def upload(run: Path, address: str, seen: Seen | None = None) -> Seen:
         run: the run folder.
         address: of a folder in the store.
         seen: what the last call returned; None = look into the store, and copy all.
+
+    Raises:
+        RunError: there is no run in the folder, or something else at the address.
     """
     store, place = fsspec.url_to_fs(address)
+    header = read_header(run)
     if seen is None:
         seen = {path[len(place) :].lstrip("/"): None for path in store.find(place)}
+        there = json.loads(store.cat_file(f"{place}/{HEADER}"))["run"] if HEADER in seen else None
+        # A copy that was cut short has no header: its files are told from others by their names.
+        own = {path.name for path in run.iterdir()}
+        if there not in (None, header["run"]) or (
+            there is None and not {name.partition("/")[0] for name in seen} <= own
+        ):
+            raise RunError(f"{address} has files of something else. Name another address.")
     now: Seen = {}
     for path in run.rglob("*"):
         name = path.relative_to(run)
-        if path.is_file() and path.name != "lock" and "drafts" not in name.parts:
+        if path.is_symlink() or path.name == "lock" or "drafts" in name.parts:
+            continue
+        if path.is_file():
             about = path.stat()
             now[name.as_posix()] = (about.st_mtime_ns, about.st_size)
     changed = [name for name in now if seen.get(name) != now[name]]
@@ -59,12 +77,18 @@ def upload(run: Path, address: str, seen: Seen | None = None) -> Seen:
 
 
 def download(address: str, run: Path) -> None:
-    """Copies the files below an address into a new run folder."""
+    """Copies the files below an address into a new run folder.
+
+    Raises:
+        RunError: there is no copy of a run, or a name in it leads out of the folder.
+    """
     store, place = fsspec.url_to_fs(address)
-    for path in store.find(place):
-        goal = run / path[len(place) :].lstrip("/")
+    names = [path[len(place) :].lstrip("/") for path in store.find(place)]
+    if HEADER not in names:
+        raise RunError(f"{address} must have a copy of a run, and has no {HEADER}.")
+    for name, goal in [(name, path_inside(run, name)) for name in names]:
         goal.parent.mkdir(parents=True, exist_ok=True)
-        store.get_file(path, str(goal))
+        store.get_file(f"{place}/{name}", str(goal))
 
 
 @click.command()
@@ -73,15 +97,20 @@ def download(address: str, run: Path) -> None:
 @click.option("--every", type=float, help="Seconds between copies, until Ctrl-C; default: once.")
 def main(source: str, goal: str, every: float | None) -> None:
     """Copies a run folder to an object store, or back."""
-    if "://" in source:
-        if Path(goal).exists():
-            raise click.UsageError(f"{goal} must be a new folder, and exists. Name another one.")
-        download(source, Path(goal))
-        return
-    seen = upload(Path(source), goal)
-    while every is not None:
-        time.sleep(every)
-        seen = upload(Path(source), goal, seen)
+    try:
+        if "://" in source:
+            if Path(goal).exists():
+                raise click.UsageError(
+                    f"{goal} must be a new folder, and exists. Name another one."
+                )
+            download(source, Path(goal))
+            return
+        seen = upload(Path(source), goal)
+        while every is not None:
+            time.sleep(every)
+            seen = upload(Path(source), goal, seen)
+    except TTSError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def examples(page, title):
 
 
 def marked(mark):
-    """Returns (page, code) of the Python blocks of README and docs/ with this mark."""
+    """Returns the code of the Python blocks of docs/ with this mark, with the name of its page."""
     # The code of plugins.md needs the files that the page shows: tests/recipe/test_plugins.py.
     pages = [p for p in PAGES if p.is_relative_to(ROOT / "docs") and p.name != "plugins.md"]
     found = [(path, block) for path in pages for block in blocks(path.read_text("utf-8"))]

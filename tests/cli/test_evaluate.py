@@ -83,6 +83,7 @@ def test_a_missing_picture_is_a_warning(tmp_path: Path) -> None:
         (("--score", "overall"), "--score must look like ASPECT=NAME"),
         (("--score", "beauty=overall"), "An aspect is one of plausibility"),
         (("--output", "figures.csv"), "Figures are written to a .json or .parquet file"),
+        (("--output", "s3://bucket/figures.json"), "file on a file system, got s3:/bucket"),
     ],
 )
 def test_a_mistake_is_one_line(data: Path, arguments: tuple[str, ...], message: str) -> None:

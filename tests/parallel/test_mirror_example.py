@@ -6,8 +6,10 @@ from pathlib import Path
 import fsspec
 import pytest
 from click.testing import CliRunner
+from fsspec.implementations.memory import MemoryFile
 from worker_parts import TracedGenerator, choices, traced, traced_recipe
 
+from tts_verifier.errors import RunError
 from tts_verifier.parallel import run_parallel
 from tts_verifier.recipe import run_recipe
 
@@ -73,3 +75,50 @@ def test_a_copy_is_not_written_over_a_run(tmp_path, mirror):
     result = CliRunner().invoke(mirror.main, ["memory://bucket/run", str(tmp_path)])
     assert result.exit_code == 2
     assert "must be a new folder, and exists. Name another one." in result.output
+
+
+def test_names_in_a_store_do_not_lead_out_of_the_folder(tmp_path, mirror):
+    filesystem, place = fsspec.url_to_fs(f"memory://{tmp_path}/run")
+    for name in ("header.json", "../x"):
+        path = f"{place}/{name}"
+        filesystem.store[path] = MemoryFile(filesystem, path, b"{}")
+    try:
+        result = CliRunner().invoke(mirror.main, [f"memory://{tmp_path}/run", f"{tmp_path}/a/run"])
+    finally:
+        for name in ("header.json", "../x"):
+            del filesystem.store[f"{place}/{name}"]
+    assert result.exit_code == 1
+    assert "names '../x'. Nothing there is read" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_others_in_a_store_are_never_deleted(tmp_path, inline, mirror, store):
+    filesystem, place = fsspec.url_to_fs(store)
+    filesystem.makedirs(place)
+    filesystem.pipe_file(f"{place}/precious", b"x")
+    with pytest.raises(RunError, match=r"header.json must be a run's header"):
+        mirror.upload(tmp_path / "misspelt", store)
+    with pytest.raises(RunError, match=r"must have a copy of a run, and has no header.json"):
+        mirror.download(store, tmp_path / "copy")
+    run_parallel(traced_recipe(tmp_path, *SHARDS), say=lambda text: None)
+    run_recipe(traced_recipe(tmp_path), output=tmp_path / "one", say=lambda text: None)
+    mirror.upload(tmp_path / "run", f"{store}/of a run")
+    for run, address in (("run", store), ("one", f"{store}/of a run")):
+        with pytest.raises(RunError, match=r"has files of something else. Name another address"):
+            mirror.upload(tmp_path / run, address)
+    assert filesystem.cat_file(f"{place}/precious") == b"x"
+
+
+def test_a_first_copy_that_was_cut_short_goes_on(tmp_path, inline, mirror, store):
+    run_parallel(traced_recipe(tmp_path, *SHARDS), say=lambda text: None)
+    mirror.upload(tmp_path / "run", store)
+    filesystem, place = fsspec.url_to_fs(store)
+    filesystem.rm_file(f"{place}/header.json")
+    assert "header.json" in mirror.upload(tmp_path / "run", store)
+
+
+def test_what_a_link_leads_to_is_not_copied(tmp_path, inline, mirror, store):
+    run_parallel(traced_recipe(tmp_path, *SHARDS), say=lambda text: None)
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run/link").symlink_to(tmp_path / "secret")
+    assert "link" not in mirror.upload(tmp_path / "run", store)

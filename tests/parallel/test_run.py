@@ -1,6 +1,8 @@
 """A run in shards: the trials and choices of one process, continued, checked and read."""
 
 import json
+import os
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +156,38 @@ def test_a_changed_table_is_made_again(tmp_path, inline):
     table = tmp_path / "run/shards/00000/trials.parquet"
     table.write_bytes(table.read_bytes()[:-1] + b"x")
     with pytest.warns(UserWarning, match=r"cannot be used"):
+        start(tmp_path)
+    assert choices(tmp_path / "run") == before
+
+
+def test_a_finished_shard_of_another_run_is_refused(tmp_path, inline):
+    start(tmp_path)
+    other = tmp_path / "other"
+    prompts = "prompts=[a, b, c, d]"
+    run_parallel(traced_recipe(tmp_path, *SHARDS, prompts), output=other, say=quiet)
+    shutil.rmtree(tmp_path / "run/shards/00000")
+    shutil.copytree(other / "shards/00000", tmp_path / "run/shards/00000")
+    with pytest.raises(RunError, match=r"belongs to another run(.|\n)*recipe.shard.run"):
+        start(tmp_path)
+
+
+@pytest.mark.parametrize("counts", [{}, {"best": None, "new": "many"}, {"best": [], "new": 1}])
+def test_a_mark_without_usable_counts_is_none(tmp_path, inline, counts):
+    first = start(tmp_path)
+    mark = tmp_path / "run/shards/00001/done.json"
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"counts": counts}))
+    assert start(tmp_path).as_json() == first.as_json()
+    assert len(traced(tmp_path, "drew")) == 40
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+def test_a_pipe_in_place_of_a_shards_table_is_never_opened(tmp_path, inline):
+    start(tmp_path)
+    before = choices(tmp_path / "run")
+    table = tmp_path / "run/shards/00000/trials.parquet"
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.warns(RunWarning, match=r"cannot be used \(it is no plain file\)"):
         start(tmp_path)
     assert choices(tmp_path / "run") == before
 

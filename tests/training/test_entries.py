@@ -45,6 +45,11 @@ def test_the_tilde_is_home_in_every_path(
         run_entry("miniature-richhf", config, ["output=~nobody-of-that-name/out"])
 
 
+def test_the_address_of_an_object_store_is_no_folder(config: Path) -> None:
+    with pytest.raises(RecipeError, match=r"output.*on a file system, got the address 's3://b"):
+        run_entry("miniature-richhf", config, ["output=s3://bucket/data"])
+
+
 def test_a_pipe_for_a_config_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "mine.yaml")
     with pytest.raises(RecipeError, match="a regular file is needed, this is a named pipe"):

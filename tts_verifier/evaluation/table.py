@@ -93,8 +93,12 @@ def write_figures(
 
 def check_output(path: Path) -> None:
     """Raises InputError unless a file of figures may have this name."""
-    if path.suffix not in (".json", ".parquet"):
-        raise InputError(f"Figures are written to a .json or .parquet file, got {path}.")
+    # As a path, `s3://bucket` is the folder `s3:` of the working folder; `c:` is a drive.
+    is_address = path.as_posix().partition("/")[0][2:].endswith(":")
+    if is_address or path.suffix not in (".json", ".parquet"):
+        raise InputError(
+            f"Figures are written to a .json or .parquet file on a file system, got {path}."
+        )
 
 
 def _methods(name: str, found: Figures) -> list[tuple[str, Figures]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from tts_verifier.errors import TTSError
-from tts_verifier.log.header import read_binding
+from tts_verifier.loading.regular_files import open_regular
+from tts_verifier.log.header import read_header
 from tts_verifier.log.storage.files import files_in
 from tts_verifier.log.storage.tables import TABLE
 from tts_verifier.parallel.shard_state import results_of
@@ -21,7 +22,7 @@ from tts_verifier.types.paths import path_inside
 
 
 def whole_results(
-    folder: Path, done: dict[str, Any], prompts: Sequence[Prompt]
+    folder: Path, done: dict[str, Any], prompts: Sequence[Prompt], shard: Mapping[str, str]
 ) -> list[PromptResult] | None:
     """Returns the results of a shard whose table is unchanged and has every file that it names.
 
@@ -32,15 +33,19 @@ def whole_results(
         folder: of the shard's last attempt.
         done: its mark.
         prompts: of the shard.
+        shard: the run's id and the shard's name, as its header has them.
 
     Returns:
         None if the shard is not whole.
     """
     try:
         results = results_of(done, prompts)
-        digests = read_binding(folder).table
-        with open(path_inside(folder, TABLE), "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() not in digests:
+        header = read_header(folder)
+        if header["about"]["recipe"]["shard"] != shard:
+            # A worker says what differs.
+            return None
+        with open_regular(path_inside(folder, TABLE), links=False) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() not in header["table"]:
                 return None
             file.seek(0)
             with pq.ParquetFile(file) as table:

@@ -253,7 +253,8 @@ class _Coordinator:
         for name, prompts in self._shards.split(self._prompts):
             folder = folders[name]
             done = read_done(folder, self._digest)
-            results = None if done is None else whole_results(folder, done, prompts)
+            shard = {"run": self._shards.run, "name": name}
+            results = None if done is None else whole_results(folder, done, prompts, shard)
             if done is None or results is None:
                 yield name, prompts
                 continue

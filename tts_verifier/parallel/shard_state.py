@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.errors import RunError
+from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.sharded import DONE
 from tts_verifier.log.storage.files import Folder
 from tts_verifier.log.storage.tables import TABLE, parts_of
@@ -128,6 +129,7 @@ def read_done(folder: Path, recipe: str) -> dict[str, Any] | None:
     """Returns the mark of a shard that this recipe has finished, None if there is none."""
     try:
         done: dict[str, Any] = read_json_inside(folder, DONE)
+        counts_from_json(done["counts"])
         return done if done["recipe"] == recipe and isinstance(done["prompts"], list) else None
     except _UNREADABLE:
         return None
@@ -166,7 +168,9 @@ def counts_to_json(counts: ProgressCounts) -> dict[str, Any]:
 def counts_from_json(values: Any) -> ProgressCounts:
     """Reads what `counts_to_json` gave; ValueError, KeyError or TypeError for anything else."""
     best = values["best"]
-    return ProgressCounts(**{**values, "best": math.nan if best is None else float(best)})
+    counts = ProgressCounts(**{**values, "best": math.nan if best is None else float(best)})
+    # What is no number cannot be added.
+    return counts + ProgressCounts()
 
 
 def read_progress(folder: Path) -> ProgressCounts:
@@ -194,7 +198,12 @@ def _count_rows(folder: Path) -> int:
     if os.path.lexists(folder / TABLE):
         paths.append(folder / TABLE)
     try:
-        return sum(pq.read_metadata(path).num_rows for path in paths)
+        return sum(_rows_in_file(path) for path in paths)
     # A damaged table is set aside later, and then says so.
     except Exception:
         return -1
+
+
+def _rows_in_file(path: Path) -> int:
+    with open_regular(path, links=False) as file:
+        return int(pq.read_metadata(file).num_rows)

@@ -7,13 +7,13 @@ types and values are checked before anything is loaded, and a mistake names the 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, RecipeError, suggestion
-from tts_verifier.loading.regular_files import user_path
+from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.recipe.recipe import read_yaml_text
 from tts_verifier.recipe.sections import check_keys, check_type
 from tts_verifier.recipe.yaml_lines import Document, apply_override, parse_document
@@ -42,9 +42,11 @@ def run_entry(entry: str, config: str | Path, overrides: Iterable[str] = ()) -> 
         RecipeError: there is no such entry or config, or the config has a mistake.
     """
     document, function = read_config(entry, config, overrides)
+    if isinstance(output := document.values.get("output"), str):
+        _path_at(output_path, output, document.place("output"))
     # Of the values of all entries, only paths and names of checkpoints may begin so.
     values = {
-        key: str(_at_home(value, document.place(key)))
+        key: str(_path_at(user_path, value, document.place(key)))
         if isinstance(value, str) and value.startswith("~")
         else value
         for key, value in document.values.items()
@@ -101,7 +103,7 @@ def check_config(document: Document, function: Any) -> None:
 
 
 def _load_config(config: str | Path) -> Document:
-    path = _at_home(config, "CONFIG")
+    path = _path_at(user_path, config, "CONFIG")
     if not (path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
         packaged = {p.stem: p for p in sorted((recipe_folder() / "training").glob("*.yaml"))}
         if str(config) not in packaged:
@@ -117,9 +119,9 @@ def _load_config(config: str | Path) -> Document:
     return parse_document(text, str(path))
 
 
-def _at_home(path: str | Path, place: str) -> Path:
-    """Returns a path with `~` as the home folder; raises RecipeError if there is no such user."""
+def _path_at(check: Callable[[str | Path], Path], path: str | Path, place: str) -> Path:
+    """Returns what `user_path` or `output_path` makes of a path, with the place in its error."""
     try:
-        return user_path(path)
+        return check(path)
     except InputError as error:
         raise RecipeError(f"{place}: {error}") from error
