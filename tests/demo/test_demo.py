@@ -19,6 +19,7 @@ from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.runner import RunSetup
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
+from tts_verifier.strategies.successive_halving import SuccessiveHalving
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Verdict
 
@@ -45,6 +46,18 @@ def test_a_look_takes_the_place_of_the_picture_that_it_looked_at() -> None:
     details = {t.id: t.verdict.detail for t in last.candidates if t.verdict}
     assert sorted(details.values()) == ["diagnose", "score", "score"]
     assert details[last.best or ""] == "diagnose"
+
+
+def test_a_continued_picture_keeps_its_place_and_the_first_is_a_finished_one() -> None:
+    setup = RunSetup(FakeGenerator(1), FakeVerifier(), SuccessiveHalving(4, stops=(0.5, 1.0)))
+    found = searched(setup)
+    drawn = [t.id for t in next(now for now in found if len(now.candidates) == 4).candidates]
+    last = found[-1]
+    pairs = list(zip(last.candidates, drawn, strict=True))
+    assert [id for t, id in pairs if t.id != id] == [t.parent_id for t, id in pairs if t.id != id]
+    finished = [t.objective for t in last.candidates if t.finished]
+    assert 0 < len(finished) < 4
+    assert status(last, 4).endswith(f"the first has {finished[0]:.3f}.")
 
 
 def test_a_stopped_search_keeps_what_was_drawn() -> None:
