@@ -1,5 +1,6 @@
 """The demo without a browser: what a search reports, the page's HTML, and errors."""
 
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -196,6 +197,32 @@ def test_the_command_takes_a_recipe(served: SimpleNamespace) -> None:
     assert served.most == 5
     assert "a red circle" in served.prompts
     assert CliRunner().invoke(demo_command, ["fake", "strategy.m=3"]).exit_code == 2
+
+
+def test_an_address_that_cannot_be_used_is_refused_at_once() -> None:
+    pytest.importorskip("gradio")
+    from tts_verifier.demo.app import serve_page
+
+    page = SimpleNamespace()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        _, port = taken.getsockname()
+        wrong = {"127.0.0.1": port, "203.0.113.7": None, "nowhere.invalid": None}
+        for host, number in wrong.items():
+            message = f"{host} with {number or 'a port from 7860 to 7959'} cannot be used"
+            with pytest.raises(InputError, match=message):
+                serve_page(page, host=host, port=number, open_browser=False, block=False)
+
+
+def test_a_strategy_or_number_that_the_page_does_not_offer_is_refused() -> None:
+    pytest.importorskip("gradio")
+    from tts_verifier.demo.app import Searches
+
+    setup = RunSetup(FakeGenerator(1), FakeVerifier(), BestOfN(2))
+    searches = Searches(setup, {"best of n": BestOfN}, most=8)
+    for name, n in (("best of n", 9), ("another", 2)):
+        ((said, _, image),) = searches.run("a red circle", name, n, 0, "visitor")
+        assert "of the list and 1 to 8 candidates" in said
+        assert image is None
 
 
 @pytest.mark.parametrize(
