@@ -126,11 +126,12 @@ def build_page(searches: Searches, prompts: Sequence[str]) -> Any:
 
 
 def _check_address(host: str, port: int | None) -> None:
-    """Raises OSError if nothing can listen there."""
+    """Raises OSError if nothing can listen there; port None = any."""
     found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)
     for left, (family, *_, address) in enumerate(reversed(found)):
         try:
-            return socket.create_server(address[:2], family=family).close()
+            socket.create_server(address[:2], family=family).close()
+            return
         except OSError:
             # A name such as localhost may have an address of a kind that this machine lacks.
             if left == len(found) - 1:
