@@ -1,5 +1,6 @@
 """The demo without a browser: what a search reports, the page's HTML, and errors."""
 
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +20,7 @@ from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.runner import RunSetup
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
+from tts_verifier.strategies.successive_halving import SuccessiveHalving
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Verdict
 
@@ -45,6 +47,18 @@ def test_a_look_takes_the_place_of_the_picture_that_it_looked_at() -> None:
     details = {t.id: t.verdict.detail for t in last.candidates if t.verdict}
     assert sorted(details.values()) == ["diagnose", "score", "score"]
     assert details[last.best or ""] == "diagnose"
+
+
+def test_a_continued_picture_keeps_its_place_and_the_first_is_a_finished_one() -> None:
+    setup = RunSetup(FakeGenerator(1), FakeVerifier(), SuccessiveHalving(4, stops=(0.5, 1.0)))
+    found = searched(setup)
+    drawn = [t.id for t in next(now for now in found if len(now.candidates) == 4).candidates]
+    last = found[-1]
+    pairs = list(zip(last.candidates, drawn, strict=True))
+    assert [id for t, id in pairs if t.id != id] == [t.parent_id for t, id in pairs if t.id != id]
+    finished = [t.objective for t in last.candidates if t.finished]
+    assert 0 < len(finished) < 4
+    assert status(last, 4).endswith(f"the first has {finished[0]:.3f}.")
 
 
 def test_a_stopped_search_keeps_what_was_drawn() -> None:
@@ -183,6 +197,32 @@ def test_the_command_takes_a_recipe(served: SimpleNamespace) -> None:
     assert served.most == 5
     assert "a red circle" in served.prompts
     assert CliRunner().invoke(demo_command, ["fake", "strategy.m=3"]).exit_code == 2
+
+
+def test_an_address_that_cannot_be_used_is_refused_at_once() -> None:
+    pytest.importorskip("gradio")
+    from tts_verifier.demo.app import serve_page
+
+    page = SimpleNamespace()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        _, port = taken.getsockname()
+        wrong = {"127.0.0.1": port, "203.0.113.7": None, "nowhere.invalid": None}
+        for host, number in wrong.items():
+            message = f"{host} with {number or 'a port from 7860 to 7959'} cannot be used"
+            with pytest.raises(InputError, match=message):
+                serve_page(page, host=host, port=number, open_browser=False, block=False)
+
+
+def test_a_strategy_or_number_that_the_page_does_not_offer_is_refused() -> None:
+    pytest.importorskip("gradio")
+    from tts_verifier.demo.app import Searches
+
+    setup = RunSetup(FakeGenerator(1), FakeVerifier(), BestOfN(2))
+    searches = Searches(setup, {"best of n": BestOfN}, most=8)
+    for name, n in (("best of n", 9), ("another", 2)):
+        ((said, _, image),) = searches.run("a red circle", name, n, 0, "visitor")
+        assert "of the list and 1 to 8 candidates" in said
+        assert image is None
 
 
 @pytest.mark.parametrize(

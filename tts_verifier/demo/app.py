@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: Gradio reads the types of parameters.
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,15 +125,30 @@ def build_page(searches: Searches, prompts: Sequence[str]) -> Any:
     return app
 
 
+def _check_address(host: str, port: int | None) -> None:
+    """Raises OSError if nothing can listen there; port None = any."""
+    found = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)
+    for left, (family, *_, address) in enumerate(reversed(found)):
+        try:
+            socket.create_server(address[:2], family=family).close()
+            return
+        except OSError:
+            # A name such as localhost may have an address of a kind that this machine lacks.
+            if left == len(found) - 1:
+                raise
+
+
 def serve_page(app: Any, *, host: str, port: int | None, open_browser: bool, block: bool) -> Any:
     """Serves a page; see `launch` for the arguments.
 
     Raises:
-        InputError: the port cannot be used.
+        InputError: the host or the port cannot be used.
     """
     # Named fonts: those of gradio's own theme are fetched from a server of fonts.
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
+        # Gradio would try each of its hundred ports for seconds at an address of another machine.
+        _check_address(host, port)
         app.launch(
             server_name=host,
             server_port=port,
@@ -146,8 +162,9 @@ def serve_page(app: Any, *, host: str, port: int | None, open_browser: bool, blo
         )
     except OSError as error:
         raise InputError(
-            f"The demo needs a free port, and {port or '7860 to 7959'} of {host} cannot be used: "
-            f"{error}. Name another one, or none to search for one."
+            f"The demo needs an address of this machine with a free port, and {host} with "
+            f"{port or 'a port from 7860 to 7959'} cannot be used: {str(error).rstrip('.')}. Name "
+            "another host, or another port, or none to search for one."
         ) from error
     print(f"The demo is at {app.local_url} (Ctrl-C ends it).", flush=True)
     try:

@@ -72,7 +72,7 @@ def launch(
         Gradio's `Blocks`; its `local_url` is the address, and `close()` ends it.
 
     Raises:
-        InputError: gradio is not installed, the port is taken, or an argument cannot be used.
+        InputError: gradio is not installed, or an argument, the host or the port cannot be used.
         CheckpointError: a model cannot be loaded.
     """
     require_gradio()

@@ -84,7 +84,9 @@ def status(now: Snapshot, most: int) -> str:
         return f"{doing} … {count} of at most {most} candidates{best}"
     said = [now.error] if now.error else []
     if now.best in by_id:
-        first, highest = now.candidates[0].objective, by_id[now.best].objective
+        # The first finished image, as `first_draw`: half an image does not compare.
+        images = (t.objective for t in now.candidates if t.progress >= 1 and t.image)
+        first, highest = next(images), by_id[now.best].objective
         said.append(f"The best of {count} has {highest:.3f}; the first has {_three_digits(first)}.")
     elif count:
         said.append(f"None of {count} candidates is usable; each one says why.")

@@ -111,14 +111,12 @@ def _with_trials(before: Sequence[Trial], new: Sequence[Trial]) -> tuple[Trial, 
     """Returns one trial for each image."""
     found = {trial.id: trial for trial in before}
     for trial in new:
-        if isinstance(trial.proposal, Look):
-            # In the place of the trial that it looked at.
+        if isinstance(trial.proposal, Look | Continue):
+            # In the place of the trial that it looked at, or continued.
             parent = trial.parent_id
             found = {trial.id if i == parent else i: t for i, t in found.items()}
         elif isinstance(trial.proposal, VERIFIES_ONLY):
             continue
-        elif isinstance(trial.proposal, Continue):
-            found.pop(trial.parent_id or "", None)
         found[trial.id] = trial
     return tuple(found.values())
 

@@ -304,6 +304,18 @@ def test_metrics_that_are_none_are_refused(columns: Any, message: str, tmp_path:
         write_report([tmp_path], tmp_path / "page.html")
 
 
+def test_examples_that_are_none_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, examples=[example()])
+    far = pa.array([2**62], pa.timestamp("us"))
+    for arrays, names, message in (
+        ([pa.array([1])] * 2, ["a", "a"], "must have different columns"),
+        ([far], ["a"], "cannot be read: .*Move it away"),
+    ):
+        parquet.write_table(pa.table(arrays, names=names), tmp_path / "examples.parquet")
+        with pytest.raises(RunError, match=rf"examples\.parquet {message}"):
+            write_report([tmp_path], tmp_path / "page.html")
+
+
 def test_values_of_any_kind_and_size_give_a_page(tmp_path: Path) -> None:
     table = pa.table(
         {

@@ -74,9 +74,8 @@ one("#heat").addEventListener("input", (event) =>
   document.body.style.setProperty("--heat", event.target.value / 100));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.matches("input:not([type=radio]), select")) {
-    if (!dialog.open || event.key.startsWith("Arrow")) return;
-  }
+  if (event.target.matches("[type=search], select")) return;
+  if (event.target.matches("[type=range]") && event.key.startsWith("Arrow")) return;
   if (event.key === "h") nextOverlay();
   else if (dialog.open && event.key === "f" && !swipe.hidden)
     uncover(one("input", swipe).value > 50 ? 0 : 100);
@@ -99,6 +98,7 @@ async function fill(part) {
   if (number === undefined) return;
   delete part.dataset.f;
   part.insertAdjacentHTML("beforeend", (await fragments)[number]);
+  if (part.matches(".index")) arrange();
 }
 document.addEventListener("toggle", (event) => fill(event.target), true);
 
@@ -133,6 +133,7 @@ for (const name of new Set([...numbers.values()].flatMap((cells) => [...cells.ke
     form?.sort.add(new Option(`${name}, ${word}`, `${column} ${name}`));
 
 function arrange() {
+  if (!form) return;
   const words = form.q.value.toLowerCase().split(/\s+/);
   const kind = one("input[name=kind]:checked", form)?.value;
   const hide = (part, text) =>
@@ -175,9 +176,10 @@ function say(event) {
     return point ? `${line.dataset.name}: ${+value.toPrecision(3)}` : "";
   });
   const here = x1 + ((inside - left) / (right - left)) * (x2 - x1);
-  tip.textContent = [`${chart.dataset.x} ${+here.toPrecision(3)}`, ...said].join("\n");
+  const lines = [`${chart.dataset.x} ${+here.toPrecision(3)}`, ...said.filter(Boolean)];
+  tip.textContent = lines.join("\n");
   tip.style.left = `${Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)}px`;
-  tip.style.top = `${event.clientY + 12}px`;
+  tip.style.top = `${Math.min(event.clientY + 12, innerHeight - tip.offsetHeight - 8)}px`;
 }
 addEventListener("pointermove", say);
 addEventListener("pointerdown", say);
