@@ -9,8 +9,9 @@ import errno
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from tts_verifier.errors import InputError
 
@@ -67,7 +68,7 @@ def output_path(path: str | os.PathLike[str]) -> Path:
     return written
 
 
-def open_regular(path: str | os.PathLike[str], *, links: bool = True) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, links: bool = True) -> BufferedReader:
     """Opens a regular file, or a link to one, for reading.
 
     Args:
