@@ -190,7 +190,7 @@ def test_figures_and_rows_are_written(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = evaluate(Repeating(), PICTURES[:1])
-    with pytest.raises(InputError, match=r"\.json or \.parquet file, got x\.csv"):
+    with pytest.raises(InputError, match=r"\.json or \.parquet file on a file system, got x\.csv"):
         write_figures(Path("x.csv"), "mine", done, 384)
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"x\.json cannot be written"):

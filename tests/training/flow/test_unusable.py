@@ -216,7 +216,7 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"rewards": [{"verifier": "fake", "objective": {"x": 1.0}}]}, "got 'x'"),
         (
             {"rewards": [{"verifier": "fake", "options": {"n": 1}}]},
-            "unexpected keyword argument 'n'",
+            "verifier 'fake' has no argument 'n'",
         ),
         ({"captions": ["a cat"]}, "needs 2 captions, and there are 1"),
         ({"captions": "none.txt"}, "captions: The prompts none.txt"),
