@@ -1,5 +1,6 @@
 """What every test shares: quiet, repeatable property tests, and no waiting for the disk."""
 
+import gc
 import os
 
 import pytest
@@ -14,6 +15,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores, and so do the commands that they start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+# Modules and tests stay to the end: looking for garbage among them would be for nothing.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    # Libraries in C report what is never freed as a leak.
+    gc.unfreeze()
+
 
 settings.register_profile(
     "default",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -36,14 +37,22 @@ LEVELS = [
 LEVEL = {room: row for row, rooms in enumerate(LEVELS) for room in rooms}
 
 
-def imported(path: Path) -> Iterator[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported(path: Path) -> list[str]:
     """Every module or name of this package that a file imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    found: list[str] = []
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
+    return found
 
 
 def arrows(folder: Path) -> dict[str, set[str]]:
@@ -81,7 +90,7 @@ def cycle(graph: Mapping[str, set[str]]) -> list[str]:
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:
     """Name and lines of every function, the docstring not counted."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             words = ast.get_docstring(node, clean=False)
             lines = (node.end_lineno or 0) - node.lineno + 1
@@ -90,7 +99,7 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 
 def defined(path: Path) -> Iterator[str]:
     """The names that a file defines at its top level, but `__all__` and its kind."""
-    for node in ast.parse(path.read_text()).body:
+    for node in parsed(path).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             names = [node.name]
         elif isinstance(node, ast.Assign):

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,7 @@ def environment(packages: Iterable[str] = PACKAGES) -> dict[str, object]:
     }
 
 
+@cache  # Parsing the metadata of all packages takes longer than a small run.
 def _package_version(name: str) -> str | None:
     try:
         return version(name)

@@ -67,7 +67,7 @@ def test_a_damaged_folder_harms_nobody(
     monkeypatch.setattr(damages, "DAMAGES", {name: damages.DAMAGES[name]})
     # Prepared once: runs take most of the time.
     monkeypatch.delattr(folders, "prepare")
-    assert_clean(folders, range(6), home)
+    assert_clean(folders, range(2), home)
 
 
 @pytest.fixture(scope="module")

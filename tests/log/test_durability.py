@@ -365,7 +365,14 @@ def test_a_clock_that_jumps_costs_nothing(broken: Path, whole: pd.DataFrame, jum
     ("module", "limit"),
     [(table_writer, "FANOUT"), (table_writer, "MAX_LEVEL_ROWS"), (tables, "LARGE")],
 )
-@pytest.mark.parametrize("strategy", [InpaintReroll(), SeedBeam(), BestOfN(9)])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        SeedBeam(),
+        pytest.param(InpaintReroll(), marks=pytest.mark.slow),
+        pytest.param(BestOfN(9), marks=pytest.mark.slow),
+    ],
+)
 def test_merging_parts_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: Strategy, module: object, limit: str
 ) -> None:

@@ -17,7 +17,7 @@ from tts_verifier.log import read_outlines, read_trials
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(kind=st.sampled_from(sorted(STRATEGIES)), seed=st.integers(0, 2**32))
 def test_a_harmed_folder_is_refused_or_mended_and_nothing_outside_changes(
     damage: Damage, kind: str, seed: int

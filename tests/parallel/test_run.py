@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cases import mostly_slow
 from html_pages import whole
 from worker_parts import TracedGenerator, choices, traced, traced_recipe
 
@@ -93,7 +94,9 @@ LOOKED = ["looks=2", "detail=score"]
 
 
 @pytest.mark.parametrize(
-    "kind", [RANKED, COMPARED, LOOKED, RANKED + COMPARED], ids=["ranks", "ties", "looks", "both"]
+    "kind",
+    mostly_slow([RANKED, COMPARED, LOOKED, RANKED + COMPARED], quick=[LOOKED, RANKED + COMPARED]),
+    ids=["ranks", "ties", "looks", "both"],
 )
 def test_choices_that_need_the_whole_prompt_are_those_of_one_process(tmp_path, inline, kind):
     folders = [tmp_path / name for name in ("one", "many", "one again", "many again")]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_families
+from cases import mostly_slow
 from diffusers import DiffusionPipeline
 
 from tts_verifier import BestOfN, wrap
@@ -57,7 +58,9 @@ def test_it_is_short_and_nothing_but_glue(path):
     assert not any(isinstance(n, ast.If | ast.For | ast.While) for n in ast.walk(ast.parse(text)))
 
 
-@pytest.mark.parametrize("name", tiny_families.FAMILIES)
+@pytest.mark.parametrize(
+    "name", mostly_slow(tiny_families.FAMILIES, quick=("sd15", "sd3", "flux", "wan"))
+)
 def test_it_loads_and_draws_what_a_wrapped_pipeline_draws(name, tmp_path):
     family = tiny_families.FAMILIES[name](tmp_path / "words")
     family.pipe.save_pretrained(tmp_path / "model")

@@ -1,5 +1,6 @@
 """A run folder from somebody else: whatever its texts say, they are text in pages and terminals."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
+from cases import mostly_slow
 from click.testing import CliRunner
 from hostile_folders import forge, forge_tables
 from html_pages import fragments
@@ -183,11 +185,14 @@ def hostile_run(folder: Path, texts: Sequence[str] = TEXTS) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("inline", [False, True])
-@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize(
+    "form",
+    mostly_slow(itertools.product([False, True], repeat=2), quick=[(False, False), (True, True)]),
+)
 def test_no_text_of_a_folder_becomes_markup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool, single: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: tuple[bool, bool]
 ) -> None:
+    single, inline = form
     if not single:
         monkeypatch.setattr("tts_verifier.analysis.report.pages.SINGLE", 4)
         monkeypatch.setattr("tts_verifier.analysis.report.pages.LINKED", 12)

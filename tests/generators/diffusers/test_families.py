@@ -16,6 +16,7 @@ import pytest
 import tiny_checkpoints
 import tiny_families
 import torch
+from cases import mostly_slow
 from tiny_pipelines import as_parent, pixels
 
 from tts_verifier.errors import UnsupportedError
@@ -89,7 +90,9 @@ def test_the_document_has_the_table(tmp_path):
 @pytest.mark.parametrize(
     "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    "name", mostly_slow(BUILDERS, quick=("sd15", "sd3", "flux", "sana", "wan", "kandinsky22"))
+)
 def test_a_seeds_image_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path):
     generator, bound = generator_of(name, tmp_path), 1
     if dtype is torch.bfloat16:

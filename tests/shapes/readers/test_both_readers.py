@@ -23,9 +23,10 @@ def flawed(n, seed):
     return specs, pixels, made.readings
 
 
+@pytest.mark.parametrize("count", [35, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("read", READERS)
-def test_a_reader_agrees_with_the_truth_on_fresh_renders(read):
-    specs, pixels, truth = flawed(60, 21)
+def test_a_reader_agrees_with_the_truth_on_fresh_renders(read, count):
+    specs, pixels, truth = flawed(count, 21)
     found = [read(p, s) for p, s in zip(pixels, specs, strict=True)]
     agree = [f.passed == t.passed for f, t in zip(found, truth, strict=True)]
     assert np.mean(agree) >= 0.98
@@ -33,9 +34,10 @@ def test_a_reader_agrees_with_the_truth_on_fresh_renders(read):
     assert np.mean(close) >= 0.97
 
 
+@pytest.mark.parametrize("count", [25, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("read", READERS)
-def test_a_reader_bears_blur_noise_and_a_tint(read):
-    specs, pixels, truth = flawed(40, 22)
+def test_a_reader_bears_blur_noise_and_a_tint(read, count):
+    specs, pixels, truth = flawed(count, 22)
     rng = np.random.default_rng(0)
     agree = []
     for image, spec, right in zip(pixels, specs, truth, strict=True):

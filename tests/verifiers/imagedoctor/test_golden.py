@@ -1,6 +1,6 @@
 """The network equals the official one: every number of the folder `golden`, in float32.
 
-Fast: all quantities of both samples through one padded batch, maps of two of the four
+Fast: all quantities of both samples through one padded batch, the map of one of the four
 prompts. Slow (`-m slow`): all four maps, and the loss with its gradients; a map of the
 official width takes 0.4 TFLOP.
 """
@@ -206,10 +206,8 @@ def check_maps(
             assert largest <= TOLERANCES[name], f"s{sample}.{name}[{kind}] differs by {largest}"
 
 
-def test_maps_hold_for_one_prompt_of_each_sample_and_kind(
-    official: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs
-) -> None:
-    which = [(0, 0), (1, 1)]
+def test_a_map_holds(official: ImageDoctorModel, recipes: SimpleNamespace, left: Outputs) -> None:
+    which = [(1, 1)]
     check_maps(which, *decode(official, recipes, left, which))
 
 

@@ -38,6 +38,7 @@ from tts_verifier.verifiers.imagedoctor.replicas import (
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.threads import run_together
 
+ALL_OPTIONS = {"heatmaps": True, "answer_template": True, "fit": "pad"}
 SECONDS = 60
 """No test waits longer for a thread that hangs."""
 
@@ -77,8 +78,15 @@ def two(one: ImageDoctor) -> ImageDoctor:
     return spread(one, 2)
 
 
-@pytest.mark.parametrize("detail", ["diagnose", "score"])
-@pytest.mark.parametrize("options", [{}, {"heatmaps": True, "answer_template": True, "fit": "pad"}])
+@pytest.mark.parametrize(
+    ("options", "detail"),
+    [
+        ({}, "diagnose"),
+        (ALL_OPTIONS, "score"),
+        pytest.param({}, "score", marks=pytest.mark.slow),
+        pytest.param(ALL_OPTIONS, "diagnose", marks=pytest.mark.slow),
+    ],
+)
 def test_verdicts_are_those_of_one_device_in_the_order_of_the_images(
     one: ImageDoctor, options: Any, detail: Any
 ) -> None:

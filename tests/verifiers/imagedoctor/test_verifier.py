@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import mostly_slow
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
@@ -141,7 +142,7 @@ SIZES = [(64, 64), (30, 90), (1, 1), (200, 17), (64, 64), (81, 80), (5, 300)]
 PROMPTS = ["a dog", "two red cats on a mat", "x", "日本語の犬", "a dog " * 20, "<|im_end|>", "é"]
 
 
-@pytest.mark.parametrize("fit", ["squash", "pad"])
+@pytest.mark.parametrize("fit", mostly_slow(["squash", "pad"], quick=["pad"]))
 def test_verdicts_depend_on_neither_companions_nor_place_nor_batch_size(
     doctor: ImageDoctor, fit: Any
 ) -> None:

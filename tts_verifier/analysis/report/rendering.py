@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -34,8 +35,9 @@ def _compact(code: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith(("//", "/*")))
 
 
+@cache
 def template_environment() -> Environment:
-    """Returns the templates with their filters, styles and script."""
+    """Returns the templates with their filters, styles and script; compiled once a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

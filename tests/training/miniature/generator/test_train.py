@@ -1,5 +1,6 @@
 import pytest
 import torch
+from cases import mostly_slow
 from tiny_training import GENERATOR_SIZES, GENERATOR_TRAINING
 
 from tts_verifier.shapes.captions import is_held_out
@@ -10,7 +11,7 @@ from tts_verifier.training.miniature.generator.build import build_pipeline, load
 from tts_verifier.training.miniature.verifier.data import GeneratorSamples
 
 
-@pytest.mark.parametrize("name", train.STAGES)
+@pytest.mark.parametrize("name", mostly_slow(train.STAGES, quick=list(train.STAGES)[::2]))
 def test_a_stage_trains_and_leaves_a_whole_pipeline(name, tmp_path):
     pipe = build_pipeline(GENERATOR_SIZES, tmp_path / "words", seed=0)
     stage = train.make_stage(name, pipe, GENERATOR_TRAINING, seed=0)

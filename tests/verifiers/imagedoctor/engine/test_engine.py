@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import mostly_slow
 from tiny_engine import EOS, requests
 from transformers import (
     Qwen2_5_VLConfig,
@@ -127,7 +128,7 @@ def test_replies_to_one_prompt_share_its_prefill(
     assert len({tuple(reply.ids) for reply in alone}) == 5
 
 
-@pytest.mark.parametrize("sequences", [1, 2, 3])
+@pytest.mark.parametrize("sequences", mostly_slow([1, 2, 3], quick=[2]))
 def test_refilled_sequences_generate_what_they_would_alone(
     model: ImageDoctorModel, sequences: int
 ) -> None:

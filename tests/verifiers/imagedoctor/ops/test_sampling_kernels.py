@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cases import mostly_slow
 
 pytest.importorskip("triton")
 
@@ -31,6 +32,8 @@ SETTINGS = [
     (1.2, 50, 0.8),
     (1.0, 200, 0.99),
 ]
+QUICK = [(1e-6, 0, 1.0), (0.7, 7, 1.0), (1.2, 50, 0.8)]
+"""What an interpreter draws in every run."""
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +55,11 @@ def plain(scores: torch.Tensor, draws: torch.Tensor, setting: Sampling) -> torch
 
 
 @pytest.mark.parametrize(("rows", "columns"), SIZES)
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), SETTINGS)
+@pytest.mark.parametrize("setting", mostly_slow(SETTINGS, quick=SETTINGS if GPU else QUICK))
 def test_draws_are_those_of_the_plain_operations(
-    rows: int, columns: int, temperature: float, top_k: int, top_p: float
+    rows: int, columns: int, setting: tuple[float, int, float]
 ) -> None:
+    temperature, top_k, top_p = setting
     scores = torch.randn(rows, columns) * 3
     draws = torch.from_numpy(draws_of(range(rows), 3))[:, 2].to(scores.device)
     drawn = sampling_kernels.triton_sample(

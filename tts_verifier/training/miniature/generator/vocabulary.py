@@ -6,6 +6,7 @@ Any other text falls back to pieces of words, and finally to bytes.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +19,11 @@ START_TOKEN: Final = "<|startoftext|>"
 END_TOKEN: Final = "<|endoftext|>"
 
 
-def caption_words() -> list[str]:
+@cache
+def caption_words() -> tuple[str, ...]:
     """Lists every word that a caption can contain, in alphabetical order."""
     texts = {phrase(spec, v) for spec in all_specs() for v in range(variants(spec))}
-    return sorted({word for text in texts for word in text.split()})
+    return tuple(sorted({word for text in texts for word in text.split()}))
 
 
 def build_clip_tokenizer(folder: Path) -> Any:
