@@ -90,7 +90,7 @@ def test_the_other_keys_work(changed: dict[str, Any], keys: dict[str, Any], tmp_
 
 
 def test_a_bonus_widens_the_gap_to_pictures_that_pass(keys: dict[str, Any], tmp_path: Path) -> None:
-    keys |= {"steps": 1, "prompts": 4, "passes_at": 0.4}
+    keys |= {"steps": 1, "prompts": 4, "passes_at": 0.45}
     flow(**keys)
     flow(**keys | {"output": str(tmp_path / "bonus")}, pass_bonus=5.0)
     plain, bonus = numbers(tmp_path / "run")[0], numbers(tmp_path / "bonus")[0]
