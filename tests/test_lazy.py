@@ -25,6 +25,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert fresh("import tts_verifier; tts_verifier.Objective, tts_verifier.Verifier") == "[]\n"
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_nothing_of_training() -> None:
     code = """
 import tts_verifier
@@ -115,6 +116,7 @@ def documented(owner: type) -> Iterator[tuple[str, object]]:
 @pytest.mark.parametrize("name", tts_verifier.__all__)
 def test_every_public_name_is_documented(name: str) -> None:
     part = getattr(tts_verifier, name)
+    assert ".training." not in getattr(part, "__module__", "")
     assert inspect.getdoc(part)
     if inspect.isclass(part):
         assert not [member for member, value in documented(part) if not inspect.getdoc(value)]

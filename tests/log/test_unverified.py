@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cases import mostly_slow
 from killing import DyingVerifier, Killed, images_generated
 from searches import InpaintReroll, SeedBeam
 
@@ -43,7 +44,7 @@ def outcome(folder: Path) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("strategy", [BestOfN(8), SeedBeam(), InpaintReroll()])
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("overlap", mostly_slow([True, False], quick=[True]))
 def test_what_waited_is_verified_and_not_generated_again(
     tmp_path: Path, strategy: Strategy, overlap: bool
 ) -> None:

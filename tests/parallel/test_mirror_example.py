@@ -25,7 +25,7 @@ def mirror():
     return module
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", pytest.param("file", marks=pytest.mark.slow)])
 def store(request, tmp_path):
     """Gives an address, and empties it afterwards."""
     yield f"{request.param}://{tmp_path}/bucket/run"

@@ -174,7 +174,13 @@ def test_a_finished_shard_of_another_run_is_refused(tmp_path, inline):
         start(tmp_path)
 
 
-@pytest.mark.parametrize("counts", [{}, {"best": None, "new": "many"}, {"best": [], "new": 1}])
+@pytest.mark.parametrize(
+    "counts",
+    mostly_slow(
+        [{}, {"best": None, "new": "many"}, {"best": [], "new": 1}],
+        quick=[{"best": None, "new": "many"}, {"best": [], "new": 1}],
+    ),
+)
 def test_a_mark_without_usable_counts_is_none(tmp_path, inline, counts):
     first = start(tmp_path)
     mark = tmp_path / "run/shards/00001/done.json"

@@ -32,10 +32,10 @@ def test_weights_are_small_enough_to_travel(name):
 
 
 def test_the_main_command_draws_judges_and_chooses(tmp_path):
-    settings = ["prompts=[a red circle, three blue stars]", "strategy.n=4"]
+    settings = ["prompts=[a red circle, three blue stars]", "strategy.n=2"]
     said = str(run_recipe(load_recipe(RECIPE, settings), output=tmp_path / "run"))
     table = pd.read_parquet(tmp_path / "run" / "trials.parquet")
-    assert len(table) == 8
+    assert len(table) == 4
     assert table.error.isna().all()
     assert table.semantic_alignment.between(0, 1).all()
     assert table.chosen.sum() == 2

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from cases import mostly_slow
 from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
@@ -120,7 +121,7 @@ def test_the_preview_is_the_clean_image_in_the_latents(pipes, monkeypatch):
     assert np.abs(early.state["latents"] - 0.25).max() > 1
 
 
-@pytest.mark.parametrize("name", ["flow", "Euler"])
+@pytest.mark.parametrize("name", mostly_slow(["flow", "Euler"], quick=["flow"]))
 @pytest.mark.parametrize(
     "proposal",
     [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from cases import mostly_slow
 
 from tts_verifier import Verifier
 from tts_verifier.analysis import write_report
@@ -177,7 +178,7 @@ def test_the_tower_is_frozen_unless_it_is_asked_for(
         assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
 
 
-@pytest.mark.parametrize("data", ["miniature", "ratings"])
+@pytest.mark.parametrize("data", mostly_slow(["miniature", "ratings"], quick=["ratings"]))
 def test_a_killed_run_goes_on_with_equal_numbers(
     data: str, doctor: Path, ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import mostly_slow
 from pyarrow import parquet
 
 from tts_verifier.errors import CheckpointError, InputError, RecipeError, RunError
@@ -102,7 +103,7 @@ def test_the_reward_rises(keys: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("even_tokens")
-@pytest.mark.parametrize("loss", ["dr_grpo", "dapo"])
+@pytest.mark.parametrize("loss", mostly_slow(["dr_grpo", "dapo"], quick=["dapo"]))
 def test_blocks_and_both_other_means_give_finite_losses(
     loss: str, keys: dict[str, Any], tmp_path: Path
 ) -> None:

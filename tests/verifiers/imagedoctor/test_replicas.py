@@ -25,6 +25,7 @@ from tiny_imagedoctor import example
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import Verifier
+from tts_verifier.types import Verdict
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_checkpoint, load_copies
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
@@ -76,6 +77,11 @@ def one(folder: Path) -> ImageDoctor:
 @pytest.fixture(scope="module")
 def two(one: ImageDoctor) -> ImageDoctor:
     return spread(one, 2)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(two: ImageDoctor) -> list[Verdict]:
+    return two.verify(IMAGES, PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +196,8 @@ def failing(two: ImageDoctor, place: int, error: BaseException, replies: list[in
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_error_on_one_device_stops_all_says_where_and_costs_no_later_call(
-    two: ImageDoctor, monkeypatch: pytest.MonkeyPatch, place: int
+    two: ImageDoctor, undisturbed: list[Verdict], monkeypatch: pytest.MonkeyPatch, place: int
 ) -> None:
-    alone = two.verify(IMAGES, PROMPTS)
     error, replies, replicas = torch.OutOfMemoryError("no memory left"), [], two.replicas
     with monkeypatch.context() as patched:
         numbered = property(lambda self: torch.device("cpu", replicas.index(self)))
@@ -206,7 +211,7 @@ def test_an_error_on_one_device_stops_all_says_where_and_costs_no_later_call(
     ]
     assert len(replies) < 100
     assert all(replica.engine.decode_step is None for replica in replicas)
-    assert_same(two.verify(IMAGES, PROMPTS), alone)
+    assert_same(two.verify(IMAGES, PROMPTS), undisturbed)
 
 
 def test_an_error_of_one_device_reaches_all_threads_whose_calls_it_ends(
@@ -220,9 +225,9 @@ def test_an_error_of_one_device_reaches_all_threads_whose_calls_it_ends(
 
 
 def test_ctrl_c_stops_all_devices_and_the_next_call_is_right(
-    two: ImageDoctor, monkeypatch: pytest.MonkeyPatch
+    two: ImageDoctor, undisturbed: list[Verdict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, replies = two.verify(IMAGES, PROMPTS), []
+    replies: list[int] = []
     before = threading.active_count()
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "replies", failing(two, 0, KeyboardInterrupt(), replies))
@@ -231,13 +236,13 @@ def test_ctrl_c_stops_all_devices_and_the_next_call_is_right(
     assert len(replies) < 100
     wait_for(lambda: threading.active_count() == before)
     assert threading.active_count() == before
-    assert_same(two.verify(IMAGES, PROMPTS), alone)
+    assert_same(two.verify(IMAGES, PROMPTS), undisturbed)
 
 
 def test_an_image_that_cannot_be_prepared_is_an_error_of_no_device(
-    two: ImageDoctor, monkeypatch: pytest.MonkeyPatch
+    two: ImageDoctor, undisturbed: list[Verdict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, real = two.verify(IMAGES, PROMPTS), two._patches
+    real = two._patches
 
     def patches(image: Any) -> Any:
         if image.size == IMAGES[3].size:
@@ -249,7 +254,7 @@ def test_an_image_that_cannot_be_prepared_is_an_error_of_no_device(
         with pytest.raises(ValueError, match="no patches") as caught:
             two.verify(IMAGES * 3, PROMPTS * 3)
     assert not hasattr(caught.value, "__notes__")
-    assert_same(two.verify(IMAGES, PROMPTS), alone)
+    assert_same(two.verify(IMAGES, PROMPTS), undisturbed)
 
 
 def test_ctrl_c_while_others_work_waits_until_they_have_stopped() -> None:

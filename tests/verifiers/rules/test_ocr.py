@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from cases import mostly_slow
 from PIL import Image, ImageDraw, ImageFont
 from threads import at_once
 
@@ -87,7 +88,7 @@ def test_a_prompt_without_quotes_is_not_judged(judge) -> None:
     assert result.trials[0].error == verdict.error
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 60)])
+@pytest.mark.parametrize("size", mostly_slow([(1, 1), (3, 60)], quick=[(3, 60)]))
 def test_a_picture_of_any_shape_can_be_judged(judge, size: tuple[int, int]) -> None:
     verdict = judge.verify([Image.new("RGB", size)], [PROMPT])[0]
     assert verdict.scores["text_match"] == 0

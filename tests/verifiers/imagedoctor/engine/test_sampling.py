@@ -118,7 +118,11 @@ def same(a: GeneratedReply, b: GeneratedReply) -> bool:
     return (a.ids, a.end, a.has_map) == (b.ids, b.end, b.has_map)
 
 
-@pytest.mark.parametrize("setting", [Sampling(1.2), Sampling(1.5, 40, 0.95)], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [Sampling(1.5, 40, 0.95), pytest.param(Sampling(1.2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_same_seed_gives_the_same_reply_in_any_batch(
     model: ImageDoctorModel, setting: Sampling
 ) -> None:
