@@ -425,7 +425,18 @@ def search(engine: str, model: str, workers: int, prompts: int, n: int, gpus: in
                 build_seconds=session["build_seconds"],
                 busy=session["busy"],
                 candidates_a_second=prompts * n / seconds,
+                once_warm=rate_once_warm(place / "run"),
             )
+
+
+def rate_once_warm(run: Path) -> float:
+    """Returns the candidates a second after the first quarter, by the times of their pictures.
+
+    The first batches of a worker, which wait for start, loading and compilation, are in that.
+    """
+    times = sorted(path.stat().st_mtime for path in run.glob("shards/*/images/*"))
+    rest = times[len(times) // 4 :]
+    return (len(rest) - 1) / (rest[-1] - rest[0])
 
 
 class MemorySamples(Progress):
