@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_imagedoctor import noise
 from tiny_judges import save_judge
 
@@ -64,6 +65,12 @@ def spoil_dtype(model: Any) -> None:
     model.model.visual.bfloat16()
 
 
+def spoil_mode(model: Any) -> None:
+    with torch.inference_mode():
+        for weight in model.parameters():
+            weight.data = weight.clone()
+
+
 def spoil_rope(model: Any) -> None:
     model.config.text_config.rope_parameters["rope_type"] = "yarn"
 
@@ -79,8 +86,8 @@ def spoil_generation(model: Any) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        spoil_adapter, spoil_hook, spoil_forward, spoil_dtype, spoil_rope, spoil_windows,
-        spoil_generation,
+        spoil_adapter, spoil_hook, spoil_forward, spoil_dtype, spoil_mode, spoil_rope,
+        spoil_windows, spoil_generation,
     ],
 )  # fmt: skip
 def test_another_model_than_the_released_one_is_left_to_transformers(

@@ -29,11 +29,11 @@ from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 _STOCK: Final = ("torch.nn.modules.", "transformers.activations", "transformers.models.qwen2_5_vl.")
 """Where classes are defined that compute what their weights say."""
-_OF_NO_EFFECT: Final = frozenset(
-    "do_sample temperature top_k top_p min_p max_length max_new_tokens use_cache "
-    "output_attentions output_hidden_states bos_token_id eos_token_id pad_token_id "
-    "transformers_version _from_model_config".split()
-)
+_OF_NO_EFFECT: Final = {
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "max_length", "max_new_tokens"),
+    *("use_cache", "output_attentions", "output_hidden_states", "transformers_version"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "_from_model_config"),
+}
 """Keys of a generation config that do not change the scores of a greedy reply's first token."""
 
 
@@ -55,6 +55,8 @@ def can_read(model: Any) -> bool:
         and not set(generation) - _OF_NO_EFFECT - {"repetition_penalty"}
         and len({(type(w), w.device, w.dtype) for w in weights}) == 1
         and type(weights[0]) is Tensor
+        # Weights that were made in inference mode cannot be fused.
+        and not weights[0].is_inference()
         and all(map(_is_stock, model.modules()))
     )
 
