@@ -43,7 +43,8 @@ def can_read(model: Any) -> bool:
     It does for a Qwen2.5-VL as released. One with adapters, hooks, quantised layers, weights on
     several devices, long-context positions or further logits processors is left to transformers.
     """
-    if type(model) is not Qwen2_5_VLForConditionalGeneration:
+    cls: type = type(model)
+    if cls is not Qwen2_5_VLForConditionalGeneration:
         return False
     text, generation = model.config.text_config, model.generation_config.to_diff_dict()
     weights = [weight.detach() for weight in model.parameters()]
