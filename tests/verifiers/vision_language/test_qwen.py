@@ -103,3 +103,10 @@ def test_another_family_is_left_to_transformers(tmp_path: Path) -> None:
 
 def test_no_questions_have_no_answers(judge: VQAScore) -> None:
     assert answer_probabilities(judge.engine, []) == []
+
+
+def test_tensors_in_lists_and_other_values_reach_the_device(judge: VQAScore) -> None:
+    given = {"pixel_values": [[torch.ones(2)], torch.zeros(3)], "names": ["a"], "none": None}
+    found = judge.engine.upload(given)
+    assert found["pixel_values"][0][0].tolist() == [1, 1]
+    assert (found["names"], found["none"]) == (["a"], None)

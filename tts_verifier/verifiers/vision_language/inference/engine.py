@@ -151,9 +151,12 @@ class QuestionEngine:
                     ends.append(torch.cuda.current_stream(self.device).record_event())
             return found
 
-    def upload(self, tensors: Any) -> dict[str, Tensor]:
-        """Returns tensors of the host on the model's device, without waiting for a GPU."""
-        return {name: to_device(values, self.device) for name, values in tensors.items()}
+    def upload(self, tensors: Any) -> dict[str, Any]:
+        """Returns what a processor made, tensors or lists of them, on the model's device.
+
+        It does not wait for a GPU.
+        """
+        return {name: _on_device(values, self.device) for name, values in tensors.items()}
 
     def _fitting(
         self,
@@ -225,6 +228,13 @@ class QuestionEngine:
                 f"({type(self.model).__name__}), but a test image fails: "
                 f"{' '.join(str(error).split())[:300]}. Take both from the same checkpoint."
             ) from error
+
+
+def _on_device(values: Any, device: torch.device) -> Any:
+    # Some families give a tensor for each image, where sizes differ.
+    if isinstance(values, list):
+        return [_on_device(value, device) for value in values]
+    return to_device(values, device) if isinstance(values, Tensor) else values
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
