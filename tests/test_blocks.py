@@ -5,9 +5,13 @@ A block whose page says `<!-- checked by: FILE::TEST -->` above it is left to th
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +150,12 @@ def test_the_python_code_of_the_pages_runs(
 ) -> None:
     code = block.code
     if "tts_verifier.demo" in code:
-        pytest.importorskip("gradio")
+        if find_spec("gradio") is None:
+            pytest.skip("needs gradio")
+        # A process of its own: gradio leaves sockets and event loops to the garbage collector.
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, env=env)
+        return
     if "lora=" in code:
         write_lora(place / "runs" / "flow-shapes" / "checkpoint")
     if "DiffusionPipeline" in code:
