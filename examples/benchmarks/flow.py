@@ -41,9 +41,9 @@ CAPTIONS_SEED = 7003
 DRAWS_SEED = 11
 STEPS = 20
 SEQUENCE = 16
-POLICY = ["loss=policy", "window=6", "trained_steps=4", "clip=1e-3", "deviation=group"]
+POLICY = ["loss=policy", "window=6", "trained_steps=4", "clip=1e-2", "kl=0.004", "draw_ahead=false"]
 TRUE_MAPS = ["map_verifier={verifier: shapes-oracle, processes: 12}", "maps={misalignment: 1.0}"]
-LORA = ["lora_rank=32", "learning_rate=1e-3"]
+LORA = ["lora_rank=32", "learning_rate=2e-3"]
 VARIANTS = {
     "nft-scalar": [],
     "nft-dense": ["advantage=dense"],

@@ -89,6 +89,17 @@ def test_the_other_keys_work(changed: dict[str, Any], keys: dict[str, Any], tmp_
         assert rows[0]["distance"] == 0
 
 
+def test_a_bonus_widens_the_gap_to_pictures_that_pass(keys: dict[str, Any], tmp_path: Path) -> None:
+    keys |= {"steps": 1, "prompts": 4, "passes_at": 0.45}
+    flow(**keys)
+    flow(**keys | {"output": str(tmp_path / "bonus")}, pass_bonus=5.0)
+    plain, bonus = numbers(tmp_path / "run")[0], numbers(tmp_path / "bonus")[0]
+    assert 0 < plain["passed_share"] < 1
+    for name in ("reward", "passed_share"):
+        assert bonus[name] == plain[name]
+    assert bonus["gradient"] != plain["gradient"]
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, pytest.param({"loss": "awm", "draw_ahead": False}, marks=pytest.mark.slow)],

@@ -223,6 +223,8 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"stop": {"reward": 1.0}}, "stop has the unknown name 'reward'"),
         ({"stop": {"kl": 1.0}, "loss": "nft"}, "stop.kl needs loss: policy and a kl above 0"),
         ({"stop": {"kl": 1.0}, "kl": 0.0}, "stop.kl needs loss: policy and a kl above 0"),
+        ({"pass_bonus": 0.5, "passes_at": None}, "pass_bonus is for pictures that pass, so 0.5"),
+        ({"pass_bonus": -1.0}, "pass_bonus must be at least 0, got -1"),
         ({"stop": {"judge": 3}}, "so it needs judges and evaluate_every"),
         ({"height": 18}, "height must be a multiple of 4 up to 32 pixels, .* got 18"),
         ({"width": 64}, "width must be a multiple of 4 up to 32 pixels, .* got 64"),

@@ -58,6 +58,7 @@ def flow(
     map_verifier: Mapping[str, Any] | None = None,
     maps: Mapping[str, float] | None = None,
     passes_at: float | None = 1.0,
+    pass_bonus: float = 0.0,
     easy_weight: float = 0.5,
     loss: LossForm = "policy",
     advantage: AdvantageKind = "scalar",
@@ -199,7 +200,7 @@ def flow_step(
     # the verifier's thread captures a graph.
     seconds = Seconds(torch.device("cpu"))
     drawn, chosen, judged = ahead.take(step, seconds, last=last)
-    found, rewards = compare_step(training, judged)
+    found, rewards, passed = compare_step(training, judged)
     pictures = rewards.numel()
     scored = int(found.counts.sum())
     if not scored:
@@ -208,9 +209,8 @@ def flow_step(
             f"{', with a map' if judged.maps is not None else ''}. Check the verifier with "
             "tts-score on pictures of the generator, or name other scores in objective."
         )
-    passes = settings.passes_at
-    if passes is not None:
-        training.pool.note(chosen, (rewards >= passes - 1e-6).all(1).tolist())
+    if passed is not None:
+        training.pool.note(chosen, passed.all(1).tolist())
     share = training.accelerator.process_index * len(judged.rewards)
     own = found.values.flatten(0, 1)[share : share + len(judged.rewards)]
     seed = seed_for(training.seed, f"process {training.accelerator.process_index}", step, "flow")
@@ -225,27 +225,35 @@ def flow_step(
         **metrics_of(updated, settings.loss),
         **{f"seconds_{part}": spent for part, spent in seconds.spent.items()},
     }
-    if passes is not None:
-        row["passed_share"] = float((rewards >= passes - 1e-6).float().mean())
+    if passed is not None:
+        row["passed_share"] = float(passed.float().mean())
     return row
 
 
-def compare_step(training: FlowTraining, judged: Judged) -> tuple[Advantages, Tensor]:
-    """Compares the pictures of all processes: the advantages, and the rewards (G, N)."""
+def compare_step(
+    training: FlowTraining, judged: Judged
+) -> tuple[Advantages, Tensor, Tensor | None]:
+    """Compares the pictures of all processes.
+
+    Returns:
+        The advantages, the rewards (G, N) without the bonus, and which of them pass; None if no
+        reward is enough.
+    """
     settings, accelerator = training.settings, training.accelerator
     rewards = _gathered(accelerator, torch.from_numpy(judged.rewards)).view(-1, settings.group)
+    passed = None if settings.passes_at is None else rewards >= settings.passes_at - 1e-6
     maps = judged.maps
     if maps is not None:
         maps = _gathered(accelerator, maps).unflatten(0, rewards.shape)
     found = compare_pictures(
         settings.advantage,
-        rewards,
+        rewards if passed is None else rewards + settings.pass_bonus * passed,
         maps,
         deviation=settings.deviation,
         most=settings.most_advantage,
         penalty=settings.penalty,
     )
-    return found, rewards
+    return found, rewards, passed
 
 
 def write_weights_of(training: FlowTraining, run: RunSettings, folder: Path) -> None:

@@ -43,6 +43,8 @@ class FlowSettings:
     """Heatmap -> weight; their weighted sum is the map of what is wrong (official: the mean)."""
     passes_at: float | None = 1.0
     """The reward from which a picture passes; None = captions are never drawn less often."""
+    pass_bonus: float = 0.0
+    """Added to the reward of a picture that passes, before pictures are compared."""
     easy_weight: float = 0.5
     """Each time that all pictures of a caption pass, its weight becomes this much; at least 5 %."""
     loss: LossForm = "policy"
@@ -123,7 +125,7 @@ class FlowSettings:
             _check_range(name, getattr(self, name), at_least=1)
         for name in ("block", "evaluate_captions"):
             _check_range(name, getattr(self, name), at_least=1)
-        for name in ("kl", "pull", "base_pull", "evaluate_every", "penalty"):
+        for name in ("kl", "pull", "base_pull", "evaluate_every", "penalty", "pass_bonus"):
             _check_range(name, getattr(self, name), at_least=0)
         for name in ("guidance", "update_guidance"):
             _check_range(name, getattr(self, name), at_least=1)
@@ -177,6 +179,12 @@ class FlowSettings:
                     f"stop has the unknown name {name!r}. {suggestion(name, STOP_NAMES)}",
                     argument="stop",
                 )
+        if self.pass_bonus and self.passes_at is None:
+            raise InputError(
+                f"pass_bonus is for pictures that pass, so {self.pass_bonus:g} needs passes_at, "
+                "the reward from which one does, and it is None.",
+                argument="pass_bonus",
+            )
         if "kl" in self.stop and not (self.loss == "policy" and self.kl):
             raise InputError(
                 "stop.kl needs loss: policy and a kl above 0, because no other run measures the "
