@@ -386,7 +386,7 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     401: {"description": "The token is missing or wrong."},
     408: {"description": "The body was sent too slowly."},
     413: {"description": "The body, a picture or a prompt is too large."},
-    415: {"description": "The content-type is neither JSON nor safetensors."},
+    415: {"description": "The content-type is neither JSON nor safetensors, or it is compressed."},
     422: {"description": "The verifier cannot use a picture or a prompt."},
     429: {"description": "Too many pictures wait; try again after `Retry-After`."},
     500: {"description": "The verifier failed."},
