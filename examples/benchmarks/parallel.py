@@ -7,7 +7,7 @@
     python examples/benchmarks/parallel.py fill
     python examples/benchmarks/parallel.py memory --prompts 100000
     python examples/make_checkpoint.py FOLDER --size 3b --device cuda
-    python examples/benchmarks/parallel.py scoring --model FOLDER --workers 2
+    python examples/benchmarks/parallel.py scoring --model FOLDER --workers 1,2,4
     python examples/benchmarks/parallel.py search --model FOLDER --workers 2
 
 Each prints one line of JSON for each figure. `scoring` and `search` need as many GPUs as workers;
@@ -48,7 +48,8 @@ ENGINE = click.option("--engine", type=click.Choice(["loky", "ray", "dask"]), de
 
 def show(**figures: Any) -> None:
     """Prints figures as a line of JSON."""
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}))
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    print(json.dumps(rounded), flush=True)
 
 
 def quiet(text: str) -> None:
@@ -356,25 +357,36 @@ def memory(engine: str, prompts: int) -> None:
 @main.command()
 @ENGINE
 @click.option("--model", required=True, help="A verifier's folder.")
-@click.option("--workers", default=2)
-@click.option("--images", default=64, help="Images of an item.")
-@click.option("--items", default=6, help="Items of each worker.")
-@click.option("--gpus", default=1, help="GPUs of a worker.")
-def scoring(engine: str, model: str, workers: int, images: int, items: int, gpus: int) -> None:
-    """Compares the images a second of several workers with those of one, after loading."""
-    rates = {}
-    for count in (1, workers):
-        began = time.perf_counter()
-        with open_engine(ParallelOptions(engine, count, gpus), score_item) as pool:
-            # An item for each worker first: it loads the model.
-            for _ in hand_out(pool, [(model, 2, -n) for n in range(1, count + 1)]):
-                pass
-            load, began = time.perf_counter() - began, time.perf_counter()
-            for _ in hand_out(pool, [(model, images, n) for n in range(items * count)]):
+@click.option("--workers", default="1,2", help="Numbers of workers, with commas.")
+@click.option("--images", default=256, help="Images of an item.")
+@click.option("--items", default=4, help="Items of each worker.")
+@click.option("--gpus", default=1, help="GPUs of a worker; 0 = compute on the CPU.")
+def scoring(engine: str, model: str, workers: str, images: int, items: int, gpus: int) -> None:
+    """Compares the images a second of several workers with those of the first number.
+
+    All of them are started once, and all are warm before the first is measured: while some work,
+    the others wait.
+    """
+    counts = [int(count) for count in workers.split(",")]
+    rates: dict[int, float] = {}
+    began = time.perf_counter()
+    with open_engine(ParallelOptions(engine, max(counts), gpus), score_item) as pool:
+        loads = [load for _, load in hand_out(pool, [(model, images)] * max(counts))]
+        show(
+            figure="loading",
+            engine=engine,
+            workers=max(counts),
+            until_all_scored_seconds=time.perf_counter() - began,
+            load_seconds=loads,
+        )
+        for count in counts:
+            pool.most = count
+            began = time.perf_counter()
+            for _ in hand_out(pool, [(model, images)] * items * count):
                 pass
             rates[count] = images * items * count / (time.perf_counter() - began)
-        show(figure="scoring", engine=engine, workers=count, load_seconds=load, rate=rates[count])
-    show(figure="scoring", engine=engine, times_one=rates[workers] / rates[1])
+            times = rates[count] / rates[counts[0]]
+            show(figure="scoring", engine=engine, workers=count, rate=rates[count], times=times)
 
 
 @main.command()
@@ -413,7 +425,18 @@ def search(engine: str, model: str, workers: int, prompts: int, n: int, gpus: in
                 build_seconds=session["build_seconds"],
                 busy=session["busy"],
                 candidates_a_second=prompts * n / seconds,
+                once_warm=rate_once_warm(place / "run"),
             )
+
+
+def rate_once_warm(run: Path) -> float:
+    """Returns the candidates a second after the first quarter, by the times of their pictures.
+
+    The first batches of a worker, which wait for start, loading and compilation, are in that.
+    """
+    times = sorted(path.stat().st_mtime for path in run.glob("shards/*/images/*"))
+    rest = times[len(times) // 4 :]
+    return (len(rest) - 1) / (rest[-1] - rest[0])
 
 
 class MemorySamples(Progress):

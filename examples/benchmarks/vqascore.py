@@ -1,12 +1,14 @@
 """How many pictures a second VQAScore judges, on a random Qwen2.5-VL of the released 3 B size.
 
     python examples/benchmarks/vqascore.py --device cuda --output FILE.json
-    python examples/benchmarks/vqascore.py --tiny --pictures 8       # a dry run on a CPU
+    python examples/benchmarks/vqascore.py --parts --pictures 256 --batch-sizes 32
+    python examples/benchmarks/vqascore.py --tiny --parts --pictures 8       # a dry run on a CPU
 
 The weights are random, so the scores mean nothing; the work is that of the released checkpoint. A
 token is a byte here, so prompts are cut to the number of tokens that the released tokenizer makes
 of the question. It also checks that a batch equals one picture at a time, and how long the host
-takes to prepare the pictures.
+takes to prepare the pictures. With `--parts` it times what a batch consists of, with our kernels
+and with transformers'.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import make_checkpoint
 
 from tts_verifier.environment import environment
-from tts_verifier.verifiers.vision_language.inference.engine import QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
 from tts_verifier.verifiers.vision_language.inference.processor import load_processor
+from tts_verifier.verifiers.vision_language.inference.qwen import can_read, first_scores
+from tts_verifier.verifiers.vision_language.inference.replies import answer_probabilities
 from tts_verifier.verifiers.vision_language.vqascore import VQAScore
 
 TEMPLATE = (
@@ -116,13 +120,89 @@ def pictures(count: int, side: int) -> list[Image.Image]:
     return made
 
 
+def seconds_of(work: Callable[[], Any], gpu: bool, repeats: int) -> float:
+    """The shortest time of some calls after a first one."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        if gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+@torch.inference_mode()
+def parts(args: argparse.Namespace, made: VQAScore, batch_size: int) -> list[dict[str, Any]]:
+    """Rows: seconds of each part of one batch, and pictures a second of it."""
+    engine, model = made.engine, made.engine.model
+    gpu = args.device.startswith("cuda")
+    images = pictures(batch_size, args.side)
+    texts = [made.question.replace("{}", prompt) for prompt in prompts_for(made, batch_size)]
+    questions = [Question(i, t, (5,)) for i, t in zip(images, texts, strict=True)]
+    turns = [
+        engine.processor.apply_chat_template(q.turn, tokenize=False, add_generation_prompt=True)
+        for q in questions
+    ]
+
+    def prepare() -> Any:
+        given = {"text": turns, "images": [[image] for image in images]}
+        return engine.processor(**given, padding=True, return_tensors="pt").to(model.dtype)
+
+    inputs = prepare()
+    there = engine.upload(inputs)
+    grid = there["image_grid_thw"]
+    pixels, tower = there["pixel_values"], model.model.visual
+    patches = pixels.view(-1, 3, 2, 14, 14)
+    states = model.get_input_embeddings()(there["input_ids"])
+    kernel = tower.patch_embed.proj
+    timed = {
+        "processor": prepare,
+        "upload": lambda: engine.upload(inputs),
+        "patches, convolution": lambda: kernel(patches),
+        "patches, product": lambda: pixels @ kernel.weight.flatten(1).t(),
+        "vision, transformers": lambda: tower(pixels, grid_thw=grid),
+        "language, transformers": lambda: model.model.language_model(
+            inputs_embeds=states, use_cache=False
+        ),
+        "generate, transformers": lambda: model.generate(**there, max_new_tokens=1),
+        "host's launches, ours": None,
+        "all on the GPU, ours": lambda: first_scores(model, inputs),
+        "batch, ours": lambda: answer_probabilities(engine, questions),
+    }
+    rows = []
+    for part, work in timed.items():
+        if work is not None:
+            seconds = seconds_of(work, gpu, args.repeats)
+        else:
+            # Without waiting for the GPU: what keeps the host from running ahead.
+            first_scores(model, inputs)
+            if gpu:
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            first_scores(model, inputs)
+            seconds = time.perf_counter() - began
+        rate = round(batch_size / seconds, 1)
+        rows.append({"part": part, "seconds": round(seconds, 4), "pictures_per_second": rate})
+        print(json.dumps(rows[-1]), flush=True)
+    rows.append(
+        {"part": "tokens", "shape": list(there["input_ids"].shape), "ours": can_read(model)}
+    )
+    print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def prompts_for(made: VQAScore, count: int) -> list[str]:
+    empty = len(made.engine.processor.tokenizer.encode(made.question.replace("{}", "")))
+    return [("a fox " * 20)[: max(TEXT_TOKENS - empty, 1)]] * count
+
+
 def measured(args: argparse.Namespace, batch_size: int) -> dict[str, Any]:
     """One row: pictures a second with a batch size."""
     made = judge(args.device, args.tiny, batch_size)
     engine = made.engine
     images = pictures(args.pictures, args.side)
-    empty = len(engine.processor.tokenizer.encode(made.question.replace("{}", "")))
-    prompts = [("a fox " * 20)[: max(TEXT_TOKENS - empty, 1)]] * len(images)
+    prompts = prompts_for(made, len(images))
     together = made.verify(images[: 2 * batch_size], prompts[: 2 * batch_size])
     alone = made.verify(images[:1], prompts[:1])[0].scores["vqascore"]
     times = []
@@ -156,12 +236,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="of a picture, in pixels")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--parts", action="store_true", help="time the parts of a batch too")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     rows = []
     for batch_size in args.batch_sizes:
         rows.append(measured(args, batch_size))
         print(json.dumps(rows[-1]), flush=True)
+        if args.parts:
+            rows += parts(args, judge(args.device, args.tiny, batch_size), batch_size)
     if args.output:
         about = {"environment": environment(), "rows": rows}
         args.output.write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,27 @@ def test_nothing_is_wider_than_the_window(page: Chromium, width: int) -> None:
     draw(page, "a red circle")
     page.wait(f"{SAID}.startsWith('The best of 8')")
     assert page.look("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1440, False)])
+def test_axe_finds_violations_of_gradio_only(
+    page: Chromium, address: str, width: int, dark: bool
+) -> None:
+    found = find_spec("axe_playwright_python")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs axe-core: pip install --no-deps axe-playwright-python")
+    axe = Path(found.submodule_search_locations[0], "axe.min.js").read_text("utf-8")
+    page.size(width, 900, dark=dark)
+    page.call("Page.navigate", url=address)
+    page.wait("document.querySelector('#draw') !== null")
+    draw(page, "a red circle")
+    page.wait(f"{SAID}.startsWith('The best of 8')")
+    page.wait("document.querySelector('#best img')?.naturalWidth === 64")
+    page.look(axe)
+    page.look("axe.run().then((found) => (window.found = found.violations))")
+    page.wait("window.found !== undefined")
+    told = "found.flatMap((one) => one.nodes.map((node) => [one.id, node.html]))"
+    # docs/demo.md names these.
+    known = ("image-frame", 'data-testid="max-value"', 'id="draw"')
+    left = [one for one in page.look(told) if not any(name in one[1] for name in known)]
+    assert left == []

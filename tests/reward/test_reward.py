@@ -118,6 +118,11 @@ def test_arguments_are_checked(options: Any, error: Any, message: str) -> None:
         VerifierReward(FakeVerifier(), **options)
 
 
+def test_one_picture_is_no_list() -> None:
+    with pytest.raises(InputError, match="A list of images is needed, got one image"):
+        VerifierReward(FakeVerifier())(Image.new("RGB", (8, 8)), ["x"])  # type: ignore[arg-type]
+
+
 def test_lists_of_unequal_length_are_refused() -> None:
     with pytest.raises(InputError, match="4 images and 3 prompts"):
         VerifierReward(FakeVerifier())(IMAGES, PROMPTS[:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import pickle
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,6 +26,8 @@ from safetensors.numpy import save
 from serving import SECONDS, serving
 from tiny_imagedoctor import noise
 
+from tts_verifier.errors import InputError
+from tts_verifier.serve.app import create_app
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
@@ -103,13 +107,13 @@ def with_header(header: bytes) -> bytes:
         (pickle.dumps(Harmful()), "is a pickle, which could run code and is never read"),
         (pickle.dumps({"images": [], "prompts": []}), "is a pickle"),
         (with_header(b"{" * 300), "must be whole safetensors"),
-        (with_header(b"[" * 10**5), "must be whole safetensors"),
+        (with_header(b"[" * 4000), "must be whole safetensors"),
         (with_header(HEADER.replace(b"8,8,3", b"9,9,9")), "must be whole safetensors"),
         (with_header(HEADER.replace(b"[0,192]", b"[0,999]")), "must be whole safetensors"),
         (with_header(HEADER.replace(b"[8,8,3]", b"[-8,8,3]")), "must be whole safetensors"),
         (save({"image.0": PIXELS}), "with a `message` of JSON"),
         (save({"image.0": PIXELS}, {"message": "{"}), "with a `message` of JSON"),
-        (save({"image.0": PIXELS}, {"message": "[" * 10**5}), "with a `message` of JSON"),
+        (save({"image.0": PIXELS}, {"message": "[" * 4000}), "with a `message` of JSON"),
         (save({"image.0": PIXELS}, {"message": "[]"}), "must be an object of JSON, got a list"),
         (save({"image.0": PIXELS.astype("f8")}, {"message": "{}"}), "Arrays must be U8 or F32"),
         (pack({}, {"image.0": PIXELS}), "prompts: Field required"),
@@ -149,7 +153,7 @@ def test_a_body_of_safetensors_that_cannot_be_read(url: str, body: bytes, messag
     ("body", "message"),
     [
         (b"{", "the body: Invalid JSON"),
-        (b"[" * 10**5, "the body: Invalid JSON"),
+        (b"[" * 4000, "the body: Invalid JSON"),
         (b"\xff\xfe", "the body: Invalid JSON"),
         (b"NaN", "the body: Input should be an object"),
         (as_json(prompts="a cat"), "prompts: Input should be a valid array"),
@@ -183,12 +187,27 @@ def test_a_body_of_json_that_cannot_be_read(url: str, body: bytes, message: str)
         (as_json(prompts=["x" * 101]), "may have 100 characters, prompt 0 has 101"),
         (as_json(maps=[1000, 1000]), "may have 1,000,000 bytes, these would have 8,000,000"),
         (b" " * (10**6 + 1), "may have 1,000,000 bytes, this one has 1,000,001"),
+        (as_json(prompts=[[]] * 5000), "may have 4,196 commas and brackets"),
     ],
 )
 def test_what_is_too_large_is_refused_before_it_takes_memory(
     url: str, body: bytes, message: str
 ) -> None:
     assert message in error_of(ask(url, body, "application/json"), 413)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        ("/v1/score", MEDIA_TYPE, pack({"prompts": [[]] * 5000}, {"image.0": PIXELS})),
+        ("/compute", "application/json", json.dumps({"kwargs": [[]] * 5000}).encode()),
+        ("/v1/chat/completions", "application/json", json.dumps({"n": [[]] * 5000}).encode()),
+    ],
+)
+def test_many_values_are_refused_before_they_are_parsed(
+    url: str, path: str, kind: str, body: bytes
+) -> None:
+    assert "4,196 commas and brackets" in error_of(ask(url, body, kind, path), 413)
 
 
 def test_many_small_bombs_are_one_large_one() -> None:
@@ -210,6 +229,20 @@ def test_a_bomb_that_pillow_knows_is_refused_in_our_words() -> None:
 @pytest.mark.parametrize("kind", ["application/x-pickle", "text/plain", "", "multipart/form-data"])
 def test_another_content_type_is_refused(url: str, kind: str) -> None:
     assert "content-type must be" in error_of(ask(url, pickle.dumps([]), kind), 415)
+
+
+@pytest.mark.parametrize("path", ["/v1/score", "/compute", "/v1/chat/completions"])
+def test_a_compressed_body_is_refused_as_such(url: str, path: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    with httpx.Client(timeout=SECONDS, verify=False) as client:
+        found = client.post(url + path, content=gzip.compress(as_json()), headers=headers)
+    assert "must not be compressed, its content-encoding is 'gzip'" in error_of(found, 415)
+
+
+def test_base64_may_have_line_breaks(url: str) -> None:
+    lines = base64.encodebytes(base64.b64decode(png(60, 60))).decode()
+    assert lines.count("\n") > 1
+    assert ask(url, as_json(images=[lines]), "application/json").is_success
 
 
 @pytest.mark.parametrize("path", ["/compute", "/v1/chat/completions"])
@@ -496,6 +529,30 @@ def test_a_failure_is_told_in_full_only_to_who_has_the_token() -> None:
         found = [client.get(f"{url}/health", headers=h).json() for h in ({}, bearer)]
     expected = ["ZeroDivisionError", "ZeroDivisionError: a cat"]
     assert [health["last_failure"] for health in found] == expected
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise it."""
+
+
+@pytest.mark.parametrize("problem", [Panic("broken"), SystemExit(3)])
+def test_what_is_no_exception_does_not_end_the_verifiers_thread(problem: BaseException) -> None:
+    def scores(image: Image.Image, prompt: str) -> dict[str, float]:
+        if prompt == "bad":
+            raise problem
+        return {"overall": 1.0}
+
+    with serving(FakeVerifier(scores)) as url:
+        found = ask(url, request_of([PIXELS], ["bad"], "diagnose", False))
+        assert f"{type(problem).__name__}: {problem}" in error_of(found, 500)
+        assert ask(url, GOOD).is_success
+
+
+def test_settings_that_json_cannot_hold_are_refused_at_the_start() -> None:
+    verifier = FakeVerifier()
+    verifier.settings = {"model": Path("doctor")}  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="settings must be values of JSON, those of FakeVerifier"):
+        create_app(verifier)
 
 
 def test_one_clients_picture_does_not_cost_another_its_answer() -> None:

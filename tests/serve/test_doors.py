@@ -205,6 +205,9 @@ def test_a_token_is_wanted_by_every_door_but_health() -> None:
             assert "Bearer TOKEN" in refused.json()["error"]["message"]
             assert httpx.get(url + path, headers={"authorization": "Bearer secret"}).is_success
         body = {"prompts": ["a cat"], "images": [png(IMAGES[0])]}
+        assert "fake" not in httpx.get(f"{url}/openapi.json").text
+        wrong = {"content-type": "text/plain"}
+        assert httpx.post(f"{url}/v1/score", content=b"", headers=wrong).status_code == 401
         for path in ("/v1/score", "/compute", "/v1/chat/completions"):
             for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer é"}):
                 raw = {name: value.encode() for name, value in given.items()}

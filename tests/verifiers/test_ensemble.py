@@ -223,6 +223,6 @@ def test_an_objective_of_a_recipe_is_part_of_the_key_of_a_row(tmp_path: Path) ->
 
 def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = PAGE.read_text("utf-8")
-    code = page.partition("<!-- runs -->\n```python\n")[2].partition("```")[0]
+    code = page.partition("```python\n")[2].partition("```")[0]
     exec(compile(code, "ENSEMBLES.md", "exec"), {})
     assert capsys.readouterr().out == "Ranking(1: 1.000, 0: 0.000)\n"

@@ -30,8 +30,8 @@ overflow:hidden;color:var(--body-text-color)}
 .tts-pic p{padding:8px;margin:0;font-size:13px;overflow:auto;height:100%}
 .tts-grid figcaption{padding:6px 8px;font-size:13px}
 .tts-grid figcaption b{font-size:16px}
-.tts-grid mark{float:right;padding:1px 7px;border-radius:9px;background:var(--color-accent);
-color:#fff}
+.tts-grid mark{float:right;padding:1px 7px;border-radius:9px;background:#b45309;
+color:#fff !important}
 .tts-grid dl{display:grid;grid-template-columns:1fr auto;gap:0 8px;margin:4px 0 0}
 .tts-grid dd{margin:0;text-align:right;font-variant-numeric:tabular-nums}
 .tts-grid dt{overflow-wrap:anywhere}

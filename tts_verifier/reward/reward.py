@@ -11,6 +11,7 @@ from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
@@ -150,6 +151,10 @@ class VerifierReward:
         Raises:
             InputError: an image or a prompt cannot be used, or the lengths differ.
         """
+        if isinstance(images, Image.Image):
+            raise InputError(
+                "A list of images is needed, got one image. Put it into a list: [...]."
+            )
         listed = images if isinstance(images, Sequence) else list(images)
         verdicts = self.verifier.verify(listed, prompts, detail=self.detail)
         rewards = rewards_of(verdicts, self.objective, self.grid, self._map_names())

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier, details_of
 from tts_verifier.reward.reward import LATENT_GRID, PooledMaps, checked_grid, rewards_of
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.types import Heatmap, Verdict
-from tts_verifier.verifiers.remote.protocol import PROTOCOL, encode_verdict, json_number
+from tts_verifier.verifiers.remote.protocol import PROTOCOL, dump, encode_verdict, json_number
 
 Wanted = bool | tuple[int, int]
 """Which maps to send: False = none, True = on the verifier's own grid, or rows and columns."""
@@ -34,6 +35,9 @@ class AnswerWriter:
 
     Args:
         verifier: whose verdicts they are.
+
+    Raises:
+        InputError: its settings are no values of JSON.
     """
 
     def __init__(self, verifier: Verifier) -> None:
@@ -48,6 +52,14 @@ class AnswerWriter:
             "verifier": settings,
             "checkpoint": self.name if found[2] is None else f"{self.name}@{found[2]}",
         }
+        try:
+            dump(self._head)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"A verifier's settings must be values of JSON, those of {type(verifier).__name__} "
+                f"are not: {error}. Make them texts, numbers, lists or None.",
+                argument="settings",
+            ) from None
 
     @property
     def head(self) -> dict[str, Any]:

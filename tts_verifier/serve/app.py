@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -21,7 +21,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
-from tts_verifier.serve.bodies import Gone, check_token, drop_rest, read_body, until_gone
+from tts_verifier.serve.bodies import (
+    Gone,
+    check_kind,
+    check_token,
+    drop_rest,
+    media_type_of,
+    read_body,
+    until_gone,
+)
 from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
 from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
@@ -77,7 +85,14 @@ class Service:
         await asyncio.to_thread(self.dispatcher.close)
         self._threads.shutdown()
 
-    async def answer(self, request: Request, read: Read, write: Write, kind: str) -> Response:
+    async def answer(
+        self,
+        request: Request,
+        read: Read,
+        write: Write,
+        kind: str,
+        kinds: Collection[str] = (),
+    ) -> Response:
         """Answers one request: bytes -> pictures -> verdicts -> bytes.
 
         Args:
@@ -85,10 +100,11 @@ class Service:
             read: bytes -> what is asked; runs in a thread.
             write: verdicts -> bytes; runs in a thread.
             kind: the answer's media type.
+            kinds: media types of the body; empty = any.
         """
         door = request.url.path
         try:
-            body = await self._answer(request, read, write)
+            body = await self._answer(request, read, write, kinds)
         except Gone:
             self.metrics.answered(door, _GONE)
             return Response(status_code=_GONE)
@@ -99,11 +115,14 @@ class Service:
         self.metrics.answered(door, 200)
         return Response(body, media_type=kind)
 
-    async def _answer(self, request: Request, read: Read, write: Write) -> bytes:
+    async def _answer(
+        self, request: Request, read: Read, write: Write, kinds: Collection[str]
+    ) -> bytes:
         loop = asyncio.get_running_loop()
         with MemoryShare(self.memory) as share:
             try:
                 check_token(request, self.token)
+                check_kind(request, kinds)
                 body = await read_body(request, self.limits, share)
             except Refused as error:
                 if error.status != HTTPStatus.REQUEST_TIMEOUT:
@@ -218,8 +237,7 @@ def create_app(
     app = FastAPI(
         title="tts-serve",
         version=version("tts-verifier"),
-        description="Scores, reasons and heatmaps of generated pictures: "
-        f"{service.answers.name}. No door reads pickles.",
+        description="Scores, reasons and heatmaps of generated pictures. No door reads pickles.",
         lifespan=service.lifespan,
     )
     app.add_exception_handler(StarletteHTTPException, _as_ours)
@@ -241,15 +259,7 @@ def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
         responses=_RESPONSES,
     )
     async def score(request: Request) -> Response:
-        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if given not in (JSON, MEDIA_TYPE, "application/octet-stream"):
-            return refusal(
-                Refused(
-                    415,
-                    f"A request's content-type must be {JSON} or {MEDIA_TYPE}, got {given!r:.80}. "
-                    "Pickles are never read.",
-                )
-            )
+        given = media_type_of(request)
         accepted = request.headers.get("accept", "*/*")
         as_json = JSON in accepted or (given == JSON and MEDIA_TYPE not in accepted)
 
@@ -260,7 +270,8 @@ def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
             return dump(with_texts(message, arrays)) if as_json else pack_message(message, arrays)
 
         read = asked_in_json if given == JSON else asked_in_arrays
-        return await service.answer(request, read, write, JSON if as_json else MEDIA_TYPE)
+        kinds = (JSON, MEDIA_TYPE, "application/octet-stream")
+        return await service.answer(request, read, write, JSON if as_json else MEDIA_TYPE, kinds)
 
 
 def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
@@ -375,7 +386,7 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     401: {"description": "The token is missing or wrong."},
     408: {"description": "The body was sent too slowly."},
     413: {"description": "The body, a picture or a prompt is too large."},
-    415: {"description": "The content-type is neither JSON nor safetensors."},
+    415: {"description": "The content-type is neither JSON nor safetensors, or it is compressed."},
     422: {"description": "The verifier cannot use a picture or a prompt."},
     429: {"description": "Too many pictures wait; try again after `Retry-After`."},
     500: {"description": "The verifier failed."},

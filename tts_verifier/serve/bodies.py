@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -26,6 +27,29 @@ def check_token(request: Request, token: str | None) -> None:
     # In constant time, so that a token cannot be guessed letter by letter.
     if token and not hmac.compare_digest(given.encode(), wanted.encode()):
         raise Refused(401, "This server wants `Authorization: Bearer TOKEN` with its token.")
+
+
+def check_kind(request: Request, kinds: Collection[str]) -> None:
+    """Raises Refused unless a request's body is one of these media types, and not compressed."""
+    given = media_type_of(request)
+    if kinds and given not in kinds:
+        raise Refused(
+            415,
+            f"A request's content-type must be {' or '.join(kinds)}, got {given!r:.80}. Pickles "
+            "are never read.",
+        )
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise Refused(
+            415,
+            f"A request's body must not be compressed, its content-encoding is {encoding!r:.80}. "
+            "Send it as it is; picture files are compressed already.",
+        )
+
+
+def media_type_of(request: Request) -> str:
+    """Returns a request's content-type without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, limits: RequestLimits, share: MemoryShare) -> bytes:

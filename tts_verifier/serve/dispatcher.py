@@ -126,7 +126,7 @@ class Dispatcher:
                 else:
                     self._batch(detail)
             # The engines could not be opened. The server goes on, and one pair fewer waits.
-            except Exception as error:
+            except BaseException as error:
                 with self._changed:
                     pair = self._waiting.popleft() if self._waiting else None
                 if pair is not None:
@@ -161,8 +161,9 @@ class Dispatcher:
                 [p.image for p in pairs], [p.prompt for p in pairs], detail=detail
             )
             answered = list(zip(pairs, verdicts, strict=True))
-        except Exception as error:
-            problem: Exception = error
+        # Panics of libraries in Rust are no Exceptions. Interrupts come to the main thread alone.
+        except BaseException as error:
+            problem: BaseException = error
         else:
             self._failure = ""
             for pair, verdict in answered:
@@ -180,6 +181,9 @@ class Dispatcher:
         self._verify(pairs[half:], detail)
 
     def _fail(self, verdict: Future[Verdict], error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            # It would end the thread that reads it.
+            error = RuntimeError(f"{type(error).__name__}: {error}")
         if not isinstance(error, TTSError):
             self._failure = f"{type(error).__name__}: {error}"[:300]
         verdict.set_exception(error)
@@ -214,7 +218,7 @@ class Dispatcher:
                 self._left()
                 return
             answer: Future[Verdict] = live.submit(pair.image, pair.prompt, pair.detail)
-        except Exception as error:
+        except BaseException as error:
             self._left()
             # A queue that an engine's failure has closed refuses as if the pair were at fault.
             closed = live.failed and isinstance(error, InputError)

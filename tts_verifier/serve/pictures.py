@@ -74,7 +74,9 @@ def _from_text(
             "Addresses are not fetched."
         )
     try:
-        return _file_picture(place, base64.b64decode(data, validate=True), limits, share)
+        # Some encoders break lines.
+        content = base64.b64decode("".join(data.split()), validate=True)
+        return _file_picture(place, content, limits, share)
     except (binascii.Error, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from tts_verifier.errors import InputError
 from tts_verifier.reward.reward import LATENT_GRID
@@ -21,6 +21,11 @@ CAPTION: Final = "Text Caption: ["
 
 _BYTES_OF_CELL: Final = 8
 """Of an answer, for the two maps that verifiers have."""
+_SEPARATORS: Final = 1024
+"""Commas and brackets of a request's JSON for each picture that it may have: prompts have some."""
+
+Texts = Annotated[list[str], FailFast()]
+"""Texts, of which only the first wrong one is told: each error takes a kilobyte."""
 
 
 class Asked(NamedTuple):
@@ -41,8 +46,8 @@ class ScoreRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     protocol: int = Field(PROTOCOL, description="The version of the protocol.")
-    prompts: list[str] = Field(description="What each picture should show.")
-    images: list[str] = Field(description="Picture files in base64, or as data URIs.")
+    prompts: Texts = Field(description="What each picture should show.")
+    images: Texts = Field(description="Picture files in base64, or as data URIs.")
     detail: Detail = Field("diagnose", description='"score" gives no maps and is quicker.')
     maps: bool | list[int] = Field(
         True, description="false, true (the verifier's own grid), or [rows, columns]."
@@ -54,7 +59,7 @@ class ComputeRequest(BaseModel):
 
     # Its client sends `prompt` and `image`; its template of a server reads `prompts` and `images`.
     model_config = ConfigDict(strict=True, extra="ignore", populate_by_name=True)
-    prompt: list[str] = Field(validation_alias="prompts", description="One for each picture.")
+    prompt: Texts = Field(validation_alias="prompts", description="One for each picture.")
     image: list[str] | None = Field(
         None, validation_alias="images", description="Picture files in base64."
     )
@@ -73,7 +78,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
     model: str = Field("", description="Not read; a server has one verifier.")
-    messages: list[dict[str, Any]] = Field(
+    messages: Annotated[list[dict[str, Any]], FailFast()] = Field(
         description="The last message of the user has one picture, as a data URI, and a text: the "
         "prompt, alone or in the official instruction."
     )
@@ -94,6 +99,8 @@ def asked_in_arrays(
         InputError: it cannot be used.
         Refused: a picture is too large, or there are too many.
     """
+    header = int.from_bytes(body[:8], "little")
+    _check_separators(body[8 : min(8 + header, len(body))], limits)
     message, arrays = unpack_message(body)
     if "images" in message:
         raise InputError("Pictures in safetensors are its arrays; leave `images` out of `message`.")
@@ -110,6 +117,7 @@ def asked_in_json(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request to /v1/score in JSON."""
+    _check_separators(body, limits)
     asked = _validated(ScoreRequest, body)
     _check_counts(len(asked.images), asked.prompts, limits)
     maps = _checked_maps(asked.maps, len(asked.prompts), limits, share)
@@ -122,6 +130,7 @@ def asked_to_compute(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of Flow-Factory."""
+    _check_separators(body, limits)
     asked = _validated(ComputeRequest, body)
     for name in ("video", "condition_images", "condition_videos"):
         if getattr(asked, name):
@@ -143,6 +152,7 @@ def asked_in_chat(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of an OpenAI client."""
+    _check_separators(body, limits)
     asked = _validated(ChatRequest, body)
     if asked.stream or asked.n != 1:
         raise InputError(
@@ -231,6 +241,18 @@ def _check_counts(images: int, prompts: Sequence[str], limits: RequestLimits) ->
                 f"A prompt may have {limits.prompt:,} characters, prompt {place} has "
                 f"{len(prompt):,}. Shorten it.",
             )
+
+
+def _check_separators(text: bytes, limits: RequestLimits) -> None:
+    """Refuses JSON of very many values before it is parsed, as each takes 20 times its bytes."""
+    most = _SEPARATORS * limits.images + limits.prompt
+    found = sum(text.count(separator) for separator in (b",", b"[", b"{"))
+    if found > most:
+        raise Refused(
+            413,
+            f"The JSON of a request may have {most:,} commas and brackets, this one has {found:,}. "
+            "Send fewer pictures at a time, or start the server with a larger --max-images.",
+        )
 
 
 def _validated(model: type[BaseModel], found: bytes | dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from tts_verifier.errors import RunError
-from tts_verifier.training.common.run_folder import RunFolder, write_metrics
+from tts_verifier.training.common.run_folder import RunFolder, read_metrics, write_metrics
 from tts_verifier.training.common.step_guard import StepGuard
 
 SETTINGS = {"seed": 1}
@@ -107,3 +108,23 @@ def test_a_state_of_before_says_what_to_remove(saved: Path) -> None:
     with pytest.raises(RunError, match=r"00000003 must be the state of this run"):
         opened(saved).resume()
     assert json.loads((saved / "run.json").read_text()) == SETTINGS
+
+
+def test_a_full_disk_leaves_the_state_before(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = opened(saved)
+
+    def full(folder: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", lambda self, folder: full(folder))
+    with pytest.raises(RunError, match=r"state after 4 steps.*No space left.*Is the disk full\?"):
+        run.save(4)
+    monkeypatch.undo()
+    assert opened(saved).resume() == 3
+
+
+def test_metrics_that_are_damaged_are_named(saved: Path) -> None:
+    path = saved / "metrics" / "00000000.parquet"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(RunError, match=r"00000000\.parquet must have metrics of this run"):
+        read_metrics(saved)

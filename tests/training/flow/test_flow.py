@@ -90,7 +90,10 @@ def test_the_other_keys_work(changed: dict[str, Any], keys: dict[str, Any], tmp_
 
 
 def test_a_bonus_widens_the_gap_to_pictures_that_pass(keys: dict[str, Any], tmp_path: Path) -> None:
-    keys |= {"steps": 1, "prompts": 4, "passes_at": 0.45}
+    keys |= {"steps": 1, "prompts": 4}
+    flow(**keys | {"output": str(tmp_path / "first")})
+    # Some pictures are above the mean and some below it, on every machine.
+    keys["passes_at"] = numbers(tmp_path / "first")[0]["reward"]
     flow(**keys)
     flow(**keys | {"output": str(tmp_path / "bonus")}, pass_bonus=5.0)
     plain, bonus = numbers(tmp_path / "run")[0], numbers(tmp_path / "bonus")[0]

@@ -6,9 +6,10 @@ import http.server
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def url() -> Iterator[str]:
 
 
 @contextmanager
-def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+def answering(
+    answer: Callable[[str], tuple[int, bytes]], headers: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[str]:
     """A server that answers whatever a test wants."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -46,6 +49,8 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
             status, body = answer(self.path)
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -208,6 +213,56 @@ def test_another_server_is_known(status: int, body: bytes, message: str) -> None
         Remote(url, patience=0)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"verifier": None},
+        {"objective": {"a": "x"}},
+        {"score_names": "abc"},
+        {"map_names": 3},
+        {"details": []},
+        {"details": ["look"]},
+        {"limits": None},
+        {"limits": {"images": 0, "body": 1}},
+        {"limits": {"images": "4", "body": 1}},
+    ],
+)
+def test_a_server_must_say_what_it_serves(changed: dict[str, Any]) -> None:
+    about = json.dumps(ABOUT | changed).encode()
+    with (
+        answering(lambda path: (200, about)) as url,
+        pytest.raises(ServerError, match="must say what it serves as tts-serve does"),
+    ):
+        Remote(url, patience=0)
+
+
+@pytest.mark.parametrize("name", ["verifier", "objective", "details", "limits", "score_names"])
+def test_a_server_must_say_all_of_it(name: str) -> None:
+    about = json.dumps({key: value for key, value in ABOUT.items() if key != name}).encode()
+    with (
+        answering(lambda path: (200, about)) as url,
+        pytest.raises(ServerError, match=f"must say what it serves.*{name}"),
+    ):
+        Remote(url, patience=0)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (200, {"content-encoding": "gzip"}, "does not answer: Error -3"),
+        (503, {"retry-after": "\u00b2"}, "answers 503"),
+    ],
+)
+def test_headers_that_cannot_be_read_are_the_servers_problem(
+    status: int, headers: dict[str, str], message: str
+) -> None:
+    with (
+        answering(lambda path: (status, b"nonsense"), headers) as url,
+        pytest.raises(ServerError, match=message),
+    ):
+        Remote(url, patience=0)
+
+
 def pairs_of(message: object) -> bytes:
     from tts_verifier.verifiers.remote.protocol import pack_message
 
@@ -257,6 +312,12 @@ def test_an_answer_that_is_none_is_no_verdict(body: bytes, message: str) -> None
         ({"url": "ftp://host"}, "must begin with http"),
         ({"url": "http://"}, "must begin with http"),
         ({"url": 3}, "must begin with http"),
+        ({"url": "http://host:99999"}, "must begin with http"),
+        ({"url": "http://host:8000/?a=b"}, "and no query"),
+        ({"url": "http://" + "a" * 300}, "must begin with http"),
+        ({"timeout": 0}, "timeout must be seconds above 0"),
+        ({"expect": ["model"]}, "expect must be settings with their values"),
+        ({"token": 3}, "token must be a text, got a int"),
         ({"timeout": -1}, "timeout must be seconds"),
         ({"patience": "long"}, "patience must be seconds"),
         ({"connections": 0}, "connections must be from 1 to 256"),

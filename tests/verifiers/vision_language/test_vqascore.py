@@ -83,14 +83,14 @@ def test_when_memory_runs_out_the_batch_is_halved(
 ) -> None:
     judge = VQAScore(qwen, batch_size=2)
     expected = [v.scores["vqascore"] for v in judge.verify(IMAGES * 2, PROMPTS * 2)]
-    generate = judge.engine.model.generate
+    embed = judge.engine.model.get_input_embeddings()
 
-    def short_of_memory(**inputs):
-        if len(inputs["input_ids"]) > 1:
+    def short_of_memory(ids):
+        if len(ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
+        return embed(ids)
 
-    monkeypatch.setattr(judge.engine.model, "generate", short_of_memory)
+    monkeypatch.setattr(judge.engine.model, "get_input_embeddings", lambda: short_of_memory)
     with pytest.warns(RunWarning, match="from now on 1 questions"):
         verdicts = judge.verify(IMAGES * 2, PROMPTS * 2)
     assert [v.scores["vqascore"] for v in verdicts] == pytest.approx(expected, abs=1e-6)
@@ -99,10 +99,10 @@ def test_when_memory_runs_out_the_batch_is_halved(
 def test_another_runtime_error_is_raised(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = VQAScore(qwen)
 
-    def fail(**inputs):
+    def fail(ids):
         raise RuntimeError("a kernel failed")
 
-    monkeypatch.setattr(judge.engine.model, "generate", fail)
+    monkeypatch.setattr(judge.engine.model, "get_input_embeddings", lambda: fail)
     with pytest.raises(RuntimeError, match="a kernel failed"):
         judge.verify(IMAGES, PROMPTS)
 

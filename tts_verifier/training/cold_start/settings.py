@@ -92,8 +92,8 @@ class RunSettings:
                 )
         for name in ("learning_rate", "minutes", "save_minutes"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be above 0, got {value}.", argument=name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, got {value}.", argument=name)
         if not 0 <= self.warm_up <= 1:
             raise InputError(f"warm_up must be in [0, 1], got {self.warm_up}.", argument="warm_up")
         if self.lora_rank and self.train_tower:

@@ -112,7 +112,22 @@ class RunFolder:
         self._rows = []
 
     def save(self, step: int) -> None:
-        """Writes metrics and state after so many steps."""
+        """Writes metrics and state after so many steps.
+
+        Raises:
+            RunError: they cannot be written; the state before is still there.
+        """
+        try:
+            self._save(step)
+        # What full disks make torch, safetensors, pyarrow and the system raise.
+        except Exception as error:
+            raise RunError(
+                f"{self.folder} must take the state after {step} steps, and it could not be "
+                f"written: {error!r:.300}. Is the disk full? The same command then goes on from "
+                "the state before."
+            ) from error
+
+    def _save(self, step: int) -> None:
         self.save_metrics()
         draft, final = self.folder / "state" / "draft", self.folder / "state" / f"{step:08d}"
         self._accelerator.wait_for_everyone()
@@ -189,8 +204,20 @@ def write_metrics(
 
 
 def read_metrics(folder: Path) -> list[MetricRow]:
-    """Reads the metrics of a run, in the order of its steps."""
-    from pyarrow import parquet
+    """Reads the metrics of a run, in the order of its steps.
 
-    paths = sorted((folder / "metrics").glob("*.parquet"))
-    return [row for path in paths for row in parquet.read_table(path).to_pylist()]
+    Raises:
+        RunError: a file is damaged.
+    """
+    from pyarrow import ArrowException, parquet
+
+    rows: list[MetricRow] = []
+    for path in sorted((folder / "metrics").glob("*.parquet")):
+        try:
+            rows += parquet.read_table(path).to_pylist()
+        except (ArrowException, OSError) as error:
+            raise RunError(
+                f"{path} must have metrics of this run, and cannot be read: {error!s:.200}. "
+                "Remove it; the run goes on without these rows."
+            ) from error
+    return rows

@@ -63,6 +63,15 @@ class VerifierSpec:
                 argument=argument,
             )
         Objective(spec.objective)  # checks the weights
+        numbers = type(spec.weight) in (int, float) and math.isfinite(spec.weight)
+        processes = type(spec.processes) is int and spec.processes >= 0
+        if not (numbers and processes and isinstance(spec.options, Mapping)):
+            raise InputError(
+                f"{argument}: weight must be a finite number, processes a whole number from 0, and "
+                f"options a table, got {spec.weight!r:.40}, {spec.processes!r:.40} and "
+                f"{spec.options!r:.40}.",
+                argument=argument,
+            )
         return spec
 
     def load(self, device: str) -> Verifier:

@@ -123,7 +123,7 @@ class FlowSettings:
             )
         for name in ("prompts", "steps_drawn", "window", "trained_steps", "times", "updates"):
             _check_range(name, getattr(self, name), at_least=1)
-        for name in ("block", "evaluate_captions"):
+        for name in ("block", "evaluate_captions", "max_sequence_length"):
             _check_range(name, getattr(self, name), at_least=1)
         for name in ("kl", "pull", "base_pull", "evaluate_every", "penalty", "pass_bonus"):
             _check_range(name, getattr(self, name), at_least=0)
@@ -136,8 +136,14 @@ class FlowSettings:
                 raise InputError(
                     f"{name} must be in [0, 1], got {getattr(self, name)}.", argument=name
                 )
+        if self.passes_at is not None and not _is_finite_number(self.passes_at):
+            raise InputError(
+                f"passes_at must be a reward, got {self.passes_at!r}.", argument="passes_at"
+            )
         self._check_steps()
         self._check_parts()
+        self._check_maps()
+        self._check_stop()
 
     def _check_steps(self) -> None:
         if self.loss != "policy":
@@ -162,17 +168,49 @@ class FlowSettings:
     def _check_parts(self) -> None:
         if not self.rewards:
             raise InputError("rewards must name at least one verifier.", argument="rewards")
+        for name in ("rewards", "judges"):
+            tables = getattr(self, name)
+            if not isinstance(tables, list | tuple) or not all(
+                isinstance(table, Mapping) for table in tables
+            ):
+                raise InputError(
+                    f"{name} must be a list of tables, such as [{{verifier: shapes}}], got "
+                    f"{tables!r:.100}.",
+                    argument=name,
+                )
+        if isinstance(self.lora_targets, str):
+            raise InputError(
+                f"lora_targets must be a list, got the text {self.lora_targets!r}.",
+                argument="lora_targets",
+            )
         if self.prompts % self.updates:
             raise InputError(
                 f"The {self.prompts} captions of a step must be shared equally by updates, got "
                 f"{self.updates}.",
                 argument="updates",
             )
+
+    def _check_maps(self) -> None:
+        weights = list(self.maps.values()) if isinstance(self.maps, Mapping) else [None]
+        if not all(_is_finite_number(w) and w >= 0 for w in weights) or sum(weights) > 1 + 1e-6:
+            raise InputError(
+                "maps must have weights from 0, in all at most 1, so that the map of what is wrong "
+                f"stays in [0, 1], got {self.maps!r:.100}.",
+                argument="maps",
+            )
         if self.advantage != "scalar" and not any(self.maps.values()):
             raise InputError(
                 f"advantage: {self.advantage} needs maps, and all weights of maps are 0.",
                 argument="maps",
             )
+
+    def _check_stop(self) -> None:
+        for name, limit in self.stop.items():
+            if not _is_finite_number(limit) or limit <= 0 or (name == "judge" and limit % 1):
+                kind = "a whole number" if name == "judge" else "a number"
+                raise InputError(
+                    f"stop.{name} must be {kind} above 0, got {limit!r}.", argument="stop"
+                )
         for name in self.stop:
             if name not in STOP_NAMES:
                 raise InputError(
@@ -247,7 +285,13 @@ class FlowRunKeys(TypedDict, total=False):
 def _check_range(
     name: str, value: float | None, *, at_least: float = -math.inf, above: float = -math.inf
 ) -> None:
-    if value is None or (value >= at_least and value > above):
+    if value is None or (value >= at_least and value > above and math.isfinite(value)):
         return
+    if value == math.inf:
+        raise InputError(f"{name} must be finite, got {value}.", argument=name)
     rule = f"above {above:g}" if above > -math.inf else f"at least {at_least:g}"
     raise InputError(f"{name} must be {rule}, got {value}.", argument=name)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

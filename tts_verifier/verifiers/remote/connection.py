@@ -48,15 +48,12 @@ class Connection:
         for name, value in (("timeout", timeout), ("patience", patience)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise InputError(f"{name} must be seconds, got {value!r}.", argument=name)
-        try:
-            usable = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
-        except (httpx.InvalidURL, TypeError):
-            usable = False
-        if not usable:
+        if not timeout:
+            raise InputError("timeout must be seconds above 0, got 0.", argument="timeout")
+        _check_url(url)
+        if token is not None and not isinstance(token, str):
             raise InputError(
-                f"A server's url must begin with http:// or https://, got {url!r}. Write \"http://"
-                'host:8000".',
-                argument="url",
+                f"token must be a text, got a {type(token).__name__}.", argument="token"
             )
         self.url, self._patience = url.rstrip("/"), patience
         token = token_of(os.environ.get(TOKEN_VARIABLE) if token is None else token)
@@ -69,7 +66,8 @@ class Connection:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
             trust_env=False,
         )
-        self._unreachable = (httpx.TransportError,)
+        # Answers that cannot be decoded are among them.
+        self._unreachable = (httpx.RequestError,)
 
     def close(self) -> None:
         """Closes the sockets."""
@@ -150,4 +148,22 @@ def _told_reason(response: httpx.Response) -> str:
 
 def _seconds(header: str | None) -> float:
     """Returns the seconds of a `Retry-After`; 0 where there are none."""
-    return float(header) if header is not None and header.isdigit() else 0.0
+    return float(header) if header is not None and header.isdecimal() else 0.0
+
+
+def _check_url(url: str) -> None:
+    import httpx
+
+    try:
+        read = httpx.URL(url)
+        usable = read.scheme in ("http", "https") and bool(read.host.encode("idna"))
+        usable = usable and 0 < (read.port or 80) < 2**16 and not (read.query or read.fragment)
+    # idna: a host whose parts are too long, which a socket would refuse in its own words.
+    except (httpx.InvalidURL, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise InputError(
+            "A server's url must begin with http:// or https://, with a host and no query, got "
+            f'{url!r:.200}. Write "http://host:8000".',
+            argument="url",
+        )

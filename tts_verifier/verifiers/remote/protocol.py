@@ -132,7 +132,10 @@ def encode_verdict(
         "boxes": [[json_number(edge) for edge in box] for box in verdict.boxes],
         "reply": verdict.text,
         "detail": verdict.detail,
-        "maps": {name: {"size": m.size, "box": m.box} for name, m in maps.items()},
+        "maps": {
+            name: {"size": [*map(int, m.size)], "box": [*map(float, m.box)]}
+            for name, m in maps.items()
+        },
     }
     return result, {name: m.grid.astype(np.float32) for name, m in maps.items()}
 

@@ -68,19 +68,25 @@ class Remote(Verifier):
             raise InputError(
                 f"connections must be from 1 to 256, got {connections!r}.", argument="connections"
             )
+        if expect is not None and not isinstance(expect, Mapping):
+            raise InputError(
+                f"expect must be settings with their values, got {expect!r:.80}.",
+                argument="expect",
+            )
         self._connection = Connection(url, timeout=timeout, patience=patience, token=token)
         # Its sockets would stay open until Python ends.
         weakref.finalize(self, self._connection.close)
         self._connections = connections
         about = self._connection.get("/v1/verifier")
         _check_protocol(about, url)
+        _check_about(about, url)
         self.settings: Mapping[str, Setting] = about["verifier"]
         self.objective = Objective(about["objective"])
         self.score_names: Collection[str] | None = about["score_names"]
         self.map_names: Collection[str] | None = about["map_names"]
         self.details: Collection[Detail] = about["details"]
-        self._most_pairs = min(int(about["limits"]["images"]), _PICTURES_TOGETHER)
-        self._most_bytes = int(_SHARE_OF_BODY * int(about["limits"]["body"]))
+        self._most_pairs = min(about["limits"]["images"], _PICTURES_TOGETHER)
+        self._most_bytes = int(_SHARE_OF_BODY * about["limits"]["body"])
         for name, value in (expect or {}).items():
             if self.settings.get(name) != value:
                 raise ServerError(
@@ -158,6 +164,28 @@ class Remote(Verifier):
                 f"answered {len(verdicts)}."
             )
         return verdicts
+
+
+def _check_about(about: Mapping[str, Any], url: str) -> None:
+    """Checks what a server says of itself."""
+    try:
+        Objective(about["objective"])
+        names, limits = [about["score_names"], about["map_names"]], about["limits"]
+        usable = (
+            isinstance(about["verifier"], dict)
+            and all(found is None or isinstance(found, list) for found in names)
+            and bool(about["details"])
+            and {*about["details"]} <= {"score", "diagnose"}
+            and all(type(limits[name]) is int and limits[name] > 0 for name in ("images", "body"))
+        )
+        problem = "a value cannot be used"
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        usable, problem = False, repr(error)
+    if not usable:
+        raise ServerError(
+            f"The server at {url} must say what it serves as tts-serve does: {problem:.200}. "
+            "Install the same tts-verifier on both sides."
+        )
 
 
 def _check_protocol(message: Mapping[str, Any], url: str) -> None:

@@ -76,7 +76,8 @@ class HPSv3(VisionLanguageVerifier):
         """Sends all images through the reward model."""
         texts = [_instruction(self.engine.plain(prompt)) for prompt in prompts]
         questions = [Question(i, t) for i, t in zip(images, texts, strict=True)]
-        rows = self.engine.each(questions, lambda x, _: self.engine.model(**x).tolist())
+        engine = self.engine
+        rows = engine.each(questions, lambda x, _: engine.model(**engine.upload(x)).tolist())
         return [_verdict_of(mu, log_sigma, detail) for mu, log_sigma in rows]
 
     def _load(self, model: str | Path, options: LoadingOptions) -> QuestionEngine:

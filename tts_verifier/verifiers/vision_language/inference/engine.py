@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.loading.devices import check_device
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.verifiers.imagedoctor.image.prefetch import map_ahead
+from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.vision_language.inference.attention import use_attention_by_length
 from tts_verifier.verifiers.vision_language.inference.processor import as_plain_text, special_names
 
@@ -26,6 +29,8 @@ ON_CPU: Final = 4
 """Questions at a time, unless the user says another number; halved when memory runs out."""
 _AHEAD: Final = 16
 """Batches that are prepared for a GPU before it needs them."""
+_UNDER_WAY: Final = 2
+"""Batches that a GPU is given before the first of them is waited for."""
 
 
 class Question(NamedTuple):
@@ -125,7 +130,8 @@ class QuestionEngine:
 
         Args:
             questions: any number of them.
-            answer: gets the tensors of some questions, on the model's device, and these.
+            answer: gets the tensors of some questions, on the host (see `upload`), and these. What
+                it returns may still be under way on a GPU.
 
         Raises:
             InputError: a question with its image has more tokens than the model takes, or the
@@ -136,9 +142,21 @@ class QuestionEngine:
             chunks = [questions[i : i + self.limit] for i in range(0, len(questions), self.limit)]
             inputs = map_ahead(self._inputs, chunks, self.device, ahead=_AHEAD)
             found: list[GivenT] = []
+            ends: deque[torch.cuda.Event] = deque()
             for chunk, tensors in zip(chunks, inputs, strict=True):
+                if len(ends) == _UNDER_WAY:
+                    ends.popleft().synchronize()
                 found += self._fitting(chunk, tensors, answer)
+                if self.device.type == "cuda":
+                    ends.append(torch.cuda.current_stream(self.device).record_event())
             return found
+
+    def upload(self, tensors: Any) -> dict[str, Any]:
+        """Returns what a processor made, tensors or lists of them, on the model's device.
+
+        It does not wait for a GPU.
+        """
+        return {name: _on_device(values, self.device) for name, values in tensors.items()}
 
     def _fitting(
         self,
@@ -149,7 +167,7 @@ class QuestionEngine:
         """Answers questions at once, or half of them at a time if memory runs out."""
         if len(chunk) <= self.limit:
             try:
-                return answer(tensors.to(self.device), chunk)
+                return answer(tensors, chunk)
             except RuntimeError as error:
                 if len(chunk) == 1 or not _is_out_of_memory(error):
                     raise
@@ -201,7 +219,7 @@ class QuestionEngine:
         """Sends a small image through processor and model."""
         question = Question(Image.new("RGB", (56, 56), "gray"), probe)
         try:
-            self.each([question], lambda tensors, _: [self.model(**tensors)])
+            self.each([question], lambda tensors, _: [self.model(**self.upload(tensors))])
         except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:
             if isinstance(error, RuntimeError) and _is_out_of_memory(error):
                 raise
@@ -210,6 +228,13 @@ class QuestionEngine:
                 f"({type(self.model).__name__}), but a test image fails: "
                 f"{' '.join(str(error).split())[:300]}. Take both from the same checkpoint."
             ) from error
+
+
+def _on_device(values: Any, device: torch.device) -> Any:
+    # Some families give a tensor for each image, where sizes differ.
+    if isinstance(values, list):
+        return [_on_device(value, device) for value in values]
+    return to_device(values, device) if isinstance(values, Tensor) else values
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.qwen import can_read, first_scores
 
 
 class Reply(NamedTuple):
@@ -46,17 +48,23 @@ def answer_probabilities(engine: QuestionEngine, questions: Sequence[Question]) 
     (t2v_metrics, `vqascore_models/qwen2vl_model.py`). NaN where the scores are not finite.
     """
 
-    def answer(tensors: Any, asked: Sequence[Question]) -> list[float]:
-        done = engine.model.generate(
-            **tensors,
-            generation_config=_greedy(engine.model, 1),
-        )
-        probs = done.scores[0].float().softmax(-1)
-        ids = [list(question.answers) for question in asked]
-        sums = torch.stack([row[i].sum() for row, i in zip(probs, ids, strict=True)])
-        return [float(value) for value in sums.tolist()]
+    def answer(tensors: Any, asked: Sequence[Question]) -> list[Tensor]:
+        probs = _first_scores(engine, tensors).float().softmax(-1)
+        return [row[list(q.answers)].sum() for row, q in zip(probs, asked, strict=True)]
 
-    return engine.each(questions, answer)
+    found = engine.each(questions, answer)
+    return [float(value) for value in torch.stack(found).tolist()] if found else []
+
+
+def _first_scores(engine: QuestionEngine, tensors: Any) -> Tensor:
+    """Returns the scores of each reply's first token, (prompts, vocabulary)."""
+    if can_read(engine.model):
+        return first_scores(engine.model, tensors)
+    done = engine.model.generate(
+        **engine.upload(tensors), generation_config=_greedy(engine.model, 1)
+    )
+    scores: Tensor = done.scores[0]
+    return scores
 
 
 def greedy_replies(
@@ -77,7 +85,7 @@ def greedy_replies(
 
     def answer(tensors: Any, asked: Sequence[Question]) -> list[Reply]:
         done = engine.model.generate(
-            **tensors,
+            **engine.upload(tensors),
             generation_config=_greedy(engine.model, max_new_tokens),
         )
         ids = done.sequences[:, -len(done.scores) :].tolist()
