@@ -22,6 +22,8 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    # Tests make many small objects, and few cycles.
+    gc.set_threshold(10_000, 20, 20)
     gc.enable()
 
 

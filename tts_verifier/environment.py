@@ -40,7 +40,7 @@ def environment(packages: Iterable[str] = PACKAGES) -> dict[str, object]:
     return {
         "python": platform.python_version(),
         "versions": {name: _package_version(name) for name in packages},
-        "git_revision": git_revision(Path(__file__).parent),
+        "git_revision": _own_revision(),
         "device": _device_name(),
     }
 
@@ -51,6 +51,11 @@ def _package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+@cache  # The code that runs is that of the first time, whatever is checked out later.
+def _own_revision() -> str | None:
+    return git_revision(Path(__file__).parent)
 
 
 def git_revision(folder: Path) -> str | None:

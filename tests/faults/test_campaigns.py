@@ -88,7 +88,7 @@ def test_damaged_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", threads.LIGHT)
 def test_eight_threads_get_what_one_gets(name: str, tmp_path: Path) -> None:
     shared = threads.OBJECTS[name](tmp_path)
-    results = threads.stress(name, shared, threads=8, calls=10)
+    results = threads.stress(name, shared, threads=8, calls=5)
     assert [r for r in results if r.outcome != "right"] == []
 
 
