@@ -3,7 +3,7 @@
     python examples/benchmarks/flow.py run nft-scalar --seed 0 --out runs/flow-bench
     python examples/benchmarks/flow.py base --out runs/flow-bench
     python examples/benchmarks/flow.py table runs/flow-bench
-    python examples/benchmarks/flow.py compare runs/flow-bench nft-dense nft-scalar
+    python examples/benchmarks/flow.py compare runs/flow-bench nft-place nft-scalar
 
 `run` trains and then draws --captions held-out captions --draws times each, at each guidance, with
 20 steps. The verifier scores every picture; judge and oracle, which no variant trains on, say
@@ -41,29 +41,43 @@ CAPTIONS_SEED = 7003
 DRAWS_SEED = 11
 STEPS = 20
 SEQUENCE = 16
-POLICY = ["loss=policy", "window=6", "trained_steps=4", "clip=1e-2", "kl=0.004", "draw_ahead=false"]
+POLICY = [
+    *["loss=policy", "window=6", "trained_steps=4", "clip=1e-2", "kl=0.004", "draw_ahead=false"],
+    *["updates=4", "learning_rate=2e-4", "pass_bonus=0"],
+]
+FOUR = ["updates=4", "learning_rate=4e-4", "pass_bonus=0", "stop={}"]
+HALF_RATE = ["learning_rate=4e-4"]
+FIRST = ["steps=150", "learning_rate=2e-4", "pass_bonus=0"]
 TRUE_MAPS = ["map_verifier={verifier: shapes-oracle, processes: 12}", "maps={misalignment: 1.0}"]
-LORA = ["lora_rank=32", "learning_rate=2e-3"]
+LORA = ["lora_rank=32", "learning_rate=2e-3", "updates=4", "pass_bonus=0", "stop={}"]
+PLACE = ["advantage=dense", "deviation=global"]
 VARIANTS = {
     "nft-scalar": [],
     "nft-dense": ["advantage=dense"],
-    "nft-place": ["advantage=dense", "deviation=global"],
+    "nft-place": PLACE,
     "nft-penalty": ["advantage=penalty"],
     "nft-mask": ["advantage=mask"],
-    "nft-true": ["advantage=dense", *TRUE_MAPS],
+    "nft-true": [*PLACE, *TRUE_MAPS],
     "nft-cfg": ["guidance=4"],
     "nft-lora": LORA,
-    "nft-dense-lora": ["advantage=dense", *LORA],
+    "nft-four": FOUR,
+    "nft-four-bonus": [*FOUR, "pass_bonus=0.5"],
+    "nft-four-place": [*FOUR, *PLACE],
+    "nft-half-rate": HALF_RATE,
+    "nft-half-rate-plain": [*HALF_RATE, "pass_bonus=0"],
+    "nft-reference": [*HALF_RATE, "reference_rate=0.1"],
+    "nft-beta": [*HALF_RATE, "nft_beta=0.5"],
+    "nft-first": FIRST,
+    "nft-first-lora": [*FIRST, "lora_rank=32", "learning_rate=1e-3"],
     "awm-scalar": ["loss=awm"],
-    "awm-dense": ["loss=awm", "advantage=dense"],
-    "awm-lora": ["loss=awm", *LORA],
+    "awm-half-rate": ["loss=awm", *HALF_RATE],
+    "awm-place": ["loss=awm", *PLACE],
     "policy-scalar": POLICY,
-    "policy-dense": [*POLICY, "advantage=dense"],
+    "policy-place": [*POLICY, *PLACE],
     "policy-mask": [*POLICY, "advantage=mask"],
     "policy-penalty": [*POLICY, "advantage=penalty"],
-    "policy-true": [*POLICY, "advantage=dense", *TRUE_MAPS],
+    "policy-true": [*POLICY, *PLACE, *TRUE_MAPS],
     "policy-cfg": [*POLICY, "guidance=4"],
-    "policy-lora": [*POLICY, *LORA],
 }
 """Variant -> overrides of the packaged config flow-shapes."""
 

@@ -138,6 +138,15 @@ def test_adapters_are_written_for_generators(
     assert not np.array_equal(pictures[0], pictures[1])
 
 
+def test_the_bundled_adapters_change_the_bundled_generator() -> None:
+    jobs = [Job(Prompt("0000", "a red circle"), Draw(seed=1))]
+    pictures = [
+        np.asarray(DiffusersGenerator("shapes", steps=1, lora=lora).generate(jobs)[0].image)
+        for lora in (None, "shapes")
+    ]
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"advantage": "dense"}, pytest.param({"loss": "nft"}, marks=pytest.mark.slow)],

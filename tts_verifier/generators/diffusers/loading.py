@@ -23,6 +23,7 @@ BUNDLED_CALL: Final = {
 """The call of the bundled generator. It has no T5 encoder, and 16 empty T5 tokens cost less than
 the default 256."""
 
+BUNDLED_ADAPTERS: Final = BUNDLED_PIPELINE.with_name("lora")
 LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 """The name that diffusers gives adapters."""
 LARGEST_SIZE: Final = 65_536
@@ -118,7 +119,7 @@ def load_adapters(pipe: Any, lora: str | Path) -> Any:
     Args:
         pipe: the pipeline.
         lora: a .safetensors file, or a folder of `pytorch_lora_weights.safetensors`, such as
-            `tts-train flow` writes.
+            `tts-train flow` writes; or `"shapes"`, the bundled ones, for the bundled pipeline.
 
     Raises:
         InputError: peft is not installed.
@@ -129,7 +130,7 @@ def load_adapters(pipe: Any, lora: str | Path) -> Any:
             'lora needs peft, which is not installed: pip install "tts-verifier[train]".',
             argument="lora",
         )
-    path = user_path(lora)
+    path = BUNDLED_ADAPTERS if lora == "shapes" else user_path(lora)
     file = path / LORA_FILE if path.is_dir() else path
     if file.suffix != ".safetensors" or not file.is_file():
         raise CheckpointError(
