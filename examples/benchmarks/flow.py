@@ -4,6 +4,7 @@
     python examples/benchmarks/flow.py base --out runs/flow-bench
     python examples/benchmarks/flow.py table runs/flow-bench
     python examples/benchmarks/flow.py compare runs/flow-bench nft-place nft-scalar
+    python examples/benchmarks/flow.py plot runs/flow-bench curves.svg nft-four nft-lora base
 
 `run` trains and then draws --captions held-out captions --draws times each, at each guidance, with
 20 steps. The verifier scores every picture; judge and oracle, which no variant trains on, say
@@ -31,6 +32,7 @@ import torch
 from pyarrow import parquet
 
 from tts_verifier import Objective, shapes
+from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.training.entries import run_entry
 from tts_verifier.training.flow.model import FlowModel
@@ -219,6 +221,27 @@ def compare(folder: Path, one: str, other: str) -> None:
         )
 
 
+def plot(folder: Path, out: Path, variants: list[str]) -> None:
+    """Plots best-of-n of variants against its cost: training and search together."""
+    curves: dict[tuple[str, float], list[dict[str, float]]] = defaultdict(list)
+    for path in sorted(folder.rglob("pictures.parquet")):
+        variant = path.parent.name.rpartition("-")[0] or path.parent.name
+        rows = parquet.read_table(path).to_pylist() if variant in variants else []
+        for guidance in sorted({row["guidance"] for row in rows}):
+            found = rates([row for row in rows if row["guidance"] == guidance])
+            curves[variant, guidance].append(found)
+    series = []
+    for (variant, guidance), runs in curves.items():
+        # Guidance evaluates the network twice a step.
+        cost = STEPS * (1 if guidance == 1 else 2)
+        points = [(cost, np.mean([run["judge"] for run in runs]))]
+        points += [(n * cost, np.mean([run[f"best_of_{n}"] for run in runs])) for n in (2, 4, 8)]
+        series.append(Series(f"{variant}, guidance {guidance:g}", points))
+    title = "Judge's pass rate of best-of-n"
+    chart = Chart(title, "network evaluations of a prompt", series, y="share")
+    out.write_text(standalone_svg([line_chart(chart)], title))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -239,7 +262,14 @@ def main() -> None:
     command = commands.add_parser("compare")
     command.add_argument("folder", type=Path)
     command.add_argument("variants", nargs=2)
+    command = commands.add_parser("plot")
+    command.add_argument("folder", type=Path)
+    command.add_argument("chart", type=Path)
+    command.add_argument("variants", nargs="+")
     options = parser.parse_args()
+    if options.command == "plot":
+        plot(options.folder, options.chart, options.variants)
+        return
     if options.command == "compare":
         compare(options.folder, *options.variants)
         return
