@@ -236,7 +236,7 @@ def plot(folder: Path, out: Path, variants: list[str]) -> None:
         cost = STEPS * (1 if guidance == 1 else 2)
         points = [(cost, np.mean([run["judge"] for run in runs]))]
         points += [(n * cost, np.mean([run[f"best_of_{n}"] for run in runs])) for n in (2, 4, 8)]
-        series.append(Series(f"{variant}, guidance {guidance:g}", points))
+        series.append(Series(f"{variant}, CFG {guidance:g}", points))
     title = "Judge's pass rate of best-of-n"
     chart = Chart(title, "network evaluations of a prompt", series, y="share")
     out.write_text(standalone_svg([line_chart(chart)], title))
