@@ -2,6 +2,10 @@
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,3 +50,16 @@ settings.load_profile("default")
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flushing every small file to a busy disk would take most of the tests' time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser; tests that need one are skipped without it."""
+    sys.path.append(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    from chromium import Chromium, find_chromium
+
+    program = find_chromium()
+    if program is None:
+        pytest.skip("needs chromium")
+    with Chromium(program, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

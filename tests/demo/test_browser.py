@@ -15,22 +15,13 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
-from chromium import Chromium, find_chromium
+from chromium import Chromium
 
 pytestmark = pytest.mark.browser
 
 EVIL = "<script>owned=1</script><img src=x onerror=owned=1> ${owned=1} {{owned=1}}"
 SAID = "document.querySelector('#status textarea, #status input').value"
 FIGURES = "document.querySelectorAll('#candidates figure').length"
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("needs chromium")
-    with Chromium(program, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 SERVER = """

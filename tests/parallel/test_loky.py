@@ -11,9 +11,11 @@ import pytest
 from worker_parts import choices, traced, traced_recipe
 
 from tts_verifier.log import read_rows
-from tts_verifier.parallel import run_parallel
+from tts_verifier.parallel import hand_out, open_engine, run_parallel
 from tts_verifier.recipe import run_recipe
+from tts_verifier.recipe.parallel_options import ParallelOptions
 
+HELD = []
 CODE = """
 import sys
 from pathlib import Path
@@ -60,6 +62,21 @@ def test_a_worker_that_dies_is_replaced_and_its_shard_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+def grow(megabytes):
+    """Keeps so much memory for good, and returns the process."""
+    HELD.append(b"x" * (megabytes * 1_000_000))
+    # loky looks at the memory once a second.
+    time.sleep(1.1)
+    return os.getpid()
+
+
+def test_a_worker_that_grows_keeps_what_it_has_loaded():
+    options = ParallelOptions("loky", workers=1, gpus=0)
+    with open_engine(options, grow) as engine:
+        found = {process for size in (0, 400, 0) for _, process in hand_out(engine, [size])}
+    assert len(found) == 1
+
+
 def test_a_prompt_that_kills_its_worker_becomes_a_row_with_its_error(tmp_path):
     start(tmp_path, "prompts=[a, b, kill, d]", "parallel.shard=4", dies_on="kill", batch_size=8)
     errors = {(row["prompt"], row["error"]) for row in read_rows(tmp_path / "run")}

@@ -2,20 +2,18 @@
 
 Each worker is a pool of one process. It has its devices and its share of the threads in its
 environment before torch is imported, and when it dies only its own pool ends, which is made again.
-loky's memory watchdog replaces a process that has grown by 300 MB since its first task: `work`
-must load its models in that task.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import warnings
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Final
 
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 from tts_verifier.errors import RunError
 from tts_verifier.parallel.engines.processes import (
@@ -48,8 +46,6 @@ class LokyEngine:
         self._running: dict[Future[Any], tuple[int, int, Any]] = {}
         """Future -> number of the pool, key and item."""
         self._deaths = Counter[int]()
-        # The watchdog's replacement of a worker is no reason to worry a user.
-        warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given")
 
     def submit(self, key: int, item: Any) -> None:
         """Hands an item to a worker that is free."""
@@ -86,7 +82,7 @@ class LokyEngine:
         if self._pools[number] is None:
             self._pools[number] = ProcessPoolExecutor(
                 1,
-                initializer=begin_worker,
+                initializer=_begin,
                 initargs=(os.getpid(),),
                 env=self._environments[number],
             )
@@ -103,3 +99,10 @@ class LokyEngine:
         pool, self._pools[number] = self._pools[number], None
         if pool is not None:
             pool.shutdown(wait=True, kill_workers=now)
+
+
+def _begin(parent: int) -> None:
+    begin_worker(parent)
+    # loky replaces a process that has grown by 300 MB since its first task. The buffers of models
+    # grow by more, with the first large batch, and another process would load the models again.
+    process_executor._MAX_MEMORY_LEAK_SIZE = math.inf
