@@ -148,6 +148,8 @@ def search(
                 f"prompts={['a red circle'] * prompts}",
                 f"strategy.n={n}",
                 f"generator.batch_size={batch}",
+                # It computes on the CPU, and is no part of the search.
+                "judge=null",
                 *filter(None, [device]),
             ],
         )
