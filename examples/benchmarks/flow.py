@@ -4,14 +4,16 @@
     python examples/benchmarks/flow.py base --out runs/flow-bench
     python examples/benchmarks/flow.py table runs/flow-bench
     python examples/benchmarks/flow.py compare runs/flow-bench nft-place nft-scalar
-    python examples/benchmarks/flow.py plot runs/flow-bench curves.svg nft-four nft-lora base
+    python examples/benchmarks/flow.py plot runs/flow-bench best_of_n.svg nft-four nft-lora base
+    python examples/benchmarks/flow.py curves runs/flow-bench curves.svg nft-global nft-place
 
 `run` trains and then draws --captions held-out captions --draws times each, at each guidance, with
 20 steps. The verifier scores every picture; judge and oracle, which no variant trains on, say
 which of them pass. OUT/VARIANT-SEED/pictures.parquet has a row for each picture, metrics.parquet a
 row for each step. --set takes overrides of the config, such as steps=40. `table` prints pass rates,
-`compare` paired differences of the single draws, over captions and the seeds that both have. One
-process works on one GPU: CUDA_VISIBLE_DEVICES chooses it.
+`compare` paired differences of the single draws, over captions and the seeds that both have,
+`curves` plots what evaluations found during training. One process works on one GPU:
+CUDA_VISIBLE_DEVICES chooses it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ STEPS = 20
 SEQUENCE = 16
 POLICY = [
     *["loss=policy", "trained_steps=5", "clip=1e-3", "kl=0.004", "draw_ahead=false"],
-    *["learning_rate=2e-4", "pass_bonus=0"],
+    *["learning_rate=2e-4", "pass_bonus=0", "stop={}"],
 ]
 PLAIN = ["pass_bonus=0"]
 FOUR = ["updates=4", "learning_rate=4e-4", "pass_bonus=0", "stop={}"]
@@ -85,6 +87,8 @@ VARIANTS = {
     "policy-mask": [*POLICY, "advantage=mask"],
     "policy-penalty": [*POLICY, "advantage=penalty"],
     "policy-true": [*POLICY, *PLACE, *TRUE_MAPS],
+    "policy-half-rate": [*POLICY, "learning_rate=1e-4"],
+    "policy-cps": [*POLICY, "sampler=cps"],
     "policy-cfg": [*POLICY, "guidance=4"],
 }
 """Variant -> overrides of the packaged config flow-shapes."""
@@ -170,7 +174,8 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, float]:
         means = np.array([np.mean([r[name] for r in group]) for group in groups.values()])
         found[name], found[f"{name}_se"] = means.mean(), means.std() / math.sqrt(len(means))
     found["verifier_perfect"] = float(np.mean([r["alignment"] >= 1 for r in rows]))
-    for n in (2, 4, 8):
+    draws = min(map(len, groups.values()))
+    for n in (n for n in (2, 4, 8) if n <= draws):
         best = [
             max(group[:n], key=lambda r: -1 if math.isnan(r["objective"]) else r["objective"])
             for group in groups.values()
@@ -245,11 +250,40 @@ def plot(folder: Path, out: Path, variants: list[str]) -> None:
         # Guidance evaluates the network twice a step.
         cost = STEPS * (1 if guidance == 1 else 2)
         points = [(cost, np.mean([run["judge"] for run in runs]))]
-        points += [(n * cost, np.mean([run[f"best_of_{n}"] for run in runs])) for n in (2, 4, 8)]
+        points += [
+            (n * cost, np.mean([run[f"best_of_{n}"] for run in runs]))
+            for n in (2, 4, 8)
+            if all(f"best_of_{n}" in run for run in runs)
+        ]
         series.append(Series(f"{variant}, CFG {guidance:g}", points))
     title = "Judge's pass rate of best-of-n"
     chart = Chart(title, "network evaluations of a prompt", series, y="share")
     out.write_text(standalone_svg([line_chart(chart)], title))
+
+
+def curves(folder: Path, out: Path, variants: list[str]) -> None:
+    """Plots the judge's pass rate in training against pictures and seconds, means over seeds."""
+    by: dict[str, list[Series]] = {"pictures": [], "seconds": []}
+    for variant in variants:
+        points: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in by}
+        for path in sorted(folder.glob(f"{variant}-[0-9]/metrics.parquet")):
+            steps = parquet.read_table(path).to_pylist()
+            after = np.cumsum([0.0, *(step["seconds"] for step in steps)])
+            drawn = np.cumsum([0.0, *(step["rows"] for step in steps)])
+            held = [
+                (i, s["held_shapes-judge"])
+                for i, s in enumerate(steps)
+                if s.get("held_shapes-judge") is not None
+            ]
+            points["pictures"].append([(drawn[i], y) for i, y in held])
+            points["seconds"].append([(after[i], y) for i, y in held])
+        for name, runs in points.items():
+            # Runs that a rule ended have fewer evaluations.
+            means = [tuple(np.mean(at, 0)) for at in zip(*runs, strict=False)]
+            by[name].append(Series(f"{variant} ({len(runs)})", means))
+    title = "Judge's pass rate of held-out captions"
+    charts = [line_chart(Chart(title, name, series, y="share")) for name, series in by.items()]
+    out.write_text(standalone_svg(charts, title))
 
 
 def main() -> None:
@@ -272,13 +306,15 @@ def main() -> None:
     command = commands.add_parser("compare")
     command.add_argument("folder", type=Path)
     command.add_argument("variants", nargs=2)
-    command = commands.add_parser("plot")
-    command.add_argument("folder", type=Path)
-    command.add_argument("chart", type=Path)
-    command.add_argument("variants", nargs="+")
+    for name in ("plot", "curves"):
+        command = commands.add_parser(name)
+        command.add_argument("folder", type=Path)
+        command.add_argument("chart", type=Path)
+        command.add_argument("variants", nargs="+")
     options = parser.parse_args()
-    if options.command == "plot":
-        plot(options.folder, options.chart, options.variants)
+    if options.command in ("plot", "curves"):
+        draw = plot if options.command == "plot" else curves
+        draw(options.folder, options.chart, options.variants)
         return
     if options.command == "compare":
         compare(options.folder, *options.variants)
