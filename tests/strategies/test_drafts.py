@@ -3,6 +3,7 @@
 from math import nan
 
 import pytest
+import torch
 from histories import TASK, seed, trial
 from tiny_pipelines import same
 
@@ -177,3 +178,12 @@ def test_a_denoiser_that_was_compiled_in_place_draws_no_cached_drafts(
     assert Drafts in compiled.supports
     with pytest.raises(UnsupportedError, match=r"with a cache, Diffusers.*in place"):
         run(["x"], compiled, FakeVerifier(), Drafting(cached=True))
+
+
+def test_a_transformer_that_torch_compile_returned_is_a_denoiser(
+    bundled: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Such a module has no truth value.
+    compiled = torch.compile(bundled.pipe.transformer, backend="eager")
+    monkeypatch.setitem(vars(bundled.pipe), "transformer", compiled)
+    assert CachedDrafts in bundled.with_call({"num_inference_steps": 2}).supports

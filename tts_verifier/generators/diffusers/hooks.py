@@ -142,7 +142,13 @@ def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def denoiser_of(pipe: Any) -> Any:
     """Returns the network that is evaluated at every step, None if it has an unknown name."""
-    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    return _first_part(pipe, "transformer", "unet")
+
+
+def _first_part(pipe: Any, *names: str) -> Any:
+    # Not `or`: a module that `torch.compile` returned has no truth value.
+    parts = (getattr(pipe, name, None) for name in names)
+    return next((part for part in parts if part is not None), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -160,7 +166,7 @@ def counted_rows(pipe: Any) -> Iterator[RowCounts]:
     """Counts the rows that go through the denoiser and the VAE inside the `with` block."""
     counts = RowCounts()
     # Kandinsky names its autoencoder `movq`.
-    vae = getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
+    vae = _first_part(pipe, "vae", "movq")
     # The parts of the VAE and not the VAE itself: pipelines call `encode` and `decode`, which
     # bypass the forward hooks of the whole module.
     modules = [
