@@ -61,6 +61,9 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "fake": "tts_verifier.testing:FakeVerifier",
     },
     "comparer": {
+        "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
+        "openai": "tts_verifier.verifiers.openai:OpenAIVerifier",
+        "vqascore": "tts_verifier.verifiers.vision_language.vqascore:VQAScore",
         "fake": "tts_verifier.testing:FakeComparer",
     },
     "rewriter": {

@@ -64,6 +64,29 @@ def test_pictures_that_reach_a_score_are_moved(
     assert "0 images were moved" in score(*arguments).stderr
 
 
+@pytest.mark.parametrize("output", [(), ("--output", "scores")])
+def test_a_set_is_good_and_different(
+    tmp_path: Path, output: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    colours = {"a": (250, 0, 0), "b": (249, 0, 0), "c": (248, 0, 0), "d": (0, 90, 0)}
+    for name, colour in colours.items():
+        Image.new("RGB", (8, 8), colour).save(f"{name}.png")
+    Path("broken.png").write_bytes(b"no picture")
+    rows = [f"{name}.png,{prompt}" for prompt in ("red", "green") for name in (*colours, "broken")]
+    Path("table.csv").write_text("\n".join(["image,prompt", *rows]) + "\n")
+    command = ["table.csv", "--verifier", "fake", *output]
+    done = CliRunner().invoke(score_command, [*command, "--set", "2", "--format", "jsonl"])
+    assert done.exit_code == 0, done.output
+    chosen = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [(row["prompt"], Path(row["image"]).name) for row in chosen]
+    assert sorted(found) == [
+        ("green", "a.png"), ("green", "d.png"), ("red", "a.png"), ("red", "d.png"),
+    ]  # fmt: skip
+    CliRunner().invoke(score_command, [*command, "--set", "2", "--copy-to", "shown"])
+    assert names(Path("shown")) == ["a.png", "d.png"]
+
+
 def test_nothing_is_overwritten(pictures: Path, tmp_path: Path) -> None:
     good = tmp_path / "good"
     good.mkdir()
@@ -193,7 +216,8 @@ def test_a_full_disk_loses_nothing(
         (("--max", "=1"), "A limit must be a score and a number"),
         (("--min", "overal=1"), "must name scores that the verifier gives, got 'overal'. Did you"),
         (("--sort", "beauty"), "must name scores that the verifier gives, got 'beauty'"),
-        (("--move-to", "x"), "Say which pictures are meant: give --min, --max or --top"),
+        (("--move-to", "x"), "Say which pictures are meant: give --min, --max, --top or --set"),
+        (("--top", "1", "--set", "2"), "--top keeps the best, --set good and different ones"),
         (("--top", "1", "--move-to", "x", "--copy-to", "y"), "Give one of --move-to and --copy-to"),
         (("--dry-run",), "--dry-run says what --move-to or --copy-to would do"),
     ],
@@ -212,7 +236,9 @@ def test_pictures_inside_of_something_cannot_be_moved(pictures: Path, tmp_path: 
     pq.write_table(pa.table({"image": [content]}), tmp_path / "t.parquet")
     done = score(tmp_path / "t.parquet", "--min", "overall=0", "--move-to", tmp_path / "x")
     assert done.exit_code == 2
-    assert "Only pictures that are files can be moved or copied" in done.stderr
+    assert "Only pictures that are files can be moved, copied or form a set" in done.stderr
+    done = score(tmp_path / "t.parquet", "--set", 2)
+    assert "form a set" in done.stderr
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file is a file\. Name another one"):
         PictureFolder(tmp_path / "file")

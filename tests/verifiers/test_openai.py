@@ -162,6 +162,30 @@ def test_an_expected_score_is_that_of_the_written_digit(pieces: list, expected: 
     assert found == ({"alignment": 1.0}, {"alignment": pytest.approx(expected)}, "")
 
 
+def test_two_pictures_are_compared_in_one_request(server: Server) -> None:
+    answers = ['{"reason": "whiskers", "preferred": 9}', '{"preferred": 2}', "the first one"]
+    server.answers = [(200, completion(text), {}) for text in answers]
+    comparer = builder("comparer", "openai")(
+        model="m", base_url=server.url, retries=0, parallel=1, usd_per_million_input=2,
+        usd_per_million_output=0,
+    )  # fmt: skip
+    ones, others = [*IMAGES, IMAGES[0]], [*IMAGES[::-1], IMAGES[1]]
+    first, second, failed = comparer.compare(ones, others, ["a"] * 3)
+    assert first.scores["preferred"] == 1
+    assert second.scores["preferred"] == pytest.approx(2 / 9)
+    assert first.scores["cost_usd"] == pytest.approx(0.002)
+    assert math.isnan(failed.scores["preferred"])
+    assert failed.error == "the reply is no JSON object: 'the first one'"
+    system, user = (message["content"] for message in server.requests[0]["messages"])
+    assert system.startswith("You compare two generated images of one prompt.")
+    assert [part["type"] for part in user] == ["image_url", "image_url", "text"]
+    assert user[2]["text"] == "Both images were generated for this prompt:\na"
+    wanted = server.requests[0]["response_format"]["json_schema"]["schema"]["required"]
+    assert wanted == ["reason", "preferred"]
+    with pytest.raises(InputError, match="2 prompts"):
+        comparer.compare(IMAGES[:1], IMAGES[:1], PROMPTS)
+
+
 def test_costs_are_columns(server: Server) -> None:
     priced = judge(server, usd_per_million_input=2.0, usd_per_million_output=10.0)
     scores = priced.verify(IMAGES[:1], ["a cat"])[0].scores

@@ -14,6 +14,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Comparer
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.types import Cost, InMemory, Sample, Trial, Verdict
+from tts_verifier.types.score_names import COST
 
 Orders = tuple[Verdict, Verdict]
 """The verdicts on a pair: in its order, and the other way round."""
@@ -23,7 +24,8 @@ def compare_batch(comparer: Comparer, samples: Sequence[Sample]) -> list[Trial]:
     """Compares the two images of every sample and returns a trial for each, in order.
 
     The trial's objective is the mean preference for the first image, in [0, 1], NaN with an error
-    where there is none. Its reply has both answers, and its cost counts two verifier calls.
+    where there is none. Its reply has both answers, its cost counts two verifier calls, and its
+    columns `cost_…`, of a comparer that has them, are the sums of both.
 
     Args:
         comparer: the run's.
@@ -66,7 +68,9 @@ def _compared(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
         objective = both_orders(there, back)
         replies = zip(("in this order", "the other way"), (there, back), answer, strict=True)
         text = "\n".join(f"{way} {value:.3f}: {one.text}" for way, value, one in replies)
-        verdict = Verdict({}, text=text, detail="score", cost=cost)
+        paid = {n: v + answer[1].scores.get(n, v) for n, v in answer[0].scores.items()
+                if n.startswith(COST)}  # fmt: skip
+        verdict = Verdict(paid, text=text, detail="score", cost=cost)
         if math.isnan(objective):
             reasons = (one.error for one in answer if one.error)
             error = next(reasons, "the comparison has no usable preference")
