@@ -285,12 +285,18 @@ def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[s
         prompts: a list, a tuple, a pandas Series or the like; a text would be one for each letter.
 
     Raises:
-        InputError: `prompts` is no list, one of them is no text, or the lengths differ.
+        InputError: `prompts` is no list, one of them is no text or has a lone surrogate, or the
+            lengths differ.
     """
     listed = as_list(prompts, "prompts")
     for place, prompt in enumerate(listed):
         if not isinstance(prompt, str):
             raise InputError(f"Prompt {place} must be a text, got {prompt!r:.80}.")
+        # A half of a letter, as JSON can hold it; no tokenizer and no file takes it.
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise InputError(
+                f"Prompt {place} must be valid Unicode, {prompt!r:.80} has a lone surrogate."
+            )
     if len(images) != len(listed):
         raise InputError(
             f"verify needs one prompt for each image, got {len(images)} images and "
