@@ -4,6 +4,7 @@ Methods take lists and return lists of the same length in the same order. Third 
 these interfaces; `testing` has checks for each. `registry` finds the package's own classes by name.
 """
 
+from tts_verifier.interfaces.endpoints import endpoint_key, endpoint_url, without_key
 from tts_verifier.interfaces.options import ImageDoctorOptions
 from tts_verifier.interfaces.parts import (
     Comparer,
@@ -48,6 +49,9 @@ __all__ = [
     "check_pairs",
     "check_quick",
     "details_of",
+    "endpoint_key",
+    "endpoint_url",
     "is_movable",
     "names_of_scores",
+    "without_key",
 ]

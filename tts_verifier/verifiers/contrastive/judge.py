@@ -25,7 +25,7 @@ from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.contrastive.texts import Tokens, encode_prompt
 from tts_verifier.verifiers.judge_options import NamedCheckpoint
 
-NOT_FINITE: Final = (
+_NO_SCORE: Final = (
     "the network gave no finite score; float32 or bfloat16 as dtype does where float16 does not"
 )
 """Why a score is NaN."""
@@ -137,7 +137,7 @@ class ContrastiveJudge(NamedCheckpoint):
                 text=tokens[prompt].note,
                 detail=detail,
                 cost=Cost(verifier_calls=1),
-                error="" if all(map(math.isfinite, by_name.values())) else NOT_FINITE,
+                error="" if all(map(math.isfinite, by_name.values())) else _NO_SCORE,
             )
             for by_name, prompt in zip(self._finish(scores, listed), listed, strict=True)
         ]
