@@ -131,7 +131,9 @@ class Silent(FakeVerifier):
 
 
 def test_a_member_that_returns_too_few_verdicts_is_named() -> None:
-    with pytest.raises(InputError, match="The member b must return a verdict for each of 2 imag"):
+    with pytest.raises(
+        InputError, match="The member b: Silent must return a verdict for each of 2"
+    ):
         Ensemble({"a": FakeVerifier(), "b": Silent()}).verify(COLOURS, ["x", "y"])
 
 

@@ -26,6 +26,7 @@ from tts_verifier.interfaces.verifier import (
     check_detail,
     check_pairs,
     check_quick,
+    check_verdicts,
     details_of,
     names_of_scores,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "check_detail",
     "check_pairs",
     "check_quick",
+    "check_verdicts",
     "details_of",
     "endpoint_key",
     "endpoint_url",

@@ -13,7 +13,13 @@ from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_detail, check_pairs, details_of
+from tts_verifier.interfaces import (
+    Verifier,
+    check_detail,
+    check_pairs,
+    check_verdicts,
+    details_of,
+)
 from tts_verifier.types import Cost, Detail, Heatmaps, Setting, Verdict
 
 _DETAILS: Final[tuple[Detail, ...]] = ("score", "diagnose")
@@ -74,13 +80,11 @@ class Ensemble(Verifier):
         texts = check_pairs(converted, prompts)
         columns: list[list[Verdict]] = []
         for name, member in self.members.items():
-            verdicts = list(member.verify(converted, texts, detail=detail))
-            if len(verdicts) != len(converted):
-                raise InputError(
-                    f"The member {name} must return a verdict for each of {len(converted)} images, "
-                    f"it returned {len(verdicts)}."
-                )
-            columns.append(verdicts)
+            verdicts = member.verify(converted, texts, detail=detail)
+            try:
+                columns.append(check_verdicts(member, verdicts, len(converted), "images"))
+            except InputError as error:
+                raise InputError(f"The member {name}: {error}") from None
         return [self._merged(row, detail) for row in zip(*columns, strict=True)]
 
     def _merged(self, verdicts: Sequence[Verdict], detail: Detail) -> Verdict:
