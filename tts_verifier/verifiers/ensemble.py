@@ -89,11 +89,14 @@ class Ensemble(Verifier):
 
     def _merged(self, verdicts: Sequence[Verdict], detail: Detail) -> Verdict:
         named = list(zip(self.members, verdicts, strict=True))
+        scores = [(f"{n}_{k}", value) for n, v in named for k, value in v.scores.items()]
         maps = [(f"{n}_{k}", m) for n, v in named for k, m in v.heatmaps.stored.items()]
+        _check_once("score", [name for name, _ in scores])
+        _check_once("heatmap", [name for name, _ in maps])
         texts = [f"{name}: {verdict.text}" for name, verdict in named if verdict.text]
         errors = [f"{name}: {verdict.error}" for name, verdict in named if verdict.error]
         return Verdict(
-            {f"{name}_{key}": v for name, one in named for key, v in one.scores.items()},
+            dict(scores),
             Heatmaps(dict(maps)),
             tuple(box for verdict in verdicts for box in verdict.boxes),
             "\n".join(texts),
@@ -110,12 +113,7 @@ class Ensemble(Verifier):
             if member.score_names is None:
                 return None
             names += [f"{name}_{score}" for score in member.score_names]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(
-                f"Each score of an ensemble needs a name of its own, {twice[0]} comes twice. Give "
-                "a member another name.",
-                argument="members",
-            )
+        _check_once("score", names)
         return tuple(names)
 
     def _mean_of_objectives(self) -> Objective:
@@ -127,6 +125,16 @@ class Ensemble(Verifier):
                 for name, member in self.members.items()
                 for score, weight in member.objective.weights.items()
             }
+        )
+
+
+def _check_once(what: str, names: Sequence[str]) -> None:
+    """Raises InputError where two members would write under one name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"Each {what} of an ensemble needs a name of its own, {twice[0]} comes twice. Give a "
+            "member another name.",
+            argument="members",
         )
 
 

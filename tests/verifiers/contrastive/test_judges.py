@@ -202,6 +202,24 @@ def test_a_scale_is_above_0(clip_folder, scale):
         ClipScore(clip_folder, scale=scale)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": "x"}, "scale must be a number above 0, got 'x'"),
+        ({"scale": True}, "scale must be a number above 0, got True"),
+        ({"clamp": "no"}, "clamp must be true or false, got 'no'"),
+        ({"softmax": None}, "softmax must be true or false, got None"),
+        ({"prefix": 5}, "prefix must be a text, got 5"),
+        ({"model": ""}, "A path must not be empty"),
+    ],
+)
+def test_arguments_have_their_types(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ClipScore(**{"model": "nowhere"} | arguments)
+    with pytest.raises(InputError, match="antialias must be true or false, got 0"):
+        HPSv2("nowhere", antialias=0)
+
+
 def test_a_batch_size_and_a_device_are_checked(clip_folder):
     with pytest.raises(InputError, match="batch_size must be an integer from 1"):
         ClipScore(clip_folder, batch_size=0)

@@ -308,10 +308,15 @@ def test_a_network_that_says_nothing_finite_is_no_picture_without_objects(folder
 
 
 @pytest.mark.parametrize("argument", ["threshold", "counting_threshold"])
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "x"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "x", True])
 def test_thresholds_are_shares(folder, argument, value):
     with pytest.raises(InputError, match=f"{argument} must be a number in"):
         DetectorVerifier(folder, **{argument: value})
+
+
+def test_letterbox_is_true_or_false(folder):
+    with pytest.raises(InputError, match="letterbox must be true or false, got 'no'"):
+        DetectorVerifier(folder, letterbox="no")
 
 
 def test_a_recipe_takes_genevals_file_as_prompts_and_as_what_they_ask_for(folder, tmp_path):

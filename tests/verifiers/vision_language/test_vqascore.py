@@ -120,6 +120,12 @@ def test_an_answer_of_several_tokens_is_refused(qwen: Path) -> None:
         VQAScore(qwen, answer="Maybe")
 
 
+@pytest.mark.parametrize("answer", [None, 5, ["Yes"]])
+def test_an_answer_is_a_text(answer: object) -> None:
+    with pytest.raises(InputError, match="answer must be a text, got"):
+        VQAScore("nowhere", answer=answer)
+
+
 @pytest.mark.parametrize("question", ["Is it there?", "{} or {}?", 3])
 def test_a_question_needs_one_place_for_the_prompt(question: object) -> None:
     with pytest.raises(InputError, match=r"question must be a text with one \{\} for the prompt"):

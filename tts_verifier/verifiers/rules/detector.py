@@ -21,7 +21,7 @@ from tts_verifier.loading.regular_files import user_path
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Box, Cost, Detail, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
-from tts_verifier.verifiers.judge_options import NamedCheckpoint
+from tts_verifier.verifiers.judge_options import NamedCheckpoint, check_flags
 from tts_verifier.verifiers.rules.object_rules import Detected, conditions_of
 from tts_verifier.verifiers.rules.object_specs import (
     WantedObject,
@@ -89,6 +89,7 @@ class DetectorVerifier(NamedCheckpoint):
     ) -> None:
         _check_share("threshold", threshold)
         _check_share("counting_threshold", counting_threshold)
+        check_flags(letterbox=letterbox)
         found = check_device(device)
         if found is None:
             found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -290,5 +291,6 @@ def _line(detected: Detected) -> str:
 
 
 def _check_share(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise InputError(f"{name} must be a number in [0, 1], got {value!r}.", argument=name)
