@@ -186,7 +186,10 @@ class Short(FakeComparer):
         ({"ties": 2, "near": "x"}, "near must be a finite number"),
         ({"comparer": object()}, "The comparer must be an object with compare and settings"),
         ({"ties": 4, "budget": Budget(verifier_calls=12)}, "take up to 12 of 12"),
-        ({**EVERYTHING, "comparer": Short()}, "Short must return a verdict for each of 6 pairs"),
+        (
+            {**EVERYTHING, "comparer": Short()},
+            "Short must return a verdict for each of 6 pairs",
+        ),
     ],
 )
 def test_unusable_options_are_refused(options: dict, message: str) -> None:

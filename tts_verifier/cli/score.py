@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
+from tts_verifier.cli.shared import PATH, quiet_libraries, say, say_loading, tts_command
 
 if TYPE_CHECKING:
     from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A .jsonl or .parquet file, or a folder of Parquet parts, to write or to continue.",
 )
 @click.option(
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 )
 @click.option("--min", "least", multiple=True, metavar="SCORE=X", help="Only those that reach it.")
 @click.option("--max", "most", multiple=True, metavar="SCORE=X", help="Only those not above it.")
-@click.option("--move-to", type=click.Path(path_type=Path), help="Move these to a folder.")
-@click.option("--copy-to", type=click.Path(path_type=Path), help="Copy these to a folder.")
+@click.option("--move-to", type=PATH, help="Move these to a folder.")
+@click.option("--copy-to", type=PATH, help="Copy these to a folder.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be moved or copied.")
 @click.option("--image-column", help="A table's column of images, if its name is unusual.")
 @click.option("--prompt-column", help="A table's column of prompts, if its name is unusual.")

@@ -123,7 +123,7 @@ class OpenAIVerifier(Verifier):
         self.settings: Mapping[str, Setting] = {
             "verifier": "openai",
             "model": model,
-            "base_url": base_url,
+            "base_url": self.endpoint.url,
             "criteria": repr(dict(chosen)),
             "max_side": max_side,
             "max_tokens": max_tokens,
@@ -147,8 +147,8 @@ class OpenAIVerifier(Verifier):
             A verdict for each image, in order; NaN with an `error` where there is no usable reply.
 
         Raises:
-            InputError: an image or a prompt cannot be used, the lengths differ, or the endpoint
-                refuses the key or does not know the model.
+            InputError: an image or a prompt cannot be used, or the lengths differ.
+            ServerError: the endpoint refuses the key, does not know the model, or wants money.
         """
         check_detail(detail)
         rgb = as_images(images)
@@ -251,4 +251,12 @@ def _checked(criteria: Mapping[str, str]) -> Mapping[str, str]:
         raise InputError(
             f"criteria must be texts by score name, got {criteria!r:.200}.", argument="criteria"
         )
+    taken = {*COSTS, "from_logprobs", "reason", *(name + EXPECTED for name in criteria)}
+    for name in criteria:
+        if name in taken or not name.isprintable() or '"' in name or "\\" in name:
+            raise InputError(
+                "A criterion's name becomes a column and a key of JSON: it must have no quotes, "
+                f"and be none of {', '.join(sorted(taken))}; got {name!r:.80}.",
+                argument="criteria",
+            )
     return criteria

@@ -176,15 +176,29 @@ def test_an_answer_of_several_tokens_is_refused(qwen: Path) -> None:
         VQAScore(qwen, answer="Maybe")
 
 
+@pytest.mark.parametrize("answer", [None, 5, ["Yes"]])
+def test_an_answer_is_a_text(answer: object) -> None:
+    with pytest.raises(InputError, match="answer must be a text, got"):
+        VQAScore("nowhere", answer=answer)
+
+
 @pytest.mark.parametrize("question", ["Is it there?", "{} or {}?", 3])
 def test_a_question_needs_one_place_for_the_prompt(question: object) -> None:
     with pytest.raises(InputError, match=r"question must be a text with one \{\} for the prompt"):
         VQAScore("nowhere", question=question)
 
 
-def test_a_prompt_that_is_too_long_is_refused_and_not_cut(qwen: Path) -> None:
-    with pytest.raises(InputError, match="at most 4096 tokens for this model, one has 4"):
-        VQAScore(qwen).verify(IMAGES[:1], ["x" * 4100])
+def test_what_the_model_does_not_take_costs_its_neighbours_nothing(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    images, prompts = [*IMAGES, noise(2, 900)], ["a cat", "x" * 4100, "a dog", "a strip"]
+    good, long, other, strip = judge.verify(images, prompts)
+    assert "at most 4096 tokens for this model, this one has 4" in long.error
+    assert "nothing is cut in silence: 'Does this image show \"xxx" in long.error
+    assert "must accept the images (of 2 x 900" in strip.error
+    assert str(long.scores["vqascore"]) == str(strip.scores["vqascore"]) == "nan"
+    expected = judge.verify([IMAGES[0], IMAGES[2]], ["a cat", "a dog"])
+    for verdict, alone in zip((good, other), expected, strict=True):
+        assert verdict.scores["vqascore"] == pytest.approx(alone.scores["vqascore"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +276,6 @@ def test_prompts_and_images_that_cannot_be_used_are_refused(qwen: Path) -> None:
         judge.verify([Image.new("RGB", (40, 40))], [" "])
     with pytest.raises(InputError, match="Prompt 0 must be valid Unicode"):
         judge.verify(IMAGES[:1], ["\ud800"])
-    with pytest.raises(InputError, match=r"must accept the images \(of 900 x 3 "):
-        judge.verify([Image.new("RGB", (900, 3))], ["a line"])
     with pytest.raises(InputError, match="detail must be 'score' or 'diagnose'"):
         judge.verify(IMAGES, PROMPTS, detail="all")
 

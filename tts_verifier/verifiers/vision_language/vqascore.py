@@ -76,6 +76,8 @@ class VQAScore(VisionLanguageVerifier):
         **options: Unpack[LoadingOptions],
     ) -> None:
         check_template("question", question)
+        if not isinstance(answer, str):
+            raise InputError(f"answer must be a text, got {answer!r:.80}.", argument="answer")
         super().__init__(model, {"question": question, "answer": answer}, **options)
         self.question = question
         self._answers = single_token(self.engine.tokenizer, answer)

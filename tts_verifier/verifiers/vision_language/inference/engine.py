@@ -220,10 +220,10 @@ class QuestionEngine:
             ) from error
         length = inputs["input_ids"].shape[1]
         if self._longest is not None and length > self._longest:
+            longest = questions[int(inputs["attention_mask"].sum(1).argmax())].text
             raise InputError(
                 f"A prompt with its image must have at most {self._longest} tokens for this model, "
-                f"one has {length}. Shorten the prompt {questions[0].text[-60:]!r} or one beside "
-                "it; nothing is cut in silence."
+                f"this one has {length}. Shorten it; nothing is cut in silence: {longest[:100]!r} …"
             )
         # As the model would do, but here it takes half the way to the GPU.
         return inputs.to(self.model.dtype)
