@@ -6,6 +6,8 @@ worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DE
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
@@ -82,9 +84,18 @@ class DaskEngine:
         """Leaves the cluster, and ends it if this process started it."""
         if now and getattr(self, "_running", None):
             self._client.cancel(list(self._running))
+        if now and self._cluster is not None:
+            self._kill_workers()
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
+
+    def _kill_workers(self) -> None:
+        # Closing a cluster waits for what its workers do.
+        for nanny in self._cluster.workers.values():
+            nanny.auto_restart = False
+            with suppress(OSError, TypeError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
     def _start_here(self, options: ParallelOptions) -> Client:
         gpus = gpus_here()
