@@ -3,6 +3,7 @@
     python examples/benchmarks/parallel.py overhead --engine loky
     python examples/benchmarks/parallel.py kills --engine ray
     python examples/benchmarks/parallel.py coordinator-kills --engine loky
+    python examples/benchmarks/parallel.py same --engine dask
     python examples/benchmarks/parallel.py resume
     python examples/benchmarks/parallel.py fill
     python examples/benchmarks/parallel.py memory --prompts 100000
@@ -249,6 +250,22 @@ def one_run(engine: str, place: Path, prompts: int) -> None:
         place / "run", prompts, *options, trace=str(place / "trace"), batch_size=4, seconds=0.2
     )
     run_parallel(recipe, say=quiet)
+
+
+@main.command()
+@ENGINE
+@click.option("--workers", default="1,2,4", help="Numbers of workers, with commas.")
+def same(engine: str, workers: str) -> None:
+    """Compares trials and choices on several numbers of workers with those of one process."""
+    with folder() as place:
+        prompts = 64
+        run_recipe(fake_recipe(place / "one", prompts, batch_size=8), say=quiet)
+        for count in map(int, workers.split(",")):
+            options = [f"parallel.engine={engine}", f"parallel.workers={count}"]
+            run = place / f"{count}"
+            run_parallel(fake_recipe(run, prompts, *options, batch_size=8), say=quiet)
+            equal = choices(run) == choices(place / "one")
+            show(figure="same", engine=engine, workers=count, same=equal, rows=len(choices(run)))
 
 
 @main.command()
