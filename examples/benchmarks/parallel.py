@@ -3,6 +3,7 @@
     python examples/benchmarks/parallel.py overhead --engine loky
     python examples/benchmarks/parallel.py kills --engine ray
     python examples/benchmarks/parallel.py coordinator-kills --engine loky
+    python examples/benchmarks/parallel.py same --engine dask
     python examples/benchmarks/parallel.py resume
     python examples/benchmarks/parallel.py fill
     python examples/benchmarks/parallel.py memory --prompts 100000
@@ -83,8 +84,10 @@ def main() -> None:
     """Measures runs in shards."""
 
 
-def nothing(item: Any) -> Any:
-    """Is the work of an engine that only starts."""
+def imports_parts(item: Any) -> Any:
+    """Is the work of an engine that only starts, and imports what a run needs."""
+    import parallel_parts  # noqa: F401
+
     return item
 
 
@@ -97,25 +100,24 @@ def overhead(engine: str, prompts: int, shard: int) -> None:
     with folder() as place:
         recipe = fake_recipe(place / "loop", prompts, batch_size=8)
         setup = recipe.build()
-        began, cpu = time.perf_counter(), time.process_time()
+        began, cpu = time.perf_counter(), cpu_seconds()
         for start in range(0, prompts, shard):
             part = recipe.prompts[start : start + shard]
             execute(setup, part, folder=place / "loop" / f"{start:07d}")
-        loop, loop_cpu = time.perf_counter() - began, time.process_time() - cpu
-        began = time.perf_counter()
-        with open_engine(ParallelOptions(engine, workers=1), nothing) as workers:
+        loop, loop_cpu = time.perf_counter() - began, cpu_seconds() - cpu
+        began, cpu = time.perf_counter(), cpu_seconds()
+        with open_engine(ParallelOptions(engine, workers=1), imports_parts) as workers:
             workers.submit(0, 0)
             while not workers.take(1.0):
                 pass
             start_up = time.perf_counter() - began
             helpers = sum(map(megabytes, descendants()))
+        start_up_cpu = cpu_seconds() - cpu
         options = [f"parallel.engine={engine}", "parallel.workers=1", f"parallel.shard={shard}"]
         recipe = fake_recipe(place / "run", prompts, *options, batch_size=8)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        began, cpu = time.perf_counter(), time.process_time()
+        began, cpu, own = time.perf_counter(), cpu_seconds(), time.process_time()
         run_parallel(recipe, say=quiet)
-        wall, coordinator_cpu = time.perf_counter() - began, time.process_time() - cpu
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall, own = time.perf_counter() - began, time.process_time() - own
         session = read_header(place / "run")["sessions"][-1]
         show(
             figure="overhead",
@@ -124,14 +126,22 @@ def overhead(engine: str, prompts: int, shard: int) -> None:
             loop_seconds=loop,
             loop_cpu_seconds=loop_cpu,
             run_seconds=wall,
+            run_cpu_seconds=cpu_seconds() - cpu,
             start_up_seconds=start_up,
+            start_up_cpu_seconds=start_up_cpu,
             build_seconds=session["build_seconds"],
-            coordinator_cpu_ms_per_prompt=1000 * coordinator_cpu / prompts,
-            workers_cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            coordinator_cpu_ms_per_prompt=1000 * own / prompts,
             ms_per_prompt=1000 * (wall - start_up - session["build_seconds"] - loop) / prompts,
+            cpu_ms_per_prompt=1000 * (cpu_seconds() - cpu - start_up_cpu - loop_cpu) / prompts,
             driver_mb=megabytes(),
             engine_and_worker_mb=helpers,
         )
+
+
+def cpu_seconds() -> float:
+    """Returns the processor seconds of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def killed_run(recipe: Recipe, trace: Path, kills: int, most_seconds: float) -> list[int]:
@@ -240,6 +250,22 @@ def one_run(engine: str, place: Path, prompts: int) -> None:
         place / "run", prompts, *options, trace=str(place / "trace"), batch_size=4, seconds=0.2
     )
     run_parallel(recipe, say=quiet)
+
+
+@main.command()
+@ENGINE
+@click.option("--workers", default="1,2,4", help="Numbers of workers, with commas.")
+def same(engine: str, workers: str) -> None:
+    """Compares trials and choices on several numbers of workers with those of one process."""
+    with folder() as place:
+        prompts = 64
+        run_recipe(fake_recipe(place / "one", prompts, batch_size=8), say=quiet)
+        for count in map(int, workers.split(",")):
+            options = [f"parallel.engine={engine}", f"parallel.workers={count}"]
+            run = place / f"{count}"
+            run_parallel(fake_recipe(run, prompts, *options, batch_size=8), say=quiet)
+            equal = choices(run) == choices(place / "one")
+            show(figure="same", engine=engine, workers=count, same=equal, rows=len(choices(run)))
 
 
 @main.command()
