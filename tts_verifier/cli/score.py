@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -193,7 +194,7 @@ def _scored_rows(source: PairSource, verifier: Any, options: dict[str, Any]) -> 
 
 
 def _is_folder(output: Path | None) -> bool:
-    return output is not None and (output.is_dir() or not output.suffix)
+    return output is not None and (os.path.isdir(output) or not output.suffix)
 
 
 def _report(
