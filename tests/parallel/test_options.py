@@ -26,6 +26,8 @@ from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
         ("parallel.threads=2", "unknown key 'parallel.threads'"),
         ("parallel.address=10.0.0.1:6379", "loky works on this machine alone"),
         ("parallel=loky", "parallel must be a table of keys, got 'loky'"),
+        ("parallel={3: 4}", "unknown key 'parallel.3'. Available: address, engine"),
+        ("strategy={name: best_of_n, null: 4}", "unknown key 'strategy.None'"),
     ],
 )
 def test_a_mistake_in_parallel_names_its_line(override, message):
@@ -34,12 +36,26 @@ def test_a_mistake_in_parallel_names_its_line(override, message):
     assert str(error.value).startswith("override ")
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "tcp://10.0.0.1:port", ":8786", ""])
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "tcp://10.0.0.1:port", ":8786", "", "h:99999", "h:0", "http://h:1", "ray://h:1"],
+)
 def test_an_address_needs_host_and_port(address):
     with pytest.raises(InputError, match=r"address must be HOST:PORT, such as"):
         ParallelOptions("ray", address=address)
     with pytest.raises(InputError, match=r"address must be tcp://HOST:PORT, such as"):
         ParallelOptions("dask", address=address)
+
+
+def test_ray_takes_an_address_without_a_scheme():
+    assert ParallelOptions("dask", address="tls://[::1]:8786").address == "tls://[::1]:8786"
+    with pytest.raises(InputError, match=r"must be HOST:PORT, such as 10.0.0.1:6379, got 'tcp:"):
+        ParallelOptions("ray", address="tcp://10.0.0.1:6379")
+
+
+def test_a_slip_does_not_start_a_million_processes():
+    with pytest.raises(InputError, match=r"at most 64, 32 for each core that .* got 1000000"):
+        worker_count(ParallelOptions(workers=10**6), 0, "this machine has", cpus=2)
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
@@ -81,6 +97,8 @@ def test_workers_share_the_gpus(options, gpus, expected):
     [
         ("ray", ("parallel.engine=ray",)),
         ("4", ("parallel.workers=4",)),
+        ("-1", ("parallel.workers=-1",)),
+        ("1.5", ("parallel.workers=1.5",)),
         ("parallel.workers=4", ("parallel.engine=loky", "parallel.workers=4")),
     ],
 )

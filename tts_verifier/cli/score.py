@@ -122,7 +122,10 @@ def _engine_options(
             raise InputError(f"There is no option parallel.{name}. {suggestion(name, known)}")
     if not _is_folder(options["output"]):
         raise InputError("Several processes write a folder of parts. Give a folder as --output.")
-    values: dict[str, Any] = {k: int(v) if v.isdecimal() else v for k, v in pairs.items()}
+    texts_of = ("engine", "address")
+    values: dict[str, Any] = {
+        k: int(v) if v.isdecimal() and k not in texts_of else v for k, v in pairs.items()
+    }
     return ParallelOptions(**values), tuple(i for i in images if not _is_engine_option(i))
 
 

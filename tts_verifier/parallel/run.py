@@ -146,7 +146,9 @@ def _shard_size(options: ParallelOptions, prompts: int) -> int:
 
 def _check_shard(options: ParallelOptions, shards: Shards) -> None:
     largest = max(shards.sizes.values())
-    if options.shard is not None and options.shard != largest and len(shards.sizes) > 1:
+    # A single shard may have fewer prompts than it could.
+    smaller = options.shard is not None and options.shard < largest
+    if smaller or (options.shard not in (None, largest) and len(shards.sizes) > 1):
         raise RunError(
             f"A run keeps the shards of its first start; those of {shards.folder} have {largest} "
             f"prompts, and shard is {options.shard}. Leave out shard, or choose another output "

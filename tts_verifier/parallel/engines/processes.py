@@ -16,6 +16,8 @@ from tts_verifier.recipe.parallel_options import ParallelOptions
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _CONNECT_SECONDS: Final = 10.0
+_MOST_ON_A_CORE: Final = 32
+"""Workers that wait for an API need little of a core; a slip must not start a million."""
 
 
 def cores() -> int:
@@ -50,10 +52,16 @@ def worker_count(
         cpus: cores that there are; None = those of this machine.
 
     Raises:
-        InputError: the options ask for more GPUs than there are.
+        InputError: the options ask for more GPUs than there are, or for far too many processes.
     """
     each = min(gpus, 1) if options.gpus is None else options.gpus
     workers = options.workers or (max(gpus // each, 1) if each else cpus or cores())
+    if workers > (most := _MOST_ON_A_CORE * (cpus or cores())):
+        raise InputError(
+            f"workers must be at most {most}, {_MOST_ON_A_CORE} for each core that {where}, got "
+            f"{workers}. Each of them is a process with models of its own.",
+            argument="workers",
+        )
     if workers * each > gpus:
         fewer = f"parallel.workers={gpus // each} or fewer" if gpus >= each else "fewer GPUs each"
         raise InputError(
