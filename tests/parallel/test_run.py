@@ -336,3 +336,15 @@ def test_a_run_whose_candidates_all_failed_names_the_most_frequent_reason(tmp_pa
     recipe = replace(recipe, sections={**recipe.sections, "generator": generator})
     outcome = run_parallel(recipe, say=quiet)
     assert "none of 40 can: no True." in outcome.failure
+    broken = {**recipe.sections, "generator": replace(generator, builder=Broken)}
+    recipe = replace(recipe, sections=broken)
+    with pytest.warns(RunWarning, match=r"A candidate failed") as warned:
+        run_parallel(recipe, output=tmp_path / "broken", say=quiet)
+    assert len(warned) == 1, "the three shards warn of the same"
+
+
+class Broken(TracedGenerator):
+    """Raises for every batch."""
+
+    def generate(self, jobs):
+        raise RuntimeError("no GPU")

@@ -37,6 +37,7 @@ from tts_verifier.parallel.shard_state import (
     read_progress,
     results_of,
 )
+from tts_verifier.parallel.warned import ShownWarnings
 from tts_verifier.parallel.worker import SESSION, Assignment, Order, ShardReport, run_shard
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.recipe import Recipe
@@ -199,6 +200,7 @@ class _Coordinator:
         ).hexdigest()
         self._files, self._session = Folder(shards.folder), uuid.uuid4().hex
         self._tally, self._wall, self._workers = _Tally(), 1e-9, 1
+        self._warned = ShownWarnings()
         self._found: dict[str, list[PromptResult]] = {}
         """Results of shards that earlier calls have finished."""
         self._in_flight: dict[str, int] = {}
@@ -273,7 +275,7 @@ class _Coordinator:
         todo: Sequence[tuple[str, tuple[Prompt, ...]]],
         interrupt: Interrupt,
     ) -> None:
-        order = pickle.dumps(self._order)
+        order, place = pickle.dumps(self._order), Path.cwd()
 
         def assignments() -> Iterator[Assignment]:
             for name, prompts in todo:
@@ -289,11 +291,13 @@ class _Coordinator:
                     self._session,
                     name,
                     prompts,
+                    place,
                 )
 
         for assignment, report in hand_out(engine, assignments(), self._show):
             del self._in_flight[assignment.name]
             self._tally.add(report)
+            self._warned.show(report.warnings)
             if report.busy is None and not interrupt.asked:
                 raise RunError(
                     f"Shard {assignment.name} was taken from {report.worker} by another process. "
