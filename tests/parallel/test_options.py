@@ -1,14 +1,22 @@
 """What `parallel` may say in a recipe, and what a machine must have for it."""
 
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 
 import pytest
 from worker_parts import traced_recipe
 
 from tts_verifier.errors import InputError, RecipeError, RunError
 from tts_verifier.parallel import open_engine, run_parallel
-from tts_verifier.parallel.engines.processes import check_answers, gpus_here, worker_count
+from tts_verifier.parallel.engines.processes import (
+    check_answers,
+    check_speaks_grpc,
+    gpus_here,
+    worker_count,
+)
 from tts_verifier.recipe import load_recipe, parallel_options
 from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
 
@@ -109,6 +117,26 @@ def test_the_option_is_an_engine_a_number_or_the_next_override(option, expected)
 def test_an_address_that_nobody_answers():
     with pytest.raises(RunError, match=r"Nobody answers at .*127.0.0.1:1 .*ray must run there"):
         check_answers("127.0.0.1:1", "ray", "Start it.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"), [(b"\0\0\6\4" + b"\0" * 11, True), (b"220 mail\r\n", False), (b"", False)]
+)
+def test_an_address_where_something_else_answers(answer, fits):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        error = pytest.raises(RunError, match=r"Something else than ray answers at .*Start it.")
+        with nullcontext() if fits else error:
+            check_speaks_grpc(f"127.0.0.1:{server.getsockname()[1]}", "ray", "Start it.")
+        thread.join()
 
 
 def test_no_engine_is_imported_without_parallel(tmp_path):
