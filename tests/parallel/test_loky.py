@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from worker_parts import choices, traced, traced_recipe
 
+from tts_verifier.errors import RunError
 from tts_verifier.log import read_rows
 from tts_verifier.parallel import hand_out, open_engine, run_parallel
 from tts_verifier.recipe import run_recipe
@@ -120,3 +121,16 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
     except OSError:
         return False
+
+
+def die(item):
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_work_that_ends_every_worker_is_named():
+    with (
+        pytest.raises(RunError, match=r"25 workers died on the same work \(all of it\), one after"),
+        open_engine(ParallelOptions(workers=1), die) as engine,
+    ):
+        list(hand_out(engine, ["all of it"]))

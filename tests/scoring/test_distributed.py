@@ -101,3 +101,17 @@ def test_one_process_continues_what_workers_began_and_the_reverse(
     score_with_workers(tmp_path / "out", counted, load_verifier, "fake", open_pairs([str(table)]))
     # What has an error is tried again.
     assert handed == [0, 1]
+
+
+def load_ending(name: str) -> FakeVerifier:
+    raise SystemExit(0)
+
+
+def test_a_verifier_that_ends_its_process_is_an_error(tmp_path: Path, table: Path) -> None:
+    source = open_pairs([str(table)])
+    with pytest.raises(RunError, match=r"must not end its process, and mine did: SystemExit"):
+        score_with_workers(tmp_path / "out", over_there, load_ending, "mine", source)
+    pairs = list(source)[:3]
+    chunk = Chunk("", load_ending, "mine", "score", ())
+    assert str(chunk) == "loading the verifier mine"
+    assert str(replace(chunk, pairs=pairs)) == f"3 pictures, {table}:1 to {table}:3"

@@ -80,6 +80,10 @@ class Assignment:
     place: Path
     """The coordinator's working folder: paths of the recipe may be relative to it."""
 
+    def __str__(self) -> str:
+        # For messages of engines.
+        return f"shard {self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class ShardReport:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, readable_name
 from tts_verifier.interfaces import Verifier
 from tts_verifier.scoring.batches import batches, images_at_once, with_content
 from tts_verifier.scoring.parts import Parts, open_parts
@@ -41,6 +41,13 @@ class Chunk:
     """What to ask for."""
     pairs: Sequence[Pair]
     """From `batches.with_content`."""
+
+    def __str__(self) -> str:
+        # For messages of engines.
+        if not self.pairs:
+            return f"loading the verifier {self.verifier}"
+        first, last = readable_name(self.pairs[0].image), readable_name(self.pairs[-1].image)
+        return f"{len(self.pairs)} pictures, {first} to {last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,21 @@ def _check_same(judged: JudgedChunk, about: JudgedChunk) -> None:
 
 
 def score_chunk(chunk: Chunk) -> JudgedChunk:
-    """Judges a chunk in a worker, in as many calls as memory asks for."""
+    """Judges a chunk in a worker, in as many calls as memory asks for.
+
+    Raises:
+        RunError: the verifier ends its process, which an engine would take for its own end.
+    """
+    try:
+        return _judged(chunk)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RunError(
+            f"A verifier must not end its process, and {chunk.verifier} did: {error!r}. Mend it; "
+            "the same command goes on from there."
+        ) from error
+
+
+def _judged(chunk: Chunk) -> JudgedChunk:
     scorer = _scorer(chunk.call, chunk.load, chunk.verifier, chunk.detail)
     keys: list[tuple[str, str]] = []
     rows: dict[str, ScoreRow] = {}
