@@ -3,6 +3,7 @@
 import io
 import pickle
 from collections.abc import Iterable, Iterator
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,3 +116,17 @@ def test_a_verifier_that_ends_its_process_is_an_error(tmp_path: Path, table: Pat
     chunk = Chunk("", load_ending, "mine", "score", ())
     assert str(chunk) == "loading the verifier mine"
     assert str(replace(chunk, pairs=pairs)) == f"3 pictures, {table}:1 to {table}:3"
+
+
+def test_relative_paths_mean_where_the_command_was_started(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, JudgedChunk]]:
+        for chunk in chunks:
+            with chdir("/"):
+                yield from over_there([chunk])
+
+    monkeypatch.chdir(tmp_path)
+    source = open_pairs(["1.png", "2.png"], prompt="x")
+    parts = score_with_workers(tmp_path / "out", elsewhere, load_noted, "fake", source)
+    assert [row.get("error") for row in parts.rows()] == [None, None]

@@ -7,8 +7,10 @@ worker that dies costs its chunk; the process that writes costs the chunks under
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -41,6 +43,8 @@ class Chunk:
     """What to ask for."""
     pairs: Sequence[Pair]
     """From `batches.with_content`."""
+    place: str = ""
+    """The working folder to which paths are relative; "" = the worker's own."""
 
     def __str__(self) -> str:
         # For messages of engines.
@@ -116,7 +120,7 @@ def score_with_workers(
         Exception: whatever a worker raised.
     """
     # Only a worker knows the verifier's settings: this process loads no weights.
-    order = Chunk(uuid.uuid4().hex, load, verifier, detail, ())
+    order = Chunk(uuid.uuid4().hex, load, verifier, detail, (), os.getcwd())
     ((_, about),) = judge([order])
     check_names(names, about.score_names)
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
@@ -151,8 +155,11 @@ def score_chunk(chunk: Chunk) -> JudgedChunk:
     Raises:
         RunError: the verifier ends its process, which an engine would take for its own end.
     """
+    # The workers of a cluster were started elsewhere.
+    here = chdir(chunk.place) if os.access(chunk.place, os.X_OK) else nullcontext()
     try:
-        return _judged(chunk)
+        with here:
+            return _judged(chunk)
     except (SystemExit, KeyboardInterrupt) as error:
         raise RunError(
             f"A verifier must not end its process, and {chunk.verifier} did: {error!r}. Mend it; "
