@@ -96,6 +96,7 @@ def test_ctrl_c_stops_the_workers_after_their_batch(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1].decode()
     assert "KeyboardInterrupt" in error
+    assert "Another Ctrl-C ends them at once" in error
     assert len(choices(tmp_path / "run")) == len(traced(tmp_path, "drew")) < 40
     start(tmp_path, seconds=0.2)
     drawn = [trial for _, trial in traced(tmp_path, "drew")]

@@ -10,6 +10,7 @@ import json
 import pickle
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import yaml
 import tts_verifier
 from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import summarise
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
@@ -52,6 +53,9 @@ DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
 _MOST_SHOWN: Final = 200
 """More prompts are not shown one by one."""
+_STOPPING: Final = (
+    "Ctrl-C: the workers stop after the batch under way. Another Ctrl-C ends them at once."
+)
 _FEWEST_SHARDS: Final = 2
 """Shards for each worker, if the prompts are few: otherwise some workers would have none."""
 
@@ -294,7 +298,13 @@ class _Coordinator:
                     place,
                 )
 
-        for assignment, report in hand_out(engine, assignments(), self._show):
+        def idle() -> None:
+            if interrupt.asked and not interrupt.said:
+                interrupt.said = True
+                warnings.warn(_STOPPING, RunWarning, stacklevel=2)
+            self._show()
+
+        for assignment, report in hand_out(engine, assignments(), idle):
             del self._in_flight[assignment.name]
             self._tally.add(report)
             self._warned.show(report.warnings)
