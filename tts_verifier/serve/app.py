@@ -209,7 +209,7 @@ def as_refused(error: Exception) -> Refused:
             "or start the server with a smaller batch_size.",
             later=2,
         )
-    _LOG.error("The verifier failed.", exc_info=error)
+    _LOG.error("A request failed.", exc_info=error)
     return Refused(500, f"{type(error).__name__}: {error}"[:500])
 
 
@@ -328,6 +328,8 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
 
 
 def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
+    # What watches over servers may ask for the head alone.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server takes requests. Needs no token.")
     async def health(request: Request) -> Response:
         failure = service.dispatcher.failure
@@ -362,9 +364,12 @@ def _without_body(request: Request, service: Service, answer: Callable[[], Any])
 async def _as_ours(request: Request, error: Exception) -> Response:
     """Answers paths and methods that do not exist in the shape of all other errors."""
     assert isinstance(error, StarletteHTTPException)
-    return refusal(
+    response = refusal(
         Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     )
+    # Such as `Allow`, the methods that there are.
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:

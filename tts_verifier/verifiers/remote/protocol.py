@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -68,8 +69,8 @@ def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
             "else."
         )
     try:
-        header = json.loads(body[8 : 8 + length])
-        message = json.loads(header["__metadata__"]["message"])
+        header = load(body[8 : 8 + length])
+        message = load(header["__metadata__"]["message"])
         parts: Any = deserialize(body)  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(
@@ -87,7 +88,37 @@ def _array(name: str, part: Mapping[str, Any]) -> NDArray[Any]:
             f"Arrays must be {' or '.join(_DTYPES)}; {name:.80} is {part['dtype']}. Pictures are "
             "uint8 in [0, 255]."
         )
-    return np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+    try:
+        return np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+    # More axes than numpy has; or without elements, but too long.
+    except ValueError as error:
+        raise InputError(
+            f"An array must have a shape that numpy can hold; that of {name:.80} is "
+            f"{part['shape']!s:.80}: {error}"
+        ) from None
+
+
+def load(text: str | bytes) -> Any:
+    """Returns the value of strict JSON.
+
+    Raises:
+        ValueError: it is none, has NaN or an infinity, or an object has a key twice, of which
+            another program would read another one.
+        RecursionError: it is too deep.
+    """
+    return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {repeated[:80]!r} comes twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def dump(value: object) -> bytes:
