@@ -25,7 +25,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from tts_verifier.errors import InputError
-from tts_verifier.types import Cost, Heatmap, Heatmaps, Verdict
+from tts_verifier.types import Box, Cost, Heatmap, Heatmaps, Verdict
 
 PROTOCOL: Final = 1
 """Changes whenever a program of the other side would misread a message."""
@@ -171,21 +171,54 @@ def encode_verdict(
     return result, {name: m.grid.astype(np.float32) for name, m in maps.items()}
 
 
-def decode_verdict(result: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> Verdict:
-    """Returns the verdict that `encode_verdict` was given, with the maps that were sent."""
-    maps = {
-        name: Heatmap(arrays[name], (int(about["size"][0]), int(about["size"][1])),
-                      (*map(float, about["box"]),))  # type: ignore[arg-type]
-        for name, about in result["maps"].items()
-    }  # fmt: skip
-    return Verdict(
-        {n: math.nan if value is None else float(value) for n, value in result["scores"].items()},
-        Heatmaps(maps),
-        tuple((*map(float, box),) for box in result["boxes"]),  # type: ignore[misc]
-        result["reply"],
-        result["detail"],
-        Cost(verifier_calls=1),
-    )
+def decode_verdict(
+    result: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], size: tuple[int, int]
+) -> Verdict:
+    """Returns the verdict that `encode_verdict` was given, with the maps that were sent.
+
+    Args:
+        result: of one picture.
+        arrays: its maps.
+        size: the picture's (width, height).
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no such result.
+    """
+    maps = {name: _map(name, about, arrays, size) for name, about in result["maps"].items()}
+    reply, detail = result["reply"], result["detail"]
+    if not isinstance(reply, str) or detail not in ("score", "diagnose"):
+        raise ValueError(f"reply and detail must be texts, got {reply!r:.40} and {detail!r:.40}")
+    scores = {name: _number(value) for name, value in result["scores"].items()}
+    boxes = tuple(_box(box) for box in result["boxes"])
+    return Verdict(scores, Heatmaps(maps), boxes, reply, detail, Cost(verifier_calls=1))
+
+
+def _map(
+    name: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], size: tuple[int, int]
+) -> Heatmap:
+    grid, box = arrays[name], _box(about["box"])
+    x1, y1, x2, y2 = box
+    if grid.ndim != 2 or not grid.size or grid.dtype != np.float32:
+        raise ValueError(f"map {name:.40} must be float32 (h, w), got {grid.dtype} {grid.shape}")
+    if [*about["size"]] != [*size] or not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+        raise ValueError(
+            f"map {name:.40} must lie over a picture of {size}, got {about['size']!r:.40}, {box}"
+        )
+    return Heatmap(grid, size, box)
+
+
+def _box(values: Sequence[Any]) -> Box:
+    x1, y1, x2, y2 = map(_number, values)
+    return x1, y1, x2, y2
+
+
+def _number(value: Any) -> float:
+    """Returns a number of an answer; null is NaN."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise ValueError(f"a number must be one or null, got {value!r:.40}")
+    return float(value)
 
 
 def arrays_of(place: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
