@@ -416,7 +416,7 @@ def test_ratings_without_reasons_are_enough_for_stage_1_only(
         ("warm_up=2", r"warm_up must be in \[0, 1\]"),
         ("lora_rank=-1", "lora_rank must not be negative"),
         ("workers=-1", "workers must not be negative"),
-        ("examples=-1", "examples must not be negative, got -1"),
+        ("examples=-1", "examples must be finite and at least 0, got -1"),
         ("answer_only_share=2", r"answer_only_share must be in \[0, 1\], got 2"),
         ("trackers=[excel]", "trackers must be of tensorboard, wandb, got 'excel'"),
         ("trackers=[wandb]", "The tracker wandb is not installed"),

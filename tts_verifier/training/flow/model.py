@@ -261,7 +261,15 @@ class FlowModel:
             init_lora_weights="gaussian",
             target_modules=sorted(found),
         )
-        self.pipe.transformer.add_adapter(config)
+        try:
+            self.pipe.transformer.add_adapter(config)
+        # A whole block, or another layer that peft cannot adapt.
+        except ValueError as error:
+            raise InputError(
+                f"lora_targets must be layers that peft can adapt, got {', '.join(sorted(found))}: "
+                f"{' '.join(str(error).split()):.200}",
+                argument="lora_targets",
+            ) from error
 
     def recompute_in_backward(self) -> None:
         """Makes the transformer compute the activations of blocks again instead of keeping them."""
