@@ -292,11 +292,14 @@ class FlowModel:
         from peft.utils import get_peft_model_state_dict
 
         state = {n: t.to(dtype) for n, t in get_peft_model_state_dict(transformer).items()}
+        about = adapters["default"].to_dict()
+        # A set, whose order differs from process to process; equal runs write equal files.
+        about["target_modules"] = sorted(about["target_modules"])
         self.pipe.save_lora_weights(
             folder,
             transformer_lora_layers=state,
             # Holds rank and scale, which the weights alone do not tell.
-            transformer_lora_adapter_metadata=adapters["default"].to_dict(),
+            transformer_lora_adapter_metadata=about,
         )
 
 
