@@ -118,7 +118,7 @@ def asked_in_json(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request to /v1/score in JSON."""
-    asked = _validated(ScoreRequest, _parsed(body, limits))
+    asked = _validated(ScoreRequest, _json_of(body, limits))
     _check_counts(len(asked.images), asked.prompts, limits)
     maps = _checked_maps(asked.maps, len(asked.prompts), limits, share)
     return Asked(from_texts(asked.images, limits, share), asked.prompts, asked.detail, maps)
@@ -130,7 +130,7 @@ def asked_to_compute(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of Flow-Factory."""
-    found = _parsed(body, limits)
+    found = _json_of(body, limits)
     for name in ("prompt", "image"):
         if isinstance(found, dict) and {name, f"{name}s"} <= set(found):
             raise InputError(f"{name} and {name}s are two names of one thing. Leave out one.")
@@ -155,7 +155,7 @@ def asked_in_chat(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of an OpenAI client."""
-    asked = _validated(ChatRequest, _parsed(body, limits))
+    asked = _validated(ChatRequest, _json_of(body, limits))
     if asked.stream or asked.n not in (None, 1):
         raise InputError(
             f"A verifier gives one whole reply: stream must be false and n 1, got {asked.stream} "
@@ -257,7 +257,7 @@ def _check_separators(text: bytes, limits: RequestLimits) -> None:
         )
 
 
-def _parsed(body: bytes, limits: RequestLimits) -> Any:
+def _json_of(body: bytes, limits: RequestLimits) -> Any:
     """Returns the value of a body of JSON."""
     _check_separators(body, limits)
     try:

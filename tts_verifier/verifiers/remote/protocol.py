@@ -184,19 +184,19 @@ def decode_verdict(
     Raises:
         ValueError, TypeError, KeyError: it is no such result.
     """
-    maps = {name: _map(name, about, arrays, size) for name, about in result["maps"].items()}
+    maps = {name: _map_of(name, about, arrays, size) for name, about in result["maps"].items()}
     reply, detail = result["reply"], result["detail"]
     if not isinstance(reply, str) or detail not in ("score", "diagnose"):
         raise ValueError(f"reply and detail must be texts, got {reply!r:.40} and {detail!r:.40}")
-    scores = {name: _number(value) for name, value in result["scores"].items()}
-    boxes = tuple(_box(box) for box in result["boxes"])
+    scores = {name: _number_of(value) for name, value in result["scores"].items()}
+    boxes = tuple(_box_of(box) for box in result["boxes"])
     return Verdict(scores, Heatmaps(maps), boxes, reply, detail, Cost(verifier_calls=1))
 
 
-def _map(
+def _map_of(
     name: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], size: tuple[int, int]
 ) -> Heatmap:
-    grid, box = arrays[name], _box(about["box"])
+    grid, box = arrays[name], _box_of(about["box"])
     x1, y1, x2, y2 = box
     if grid.ndim != 2 or not grid.size or grid.dtype != np.float32:
         raise ValueError(f"map {name:.40} must be float32 (h, w), got {grid.dtype} {grid.shape}")
@@ -207,12 +207,12 @@ def _map(
     return Heatmap(grid, size, box)
 
 
-def _box(values: Sequence[Any]) -> Box:
-    x1, y1, x2, y2 = map(_number, values)
+def _box_of(values: Sequence[Any]) -> Box:
+    x1, y1, x2, y2 = map(_number_of, values)
     return x1, y1, x2, y2
 
 
-def _number(value: Any) -> float:
+def _number_of(value: Any) -> float:
     """Returns a number of an answer; null is NaN."""
     if value is None:
         return math.nan
