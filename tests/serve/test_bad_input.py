@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from serving import SECONDS, serving
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, ServerError
 from tts_verifier.serve.app import create_app
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
@@ -551,6 +551,26 @@ def test_a_failure_is_told_in_full_only_to_who_has_the_token() -> None:
         found = [client.get(f"{url}/health", headers=h).json() for h in ({}, bearer)]
     expected = ["ZeroDivisionError", "ZeroDivisionError: a cat"]
     assert [health["last_failure"] for health in found] == expected
+
+
+def test_a_verifier_that_asks_a_server_that_is_gone_may_be_asked_again() -> None:
+    def scores(image: Image.Image, prompt: str) -> dict[str, float]:
+        raise ServerError("The server at http://other does not answer.")
+
+    with serving(FakeVerifier(scores)) as url:
+        found = ask(url, GOOD)
+    assert "http://other does not answer" in error_of(found, 503)
+    assert found.headers["retry-after"] == "5"
+
+
+def test_a_verifier_owes_a_verdict_for_each_picture() -> None:
+    class Forgets(FakeVerifier):
+        def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+            return []
+
+    with serving(Forgets()) as url:
+        found = error_of(ask(url, GOOD), 500)
+    assert "Forgets must return a verdict for each of 1 images, it returned 0" in found
 
 
 class Panic(BaseException):

@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import (
@@ -202,6 +202,9 @@ def as_refused(error: Exception) -> Refused:
         return error
     if isinstance(error, InputError | UnsupportedError):
         return Refused(422, str(error))
+    if isinstance(error, ServerError):
+        # A verifier that asks another server, which is gone or full.
+        return Refused(503, str(error), later=5)
     if is_lack_of_memory(error):
         return Refused(
             503,
@@ -395,6 +398,6 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     422: {"description": "The verifier cannot use a picture or a prompt."},
     429: {"description": "Too many pictures wait; try again after `Retry-After`."},
     500: {"description": "The verifier failed."},
-    503: {"description": "Memory ran out, or the server is ending; try again."},
+    503: {"description": "Memory ran out, the server is ending, or one that it asks is gone."},
     504: {"description": "The verifier took too long."},
 }
