@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from threading import Lock
 from typing import Any, Final
 
@@ -49,7 +50,7 @@ class ChatEndpoint:
             check_above_zero("requests_per_minute", requests_per_minute)
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise InputError(f"retries must be 0 or more, got {retries!r}.", argument="retries")
-        self._made = lambda: _client(base_url, api_key_env, timeout, retries)
+        self._made = partial(_client, base_url, api_key_env, timeout, retries)
         self._client, self._process = self._made(), os.getpid()
         self._tries = retries + 1
         self._lock = Lock()

@@ -281,6 +281,10 @@ def test_a_full_disk_is_said_when_weights_are_written(
         patched.setattr(FlowModel, "write", full)
         with pytest.raises(RunError, match=r"must take the trained weights, and could.*No space"):
             flow(**keys, lora_rank=2)
+    (tmp_path / "run/checkpoint").write_text("a file in the folder's place")
+    with pytest.raises(RunError, match="must take the trained weights, and could not: FileExists"):
+        flow(**keys, lora_rank=2)
+    (tmp_path / "run/checkpoint").unlink()
     flow(**keys, lora_rank=2)
     assert (tmp_path / "run/checkpoint/pytorch_lora_weights.safetensors").is_file()
 

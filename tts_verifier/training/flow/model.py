@@ -283,6 +283,8 @@ class FlowModel:
             transformer: the weights to write.
             dtype: of trained weights.
         """
+        # diffusers only logs an error if the folder is a file.
+        folder.mkdir(parents=True, exist_ok=True)
         adapters: Any = getattr(transformer, "peft_config", None)
         if not adapters:
             written = copy.copy(self.pipe)
