@@ -24,6 +24,20 @@ _BYTES_OF_CELL: Final = 8
 _SEPARATORS: Final = 1024
 """Commas and brackets of a request's JSON for each picture that it may have: prompts have some."""
 
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "The body cannot be read."},
+    401: {"description": "The token is missing or wrong."},
+    408: {"description": "The body was sent too slowly."},
+    413: {"description": "The body, a picture or a prompt is too large."},
+    415: {"description": "The content-type is neither JSON nor safetensors, or it is compressed."},
+    422: {"description": "The verifier cannot use a picture or a prompt."},
+    429: {"description": "Too many pictures wait; try again after `Retry-After`."},
+    500: {"description": "The verifier failed."},
+    503: {"description": "Memory ran out, the server is ending, or one that it asks is gone."},
+    504: {"description": "The verifier took too long."},
+}
+"""The errors of a door that takes pictures, for the OpenAPI page."""
+
 Texts = Annotated[list[str], FailFast()]
 """Texts, of which only the first wrong one is told: each error takes a kilobyte."""
 
@@ -282,3 +296,17 @@ def _validated(model: type[BaseModel], found: object) -> Any:
             "Install the same tts-verifier on both sides."
         )
     return asked
+
+
+def described_body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:
+    """Describes a body that the door reads itself, for the OpenAPI page."""
+    binary = {
+        "type": "string",
+        "format": "binary",
+        "description": "See tts_verifier/verifiers/remote/protocol.py.",
+    }
+    content = {
+        kind: {"schema": binary if model is None else model.model_json_schema()}
+        for kind, model in kinds.items()
+    }
+    return {"requestBody": {"required": True, "content": content}}
