@@ -44,12 +44,8 @@ class Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Returns the columns of a batch without the pictures, and those of the scores."""
-        from tts_verifier.scoring import Pair
-
-        pictures = [
-            self._scorer.read(Pair("picture", str(prompt), load=partial(bytes, image)))
-            for image, prompt in zip(batch["image"], batch["prompt"], strict=True)
-        ]
+        pairs = map(_pair, batch["image"], batch["prompt"])
+        pictures = [self._scorer.read(pair) for pair in pairs]
         rows = self._scorer.rows(pictures)
         # All blocks need the same columns, also one in which nothing could be scored.
         names = ["objective", *(self._scorer.verifier.score_names or ())]
@@ -58,27 +54,50 @@ class Scorer:
         return {k: v for k, v in batch.items() if k != "image"} | scores | texts
 
 
+def _pair(image: Any, prompt: Any) -> Any:
+    """Returns what is scored; with an error where a cell is null or empty."""
+    from tts_verifier.scoring import Pair
+
+    if isinstance(image, dict):
+        # As data sets of the Hugging Face hub have them.
+        image = image.get("bytes")
+    text = prompt if isinstance(prompt, str) else ""
+    error = "" if text.strip() else "The prompt must be a text that is not empty."
+    error = error or ("" if image else "There is no picture.")
+    return Pair("picture", text, error, partial(bytes, image or b""))
+
+
 def _number(value: float | None) -> float:
     return np.nan if value is None else value
 
 
-def main() -> None:
-    import ray
-    from ray.data.checkpoint import CheckpointConfig
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
 
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", help="a Parquet file, a folder or a glob")
     parser.add_argument("scores", help="a folder to write Parquet to")
     parser.add_argument("--verifier", default="shapes")
     parser.add_argument("--detail", choices=("score", "diagnose"), default="score")
-    parser.add_argument("--batch", type=int, default=256, help="pictures in a call of the verifier")
-    parser.add_argument("--block", type=int, default=1024, help="pictures in a block")
+    parser.add_argument(
+        "--batch", type=_positive, default=256, help="pictures in a call of the verifier"
+    )
+    parser.add_argument("--block", type=_positive, default=1024, help="pictures in a block")
     parser.add_argument("--checkpoint", help="a folder that all machines see")
     parser.add_argument("--id", default="id", help="the column of ids, for checkpoints")
-    parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--actors", type=_positive, default=1)
     parser.add_argument("--gpus", type=float, default=0, help="of an actor")
     parser.add_argument("--address", default="local", help="auto, or HOST:PORT: a running cluster")
     options = parser.parse_args()
+    if not options.checkpoint and any(Path(options.scores).glob("*.parquet")):
+        parser.error(f"{options.scores} has scores, to which Ray would add all again; name another")
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
     # A checkpoint's filter and each actor keep a core, and with no core left Ray waits for ever.
     cores = max(os.cpu_count() or 1, options.actors + 3)
     ray.init(options.address, num_cpus=cores if options.address == "local" else None)
@@ -89,6 +108,11 @@ def main() -> None:
             delete_checkpoint_on_success=False,
         )
     data = ray.data.read_parquet(options.pictures)
+    needed = [*COLUMNS, *([options.id] if options.checkpoint else [])]
+    if missing := [name for name in needed if name not in data.schema().names]:
+        parser.error(
+            f"{options.pictures} must have the columns {needed}, {missing[0]!r} is not there"
+        )
     data = data.repartition(target_num_rows_per_block=options.block)
     scored = data.map_batches(
         Scorer,

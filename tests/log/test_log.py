@@ -392,7 +392,7 @@ def test_a_damaged_part_is_named_to_a_reader(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RunError, match=r"file/run/lock cannot be written: Not a dir"):
+    with pytest.raises(RunError, match=r"file/run must be a folder, and it or what is above"):
         finished(tmp_path / "file" / "run")
 
 

@@ -5,11 +5,12 @@ import os
 import pickle
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from inline_engine import InlineEngine
-from worker_parts import choices, traced, traced_recipe
+from worker_parts import TracedGenerator, choices, traced, traced_recipe
 
 import tts_verifier
 from tts_verifier.errors import RunError
@@ -21,7 +22,7 @@ from tts_verifier.parallel import run_parallel
 from tts_verifier.parallel.shard_state import AttemptNote, next_note
 from tts_verifier.parallel.worker import SESSION, run_shard
 from tts_verifier.recipe.sections import Section
-from tts_verifier.testing import FakeVerifier
+from tts_verifier.testing import FakeGenerator, FakeVerifier
 
 
 @pytest.fixture
@@ -83,6 +84,30 @@ def test_a_worker_that_reads_the_recipe_in_another_way_is_refused(assignment):
     order = replace(order, resolved={**order.resolved, "seed": 1})
     with pytest.raises(RunError, match=r"other defaults for seed. Install the same packages"):
         run_shard(replace(assignment, order=pickle.dumps(order)))
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt()])
+def test_a_part_that_ends_its_process_is_an_error(assignment, monkeypatch, end):
+    def generate(self, jobs):
+        raise end
+
+    monkeypatch.setattr(TracedGenerator, "generate", generate)
+    with pytest.raises(RunError, match=r"must not end their process, and one did: (Sys|Key)"):
+        run_shard(assignment)
+
+
+def test_relative_paths_mean_those_of_the_coordinator(assignment, tmp_path, monkeypatch):
+    def generate(self, jobs):
+        Path("here").touch()
+        return FakeGenerator.generate(self, jobs)
+
+    # As the worker of a cluster, which was started elsewhere.
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(TracedGenerator, "generate", generate)
+    run_shard(replace(assignment, place=tmp_path))
+    assert (tmp_path / "here").exists()
+    assert Path.cwd() == Path("/")
+    run_shard(replace(assignment, place=tmp_path / "not on this machine"))
 
 
 def test_a_worker_that_does_not_see_the_folder_is_refused(assignment, tmp_path):

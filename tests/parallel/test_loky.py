@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 from worker_parts import choices, traced, traced_recipe
 
+from tts_verifier.errors import RunError
 from tts_verifier.log import read_rows
 from tts_verifier.parallel import hand_out, open_engine, run_parallel
+from tts_verifier.parallel.engines import loky_engine
 from tts_verifier.recipe import run_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
 
@@ -93,6 +97,7 @@ def test_ctrl_c_stops_the_workers_after_their_batch(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     error = process.communicate(timeout=60)[1].decode()
     assert "KeyboardInterrupt" in error
+    assert "Another Ctrl-C ends them at once" in error
     assert len(choices(tmp_path / "run")) == len(traced(tmp_path, "drew")) < 40
     start(tmp_path, seconds=0.2)
     drawn = [trial for _, trial in traced(tmp_path, "drew")]
@@ -136,3 +141,26 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().split()[2] not in "ZX"
     except OSError:
         return False
+
+
+def test_work_that_ends_every_worker_is_named(monkeypatch):
+    class DyingPool:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def submit(self, work, item):
+            future = Future()
+            future.set_exception(BrokenProcessPool("It was killed.\nDetails follow."))
+            return future
+
+        def shutdown(self, **options):
+            pass
+
+    monkeypatch.setattr(loky_engine, "ProcessPoolExecutor", DyingPool)
+    with (
+        pytest.raises(
+            RunError, match=r"25 workers .* same work \(77\), .*: It was killed. Mend th"
+        ),
+        open_engine(ParallelOptions(workers=1), print) as engine,
+    ):
+        list(hand_out(engine, [77]))

@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from click.testing import CliRunner
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile
 from worker_parts import TracedGenerator, choices, traced, traced_recipe
 
@@ -74,7 +75,7 @@ def test_a_finished_copy_is_a_finished_run(tmp_path, inline, mirror, store):
 def test_a_copy_is_not_written_over_a_run(tmp_path, mirror):
     result = CliRunner().invoke(mirror.main, ["memory://bucket/run", str(tmp_path)])
     assert result.exit_code == 2
-    assert "must be a new folder, and exists. Name another one." in result.output
+    assert "must be a new folder, and exists or is an address. Name" in result.output
 
 
 def test_names_in_a_store_do_not_lead_out_of_the_folder(tmp_path, mirror):
@@ -115,6 +116,74 @@ def test_a_first_copy_that_was_cut_short_goes_on(tmp_path, inline, mirror, store
     filesystem, place = fsspec.url_to_fs(store)
     filesystem.rm_file(f"{place}/header.json")
     assert "header.json" in mirror.upload(tmp_path / "run", store)
+
+
+def test_a_store_that_fails_for_a_while_gets_the_copy_later(tmp_path, inline, mirror, monkeypatch):
+    run_parallel(traced_recipe(tmp_path, *SHARDS), say=lambda text: None)
+    run, address, rounds = tmp_path / "run", f"file://{tmp_path}/bucket", []
+    (run / "old.txt").touch()
+    put, remove = LocalFileSystem.put_file, LocalFileSystem.rm_file
+
+    def failing_put(self, *arguments, **options):
+        if len(rounds) == 1:
+            raise PermissionError("no permission")
+        return put(self, *arguments, **options)
+
+    def failing_remove(self, *arguments, **options):
+        remove(self, *arguments, **options)
+        if len(rounds) == 2:
+            raise OSError("out of reach")
+
+    def sleep(seconds):
+        rounds.append(seconds)
+        (run / "new.txt").touch()
+        (run / "old.txt").unlink(missing_ok=True)
+        if len(rounds) > 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", failing_put)
+    monkeypatch.setattr(LocalFileSystem, "rm_file", failing_remove)
+    monkeypatch.setattr(mirror.time, "sleep", sleep)
+    done = CliRunner().invoke(mirror.main, [str(run), address, "--every", "5"])
+    assert "Not copied, tried again in 5 s: no permission\n" in done.stderr
+    assert "Not copied, tried again in 5 s: out of reach\n" in done.stderr
+    assert done.stderr.count("Not copied") == 2
+    mirror.download(address, tmp_path / "copy")
+    assert (tmp_path / "copy/new.txt").exists()
+    assert not (tmp_path / "copy/old.txt").exists()
+    rounds[:] = [0]
+    done = CliRunner().invoke(mirror.main, [str(run), f"{address}/again"])
+    assert (done.exit_code, done.output) == (1, "Error: no permission\n")
+
+
+def test_addresses_that_cannot_be_meant_are_errors(tmp_path, inline, mirror):
+    run_parallel(traced_recipe(tmp_path, *SHARDS, prompts=1), say=lambda text: None)
+    for source, goal, message in (
+        (tmp_path / "run", "nostore://x", "Protocol not known"),
+        ("memory://a", "memory://b", "must be a new folder, and exists or is an address"),
+        (tmp_path / "none", "memory://b", "must be a run's header"),
+        ("memory://none", tmp_path / "new", "has no header.json"),
+    ):
+        done = CliRunner().invoke(mirror.main, [str(source), str(goal)])
+        assert done.exit_code in (1, 2)
+        assert message in done.output
+    filesystem, place = fsspec.url_to_fs(f"memory://{tmp_path}/other")
+    filesystem.pipe_file(f"{place}/header.json", b"[]")
+    with pytest.raises(RunError, match=r"has files of something else"):
+        mirror.upload(tmp_path / "run", f"memory://{tmp_path}/other")
+
+
+def test_a_copy_that_was_cut_short_is_no_run_folder(tmp_path, inline, mirror, store, monkeypatch):
+    run_parallel(traced_recipe(tmp_path, *SHARDS, prompts=1), say=lambda text: None)
+    mirror.upload(tmp_path / "run", store)
+    filesystem, _ = fsspec.url_to_fs(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(filesystem), "get_file", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mirror.download(store, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    mirror.download(store, tmp_path / "copy")
+    assert choices(tmp_path / "copy") == choices(tmp_path / "run")
 
 
 def test_what_a_link_leads_to_is_not_copied(tmp_path, inline, mirror, store):

@@ -1,14 +1,22 @@
 """What `parallel` may say in a recipe, and what a machine must have for it."""
 
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 
 import pytest
 from worker_parts import traced_recipe
 
 from tts_verifier.errors import InputError, RecipeError, RunError
 from tts_verifier.parallel import hand_out, open_engine, run_parallel
-from tts_verifier.parallel.engines.processes import check_answers, gpus_here, worker_count
+from tts_verifier.parallel.engines.processes import (
+    check_answers,
+    check_speaks_grpc,
+    gpus_here,
+    worker_count,
+)
 from tts_verifier.recipe import load_recipe, parallel_options
 from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
 
@@ -26,6 +34,8 @@ from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
         ("parallel.threads=2", "unknown key 'parallel.threads'"),
         ("parallel.address=10.0.0.1:6379", "loky works on this machine alone"),
         ("parallel=loky", "parallel must be a table of keys, got 'loky'"),
+        ("parallel={3: 4}", "unknown key 'parallel.3'. Available: address, engine"),
+        ("strategy={name: best_of_n, null: 4}", "unknown key 'strategy.None'"),
     ],
 )
 def test_a_mistake_in_parallel_names_its_line(override, message):
@@ -34,12 +44,26 @@ def test_a_mistake_in_parallel_names_its_line(override, message):
     assert str(error.value).startswith("override ")
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "tcp://10.0.0.1:port", ":8786", ""])
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "tcp://10.0.0.1:port", ":8786", "", "h:99999", "h:0", "http://h:1", "ray://h:1"],
+)
 def test_an_address_needs_host_and_port(address):
     with pytest.raises(InputError, match=r"address must be HOST:PORT, such as"):
         ParallelOptions("ray", address=address)
     with pytest.raises(InputError, match=r"address must be tcp://HOST:PORT, such as"):
         ParallelOptions("dask", address=address)
+
+
+def test_ray_takes_an_address_without_a_scheme():
+    assert ParallelOptions("dask", address="tls://[::1]:8786").address == "tls://[::1]:8786"
+    with pytest.raises(InputError, match=r"must be HOST:PORT, such as 10.0.0.1:6379, got 'tcp:"):
+        ParallelOptions("ray", address="tcp://10.0.0.1:6379")
+
+
+def test_a_slip_does_not_start_a_million_processes():
+    with pytest.raises(InputError, match=r"at most 64, 32 for each core that .* got 1000000"):
+        worker_count(ParallelOptions(workers=10**6), 0, "this machine has", cpus=2)
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
@@ -81,6 +105,8 @@ def test_workers_share_the_gpus(options, gpus, expected):
     [
         ("ray", ("parallel.engine=ray",)),
         ("4", ("parallel.workers=4",)),
+        ("-1", ("parallel.workers=-1",)),
+        ("1.5", ("parallel.workers=1.5",)),
         ("parallel.workers=4", ("parallel.engine=loky", "parallel.workers=4")),
     ],
 )
@@ -106,6 +132,26 @@ def test_items_are_taken_only_as_workers_become_free(inline):
 def test_an_address_that_nobody_answers():
     with pytest.raises(RunError, match=r"Nobody answers at .*127.0.0.1:1 .*ray must run there"):
         check_answers("127.0.0.1:1", "ray", "Start it.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "fits"), [(b"\0\0\6\4" + b"\0" * 11, True), (b"220 mail\r\n", False), (b"", False)]
+)
+def test_an_address_where_something_else_answers(answer, fits):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        error = pytest.raises(RunError, match=r"Something else than ray answers at .*Start it.")
+        with nullcontext() if fits else error:
+            check_speaks_grpc(f"127.0.0.1:{server.getsockname()[1]}", "ray", "Start it.")
+        thread.join()
 
 
 def test_no_engine_is_imported_without_parallel(tmp_path):

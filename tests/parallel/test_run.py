@@ -239,8 +239,13 @@ def test_the_top_header_names_prompts_by_a_file_and_its_digest(tmp_path, inline)
     assert "prompt 3" not in json.dumps(header)
     lines = (tmp_path / "run/prompts.jsonl").read_text().splitlines()
     assert json.loads(lines[3]) == {"id": "0003", "prompt": "prompt 3", "category": "", "repeat": 0}
-    with pytest.raises(RunError, match=r"belongs to another run(.|\n)*prompts.sha256"):
+    with pytest.raises(RunError, match=r"whose prompts differ; the first in line 11 (.|\n)*no pro"):
         start(tmp_path, prompts=11)
+    with pytest.raises(RunError, match=r"in line 1 .*\n.*prompt 0.* there, .*other.* here"):
+        start(tmp_path, "prompts=[other]")
+    (tmp_path / "run/prompts.jsonl").write_text("damaged")
+    start(tmp_path)
+    assert (tmp_path / "run/prompts.jsonl").read_text().splitlines() == lines
     assert header["sessions"][0]["engine"] == "loky"
 
 
@@ -264,6 +269,37 @@ def test_shards_stay_as_the_first_start_made_them(tmp_path, inline):
     run_parallel(traced_recipe(tmp_path, "parallel.workers=3"), say=quiet)
     with pytest.raises(RunError, match=r"have 4 prompts, and shard is 5. Leave out shard"):
         start(tmp_path, "parallel.shard=5")
+
+
+def test_a_changed_or_lost_header_is_named_and_nothing_is_overwritten(tmp_path, inline):
+    start(tmp_path)
+    path = tmp_path / "run/header.json"
+    header = path.read_text()
+    del (changed := json.loads(header))["shards"]["00002"]
+    path.write_text(json.dumps(changed))
+    with pytest.raises(RunError, match=r"must hold all 10 prompts, they hold 8: the file was ch"):
+        start(tmp_path)
+    path.unlink()
+    with pytest.raises(RunError, match=r"the shards of a run but no header.json .* Put it back"):
+        start(tmp_path)
+    assert not path.exists()
+    path.write_text(header)
+    assert start(tmp_path).folder == tmp_path / "run"
+
+
+def test_a_file_in_the_place_of_a_shard_is_named(tmp_path, inline):
+    start(tmp_path)
+    shutil.rmtree(tmp_path / "run/shards/00001")
+    (tmp_path / "run/shards/00001").touch()
+    with pytest.raises(RunError, match=r"00001 must be a folder, and it or what is above it is"):
+        start(tmp_path)
+
+
+def test_a_single_shard_does_not_become_smaller(tmp_path, inline):
+    start(tmp_path, "parallel.shard=100")
+    start(tmp_path, "parallel.shard=50")
+    with pytest.raises(RunError, match=r"have 10 prompts, and shard is 3. Leave out shard"):
+        start(tmp_path, "parallel.shard=3")
 
 
 def test_one_folder_is_either_in_shards_or_not(tmp_path, inline):
@@ -329,3 +365,15 @@ def test_a_run_whose_candidates_all_failed_names_the_most_frequent_reason(tmp_pa
     recipe = replace(recipe, sections={**recipe.sections, "generator": generator})
     outcome = run_parallel(recipe, say=quiet)
     assert "none of 40 can: no True." in outcome.failure
+    broken = {**recipe.sections, "generator": replace(generator, builder=Broken)}
+    recipe = replace(recipe, sections=broken)
+    with pytest.warns(RunWarning, match=r"A candidate failed") as warned:
+        run_parallel(recipe, output=tmp_path / "broken", say=quiet)
+    assert len(warned) == 1, "the three shards warn of the same"
+
+
+class Broken(TracedGenerator):
+    """Raises for every batch."""
+
+    def generate(self, jobs):
+        raise RuntimeError("no GPU")

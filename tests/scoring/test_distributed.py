@@ -3,6 +3,7 @@
 import io
 import pickle
 from collections.abc import Iterable, Iterator
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,3 +102,31 @@ def test_one_process_continues_what_workers_began_and_the_reverse(
     score_with_workers(tmp_path / "out", counted, load_verifier, "fake", open_pairs([str(table)]))
     # What has an error is tried again.
     assert handed == [0, 1]
+
+
+def load_ending(name: str) -> FakeVerifier:
+    raise SystemExit(0)
+
+
+def test_a_verifier_that_ends_its_process_is_an_error(tmp_path: Path, table: Path) -> None:
+    source = open_pairs([str(table)])
+    with pytest.raises(RunError, match=r"must not end its process, and mine did: SystemExit"):
+        score_with_workers(tmp_path / "out", over_there, load_ending, "mine", source)
+    pairs = list(source)[:3]
+    chunk = Chunk("", load_ending, "mine", "score", ())
+    assert str(chunk) == "loading the verifier mine"
+    assert str(replace(chunk, pairs=pairs)) == f"3 pictures, {table}:1 to {table}:3"
+
+
+def test_relative_paths_mean_where_the_command_was_started(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, JudgedChunk]]:
+        for chunk in chunks:
+            with chdir("/"):
+                yield from over_there([chunk])
+
+    monkeypatch.chdir(tmp_path)
+    source = open_pairs(["1.png", "2.png"], prompt="x")
+    parts = score_with_workers(tmp_path / "out", elsewhere, load_noted, "fake", source)
+    assert [row.get("error") for row in parts.rows()] == [None, None]

@@ -253,3 +253,22 @@ def test_an_output_that_is_a_pipe_is_refused_at_once(folder: Path) -> None:
     os.mkfifo(folder / "scores.jsonl")
     with pytest.raises(RunError, match=r"cannot be written: a regular file is needed"):
         score_into(folder / "scores.jsonl", FakeVerifier(), [str(folder / "red.png")], prompt="x")
+
+
+@pytest.mark.parametrize("content", [None, b"no table"])
+def test_a_table_of_others_is_not_replaced(folder: Path, content: bytes | None) -> None:
+    table = folder / "own.parquet"
+    pd.DataFrame({"image": [str(folder / "a.png")], "prompt": ["a"]}).to_parquet(table)
+    before = content or table.read_bytes()
+    table.write_bytes(before)
+    given = [folder / "a.png", "--prompt", "x"] if content else [table]
+    done = score(*given, "--output", table)
+    assert done.exit_code == 2
+    assert "own.parquet is there and must be a table of scores" in done.stderr
+    assert table.read_bytes() == before
+
+
+def test_a_name_that_is_too_long_is_an_error(folder: Path) -> None:
+    for name in ("x" * 300, "x" * 300 + ".parquet"):
+        done = score(folder, "--prompt", "x", "--output", folder / name)
+        assert (done.exit_code, "File name too long" in done.stderr) == (2, True), done.output

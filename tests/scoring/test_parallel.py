@@ -86,6 +86,8 @@ def test_a_misspelt_score_is_found_before_pictures_are_judged(
         (("parallel.workers=x",), "workers must be a whole number, 1 or more, got 'x'"),
         (("--parallel", "parallel.gpu=1"), "no option parallel.gpu. Did you mean 'gpus'"),
         (("--parallel", "0"), "workers must be a whole number, 1 or more, got 0"),
+        (("--parallel", "1.5"), "workers must be a whole number, 1 or more, got '1.5'"),
+        (("--parallel", "ray", "parallel.address=1"), "address must be HOST:PORT"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_meant_are_refused(

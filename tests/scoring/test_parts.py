@@ -1,5 +1,7 @@
 """Folders of Parquet parts: continued after kills, moves and damage, at a cost that is stated."""
 
+import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
@@ -189,6 +192,30 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path, pairs: list[Pai
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="file cannot be written: File exists"):
         score_into_parts(tmp_path / "file", FakeVerifier(), pairs)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"x": [1]},
+        {"key": ["zz"], "stamp": [1], "error": ["x"]},
+        {"key": ["0" * 16], "stamp": [-1], "error": [""]},
+    ],
+)
+def test_a_part_or_lines_of_others_are_refused(tmp_path: Path, rows: dict[str, Any]) -> None:
+    (tmp_path / "out").mkdir()
+    content = io.BytesIO()
+    pq.write_table(pa.table(rows), content)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()[:16]
+    part = tmp_path / "out" / f"00000000-{digest}.parquet"
+    part.write_bytes(content.getvalue())
+    with pytest.raises(RunError, match=rf"and nothing else, .* has '{part.name}'\. Give another"):
+        score_into_parts(tmp_path / "out", FakeVerifier(), [])
+    part.unlink()
+    line = {"image": "a.png", "objective": 1, "key": "zz", **{k: v[0] for k, v in rows.items()}}
+    (tmp_path / "out/.00000000.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(RunError, match=r"and nothing else, .* has '.00000000.jsonl'"):
+        score_into_parts(tmp_path / "out", FakeVerifier(), [])
 
 
 def test_of_two_calls_at_once_the_second_is_refused(tmp_path: Path, pairs: list[Pair]) -> None:

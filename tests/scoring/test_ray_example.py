@@ -1,5 +1,6 @@
 """The example with Ray Data scores a table, and continues from its checkpoint."""
 
+import importlib.util
 import io
 import subprocess
 import sys
@@ -18,6 +19,34 @@ def png(red: int) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (2, 2), (red, 0, 0)).save(content, "PNG")
     return content.getvalue()
+
+
+def test_cells_without_a_picture_or_a_prompt_are_rows_with_an_error() -> None:
+    spec = importlib.util.spec_from_file_location("score_with_ray_data", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    images = [png(1), None, {"bytes": png(255), "path": None}, {"bytes": None}, png(2), png(2)]
+    batch = {"image": images, "prompt": ["a", "a", "a", "a", None, " "], "id": range(6)}
+    scored = module.Scorer("fake", "score")(batch)
+    assert [bool(error) for error in scored["error"]] == [False, True, False, True, True, True]
+    assert scored["semantic_alignment"][2] == 1
+    assert "There is no picture" in scored["error"][1]
+    assert "must be a text that is not empty" in scored["error"][4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--batch", "0"), "must be 1 or more, got 0"), ((), "has scores, to which Ray would add")],
+)
+def test_arguments_of_the_pipeline_are_checked(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "0.parquet").touch()
+    command = [sys.executable, EXAMPLE, "in.parquet", tmp_path, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Parquet files with pictures inside, and tar shards: read in place, a few rows at a time."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -120,6 +121,79 @@ def test_a_table_that_is_none_is_named(tmp_path: Path) -> None:
     assert "has no row" in score(tmp_path / "t.parquet", "--prompt", "a").stderr
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary()), None],
+    ids=str,
+)
+def test_bytes_have_several_types(tmp_path: Path, kind: Any) -> None:
+    content = [png(3), png(7)]
+    pictures = pa.array(content, pa.binary(len(content[0]))) if kind is None else None
+    pictures = pictures or pa.array(content).cast(kind)
+    texts = pa.array(["a", "b"], pa.string_view())
+    pq.write_table(pa.table({"image": pictures, "prompt": texts}), tmp_path / "t.parquet")
+    assert [row["prompt"] for row in rows(tmp_path / "t.parquet")] == ["a", "b"]
+
+
+def test_columns_of_other_types_are_named(tmp_path: Path) -> None:
+    table = pa.table({"image": [{"bytes": "no bytes"}], "prompt": [["a"]], "path": ["a.png"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    error = score(tmp_path / "t.parquet").stderr
+    assert "has no column of prompts" in error
+    assert "nor pictures: image (struct<bytes: string>), prompt (list<element: string>)." in error
+
+
+def test_a_damaged_place_of_a_table_costs_only_what_is_there(tmp_path: Path) -> None:
+    table = pa.table({"image": [png(i) for i in range(24)], "prompt": [str(i) for i in range(24)]})
+    options: Any = {"row_group_size": 16, "compression": "none", "use_dictionary": False}
+    pq.write_table(table, tmp_path / "t.parquet", data_page_size=600, write_batch_size=4, **options)
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    # Before its bytes, each picture has its length.
+    place = content.index(png(9))
+    content[place - 4 : place] = b"\xff" * 4
+    (tmp_path / "t.parquet").write_bytes(content)
+    found = {row["prompt"]: row for row in rows(tmp_path / "t.parquet")}
+    reds = {int(p): row["semantic_alignment"] for p, row in found.items() if "error" not in row}
+    assert reds == {i: pytest.approx(i / 255) for i in (*range(8), *range(16, 24))}
+    assert "row group 0 of the file is damaged" in found["15"]["error"]
+
+
+def test_damaged_texts_of_a_table_are_a_row(tmp_path: Path) -> None:
+    pictures = [f"{i}.png" for i in range(3000)]
+    table = pa.table({"image": pictures, "prompt": [f"prompt {i}" for i in range(3000)]})
+    options: Any = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=1500, **options)
+    content = bytearray((tmp_path / "t.parquet").read_bytes())
+    place = content.index(b"2999.png")
+    content[place - 4 : place] = b"\xff" * 4
+    (tmp_path / "t.parquet").write_bytes(content)
+    *first, last = open_pairs([str(tmp_path / "t.parquet")])
+    assert len(first) >= 1024
+    assert "t.parquet cannot be read to its end" in last.error
+
+
+def test_empty_parts_are_left_out(tmp_path: Path) -> None:
+    empty = pa.table({"image": pa.array([], pa.binary()), "prompt": pa.array([], pa.string())})
+    pq.write_table(empty, tmp_path / "0.parquet")
+    pq.write_table(pa.table({"image": [png(1)], "prompt": ["a"]}), tmp_path / "1.parquet")
+    tar(tmp_path / "2.tar", {"a.txt": b"x"})
+    done = score(tmp_path / "*.parquet", tmp_path / "2.tar", "--output", tmp_path / "out")
+    assert (done.exit_code, done.stderr.count("It is left out")) == (0, 2), done.output
+    done = score(tmp_path / "0.parquet", tmp_path / "2.tar")
+    assert "None of 2 tables and shards has a picture." in done.stderr
+
+
+def test_a_folder_of_parts_is_read_or_its_glob_is_named(tmp_path: Path) -> None:
+    for name in ("t.parquet", "parts"):
+        (tmp_path / name).mkdir()
+        table = pa.table({"image": [png(1)], "prompt": ["a"]})
+        pq.write_table(table, tmp_path / name / "0.parquet")
+    (tmp_path / "t.parquet/_SUCCESS").touch()
+    assert len(rows(tmp_path / "t.parquet")) == 1
+    for more in ((), ("--prompt", "a")):
+        assert "parts/*.parquet." in score(tmp_path / "parts", *more).stderr
+
+
 # -- shards --------------------------------------------------------------------------------------
 
 
@@ -179,7 +253,41 @@ def test_one_bad_sample_costs_only_itself(tmp_path: Path) -> None:
     assert "s.tar/2.png is not: its content is none of" in errors[1]
     assert "s.tar/3 must be a text that is not empty" in errors[2]
     assert "4.json must be JSON" in errors[3]
-    assert len(errors) == 5
+    assert "s.tar/6 must be a text that is not empty" in errors[5]
+    assert len(errors) == 6
+    links = rows(shard, "--prompt-column", "cls", "--prompt", "x")
+    assert "links in shards are not followed; store the picture" in links[5]["error"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_nothing_behind_a_damaged_header_is_lost_in_silence(tmp_path: Path, mode: str) -> None:
+    files = {f"{i}.{kind}": png(i) if kind == "png" else b"x" for i in range(3)
+             for kind in ("png", "txt")}  # fmt: skip
+    whole = tar(tmp_path / "s.tar", files).read_bytes()
+    bad = bytearray(whole)
+    bad[2058] ^= 255
+    joined = whole + whole
+    for content, reason in ((bad, "bad checksum at byte 2048"), (joined, "name them one by one")):
+        packed = bytes(content) if mode == "w" else gzip.compress(content)
+        (tmp_path / "s.tar").write_bytes(packed)
+        found = rows(tmp_path / "s.tar")
+        assert reason in found[0]["error"]
+        assert len(found) == (2 if content is bad else 4)
+
+
+def test_a_text_of_a_shard_must_be_utf_8(tmp_path: Path) -> None:
+    text = "a red circle".encode("utf-16")
+    shard = tar(tmp_path / "s.tar", {"1.png": png(1), "1.txt": text})
+    assert "1.txt must be text in UTF-8" in score(shard).stderr
+    more = {"1.png": png(1), "1.txt": b"a", "2.png": png(2), "2.txt": text}
+    assert "2.txt must be text in UTF-8" in rows(tar(shard, more))[1]["error"]
+    both = tar(shard, {"1.png": png(1), "1.json": b'{"text": "a", "caption": "b"}'})
+    assert "1.json: More than one column may hold a prompt" in score(both).stderr
+
+
+def test_suffixes_are_compared_without_their_case(tmp_path: Path) -> None:
+    shard = tar(tmp_path / "s.TBZ2", {"1.SEG.PNG": png(1), "1.TXT": b"a"}, "w:bz2")
+    assert len(rows(shard, "--image-column", ".seg.png", "--prompt-column", ".txt")) == 1
 
 
 def test_a_shard_that_was_cut_short_keeps_what_is_whole(tmp_path: Path) -> None:
@@ -198,8 +306,10 @@ def test_a_shard_that_was_cut_short_keeps_what_is_whole(tmp_path: Path) -> None:
 
 
 def test_what_is_no_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(b"no tar" * 500)
-    assert "s.tar must be a tar file: " in score(tmp_path / "s.tar").stderr
+    for name in ("s.tar", "s.tar.zst"):
+        (tmp_path / name).write_bytes(b"no tar" * 500)
+        error = score(tmp_path / name).stderr
+        assert f"{name} must be a tar file: it is none, nor one that gzip, bzip2 or xz" in error
     assert "cannot be read: No such file" in score(tmp_path / "gone.tar").stderr
     shard = tar(tmp_path / "none.tar", {"a.txt": b"x"})
     with pytest.raises(InputError, match=r"has no picture\. Name its suffix"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -130,7 +131,10 @@ def _engine_options(
             raise InputError(f"There is no option parallel.{name}. {suggestion(name, known)}")
     if not _is_folder(options["output"]):
         raise InputError("Several processes write a folder of parts. Give a folder as --output.")
-    values: dict[str, Any] = {k: int(v) if v.isdecimal() else v for k, v in pairs.items()}
+    texts_of = ("engine", "address")
+    values: dict[str, Any] = {
+        k: int(v) if v.isdecimal() and k not in texts_of else v for k, v in pairs.items()
+    }
     return ParallelOptions(**values), tuple(i for i in images if not _is_engine_option(i))
 
 
@@ -204,7 +208,7 @@ def _scored_rows(source: PairSource, verifier: Any, options: dict[str, Any]) -> 
 
 
 def _is_folder(output: Path | None) -> bool:
-    return output is not None and (output.is_dir() or not output.suffix)
+    return output is not None and (os.path.isdir(output) or not output.suffix)
 
 
 def _report(

@@ -62,6 +62,11 @@ class FolderLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: int | None = self._acquire()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunError(
+                f"{folder} must be a folder, and it or what is above it is a file. Move that away, "
+                "or choose another output folder."
+            ) from error
         except OSError as error:
             raise RunError(
                 f"{self.path} cannot be written: {error.strerror}. Make room or give "

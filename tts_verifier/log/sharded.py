@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,20 +89,57 @@ def open_shards(
     )
     digest = hashlib.sha256(content).hexdigest()
     named = {"file": PROMPTS, "sha256": digest, "count": len(prompts)}
-    if shards_of(folder.root) and not any(
-        os.path.lexists(place / HEADER) for place in _begun(folder.root).values()
-    ):
+    begun = any(
+        os.path.lexists(_attempt_folder(folder.root, name, number) / HEADER)
+        for name, number in _last_numbers(folder.root).items()
+    )
+    if not begun and shards_of(folder.root):
         # No worker came so far as to begin a shard: the recipe may have been mended since.
         folder.delete(HEADER)
-    new = not os.path.lexists(folder.root / HEADER)
+    if begun and not os.path.lexists(folder.root / HEADER):
+        raise RunError(
+            f"{folder.root} holds the shards of a run but no {HEADER} that says which run. Put it "
+            "back, or choose another output folder."
+        )
     sizes = {
         f"{number:05d}": min(size, len(prompts) - start)
         for number, start in enumerate(range(0, len(prompts), size))
     }
-    if new or not os.path.lexists(folder.root / PROMPTS):
-        folder.write(PROMPTS, content)
+    _check_same_prompts(folder.root, named, content)
     binding = write_header(folder, {**about, "prompts": named}, grows=grows, shards=sizes)
-    return Shards(folder.root, binding.run, read_header(folder.root)["shards"])
+    if _prompts_there(folder.root) != content:
+        folder.write(PROMPTS, content)
+    shards = Shards(folder.root, binding.run, read_header(folder.root)["shards"])
+    if sum(shards.sizes.values()) != len(prompts):
+        raise RunError(
+            f"The shards in {folder.root / HEADER} must hold all {len(prompts)} prompts, they hold "
+            f"{sum(shards.sizes.values())}: the file was changed. Choose another output folder."
+        )
+    return shards
+
+
+def _check_same_prompts(folder: Path, named: Mapping[str, Any], content: bytes) -> None:
+    """Raises RunError with the first prompt that differs from those of the folder."""
+    if not shards_of(folder) or read_header(folder)["about"].get("prompts") == named:
+        return
+    lines = zip_longest(
+        _prompts_there(folder).splitlines(), content.splitlines(), fillvalue=b"no prompt"
+    )
+    for number, (old, new) in enumerate(lines, 1):
+        if old != new:
+            raise RunError(
+                f"{folder} belongs to another run, whose prompts differ; the first in line "
+                f"{number} of {PROMPTS}:\n  {old.decode(errors='replace'):.300} there, "
+                f"{new.decode():.300} here\nChoose another output folder, or give that run's "
+                "prompts to continue it."
+            )
+
+
+def _prompts_there(folder: Path) -> bytes:
+    try:
+        return read_inside(folder, PROMPTS)
+    except OSError:
+        return b""
 
 
 def shards_of(folder: Path) -> Mapping[str, int]:

@@ -15,6 +15,8 @@ class Interrupt:
     def __init__(self) -> None:
         self.asked = False
         """True since the first Ctrl-C."""
+        self.said = False
+        """Whether the user has been told what comes of it."""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import json
 import pickle
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import yaml
 import tts_verifier
 from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
 from tts_verifier.choice.summary import summarise
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log.header import note_session
 from tts_verifier.log.lock import FolderLock
@@ -37,6 +38,7 @@ from tts_verifier.parallel.shard_state import (
     read_progress,
     results_of,
 )
+from tts_verifier.parallel.warned import ShownWarnings
 from tts_verifier.parallel.worker import SESSION, Assignment, Order, ShardReport, run_shard
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.recipe import Recipe
@@ -51,6 +53,9 @@ DEFAULT_SHARD: Final = 256
 """Prompts of a shard: with fewer, the last batches of each shard would be emptier."""
 _MOST_SHOWN: Final = 200
 """More prompts are not shown one by one."""
+_STOPPING: Final = (
+    "Ctrl-C: the workers stop after the batch under way. Another Ctrl-C ends them at once."
+)
 _FEWEST_SHARDS: Final = 2
 """Shards for each worker, if the prompts are few: otherwise some workers would have none."""
 
@@ -146,7 +151,9 @@ def _shard_size(options: ParallelOptions, prompts: int) -> int:
 
 def _check_shard(options: ParallelOptions, shards: Shards) -> None:
     largest = max(shards.sizes.values())
-    if options.shard is not None and options.shard != largest and len(shards.sizes) > 1:
+    # A single shard may have fewer prompts than it could.
+    smaller = options.shard is not None and options.shard < largest
+    if smaller or (options.shard not in (None, largest) and len(shards.sizes) > 1):
         raise RunError(
             f"A run keeps the shards of its first start; those of {shards.folder} have {largest} "
             f"prompts, and shard is {options.shard}. Leave out shard, or choose another output "
@@ -197,6 +204,7 @@ class _Coordinator:
         ).hexdigest()
         self._files, self._session = Folder(shards.folder), uuid.uuid4().hex
         self._tally, self._wall, self._workers = _Tally(), 1e-9, 1
+        self._warned = ShownWarnings()
         self._found: dict[str, list[PromptResult]] = {}
         """Results of shards that earlier calls have finished."""
         self._in_flight: dict[str, int] = {}
@@ -271,7 +279,7 @@ class _Coordinator:
         todo: Sequence[tuple[str, tuple[Prompt, ...]]],
         interrupt: Interrupt,
     ) -> None:
-        order = pickle.dumps(self._order)
+        order, place = pickle.dumps(self._order), Path.cwd()
 
         def assignments() -> Iterator[Assignment]:
             for name, prompts in todo:
@@ -287,11 +295,19 @@ class _Coordinator:
                     self._session,
                     name,
                     prompts,
+                    place,
                 )
 
-        for assignment, report in hand_out(engine, assignments(), self._show):
+        def idle() -> None:
+            if interrupt.asked and not interrupt.said:
+                interrupt.said = True
+                warnings.warn(_STOPPING, RunWarning, stacklevel=2)
+            self._show()
+
+        for assignment, report in hand_out(engine, assignments(), idle):
             del self._in_flight[assignment.name]
             self._tally.add(report)
+            self._warned.show(report.warnings)
             if report.busy is None and not interrupt.asked:
                 raise RunError(
                     f"Shard {assignment.name} was taken from {report.worker} by another process. "

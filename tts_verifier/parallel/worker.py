@@ -8,6 +8,7 @@ import pickle
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from tts_verifier.parallel.shard_state import (
     next_note,
     write_done,
 )
+from tts_verifier.parallel.warned import noted_warnings
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
 from tts_verifier.registry import parameters
@@ -75,6 +77,12 @@ class Assignment:
     """The shard's."""
     prompts: tuple[Prompt, ...]
     """The shard's."""
+    place: Path
+    """The coordinator's working folder: paths of the recipe may be relative to it."""
+
+    def __str__(self) -> str:
+        # For messages of engines.
+        return f"shard {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +101,8 @@ class ShardReport:
     """What running the shard took."""
     busy: dict[str, float] | None = None
     """As `RunResult.busy`; None if the shard was not finished."""
+    warnings: tuple[str, ...] = ()
+    """What the process warns of."""
 
 
 class _Stopped(Exception):
@@ -107,6 +117,21 @@ def run_shard(assignment: Assignment) -> ShardReport:
             while they build the parts.
         TTSError: a part cannot be built, or the shard cannot be run.
     """
+    # The workers of a cluster were started elsewhere.
+    here = chdir(assignment.place) if os.access(assignment.place, os.X_OK) else nullcontext()
+    with noted_warnings() as texts, here:
+        try:
+            report = _run_last_attempt(assignment)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # An engine would take it for the end of its own process, or for the user's Ctrl-C.
+            raise RunError(
+                f"The recipe's parts must not end their process, and one did: {error!r}. Mend it; "
+                "the same command goes on from there."
+            ) from error
+    return replace(report, warnings=tuple(texts))
+
+
+def _run_last_attempt(assignment: Assignment) -> ShardReport:
     _check_version(assignment)
     _check_folder(assignment)
     folder, attempt = _free_attempt(assignment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,12 @@ ENGINES: Final[Mapping[str, str]] = {
     "dask": "tts_verifier.parallel.engines.dask_engine:DaskEngine",
 }
 """Name -> "module:class"; a module is imported when its engine is opened."""
+_SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
+    # `ray://` is Ray's client, which has no such actors.
+    "ray": (),
+    "dask": ("tcp", "tls", "ws", "wss", "ucx"),
+}
+_LIKE_A_NUMBER: Final = re.compile(r"[-+]?[\d._]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,10 @@ class ParallelOptions:
                 "engine: ray or dask, or leave out address.",
                 argument="address",
             )
-        host, colon, port = address.rpartition("://")[2].rpartition(":")
-        if not (host and colon and port.isdecimal()):
+        scheme, _, place = address.rpartition("://")
+        host, _, port = place.rpartition(":")
+        right = host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16
+        if not right or (scheme and scheme not in _SCHEMES[self.engine]):
             form = "HOST:PORT, such as 10.0.0.1:6379"
             if self.engine == "dask":
                 form = "tcp://HOST:PORT, such as tcp://10.0.0.1:8786"
@@ -79,4 +88,6 @@ def overrides_of(option: str) -> tuple[str, ...]:
     """
     if "=" in option:
         return ("parallel.engine=loky", option)
-    return (f"parallel.{'workers' if option.isdecimal() else 'engine'}={option}",)
+    return (
+        f"parallel.{'workers' if _LIKE_A_NUMBER.fullmatch(option.strip()) else 'engine'}={option}",
+    )

@@ -181,8 +181,9 @@ def check_keys(
     allowed = dict.fromkeys(known)
     for key in values:
         if key not in allowed:
-            path = (section, key) if section else (key,)
-            hint = suggestion(key, allowed)
+            # In YAML, a key may be a number or null too.
+            path = (section, str(key)) if section else (str(key),)
+            hint = suggestion(str(key), allowed)
             raise RecipeError(f"{document.place(*path)}: unknown key {'.'.join(path)!r}. {hint}")
 
 

@@ -7,8 +7,10 @@ worker that dies costs its chunk; the process that writes costs the chunks under
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, readable_name
 from tts_verifier.interfaces import Verifier
 from tts_verifier.scoring.batches import batches, images_at_once, with_content
 from tts_verifier.scoring.parts import Parts, open_parts
@@ -41,6 +43,15 @@ class Chunk:
     """What to ask for."""
     pairs: Sequence[Pair]
     """From `batches.with_content`."""
+    place: str = ""
+    """The working folder to which paths are relative; "" = the worker's own."""
+
+    def __str__(self) -> str:
+        # For messages of engines.
+        if not self.pairs:
+            return f"loading the verifier {self.verifier}"
+        first, last = readable_name(self.pairs[0].image), readable_name(self.pairs[-1].image)
+        return f"{len(self.pairs)} pictures, {first} to {last}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +120,7 @@ def score_with_workers(
         Exception: whatever a worker raised.
     """
     # Only a worker knows the verifier's settings: this process loads no weights.
-    order = Chunk(uuid.uuid4().hex, load, verifier, detail, ())
+    order = Chunk(uuid.uuid4().hex, load, verifier, detail, (), os.getcwd())
     ((_, about),) = judge([order])
     check_names(names, about.score_names)
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
@@ -139,7 +150,24 @@ def _check_same(judged: JudgedChunk, about: JudgedChunk) -> None:
 
 
 def score_chunk(chunk: Chunk) -> JudgedChunk:
-    """Judges a chunk in a worker, in as many calls as memory asks for."""
+    """Judges a chunk in a worker, in as many calls as memory asks for.
+
+    Raises:
+        RunError: the verifier ends its process, which an engine would take for its own end.
+    """
+    # The workers of a cluster were started elsewhere.
+    here = chdir(chunk.place) if os.access(chunk.place, os.X_OK) else nullcontext()
+    try:
+        with here:
+            return _judged(chunk)
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RunError(
+            f"A verifier must not end its process, and {chunk.verifier} did: {error!r}. Mend it; "
+            "the same command goes on from there."
+        ) from error
+
+
+def _judged(chunk: Chunk) -> JudgedChunk:
     scorer = _scorer(chunk.call, chunk.load, chunk.verifier, chunk.detail)
     keys: list[tuple[str, str]] = []
     rows: dict[str, ScoreRow] = {}

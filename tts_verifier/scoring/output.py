@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from tts_verifier.errors import InputError, RunError, readable_name
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.regular_files import output_path
+from tts_verifier.loading.regular_files import open_regular, output_path
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.scoring.batches import batches
 from tts_verifier.scoring.files import append_lines, read_lines
@@ -73,10 +73,12 @@ def _score_into(output: Path, scorer: PairScorer, pairs: Iterable[Pair]) -> list
     if output.suffix not in (".jsonl", ".parquet"):
         raise InputError(
             "Scores are written to a .jsonl or .parquet file, or to a folder, got "
-            f"{readable_name(output)}."
+            f"{readable_name(output)}. A folder with a dot in its name must be there already."
         )
     lines = output if output.suffix == ".jsonl" else output.with_name(f"{output.name}.lines")
     with held(output):
+        if lines != output and os.path.lexists(output):
+            _check_replaceable(output)
         rows = sorted_rows(_score_missing(lines, scorer, pairs))
         if lines != output:
             # A reader never sees half a table.
@@ -87,6 +89,23 @@ def _score_into(output: Path, scorer: PairScorer, pairs: Iterable[Pair]) -> list
             draft.replace(output)
             lines.unlink()
     return rows
+
+
+def _check_replaceable(output: Path) -> None:
+    """Raises RunError unless a table that is to be replaced holds scores: it may be the input."""
+    try:
+        with open_regular(output) as file:
+            names = set(pq.read_schema(file).names)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise RunError(
+            f"{readable_name(output)} is there and must be a table of scores: {error}. Give "
+            "another --output."
+        ) from error
+    if missing := {"image", "objective", "key"} - names:
+        raise RunError(
+            f"{readable_name(output)} is there and must be a table of scores, it has no column "
+            f"{min(missing)!r}. Give another --output."
+        )
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import RunError, RunWarning, readable_name
 from tts_verifier.interfaces import Verifier
-from tts_verifier.loading.regular_files import output_path
+from tts_verifier.loading.regular_files import output_path, read_regular
 from tts_verifier.log.storage.files import changed_at
 from tts_verifier.scoring.batches import Picture, batches
 from tts_verifier.scoring.files import append_lines, read_lines, write_part
@@ -268,7 +268,12 @@ class Parts:
             self._asked = bytearray(self._count)
         self._lines = read_lines(self._lines_path)
         for i, row in enumerate(self._lines):
-            self._note(row, self._count + i, asked=False)
+            try:
+                if not 0 <= row["stamp"] < 2**64:
+                    raise ValueError(row["stamp"])
+                self._note(row, self._count + i, asked=False)
+            except (KeyError, ValueError, TypeError) as error:
+                raise _not_ours(self._lines_path) from error
         for path in self.folder.glob(".*.jsonl"):
             if path != self._lines_path:
                 # Its rows became a part just before a kill.
@@ -288,10 +293,14 @@ def _with_version(pair: Pair) -> Pair:
 
 def _check_own(path: Path) -> None:
     if not path.name.startswith("."):
-        raise RunError(
-            f"A folder of scores holds their parts and nothing else, {readable_name(path.parent)} "
-            f"has {readable_name(path.name)!r}. Give another --output."
-        )
+        raise _not_ours(path)
+
+
+def _not_ours(path: Path) -> RunError:
+    return RunError(
+        f"A folder of scores holds their parts and nothing else, {readable_name(path.parent)} "
+        f"has {readable_name(path.name)!r}. Give another --output."
+    )
 
 
 def _read_part(path: Path, digest: str) -> tuple[NDArray[Any], ...] | None:
@@ -300,13 +309,18 @@ def _read_part(path: Path, digest: str) -> tuple[NDArray[Any], ...] | None:
     Returns:
         uint64 (n,), uint64 (n,) and bool (n,); None if the part was changed and is set aside.
     """
-    content = path.read_bytes()
+    content = read_regular(path)
     if hashlib.sha256(content).hexdigest()[:16] == digest:
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
-            table = file.read(["key", "stamp", "error"])
-        keys = bytes.fromhex("".join(table["key"].to_pylist()))
-        failed = table["error"].is_valid().to_numpy()
-        return np.frombuffer(keys, ">u8").astype(np.uint64), table["stamp"].to_numpy(), failed
+        try:
+            with pq.ParquetFile(pa.BufferReader(content)) as file:
+                table = file.read(["key", "stamp", "error"])
+            keys = bytes.fromhex("".join(table["key"].to_pylist()))
+            numbers = np.frombuffer(keys, ">u8").astype(np.uint64).reshape(table.num_rows)
+            stamps = table["stamp"].to_numpy().astype(np.uint64, casting="safe")
+        # Whoever wrote it, this command did not.
+        except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+            raise _not_ours(path) from error
+        return numbers, stamps, table["error"].is_valid().to_numpy()
     aside = path.with_name(f".changed-{path.name}")
     path.replace(aside)
     warnings.warn(

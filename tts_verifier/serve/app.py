@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import (
@@ -202,6 +202,9 @@ def as_refused(error: Exception) -> Refused:
         return error
     if isinstance(error, InputError | UnsupportedError):
         return Refused(422, str(error))
+    if isinstance(error, ServerError):
+        # A verifier that asks another server, which is gone or full.
+        return Refused(503, str(error), later=5)
     if is_lack_of_memory(error):
         return Refused(
             503,
@@ -209,7 +212,7 @@ def as_refused(error: Exception) -> Refused:
             "or start the server with a smaller batch_size.",
             later=2,
         )
-    _LOG.error("The verifier failed.", exc_info=error)
+    _LOG.error("A request failed.", exc_info=error)
     return Refused(500, f"{type(error).__name__}: {error}"[:500])
 
 
@@ -328,6 +331,8 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
 
 
 def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
+    # What watches over servers may ask for the head alone.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server takes requests. Needs no token.")
     async def health(request: Request) -> Response:
         failure = service.dispatcher.failure
@@ -362,9 +367,12 @@ def _without_body(request: Request, service: Service, answer: Callable[[], Any])
 async def _as_ours(request: Request, error: Exception) -> Response:
     """Answers paths and methods that do not exist in the shape of all other errors."""
     assert isinstance(error, StarletteHTTPException)
-    return refusal(
+    response = refusal(
         Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     )
+    # Such as `Allow`, the methods that there are.
+    response.headers.update(error.headers or {})
+    return response
 
 
 def _body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:
@@ -390,6 +398,6 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     422: {"description": "The verifier cannot use a picture or a prompt."},
     429: {"description": "Too many pictures wait; try again after `Retry-After`."},
     500: {"description": "The verifier failed."},
-    503: {"description": "Memory ran out, or the server is ending; try again."},
+    503: {"description": "Memory ran out, the server is ending, or one that it asks is gone."},
     504: {"description": "The verifier took too long."},
 }

@@ -14,7 +14,7 @@ from tts_verifier.serve.answers import Wanted, wanted_maps
 from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.pictures import from_arrays, from_texts
 from tts_verifier.types import Detail
-from tts_verifier.verifiers.remote.protocol import PROTOCOL, unpack_message
+from tts_verifier.verifiers.remote.protocol import PROTOCOL, load, unpack_message
 
 CAPTION: Final = "Text Caption: ["
 """How the official instruction (ImageDoctor, inference.py) ends: this, the caption, and "]"."""
@@ -77,13 +77,14 @@ class ChatRequest(BaseModel):
     """A request of an OpenAI client. Other parameters are not read: replies are greedy."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
-    model: str = Field("", description="Not read; a server has one verifier.")
+    model: str | None = Field(None, description="Not read; a server has one verifier.")
     messages: Annotated[list[dict[str, Any]], FailFast()] = Field(
         description="The last message of the user has one picture, as a data URI, and a text: the "
         "prompt, alone or in the official instruction."
     )
-    stream: bool = Field(False, description="Must be false.")
-    n: int = Field(1, description="Must be 1.")
+    # Some clients send null for what they leave to the server, as OpenAI's API allows.
+    stream: bool | None = Field(None, description="Must be false.")
+    n: int | None = Field(None, description="Must be 1.")
     detail: Detail = Field("diagnose", description="As in /v1/score.")
     maps: bool | list[int] = Field(list(LATENT_GRID), description="As in /v1/score.")
 
@@ -117,8 +118,7 @@ def asked_in_json(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request to /v1/score in JSON."""
-    _check_separators(body, limits)
-    asked = _validated(ScoreRequest, body)
+    asked = _validated(ScoreRequest, _json_of(body, limits))
     _check_counts(len(asked.images), asked.prompts, limits)
     maps = _checked_maps(asked.maps, len(asked.prompts), limits, share)
     return Asked(from_texts(asked.images, limits, share), asked.prompts, asked.detail, maps)
@@ -130,8 +130,11 @@ def asked_to_compute(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of Flow-Factory."""
-    _check_separators(body, limits)
-    asked = _validated(ComputeRequest, body)
+    found = _json_of(body, limits)
+    for name in ("prompt", "image"):
+        if isinstance(found, dict) and {name, f"{name}s"} <= set(found):
+            raise InputError(f"{name} and {name}s are two names of one thing. Leave out one.")
+    asked = _validated(ComputeRequest, found)
     for name in ("video", "condition_images", "condition_videos"):
         if getattr(asked, name):
             raise InputError(f"Verifiers judge a picture by its prompt alone. Leave out {name}.")
@@ -152,9 +155,8 @@ def asked_in_chat(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of an OpenAI client."""
-    _check_separators(body, limits)
-    asked = _validated(ChatRequest, body)
-    if asked.stream or asked.n != 1:
+    asked = _validated(ChatRequest, _json_of(body, limits))
+    if asked.stream or asked.n not in (None, 1):
         raise InputError(
             f"A verifier gives one whole reply: stream must be false and n 1, got {asked.stream} "
             f"and {asked.n}."
@@ -255,13 +257,19 @@ def _check_separators(text: bytes, limits: RequestLimits) -> None:
         )
 
 
-def _validated(model: type[BaseModel], found: bytes | dict[str, Any]) -> Any:
+def _json_of(body: bytes, limits: RequestLimits) -> Any:
+    """Returns the value of a body of JSON."""
+    _check_separators(body, limits)
+    try:
+        return load(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"A request must be an object of JSON: Invalid JSON: {error}") from None
+
+
+def _validated(model: type[BaseModel], found: object) -> Any:
     """Checks a request by its model, and that it speaks this version of the protocol."""
     try:
-        if isinstance(found, bytes):
-            asked: Any = model.model_validate_json(found)
-        else:
-            asked = model.model_validate(found)
+        asked: Any = model.model_validate(found)
     except ValidationError as error:
         # Without the value, which may be long or not be printable.
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]

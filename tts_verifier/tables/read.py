@@ -229,10 +229,12 @@ def is_plain(kind: Any) -> bool:
     """Returns whether a column of an Arrow type holds texts or numbers, as rows may."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):
+        return is_plain(kind.value_type)
     tests = (
         pa.types.is_string,
         pa.types.is_large_string,
-        pa.types.is_dictionary,
+        pa.types.is_string_view,
         pa.types.is_integer,
         pa.types.is_floating,
         pa.types.is_null,

@@ -65,9 +65,10 @@ class LokyEngine:
             except BrokenProcessPool as error:
                 self._deaths[key] += 1
                 if self._deaths[key] >= _MOST_DEATHS:
+                    why = str(error).partition("\n")[0]
                     raise RunError(
-                        f"{_MOST_DEATHS} workers died on the same work, one after the other: "
-                        f"{error}. Mend the cause; the same command goes on from there."
+                        f"{_MOST_DEATHS} workers died on the same work ({item}), one after the "
+                        f"other: {why} Mend the cause; the same command goes on from there."
                     ) from error
                 self._end_pool(number, now=True)
                 self._start(number, key, item)

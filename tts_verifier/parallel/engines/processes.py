@@ -16,6 +16,11 @@ from tts_verifier.recipe.parallel_options import ParallelOptions
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _CONNECT_SECONDS: Final = 10.0
+_SETTINGS: Final = b"\x04"
+"""The type of the frame with which client and server of HTTP/2 begin."""
+_HTTP2_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
+_MOST_ON_A_CORE: Final = 32
+"""Workers that wait for an API need little of a core; a slip must not start a million."""
 
 
 def cores() -> int:
@@ -50,10 +55,16 @@ def worker_count(
         cpus: cores that there are; None = those of this machine.
 
     Raises:
-        InputError: the options ask for more GPUs than there are.
+        InputError: the options ask for more GPUs than there are, or for far too many processes.
     """
     each = min(gpus, 1) if options.gpus is None else options.gpus
     workers = options.workers or (max(gpus // each, 1) if each else cpus or cores())
+    if workers > (most := _MOST_ON_A_CORE * (cpus or cores())):
+        raise InputError(
+            f"workers must be at most {most}, {_MOST_ON_A_CORE} for each core that {where}, got "
+            f"{workers}. Each of them is a process with models of its own.",
+            argument="workers",
+        )
     if workers * each > gpus:
         fewer = f"parallel.workers={gpus // each} or fewer" if gpus >= each else "fewer GPUs each"
         raise InputError(
@@ -94,19 +105,44 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def check_answers(address: str, engine: str, remedy: str) -> None:
+def check_answers(address: str, engine: str, remedy: str, *, hello: bytes = b"") -> bytes:
     """Raises RunError unless something listens at an address.
 
     Args:
         address: HOST:PORT, perhaps with a scheme.
         engine: for the message.
         remedy: what starts a cluster.
+        hello: what is said, if anything is.
+
+    Returns:
+        The beginning of the answer; empty if nothing was said or answered.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        place = (host.strip("[]"), int(port))
+        with socket.create_connection(place, _CONNECT_SECONDS) as connection:
+            if not hello:
+                return b""
+            connection.sendall(hello)
+            try:
+                return connection.recv(64)
+            except TimeoutError:
+                return b""
     except (OSError, OverflowError, ValueError) as error:
         raise RunError(
             f"Nobody answers at parallel.address {address} ({error}); {engine} must run there. "
             f"{remedy}"
         ) from error
+
+
+def check_speaks_grpc(address: str, engine: str, remedy: str) -> None:
+    """Raises RunError unless a server of gRPC answers at an address, as Ray's does.
+
+    Ray itself waits for minutes where something else listens. Source of the bytes: RFC 9113, 3.4.
+    """
+    answer = check_answers(address, engine, remedy, hello=_HTTP2_HELLO)
+    if answer[3:4] != _SETTINGS:
+        raise RunError(
+            f"Something else than {engine} answers at parallel.address {address}; {engine} must "
+            f"run there. {remedy}"
+        )

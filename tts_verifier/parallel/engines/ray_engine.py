@@ -7,6 +7,7 @@ the cluster has room for it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from tts_verifier.errors import RunError
 from tts_verifier.parallel.engines.processes import (
     begin_worker,
     check_answers,
+    check_speaks_grpc,
     cores,
     gpus_here,
     thread_settings,
@@ -34,8 +36,6 @@ class _Worker:
     """What an actor holds."""
 
     def __init__(self, work: Any, environment: dict[str, str]) -> None:
-        import os
-
         os.environ.update(environment)
         begin_worker()
         self._work = work
@@ -117,7 +117,9 @@ def _join_ray(options: ParallelOptions) -> None:
                 **quiet,
             )
         else:
-            check_answers(options.address, "ray", _START_RAY)
+            # With TLS, the first bytes are others.
+            tls = os.environ.get("RAY_USE_TLS", "0") not in ("0", "")
+            (check_answers if tls else check_speaks_grpc)(options.address, "ray", _START_RAY)
             ray.init(address=options.address, **quiet)
     except RunError:
         raise

@@ -22,6 +22,10 @@ from tts_verifier.tables import (
 _NAME_ONE: Final = "Name one with --image-column or --prompt-column."
 
 
+class NoPictures(InputError):
+    """A table or a shard is whole and has none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """An image and what it should show."""
@@ -104,7 +108,7 @@ def columns_of(
         InputError: there is no row, or there are no such columns.
     """
     if not rows:
-        raise InputError(f"{name} has no row. Give a table of images and prompts.")
+        raise NoPictures(f"{name} has no row. Give a table of images and prompts.")
     try:
         images = RoleColumns(rows, IMAGE_ROLE, image_column, remedy=_NAME_ONE)
         texts = RoleColumns(rows, PROMPT_ROLE, prompt_column, remedy=_NAME_ONE)

@@ -32,6 +32,8 @@ _BAD_PARQUET: Final = (pa.ArrowException, ValueError, KeyError, EOFError, OSErro
 class ParquetSource:
     """The pairs of a Parquet file; each iteration reads it anew.
 
+    A file whose texts are damaged further on ends with a pair that has the reason as its `error`.
+
     Args:
         path: of the file.
         prompt: for all images, where there is no column of prompts.
@@ -55,9 +57,17 @@ class ParquetSource:
             types = {f.name: f.type for f in file.schema_arrow if is_plain(f.type)}
             pictures = {f.name for f in file.schema_arrow if _holds_bytes(f.type)}
             rows = [Row(dict.fromkeys([*types, *pictures]))] if file.metadata.num_rows else []
-        self._images, self._texts = columns_of(
-            rows, self._name, prompt=prompt, image_column=image_column, prompt_column=prompt_column
-        )
+            odd = [f for f in file.schema_arrow if f.name not in {*types, *pictures}]
+        columns = {"image_column": image_column, "prompt_column": prompt_column}
+        try:
+            self._images, self._texts = columns_of(rows, self._name, prompt=prompt, **columns)
+        except InputError as error:
+            if not rows or not odd:
+                raise
+            listed = ", ".join(f"{field.name} ({field.type})" for field in odd)
+            raise InputError(
+                f"{error} These are neither texts, numbers nor pictures: {listed:.400}."
+            ) from error
         self._bytes = next((name for name in self._images.columns if name in pictures), None)
         if bad := [name for name in self._texts.columns if name in pictures]:
             raise InputError(f"{self._name}: a column of prompts must be text, {bad[0]} is bytes.")
@@ -69,6 +79,12 @@ class ParquetSource:
 
     def __iter__(self) -> Iterator[Pair]:
         """Yields the pairs, in order; pictures inside the file are read when they are loaded."""
+        try:
+            yield from self._pairs()
+        except InputError as error:
+            yield Pair(self._name, "", str(error))
+
+    def _pairs(self) -> Iterator[Pair]:
         columns = [*self._texts.columns, *self._images.columns]
         columns = [name for name in columns if name != self._bytes]
         with self._opened() as file, self._opened() as other:
@@ -112,7 +128,7 @@ class ParquetSource:
             for batch in file.iter_batches(_TEXTS_AT_ONCE, columns=columns):
                 yield from batch.to_pylist()
         except _BAD_PARQUET as error:
-            raise InputError(f"{self._name} must be a Parquet file: {error}") from error
+            raise InputError(f"{self._name} cannot be read to its end: {error}") from error
 
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
@@ -160,7 +176,11 @@ class _Pictures:
             )
         while self._batch is None or row >= self._start + len(self._batch):
             self._start += 0 if self._batch is None else len(self._batch)
-            self._batch = next(self._batches)
+            # First, lest its pictures be taken for those of a batch that cannot be read.
+            self._batch = None
+            if (batch := next(self._batches, None)) is None:
+                raise InputError(f"row group {self._group} of the file is damaged")
+            self._batch = batch
         value = self._batch.column(0)[row - self._start].as_py()
         if isinstance(value, dict):
             path = value.get("path")
@@ -171,6 +191,17 @@ class _Pictures:
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
     if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        number = kind.get_field_index("bytes")
+        # Where all pictures are paths, the type of their bytes is null.
+        inner = kind.field(number).type if number >= 0 else pa.string()
+        return _holds_bytes(inner) or bool(pa.types.is_null(inner))
+    tests = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return any(test(kind) for test in tests)

@@ -7,6 +7,7 @@ Files that follow each other and have the same name up to its first dot belong t
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import warnings
@@ -14,21 +15,44 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 from tts_verifier.errors import InputError, RunWarning, readable_name
 from tts_verifier.images import is_picture
 from tts_verifier.loading.regular_files import open_regular
 from tts_verifier.log.storage.files import changed_at
-from tts_verifier.scoring.sources.pairs import Pair, problem_of
+from tts_verifier.scoring.sources.pairs import NoPictures, Pair, problem_of
 from tts_verifier.tables import PROMPT_ROLE, RoleColumns, Row, as_cell
 
-SHARD_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SHARD_SUFFIXES: Final = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
+    # Recognised, and refused with a reason.
+    *(".tar.zst", ".tzst", ".tar.lz4", ".tar.z"),
+)
+_NO_ARCHIVE: Final = "it is none, nor one that gzip, bzip2 or xz has compressed"
 _TEXT_SUFFIXES: Final = ("txt", "prompt", "caption", "text")
 _MOST_TEXT: Final = 2**20
+_READ_AT_ONCE: Final = 2**20
 _MOST_PICTURE_BYTES: Final = 2**30
 _BAD_ARCHIVE: Final = (tarfile.TarError, OSError, EOFError, ValueError)
 """What reading a damaged archive raises; the errors of its compression are among them."""
+_BAD_HEADER: Final[tuple[type[Exception], ...]] = (
+    tarfile.InvalidHeaderError,
+    tarfile.TruncatedHeaderError,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that may be damaged: `tarfile` takes a damaged one for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
+        try:
+            return super().fromtarfile(tar)
+        except _BAD_HEADER as error:
+            if tar.offset == 0:
+                raise
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from error
 
 
 @dataclass(slots=True)
@@ -38,7 +62,7 @@ class _Sample:
     key: str
     pictures: list[tuple[tarfile.TarInfo, Callable[[], bytes]]] = field(default_factory=list)
     """Entries, and what reads them."""
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
     """By suffix."""
 
 
@@ -69,63 +93,105 @@ def read_shard(
     """
     name, found = readable_name(path), False
     try:
-        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:*") as tar:
+        with (
+            open_regular(path) as file,
+            tarfile.open(fileobj=file, mode="r:*", tarinfo=_Header) as tar,
+        ):
             about = path.stat()
             version = f"{about.st_size}.{changed_at(about)}"
-            for sample in _samples(tar, image_column, lazy=tar.fileobj is file):
+            for sample in _samples(tar, name, suffix=image_column, texts=prompt is None):
                 text, error = _prompt_of(sample, prompt_column, prompt, name, first=not found)
                 found = True
                 for member, load in sample.pictures:
                     place = f"{path}/{member.name}"
                     own = f"{version}.{member.offset_data}.{member.size}"
                     yield Pair(place, text, error, load, own)
-            if tar.fileobj is file:
-                _check_end(file, tar.offset, name)
     except InputError:
         raise
     except _BAD_ARCHIVE as error:
         reason = getattr(error, "strerror", None)
         if not found:
-            problem = f"cannot be read: {reason}" if reason else f"must be a tar file: {error}"
+            # Of an archive that no method opens, the message has a line for each method.
+            own = str(error) if "\n" not in str(error) else _NO_ARCHIVE
+            problem = f"cannot be read: {reason}" if reason else f"must be a tar file: {own}"
             raise InputError(f"{name} {problem}.") from error
         yield Pair(name, "", f"{name} cannot be read to its end: {reason or error}.")
     if not found:
-        raise InputError(f"{name} has no picture. Name its suffix with --image-column.")
+        raise NoPictures(f"{name} has no picture. Name its suffix with --image-column.")
 
 
-def _samples(tar: tarfile.TarFile, suffix: str | None, *, lazy: bool) -> Iterator[_Sample]:
-    sample = _Sample("")
-    while (member := tar.next()) is not None:
+def _samples(
+    tar: tarfile.TarFile, name: str, *, suffix: str | None, texts: bool
+) -> Iterator[_Sample]:
+    sample, wanted = _Sample(""), (suffix or "").lower().removeprefix(".")
+    # To go back in a compressed archive means to read it from its beginning.
+    lazy = isinstance(tar.fileobj, io.BufferedReader)
+    while True:
+        try:
+            member = tar.next()
+        except _BAD_ARCHIVE:
+            # Its text may be in what cannot be read.
+            if sample.pictures and (sample.texts or not texts):
+                yield sample
+            raise
+        if member is None:
+            break
         # They would all be kept otherwise.
         tar.members.clear()  # type: ignore[attr-defined]
-        folder, _, name = member.name.rpartition("/")
-        if not member.isreg() or name.startswith("."):
+        folder, _, own = member.name.rpartition("/")
+        if not (member.isreg() or member.issym() or member.islnk()) or own.startswith("."):
             continue
-        stem, _, ending = name.partition(".")
+        stem, _, ending = own.partition(".")
         if sample.key != (key := f"{folder}/{stem}"):
             if sample.pictures:
                 yield sample
             sample = _Sample(key)
         ending = ending.lower()
-        if ending == suffix if suffix else is_picture(name):
-            load = partial(_read_member, tar, member)
-            # To go back in a compressed archive means to read it from its beginning.
-            sample.pictures.append((member, load if lazy else partial(bytes, load())))
-        elif not is_picture(name) and member.size <= _MOST_TEXT:
-            sample.texts[ending] = _read_member(tar, member).decode("utf-8-sig", "replace")
+        if ending == wanted if wanted else is_picture(own):
+            sample.pictures.append((member, _loader(tar, member, lazy=lazy)))
+        elif member.isreg() and not is_picture(own) and member.size <= _MOST_TEXT:
+            sample.texts[ending] = _read_member(tar, member)
+    problem = _problem_at_end(tar, name)
     if sample.pictures:
         yield sample
+    if problem:
+        raise tarfile.ReadError(problem)
 
 
-def _check_end(file: BinaryIO, end: int, name: str) -> None:
-    """Warns where an archive lacks the empty block at its end; `tarfile` does not mind."""
-    file.seek(end)
-    if len(file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+def _loader(tar: tarfile.TarFile, member: tarfile.TarInfo, *, lazy: bool) -> Callable[[], bytes]:
+    if not member.isreg():
+        return partial(_refuse_link, member.linkname)
+    load = partial(_read_member, tar, member)
+    return load if lazy else partial(bytes, load())
+
+
+def _refuse_link(to: str) -> bytes:
+    raise InputError(
+        f"it is a link to {readable_name(to)}, and links in shards are not followed; store the "
+        "picture itself"
+    )
+
+
+def _problem_at_end(tar: tarfile.TarFile, name: str) -> str:
+    """Returns what follows the end of an archive; warns if the end itself has no mark.
+
+    `tarfile` minds neither. The file is read where it stands: a compressed one cannot go back.
+    """
+    file = cast(BinaryIO, tar.fileobj)
+    if file.tell() <= tar.offset:
         warnings.warn(
             f"{name} ends without the mark of its end: it may have been cut short.",
             RunWarning,
             stacklevel=2,
         )
+    # Nothing but zeros is padding.
+    while block := file.read(_READ_AT_ONCE):
+        if block.strip(b"\0"):
+            return (
+                f"more follows the end at byte {tar.offset}; if archives were joined, name them "
+                "one by one"
+            )
+    return ""
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -161,18 +227,30 @@ def _prompt_of(
 
 
 def _own_prompt(sample: _Sample, column: str | None) -> str | None:
-    for suffix in _TEXT_SUFFIXES if column is None else (column.lower(),):
+    name = sample.key.lstrip("/")
+    for suffix in _TEXT_SUFFIXES if column is None else (column.lower().removeprefix("."),):
         if suffix in sample.texts:
-            return sample.texts[suffix].strip()
+            return _utf8_text(sample.texts[suffix], f"{name}.{suffix}").strip()
     if "json" not in sample.texts:
         return None
     try:
-        value: Any = json.loads(sample.texts["json"])
+        value: Any = json.loads(_utf8_text(sample.texts["json"], f"{name}.json"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{sample.key.lstrip('/')}.json must be JSON: {error}.") from error
+        raise InputError(f"{name}.json must be JSON: {error}.") from error
     if not isinstance(value, dict):
         return None
     if column is not None:
         return as_cell(value.get(column), f"{column} must be a text or a number")
     row = Row(value)
-    return RoleColumns([row], PROMPT_ROLE).cell(row, sample.key.lstrip("/"))
+    try:
+        return RoleColumns([row], PROMPT_ROLE).cell(row, name)
+    except InputError as error:
+        raise InputError(f"{name}.json: {error} Name a key with --prompt-column.") from error
+
+
+def _utf8_text(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # With other letters in its place, a picture would be scored against another prompt.
+        raise InputError(f"{name} must be text in UTF-8: {error.reason}.") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.loading.regular_files import user_path
 from tts_verifier.scoring.row_index import RowIndex
 from tts_verifier.scoring.sources.find import files_of
-from tts_verifier.scoring.sources.pairs import Pair, is_table, pairs_of, read_pairs
+from tts_verifier.scoring.sources.pairs import NoPictures, Pair, is_table, pairs_of, read_pairs
 from tts_verifier.scoring.sources.parquet import ParquetSource
 from tts_verifier.scoring.sources.shards import is_shard, read_shard
 
@@ -68,40 +70,66 @@ def open_pairs(
         parts.append(_files(patterns, prompt))
         prompt = None
     columns = {"prompt": prompt, "image_column": image_column, "prompt_column": prompt_column}
-    for name in names:
-        path = user_path(name)
-        if is_shard(name):
-            # The first picture shows whether the shard has texts.
-            with closing(read_shard(path, **columns)) as shard:
-                next(shard)
-            parts.append(partial(read_shard, path, **columns))
-            inside = inside or name
-        elif path.suffix.lower() == ".parquet":
-            table = ParquetSource(path, **columns)
-            parts.append(table.__iter__)
-            inside = inside or (name if table.has_bytes else "")
-        elif is_table(name):
-            parts.append(partial(list, read_pairs(path, **columns)))
+    for name in (name for name in names if name not in patterns):
+        try:
+            part, has_bytes = _part_of(name, columns)
+        except NoPictures as error:
+            # Of many parts, some may be empty.
+            if len(names) == 1:
+                raise
+            warnings.warn(f"{error} It is left out.", RunWarning, stacklevel=2)
+            continue
+        parts.append(part)
+        inside = inside or (name if has_bytes else "")
+    if not parts:
+        raise NoPictures(f"None of {len(names)} tables and shards has a picture.")
     return PairSource(parts, len(parts) > bool(patterns), inside)
 
 
+def _part_of(
+    name: str, columns: Mapping[str, str | None]
+) -> tuple[Callable[[], Iterable[Pair]], bool]:
+    """Returns what reads a table or a shard, and whether its pictures are inside of it."""
+    path = user_path(name)
+    if is_shard(name):
+        # The first picture shows whether the shard has texts.
+        with closing(read_shard(path, **columns)) as shard:
+            next(shard)
+        return partial(read_shard, path, **columns), True
+    if path.suffix.lower() == ".parquet":
+        table = ParquetSource(path, **columns)
+        return table.__iter__, table.has_bytes
+    return partial(list, read_pairs(path, **columns)), False
+
+
 def _expanded(argument: str) -> list[str]:
-    """Returns the tables and shards that a glob names; other arguments as they are."""
-    if not (is_table(argument) or is_shard(argument)) or not glob.has_magic(argument):
+    """Returns the tables and shards that a glob or a folder of parts names; others as they are."""
+    if not (is_table(argument) or is_shard(argument)):
         return [argument]
     path = str(user_path(argument))
+    if os.path.isdir(path):
+        # As Spark and Ray write a table.
+        suffix = Path(path).suffix
+        return sorted(glob.glob(f"{glob.escape(path)}/*{suffix}")) or [argument]
+    if not glob.has_magic(argument):
+        return [argument]
     found = [] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
     return found or [argument]
 
 
 def _files(patterns: Sequence[str], prompt: str | None) -> Callable[[], Iterator[Pair]]:
     if prompt is None:
-        raise InputError("Images need a --prompt that says what they should show.")
+        raise InputError(
+            "Images need a --prompt that says what they should show."
+            + "".join(map(_hint, patterns[:1]))
+        )
     pairs_of([], prompt)
     for pattern in patterns:
-        # Raises if there is none.
-        with closing(files_of(pattern)) as files:
-            next(files)
+        try:
+            with closing(files_of(pattern)) as files:
+                next(files)
+        except InputError as error:
+            raise InputError(f"{error}{_hint(pattern)}") from error
 
     def pairs() -> Iterator[Pair]:
         seen = RowIndex()
@@ -114,3 +142,11 @@ def _files(patterns: Sequence[str], prompt: str | None) -> Callable[[], Iterator
                     yield Pair(path, prompt)
 
     return pairs
+
+
+def _hint(folder: str) -> str:
+    """Returns how to name the tables or shards of a folder, if it has some."""
+    for entry in sorted(glob.glob(f"{glob.escape(str(user_path(folder)))}/*")):
+        if is_shard(entry) or Path(entry).suffix.lower() == ".parquet":
+            return f" Tables and shards of a folder are named as {folder}/*{Path(entry).suffix}."
+    return ""
