@@ -57,6 +57,8 @@ def test_two_pictures_are_compared_at_once(folder: Path) -> None:
     assert judge.compare([], [], []) == []
     with pytest.raises(InputError, match="2 images and 1 prompt"):
         judge.compare(IMAGES[:1], IMAGES[:2], PROMPTS[:1])
+    with pytest.raises(InputError, match="empty"):
+        judge.compare(IMAGES[:1], IMAGES[1:2], [" "])
 
 
 def test_a_preference_is_that_of_the_first_token(qwen: Path) -> None:
