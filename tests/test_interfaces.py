@@ -50,3 +50,8 @@ def test_a_prompt_of_a_verifier_is_a_text(prompt: object) -> None:
     image = Image.new("RGB", (8, 8))
     with pytest.raises(InputError, match="Prompt 1 must be a text, got"):
         FakeVerifier().verify([image, image], ["a cat", prompt])  # type: ignore[list-item]
+
+
+def test_a_prompt_of_a_verifier_has_no_half_of_a_letter() -> None:
+    with pytest.raises(InputError, match=r"Prompt 0 must be valid Unicode, 'a \\ud800' has a lone"):
+        FakeVerifier().verify([Image.new("RGB", (8, 8))], ["a \ud800"])

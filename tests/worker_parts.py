@@ -58,6 +58,14 @@ class TracedGenerator(FakeGenerator):
             file.write(f"{what} {os.getpid()} {about}\n")
 
 
+def ignores_ctrl_c(died: Path) -> bool:
+    """Is work that kills the first process that has it; returns whether the next ignores Ctrl-C."""
+    if not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def traced_recipe(folder: Path, *overrides: str, prompts: int = 10, **options: object) -> Recipe:
     """Returns the recipe `fake` with many prompts and a traced generator."""
     texts = [f"prompt {number}" for number in range(prompts)]

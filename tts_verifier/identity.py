@@ -66,7 +66,7 @@ def proposal_to_json(proposal: Proposal) -> str:
         fields["mask"] = mask_digest(proposal.mask)
     if isinstance(proposal, Draw):
         # Absent unless used, so that ids stay those of earlier versions.
-        for name, default in (("rewrite", ""), ("pace", 1.0)):
+        for name, default in (("rewrite", ""), ("pace", 1.0), ("cached", False)):
             if fields[name] == default:
                 del fields[name]
     if isinstance(proposal, Draw) and proposal.noise is not None:
@@ -98,6 +98,8 @@ def proposal_from_json(text: str, mask: Callable[[str], Mask]) -> Proposal:
     for name in {"seed", "until", "strength", "renoise", "eta", "pace"} & fields.keys():
         if not isinstance(fields[name], int | float):
             raise TypeError(f"{name} must be a number, got {fields[name]!r}")
+    if not isinstance(fields.get("cached", False), bool):
+        raise TypeError(f"cached must be true or false, got {fields['cached']!r}")
     return proposal
 
 

@@ -4,14 +4,16 @@
     python examples/benchmarks/flow.py base --out runs/flow-bench
     python examples/benchmarks/flow.py table runs/flow-bench
     python examples/benchmarks/flow.py compare runs/flow-bench nft-place nft-scalar
-    python examples/benchmarks/flow.py plot runs/flow-bench curves.svg nft-four nft-lora base
+    python examples/benchmarks/flow.py plot runs/flow-bench best_of_n.svg nft-four nft-lora base
+    python examples/benchmarks/flow.py curves runs/flow-bench curves.svg nft-global nft-place
 
 `run` trains and then draws --captions held-out captions --draws times each, at each guidance, with
 20 steps. The verifier scores every picture; judge and oracle, which no variant trains on, say
 which of them pass. OUT/VARIANT-SEED/pictures.parquet has a row for each picture, metrics.parquet a
 row for each step. --set takes overrides of the config, such as steps=40. `table` prints pass rates,
-`compare` paired differences of the single draws, over captions and the seeds that both have. One
-process works on one GPU: CUDA_VISIBLE_DEVICES chooses it.
+`compare` paired differences of the single draws, over captions and the seeds that both have,
+`curves` plots what evaluations found during training. One process works on one GPU:
+CUDA_VISIBLE_DEVICES chooses it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pyarrow import parquet
 
 from tts_verifier import Objective, shapes
 from tts_verifier.analysis.svg import Chart, Series, line_chart, standalone_svg
+from tts_verifier.errors import RunError
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.training.entries import run_entry
 from tts_verifier.training.flow.model import FlowModel
@@ -44,23 +47,27 @@ DRAWS_SEED = 11
 STEPS = 20
 SEQUENCE = 16
 POLICY = [
-    *["loss=policy", "window=6", "trained_steps=4", "clip=1e-2", "kl=0.004", "draw_ahead=false"],
-    *["updates=4", "learning_rate=2e-4", "pass_bonus=0"],
+    *["loss=policy", "trained_steps=5", "clip=1e-3", "kl=0.004", "draw_ahead=false"],
+    *["learning_rate=2e-4", "pass_bonus=0", "stop={}"],
 ]
+PLAIN = ["pass_bonus=0"]
 FOUR = ["updates=4", "learning_rate=4e-4", "pass_bonus=0", "stop={}"]
 HALF_RATE = ["learning_rate=4e-4"]
 FIRST = ["steps=150", "learning_rate=2e-4", "pass_bonus=0"]
 TRUE_MAPS = ["map_verifier={verifier: shapes-oracle, processes: 12}", "maps={misalignment: 1.0}"]
 LORA = ["lora_rank=32", "learning_rate=2e-3", "updates=4", "pass_bonus=0", "stop={}"]
 PLACE = ["advantage=dense", "deviation=global"]
+AWM = ["loss=awm", "pass_bonus=0"]
 VARIANTS = {
     "nft-scalar": [],
-    "nft-dense": ["advantage=dense"],
-    "nft-place": PLACE,
-    "nft-penalty": ["advantage=penalty"],
-    "nft-mask": ["advantage=mask"],
-    "nft-true": [*PLACE, *TRUE_MAPS],
-    "nft-cfg": ["guidance=4"],
+    "nft-plain": PLAIN,
+    "nft-global": [*PLAIN, "deviation=global"],
+    "nft-place": [*PLAIN, *PLACE],
+    "nft-dense": [*PLAIN, "advantage=dense"],
+    "nft-penalty": [*PLAIN, "advantage=penalty"],
+    "nft-mask": [*PLAIN, "advantage=mask"],
+    "nft-true": [*PLAIN, *PLACE, *TRUE_MAPS],
+    "nft-cfg": [*PLAIN, "guidance=4"],
     "nft-lora": LORA,
     "nft-four": FOUR,
     "nft-four-bonus": [*FOUR, "pass_bonus=0.5"],
@@ -71,14 +78,17 @@ VARIANTS = {
     "nft-beta": [*HALF_RATE, "nft_beta=0.5"],
     "nft-first": FIRST,
     "nft-first-lora": [*FIRST, "lora_rank=32", "learning_rate=1e-3"],
-    "awm-scalar": ["loss=awm"],
+    "awm-plain": AWM,
     "awm-half-rate": ["loss=awm", *HALF_RATE],
-    "awm-place": ["loss=awm", *PLACE],
+    "awm-place": [*AWM, *PLACE],
+    "awm-cfg": [*AWM, "guidance=4"],
     "policy-scalar": POLICY,
     "policy-place": [*POLICY, *PLACE],
     "policy-mask": [*POLICY, "advantage=mask"],
     "policy-penalty": [*POLICY, "advantage=penalty"],
     "policy-true": [*POLICY, *PLACE, *TRUE_MAPS],
+    "policy-half-rate": [*POLICY, "learning_rate=1e-4"],
+    "policy-cps": [*POLICY, "sampler=cps"],
     "policy-cfg": [*POLICY, "guidance=4"],
 }
 """Variant -> overrides of the packaged config flow-shapes."""
@@ -88,7 +98,11 @@ def train(options: argparse.Namespace, folder: Path) -> float:
     """Trains a variant, and returns the seconds."""
     began = time.perf_counter()
     overrides = [*VARIANTS[options.variant], f"seed={options.seed}", f"output={folder / 'run'}"]
-    run_entry("flow", "flow-shapes", [*overrides, "save_state=false", *options.overrides])
+    try:
+        run_entry("flow", "flow-shapes", [*overrides, "save_state=false", *options.overrides])
+    except RunError as error:
+        # A rule of `stop`: what the run came to is measured all the same.
+        print(error, flush=True)
     return time.perf_counter() - began
 
 
@@ -160,7 +174,8 @@ def rates(rows: list[dict[str, Any]]) -> dict[str, float]:
         means = np.array([np.mean([r[name] for r in group]) for group in groups.values()])
         found[name], found[f"{name}_se"] = means.mean(), means.std() / math.sqrt(len(means))
     found["verifier_perfect"] = float(np.mean([r["alignment"] >= 1 for r in rows]))
-    for n in (2, 4, 8):
+    draws = min(map(len, groups.values()))
+    for n in (n for n in (2, 4, 8) if n <= draws):
         best = [
             max(group[:n], key=lambda r: -1 if math.isnan(r["objective"]) else r["objective"])
             for group in groups.values()
@@ -235,11 +250,40 @@ def plot(folder: Path, out: Path, variants: list[str]) -> None:
         # Guidance evaluates the network twice a step.
         cost = STEPS * (1 if guidance == 1 else 2)
         points = [(cost, np.mean([run["judge"] for run in runs]))]
-        points += [(n * cost, np.mean([run[f"best_of_{n}"] for run in runs])) for n in (2, 4, 8)]
+        points += [
+            (n * cost, np.mean([run[f"best_of_{n}"] for run in runs]))
+            for n in (2, 4, 8)
+            if all(f"best_of_{n}" in run for run in runs)
+        ]
         series.append(Series(f"{variant}, CFG {guidance:g}", points))
     title = "Judge's pass rate of best-of-n"
     chart = Chart(title, "network evaluations of a prompt", series, y="share")
     out.write_text(standalone_svg([line_chart(chart)], title))
+
+
+def curves(folder: Path, out: Path, variants: list[str]) -> None:
+    """Plots the judge's pass rate in training against pictures and seconds, means over seeds."""
+    by: dict[str, list[Series]] = {"pictures": [], "seconds": []}
+    for variant in variants:
+        points: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in by}
+        for path in sorted(folder.glob(f"{variant}-[0-9]/metrics.parquet")):
+            steps = parquet.read_table(path).to_pylist()
+            after = np.cumsum([0.0, *(step["seconds"] for step in steps)])
+            drawn = np.cumsum([0.0, *(step["rows"] for step in steps)])
+            held = [
+                (i, s["held_shapes-judge"])
+                for i, s in enumerate(steps)
+                if s.get("held_shapes-judge") is not None
+            ]
+            points["pictures"].append([(drawn[i], y) for i, y in held])
+            points["seconds"].append([(after[i], y) for i, y in held])
+        for name, runs in points.items():
+            # Runs that a rule ended have fewer evaluations.
+            means = [tuple(np.mean(at, 0)) for at in zip(*runs, strict=False)]
+            by[name].append(Series(f"{variant} ({len(runs)})", means))
+    title = "Judge's pass rate of held-out captions"
+    charts = [line_chart(Chart(title, name, series, y="share")) for name, series in by.items()]
+    out.write_text(standalone_svg(charts, title))
 
 
 def main() -> None:
@@ -262,13 +306,15 @@ def main() -> None:
     command = commands.add_parser("compare")
     command.add_argument("folder", type=Path)
     command.add_argument("variants", nargs=2)
-    command = commands.add_parser("plot")
-    command.add_argument("folder", type=Path)
-    command.add_argument("chart", type=Path)
-    command.add_argument("variants", nargs="+")
+    for name in ("plot", "curves"):
+        command = commands.add_parser(name)
+        command.add_argument("folder", type=Path)
+        command.add_argument("chart", type=Path)
+        command.add_argument("variants", nargs="+")
     options = parser.parse_args()
-    if options.command == "plot":
-        plot(options.folder, options.chart, options.variants)
+    if options.command in ("plot", "curves"):
+        draw = plot if options.command == "plot" else curves
+        draw(options.folder, options.chart, options.variants)
         return
     if options.command == "compare":
         compare(options.folder, *options.variants)

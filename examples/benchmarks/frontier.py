@@ -102,6 +102,11 @@ def cases(pool: int) -> dict[str, Row]:
             f"drafts@{b}": {
                 "name": "drafts", "n": max(round((b - some) / 0.4), 1), "keep": some, "pace": 0.4,
             },
+            # In 14 of the 40 evaluations: the network is evaluated in 7 of the 20 steps.
+            f"drafts_cached@{b}": {
+                "name": "drafts", "n": max(round((b - some) / 0.35), 1), "keep": some,
+                "pace": 0.4, "cached": True,
+            },
             f"ties_best_of_n@{b}": {"name": "best_of_n", "n": b, "ties": 4, "near": 0.03},
             f"spectral@{b}": {
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],

@@ -3,64 +3,48 @@
     python examples/benchmarks/parallel.py overhead --engine loky
     python examples/benchmarks/parallel.py kills --engine ray
     python examples/benchmarks/parallel.py coordinator-kills --engine loky
+    python examples/benchmarks/parallel.py same --engine dask
     python examples/benchmarks/parallel.py resume
     python examples/benchmarks/parallel.py fill
     python examples/benchmarks/parallel.py memory --prompts 100000
-    python examples/make_checkpoint.py FOLDER --size 3b --device cuda
-    python examples/benchmarks/parallel.py scoring --model FOLDER --workers 1,2,4
-    python examples/benchmarks/parallel.py search --model FOLDER --workers 2
 
-Each prints one line of JSON for each figure. `scoring` and `search` need as many GPUs as workers;
-the others run on fakes. Wall-clock times mean something on idle cores only, so CPU times stand
-beside them.
+Each prints one line of JSON for each figure. All run on fakes; `parallel_gpus.py` measures models.
+Wall-clock times mean something on idle cores only, so CPU times stand beside them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
-from parallel_parts import batches, fake_recipe, mean_fill, processes, score_item
+from parallel_parts import (
+    ENGINE,
+    batches,
+    fake_recipe,
+    folder,
+    mean_fill,
+    processes,
+    quiet,
+    show,
+)
 
 from tts_verifier.log import read_header, read_rows
 from tts_verifier.log.sharded import table_folders
-from tts_verifier.parallel import hand_out, open_engine, run_parallel
-from tts_verifier.recipe import Recipe, load_recipe, run_recipe
+from tts_verifier.parallel import open_engine, run_parallel
+from tts_verifier.recipe import Recipe, run_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.runner import execute
 from tts_verifier.runner.progress import Progress
-
-ENGINE = click.option("--engine", type=click.Choice(["loky", "ray", "dask"]), default="loky")
-
-
-def show(**figures: Any) -> None:
-    """Prints figures as a line of JSON."""
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
-    print(json.dumps(rounded), flush=True)
-
-
-def quiet(text: str) -> None:
-    """Shows nothing."""
-
-
-@contextmanager
-def folder() -> Iterator[Path]:
-    """Gives a folder that is deleted afterwards."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name)
 
 
 def megabytes(process: int | str = "self") -> float:
@@ -100,8 +84,10 @@ def main() -> None:
     """Measures runs in shards."""
 
 
-def nothing(item: Any) -> Any:
-    """Is the work of an engine that only starts."""
+def imports_parts(item: Any) -> Any:
+    """Is the work of an engine that only starts, and imports what a run needs."""
+    import parallel_parts  # noqa: F401
+
     return item
 
 
@@ -114,25 +100,24 @@ def overhead(engine: str, prompts: int, shard: int) -> None:
     with folder() as place:
         recipe = fake_recipe(place / "loop", prompts, batch_size=8)
         setup = recipe.build()
-        began, cpu = time.perf_counter(), time.process_time()
+        began, cpu = time.perf_counter(), cpu_seconds()
         for start in range(0, prompts, shard):
             part = recipe.prompts[start : start + shard]
             execute(setup, part, folder=place / "loop" / f"{start:07d}")
-        loop, loop_cpu = time.perf_counter() - began, time.process_time() - cpu
-        began = time.perf_counter()
-        with open_engine(ParallelOptions(engine, workers=1), nothing) as workers:
+        loop, loop_cpu = time.perf_counter() - began, cpu_seconds() - cpu
+        began, cpu = time.perf_counter(), cpu_seconds()
+        with open_engine(ParallelOptions(engine, workers=1), imports_parts) as workers:
             workers.submit(0, 0)
             while not workers.take(1.0):
                 pass
             start_up = time.perf_counter() - began
             helpers = sum(map(megabytes, descendants()))
+        start_up_cpu = cpu_seconds() - cpu
         options = [f"parallel.engine={engine}", "parallel.workers=1", f"parallel.shard={shard}"]
         recipe = fake_recipe(place / "run", prompts, *options, batch_size=8)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        began, cpu = time.perf_counter(), time.process_time()
+        began, cpu, own = time.perf_counter(), cpu_seconds(), time.process_time()
         run_parallel(recipe, say=quiet)
-        wall, coordinator_cpu = time.perf_counter() - began, time.process_time() - cpu
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall, own = time.perf_counter() - began, time.process_time() - own
         session = read_header(place / "run")["sessions"][-1]
         show(
             figure="overhead",
@@ -141,14 +126,22 @@ def overhead(engine: str, prompts: int, shard: int) -> None:
             loop_seconds=loop,
             loop_cpu_seconds=loop_cpu,
             run_seconds=wall,
+            run_cpu_seconds=cpu_seconds() - cpu,
             start_up_seconds=start_up,
+            start_up_cpu_seconds=start_up_cpu,
             build_seconds=session["build_seconds"],
-            coordinator_cpu_ms_per_prompt=1000 * coordinator_cpu / prompts,
-            workers_cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            coordinator_cpu_ms_per_prompt=1000 * own / prompts,
             ms_per_prompt=1000 * (wall - start_up - session["build_seconds"] - loop) / prompts,
+            cpu_ms_per_prompt=1000 * (cpu_seconds() - cpu - start_up_cpu - loop_cpu) / prompts,
             driver_mb=megabytes(),
             engine_and_worker_mb=helpers,
         )
+
+
+def cpu_seconds() -> float:
+    """Returns the processor seconds of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def killed_run(recipe: Recipe, trace: Path, kills: int, most_seconds: float) -> list[int]:
@@ -260,6 +253,22 @@ def one_run(engine: str, place: Path, prompts: int) -> None:
 
 
 @main.command()
+@ENGINE
+@click.option("--workers", default="1,2,4", help="Numbers of workers, with commas.")
+def same(engine: str, workers: str) -> None:
+    """Compares trials and choices on several numbers of workers with those of one process."""
+    with folder() as place:
+        prompts = 64
+        run_recipe(fake_recipe(place / "one", prompts, batch_size=8), say=quiet)
+        for count in map(int, workers.split(",")):
+            options = [f"parallel.engine={engine}", f"parallel.workers={count}"]
+            run = place / f"{count}"
+            run_parallel(fake_recipe(run, prompts, *options, batch_size=8), say=quiet)
+            equal = choices(run) == choices(place / "one")
+            show(figure="same", engine=engine, workers=count, same=equal, rows=len(choices(run)))
+
+
+@main.command()
 def resume() -> None:
     """Stops a run three times and continues it with other workers and another engine."""
     with folder() as place:
@@ -352,91 +361,6 @@ def memory(engine: str, prompts: int) -> None:
             log_mb=sum(p.stat().st_size for p in run.rglob("*") if p.is_file()) / 1e6,
             resume_seconds=again,
         )
-
-
-@main.command()
-@ENGINE
-@click.option("--model", required=True, help="A verifier's folder.")
-@click.option("--workers", default="1,2", help="Numbers of workers, with commas.")
-@click.option("--images", default=256, help="Images of an item.")
-@click.option("--items", default=4, help="Items of each worker.")
-@click.option("--gpus", default=1, help="GPUs of a worker; 0 = compute on the CPU.")
-def scoring(engine: str, model: str, workers: str, images: int, items: int, gpus: int) -> None:
-    """Compares the images a second of several workers with those of the first number.
-
-    All of them are started once, and all are warm before the first is measured: while some work,
-    the others wait.
-    """
-    counts = [int(count) for count in workers.split(",")]
-    rates: dict[int, float] = {}
-    began = time.perf_counter()
-    with open_engine(ParallelOptions(engine, max(counts), gpus), score_item) as pool:
-        loads = [load for _, load in hand_out(pool, [(model, images)] * max(counts))]
-        show(
-            figure="loading",
-            engine=engine,
-            workers=max(counts),
-            until_all_scored_seconds=time.perf_counter() - began,
-            load_seconds=loads,
-        )
-        for count in counts:
-            pool.most = count
-            began = time.perf_counter()
-            for _ in hand_out(pool, [(model, images)] * items * count):
-                pass
-            rates[count] = images * items * count / (time.perf_counter() - began)
-            times = rates[count] / rates[counts[0]]
-            show(figure="scoring", engine=engine, workers=count, rate=rates[count], times=times)
-
-
-@main.command()
-@ENGINE
-@click.option("--model", required=True, help="A verifier's folder.")
-@click.option("--workers", default=2)
-@click.option("--prompts", default=64)
-@click.option("--n", default=8)
-@click.option("--gpus", default=1, help="GPUs of a worker; 0 = compute on the CPU.")
-def search(engine: str, model: str, workers: int, prompts: int, n: int, gpus: int) -> None:
-    """Compares `bestofn` on several workers with one, and with one that has two GPUs."""
-    plans = [(1, gpus), (workers, gpus), *([(1, 2)] if gpus else [])]
-    for count, each in plans:
-        with folder() as place:
-            recipe = load_recipe(
-                "bestofn",
-                [
-                    f"verifier.model={model}",
-                    f"prompts={['a red circle'] * prompts}",
-                    f"strategy.n={n}",
-                    f"parallel.engine={engine}",
-                    f"parallel.workers={count}",
-                    f"parallel.gpus={each}",
-                    f"parallel.shard={max(prompts // 4, 1)}",
-                    f"output={place / 'run'}",
-                ],
-            )
-            run_parallel(recipe, say=quiet)
-            session = read_header(place / "run")["sessions"][-1]
-            seconds = session["seconds"] - session["build_seconds"]
-            show(
-                figure="search",
-                engine=engine,
-                workers=count,
-                gpus_of_a_worker=each,
-                build_seconds=session["build_seconds"],
-                busy=session["busy"],
-                candidates_a_second=prompts * n / seconds,
-                once_warm=rate_once_warm(place / "run"),
-            )
-
-
-def rate_once_warm(run: Path) -> float:
-    """Returns the candidates a second after the first quarter, by the times of their pictures.
-
-    The first batches of a worker, which wait for start, loading and compilation, are in that.
-    """
-    times = sorted(path.stat().st_mtime for path in run.glob("shards/*/images/*"))
-    rest = times[len(times) // 4 :]
-    return (len(rest) - 1) / (rest[-1] - rest[0])
 
 
 class MemorySamples(Progress):

@@ -1,22 +1,47 @@
-"""Parts for `parallel.py` that its workers import: fakes that note what they do in a file."""
+"""What `parallel.py` and `parallel_gpus.py` share, and what their workers import."""
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from tts_verifier.interfaces import Verifier
 from tts_verifier.recipe import Recipe, load_recipe
 from tts_verifier.recipe.sections import Section
+from tts_verifier.runner import RunSetup, execute
 from tts_verifier.testing import FakeGenerator
-from tts_verifier.types import Cost, Job, Sample
+from tts_verifier.types import Cost, Job, Prompt, Sample
+
+ENGINE = click.option("--engine", type=click.Choice(["loky", "ray", "dask"]), default="loky")
+
+
+def show(**figures: Any) -> None:
+    """Prints figures as a line of JSON."""
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def quiet(text: str) -> None:
+    """Shows nothing."""
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """Gives a folder that is deleted afterwards."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 class NotingGenerator(FakeGenerator):
@@ -91,10 +116,35 @@ def random_pictures(count: int) -> list[np.ndarray]:
     return [rng.integers(0, 256, (504, 504, 3), np.uint8) for _ in range(count)]
 
 
-def score_item(item: tuple[str, int]) -> float:
-    """Scores pictures; the item is (model, how many). Returns the seconds that loading took."""
+def score_item(item: tuple[str, int]) -> tuple[int, float]:
+    """Scores pictures; the item is (model, how many).
+
+    Returns:
+        The process, and the seconds that loading took.
+    """
     model, count = item
     pictures, began = random_pictures(count), time.perf_counter()
     verifier, load = verifier_of(model), time.perf_counter() - began
-    verifier.verify(pictures, ["a red circle"] * count, detail="score")
-    return load
+    if count:
+        verifier.verify(pictures, ["a red circle"] * count, detail="score")
+    return os.getpid(), load
+
+
+@cache
+def setup_of(recipe: bytes) -> RunSetup:
+    """Returns the parts of a pickled recipe, built once a process."""
+    return pickle.loads(recipe).build()
+
+
+def search_item(item: tuple[bytes, Sequence[Prompt], Path]) -> tuple[int, float]:
+    """Runs a recipe; the item is (pickled recipe, prompts, run folder).
+
+    Returns:
+        The process, and the seconds that building the parts took.
+    """
+    recipe, prompts, run = item
+    began = time.perf_counter()
+    setup, load = setup_of(recipe), time.perf_counter() - began
+    if prompts:
+        execute(setup, prompts, folder=run)
+    return os.getpid(), load

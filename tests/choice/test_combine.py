@@ -1,6 +1,6 @@
 """Several scores become one number: by sum, worst, mean rank or priority; what is missing."""
 
-from math import isnan, nan
+from math import inf, isnan, nan
 
 import pytest
 from PIL import Image
@@ -121,5 +121,7 @@ def test_a_sigma_of_the_sum_follows_from_those_of_the_scores() -> None:
     scores = {"a": 0.5, "a_sigma": 0.3, "b": 0.5, "b_sigma": 0.4}
     assert Objective(BOTH).sigma(scores) == pytest.approx(0.5)
     assert Objective({"a": 2.0}).sigma(scores) == pytest.approx(0.6)
-    assert Objective(BOTH).sigma({"a": 0.5, "a_sigma": nan}) == 0.0
+    for none in (nan, -1.0, inf, None):
+        assert Objective(BOTH).sigma({"a": 0.5, "a_sigma": none}) == 0.0
+    assert Objective({"a": 2.0}).sigma({"a": 0.5, "a_sigma": 1e200}) == 2e200
     assert Objective(BOTH, "worst").sigma(scores) == 0.0

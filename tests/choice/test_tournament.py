@@ -7,11 +7,12 @@ import pytest
 from histories import IMAGE, maps
 from PIL import Image
 
+from tts_verifier import BestOfN, run
 from tts_verifier.choice.objective import choose
-from tts_verifier.choice.tournament import by_comparisons, near_ties
+from tts_verifier.choice.tournament import both_orders, by_comparisons, near_ties
 from tts_verifier.choice.views import mark_of, preference, views
 from tts_verifier.errors import InputError, RunWarning
-from tts_verifier.testing import FakeComparer, FakeVerifier
+from tts_verifier.testing import FakeComparer, FakeGenerator, FakeVerifier
 from tts_verifier.types import Compare, Draw, Look, Prompt, Trial, Verdict
 
 
@@ -149,3 +150,44 @@ def test_rerank_compares_only_images_of_one_detail_and_a_failed_comparison_is_a_
 def test_rerank_refuses_other_numbers(option: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         FakeVerifier().rerank([IMAGE], "x", **option)
+
+
+@pytest.mark.parametrize(
+    ("there", "back"), [(1.5, 0.9), (-1.0, -1.0), (nan, 0.0), (None, 0.5), ("0.7", 0.5)]
+)
+def test_a_preference_out_of_range_is_none(there: object, back: object) -> None:
+    assert str(both_orders(there, back)) == "nan"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (RuntimeError("no connection"), "RuntimeError: no connection"),
+        (
+            [0.5, 0.5],
+            "each of 2 pairs, in a list; it returned a float",
+        ),
+        ([], "each of 2 pairs, in a list; it returned 0"),
+    ],
+)
+def test_a_comparer_that_fails_costs_rerank_no_verdict(answer: object, reason: str) -> None:
+    class Comparing(FakeVerifier):
+        def compare(self, first, second, prompts):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    with pytest.warns(RunWarning, match=reason):
+        ranking = Comparing().rerank([IMAGE, IMAGE], "x", ties=2)
+    assert [item.index for item in ranking] == [0, 1]
+
+
+def test_rerank_names_a_verifier_that_returns_no_verdicts() -> None:
+    class Numbers(FakeVerifier):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            return [{"overall": 1.0} for _ in images]
+
+    with pytest.raises(InputError, match="Numbers must return a verdict for each of 1"):
+        Numbers().rerank([IMAGE], "x")
+    with pytest.raises(InputError, match="images, in a list; it returned a dict"):
+        run(["x"], FakeGenerator(), Numbers(), BestOfN(1))

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from inline_engine import InlineEngine
@@ -20,7 +21,8 @@ from tts_verifier.log.storage.files import Folder
 from tts_verifier.parallel import run_parallel
 from tts_verifier.parallel.shard_state import AttemptNote, next_note
 from tts_verifier.parallel.worker import SESSION, run_shard
-from tts_verifier.testing import FakeGenerator
+from tts_verifier.recipe.sections import Section
+from tts_verifier.testing import FakeGenerator, FakeVerifier
 
 
 @pytest.fixture
@@ -44,6 +46,31 @@ def test_a_worker_runs_its_shard_and_says_what_it_did(assignment):
         f"{number:04d}" for number in range(5)
     }
     assert len(pickle.dumps(assignment)) < 8000
+
+
+class PlacedVerifier(FakeVerifier):
+    """Has a device, and notes which one it was built on."""
+
+    built: ClassVar[list[str | None]] = []
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        self.built.append(device)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "values", "device"),
+    [(1, {}, None), (2, {}, "cuda:1"), (2, {"device": "cuda:0"}, "cuda:0")],
+)
+def test_a_worker_of_two_gpus_has_its_verifier_on_the_second(
+    tmp_path, inline, monkeypatch, gpus, values, device
+):
+    monkeypatch.setattr(PlacedVerifier, "built", [])
+    recipe = traced_recipe(tmp_path, f"parallel.gpus={gpus}", "parallel.shard=5")
+    verifier = Section(PlacedVerifier, values, "test", {}, "fake")
+    recipe = replace(recipe, sections={**recipe.sections, "verifier": verifier})
+    run_parallel(recipe, say=lambda text: None)
+    assert PlacedVerifier.built == [device], "and once for both shards"
 
 
 def test_a_worker_with_another_version_is_refused(assignment):

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from worker_parts import choices, traced, traced_recipe
+from worker_parts import choices, ignores_ctrl_c, traced, traced_recipe
 
+from tts_verifier.parallel import hand_out, open_engine
 from tts_verifier.recipe import run_recipe
+from tts_verifier.recipe.parallel_options import ParallelOptions
 
 pytestmark = pytest.mark.slow
 TESTS = str(Path(__file__).parents[1])
@@ -79,6 +81,12 @@ def test_more_gpus_than_there_are(tmp_path, engine):
     )
     assert "InputError" in error
     assert "GPU" in error
+
+
+@pytest.mark.skipif(not find_spec("distributed"), reason="needs dask")
+def test_a_dask_worker_that_replaces_another_ignores_ctrl_c_too(tmp_path):
+    with open_engine(ParallelOptions("dask", workers=1, gpus=0), ignores_ctrl_c) as engine:
+        assert list(hand_out(engine, [tmp_path / "died"])) == [(tmp_path / "died", True)]
 
 
 @pytest.mark.skipif(not find_spec("distributed"), reason="needs dask")

@@ -25,8 +25,9 @@ import sys
 from pathlib import Path
 from worker_parts import traced_recipe
 from tts_verifier.parallel import run_parallel
-recipe = traced_recipe(Path(sys.argv[1]), "parallel.workers=2", "parallel.shard=5", seconds=0.2)
-run_parallel(recipe, say=lambda text: None)
+folder, engine, seconds = sys.argv[1:]
+options = (f"parallel.engine={engine}", "parallel.workers=2", "parallel.shard=5")
+run_parallel(traced_recipe(Path(folder), *options, seconds=float(seconds)), say=lambda text: None)
 """
 
 
@@ -35,12 +36,12 @@ def start(folder, *overrides, **options):
     return run_parallel(recipe, say=lambda text: None)
 
 
-def coordinator(folder):
+def coordinator(folder, engine="loky", seconds=0.2):
     """Starts a run in a process of its own; returns it once a worker has drawn two batches."""
     tests = str(Path(__file__).parents[1])
     paths = os.pathsep.join([tests, *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(folder)],
+        [sys.executable, "-c", CODE, str(folder), engine, str(seconds)],
         env={**os.environ, "PYTHONPATH": paths},
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -65,7 +66,6 @@ def test_a_worker_that_dies_is_replaced_and_its_shard_goes_on(tmp_path):
     assert len(drawn) <= len(set(drawn)) + 4, "at most one batch was drawn again"
 
 
-@pytest.mark.slow
 def grow(megabytes):
     """Keeps so much memory for good, and returns the process."""
     HELD.append(b"x" * (megabytes * 1_000_000))
@@ -74,6 +74,7 @@ def grow(megabytes):
     return os.getpid()
 
 
+@pytest.mark.slow
 def test_a_worker_that_grows_keeps_what_it_has_loaded():
     options = ParallelOptions("loky", workers=1, gpus=0)
     with open_engine(options, grow) as engine:
@@ -102,6 +103,21 @@ def test_ctrl_c_stops_the_workers_after_their_batch(tmp_path):
     drawn = [trial for _, trial in traced(tmp_path, "drew")]
     assert len(drawn) == len(set(drawn)) == 40
     assert same_as_one_process(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["loky", "ray", "dask"])
+def test_a_second_ctrl_c_ends_the_workers_at_once(tmp_path, engine):
+    pytest.importorskip({"loky": "joblib", "ray": "ray", "dask": "distributed"}[engine])
+    process = coordinator(tmp_path, engine, seconds=20)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        # Python answers two signals as one where they come within an instant.
+        time.sleep(1)
+    assert "KeyboardInterrupt" in process.communicate(timeout=15)[1].decode()
+    assert len(traced(tmp_path, "drew")) == 8
+    assert not choices(tmp_path / "run"), "the batches under way were given up"
+    assert not any(is_alive(int(pid)) for pid, *_ in traced(tmp_path, "built"))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from worker_parts import traced_recipe
 
 from tts_verifier.errors import InputError, RecipeError, RunError
-from tts_verifier.parallel import open_engine, run_parallel
+from tts_verifier.parallel import hand_out, open_engine, run_parallel
 from tts_verifier.parallel.engines.processes import (
     check_answers,
     check_speaks_grpc,
@@ -112,6 +112,21 @@ def test_workers_share_the_gpus(options, gpus, expected):
 )
 def test_the_option_is_an_engine_a_number_or_the_next_override(option, expected):
     assert overrides_of(option) == expected
+
+
+def test_items_are_taken_only_as_workers_become_free(inline):
+    taken = []
+
+    def items():
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    with open_engine(ParallelOptions(), abs) as engine:
+        for done, (item, result) in enumerate(hand_out(engine, items())):
+            assert item == result
+            assert len(taken) <= done + engine.most
+    assert taken == list(range(10))
 
 
 def test_an_address_that_nobody_answers():

@@ -15,7 +15,14 @@ from worker_parts import TracedGenerator, choices, traced, traced_recipe
 from tts_verifier.analysis.replay import replay_log
 from tts_verifier.analysis.report import write_report
 from tts_verifier.errors import CheckpointError, InputError, RunError, RunWarning
-from tts_verifier.log import LoggedPrompts, is_running, read_header, read_trials
+from tts_verifier.log import (
+    LoggedPrompts,
+    is_running,
+    read_header,
+    read_outlines,
+    read_rows,
+    read_trials,
+)
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.parallel import run_parallel
 from tts_verifier.recipe import load_recipe, run_recipe
@@ -182,6 +189,28 @@ def test_a_mark_that_names_no_trials_is_none(tmp_path, inline):
     mark.write_text(json.dumps(done))
     assert start(tmp_path).as_json() == first.as_json()
     assert len(traced(tmp_path, "drew")) == 40
+
+
+@pytest.mark.parametrize("what", ["another run's", "another place's", "a run without shards"])
+def test_readers_refuse_a_shard_that_is_not_the_runs_own(tmp_path, inline, what):
+    start(tmp_path)
+    other, own = tmp_path / "other", tmp_path / "run/shards/00000"
+    shutil.rmtree(own)
+    if what == "a run without shards":
+        run_recipe(traced_recipe(tmp_path), output=other, say=quiet)
+        shutil.copytree(other, own)
+    elif what == "another place's":
+        shutil.copytree(tmp_path / "run/shards/00001", own)
+    else:
+        run_parallel(traced_recipe(tmp_path, *SHARDS), output=other, say=quiet)
+        shutil.copytree(other / "shards/00000", own)
+    page = tmp_path / "report.html"
+    readers = [read_trials, read_rows, LoggedPrompts, is_running, read_outlines]
+    readers += [lambda folder: write_report([folder], page), replay_log]
+    for read in readers:
+        with pytest.raises(RunError, match=r"00000 must be shard 00000 of run .*Put back"):
+            read(tmp_path / "run")
+    assert not page.exists()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tts_verifier import registry
 from tts_verifier.errors import RecipeError, TTSError, UnsupportedError
 from tts_verifier.recipe import load_recipe, recipe_folder, run_recipe, yaml_lines
-from tts_verifier.recipe.signatures import value_fits
 from tts_verifier.registry import parameters
+from tts_verifier.registry.signatures import value_fits
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Budget, Prompt

@@ -1,6 +1,7 @@
 """Ties: a run compares its best images in pairs, in both orders, and goes on where it stopped."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -158,6 +159,19 @@ def test_a_comparison_by_views_says_why_the_verifier_has_no_scores() -> None:
     assert {t.error for t in compared(result.trials)} == {"no answer in time"}
 
 
+class Paid(FakeComparer):
+    def compare(self, first, second, prompts):
+        verdicts = super().compare(first, second, prompts)
+        return [replace(v, scores={**v.scores, "cost_usd": 0.25}) for v in verdicts]
+
+
+def test_what_a_comparison_cost_is_in_its_row(tmp_path: Path) -> None:
+    run(["a"], FakeGenerator(), FakeVerifier(), BestOfN(4), ties=2, near=1.0, comparer=Paid(),
+        folder=tmp_path / "run")  # fmt: skip
+    paid = [t.scores["cost_usd"] for t in compared(read_trials(tmp_path / "run"))]
+    assert paid == [0.5]
+
+
 class Short(FakeComparer):
     def compare(self, first, second, prompts):
         return []
@@ -172,7 +186,10 @@ class Short(FakeComparer):
         ({"ties": 2, "near": "x"}, "near must be a finite number"),
         ({"comparer": object()}, "The comparer must be an object with compare and settings"),
         ({"ties": 4, "budget": Budget(verifier_calls=12)}, "take up to 12 of 12"),
-        ({**EVERYTHING, "comparer": Short()}, "Short must return a verdict for each of 6 pairs"),
+        (
+            {**EVERYTHING, "comparer": Short()},
+            "Short must return a verdict for each of 6 pairs",
+        ),
     ],
 )
 def test_unusable_options_are_refused(options: dict, message: str) -> None:

@@ -64,6 +64,29 @@ def test_pictures_that_reach_a_score_are_moved(
     assert "0 images were moved" in score(*arguments).stderr
 
 
+@pytest.mark.parametrize("output", [(), ("--output", "scores")])
+def test_a_set_is_good_and_different(
+    tmp_path: Path, output: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    colours = {"a": (250, 0, 0), "b": (249, 0, 0), "c": (248, 0, 0), "d": (0, 90, 0)}
+    for name, colour in colours.items():
+        Image.new("RGB", (8, 8), colour).save(f"{name}.png")
+    Path("broken.png").write_bytes(b"no picture")
+    rows = [f"{name}.png,{prompt}" for prompt in ("red", "green") for name in (*colours, "broken")]
+    Path("table.csv").write_text("\n".join(["image,prompt", *rows]) + "\n")
+    command = ["table.csv", "--verifier", "fake", *output]
+    done = CliRunner().invoke(score_command, [*command, "--set", "2", "--format", "jsonl"])
+    assert done.exit_code == 0, done.output
+    chosen = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [(row["prompt"], Path(row["image"]).name) for row in chosen]
+    assert sorted(found) == [
+        ("green", "a.png"), ("green", "d.png"), ("red", "a.png"), ("red", "d.png"),
+    ]  # fmt: skip
+    CliRunner().invoke(score_command, [*command, "--set", "2", "--copy-to", "shown"])
+    assert names(Path("shown")) == ["a.png", "d.png"]
+
+
 def test_nothing_is_overwritten(pictures: Path, tmp_path: Path) -> None:
     good = tmp_path / "good"
     good.mkdir()
@@ -193,8 +216,12 @@ def test_a_full_disk_loses_nothing(
         (("--max", "=1"), "A limit must be a score and a number"),
         (("--min", "overal=1"), "must name scores that the verifier gives, got 'overal'. Did you"),
         (("--sort", "beauty"), "must name scores that the verifier gives, got 'beauty'"),
-        (("--move-to", "x"), "Say which pictures are meant: give --min, --max or --top"),
+        (("--move-to", "x"), "Say which pictures are meant: give --min, --max, --top or --set"),
+        (("--top", "1", "--set", "2"), "--top keeps the best, --set good and different ones"),
         (("--top", "1", "--move-to", "x", "--copy-to", "y"), "Give one of --move-to and --copy-to"),
+        (("--min", "a=2", "--max", "a=1"), "--min must not exceed --max, got a=2 and a=1"),
+        (("--min", "overall=0", "--move-to", ""), "a path must not be empty"),
+        (("--output", ""), "a path must not be empty"),
         (("--dry-run",), "--dry-run says what --move-to or --copy-to would do"),
     ],
 )  # fmt: skip
@@ -212,10 +239,9 @@ def test_pictures_inside_of_something_cannot_be_moved(pictures: Path, tmp_path: 
     pq.write_table(pa.table({"image": [content]}), tmp_path / "t.parquet")
     done = score(tmp_path / "t.parquet", "--min", "overall=0", "--move-to", tmp_path / "x")
     assert done.exit_code == 2
-    assert "Only pictures that are files can be moved or copied" in done.stderr
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file is a file\. Name another one"):
-        PictureFolder(tmp_path / "file")
+    assert "Only pictures that are files can be moved, copied or form a set" in done.stderr
+    done = score(tmp_path / "t.parquet", "--set", 2)
+    assert "form a set" in done.stderr
 
 
 def test_an_unknown_score_of_a_verifier_that_names_none_is_refused_before_anything_moves(
@@ -227,3 +253,55 @@ def test_an_unknown_score_of_a_verifier_that_names_none_is_refused_before_anythi
     done = score(pictures, "--min", "brigth=0", "--move-to", tmp_path / "good")
     assert "got 'brigth'. Did you mean 'bright'?" in done.stderr
     assert not (tmp_path / "good").exists()
+
+
+def test_names_that_are_no_text_or_as_long_as_names_can_be_are_moved_too(
+    pictures: Path, tmp_path: Path
+) -> None:
+    content = (pictures / "b" / "4.png").read_bytes()
+    long = "a" * 251 + ".png"
+    (pictures / "a" / long).write_bytes(content)
+    Image.new("RGB", (2, 2), "red").save(pictures / "b" / long)
+    raw = os.fsencode(pictures) + b"/\xff\xfe.png"
+    Path(os.fsdecode(raw)).write_bytes(content)
+    for option in ("--copy-to", "--move-to"):
+        done = score(pictures, "--min", "objective=0.7", option, tmp_path / option)
+        assert "4 images were" in done.stderr, done.stderr
+        found = sorted(os.listdir(os.fsencode(tmp_path / option)))
+        assert found == [b"4.png", b"a" * 249 + b"-1.png", os.fsencode(long), b"\xff\xfe.png"]
+
+
+def test_a_picture_that_may_not_go_is_not_copied_time_after_time(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, unlink = os.replace, os.unlink
+
+    def other_disk(source: Any, goal: Any) -> None:
+        if str(source).startswith(str(pictures)):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, goal)
+
+    def read_only(path: Any, **place: Any) -> None:
+        if str(path).startswith(str(pictures)):
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, **place)
+
+    monkeypatch.setattr(os, "replace", other_disk)
+    monkeypatch.setattr(os, "unlink", read_only)
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"Read-only file system\. It is where it was"):
+            PictureFolder(tmp_path / "good").take(str(pictures / "a" / "0.png"))
+        assert names(tmp_path / "good") == []
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file/good", "link"):
+        with pytest.raises(InputError, match=r"is a file or a link to nothing\. Name another one"):
+            PictureFolder(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    with pytest.raises(InputError, match="a folder that may be written"):
+        PictureFolder(tmp_path / "a" / "b")

@@ -77,9 +77,12 @@ def test_expected_improvement_is_that_of_the_normal_fit() -> None:
 
 def test_an_unsure_score_passes_only_by_a_standard_deviation() -> None:
     search = Adaptive(BestOfN(5), {"a": 0.5})
-    for sigma, more in ((0.1, []), (0.2, DRAWS[1:3]), (nan, [])):
+    for sigma, more in ((0.1, []), (0.2, DRAWS[1:3]), (nan, []), (1e200, DRAWS[1:3])):
         unsure = trial("0", 0, DRAWS[0], 0.6, scores={"a": 0.6, "a_sigma": sigma})
         assert search.propose(TASK, [unsure]) == more
+    # No deviation is negative, and none lifts a score over a threshold.
+    below = trial("0", 0, DRAWS[0], 0.4, scores={"a": 0.4, "a_sigma": -0.2})
+    assert search.propose(TASK, [below]) == DRAWS[1:3]
 
 
 def test_expected_improvement_leaves_out_the_noise_of_the_verdicts() -> None:

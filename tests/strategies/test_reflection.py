@@ -231,6 +231,92 @@ def test_a_chat_model_is_told_what_went_wrong() -> None:
     assert unheated.settings["temperature"] is None
 
 
+def chat(text: object, reason: str = "stop") -> ChatRewriter:
+    def create(**call):
+        if isinstance(text, Exception):
+            raise text
+        message = SimpleNamespace(content=text)
+        return SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason=reason)])
+
+    completions = SimpleNamespace(create=create)
+    return ChatRewriter("m", client=SimpleNamespace(chat=SimpleNamespace(completions=completions)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "error"),
+    [
+        ("a big", "length", "RuntimeError: ValueError: the text was cut off, it ends in 'a big'"),
+        ([{"text": "x"}], "stop", "RuntimeError: TypeError: the answer must be a text, it is a li"),
+        (None, "stop", "the rewriter gave no text"),
+        ("x " * 3000, "stop", "the rewriter's text must have at most 4000 characters, it has 5999"),
+        (ValueError("key sk-secret123"), "stop", "RuntimeError: ValueError: key ***"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A candidate failed")
+def test_what_a_chat_model_gives_instead_of_a_prompt_is_an_error_of_the_rewriting(
+    monkeypatch: pytest.MonkeyPatch, answer: object, reason: str, error: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
+    search = Reflection(1, 1, width=1, rewriter=chat(answer, reason))
+    result = run(["x"], FakeGenerator(), FakeVerifier(), search)
+    assert [t.error[: len(error)] for t in result.trials if t.error] == [error]
+    assert not any(t.proposal.rewrite for t in result.trials if isinstance(t.proposal, Draw))
+
+
+def test_thoughts_of_a_chat_model_are_no_prompt() -> None:
+    request = RewriteRequest("x", "x", trial("a", 0, Draw(1), 0.5))
+    assert chat('<think>hm "red"</think>\n"a cat"').rewrite([request]) == ["a cat"]
+
+
+class Giving(Adding):
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def rewrite(self, requests):
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ([None], "the rewriter gave no text"),
+        ([3], "the rewriter must give a text, it gave a int"),
+        (["y" * 4001], "the rewriter's text must have at most 4000 characters, it has 4001"),
+    ],
+)
+def test_what_is_no_text_is_an_error_of_the_rewriting(given: list, error: str) -> None:
+    search = Reflection(1, 1, width=1, rewriter=Giving(given))
+    result = run(["x"], FakeGenerator(), FakeVerifier(), search)
+    assert [t.error for t in result.trials if t.error] == [error]
+
+
+def test_half_of_a_letter_in_a_text_fits_into_a_log(tmp_path: Path) -> None:
+    search = Reflection(1, 1, width=1, rewriter=Giving(["a \ud800 cat"]))
+    run(["x"], FakeGenerator(), FakeVerifier(), search, folder=tmp_path / "run")
+    texts = [t.verdict.text for t in read_trials(tmp_path / "run")]
+    assert "a \\ud800 cat" in texts
+
+
+@pytest.mark.parametrize("given", [None, "ab"])
+def test_a_rewriter_must_return_a_list(given: object) -> None:
+    with pytest.raises(InputError, match="must return a text for each of 1 requests, it returned"):
+        run(["x"], FakeGenerator(), FakeVerifier(), Reflection(rewriter=Giving(given)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": ""}, "model must be a name that the endpoint knows, got ''"),
+        ({"base_url": "http://u:secret@h/v1"}, "without a user, a password or a query"),
+        ({"base_url": 5}, "base_url must be an address such as http://localhost:8000/v1"),
+    ],
+)
+def test_arguments_of_a_chat_rewriter_are_checked(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ChatRewriter(**{"model": "m", "client": object()} | arguments)
+
+
 @pytest.mark.parametrize("temperature", [-1, math.inf, "hot", True])
 def test_a_temperature_is_a_number_or_none(temperature: object) -> None:
     with pytest.raises(InputError, match="temperature must be finite, not negative, got"):

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from tts_verifier.errors import InputError, RecipeError
 from tts_verifier.recipe import load_recipe, verifier_of_recipe
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_verifier
-from tts_verifier.types import Verdict
+from tts_verifier.types import Heatmap, Heatmaps, Verdict
 from tts_verifier.verifiers.ensemble import Ensemble
 
 PAGE = Path(__file__).parents[2] / "tts_verifier" / "verifiers" / "ENSEMBLES.md"
@@ -110,6 +111,21 @@ def test_it_says_what_its_members_say() -> None:
             "The member a: verifier 'fake' has no argument 'x'",
             "members.a.x",
         ),
+        (
+            {"a": {"name": "clip", "scale": "x"}},
+            "The member a: verifier 'clip': scale must be a number or none, got 'x'",
+            "members.a.scale",
+        ),
+        (
+            {"a": {"name": "clip", "prefix": None}},
+            "verifier 'clip': prefix must be a text, got None",
+            "members.a.prefix",
+        ),
+        (
+            {"a": {"name": "hpsv2", "antialias": "no"}},
+            "verifier 'hpsv2': antialias must be true or false, got 'no'",
+            "members.a.antialias",
+        ),
     ],
 )
 def test_unusable_members_are_refused(members: dict, message: str, argument: str) -> None:
@@ -125,13 +141,33 @@ def test_two_scores_of_one_name_are_refused() -> None:
         Ensemble({"a": one, "a_b": two})
 
 
+@pytest.mark.parametrize("what", ["score", "heatmap"])
+def test_scores_and_maps_that_are_known_late_do_not_replace_each_other(what: str) -> None:
+    class Named(Verifier):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def verify(self, images, prompts, *, detail="diagnose"):
+            maps = {self.name: Heatmap(np.zeros((2, 2), np.float32), (8, 8))}
+            score = {self.name: 0.5} if what == "score" else {f"{self.name}{len(self.name)}": 0.5}
+            return [Verdict(score, Heatmaps({} if what == "score" else maps)) for _ in images]
+
+    both = Ensemble({"a": Named("b_c"), "a_b": Named("c")})
+    with pytest.raises(
+        InputError, match=f"Each {what} of an ensemble needs a name of its own, a_b"
+    ):
+        both.verify(COLOURS[:1], ["x"])
+
+
 class Silent(FakeVerifier):
     def verify(self, images, prompts, *, detail="diagnose"):
         return []
 
 
 def test_a_member_that_returns_too_few_verdicts_is_named() -> None:
-    with pytest.raises(InputError, match="The member b must return a verdict for each of 2 imag"):
+    with pytest.raises(
+        InputError, match="The member b: Silent must return a verdict for each of 2"
+    ):
         Ensemble({"a": FakeVerifier(), "b": Silent()}).verify(COLOURS, ["x", "y"])
 
 

@@ -7,14 +7,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError, RunWarning
+from tts_verifier import BestOfN, run
+from tts_verifier.errors import InputError, RunWarning, ServerError
+from tts_verifier.log import read_trials
 from tts_verifier.registry import builder
-from tts_verifier.testing import check_verifier
+from tts_verifier.testing import FakeGenerator, check_verifier
 from tts_verifier.verifiers.chat_reply import Criterion, read_scores, reply_of
 from tts_verifier.verifiers.openai import OpenAIVerifier
 
@@ -162,6 +165,30 @@ def test_an_expected_score_is_that_of_the_written_digit(pieces: list, expected: 
     assert found == ({"alignment": 1.0}, {"alignment": pytest.approx(expected)}, "")
 
 
+def test_two_pictures_are_compared_in_one_request(server: Server) -> None:
+    answers = ['{"reason": "whiskers", "preferred": 9}', '{"preferred": 2}', "the first one"]
+    server.answers = [(200, completion(text), {}) for text in answers]
+    comparer = builder("comparer", "openai")(
+        model="m", base_url=server.url, retries=0, parallel=1, usd_per_million_input=2,
+        usd_per_million_output=0,
+    )  # fmt: skip
+    ones, others = [*IMAGES, IMAGES[0]], [*IMAGES[::-1], IMAGES[1]]
+    first, second, failed = comparer.compare(ones, others, ["a"] * 3)
+    assert first.scores["preferred"] == 1
+    assert second.scores["preferred"] == pytest.approx(2 / 9)
+    assert first.scores["cost_usd"] == pytest.approx(0.002)
+    assert math.isnan(failed.scores["preferred"])
+    assert failed.error == "the reply is no JSON object: 'the first one'"
+    system, user = (message["content"] for message in server.requests[0]["messages"])
+    assert system.startswith("You compare two generated images of one prompt.")
+    assert [part["type"] for part in user] == ["image_url", "image_url", "text"]
+    assert user[2]["text"] == "Both images were generated for this prompt:\na"
+    wanted = server.requests[0]["response_format"]["json_schema"]["schema"]["required"]
+    assert wanted == ["reason", "preferred"]
+    with pytest.raises(InputError, match="2 prompts"):
+        comparer.compare(IMAGES[:1], IMAGES[:1], PROMPTS)
+
+
 def test_costs_are_columns(server: Server) -> None:
     priced = judge(server, usd_per_million_input=2.0, usd_per_million_output=10.0)
     scores = priced.verify(IMAGES[:1], ["a cat"])[0].scores
@@ -190,6 +217,8 @@ def test_costs_are_columns(server: Server) -> None:
         ((200, b"<html>", {"content-type": "text/html"}), "is no chat completion: '<html>'"),
         ((200, b'{"choices": [{"mess', {}), "JSONDecodeError: "),
         ((400, {"error": {"message": "image too small"}}, {}), "refuses the request: .*too small"),
+        ((200, completion([{"type": "text"}]), {}), "the reply must be a text, it is a list"),
+        ((403, {"error": {"message": "input was flagged"}}, {}), "APIStat|PermissionD.*flagged"),
         ((413, {"error": {"message": "too large"}}, {}), "APIStatusError: .*too large"),
         ((429, {"error": {"message": "slow down"}}, QUICK), r"RateLimitError \(tries: 2\): .*slow"),
         ((500, {"error": {"message": "oops"}}, QUICK), r"InternalServerError \(tries: 2\): .*oops"),
@@ -202,6 +231,98 @@ def test_what_is_no_score_is_nan_with_its_reason(server: Server, answer, reason:
     assert re.search(reason, verdict.error), verdict.error
     assert math.isnan(verifier.objective(verdict.scores))
     assert set(verdict.scores) == set(verifier.score_names)
+
+
+def token_of(text: object, **top: object) -> dict:
+    return {"token": text, "logprob": 0, "bytes": None, "top_logprobs": [top]}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"usage": {"prompt_tokens": 10**400, "completion_tokens": True}},
+        {"usage": [1]},
+        {"logprobs": {"content": [token_of(None, token=None, logprob=-1)]}},
+        {"logprobs": {"content": [token_of("9", token="9", logprob="a")]}},
+        {"logprobs": {"content": [token_of("9", token="9", logprob=1e5)]}},
+        {"logprobs": {"content": "abc"}},
+    ],
+)
+def test_nonsense_beside_a_usable_reply_costs_its_scores_nothing(server: Server, odd: dict) -> None:
+    usage = odd.pop("usage", {})
+    server.answers = [(200, completion(GOOD, **odd) | {"usage": usage}, {})]
+    scores = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0].scores
+    assert (scores["alignment"], scores["from_logprobs"]) == (1.0, 0.0)
+    assert math.isnan(scores["cost_input_tokens"])
+    assert math.isnan(scores["cost_output_tokens"])
+
+
+def test_digits_may_be_written_as_numbers_or_texts(server: Server) -> None:
+    written = '{"alignment": 9.0, "aesthetics": "6", "plausibility": 3.5}'
+    server.answers = [(200, completion(written), {})]
+    verdict = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.scores["aesthetics"] == pytest.approx(6 / 9)
+    assert verdict.scores["alignment"] == 1.0
+    assert verdict.error == "the reply has no plausibility from 0 to 9"
+
+
+def test_a_reply_of_any_length_and_letters_fits_into_a_log(server: Server, tmp_path: Path) -> None:
+    text = json.dumps(completion(GOOD + " \ud800" + "x" * 10**6)).encode()
+    server.answers = [(200, text, {})]
+    run(["a cat"], FakeGenerator(), judge(server), BestOfN(1), folder=tmp_path / "run")
+    reply = read_trials(tmp_path / "run")[0].verdict.text
+    assert reply.startswith(GOOD + " \\ud800xx")
+    assert len(reply) < 20_000
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
+def test_a_key_is_in_no_error_and_no_text(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    # With a line's end, as a file has.
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123\n")
+    body = {"error": {"message": "not accepted: sk-secret123"}}
+    server.answers = [(status, completion("sk-secret123") if status == 200 else body, QUICK)]
+    try:
+        verdict = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0]
+        said = verdict.error + verdict.text
+    except ServerError as error:
+        said = str(error)
+    assert "***" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"base_url": "http://u:secret@h:1/v1"}, "without a user, a password or a query"),
+        ({"base_url": "http://h:1/v1?key=secret"}, "it has a user, a query or a fragment"),
+        ({"base_url": "secret"}, "it has another form. A key belongs into an environment variable"),
+        ({"base_url": "http://secret:99999"}, "base_url must be an address such as http://local"),
+        ({"base_url": 7}, "base_url must be an address"),
+        ({"api_key_env": "sk-secret"}, "api_key_env must be the name of an environment variable"),
+        ({"api_key_env": 7}, "api_key_env must be the name of an environment variable"),
+        ({"api_key_env": "MY_KEY"}, "The key in the environment variable MY_KEY must be printable"),
+    ],
+)
+def test_an_address_and_a_key_are_checked_and_never_shown(
+    server: Server, monkeypatch: pytest.MonkeyPatch, arguments: dict, message: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", "secret\r\nx: y")
+    with pytest.raises(InputError, match=message) as caught:
+        judge(server, **arguments)
+    assert "secret" not in str(caught.value)
+    if isinstance(url := arguments.get("base_url"), str):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        with pytest.raises(InputError, match=message):
+            judge(server, base_url=None)
+
+
+def test_an_address_of_the_environment_is_a_setting(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    assert judge(server, base_url=None).settings["base_url"] == server.url
 
 
 def test_half_an_answer_is_tried_again(server: Server) -> None:
@@ -268,10 +389,14 @@ def test_what_an_endpoint_does_not_know_is_left_out_from_then_on(server: Server)
     assert "top_logprobs" not in server.requests[-1]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_key_or_model_that_is_refused_ends_the_call(server: Server, status: int) -> None:
-    server.answers = [(status, {"error": {"message": "no such thing"}}, {})]
-    with pytest.raises(InputError, match=r"know the model 'm'; it says: .*no such thing"):
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, ""), (402, ""), (403, ""), (404, ""), (429, "insufficient_quota")]
+)
+def test_what_would_refuse_every_picture_ends_the_call(
+    server: Server, status: int, code: str
+) -> None:
+    server.answers = [(status, {"error": {"message": "no such thing", "code": code}}, QUICK)]
+    with pytest.raises(ServerError, match=r"know the model 'm' and have credit.*no such thing"):
         judge(server).verify(IMAGES, PROMPTS)
 
 
@@ -316,6 +441,9 @@ def test_a_recipe_builds_it_and_no_key_is_in_the_settings(
         ({"usd_per_million_output": -1}, "usd_per_million_output must be a number above 0"),
         ({"criteria": {}}, "criteria must be texts by score name"),
         ({"criteria": {"mood": 3}}, "criteria must be texts by score name"),
+        ({"criteria": {"cost_usd": "x"}}, "be none of cost_.*; got 'cost_usd'"),
+        ({"criteria": {"a": "x", "a_expected": "y"}}, "got 'a_expected'"),
+        ({"criteria": {'a"': "x"}}, "must have no quotes"),
         ({"base_url": None}, "needs a key in the environment variable OPENAI_API_KEY"),
     ],
 )

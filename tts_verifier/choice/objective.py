@@ -123,8 +123,7 @@ class Objective:
         """
         if self.combine != "sum":
             return 0.0
-        found = ((w, scores.get(name + SIGMA, 0.0)) for name, w in self.weights.items())
-        return math.sqrt(sum((w * s) ** 2 for w, s in found if math.isfinite(s)))
+        return math.hypot(*(w * sigma_of(scores, name) for name, w in self.weights.items()))
 
     def about(self) -> dict[str, Any]:
         """Returns everything that identifies it, as JSON values."""
@@ -182,6 +181,13 @@ def _check_word(argument: str, value: object, allowed: Sequence[str]) -> None:
             f"An objective's {argument} must be one of {', '.join(allowed)}, got {value!r}.",
             argument=argument,
         )
+
+
+def sigma_of(scores: Mapping[str, float], name: str) -> float:
+    """Returns the standard deviation of a score; 0 if the verdict states none that can be one."""
+    value = scores.get(name + SIGMA)
+    # A log has no infinity: what is not finite must count as what is not there.
+    return value if value is not None and 0 <= value < math.inf else 0.0
 
 
 def with_objectives(history: Sequence[Trial], objective: Objective) -> list[Trial]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from statistics import fmean
 from typing import TypeVar
 
@@ -88,8 +89,8 @@ def both_orders(there: float, back: float) -> float:
     Returns:
         In [0, 1]; NaN if one of the two is not usable.
     """
-    preferred = (there + 1 - back) / 2
-    return preferred if 0 <= preferred <= 1 else math.nan
+    usable = all(isinstance(one, Real) and 0 <= one <= 1 for one in (there, back))
+    return (there + 1 - back) / 2 if usable else math.nan
 
 
 def check_near_ties(ties: int, near: float) -> None:

@@ -70,7 +70,7 @@ def _docstring(module: str, name: str) -> str:
 
 @lru_cache
 def _tree(module: str) -> ast.Module:
-    base = Path(registry.__file__).parents[1].joinpath(*module.split("."))
+    base = Path(registry.__file__).parents[2].joinpath(*module.split("."))
     file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
     return ast.parse(file.read_text(encoding="utf-8"))
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
+from tts_verifier.cli.shared import PATH, quiet_libraries, say, say_loading, tts_command
 
 
 @tts_command("tts-evaluate")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option(
     "--verifier",
     default="shapes",
@@ -27,10 +27,10 @@ from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_comma
     help="score: only the numbers, which is faster.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Measure on the first pictures, this many.")
-@click.option("--images", type=click.Path(path_type=Path), help="[default: DATA/images]")
+@click.option("--images", type=PATH, help="[default: DATA/images]")
 @click.option(
     "--prompts",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A .jsonl or .parquet file with filename and prompt. [default: DATA/prompts]",
 )
 @click.option(
@@ -51,7 +51,7 @@ from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_comma
     "--output",
     "outputs",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A .json file for the figures, a .parquet file for a row per picture. Repeatable.",
 )
 def evaluate_command(data: Path, verifier: str, split: str, **options: Any) -> None:

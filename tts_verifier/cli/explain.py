@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 from tts_verifier import registry
 from tts_verifier.errors import RecipeError, suggestion
 from tts_verifier.recipe.sections import ROLES, UNNAMED_BUILDERS
-from tts_verifier.recipe.signatures import describe
+from tts_verifier.registry.signatures import describe
 
 _TEXT_WIDTH: Final = 80
 _ARGUMENT: Final = re.compile(r"(\w+(?:, \w+)*): (.*)")

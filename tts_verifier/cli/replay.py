@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from tts_verifier.cli.shared import say, tts_command
+from tts_verifier.cli.shared import PATH, say, tts_command
 
 
 @tts_command("tts-replay")
-@click.argument("log", type=click.Path(path_type=Path))
-@click.option("--plot", type=click.Path(path_type=Path), help="SVG file. [default: LOG/replay.svg]")
+@click.argument("log", type=PATH)
+@click.option("--plot", type=PATH, help="SVG file. [default: LOG/replay.svg]")
 def replay_command(log: Path, plot: Path | None) -> None:
     """Computes from one run what fewer candidates, or stopping early, would have given.
 

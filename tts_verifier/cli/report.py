@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from tts_verifier.cli.shared import say, tts_command
+from tts_verifier.cli.shared import PATH, say, tts_command
 
 
 @tts_command("tts-report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="[default: RUN/report.html]")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("--output", type=PATH, help="[default: RUN/report.html]")
 @click.option(
     "--inline",
     is_flag=True,

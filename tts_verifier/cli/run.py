@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from tts_verifier.cli.shared import at_once, quiet_libraries, say, tts_command
+from tts_verifier.cli.shared import PATH, at_once, quiet_libraries, say, tts_command
 
 if TYPE_CHECKING:
     from tts_verifier.recipe import Outcome, Recipe
@@ -36,12 +36,10 @@ def _explain(what: str) -> None:
 @tts_command("tts-run")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="Run folder, in place of the recipe's."
-)
+@click.option("--output", type=PATH, help="Run folder, in place of the recipe's.")
 @click.option(
     "--rejudge",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="LOG",
     help="Verify a run's candidates again, with the recipe's verifier, judge and objective.",
 )

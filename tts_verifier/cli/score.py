@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
+from tts_verifier.cli.shared import PATH, quiet_libraries, say, say_loading, tts_command
 
 if TYPE_CHECKING:
     from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A .jsonl or .parquet file, or a folder of Parquet parts, to write or to continue.",
 )
 @click.option(
@@ -49,10 +49,17 @@ if TYPE_CHECKING:
 )
 @click.option("--sort", default="objective", show_default=True, help="The score to sort by.")
 @click.option("--top", type=click.IntRange(1), help="Only the best of them, this many.")
+@click.option(
+    "--set",
+    "subset",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Only K good and different ones of each prompt.",
+)
 @click.option("--min", "least", multiple=True, metavar="SCORE=X", help="Only those that reach it.")
 @click.option("--max", "most", multiple=True, metavar="SCORE=X", help="Only those not above it.")
-@click.option("--move-to", type=click.Path(path_type=Path), help="Move these to a folder.")
-@click.option("--copy-to", type=click.Path(path_type=Path), help="Copy these to a folder.")
+@click.option("--move-to", type=PATH, help="Move these to a folder.")
+@click.option("--copy-to", type=PATH, help="Copy these to a folder.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be moved or copied.")
 @click.option("--image-column", help="A table's column of images, if its name is unusual.")
 @click.option("--prompt-column", help="A table's column of prompts, if its name is unusual.")
@@ -63,7 +70,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     .ndjson, .parquet) with a column of paths, relative to the table, or in Parquet of bytes, and
     one of prompts; or .tar shards. An image that cannot be scored becomes a row with the reason.
     With --output, a command that was stopped continues. A folder as the output is for collections
-    of any size: nothing but --top is sorted and printed then.
+    of any size: nothing but --top and --set is sorted and printed then.
 
     --parallel needs a folder as the output; parallel.workers=4, parallel.gpus=1, parallel.shard=512
     (pictures handed to a worker at a time) and parallel.address=HOST:PORT may stand among IMAGES.
@@ -77,6 +84,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         tts-score "shards/*.tar" --output scores/ --top 20
         tts-score "shards/*.tar" --output scores/ --parallel ray parallel.gpus=1
         tts-score images/ --prompt "a cat" --min overall=0.6 --move-to good/ --dry-run
+        tts-score images/ --prompt "a cat" --set 4 --copy-to shown/
     """
     say_loading("the verifier")
     from tts_verifier.errors import InputError
@@ -89,9 +97,10 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     folder = _picture_folder(options, limits)
     columns = {name: options[name] for name in ("image_column", "prompt_column")}
     source = open_pairs(images, prompt=prompt, **columns)
-    if folder is not None and source.inside:
+    if source.inside and (folder is not None or options["subset"]):
         raise InputError(
-            f"Only pictures that are files can be moved or copied, {source.inside} has them inside."
+            "Only pictures that are files can be moved, copied or form a set, "
+            f"{source.inside} has them inside."
         )
     names = [options["sort"], *(limit.name for limit in limits)]
     if engine is not None:
@@ -172,6 +181,8 @@ def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFold
     from tts_verifier.errors import InputError
     from tts_verifier.scoring import PictureFolder
 
+    if options["top"] is not None and options["subset"] is not None:
+        raise InputError("--top keeps the best, --set good and different ones. Give one of them.")
     move, copy, dry_run = (options[name] for name in ("move_to", "copy_to", "dry_run"))
     if move is not None and copy is not None:
         raise InputError("Pictures are moved or copied. Give one of --move-to and --copy-to.")
@@ -179,8 +190,8 @@ def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFold
         if dry_run:
             raise InputError("--dry-run says what --move-to or --copy-to would do. Give one.")
         return None
-    if not limits and options["top"] is None:
-        raise InputError("Say which pictures are meant: give --min, --max or --top.")
+    if not limits and options["top"] is None and options["subset"] is None:
+        raise InputError("Say which pictures are meant: give --min, --max, --top or --set.")
     return PictureFolder(move or copy, copies=copy is not None, dry_run=dry_run)
 
 
@@ -208,16 +219,16 @@ def _report(
 ) -> None:
     """Prints rows, moves or copies their pictures, and says how many there are."""
     from tts_verifier.errors import readable_name
-    from tts_verifier.scoring import ScoreSummary, best_rows, format_rows, sorted_rows, within
+    from tts_verifier.scoring import ScoreSummary, format_rows, within
 
-    by, top, output = options["sort"], options["top"], options["output"]
+    output = options["output"]
     # A million rows are neither sorted nor printed.
-    streams = _is_folder(output) and top is None
+    streams = _is_folder(output) and options["top"] is None and options["subset"] is None
     summary = ScoreSummary()
     chosen: Iterable[ScoreRow] = (row for row in summary.counted(rows) if within(row, limits))
     if not streams:
-        chosen = best_rows(chosen, top, by) if top else sorted_rows(list(chosen), by)
-        _check_summary(summary, limits, by)
+        chosen = _kept_rows(chosen, options)
+        _check_summary(summary, limits, options["sort"])
     if folder is not None:
         count = _place(chosen, folder, options)
     elif streams:
@@ -226,7 +237,7 @@ def _report(
         say(format_rows(list(chosen), options["form"]))
     # To the standard error, because the standard output may go to a program.
     if streams:
-        _check_summary(summary, limits, by)
+        _check_summary(summary, limits, options["sort"])
         say(summary.table(), err=True)
     if output is not None:
         place = readable_name(output)
@@ -237,6 +248,16 @@ def _report(
         action = "copied" if options["copy_to"] else "moved"
         would = "would be" if options["dry_run"] else "were"
         say(f"{count} images {would} {action} to {readable_name(folder.folder)}.", err=True)
+
+
+def _kept_rows(rows: Iterable[ScoreRow], options: dict[str, Any]) -> list[ScoreRow]:
+    """Returns the rows best first: all of them, some of the best, or a set of each prompt."""
+    from tts_verifier.scoring import best_rows, rows_of_sets, sorted_rows
+
+    if options["subset"]:
+        return rows_of_sets(rows, options["subset"], options["sort"])
+    by, top = options["sort"], options["top"]
+    return best_rows(rows, top, by) if top else sorted_rows(list(rows), by)
 
 
 def _check_summary(summary: ScoreSummary, limits: list[Limit], by: str) -> None:

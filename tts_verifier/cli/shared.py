@@ -7,13 +7,27 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from pathlib import Path
+from typing import Any, Final, ParamSpec
 
 import click
 
 import tts_verifier
 
 P = ParamSpec("P")
+
+
+class _PathType(click.Path):
+    """A path that is not empty: an empty variable of a shell would be the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path must not be empty; the working folder is '.'.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH: Final = _PathType(path_type=Path)
+"""The type of arguments and options that are paths."""
 
 
 def tts_command(name: str) -> Callable[[Callable[P, None]], click.Command]:

@@ -4,6 +4,7 @@ Methods take lists and return lists of the same length in the same order. Third 
 these interfaces; `testing` has checks for each. `registry` finds the package's own classes by name.
 """
 
+from tts_verifier.interfaces.endpoints import endpoint_key, endpoint_url, without_key
 from tts_verifier.interfaces.options import ImageDoctorOptions
 from tts_verifier.interfaces.parts import (
     Comparer,
@@ -25,6 +26,7 @@ from tts_verifier.interfaces.verifier import (
     check_detail,
     check_pairs,
     check_quick,
+    check_verdicts,
     details_of,
     names_of_scores,
 )
@@ -47,7 +49,11 @@ __all__ = [
     "check_detail",
     "check_pairs",
     "check_quick",
+    "check_verdicts",
     "details_of",
+    "endpoint_key",
+    "endpoint_url",
     "is_movable",
     "names_of_scores",
+    "without_key",
 ]

@@ -94,7 +94,8 @@ class Verifier(ABC):
         Raises:
             InputError: there is no image, or one is not usable; `prompt` is not one text; the
                 objective names a score that the verifier does not give; `looks` is no number from
-                1 to that of the images; `ties` or `near` is not usable.
+                1 to that of the images; `ties` or `near` is not usable. A comparison that fails
+                is a warning.
             UnsupportedError: the verifier has no quick score, or no diagnosis.
         """
         if not isinstance(prompt, str):
@@ -112,7 +113,8 @@ class Verifier(ABC):
             self._check_looks(looks, len(converted))
         check_near_ties(ties, near)
         detail: Detail = "diagnose" if looks is None else "score"
-        verdicts = self.verify(converted, [prompt] * len(converted), detail=detail)
+        given = self.verify(converted, [prompt] * len(converted), detail=detail)
+        verdicts = check_verdicts(self, given, len(converted), "images")
         if isinstance(chosen, Objective):
             chosen.check_names(names_of_scores(verdicts))
         values = _objectives_of(chosen, verdicts)
@@ -151,7 +153,8 @@ class Verifier(ABC):
         objective: Callable[[Mapping[str, float]], float],
     ) -> list[Ranked]:
         """Diagnoses images and sorts them; those without a usable diagnosis stay as they are."""
-        verdicts = self.verify([item.image for item in items], [prompt] * len(items))
+        given = self.verify([item.image for item in items], [prompt] * len(items))
+        verdicts = check_verdicts(self, given, len(items), "images")
         values = _objectives_of(objective, verdicts)
         diagnosed = []
         for item, full, value in zip(items, verdicts, values, strict=True):
@@ -167,7 +170,17 @@ class Verifier(ABC):
         if not pairs:
             return list(items)
         first, second = ([items[pair[side]].image for pair in pairs] for side in (0, 1))
-        verdicts = self.compare(first, second, [prompt] * len(pairs))
+        try:
+            answers = self.compare(first, second, [prompt] * len(pairs))
+            verdicts = check_verdicts(self, answers, len(pairs), "pairs")
+        except Exception as error:  # a comparer may ask a server, and the images are verified
+            warnings.warn(
+                f"The comparison of the best {len(items)} images failed "
+                f"({type(error).__name__}: {error}); they stay in the order of their objectives.",
+                RunWarning,
+                stacklevel=3,
+            )
+            return list(items)
         said = [verdict.scores.get(PREFERRED, math.nan) for verdict in verdicts]
         asked = dict(zip(pairs, said, strict=True))
         won = {(i, j): both_orders(asked[i, j], asked[j, i]) for i, j in pairs}
@@ -271,6 +284,29 @@ def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | Non
     return dict.fromkeys(name for v in verdicts if v is not None for name in v.scores) or None
 
 
+def check_verdicts(part: object, verdicts: Any, count: int, what: str) -> list[Verdict]:
+    """Returns the verdicts of a part as a list, if there are as many as were asked for.
+
+    Args:
+        part: a verifier or a comparer.
+        verdicts: what it returned.
+        count: how many were asked for.
+        what: they are about, such as "images".
+
+    Raises:
+        InputError: it is no such list.
+    """
+    listed = verdicts if isinstance(verdicts, list | tuple) else [verdicts]
+    other = next((one for one in listed if not isinstance(one, Verdict)), None)
+    if other is not None or len(listed) != count:
+        found = len(listed) if other is None else f"a {type(other).__name__}"
+        raise InputError(
+            f"{type(part).__name__} must return a verdict for each of {count} {what}, in a list; "
+            f"it returned {found}."
+        )
+    return list(listed)
+
+
 def check_detail(detail: object) -> None:
     """Raises InputError unless a value is a detail."""
     if detail not in ("score", "diagnose"):
@@ -285,12 +321,18 @@ def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[s
         prompts: a list, a tuple, a pandas Series or the like; a text would be one for each letter.
 
     Raises:
-        InputError: `prompts` is no list, one of them is no text, or the lengths differ.
+        InputError: `prompts` is no list, one of them is no text or has a lone surrogate, or the
+            lengths differ.
     """
     listed = as_list(prompts, "prompts")
     for place, prompt in enumerate(listed):
         if not isinstance(prompt, str):
             raise InputError(f"Prompt {place} must be a text, got {prompt!r:.80}.")
+        # A half of a letter, as JSON can hold it; no tokenizer and no file takes it.
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise InputError(
+                f"Prompt {place} must be valid Unicode, {prompt!r:.80} has a lone surrogate."
+            )
     if len(images) != len(listed):
         raise InputError(
             f"verify needs one prompt for each image, got {len(images)} images and "

@@ -20,6 +20,7 @@ MAX_JSON_BYTES: Final = 64 * 2**20
 """A larger JSON file is refused; the largest tokenizers take 35 MB."""
 MAX_JSON_DEPTH: Final = 64
 """A file that is nested more deeply is refused."""
+_NESTED: Final = frozenset({dict, list})
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -104,10 +105,13 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
 
 def is_too_deep(values: list[Any]) -> bool:
     """Returns whether any of some JSON values is nested more than `MAX_JSON_DEPTH` deep."""
-    level = [value for value in values if isinstance(value, (dict, list))]
+    level = [value for value in values if type(value) in _NESTED]
     for _ in range(MAX_JSON_DEPTH):
-        below = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [v for values in below for v in values if isinstance(v, (dict, list))]
+        if not level:
+            return False
+        # JSON is read as these types exactly, and `isinstance` would take twice the time.
+        below = (item.values() if type(item) is dict else item for item in level)
+        level = [v for values in below for v in values if type(v) in _NESTED]
     return bool(level)
 
 

@@ -36,10 +36,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Environment variables are not expanded.
 
     Raises:
-        InputError: it is no path, there is no such user, or a path cannot have such characters.
+        InputError: it is no path or empty, there is no such user, or a path cannot have such
+            characters.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"A path must be a text or a Path, got {path!r:.80}.")
+    if path == "":
+        raise InputError("A path must not be empty; the working folder is '.'.")
     try:
         if "\0" in os.fspath(path):
             raise InputError(f"A path must not have the character NUL, got {os.fspath(path)!r}.")

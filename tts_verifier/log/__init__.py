@@ -6,6 +6,7 @@ from tts_verifier.log.lock import FolderInUse
 from tts_verifier.log.reader import (
     is_running,
     read_errors,
+    read_finished,
     read_picks,
     read_rows,
     read_trials,
@@ -26,6 +27,7 @@ __all__ = [
     "open_log",
     "open_shards",
     "read_errors",
+    "read_finished",
     "read_header",
     "read_outlines",
     "read_picks",

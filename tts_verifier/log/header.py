@@ -69,7 +69,7 @@ def read_binding(folder: Path) -> Binding:
     """
     if not os.path.lexists(folder / HEADER) and not _has_tables(folder):
         return Binding()
-    return _binding(folder, read_header(folder))
+    return binding_of(folder, read_header(folder))
 
 
 def write_header(
@@ -102,7 +102,7 @@ def write_header(
         before = header["about"]
         _check_kind(root, header, shards)
         if before == about and header["schema_version"] == SCHEMA_VERSION:
-            return _binding(root, header)
+            return binding_of(root, header)
         if before != about:
             _check_same(root, before, about, grows=grows)
             header |= {"about": about, "extended": [*header.get("extended", []), before]}
@@ -116,7 +116,7 @@ def write_header(
         header = {"schema_version": SCHEMA_VERSION, "about": about, **environment(), **run}
         header |= {"shards": dict(shards)} if shards else {}
     _write(folder, header)
-    return _binding(root, header)
+    return binding_of(root, header)
 
 
 def note_session(folder: Folder, session: Mapping[str, Any]) -> None:
@@ -130,7 +130,7 @@ def note_table(folder: Folder, digests: Sequence[str]) -> Binding:
     """Writes the digests that the finished table may have; returns the new binding."""
     header = read_header(folder.root) | {"table": list(digests)}
     _write(folder, header)
-    return _binding(folder.root, header)
+    return binding_of(folder.root, header)
 
 
 def _write(folder: Folder, header: Mapping[str, Any]) -> None:
@@ -149,7 +149,8 @@ def _headless(folder: Path) -> RunError:
     )
 
 
-def _binding(folder: Path, header: Mapping[str, Any]) -> Binding:
+def binding_of(folder: Path, header: Mapping[str, Any]) -> Binding:
+    """Returns what a header, from `read_header`, says of the tables of its folder."""
     if header["schema_version"] < 3:
         return Binding(table=tuple(table_digests(folder)))
     return Binding(header["run"], tuple(header["table"]), frozenset(header.get("unbound", [])))

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tts_verifier.choice.objective import Pick
 from tts_verifier.identity import trial_id
-from tts_verifier.log.header import read_binding
+from tts_verifier.log.header import binding_of, read_binding
 from tts_verifier.log.schema import (
     ColumnNames,
     file_of_row,
@@ -27,6 +27,10 @@ from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.codecs import IMAGE
 from tts_verifier.log.storage.tables import (
     TABLE,
+    TableFile,
+    UnusableTable,
+    damage,
+    open_table,
     parts_of,
     read_table,
     read_tables,
@@ -62,18 +66,20 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_errors(folder: Path) -> Counter[str]:
-    """Returns how many trials of a run folder have each error, without reading anything else.
+    """Returns how many trials have each error, of the first shard that has any, or of the folder.
+
+    Nothing else is read: a run all of whose images failed may have a million of them.
 
     Raises:
         RunError: a file is damaged.
     """
-    errors = Counter[str]()
     for place in table_folders(folder):
         table = stable(place, read_binding, partial(read_table, place, columns=_errors_only))
         if table is not None:
             counts = table["error"].value_counts().to_pylist()
-            errors.update({c["values"]: c["counts"] for c in counts if c["values"]})
-    return errors
+            if errors := Counter({c["values"]: c["counts"] for c in counts if c["values"]}):
+                return errors
+    return Counter()
 
 
 def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
@@ -94,6 +100,34 @@ def read_picks(folder: Path, ids: Collection[str]) -> dict[str, Pick]:
     for place in table_folders(folder):
         picks |= stable(place, read_binding, partial(_picks, place, wanted=wanted))
     return picks
+
+
+def read_finished(
+    folder: Path, header: Mapping[str, Any], ids: Collection[str]
+) -> tuple[dict[str, Pick], set[str]]:
+    """Reads the finished table of a folder without shards, once.
+
+    Args:
+        folder: the run folder.
+        header: its header, from `read_header`.
+        ids: as in `read_picks`.
+
+    Returns:
+        As `read_picks`; and the paths of all files that the table names, but those of states,
+        which are deleted when no proposal can refer to them any more.
+
+    Raises:
+        RunError: the table is missing, damaged, or not the one that the header names.
+    """
+    binding = binding_of(folder, header)
+    try:
+        file = open_table(folder / TABLE, binding.table, binding)
+    except (UnusableTable, FileNotFoundError) as error:
+        raise damage(folder / TABLE, error) from error
+    columns = [n for n in file.schema.names if n.endswith("_path") and n != "state_path"]
+    paths = file.read(columns)
+    named = {path for name in columns for path in paths[name].drop_null().to_pylist()}
+    return _picks_of(file, folder, ids), named - {""}
 
 
 def repeat_of(trial: Trial, settings: Mapping[str, Setting]) -> int:
@@ -134,24 +168,32 @@ def _errors_only(schema: pa.Schema) -> list[str]:
 def _picks(folder: Path, binding: Binding, wanted: Collection[str]) -> dict[str, Pick]:
     # File by file and group by group, so that memory does not grow with the run. Later rows of an
     # id replace earlier ones, as in `read_table`.
-    picks = {}
+    picks: dict[str, Pick] = {}
     for file in read_tables(folder, binding):
-        names = ColumnNames.of(file.schema)
-        columns = ["trial_id", "objective", "detail", "image_path", "image_sha256", "error"]
-        columns += [*names.score, *(f"judge_{name}" for name in names.judge)]
-        for number in range(len(file.group_sizes)):
-            table = file.read_group(number, columns)
-            # A set of Python: Arrow's `is_in` would hash the ids of all shards for each of them.
-            found = pa.array([id_ in wanted for id_ in table["trial_id"].to_pylist()], pa.bool_())
-            for row in table.filter(found).to_pylist():
-                picks[row["trial_id"]] = Pick(
-                    id=row["trial_id"],
-                    objective=objective_of_row(row),
-                    scores=scores_of_row(row, names),
-                    judge=judge_of_row(row, names),
-                    image=file_of_row(row, "image", folder, IMAGE),
-                    error=row["error"] or "",
-                )
+        picks |= _picks_of(file, folder, wanted)
+    return picks
+
+
+def _picks_of(file: TableFile, folder: Path, wanted: Collection[str]) -> dict[str, Pick]:
+    if not wanted:
+        return {}
+    picks = {}
+    names = ColumnNames.of(file.schema)
+    columns = ["trial_id", "objective", "detail", "image_path", "image_sha256", "error"]
+    columns += [*names.score, *(f"judge_{name}" for name in names.judge)]
+    for number in range(len(file.group_sizes)):
+        table = file.read_group(number, columns)
+        # A set of Python: Arrow's `is_in` would hash the ids of all shards for each of them.
+        found = pa.array([id_ in wanted for id_ in table["trial_id"].to_pylist()], pa.bool_())
+        for row in table.filter(found).to_pylist():
+            picks[row["trial_id"]] = Pick(
+                id=row["trial_id"],
+                objective=objective_of_row(row),
+                scores=scores_of_row(row, names),
+                judge=judge_of_row(row, names),
+                image=file_of_row(row, "image", folder, IMAGE),
+                error=row["error"] or "",
+            )
     return picks
 
 

@@ -158,13 +158,14 @@ def table_folders(folder: Path) -> list[Path]:
     """Returns the folders with the tables of a run: it itself, or the last attempts of its shards.
 
     Raises:
-        RunError: the header cannot be read, or a shard is a link.
+        RunError: a header cannot be read, or a shard is a link, or that of another run.
     """
-    shards = shards_of(folder)
-    if not shards:
+    if not shards_of(folder):
         return [folder]
-    numbers = _last_numbers(folder)
-    return [_attempt_folder(folder, name, numbers[name]) for name in shards if name in numbers]
+    run, places = read_header(folder)["run"], _begun(folder)
+    for name, place in places.items():
+        _check_own(place, {"run": run, "name": name})
+    return list(places.values())
 
 
 def is_done(folder: Path) -> bool:
@@ -217,6 +218,31 @@ def next_attempt(folder: Path, name: str) -> tuple[Path, int]:
     except OSError as error:
         raise RunError(f"{new} cannot be written: {error.strerror}. Start again.") from error
     return new, number
+
+
+def _begun(folder: Path) -> dict[str, Path]:
+    """Returns the folder of the last attempt of each shard that has begun, in their order."""
+    numbers = _last_numbers(folder)
+    return {
+        name: _attempt_folder(folder, name, numbers[name])
+        for name in shards_of(folder)
+        if name in numbers
+    }
+
+
+def _check_own(place: Path, shard: Mapping[str, str]) -> None:
+    """Raises RunError where the folder of a shard holds another one, or that of another run."""
+    if not os.path.lexists(place / HEADER):
+        # A process is about to begin it.
+        return
+    recipe = read_header(place)["about"].get("recipe")
+    found = recipe.get("shard") if isinstance(recipe, dict) else None
+    if found != shard:
+        raise RunError(
+            f"{place} must be shard {shard['name']} of run {shard['run']}, and is of another run "
+            f"or place: {found!r:.200}. Put back the folder that belongs there, or delete it; the "
+            "command that made the run then generates its rows again."
+        )
 
 
 def _last_numbers(folder: Path) -> dict[str, int]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from tts_verifier.errors import TTSError
-from tts_verifier.loading.regular_files import open_regular
-from tts_verifier.log.header import read_header
+from tts_verifier.log import read_finished, read_header
 from tts_verifier.log.storage.files import files_in
-from tts_verifier.log.storage.tables import TABLE
-from tts_verifier.parallel.shard_state import results_of
+from tts_verifier.parallel.shard_state import picked_in, results_of
 from tts_verifier.runner.result import PromptResult
 from tts_verifier.types import Prompt
-from tts_verifier.types.paths import path_inside
 
 
 def whole_results(
@@ -36,31 +30,25 @@ def whole_results(
         shard: the run's id and the shard's name, as its header has them.
 
     Returns:
-        None if the shard is not whole.
+        Results with their picks; None if the shard is not whole.
     """
     try:
-        results = results_of(done, prompts)
         header = read_header(folder)
         if header["about"]["recipe"]["shard"] != shard:
             # A worker says what differs.
             return None
-        with open_regular(path_inside(folder, TABLE), links=False) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() not in header["table"]:
-                return None
-            file.seek(0)
-            with pq.ParquetFile(file) as table:
-                return None if _missing(folder, table) else results
+        ids = picked_in(done)
+        picks, named = read_finished(folder, header, ids)
+        if ids - picks.keys() or _missing(folder, named):
+            return None
+        return results_of(done, prompts, picks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TTSError):
         return None
 
 
-def _missing(folder: Path, table: pq.ParquetFile) -> set[str]:
-    """Returns the paths of files that the table names and that are not there."""
-    names = table.schema_arrow.names
-    # States are deleted when no proposal can refer to them any more.
-    columns = [name for name in names if name.endswith("_path") and name != "state_path"]
-    rows = table.read(columns, use_threads=False)
-    named = {path for column in columns for path in rows[column].to_pylist() if path}
+def _missing(folder: Path, named: Iterable[str]) -> set[str]:
+    """Returns the paths of some files of a run folder that are not there."""
+    named = set(named)
     folders = {path.partition("/")[0] for path in named}
     there = {f"{name}/{os.path.basename(p)}" for name in folders for p in files_in(folder, name)}
     return named - there

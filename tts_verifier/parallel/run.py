@@ -249,7 +249,7 @@ class _Coordinator:
             done = read_done(folder, self._digest)
             if done is None:
                 raise RunError(f"{folder} must be a finished shard, and is none. Start again.")
-            yield from results_of(done, prompts)
+            yield from results_of(done, prompts, {})
 
     def busy(self) -> dict[str, float]:
         """Returns the fractions of the workers' time that went into each side."""

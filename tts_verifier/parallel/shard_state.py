@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow.parquet as pq
 
+from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.errors import RunError
 from tts_verifier.loading.regular_files import open_regular
@@ -135,8 +136,21 @@ def read_done(folder: Path, recipe: str) -> dict[str, Any] | None:
         return None
 
 
-def results_of(done: dict[str, Any], prompts: Sequence[Prompt]) -> list[PromptResult]:
+def picked_in(done: dict[str, Any]) -> set[str]:
+    """Returns the ids of all trials that `results_of` needs picks of."""
+    names = ("first", "chosen", "quick")
+    return {row[name] for row in done["prompts"] for name in names} - {""}
+
+
+def results_of(
+    done: dict[str, Any], prompts: Sequence[Prompt], picks: Mapping[str, Pick]
+) -> list[PromptResult]:
     """Returns the results of a finished shard's prompts.
+
+    Args:
+        done: from `read_done`.
+        prompts: of the shard.
+        picks: of the trials that `picked_in` names; without them the summaries lack theirs.
 
     Raises:
         ValueError, KeyError, TypeError: the mark is not one that `write_done` wrote for them.
@@ -145,18 +159,19 @@ def results_of(done: dict[str, Any], prompts: Sequence[Prompt]) -> list[PromptRe
     for row, prompt in zip(done["prompts"], prompts, strict=True):
         if row["id"] != prompt.id:
             raise ValueError(f"it has {row['id']!r} in the place of {prompt.id!r}")
+        first, chosen, quick, ids = (row[n] for n in ("first", "chosen", "quick", "ids"))
+        if not all(isinstance(text, str) for text in (first, chosen, quick, ids)):
+            raise TypeError("trials must be named by texts")
         summary = PromptSummary(
             prompt=prompt,
-            first=None,
-            chosen=None,
+            first=picks.get(first),
+            chosen=picks.get(chosen),
+            quick=picks.get(quick),
             candidates=int(row["candidates"]),
             failed=int(row["failed"]),
             tied=bool(row["tied"]),
             best={str(name): float(value) for name, value in row["best"].items()},
         )
-        first, chosen, quick, ids = (row[n] for n in ("first", "chosen", "quick", "ids"))
-        if not all(isinstance(text, str) for text in (first, chosen, quick, ids)):
-            raise TypeError("trials must be named by texts")
         results.append(PromptResult(summary, first, chosen, quick, ids, None))
     return results
 

@@ -18,6 +18,7 @@ from tts_verifier.log import HEADER, read_header, read_trials, repeat_of, table_
 from tts_verifier.types import (
     KINDS,
     Budget,
+    CachedDrafts,
     Compare,
     Drafts,
     InFile,
@@ -49,7 +50,9 @@ class RecordedGenerator:
         InputError: the recorded run has no verified candidate.
     """
 
-    supports: frozenset[type] = frozenset({*KINDS.values(), Near, LowBand, Rewritten, Drafts})
+    supports: frozenset[type] = frozenset(
+        {*KINDS.values(), Near, LowBand, Rewritten, Drafts, CachedDrafts}
+    )
     batch_size = 8
 
     def __init__(self, folder: Path, new_folder: Path) -> None:

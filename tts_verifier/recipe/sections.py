@@ -13,7 +13,6 @@ from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError, RecipeError, suggestion
 from tts_verifier.recipe.parallel_options import ParallelOptions
-from tts_verifier.recipe.signatures import describe, is_finite, value_fits
 from tts_verifier.recipe.yaml_lines import Document
 from tts_verifier.registry import (
     call,
@@ -22,6 +21,7 @@ from tts_verifier.registry import (
     plugin_folders,
     plugins_beside,
 )
+from tts_verifier.registry.signatures import describe, is_finite, value_fits
 from tts_verifier.types import Budget
 
 ROLES: Final = {

@@ -15,7 +15,7 @@ from typing import TypeVar
 from PIL import Image
 
 from tts_verifier.errors import InputError, RunError, RunWarning
-from tts_verifier.interfaces import Verifier
+from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.runner.comparing import compare_batch
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.runner.rewriting import rewrite_batch
@@ -188,12 +188,7 @@ def _verify(verifier: Verifier, samples: Sequence[Sample], detail: Detail) -> li
         images = [sample.image for sample in batch if sample.image is not None]
         prompts = [sample.job.prompt.text for sample in batch]
         verdicts = verifier.verify(images, prompts, detail=detail)
-        if len(verdicts) != len(images):
-            raise InputError(
-                f"{type(verifier).__name__} must return a verdict for each of {len(images)} "
-                f"images, it returned {len(verdicts)}."
-            )
-        return list(verdicts)
+        return [*check_verdicts(verifier, verdicts, len(images), "images")]
 
     return with_retry(verify, samples, lambda _, why: why) if samples else []
 

@@ -11,9 +11,10 @@ from PIL import Image
 from tts_verifier.choice.tournament import both_orders
 from tts_verifier.choice.views import PREFERRED
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import Comparer
+from tts_verifier.interfaces import Comparer, check_verdicts
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.types import Cost, InMemory, Sample, Trial, Verdict
+from tts_verifier.types.score_names import COST
 
 Orders = tuple[Verdict, Verdict]
 """The verdicts on a pair: in its order, and the other way round."""
@@ -23,7 +24,8 @@ def compare_batch(comparer: Comparer, samples: Sequence[Sample]) -> list[Trial]:
     """Compares the two images of every sample and returns a trial for each, in order.
 
     The trial's objective is the mean preference for the first image, in [0, 1], NaN with an error
-    where there is none. Its reply has both answers, and its cost counts two verifier calls.
+    where there is none. Its reply has both answers, its cost counts two verifier calls, and its
+    columns `cost_…`, of a comparer that has them, are the sums of both.
 
     Args:
         comparer: the run's.
@@ -41,11 +43,7 @@ def _ask(comparer: Comparer, samples: Sequence[Sample]) -> list[Orders | str]:
     prompts = [sample.job.prompt.text for sample in samples]
     # Both orders in one call: what a comparer reads of an image may serve twice.
     verdicts = comparer.compare([*first, *second], [*second, *first], [*prompts, *prompts])
-    if len(verdicts) != 2 * len(samples):
-        raise InputError(
-            f"{type(comparer).__name__} must return a verdict for each of {2 * len(samples)} "
-            f"pairs, it returned {len(verdicts)}."
-        )
+    verdicts = check_verdicts(comparer, verdicts, 2 * len(samples), "pairs")
     return list(zip(verdicts[: len(samples)], verdicts[len(samples) :], strict=True))
 
 
@@ -65,8 +63,12 @@ def _compared(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
         there, back = (one.scores.get(PREFERRED, math.nan) for one in answer)
         objective = both_orders(there, back)
         replies = zip(("in this order", "the other way"), (there, back), answer, strict=True)
-        text = "\n".join(f"{way} {value:.3f}: {one.text}" for way, value, one in replies)
-        verdict = Verdict({}, text=text, detail="score", cost=cost)
+        text = "\n".join(
+            f"{way} {_preference_text(value)}: {one.text}" for way, value, one in replies
+        )
+        paid = {n: v + answer[1].scores.get(n, v) for n, v in answer[0].scores.items()
+                if n.startswith(COST)}  # fmt: skip
+        verdict = Verdict(paid, text=text, detail="score", cost=cost)
         if math.isnan(objective):
             reasons = (one.error for one in answer if one.error)
             error = next(reasons, "the comparison has no usable preference")
@@ -83,3 +85,7 @@ def _compared(sample: Sample, answer: Orders | str, seconds: float) -> Trial:
         size=parent.size,
         error=error,
     )
+
+
+def _preference_text(preference: object) -> str:
+    return f"{preference:.3f}" if isinstance(preference, float) else repr(preference)

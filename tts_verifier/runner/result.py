@@ -78,6 +78,16 @@ class PromptResult:
         values = array("d", [trial.objective for trial in history] if relative else [])
         return cls(summary, first, chosen, quick, ids, None, values)
 
+    @property
+    def lacks_picks(self) -> bool:
+        """Whether the summary lacks picks that are in the log."""
+        summary = self.summary
+        return bool(
+            (self.first and summary.first is None)
+            or (self.chosen and summary.chosen is None)
+            or (self.quick and summary.quick is None)
+        )
+
     def relative_objectives(self) -> dict[str, float]:
         """Returns relative objectives by trial id; none if the objective is not relative."""
         ids = self.ids.split() if self.objectives else []
@@ -123,10 +133,13 @@ class RunResult:
         """
         if self.folder is None:
             return [result.summary for result in self.results]
-        ids = {trial_id for r in self.results for trial_id in (r.first, r.chosen, r.quick)}
+        lacking = [result for result in self.results if result.lacks_picks]
+        if not lacking:
+            return [result.summary for result in self.results]
+        ids = {trial_id for r in lacking for trial_id in (r.first, r.chosen, r.quick)}
         picks = read_picks(self.folder, ids)
         _check_present(self.folder, ids - {""}, picks)
-        for result in self.results:
+        for result in lacking:
             for trial_id, value in result.relative_objectives().items():
                 if trial_id in picks:
                     picks[trial_id] = replace(picks[trial_id], objective=value)
@@ -137,6 +150,8 @@ class RunResult:
                 chosen=picks.get(result.chosen),
                 quick=picks.get(result.quick),
             )
+            if result.lacks_picks
+            else result.summary
             for result in self.results
         ]
 

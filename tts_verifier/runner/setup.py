@@ -26,6 +26,7 @@ from tts_verifier.types import (
     KINDS,
     VERIFIES_ONLY,
     Budget,
+    CachedDrafts,
     Detail,
     Drafts,
     Look,
@@ -54,6 +55,7 @@ _ABILITIES: Final = {kind: name for name, kind in KINDS.items()} | {
     Near: "start from noise near a parent's",
     LowBand: "start from noise with a given low band",
     Drafts: "draw drafts in fewer steps",
+    CachedDrafts: "draw drafts with a cache",
     Rewritten: "draw from a rewritten prompt",
 }
 

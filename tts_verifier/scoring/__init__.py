@@ -17,6 +17,7 @@ from tts_verifier.scoring.rows import (
     sorted_rows,
 )
 from tts_verifier.scoring.score import PairScorer, score_files, score_pairs, scored
+from tts_verifier.scoring.sets import rows_of_sets
 from tts_verifier.scoring.sources.find import find_images
 from tts_verifier.scoring.sources.pairs import Pair, is_table, pairs_of, read_pairs
 from tts_verifier.scoring.sources.source import PairSource, open_pairs
@@ -39,6 +40,7 @@ __all__ = [
     "pairs_of",
     "parse_limits",
     "read_pairs",
+    "rows_of_sets",
     "score_files",
     "score_into",
     "score_into_parts",

@@ -6,7 +6,9 @@ import errno
 import filecmp
 import math
 import os
+import re
 import shutil
+import threading
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -21,6 +23,9 @@ from tts_verifier.scoring.files import flush_folder
 from tts_verifier.scoring.rows import OBJECTIVE, ScoreRow, value_of
 
 _RESERVE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+_ESCAPED_BYTE: Final = re.compile(r"\\x([89a-f][0-9a-f])")
+_LONGEST_NAME: Final = 255
+"""Bytes of a file's name on the usual file systems."""
 
 
 class Limit(NamedTuple):
@@ -38,10 +43,18 @@ def parse_limits(least: Sequence[str], most: Sequence[str]) -> list[Limit]:
     """Reads limits such as "overall=0.6".
 
     Raises:
-        InputError: one of them is no name with a finite number.
+        InputError: one of them is no name with a finite number, or no score can be within them.
     """
-    limits = [Limit(name, least=value) for name, value in map(_read_limit, least)]
-    return limits + [Limit(name, most=value) for name, value in map(_read_limit, most)]
+    lowest, highest = (list(map(_read_limit, texts)) for texts in (least, most))
+    for name, low in lowest:
+        for other, high in highest:
+            if name == other and low > high:
+                raise InputError(
+                    f"--min must not exceed --max, got {name}={low:g} and {name}={high:g}, between "
+                    "which there is no score."
+                )
+    limits = [Limit(name, least=value) for name, value in lowest]
+    return limits + [Limit(name, most=value) for name, value in highest]
 
 
 def _read_limit(text: str) -> tuple[str, float]:
@@ -81,15 +94,22 @@ class PictureFolder:
         dry_run: whether nothing is done, only said.
 
     Raises:
-        InputError: there is a file of that name.
+        InputError: there is a file of that name or on its way, or it may not be written.
     """
 
     def __init__(self, folder: Path, *, copies: bool = False, dry_run: bool = False) -> None:
         folder = output_path(folder)
-        if folder.exists() and not folder.is_dir():
+        # Before anything is scored.
+        nearest = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not nearest.is_dir():
             raise InputError(
-                f"Pictures are moved or copied into a folder, {readable_name(folder)} is a file. "
-                "Name another one."
+                f"Pictures are moved or copied into a folder, {readable_name(nearest)} is a file "
+                "or a link to nothing. Name another one."
+            )
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(
+                f"Pictures are moved or copied into a folder that may be written, "
+                f"{readable_name(nearest)} may not. Name another one."
             )
         self.folder, self._copies, self._dry_run = folder, copies, dry_run
         self._given: set[int] = set()
@@ -112,6 +132,7 @@ class PictureFolder:
         Raises:
             RunError: the system refuses; earlier pictures are done.
         """
+        picture = _place_on_disk(picture)
         number = hash(os.path.abspath(picture))
         if number in self._given or self._holds(picture):
             return None
@@ -164,11 +185,17 @@ class PictureFolder:
         if not self._copies:
             # The copy's name is on the disk before the picture goes.
             flush_folder(self.folder)
-            os.unlink(picture)
+            try:
+                os.unlink(picture)
+            except OSError:
+                # The picture stays, and the next try shall not make a second copy.
+                goal.unlink()
+                raise
         return goal
 
     def _copy(self, picture: str, goal: Path) -> None:
-        draft = goal.with_name(f".{goal.name}.draft")
+        # No part of the picture's name, which may have as many letters as a name can have.
+        draft = goal.with_name(f".{os.getpid()}-{threading.get_ident()}.draft")
         try:
             with open(picture, "rb") as source, open(draft, "wb") as file:
                 shutil.copyfileobj(source, file)
@@ -184,7 +211,7 @@ class PictureFolder:
         name = os.path.basename(picture)
         stem, suffix = os.path.splitext(name)
         for number in count(self._numbers.get(name, 0)):
-            goal = self.folder / (f"{stem}-{number}{suffix}" if number else name)
+            goal = self.folder / (_name_with(stem, number, suffix) if number else name)
             if os.path.lexists(goal) or goal.name in self._planned:
                 if self._copies and goal.is_file() and filecmp.cmp(picture, goal, shallow=False):
                     return goal, True
@@ -197,3 +224,17 @@ class PictureFolder:
                 os.close(os.open(goal, _RESERVE, 0o666))
                 return goal, False
         raise AssertionError
+
+
+def _place_on_disk(shown: str) -> str:
+    r"""Returns the path that a row shows, where bytes that are no UTF-8 are escapes as `\xff`."""
+    raw = _ESCAPED_BYTE.sub(lambda match: chr(0xDC00 + int(match[1], 16)), shown)
+    is_raw = not os.path.lexists(shown) and os.path.lexists(raw) and readable_name(raw) == shown
+    return raw if is_raw else shown
+
+
+def _name_with(stem: str, number: int, suffix: str) -> str:
+    """Returns a file's name with a number, shorter where the file system has no room for it."""
+    while len(os.fsencode(name := f"{stem}-{number}{suffix}")) > _LONGEST_NAME and stem:
+        stem = stem[:-1]
+    return name

@@ -15,13 +15,12 @@ from statistics import NormalDist, fmean
 from statistics import variance as variance_of
 from typing import Any
 
-from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.objective import Objective, sigma_of
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import ReadsScores, Reflects, Rewriter, SaysMost, Strategy
 from tts_verifier.registry import built
 from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.types import Draw, Look, Proposal, Task, Trial
-from tts_verifier.types.score_names import SIGMA
 
 
 class Adaptive:
@@ -126,7 +125,7 @@ class Adaptive:
         """Returns whether a trial reaches all thresholds; False without thresholds."""
         scores = trial.scores
         return bool(self.thresholds) and all(
-            scores.get(name, math.nan) - _sigma(scores, name) >= least
+            scores.get(name, math.nan) - sigma_of(scores, name) >= least
             for name, least in self.thresholds.items()
         )
 
@@ -137,12 +136,6 @@ class Adaptive:
         known = isinstance(objective, Objective)
         sigmas = [objective.sigma(t.scores) if known else 0.0 for t in finished]  # type: ignore[attr-defined]
         return expected_improvement([t.objective for t in finished], sigmas) < self.cost
-
-
-def _sigma(scores: Mapping[str, float], name: str) -> float:
-    """Returns the standard deviation of a score; 0 if the verdict does not say it."""
-    value = scores.get(name + SIGMA, 0.0)
-    return value if math.isfinite(value) else 0.0
 
 
 def expected_improvement(values: Sequence[float], sigmas: Sequence[float] = ()) -> float:

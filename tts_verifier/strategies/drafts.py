@@ -1,7 +1,7 @@
-"""Drafts: draws many images in few steps, and draws the best of them again in all steps.
+"""Drafts: draws many images cheaply, and draws the best of them again in full.
 
-Source: the drafts of Flash-BoN, whose own are made with cached blocks. A draft and the image of
-the same seed share their noise, and so mostly their layout, which is what a verifier judges first.
+Source: the drafts of Flash-BoN. A draft and the image of the same seed share their noise, and so
+mostly their layout, which is what a verifier judges first.
 Cost: n * pace + keep draws, and n + keep verifier calls.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from tts_verifier.errors import InputError
 from tts_verifier.strategies.common.arguments import check_integer, check_number
 from tts_verifier.strategies.common.history import best, seeds
-from tts_verifier.types import Drafts, Draw, Proposal, Task, Trial
+from tts_verifier.types import CachedDrafts, Drafts, Draw, Proposal, Task, Trial
 
 
 class Drafting:
-    """Draws `n` drafts, and the seeds of the best `keep` in all steps.
+    """Draws `n` drafts, and the seeds of the best `keep` in full.
 
     Safe to share between threads: it keeps no state.
 
@@ -26,6 +26,7 @@ class Drafting:
         n: drafts.
         keep: images that are refined, at most n.
         pace: the share of the generator's steps that a draft takes, in (0, 1).
+        cached: drafts take all steps, and evaluate the network in the share `pace` of them.
 
     Raises:
         InputError: an argument is out of range.
@@ -33,11 +34,18 @@ class Drafting:
 
     needs: frozenset[type] = frozenset({Draw, Drafts})
 
-    def __init__(self, n: int = 8, keep: int = 2, *, pace: float = 0.4) -> None:
+    def __init__(
+        self, n: int = 8, keep: int = 2, *, pace: float = 0.4, cached: bool = False
+    ) -> None:
         self.n, self.keep = check_integer("n", n), check_integer("keep", keep)
         if keep > n:
             raise InputError(f"keep must be at most n, got {keep} of {n}.", argument="keep")
         self.pace = check_number("pace", pace, lambda p: 0 < p < 1, rule="in (0, 1)")
+        if not isinstance(cached, bool):
+            raise InputError(f"cached must be true or false, got {cached!r}.", argument="cached")
+        self.cached = cached
+        if cached:
+            self.needs = frozenset({Draw, Drafts, CachedDrafts})
 
     @property
     def most(self) -> int:
@@ -47,7 +55,7 @@ class Drafting:
     def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
         """Proposes the drafts, then the best of them in all steps."""
         if not history:
-            return [Draw(seed, pace=self.pace) for seed in seeds(task, self.n)]
+            return [Draw(s, pace=self.pace, cached=self.cached) for s in seeds(task, self.n)]
         drafts = [t for t in history if isinstance(t.proposal, Draw) and t.proposal.pace < 1]
         if len(drafts) < len(history):
             return []

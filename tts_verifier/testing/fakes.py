@@ -14,6 +14,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import (
+    CachedDrafts,
     Continue,
     Cost,
     Detail,
@@ -60,7 +61,7 @@ class FakeGenerator:
     """
 
     supports: frozenset[type] = frozenset(
-        {Draw, Continue, Repaint, Look, Near, LowBand, Rewritten, Drafts}
+        {Draw, Continue, Repaint, Look, Near, LowBand, Rewritten, Drafts, CachedDrafts}
     )
 
     def __init__(

@@ -4,6 +4,7 @@ from tts_verifier.types.cost import Budget, Cost
 from tts_verifier.types.proposals import (
     KINDS,
     VERIFIES_ONLY,
+    CachedDrafts,
     Compare,
     Continue,
     Drafts,
@@ -31,6 +32,7 @@ __all__ = [
     "VERIFIES_ONLY",
     "Box",
     "Budget",
+    "CachedDrafts",
     "Choice",
     "Compare",
     "Continue",

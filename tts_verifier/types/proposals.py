@@ -95,6 +95,9 @@ class Draw:
     pace: float = 1.0
     """The share of the generator's steps in which the whole way is covered, in (0, 1]; below 1 the
     image is a draft: finished, but coarse."""
+    cached: bool = False
+    """Of a draft: takes all steps, evaluates the network in the share `pace` of them, and
+    extrapolates what it would return in the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,11 @@ class Rewritten:
 @dataclass(frozen=True, slots=True)
 class Drafts:
     """Stands in `needs` and `supports` for draws with a `pace` below 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedDrafts:
+    """Stands in `needs` and `supports` for drafts that are `cached`."""
 
 
 Proposal = Draw | Continue | Repaint | Look | Compare | Rewrite

@@ -11,6 +11,9 @@ EXPECTED: Final = "_expected"
 SIGMA: Final = "_sigma"
 """Suffix of the standard deviation of a score, in units of the score: how sure the verifier is."""
 
+COST: Final = "cost_"
+"""Prefix of columns that say what a verdict took at an endpoint: tokens and money."""
+
 
 def written_scores(scores: Mapping[str, float]) -> dict[str, float]:
     """Returns the scores as the reply writes them, without the `_expected` ones."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier.errors import readable_name
 from tts_verifier.images import card
 from tts_verifier.types.cost import Budget, Cost
 from tts_verifier.types.proposals import Prompt, Proposal, Rewrite, parent_of
@@ -54,6 +55,10 @@ class Trial:
     """Scores of the held-out judge by name; empty without one."""
     error: str = ""
     """Why there is no image or no usable score."""
+
+    def __post_init__(self) -> None:
+        # As in `Verdict`: the message of an exception may quote any text.
+        object.__setattr__(self, "error", readable_name(self.error or ""))
 
     @property
     def parent_id(self) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier.errors import readable_name
 from tts_verifier.images import card, overlay
 from tts_verifier.types.cost import Cost
 from tts_verifier.types.proposals import Mask
@@ -146,13 +147,18 @@ class Verdict:
     boxes: tuple[Box, ...] = ()
     """The regions that the reply points at."""
     text: str = ""
-    """The reply, unchanged."""
+    """The reply, unchanged but for lone surrogates, which become escapes."""
     detail: Detail = "diagnose"
     """How thoroughly the image was verified."""
     cost: Cost = field(default_factory=Cost)
     """The cost of the verdict."""
     error: str = ""
     """Why scores are NaN, if the reply alone does not say it; empty if they are usable."""
+
+    def __post_init__(self) -> None:
+        # JSON of an endpoint can hold halves of letters, which no file can: a log would break off.
+        for name in ("text", "error"):
+            object.__setattr__(self, name, readable_name(getattr(self, name) or ""))
 
     def overlay(self, image: Image.Image, name: str | None = None) -> Image.Image:
         """Returns an RGB copy of the verified image with a heatmap and the boxes over it.

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
+import re
 import time
 import warnings
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any, Final
 
-from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.errors import InputError, RunWarning, ServerError
+from tts_verifier.interfaces import endpoint_key, endpoint_url, without_key
 from tts_verifier.verifiers.chat_reply import ChatReply, reply_of
 
 _OPTIONAL: Final = ("response_format", "max_completion_tokens", "temperature", "logprobs")
 """Parameters that an endpoint may refuse by name; requests then go on without them."""
+_OF_ALL: Final = (401, 402, 403, 404)
+"""Statuses that concern the key, the account or the model."""
+_FILTERED: Final = re.compile("moderation|flagged", re.IGNORECASE)
 
 
 class ChatEndpoint:
@@ -49,7 +53,16 @@ class ChatEndpoint:
             check_above_zero("requests_per_minute", requests_per_minute)
         if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
             raise InputError(f"retries must be 0 or more, got {retries!r}.", argument="retries")
-        self._client = _client(base_url, api_key_env, timeout, retries)
+        self.url = endpoint_url(base_url)
+        """The address; None = OpenAI's."""
+        self._key = endpoint_key(api_key_env)
+        if not self._key and self.url is None:
+            raise InputError(
+                f"The verifier openai needs a key in the environment variable {api_key_env}, or "
+                "the base_url of an endpoint that needs none.",
+                argument="api_key_env",
+            )
+        self._client = _client(self.url, self._key, timeout, retries)
         self._tries = retries + 1
         self._lock = Lock()
         self._pause = 0.0 if requests_per_minute is None else 60 / requests_per_minute
@@ -66,8 +79,15 @@ class ChatEndpoint:
             The reply; with a `problem` where there is none.
 
         Raises:
-            InputError: the endpoint refuses the key, or does not know the model.
+            ServerError: the endpoint refuses the key, does not know the model, or wants money, so
+                that it would answer no other request either.
         """
+        reply = self._reply(request)
+        return reply._replace(
+            text=without_key(reply.text, self._key), problem=without_key(reply.problem, self._key)
+        )
+
+    def _reply(self, request: dict[str, Any]) -> ChatReply:
         import openai
 
         while True:
@@ -78,15 +98,15 @@ class ChatEndpoint:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._learn(str(error), sent):
                     return ChatReply("", f"the endpoint refuses the request: {_one_line(error)}")
-            except (openai.AuthenticationError, openai.PermissionDeniedError,
-                    openai.NotFoundError) as error:  # fmt: skip
-                raise InputError(
-                    "The endpoint must accept the key and know the model "
-                    f"{request.get('model')!r}; it says: {_one_line(error)}"
-                ) from error
             except openai.APITimeoutError:
                 return ChatReply("", f"no answer in time (tries: {self._tries})")
             except (openai.OpenAIError, ValueError) as error:
+                if _refuses_all(error):
+                    said = without_key(_one_line(error), self._key)
+                    raise ServerError(
+                        "The endpoint must accept the key, know the model "
+                        f"{request.get('model')!r:.100} and have credit for it; it says: {said}"
+                    ) from None
                 again = (
                     openai.APIConnectionError,
                     openai.RateLimitError,
@@ -140,7 +160,7 @@ def check_above_zero(name: str, number: float, *, whole: bool = False) -> None:
         raise InputError(f"{name} must be {what} above 0, got {number!r}.", argument=name)
 
 
-def _client(base_url: str | None, api_key_env: str, timeout: float, retries: int) -> Any:
+def _client(base_url: str | None, key: str, timeout: float, retries: int) -> Any:
     try:
         import openai
     except ImportError as error:
@@ -148,16 +168,18 @@ def _client(base_url: str | None, api_key_env: str, timeout: float, retries: int
             "The verifier openai needs the package openai. Install it: pip install "
             "'tts-verifier[api]'."
         ) from error
-    key = os.environ.get(api_key_env)
-    if not key and base_url is None and "OPENAI_BASE_URL" not in os.environ:
-        raise InputError(
-            f"The verifier openai needs a key in the environment variable {api_key_env}, or the "
-            "base_url of an endpoint that needs none.",
-            argument="api_key_env",
-        )
     return openai.OpenAI(
         api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=retries
     )
+
+
+def _refuses_all(error: Exception) -> bool:
+    """Returns whether an endpoint refuses any request of this key or model, not this one alone."""
+    status = getattr(error, "status_code", None)
+    # Some vendors answer 403 where a filter stops one picture.
+    if status == 403 and _FILTERED.search(str(error)):
+        return False
+    return status in _OF_ALL or getattr(error, "code", None) == "insufficient_quota"
 
 
 def _one_line(error: BaseException) -> str:

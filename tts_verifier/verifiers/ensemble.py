@@ -13,7 +13,13 @@ from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
-from tts_verifier.interfaces import Verifier, check_detail, check_pairs, details_of
+from tts_verifier.interfaces import (
+    Verifier,
+    check_detail,
+    check_pairs,
+    check_verdicts,
+    details_of,
+)
 from tts_verifier.types import Cost, Detail, Heatmaps, Setting, Verdict
 
 _DETAILS: Final[tuple[Detail, ...]] = ("score", "diagnose")
@@ -74,22 +80,23 @@ class Ensemble(Verifier):
         texts = check_pairs(converted, prompts)
         columns: list[list[Verdict]] = []
         for name, member in self.members.items():
-            verdicts = list(member.verify(converted, texts, detail=detail))
-            if len(verdicts) != len(converted):
-                raise InputError(
-                    f"The member {name} must return a verdict for each of {len(converted)} images, "
-                    f"it returned {len(verdicts)}."
-                )
-            columns.append(verdicts)
+            verdicts = member.verify(converted, texts, detail=detail)
+            try:
+                columns.append(check_verdicts(member, verdicts, len(converted), "images"))
+            except InputError as error:
+                raise InputError(f"The member {name}: {error}") from None
         return [self._merged(row, detail) for row in zip(*columns, strict=True)]
 
     def _merged(self, verdicts: Sequence[Verdict], detail: Detail) -> Verdict:
         named = list(zip(self.members, verdicts, strict=True))
+        scores = [(f"{n}_{k}", value) for n, v in named for k, value in v.scores.items()]
         maps = [(f"{n}_{k}", m) for n, v in named for k, m in v.heatmaps.stored.items()]
+        _check_once("score", [name for name, _ in scores])
+        _check_once("heatmap", [name for name, _ in maps])
         texts = [f"{name}: {verdict.text}" for name, verdict in named if verdict.text]
         errors = [f"{name}: {verdict.error}" for name, verdict in named if verdict.error]
         return Verdict(
-            {f"{name}_{key}": v for name, one in named for key, v in one.scores.items()},
+            dict(scores),
             Heatmaps(dict(maps)),
             tuple(box for verdict in verdicts for box in verdict.boxes),
             "\n".join(texts),
@@ -106,12 +113,7 @@ class Ensemble(Verifier):
             if member.score_names is None:
                 return None
             names += [f"{name}_{score}" for score in member.score_names]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(
-                f"Each score of an ensemble needs a name of its own, {twice[0]} comes twice. Give "
-                "a member another name.",
-                argument="members",
-            )
+        _check_once("score", names)
         return tuple(names)
 
     def _mean_of_objectives(self) -> Objective:
@@ -123,6 +125,16 @@ class Ensemble(Verifier):
                 for name, member in self.members.items()
                 for score, weight in member.objective.weights.items()
             }
+        )
+
+
+def _check_once(what: str, names: Sequence[str]) -> None:
+    """Raises InputError where two members would write under one name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"Each {what} of an ensemble needs a name of its own, {twice[0]} comes twice. Give a "
+            "member another name.",
+            argument="members",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
+from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier
 
 
@@ -32,3 +33,10 @@ class NamedCheckpoint(Verifier):
         judge: Any = cls
         loaded: Self = judge(name_or_path, **options)
         return loaded
+
+
+def check_flags(**flags: object) -> None:
+    """Raises InputError for a flag that is neither true nor false; "no" would count as true."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} must be true or false, got {value!r:.80}.", argument=name)

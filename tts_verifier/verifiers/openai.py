@@ -16,6 +16,7 @@ from typing import Any, Final
 from PIL import Image
 
 from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.views import PREFERRED
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_detail, check_pairs
@@ -36,6 +37,11 @@ CRITERIA: Final[Mapping[str, str]] = {
     "plausibility": "how free the image is of artifacts, broken anatomy and impossible objects",
 }
 """Name -> what 9 means, unless the user gives others."""
+_COMPARE: Final = "You compare two generated images of one prompt."
+_PAIR: Final = (
+    Criterion(PREFERRED, "how much better the first image shows the prompt; 0 = the second is "
+              "far better, 4 or 5 = no difference, 9 = the first is far better"),
+)  # fmt: skip
 _WEIGHTS: Final = {"alignment": 0.8, "aesthetics": 0.1, "plausibility": 0.1}
 COSTS: Final = ("cost_input_tokens", "cost_output_tokens", "cost_usd")
 """Columns beside the scores: what a verdict took; NaN where neither endpoint nor user says it."""
@@ -117,7 +123,7 @@ class OpenAIVerifier(Verifier):
         self.settings: Mapping[str, Setting] = {
             "verifier": "openai",
             "model": model,
-            "base_url": base_url,
+            "base_url": self.endpoint.url,
             "criteria": repr(dict(chosen)),
             "max_side": max_side,
             "max_tokens": max_tokens,
@@ -141,8 +147,8 @@ class OpenAIVerifier(Verifier):
             A verdict for each image, in order; NaN with an `error` where there is no usable reply.
 
         Raises:
-            InputError: an image or a prompt cannot be used, the lengths differ, or the endpoint
-                refuses the key or does not know the model.
+            InputError: an image or a prompt cannot be used, or the lengths differ.
+            ServerError: the endpoint refuses the key, does not know the model, or wants money.
         """
         check_detail(detail)
         rgb = as_images(images)
@@ -150,8 +156,40 @@ class OpenAIVerifier(Verifier):
         with ThreadPoolExecutor(self.parallel) as threads:
             return list(threads.map(lambda i, p: self._verdict(i, p, detail), rgb, texts))
 
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Asks which of two images shows the prompt better; the model sees both at once.
+
+        One request for each pair. `preferred` is in [0, 1], an expectation over the digits where
+        the endpoint gives log-probabilities; NaN with an `error` where there is no usable reply.
+
+        Raises:
+            InputError: an image or a prompt cannot be used, the lengths differ, or the endpoint
+                refuses the key or does not know the model.
+        """
+        ones, others = as_images(first), as_images(second)
+        texts = check_pairs(ones, prompts)
+        check_pairs(others, texts)
+        with ThreadPoolExecutor(self.parallel) as threads:
+            return list(threads.map(self._preference, ones, others, texts))
+
+    def _preference(self, one: Image.Image, other: Image.Image, prompt: str) -> Verdict:
+        told = instruction(_PAIR, reason=True, task=_COMPARE)
+        reply = self.endpoint.ask(self._request([one, other], prompt, _PAIR, told, reason=True))
+        written, expected, problem = read_scores(reply, _PAIR)
+        return Verdict(
+            written | expected | self._costs(reply),
+            text=reply.text,
+            cost=Cost(verifier_calls=1),
+            error=problem,
+        )
+
     def _verdict(self, image: Image.Image, prompt: str, detail: Detail) -> Verdict:
-        reply = self.endpoint.ask(self._request(image, prompt, detail == "diagnose"))
+        reason = detail == "diagnose"
+        told = instruction(self.criteria, reason=reason)
+        request = self._request([image], prompt, self.criteria, told, reason=reason)
+        reply = self.endpoint.ask(request)
         written, expected, problem = read_scores(reply, self.criteria)
         scores = written | {n + EXPECTED: expected.get(n, value) for n, value in written.items()}
         scores["from_logprobs"] = float(bool(expected))
@@ -163,15 +201,26 @@ class OpenAIVerifier(Verifier):
             error=problem,
         )
 
-    def _request(self, image: Image.Image, prompt: str, reason: bool) -> dict[str, Any]:
-        picture = {"type": "image_url", "image_url": {"url": self._data_url(image)}}
-        text = {"type": "text", "text": f"The image was generated for this prompt:\n{prompt}"}
-        answer = {"name": "scores", "strict": True, "schema": schema(self.criteria, reason=reason)}
+    def _request(
+        self,
+        images: Sequence[Image.Image],
+        prompt: str,
+        criteria: Sequence[Criterion],
+        told: str,
+        *,
+        reason: bool,
+    ) -> dict[str, Any]:
+        pictures = [
+            {"type": "image_url", "image_url": {"url": self._data_url(image)}} for image in images
+        ]
+        which = "The image was" if len(images) == 1 else "Both images were"
+        text = {"type": "text", "text": f"{which} generated for this prompt:\n{prompt}"}
+        answer = {"name": "scores", "strict": True, "schema": schema(criteria, reason=reason)}
         return {
             "model": self.model,
             "messages": [
-                {"role": "system", "content": instruction(self.criteria, reason=reason)},
-                {"role": "user", "content": [picture, text]},
+                {"role": "system", "content": told},
+                {"role": "user", "content": [*pictures, text]},
             ],
             "response_format": {"type": "json_schema", "json_schema": answer},
             "max_completion_tokens": self.max_tokens,
@@ -202,4 +251,12 @@ def _checked(criteria: Mapping[str, str]) -> Mapping[str, str]:
         raise InputError(
             f"criteria must be texts by score name, got {criteria!r:.200}.", argument="criteria"
         )
+    taken = {*COSTS, "from_logprobs", "reason", *(name + EXPECTED for name in criteria)}
+    for name in criteria:
+        if name in taken or not name.isprintable() or '"' in name or "\\" in name:
+            raise InputError(
+                "A criterion's name becomes a column and a key of JSON: it must have no quotes, "
+                f"and be none of {', '.join(sorted(taken))}; got {name!r:.80}.",
+                argument="criteria",
+            )
     return criteria

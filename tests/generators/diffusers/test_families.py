@@ -137,6 +137,22 @@ def test_it_passes_the_conformance_checks_and_resumes(name, tmp_path, recorded):
     assert whole.cost.vae_passes == 1
 
 
+@pytest.mark.parametrize("name", mostly_slow(BUILDERS, quick={"sd15", "flux", "z_image"}))
+def test_a_cached_draft_is_the_same_in_any_batch_and_costs_what_was_evaluated(name, tmp_path):
+    family = BUILDERS[name](tmp_path)
+    call = family.call | {"num_inference_steps": 6}
+    generator = DiffusersGenerator(family.pipe, call=call, batch_size=2)
+    drafts = [Draw(seed, pace=0.5, cached=True) for seed in (5, 6)]
+    _, both = generator.generate([Job(PROMPT, d) for d in drafts])
+    alone, whole = draw(generator, drafts[1]), draw(generator, Draw(6))
+    assert np.array_equal(pixels(both), pixels(alone))
+    assert not np.array_equal(pixels(alone), pixels(whole))
+    # The refiner takes three of the six steps, and evaluates the first and the third.
+    share = 2 / 3 if "refiner" in name else 1 / 2
+    assert alone.cost.network_evaluations == share * whole.cost.network_evaluations
+    assert np.array_equal(pixels(draw(generator, Draw(6))), pixels(whole))
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_it_repaints_or_says_by_name_why_not(name, tmp_path):
     generator = generator_of(name, tmp_path, batch_size=1)

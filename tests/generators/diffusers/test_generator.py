@@ -17,6 +17,7 @@ from tts_verifier.generators.diffusers import DiffusersGenerator, loading
 from tts_verifier.runner import run
 from tts_verifier.testing import FakeVerifier, check_generator
 from tts_verifier.types import (
+    CachedDrafts,
     Continue,
     Drafts,
     Draw,
@@ -52,7 +53,7 @@ def generator(pipe):
 
 def test_it_passes_the_conformance_checks_with_all_kinds(generator):
     assert generator.supports == {
-        Draw, Continue, Repaint, Near, LowBand, Rewritten, Drafts,
+        Draw, Continue, Repaint, Near, LowBand, Rewritten, Drafts, CachedDrafts,
     }  # fmt: skip
     check_generator(generator)
 

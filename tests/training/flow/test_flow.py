@@ -258,6 +258,12 @@ def test_a_run_stops_when_the_reward_rises_and_the_judge_does_not() -> None:
     assert broken_rule({"judge": 3}, rows, "judge") is None
 
 
+def test_a_reward_that_goes_up_and_down_does_not_stop_a_run() -> None:
+    rewards = (0.9, 0.91, 0.905, 0.912)
+    rows = [row(i, held_reward=reward, held_judge=0.6) for i, reward in enumerate(rewards)]
+    assert broken_rule({"judge": 3}, rows, "judge") is None
+
+
 def test_a_stopped_run_is_kept(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

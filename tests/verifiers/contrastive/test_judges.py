@@ -76,6 +76,21 @@ def test_what_is_cut_of_a_prompt_is_said_once_and_in_each_verdict(judges):
     assert judge.verify(PICTURES[:1], ["red " * 33])[0].text == ""
 
 
+def test_a_note_quotes_a_part_of_what_is_cut(clip_folder):
+    with pytest.warns(RunWarning, match=r"3002 tokens and the judge reads 77.*red' …"):
+        verdict = ClipScore(clip_folder).verify(PICTURES[:1], ["red " * 3000])[0]
+    assert 200 < len(verdict.text) < 300
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "<|startoftext|>", "[SEP]", "[PAD]"])
+def test_the_name_of_a_special_token_in_a_prompt_is_only_text(judges, name):
+    for reader in (judges["pickscore"](), judges["imagereward"]()):
+        prompts = ["the red", f"the red {name} table", f"the red {name} chair"]
+        verdicts = reader.verify(PICTURES[:1] * 3, prompts)
+        # A text that ended at the name would be the first prompt three times.
+        assert len({reader.objective(verdict.scores) for verdict in verdicts}) == 3
+
+
 def test_the_prefix_counts_as_part_of_the_prompt(clip_folder):
     fits = "red " * 75
     assert ClipScore(clip_folder).verify(PICTURES[:1], [fits])[0].text == ""
@@ -93,6 +108,7 @@ def test_preference_compares_the_pictures_of_one_prompt(judges):
     judge.model.logit_scale.fill_(math.nan)
     unusable = judge.verify(PICTURES[:2], ["red", "red"])
     assert all(math.isnan(value) for v in unusable for value in v.scores.values())
+    assert all("the network gave no finite score; float32 or bf" in v.error for v in unusable)
 
 
 def test_memory_that_runs_out_halves_the_batch(judges, monkeypatch):
@@ -184,6 +200,24 @@ def test_tts_score_takes_a_judge_and_its_checkpoint(clip_folder, tmp_path):
 def test_a_scale_is_above_0(clip_folder, scale):
     with pytest.raises(InputError, match="scale must be a number above 0"):
         ClipScore(clip_folder, scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": "x"}, "scale must be a number above 0, got 'x'"),
+        ({"scale": True}, "scale must be a number above 0, got True"),
+        ({"clamp": "no"}, "clamp must be true or false, got 'no'"),
+        ({"softmax": None}, "softmax must be true or false, got None"),
+        ({"prefix": 5}, "prefix must be a text, got 5"),
+        ({"model": ""}, "A path must not be empty"),
+    ],
+)
+def test_arguments_have_their_types(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ClipScore(**{"model": "nowhere"} | arguments)
+    with pytest.raises(InputError, match="antialias must be true or false, got 0"):
+        HPSv2("nowhere", antialias=0)
 
 
 def test_a_batch_size_and_a_device_are_checked(clip_folder):

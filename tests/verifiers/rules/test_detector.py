@@ -298,11 +298,25 @@ def test_missing_weights_are_refused(folder, tmp_path):
         DetectorVerifier(tmp_path)
 
 
+def test_a_network_that_says_nothing_finite_is_no_picture_without_objects(folder):
+    judge = DetectorVerifier(folder, threshold=0.0)
+    judge.model.class_labels_classifier.layers[0].weight.data.fill_(math.nan)
+    verdict = judge.verify([Image.new("RGB", (30, 20))], ["a photo of a cat"])[0]
+    assert math.isnan(verdict.scores["objects"])
+    assert math.isnan(verdict.scores["objects_passed"])
+    assert "the network gave no finite confidence" in verdict.error
+
+
 @pytest.mark.parametrize("argument", ["threshold", "counting_threshold"])
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "x"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, "x", True])
 def test_thresholds_are_shares(folder, argument, value):
     with pytest.raises(InputError, match=f"{argument} must be a number in"):
         DetectorVerifier(folder, **{argument: value})
+
+
+def test_letterbox_is_true_or_false(folder):
+    with pytest.raises(InputError, match="letterbox must be true or false, got 'no'"):
+        DetectorVerifier(folder, letterbox="no")
 
 
 def test_a_recipe_takes_genevals_file_as_prompts_and_as_what_they_ask_for(folder, tmp_path):

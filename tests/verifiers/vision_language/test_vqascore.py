@@ -10,9 +10,11 @@ from PIL import Image
 from tiny_imagedoctor import noise
 from tiny_judges import FAMILIES, save_judge, tokenizer
 
+from tts_verifier import BestOfN, run
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.registry import builder
-from tts_verifier.testing import check_verifier
+from tts_verifier.testing import FakeGenerator, FakeVerifier, check_verifier
+from tts_verifier.types import Compare
 from tts_verifier.verifiers.vision_language.vqascore import VQAScore
 
 IMAGES = [noise(90, 60), noise(60, 100, 1), noise(30, 30, 2)]
@@ -39,6 +41,60 @@ def test_every_family_conforms_and_a_batch_equals_one_at_a_time(folder: Path) ->
     ]
     assert together == pytest.approx(alone, abs=1e-6)
     assert len(set(together)) == 3
+
+
+def test_two_pictures_are_compared_at_once(folder: Path) -> None:
+    judge = VQAScore(folder)
+    first, second = IMAGES, [*IMAGES[1:], IMAGES[0]]
+    together = judge.compare(first, second, PROMPTS)
+    alone = [
+        judge.compare([one], [other], [prompt])[0].scores["preferred"]
+        for one, other, prompt in zip(first, second, PROMPTS, strict=True)
+    ]
+    assert [v.scores["preferred"] for v in together] == pytest.approx(alone, abs=1e-5)
+    assert all(0 < value < 1 for value in alone)
+    assert len(set(alone)) == 3
+    assert judge.compare([], [], []) == []
+    with pytest.raises(InputError, match="2 images and 1 prompt"):
+        judge.compare(IMAGES[:1], IMAGES[:2], PROMPTS[:1])
+
+
+def test_a_preference_is_that_of_the_first_token(qwen: Path) -> None:
+    judge = builder("comparer", "vqascore")(model=str(qwen))
+    processor, model = judge.engine.processor, judge.engine.model
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    text = (
+        f"<|im_start|>user\nPicture 1: {image}\nPicture 2: {image}\nWhich of the two pictures "
+        'shows "a cat" better? Answer with the number of the picture, 1 or 2.<|im_end|>\n'
+        "<|im_start|>assistant\n"
+    )
+    inputs = processor(text=[text], images=[IMAGES[:2]], return_tensors="pt")
+    with torch.no_grad():
+        probs = model(**inputs).logits[0, -1].softmax(-1)
+    one, two = (float(probs[processor.tokenizer.convert_tokens_to_ids(n)]) for n in "12")
+    verdict = judge.compare(IMAGES[:1], IMAGES[1:2], ["a cat"])[0]
+    assert verdict.scores["preferred"] == pytest.approx(one / (one + two), abs=1e-5)
+    assert verdict.text == f'P("1") = {one:.4f}, P("2") = {two:.4f}'
+
+
+def test_weights_that_overflow_give_no_preference(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    judge.engine.model.lm_head.weight.data.fill_(float("nan"))
+    verdict = judge.compare(IMAGES[:1], IMAGES[1:2], ["a cat"])[0]
+    assert verdict.scores["preferred"] != verdict.scores["preferred"]
+    assert "no finite probability" in verdict.error
+
+
+def test_a_run_settles_near_ties_by_the_pairs(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    result = run(
+        ["a cat"], FakeGenerator(), FakeVerifier(), BestOfN(3), ties=2, near=1.0, comparer=judge
+    )
+    compared = [t for t in result.trials if isinstance(t.proposal, Compare)]
+    assert len(compared) == 1
+    assert 0 < compared[0].objective < 1
+    assert "in this order 0." in compared[0].verdict.text
+    assert 'P("2")' in compared[0].verdict.text
 
 
 def test_the_score_is_the_probability_of_the_first_token(qwen: Path) -> None:
@@ -120,15 +176,29 @@ def test_an_answer_of_several_tokens_is_refused(qwen: Path) -> None:
         VQAScore(qwen, answer="Maybe")
 
 
+@pytest.mark.parametrize("answer", [None, 5, ["Yes"]])
+def test_an_answer_is_a_text(answer: object) -> None:
+    with pytest.raises(InputError, match="answer must be a text, got"):
+        VQAScore("nowhere", answer=answer)
+
+
 @pytest.mark.parametrize("question", ["Is it there?", "{} or {}?", 3])
 def test_a_question_needs_one_place_for_the_prompt(question: object) -> None:
     with pytest.raises(InputError, match=r"question must be a text with one \{\} for the prompt"):
         VQAScore("nowhere", question=question)
 
 
-def test_a_prompt_that_is_too_long_is_refused_and_not_cut(qwen: Path) -> None:
-    with pytest.raises(InputError, match="at most 4096 tokens for this model, one has 4"):
-        VQAScore(qwen).verify(IMAGES[:1], ["x" * 4100])
+def test_what_the_model_does_not_take_costs_its_neighbours_nothing(qwen: Path) -> None:
+    judge = VQAScore(qwen)
+    images, prompts = [*IMAGES, noise(2, 900)], ["a cat", "x" * 4100, "a dog", "a strip"]
+    good, long, other, strip = judge.verify(images, prompts)
+    assert "at most 4096 tokens for this model, this one has 4" in long.error
+    assert "nothing is cut in silence: 'Does this image show \"xxx" in long.error
+    assert "must accept the images (of 2 x 900" in strip.error
+    assert str(long.scores["vqascore"]) == str(strip.scores["vqascore"]) == "nan"
+    expected = judge.verify([IMAGES[0], IMAGES[2]], ["a cat", "a dog"])
+    for verdict, alone in zip((good, other), expected, strict=True):
+        assert verdict.scores["vqascore"] == pytest.approx(alone.scores["vqascore"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +276,6 @@ def test_prompts_and_images_that_cannot_be_used_are_refused(qwen: Path) -> None:
         judge.verify([Image.new("RGB", (40, 40))], [" "])
     with pytest.raises(InputError, match="Prompt 0 must be valid Unicode"):
         judge.verify(IMAGES[:1], ["\ud800"])
-    with pytest.raises(InputError, match=r"must accept the images \(of 900 x 3 "):
-        judge.verify([Image.new("RGB", (900, 3))], ["a line"])
     with pytest.raises(InputError, match="detail must be 'score' or 'diagnose'"):
         judge.verify(IMAGES, PROMPTS, detail="all")
 

@@ -212,8 +212,16 @@ def test_a_number_that_is_not_written_digit_by_digit_has_no_expectation() -> Non
 
 
 def test_a_tokenizer_without_digits_and_a_limit_of_zero_are_refused(engine) -> None:
-    with pytest.raises(InputError, match="max_new_tokens must be from 1 to 65535, got 0"):
+    with pytest.raises(InputError, match="max_new_tokens must be a whole number from 1"):
         UnifiedReward(engine, max_new_tokens=0)
     lacking = type("Letters", (), {"encode": lambda self, form, **_: [1, 2]})()
     with pytest.raises(InputError, match="writes numbers digit by digit; for this one 0123456789"):
         digit_ids(lacking)
+
+
+@pytest.mark.parametrize("tokens", ["x", None, 1.5, True, 2**16])
+def test_a_limit_of_tokens_is_a_whole_number_and_thinking_true_or_false(tokens: object) -> None:
+    with pytest.raises(InputError, match="max_new_tokens must be a whole number from 1 to 65535"):
+        VisualQuality("nowhere", max_new_tokens=tokens)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="thinking must be true or false, got 'no'"):
+        VisualQuality("nowhere", thinking="no")  # type: ignore[arg-type]

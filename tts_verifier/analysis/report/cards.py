@@ -178,7 +178,7 @@ def _origin(trial: Trial, cards: Mapping[str, Card]) -> str:
     if isinstance(p, Draw) and p.rewrite:
         return f"drawn from the text of {name}"
     if isinstance(p, Draw) and p.pace < 1:
-        return f"a draft in {p.pace:.0%} of the steps"
+        return f"a draft in {p.pace:.0%} of the {'evaluations' if p.cached else 'steps'}"
     if isinstance(p, Continue):
         return f"{name} continued to {p.until:.0%}"
     if isinstance(p.noise, Near):

@@ -41,6 +41,8 @@ class BatchPlan:
     """Width and height of the images to repaint."""
     steps: int = 0
     """The number of steps of drafts; 0 = as many as the call says."""
+    interval: int = 1
+    """Every how many steps cached drafts evaluate the network."""
 
 
 @dataclass(slots=True, eq=False)

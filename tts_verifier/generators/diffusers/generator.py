@@ -29,6 +29,7 @@ from tts_verifier.generators.diffusers.hooks import (
     counted_rows,
     counted_steps,
     exclusive,
+    extrapolated_steps,
     inside_its_call,
     refuse_inside_its_call,
     steps_of_call,
@@ -46,6 +47,7 @@ from tts_verifier.generators.diffusers.schedule import ScheduleSlice
 from tts_verifier.generators.diffusers.traits import PipelineTraits, computing_device
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.types import (
+    CachedDrafts,
     Compare,
     Continue,
     Cost,
@@ -111,7 +113,9 @@ class DiffusersGenerator:
         CheckpointError: the model cannot be found, trusted or loaded.
     """
 
-    supports = frozenset[type]({Draw, Continue, Repaint, Near, LowBand, Rewritten, Drafts})
+    supports = frozenset[type](
+        {Draw, Continue, Repaint, Near, LowBand, Rewritten, Drafts, CachedDrafts}
+    )
     home: str | None = None
     """For `interfaces.Movable`: a pipeline is loaded onto the device on which it computes."""
 
@@ -253,8 +257,9 @@ class DiffusersGenerator:
         proposal = job.proposal
         check_fractions(proposal)
         if isinstance(proposal, Draw) and proposal.until >= 1:
-            steps = self.traits.steps_of_draft(self._call, proposal.pace)
-            return BatchPlan(given_latents=proposal.noise is not None, steps=steps)
+            steps, interval = self.traits.steps_of_draw(self._call, proposal)
+            given = proposal.noise is not None
+            return BatchPlan(given_latents=given, steps=steps, interval=interval)
         if why := self.lacks.get(Repaint if isinstance(proposal, Repaint) else Continue):
             raise UnsupportedError(
                 f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
@@ -300,7 +305,10 @@ class DiffusersGenerator:
         batch = [*jobs, *[jobs[-1]] * missing]
         # diffusers' own inpainting pipeline runs the modules of `self.pipe`; only a pipeline that
         # the user passed as `inpaint` has modules of its own to count.
-        with counted_rows((plan.strength and self.traits.inpaint) or self.pipe) as rows:
+        with (
+            counted_rows((plan.strength and self.traits.inpaint) or self.pipe) as rows,
+            extrapolated_steps(self.pipe, plan.interval, rows),
+        ):
             output = self._repaint(batch) if plan.strength else self._denoise(batch, plan)
         # Copies that fill the batch are counted as rows, so the share of one row is exact.
         cost = Cost(

@@ -142,7 +142,13 @@ def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def denoiser_of(pipe: Any) -> Any:
     """Returns the network that is evaluated at every step, None if it has an unknown name."""
-    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    return _first_part(pipe, "transformer", "unet")
+
+
+def _first_part(pipe: Any, *names: str) -> Any:
+    # Not `or`: a module that `torch.compile` returned has no truth value.
+    parts = (getattr(pipe, name, None) for name in names)
+    return next((part for part in parts if part is not None), None)
 
 
 @dataclass(slots=True, eq=False)
@@ -160,7 +166,7 @@ def counted_rows(pipe: Any) -> Iterator[RowCounts]:
     """Counts the rows that go through the denoiser and the VAE inside the `with` block."""
     counts = RowCounts()
     # Kandinsky names its autoencoder `movq`.
-    vae = getattr(pipe, "vae", None) or getattr(pipe, "movq", None)
+    vae = _first_part(pipe, "vae", "movq")
     # The parts of the VAE and not the VAE itself: pipelines call `encode` and `decode`, which
     # bypass the forward hooks of the whole module.
     modules = [
@@ -182,8 +188,119 @@ def counted_rows(pipe: Any) -> Iterator[RowCounts]:
 
 def _row_counter(counts: RowCounts, name: str) -> Callable[..., None]:
     def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Some pipelines pass the latents by name only.
-        batch = args[0] if args else next(iter(kwargs.values()))
-        setattr(counts, name, getattr(counts, name) + len(batch))
+        setattr(counts, name, getattr(counts, name) + _rows(args, kwargs))
 
     return count
+
+
+def _rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    # Some pipelines pass the latents by name only.
+    return len(args[0] if args else next(iter(kwargs.values())))
+
+
+# -- cached drafts -----------------------------------------------------------------------------
+
+
+def evaluated_steps(steps: int, interval: int) -> int:
+    """Returns in how many of some steps `extrapolated_steps` evaluates the denoiser.
+
+    These are the first one, the third, and every `interval` steps after it.
+    """
+    return steps if interval == 1 else 1 + len(range(2, steps, interval))
+
+
+@contextmanager
+def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[None]:
+    """Evaluates the denoiser only every `interval` steps inside the `with` block.
+
+    In the other steps its output is extrapolated from the last two (TaylorSeer, Liu et al., 2025,
+    of order 1, by diffusers' own hook). Which steps these are depends on their number alone, and
+    every row of a batch is extrapolated by itself, so an image does not depend on its batch. Of
+    diffusers' other caches, FirstBlockCache and SeaCache decide by means over the batch.
+
+    Args:
+        pipe: the pipeline, for one call.
+        interval: 1 = evaluate in all steps.
+        rows: counts the rows through the denoiser; extrapolated ones are taken off.
+    """
+    if interval == 1:
+        yield
+        return
+    network, scheduler = denoiser_of(pipe), pipe.scheduler
+    forward, step = network.forward, scheduler.step
+    output: Any = None
+    calls = 0
+
+    def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        nonlocal output
+        output = forward(*args, **kwargs)
+        rows.denoiser += _rows(args, kwargs)
+        return _tensors(output)
+
+    @functools.wraps(step)
+    def next_step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls = 0
+        return step(*args, **kwargs)
+
+    @functools.wraps(forward)
+    def evaluate_or_extrapolate(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        from diffusers.models.cache_utils import CacheMixin
+
+        # Guidance may call the denoiser twice in a step, and may end before the last step.
+        calls, count = calls + 1, _rows(args, kwargs)
+        rows.denoiser -= count
+        with CacheMixin.cache_context(network, f"call {calls} of {count} rows"):
+            found = cached(*args, **kwargs)
+        return _with_tensors(output, list(found) if isinstance(found, tuple | list) else [found])
+
+    with replaced_attribute(network, "forward", evaluate), _taylor_hook(network, interval):
+        cached = network.forward
+        with (
+            replaced_attribute(network, "forward", evaluate_or_extrapolate),
+            replaced_attribute(scheduler, "step", next_step),
+        ):
+            yield
+
+
+@contextmanager
+def _taylor_hook(network: Any, interval: int) -> Iterator[None]:
+    """Puts diffusers' hook on the denoiser as a whole; its state ends with the `with` block."""
+    import torch
+    from diffusers import TaylorSeerCacheConfig
+    from diffusers.hooks import HookRegistry, apply_taylorseer_cache
+
+    bare = "_diffusers_hook" not in vars(network)
+    config = TaylorSeerCacheConfig(
+        cache_interval=interval,
+        disable_cache_before_step=1,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[""],
+    )
+    apply_taylorseer_cache(network, config)
+    registry = HookRegistry.check_if_exists_or_initialize(network)
+    try:
+        yield
+    finally:
+        registry.remove_hook("taylorseer_cache", recurse=False)
+        if bare:
+            del network._diffusers_hook
+
+
+def _tensors(output: Any) -> tuple[Any, ...]:
+    """Returns the tensors that a denoiser predicts: one, or one for each image."""
+    import torch
+
+    first = output if isinstance(output, torch.Tensor) else output[0]
+    return tuple(first) if isinstance(first, list) else (first,)
+
+
+def _with_tensors(output: Any, tensors: list[Any]) -> Any:
+    """Returns a denoiser's output with other tensors in it."""
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return tensors[0]
+    first = tensors if isinstance(output[0], list) else tensors[0]
+    return (first,) if isinstance(output, tuple) else type(output)(first)

@@ -14,11 +14,12 @@ from tts_verifier.errors import RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, schedule
 from tts_verifier.generators.diffusers.batch import IMAGE_FIELDS
 from tts_verifier.generators.diffusers.batch_size import BatchSize
+from tts_verifier.generators.diffusers.hooks import denoiser_of, evaluated_steps
 from tts_verifier.generators.diffusers.loading import check_pipeline
 from tts_verifier.generators.diffusers.noise import latents_problem
 from tts_verifier.identity import described
 from tts_verifier.memory import release, weight_bytes
-from tts_verifier.types import Continue, Drafts, LowBand, Near, Repaint, Setting
+from tts_verifier.types import CachedDrafts, Continue, Drafts, Draw, LowBand, Near, Repaint, Setting
 
 _STEPS_ARGUMENT: Final = "num_inference_steps"
 
@@ -62,30 +63,44 @@ class PipelineTraits:
             Continue: self._latents_problem or schedule.resume_problem(self.pipe, call),
             Repaint: self._repaint_problem(),
             Drafts: self._drafts_problem(call),
+            CachedDrafts: self._cached_drafts_problem(call),
         }
 
-    def steps_of_draft(self, call: Mapping[str, Any], pace: float) -> int:
-        """Returns the number of steps of a draft, at least one; 0 for a draw at full pace.
+    def steps_of_draw(self, call: Mapping[str, Any], draw: Draw) -> tuple[int, int]:
+        """Returns the steps of a draw, 0 = the call's, and every how many it evaluates the network.
 
         Args:
             call: the arguments of the pipeline's call.
-            pace: the share of the call's steps.
+            draw: a cached draft evaluates it in the share `pace` of the steps, or in two.
 
         Raises:
-            UnsupportedError: the call does not say how many steps there are.
+            UnsupportedError: it is a draft, and the pipeline cannot draw drafts.
         """
-        if pace == 1:
-            return 0
-        if why := self._drafts_problem(call):
+        if draw.pace == 1:
+            return 0, 1
+        if why := self.problems(call)[CachedDrafts if draw.cached else Drafts]:
             raise UnsupportedError(f"{type(self.pipe).__name__} cannot draw drafts: {why}.")
         steps: int = self._steps(call)
-        return max(round(steps * pace), 1)
+        most = max(round(steps * draw.pace), 1)
+        if not draw.cached:
+            return most, 1
+        fits = (k for k in range(1, steps + 2) if evaluated_steps(steps, k) <= max(most, 2))
+        return 0, next(fits)
 
     def _drafts_problem(self, call: Mapping[str, Any]) -> str:
         lists = [name for name in ("timesteps", "sigmas") if call.get(name) is not None]
         if lists:
             return f"its call lists {lists[0]}, so the number of steps is fixed"
         return "" if isinstance(self._steps(call), int) else f"its call has no {_STEPS_ARGUMENT}"
+
+    def _cached_drafts_problem(self, call: Mapping[str, Any]) -> str:
+        network = denoiser_of(self.pipe)
+        if network is None or getattr(self.pipe, "scheduler", None) is None:
+            return "it has no `scheduler`, or no `transformer` or `unet`"
+        if getattr(network, "_compiled_call_impl", None) is not None:
+            # Its graph holds the whole network, and would be compiled anew for every batch.
+            return "its denoiser was compiled in place; compile its blocks, or use torch.compile"
+        return self._drafts_problem(call)
 
     def _steps(self, call: Mapping[str, Any]) -> Any:
         parameter = inspect.signature(type(self.pipe).__call__).parameters.get(_STEPS_ARGUMENT)

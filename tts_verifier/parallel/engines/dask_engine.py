@@ -6,10 +6,14 @@ worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DE
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
 import dask
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.scheduler import KilledWorker
 
 from tts_verifier.errors import InputError, RunError
@@ -48,17 +52,22 @@ class DaskEngine:
         self.most = 2 * self.workers
         self._running: dict[Any, int] = {}
         """Future -> key."""
+        self._done: SimpleQueue[Any] = SimpleQueue()
+        """Futures that are done, put by a thread of Dask. `as_completed` waits without a limit."""
 
     def submit(self, key: int, item: Any) -> None:
         """Hands an item to the scheduler."""
-        self._running[self._client.submit(self._work, item, pure=False)] = key
+        future = self._client.submit(self._work, item, pure=False)
+        self._running[future] = key
+        future.add_done_callback(self._done.put)
 
     def take(self, seconds: float) -> list[tuple[int, Any]]:
         """Returns what is done."""
-        try:
-            finished = wait(list(self._running), seconds, return_when="FIRST_COMPLETED").done
-        except TimeoutError:
-            return []
+        finished = []
+        with suppress(Empty):
+            finished.append(self._done.get(timeout=seconds))
+            while True:
+                finished.append(self._done.get_nowait())
         done = []
         for future in finished:
             key = self._running.pop(future)
@@ -75,9 +84,18 @@ class DaskEngine:
         """Leaves the cluster, and ends it if this process started it."""
         if now and getattr(self, "_running", None):
             self._client.cancel(list(self._running))
+        if now and self._cluster is not None:
+            self._kill_workers()
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
+
+    def _kill_workers(self) -> None:
+        # Closing a cluster waits for what its workers do.
+        for nanny in self._cluster.workers.values():
+            nanny.auto_restart = False
+            with suppress(OSError, TypeError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
     def _start_here(self, options: ParallelOptions) -> Client:
         gpus = gpus_here()
@@ -104,6 +122,8 @@ class DaskEngine:
             n_workers=workers,
             threads_per_worker=1,
             dashboard_address=None,
+            # Dask would pause a worker at 80 % of its share of the memory, and kill it at 95 %.
+            memory_limit=0,
             env=thread_settings(workers) | {"CUDA_VISIBLE_DEVICES": ""},
         )
         return Client(self._cluster)
@@ -131,7 +151,16 @@ class DaskEngine:
                     argument="gpus",
                 )
         self._client.run_on_scheduler(_allow_deaths)
-        self._client.run(begin_worker)
+        self._client.register_plugin(_BeginWorker())
+
+
+class _BeginWorker(WorkerPlugin):  # type: ignore[misc]
+    """Prepares every worker process, also one that replaces another."""
+
+    name = "tts-begin-worker"
+
+    def setup(self, worker: Any) -> None:
+        begin_worker()
 
 
 def _allow_deaths(dask_scheduler: Any) -> None:

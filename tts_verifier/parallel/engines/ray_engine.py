@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+import time
+from typing import Any, Final
 
 import ray
 import ray.exceptions
@@ -25,7 +26,10 @@ from tts_verifier.parallel.engines.processes import (
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
 
-_START_RAY = "Start it with `ray start --head` there, or leave out address to use this machine."
+_START_RAY: Final = (
+    "Start it with `ray start --head` there, or leave out address to use this machine."
+)
+_INTERRUPT_SECONDS: Final = 0.2
 
 
 class _Worker:
@@ -73,7 +77,11 @@ class RayEngine:
 
     def take(self, seconds: float) -> list[tuple[int, Any]]:
         """Returns what is done."""
-        finished, _ = ray.wait(list(self._running), num_returns=1, timeout=seconds)
+        finished, deadline = [], time.monotonic() + seconds
+        while not finished and (left := deadline - time.monotonic()) > 0:
+            # Python answers Ctrl-C when this returns, and of two before that only one.
+            most = min(left, _INTERRUPT_SECONDS)
+            finished, _ = ray.wait(list(self._running), num_returns=1, timeout=most)
         done = []
         for reference in finished:
             _, key = self._running.pop(reference)

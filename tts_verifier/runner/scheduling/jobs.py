@@ -8,6 +8,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.identity import trial_id
 from tts_verifier.types import (
     KINDS,
+    CachedDrafts,
     Compare,
     Continue,
     Drafts,
@@ -97,6 +98,11 @@ def _problem(proposal: Proposal, task: Task, trials: Mapping[str, Trial]) -> str
             return "the generator cannot draw drafts."
         if not 0 < proposal.pace < 1 or proposal.until != 1 or proposal.noise is not None:
             return "a draft needs a pace in (0, 1], and goes from the seed's noise to the end."
+    if isinstance(proposal, Draw) and proposal.cached:
+        if CachedDrafts not in task.supports:
+            return "the generator cannot draw drafts with a cache."
+        if proposal.pace == 1:
+            return "only a draft is cached, whose pace is below 1."
     noise = proposal.noise if isinstance(proposal, Draw) else None
     if noise is not None and type(noise) not in task.supports:
         return "the generator cannot start from such noise."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import RewriteRequest
+from tts_verifier.interfaces import RewriteRequest, endpoint_key, endpoint_url, without_key
 from tts_verifier.strategies.common.arguments import check_number
 from tts_verifier.types import Setting
 
@@ -20,6 +19,7 @@ _INSTRUCTION: Final = (
 )
 _LONGEST_REPLY: Final = 4000
 """Characters of a verdict that the model reads."""
+_KEY_VARIABLE: Final = "OPENAI_API_KEY"
 
 
 class ChatRewriter:
@@ -36,7 +36,7 @@ class ChatRewriter:
         client: replaces the client of the `openai` package; for tests.
 
     Raises:
-        InputError: the package `openai` is missing, no key is set, or `temperature` is no number.
+        InputError: the package `openai` is missing, no key is set, or an argument is not usable.
     """
 
     def __init__(
@@ -47,21 +47,36 @@ class ChatRewriter:
         temperature: float | None = 0.0,
         client: Any = None,
     ) -> None:
+        if not isinstance(model, str) or not model:
+            raise InputError(
+                f"model must be a name that the endpoint knows, got {model!r}.", argument="model"
+            )
         if temperature is not None:
             check_number(
                 "temperature", temperature, lambda t: 0 <= t < math.inf, rule="finite, not negative"
             )
+        url = endpoint_url(base_url)
         self.settings: Mapping[str, Setting] = {
             "rewriter": "chat",
             "model": model,
-            "base_url": base_url,
+            "base_url": url,
             "temperature": temperature,
         }
-        self._client = client or _open_client(base_url)
+        self._key = endpoint_key(_KEY_VARIABLE)
+        self._client = client or _open_client(url, self._key)
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
-        """Returns the model's text for each request, "" where it gives none."""
-        return [self._ask(request) for request in requests]
+        """Returns the model's text for each request, "" where it gives none.
+
+        Raises:
+            RuntimeError: the endpoint fails, or its answer has no text; the run then takes the
+                prompt.
+        """
+        try:
+            return [self._ask(request) for request in requests]
+        except Exception as error:  # an endpoint may answer anything
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RuntimeError(without_key(why, self._key)) from None
 
     def _ask(self, request: RewriteRequest) -> str:
         temperature = self.settings["temperature"]
@@ -73,8 +88,14 @@ class ChatRewriter:
                 {"role": "user", "content": description(request)},
             ],
         )
-        text = reply.choices[0].message.content or ""
-        return str(text).strip().strip('"').strip()
+        choice = reply.choices[0]
+        text = choice.message.content or ""
+        if getattr(choice, "finish_reason", None) == "length":
+            raise ValueError(f"the text was cut off, it ends in {str(text)[-40:]!r}")
+        if not isinstance(text, str):
+            raise TypeError(f"the answer must be a text, it is a {type(text).__name__}")
+        # Models that think aloud close their thoughts so.
+        return text.rpartition("</think>")[2].strip().strip('"').strip()
 
 
 def description(request: RewriteRequest) -> str:
@@ -92,7 +113,7 @@ def description(request: RewriteRequest) -> str:
     return "\n".join(lines)
 
 
-def _open_client(base_url: str | None) -> Any:
+def _open_client(base_url: str | None, key: str) -> Any:
     try:
         import openai
     except ImportError as error:
@@ -101,7 +122,8 @@ def _open_client(base_url: str | None) -> Any:
         ) from error
     try:
         # Endpoints of one's own need no key, and the client needs one.
-        key = os.environ.get("OPENAI_API_KEY") or (None if base_url is None else "none")
-        return openai.OpenAI(api_key=key, base_url=base_url)
+        return openai.OpenAI(
+            api_key=key or (None if base_url is None else "none"), base_url=base_url
+        )
     except openai.OpenAIError as error:
         raise InputError(f"The endpoint cannot be used: {error}", argument="base_url") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,7 +69,9 @@ def broken_rule(
     The rules:
 
     - `gradient`: in three steps in a row the norm is above so many times the least so far.
-    - `judge`: over so many evaluations the reward has risen and the judge has not.
+    - `judge`: in each of so many evaluations in a row the reward rose, and the judge was never
+      above where it had been before them. A reward that has stopped rising goes up and down by
+      chance.
     - `kl`, `unscored_share`: in three steps in a row above the limit.
 
     Args:
@@ -114,12 +117,11 @@ def _judge_fell_behind(
     known = [row for row in rows if row.get(name) is not None]
     if len(known) <= evaluations:
         return None
-    first, last = known[-evaluations - 1], known[-1]
-    reward = last[f"{HELD}reward"] - first[f"{HELD}reward"]
-    judged = last[name] - first[name]
-    if not (reward > 0 and judged <= 0):
+    rewards = [row[f"{HELD}reward"] for row in known[-evaluations - 1 :]]
+    first, *later = [row[name] for row in known[-evaluations - 1 :]]
+    if any(b <= a for a, b in pairwise(rewards)) or max(later) > first:
         return None
     return (
-        f"the reward of held-out captions had risen by {reward:.3f} in {evaluations} evaluations, "
-        f"and {judge} had changed by {judged:.3f}"
+        f"the reward of held-out captions had risen by {rewards[-1] - rewards[0]:.3f} in "
+        f"{evaluations} evaluations, and {judge} had changed by {later[-1] - first:.3f}"
     )

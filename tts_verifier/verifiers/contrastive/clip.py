@@ -37,6 +37,7 @@ from tts_verifier.verifiers.contrastive.towers import (
     processor_folder,
     text_features,
 )
+from tts_verifier.verifiers.judge_options import check_flags
 
 
 class ClipScore(ContrastiveJudge):
@@ -84,11 +85,15 @@ class ClipScore(ContrastiveJudge):
         revision: str | None = None,
     ) -> None:
         super().__init__(device=device, dtype=dtype, batch_size=batch_size)
-        if scale is not None and not 0 < scale < float("inf"):
+        check_flags(clamp=clamp, softmax=softmax)
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if scale is not None and not (number and 0 < scale < float("inf")):
             raise InputError(
-                f"scale must be a number above 0, got {scale}; None = the model's own.",
+                f"scale must be a number above 0, got {scale!r:.80}; None = the model's own.",
                 argument="scale",
             )
+        if not isinstance(prefix, str):
+            raise InputError(f"prefix must be a text, got {prefix!r:.80}.", argument="prefix")
         self.scale, self.clamp, self.prefix, self.softmax = scale, clamp, prefix, softmax
         self.score_names = (self.score_name, "preference") if softmax else (self.score_name,)
         folder = clip_folder(model, revision)

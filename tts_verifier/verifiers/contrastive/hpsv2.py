@@ -36,6 +36,7 @@ from tts_verifier.verifiers.contrastive.towers import (
     read_clip_config,
     text_features,
 )
+from tts_verifier.verifiers.judge_options import check_flags
 
 WEIGHTS_FILE: Final = "HPS_v2.1_compressed.pt"
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -80,6 +81,7 @@ class HPSv2(ContrastiveJudge):
         revision: str | None = None,
     ) -> None:
         super().__init__(device=device, dtype=dtype, batch_size=batch_size)
+        check_flags(antialias=antialias)
         self.antialias = antialias
         processor = processor_folder(base)
         if (folder := user_path(model)).joinpath("config.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from abc import abstractmethod
@@ -24,6 +25,10 @@ from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.contrastive.texts import Tokens, encode_prompt
 from tts_verifier.verifiers.judge_options import NamedCheckpoint
 
+_NO_SCORE: Final = (
+    "the network gave no finite score; float32 or bfloat16 as dtype does where float16 does not"
+)
+"""Why a score is NaN."""
 _THREADS: Final = max(min(os.cpu_count() or 1, 16), 1)
 """In which pictures are resized."""
 
@@ -127,7 +132,13 @@ class ContrastiveJudge(NamedCheckpoint):
         with self._lock, torch.inference_mode():
             scores = self.batches.run(self._scores_of_batch, rows, self.device)
         return [
-            Verdict(by_name, text=tokens[prompt].note, detail=detail, cost=Cost(verifier_calls=1))
+            Verdict(
+                by_name,
+                text=tokens[prompt].note,
+                detail=detail,
+                cost=Cost(verifier_calls=1),
+                error="" if all(map(math.isfinite, by_name.values())) else _NO_SCORE,
+            )
             for by_name, prompt in zip(self._finish(scores, listed), listed, strict=True)
         ]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+_LONGEST_NOTE: Final = 200
+"""Characters that a note quotes of what is cut; every picture of the prompt has the note."""
 
 
 class Tokens(NamedTuple):
@@ -28,14 +31,18 @@ def encode_prompt(tokenizer: Any, prompt: str, positions: int) -> Tokens:
         prompt: the text.
         positions: of the text tower, such as 77.
     """
-    encoded = tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+    # Names of special tokens in a prompt are only text: one would end what the judge reads.
+    encoded = tokenizer(
+        prompt, return_offsets_mapping=True, verbose=False, split_special_tokens=True
+    )
     ids, note = list(encoded["input_ids"]), ""
     if len(ids) > positions:
         # The last position is for the token that ends a text.
         cut = prompt[encoded["offset_mapping"][positions - 2][1] :].strip()
+        shown = repr(cut) if len(cut) <= _LONGEST_NOTE else f"{cut[:_LONGEST_NOTE].rstrip()!r} …"
         note = (
             f"The prompt has {len(ids)} tokens and the judge reads {positions}; it does not see "
-            f"{cut!r}."
+            f"{shown}."
         )
         ids = [*ids[: positions - 1], ids[-1]]
     padding = [tokenizer.pad_token_id] * (positions - len(ids))

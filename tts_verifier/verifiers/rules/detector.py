@@ -21,7 +21,7 @@ from tts_verifier.loading.regular_files import user_path
 from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Box, Cost, Detail, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
-from tts_verifier.verifiers.judge_options import NamedCheckpoint
+from tts_verifier.verifiers.judge_options import NamedCheckpoint, check_flags
 from tts_verifier.verifiers.rules.object_rules import Detected, conditions_of
 from tts_verifier.verifiers.rules.object_specs import (
     WantedObject,
@@ -31,6 +31,10 @@ from tts_verifier.verifiers.rules.object_specs import (
 )
 
 _GREY: Final = (114, 114, 114)
+_NOT_FINITE: Final = (
+    "the network gave no finite confidence; float32 or bfloat16 as dtype does where float16 does "
+    "not"
+)
 
 
 class DetectorVerifier(NamedCheckpoint):
@@ -85,6 +89,7 @@ class DetectorVerifier(NamedCheckpoint):
     ) -> None:
         _check_share("threshold", threshold)
         _check_share("counting_threshold", counting_threshold)
+        check_flags(letterbox=letterbox)
         found = check_device(device)
         if found is None:
             found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,8 +134,11 @@ class DetectorVerifier(NamedCheckpoint):
             release(old)
         return self
 
-    def detect(self, images: Sequence[Image.Image]) -> list[list[Detected]]:
-        """Returns the objects of each RGB picture whose confidence reaches the lower threshold."""
+    def detect(self, images: Sequence[Image.Image]) -> list[list[Detected] | None]:
+        """Returns the objects of each RGB picture whose confidence reaches the lower threshold.
+
+        None stands for a picture of which the network says nothing finite.
+        """
         with self._lock, torch.inference_mode():
             return self.batches.run(self._detect_batch, images, self.device)
 
@@ -154,7 +162,7 @@ class DetectorVerifier(NamedCheckpoint):
         looked_at = [i for i, w in enumerate(wanted) if not isinstance(w, str)]
         found = dict(zip(looked_at, self.detect([pil_images[i] for i in looked_at]), strict=True))
         return [
-            self._verdict(image, w, found.get(i, []), detail)
+            self._verdict(image, w, found.get(i), detail)
             for i, (image, w) in enumerate(zip(pil_images, wanted, strict=True))
         ]
 
@@ -171,13 +179,14 @@ class DetectorVerifier(NamedCheckpoint):
         self,
         image: Image.Image,
         wanted: tuple[WantedObject, ...] | str,
-        found: Sequence[Detected],
+        found: Sequence[Detected] | None,
         detail: Detail,
     ) -> Verdict:
         cost = Cost(verifier_calls=1)
-        if isinstance(wanted, str):
+        if isinstance(wanted, str) or found is None:
             nothing = dict.fromkeys(self.score_names, math.nan)
-            return Verdict(nothing, detail=detail, cost=cost, error=wanted)
+            why = wanted if isinstance(wanted, str) else _NOT_FINITE
+            return Verdict(nothing, detail=detail, cost=cost, error=why)
         counts = any(w.most is not None for w in wanted)
         least = self.counting_threshold if counts else self.threshold
         sure = [d for d in found if d.confidence >= least]
@@ -191,7 +200,7 @@ class DetectorVerifier(NamedCheckpoint):
         text = "\n".join([*(c.text for c in conditions), *map(_line, sure)])
         return Verdict(scores, boxes=boxes, text=text, detail=detail, cost=cost)
 
-    def _detect_batch(self, images: Sequence[Image.Image]) -> list[list[Detected]]:
+    def _detect_batch(self, images: Sequence[Image.Image]) -> list[list[Detected] | None]:
         shown = [_letterboxed(image) if self.letterbox else image for image in images]
         inputs = self.processor(images=shown, return_tensors="pt").to(self._device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
@@ -201,9 +210,12 @@ class DetectorVerifier(NamedCheckpoint):
         results = self.processor.post_process_object_detection(
             outputs, threshold=least, target_sizes=sizes
         )
+        # NaN is above no threshold: without this it would be a picture without objects.
+        said = torch.cat([outputs.logits.flatten(1), outputs.pred_boxes.flatten(1)], 1)
+        finite = said.isfinite().all(1).tolist()
         return [
-            self._objects(result, image, padded)
-            for result, image, padded in zip(results, images, shown, strict=True)
+            self._objects(result, image, padded) if usable else None
+            for result, image, padded, usable in zip(results, images, shown, finite, strict=True)
         ]
 
     def _objects(
@@ -279,5 +291,6 @@ def _line(detected: Detected) -> str:
 
 
 def _check_share(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
         raise InputError(f"{name} must be a number in [0, 1], got {value!r}.", argument=name)

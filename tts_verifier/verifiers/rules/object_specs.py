@@ -125,7 +125,7 @@ def _parse_object(text: str, names: Mapping[str, str], prompt: str) -> WantedObj
     if text not in names:
         raise InputError(
             f"The prompt must name objects that the detector knows, joined by 'and' or by one of "
-            f"{', '.join(PLACES)}; {text!r} is none, in {prompt!r:.120}."
+            f"{', '.join(PLACES)}; {text!r:.60} is none, in {prompt!r:.120}."
         )
     return WantedObject(names[text], count, most, colour)
 

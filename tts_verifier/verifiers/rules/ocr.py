@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_detail, check_pairs
 from tts_verifier.types import Box, Cost, Detail, Heatmap, Heatmaps, Setting, Verdict
+from tts_verifier.verifiers.judge_options import check_flags
 from tts_verifier.verifiers.rules.matching import Match, best_matches, pieces_of
 from tts_verifier.verifiers.rules.quoted import quoted_texts
 from tts_verifier.verifiers.rules.reader import Quad, Reader, Word
@@ -60,11 +60,7 @@ class OCRVerifier(Verifier):
     details: tuple[Detail, ...] = ("diagnose",)
 
     def __init__(self, *, case_sensitive: bool = False, threads: int | None = None) -> None:
-        if not isinstance(case_sensitive, bool):
-            raise InputError(
-                f"case_sensitive must be true or false, got {case_sensitive!r}.",
-                argument="case_sensitive",
-            )
+        check_flags(case_sensitive=case_sensitive)
         self.case_sensitive = case_sensitive
         self._reader = Reader(threads)
         self.settings: Mapping[str, Setting] = {

@@ -83,6 +83,11 @@ class SoftTIFA(VisionLanguageVerifier):
             for atom in listed:
                 self._ids(atom)
 
+    def check_prompt(self, index: int, prompt: str) -> None:
+        """Raises InputError for a prompt that cannot be one, or has no atoms."""
+        super().check_prompt(index, prompt)
+        self.atoms_of(prompt)
+
     def verdicts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
     ) -> list[Verdict]:

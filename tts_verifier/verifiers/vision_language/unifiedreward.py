@@ -20,6 +20,7 @@ from tts_verifier.choice.objective import Objective
 from tts_verifier.errors import InputError
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
+from tts_verifier.verifiers.judge_options import check_flags
 from tts_verifier.verifiers.vision_language.digits import expected_number
 from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
 from tts_verifier.verifiers.vision_language.inference.loading import LoadingOptions
@@ -61,9 +62,10 @@ class WrittenScores(VisionLanguageVerifier):
         before: str = "",
         **options: Unpack[LoadingOptions],
     ) -> None:
-        if isinstance(max_new_tokens, bool) or not 1 <= max_new_tokens < 2**16:
+        whole = isinstance(max_new_tokens, int) and not isinstance(max_new_tokens, bool)
+        if not (whole and 1 <= max_new_tokens < 2**16):
             raise InputError(
-                f"max_new_tokens must be from 1 to 65535, got {max_new_tokens!r}.",
+                f"max_new_tokens must be a whole number from 1 to 65535, got {max_new_tokens!r}.",
                 argument="max_new_tokens",
             )
         settings: dict[str, Setting] = {"question": question, "max_new_tokens": max_new_tokens}
@@ -178,6 +180,7 @@ class VisualQuality(WrittenScores):
         max_new_tokens: int = 512,
         **options: Unpack[LoadingOptions],
     ) -> None:
+        check_flags(thinking=thinking)
         question = VISUAL_QUALITY + (ANSWER_AFTER_THINKING if thinking else ANSWER_ALONE)
         super().__init__(model, question, max_new_tokens, before=PICTURE, **options)
 

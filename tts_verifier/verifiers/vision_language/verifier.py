@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any, ClassVar, Self, Unpack
 import torch
 from PIL import Image
 
+from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_detail, check_pairs
-from tts_verifier.types import Detail, Setting, Verdict
+from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.verifiers.imagedoctor.requests import check_prompt
 from tts_verifier.verifiers.vision_language.inference.engine import QuestionEngine
 from tts_verifier.verifiers.vision_language.inference.loading import (
@@ -109,18 +111,44 @@ class VisionLanguageVerifier(Verifier):
 
         Returns:
             A verdict for each image, in order. A score that the model does not give is NaN, and
-            `error` says why.
+            `error` says why; so are those of a prompt that is longer than the model takes, and of
+            an image that its processor refuses.
 
         Raises:
-            InputError: an image or a prompt cannot be used, a prompt is longer than the model
-                takes, or the lengths differ.
+            InputError: an image or a prompt cannot be used, or the lengths differ.
         """
         check_detail(detail)
         rgb = as_images(images)
         texts = check_pairs(rgb, prompts)
         for i, text in enumerate(texts):
-            check_prompt(i, text)
-        return self.verdicts(rgb, texts, detail) if rgb else []
+            self.check_prompt(i, text)
+        return self._judged(rgb, texts, detail) if rgb else []
+
+    def check_prompt(self, index: int, prompt: str) -> None:
+        """Raises InputError for a prompt that cannot be one; a judge may ask for more.
+
+        Args:
+            index: of the prompt in a call.
+            prompt: the text.
+        """
+        check_prompt(index, prompt)
+
+    def _judged(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+    ) -> list[Verdict]:
+        """Returns verdicts; an image that is refused alone too costs its neighbours nothing."""
+        try:
+            return self.verdicts(images, prompts, detail)
+        except InputError as error:
+            if len(images) == 1:
+                unknown = dict.fromkeys(self.score_names or (), math.nan)
+                cost = Cost(verifier_calls=1)
+                return [Verdict(unknown, detail=detail, cost=cost, error=str(error))]
+        half = len(images) // 2
+        return [
+            *self._judged(images[:half], prompts[:half], detail),
+            *self._judged(images[half:], prompts[half:], detail),
+        ]
 
     @abstractmethod
     def verdicts(

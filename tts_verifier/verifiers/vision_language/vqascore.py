@@ -1,5 +1,7 @@
 """VQAScore: the probability that a model answers "Yes" when asked whether an image shows a prompt.
 
+It also compares two images that the model sees at once, by the probabilities of "1" and "2".
+
 Lin et al., "Evaluating Text-to-Visual Generation with Image-to-Text Generation", ECCV 2024. The
 question and the formula are those of t2v_metrics, `models/vqascore_models/qwen2vl_model.py`.
 """
@@ -14,17 +16,30 @@ from typing import Any, Final, Unpack
 from PIL import Image
 
 from tts_verifier.choice.objective import Objective
+from tts_verifier.choice.views import PREFERRED
 from tts_verifier.errors import InputError
+from tts_verifier.images import ImageLike, as_images
+from tts_verifier.interfaces import check_pairs
 from tts_verifier.types import Cost, Detail, Verdict
-from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
+from tts_verifier.verifiers.vision_language.inference.engine import (
+    FIRST,
+    Question,
+    QuestionEngine,
+)
 from tts_verifier.verifiers.vision_language.inference.loading import LoadingOptions
 from tts_verifier.verifiers.vision_language.inference.replies import (
     answer_ids,
     answer_probabilities,
+    digit_ids,
+    probabilities_of,
 )
 from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier
 
 QUESTION: Final = 'Does this image show "{}"?'
+WHICH: Final = (
+    '\nWhich of the two pictures shows "{}" better? Answer with the number of the picture, 1 or 2.'
+)
+"""What is asked about a pair."""
 NOT_FINITE: Final = (
     "the model gave no finite probability; bfloat16 or float32 as dtype does where float16 does not"
 )
@@ -61,6 +76,8 @@ class VQAScore(VisionLanguageVerifier):
         **options: Unpack[LoadingOptions],
     ) -> None:
         check_template("question", question)
+        if not isinstance(answer, str):
+            raise InputError(f"answer must be a text, got {answer!r:.80}.", argument="answer")
         super().__init__(model, {"question": question, "answer": answer}, **options)
         self.question = question
         self._answers = single_token(self.engine.tokenizer, answer)
@@ -81,6 +98,36 @@ class VQAScore(VisionLanguageVerifier):
             )
             for probability in answer_probabilities(self.engine, questions)
         ]
+
+    def compare(
+        self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
+    ) -> list[Verdict]:
+        """Asks which of two images shows the prompt better; the model sees both at once.
+
+        `preferred` is P("1") / (P("1") + P("2")) of the first token, where the first image is
+        number 1. Models prefer a position, so ask in both orders, as a run does.
+
+        Raises:
+            InputError: an image or a prompt is not usable, the lengths differ, or the model takes
+                one image only, or writes 1 and 2 in several tokens.
+        """
+        ones, others = as_images(first), as_images(second)
+        texts = check_pairs(ones, prompts)
+        check_pairs(others, texts)
+        ids = digit_ids(self.engine.tokenizer)[1:3]
+        questions = [
+            Question(one, WHICH.replace("{}", self.engine.plain(text)), (), FIRST, other)
+            for one, other, text in zip(ones, others, texts, strict=True)
+        ]
+        return [_preference(*row) for row in probabilities_of(self.engine, questions, ids)]
+
+
+def _preference(one: float, two: float) -> Verdict:
+    cost, text = Cost(verifier_calls=1), f'P("1") = {one:.4f}, P("2") = {two:.4f}'
+    if not one + two > 0:
+        why = NOT_FINITE if math.isnan(one + two) else "the model answers neither 1 nor 2"
+        return Verdict({PREFERRED: math.nan}, text=text, cost=cost, error=why)
+    return Verdict({PREFERRED: one / (one + two)}, text=text, cost=cost)
 
 
 def check_template(argument: str, template: object) -> None:

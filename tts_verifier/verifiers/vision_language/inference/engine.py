@@ -29,6 +29,9 @@ ON_CPU: Final = 4
 """Questions at a time, unless the user says another number; halved when memory runs out."""
 _AHEAD: Final = 16
 """Batches that are prepared for a GPU before it needs them."""
+FIRST: Final = "Picture 1: "
+SECOND: Final = "\nPicture 2: "
+"""What stands before two images; the first as Qwen's chat template writes it."""
 _UNDER_WAY: Final = 2
 """Batches that a GPU is given before the first of them is waited for."""
 
@@ -44,13 +47,23 @@ class Question(NamedTuple):
     """Ids of the first tokens of its right answers; see `replies.answer_probabilities`."""
     before: str = ""
     """What stands before the image."""
+    second: Image.Image | None = None
+    """A further image, which the text compares with the first."""
 
     @property
     def turn(self) -> list[dict[str, Any]]:
         """The user's turn, as chat templates take it."""
         before = [{"type": "text", "text": self.before}] if self.before else []
-        content = [*before, {"type": "image"}, {"type": "text", "text": self.text}]
+        content = [*before, {"type": "image"}]
+        if self.second is not None:
+            content += [{"type": "text", "text": SECOND}, {"type": "image"}]
+        content.append({"type": "text", "text": self.text})
         return [{"role": "user", "content": content}]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The images, in the order of the turn."""
+        return [self.image] if self.second is None else [self.image, self.second]
 
 
 class QuestionEngine:
@@ -196,7 +209,7 @@ class QuestionEngine:
             for question in questions
         ]
         # A list for each row: some families take a flat one for the images of a single row.
-        images = [[question.image] for question in questions]
+        images = [question.images for question in questions]
         try:
             inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
         except ValueError as error:
@@ -207,10 +220,10 @@ class QuestionEngine:
             ) from error
         length = inputs["input_ids"].shape[1]
         if self._longest is not None and length > self._longest:
+            longest = questions[int(inputs["attention_mask"].sum(1).argmax())].text
             raise InputError(
                 f"A prompt with its image must have at most {self._longest} tokens for this model, "
-                f"one has {length}. Shorten the prompt {questions[0].text[-60:]!r} or one beside "
-                "it; nothing is cut in silence."
+                f"this one has {length}. Shorten it; nothing is cut in silence: {longest[:100]!r} …"
             )
         # As the model would do, but here it takes half the way to the GPU.
         return inputs.to(self.model.dtype)

@@ -56,9 +56,29 @@ def answer_probabilities(engine: QuestionEngine, questions: Sequence[Question]) 
     return [float(value) for value in torch.stack(found).tolist()] if found else []
 
 
+def probabilities_of(
+    engine: QuestionEngine, questions: Sequence[Question], ids: Sequence[int]
+) -> list[list[float]]:
+    """Returns, for each question, the probability of each token as the first of the reply.
+
+    Args:
+        engine: asks the model.
+        questions: their `answers` are not used.
+        ids: of the tokens.
+    """
+
+    def answer(tensors: Any, asked: Sequence[Question]) -> list[Tensor]:
+        return list(_first_scores(engine, tensors).float().softmax(-1)[:, list(ids)])
+
+    found = engine.each(questions, answer)
+    rows: list[list[float]] = torch.stack(found).tolist() if found else []
+    return rows
+
+
 def _first_scores(engine: QuestionEngine, tensors: Any) -> Tensor:
     """Returns the scores of each reply's first token, (prompts, vocabulary)."""
-    if can_read(engine.model):
+    one_each = len(tensors.get("image_grid_thw", ())) == len(tensors["input_ids"])
+    if one_each and can_read(engine.model):
         return first_scores(engine.model, tensors)
     done = engine.model.generate(
         **engine.upload(tensors), generation_config=_greedy(engine.model, 1)

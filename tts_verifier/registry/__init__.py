@@ -25,11 +25,10 @@ from types import ModuleType
 from typing import Any, Final, get_args, get_type_hints
 
 from tts_verifier.errors import InputError, RecipeError, TTSError, suggestion
+from tts_verifier.registry.signatures import UNCHECKED, check_arguments
 
-_PACKAGE: Final = Path(__file__).parent
+_PACKAGE: Final = Path(__file__).parents[1]
 
-UNCHECKED: Final = object()
-"""The type of a parameter without an annotation, or with one that cannot be resolved."""
 GROUP: Final = "tts_verifier.plugins"
 """The entry-point group of plug-ins."""
 
@@ -61,6 +60,9 @@ BUILT_IN: Final[Mapping[str, Mapping[str, str]]] = {
         "fake": "tts_verifier.testing:FakeVerifier",
     },
     "comparer": {
+        "imagedoctor": "tts_verifier.verifiers.imagedoctor:ImageDoctor.from_pretrained",
+        "openai": "tts_verifier.verifiers.openai:OpenAIVerifier",
+        "vqascore": "tts_verifier.verifiers.vision_language.vqascore:VQAScore",
         "fake": "tts_verifier.testing:FakeComparer",
     },
     "rewriter": {
@@ -317,7 +319,7 @@ def built(role: str, values: Mapping[str, Any]) -> Any:
 
     Args:
         role: as for `builder`.
-        values: from a recipe; the types of the arguments are not checked.
+        values: from a recipe.
 
     Raises:
         InputError: the name or an argument is missing or unknown, or the part refuses it; its
@@ -338,7 +340,7 @@ def built_by_name(
     Args:
         role: as for `builder`.
         name: as for `builder`.
-        arguments: their types are not checked.
+        arguments: their types are checked as far as they are plain values.
         where_taken: further arguments, for a builder that has them; `arguments` come first.
 
     Raises:
@@ -361,6 +363,7 @@ def built_by_name(
     missing = [key for key in missing if key not in arguments]
     if missing:
         raise InputError(f"{role} {name!r} needs {', '.join(missing)}, which is not given.")
+    check_arguments(f"{role} {name!r}", arguments, accepted)
     try:
         return call(build, arguments, name)
     except TypeError as error:

@@ -8,8 +8,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
-from tts_verifier.registry import UNCHECKED
+from tts_verifier.errors import InputError
 
+UNCHECKED: Final = object()
+"""The type of a parameter without an annotation, or with one that cannot be resolved."""
+_FROM_YAML: Final = (str, int, float, bool, type(None), list, dict)
+"""Types of the values that a file of YAML has; others come from Python, and may be anything."""
 _WORDS: Final[Mapping[Any, str]] = {
     int: "a whole number",
     float: "a number",
@@ -53,6 +57,25 @@ def value_fits(value: object, kind: Any) -> bool:
         items = inner[0] if inner else UNCHECKED
         return isinstance(value, list) and all(value_fits(item, items) for item in value)
     return isinstance(value, holder)
+
+
+def check_arguments(
+    part: str, arguments: Mapping[str, Any], accepted: Mapping[str, tuple[Any, Any]]
+) -> None:
+    """Raises InputError for a plain value that does not fit the annotation of its parameter.
+
+    Args:
+        part: what is built, to begin the message with.
+        arguments: parameter -> value.
+        accepted: parameter -> (annotation, default). None fits where it is the default.
+    """
+    for name, value in arguments.items():
+        kind, default = accepted[name]
+        unset = value is None and default is None
+        if type(value) in _FROM_YAML and not unset and not value_fits(value, kind):
+            raise InputError(
+                f"{part}: {name} must be {describe(kind)}, got {value!r:.200}.", argument=name
+            )
 
 
 def is_finite(value: object) -> bool:
