@@ -177,7 +177,14 @@ def test_deaths_while_parts_are_built_end_the_run(tmp_path):
         next_note(tmp_path, "s")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"session": 3}', '{"deaths": "x"}', "{" * 999])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", '{"session": 3}', '{"deaths": "x"}', "{" * 999),
+        *('{"session": "s", "prompts": 7}', '{"session": "s", "refused": {"0": 5}}'),
+        '{"session": "s", "prompts": [7]}',
+    ],
+)
 def test_a_damaged_note_counts_as_none(tmp_path, content):
     (tmp_path / "attempt.json").write_text(content)
     assert next_note(tmp_path, "s") == AttemptNote("s")

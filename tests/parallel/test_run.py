@@ -181,6 +181,16 @@ def test_a_finished_shard_of_another_run_is_refused(tmp_path, inline):
         start(tmp_path)
 
 
+def test_a_mark_that_names_no_trials_is_none(tmp_path, inline):
+    first = start(tmp_path)
+    mark = tmp_path / "run/shards/00001/done.json"
+    done = json.loads(mark.read_text())
+    done["prompts"][0]["chosen"] = ["a"]
+    mark.write_text(json.dumps(done))
+    assert start(tmp_path).as_json() == first.as_json()
+    assert len(traced(tmp_path, "drew")) == 40
+
+
 @pytest.mark.parametrize("what", ["another run's", "another place's", "a run without shards"])
 def test_readers_refuse_a_shard_that_is_not_the_runs_own(tmp_path, inline, what):
     start(tmp_path)

@@ -159,7 +159,9 @@ def results_of(
     for row, prompt in zip(done["prompts"], prompts, strict=True):
         if row["id"] != prompt.id:
             raise ValueError(f"it has {row['id']!r} in the place of {prompt.id!r}")
-        first, chosen, quick, ids = (str(row[n]) for n in ("first", "chosen", "quick", "ids"))
+        first, chosen, quick, ids = (row[n] for n in ("first", "chosen", "quick", "ids"))
+        if not all(isinstance(text, str) for text in (first, chosen, quick, ids)):
+            raise TypeError("trials must be named by texts")
         summary = PromptSummary(
             prompt=prompt,
             first=picks.get(first),
@@ -202,9 +204,13 @@ def _read_note(folder: Path) -> AttemptNote | None:
     except _UNREADABLE:
         return None
     numbers = (note.deaths, note.build_deaths, note.rows)
-    if not isinstance(note.refused, dict) or any(type(number) is not int for number in numbers):
+    kinds = isinstance(note.refused, dict) and isinstance(note.prompts, list)
+    if not kinds or any(type(number) is not int for number in numbers):
         return None
-    return replace(note, prompts=tuple(map(str, note.prompts)))
+    texts = (note.session, note.stage, *note.prompts, *note.refused, *note.refused.values())
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return replace(note, prompts=tuple(note.prompts))
 
 
 def _count_rows(folder: Path) -> int:

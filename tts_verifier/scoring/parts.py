@@ -254,7 +254,8 @@ class Parts:
         for path in sorted(self.folder.iterdir()):
             match = _PART.fullmatch(path.name)
             if match is None:
-                _check_own(path)
+                if not path.name.startswith("."):
+                    raise _not_ours(path)
             elif (part := _read_part(path, match[2])) is not None:
                 found.append(part)
                 self._append_file(path, len(part[0]))
@@ -289,11 +290,6 @@ def _with_version(pair: Pair) -> Pair:
     except (OSError, ValueError):
         return replace(pair, version="none")
     return replace(pair, version=f"{about.st_size}.{changed_at(about)}")
-
-
-def _check_own(path: Path) -> None:
-    if not path.name.startswith("."):
-        raise _not_ours(path)
 
 
 def _not_ours(path: Path) -> RunError:

@@ -37,8 +37,8 @@ _MOST_PICTURE_BYTES: Final = 2**30
 _BAD_ARCHIVE: Final = (tarfile.TarError, OSError, EOFError, ValueError)
 """What reading a damaged archive raises; the errors of its compression are among them."""
 _BAD_HEADER: Final[tuple[type[Exception], ...]] = (
-    tarfile.InvalidHeaderError,
-    tarfile.TruncatedHeaderError,
+    tarfile.InvalidHeaderError,  # type: ignore[attr-defined]
+    tarfile.TruncatedHeaderError,  # type: ignore[attr-defined]
 )
 
 
