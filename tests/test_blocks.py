@@ -145,6 +145,8 @@ def write_lora(folder: Path) -> None:
 
 @of("python")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+# Random weights write no scores.
+@pytest.mark.filterwarnings("ignore:No image has a usable score")
 def test_the_python_code_of_the_pages_runs(
     block: Block, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

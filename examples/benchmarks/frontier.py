@@ -107,6 +107,10 @@ def cases(pool: int) -> dict[str, Row]:
                 "name": "drafts", "n": max(round((b - some) / 0.35), 1), "keep": some,
                 "pace": 0.4, "cached": True,
             },
+            f"drafts_cached_half@{b}": {
+                "name": "drafts", "n": max(2 * (b - some), 1), "keep": some,
+                "pace": 0.5, "cached": True,
+            },
             f"ties_best_of_n@{b}": {"name": "best_of_n", "n": b, "ties": 4, "near": 0.03},
             f"spectral@{b}": {
                 "name": "spectral", "population": max(some * 2, 3), "rounds": 2, "shape": [8, 4, 4],

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -135,6 +136,16 @@ def test_an_embedding_of_ones_own_decides_what_differs() -> None:
     assert [item.index for item in odd] == [0, 2]
 
 
+def test_arguments_of_a_set_are_checked_before_images_are_embedded() -> None:
+    ranking = FakeVerifier().rerank(IMAGES, "x", objective={"overall": 1.0})
+    result = run(["a"], FakeGenerator(), FakeVerifier(), BestOfN(2))
+    for choose in (ranking.subset, result.subsets):
+        with pytest.raises(InputError, match="k must be a number from 1 up, got 0"):
+            choose(0, embed=lambda images: pytest.fail("it embeds"))
+        with pytest.raises(InputError, match="embed must be a function that turns images into fe"):
+            choose(2, embed=3)
+
+
 def test_a_run_gives_a_set_for_each_prompt() -> None:
     generator = FakeGenerator(fails=lambda job: job.prompt.text == "fails")
     result = run(["a", "fails"], generator, FakeVerifier(), BestOfN(6))
@@ -161,6 +172,7 @@ def test_a_set_of_a_run_with_a_folder_is_read_from_it(tmp_path) -> None:
         (1, 0.5, [[0]], r"of shape \(2, d\), a row for each image, got \(1, 1\)\."),
         (1, 0.5, [0, 1], r"of shape \(2, d\), a row for each image, got \(2,\)\."),
         (1, 0.5, [[0], [math.nan]], r"got \(2, 1\) with NaN or infinity\."),
+        (1, 0.5, torch.ones((2, 1), requires_grad=True), r"Features must be numbers, .*grad"),
         (1, 0.5, [["a"], ["b"]], r"Features must be numbers, a row for each image: "),
         (1, 0.5, [[0], [1, 2]], r"Features must be numbers, a row for each image: "),
     ],

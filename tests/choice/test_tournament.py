@@ -191,3 +191,12 @@ def test_rerank_names_a_verifier_that_returns_no_verdicts() -> None:
         Numbers().rerank([IMAGE], "x")
     with pytest.raises(InputError, match="images, in a list; it returned a dict"):
         run(["x"], FakeGenerator(), Numbers(), BestOfN(1))
+
+
+def test_an_order_without_any_usable_score_is_a_warning() -> None:
+    class Mute(FakeVerifier):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            return [Verdict({"overall": nan}, error="no answer in time") for _ in images]
+
+    with pytest.warns(RunWarning, match=r"No image has a usable score, so .*: no answer in time"):
+        assert len(Mute().rerank([IMAGE, IMAGE], "x", objective={"overall": 1.0})) == 2

@@ -72,6 +72,7 @@ def test_the_example_of_an_own_verifier_passes_the_conformance_checks(monkeypatc
     assert capsys.readouterr().out.count("brightness 0.") == 4
 
 
+@pytest.mark.filterwarnings("ignore:No image has a usable score")
 def test_the_example_of_reranking_sorts_files(monkeypatch, capsys, doctor, tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(2)]
     for i, path in enumerate(paths):

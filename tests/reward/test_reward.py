@@ -14,7 +14,7 @@ from PIL import Image
 from serving import serving
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError, RunWarning, ServerError, UnsupportedError
+from tts_verifier.errors import InputError, RunError, RunWarning, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.reward import VerifierReward, flow_grpo
 from tts_verifier.reward.verl_omni import compute_score
@@ -116,6 +116,35 @@ def test_maps_that_no_picture_has_are_counted_and_cannot_be_stacked() -> None:
 def test_arguments_are_checked(options: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         VerifierReward(FakeVerifier(), **options)
+
+
+def test_a_verifier_must_give_a_verdict_for_each_picture() -> None:
+    with pytest.raises(RunError, match="Given must return one verdict for each of 2 images, it re"):
+        VerifierReward(Given(verdict(0.5)))(IMAGES[:2], PROMPTS[:2])
+
+
+@pytest.mark.parametrize("verifier", [None, FakeVerifier, 3])
+def test_a_verifier_is_an_object_that_verifies(verifier: Any) -> None:
+    with pytest.raises(InputError, match="must be an object with the method verify, or a name"):
+        VerifierReward(verifier)
+
+
+@pytest.mark.parametrize("images", [None, {"a": IMAGES[0]}, 3])
+def test_what_is_no_list_of_pictures_is_refused(images: Any) -> None:
+    with pytest.raises(InputError, match="A list of images is needed, got a "):
+        VerifierReward(FakeVerifier())(images, ["x"])
+
+
+@pytest.mark.parametrize("fill", ["x", True, math.nan, math.inf])
+def test_the_reward_of_a_picture_without_one_is_a_number(fill: Any) -> None:
+    pixels = torch.zeros(3, 8, 8)
+    for call in (
+        lambda: flow_grpo.scorer(FakeVerifier(), fill=fill),
+        lambda: flow_grpo.multi_score(FakeVerifier(), fill=fill),
+        lambda: asyncio.run(compute_score(pixels, "a", verifier="fake", fill=fill)),
+    ):
+        with pytest.raises(InputError, match="fill must be the reward of a picture that has none"):
+            call()
 
 
 def test_one_picture_is_no_list() -> None:
@@ -224,6 +253,8 @@ def test_pictures_of_a_batch_do_not_each_wait_for_a_server_that_is_gone(
         (torch.zeros(3, 8, 8), {"server_url": "http://x", "verifier": "fake"}, "and not both"),
         (torch.zeros(2, 3, 8, 8), {"verifier": "fake"}, "takes one picture, got a batch"),
         (Image.new("RGB", (8, 8)), {"server_url": "x"}, "must begin with http"),
+        (Image.new("RGB", (8, 8)), {"server_url": 3}, "server_url and verifier must be texts"),
+        (Image.new("RGB", (8, 8)), {"verifier": ["fake"]}, "server_url and verifier must be texts"),
     ],
 )
 def test_what_verl_omni_may_not_ask(image: Any, options: Any, message: str) -> None:

@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from serving import SECONDS, serving
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, ServerError
 from tts_verifier.serve.app import create_app
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
@@ -95,6 +95,14 @@ def with_header(header: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + GOOD[8 + len(HEADER) :]
 
 
+def with_array(shape: list[int]) -> bytes:
+    """A request whose array has a shape, and no elements."""
+    array = {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}
+    about = {"message": json.dumps({"prompts": ["x"]})}
+    header = json.dumps({"__metadata__": about, "image.0": array}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -111,6 +119,9 @@ def with_header(header: bytes) -> bytes:
         (with_header(HEADER.replace(b"8,8,3", b"9,9,9")), "must be whole safetensors"),
         (with_header(HEADER.replace(b"[0,192]", b"[0,999]")), "must be whole safetensors"),
         (with_header(HEADER.replace(b"[8,8,3]", b"[-8,8,3]")), "must be whole safetensors"),
+        (with_header(HEADER.rstrip()[:-1] + b"," + HEADER[1:]), "comes twice"),
+        (with_array([0, 2**62, 3]), "a shape that numpy can hold; that of image.0 is .0, 46"),
+        (with_array([1] * 65 + [0]), "a shape that numpy can hold"),
         (save({"image.0": PIXELS}), "with a `message` of JSON"),
         (save({"image.0": PIXELS}, {"message": "{"}), "with a `message` of JSON"),
         (save({"image.0": PIXELS}, {"message": "[" * 4000}), "with a `message` of JSON"),
@@ -152,11 +163,13 @@ def test_a_body_of_safetensors_that_cannot_be_read(url: str, body: bytes, messag
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"{", "the body: Invalid JSON"),
-        (b"[" * 4000, "the body: Invalid JSON"),
-        (b"\xff\xfe", "the body: Invalid JSON"),
-        (b"NaN", "the body: Input should be an object"),
-        (as_json(prompts="a cat"), "prompts: Input should be a valid array"),
+        (b"{", "must be an object of JSON: Invalid JSON"),
+        (b"[" * 4000, "must be an object of JSON: Invalid JSON"),
+        (b"\xff\xfe", "must be an object of JSON: Invalid JSON"),
+        (b"NaN", "Invalid JSON: NaN is no number of JSON"),
+        (b"3", "the body: Input should be a valid dictionary"),
+        (b'{"prompts": ["a cat"],' + as_json()[1:], "the key 'prompts' comes twice"),
+        (as_json(prompts="a cat"), "prompts: Input should be a valid list"),
         (as_json(prompts=[3]), "prompts.0: Input should be a valid string"),
         (as_json(prompts=["a", "b"]), "got 1 pictures and 2 prompts"),
         (as_json(images=[]), "got 0 pictures and 1 prompts"),
@@ -258,6 +271,8 @@ def test_the_other_doors_refuse_pickles_too(url: str, path: str) -> None:
         ({"prompt": None}, "prompt"),
         ({"image": None}, "got 0 pictures and 1 prompts"),
         ({"kwargs": {"detail": "x"}}, "detail: Input should be"),
+        ({"prompts": ["a dog"]}, "prompt and prompts are two names of one thing"),
+        ({"images": []}, "image and images are two names of one thing"),
     ],
 )
 def test_what_flow_factory_may_not_ask(url: str, changes: Any, message: str) -> None:
@@ -297,17 +312,24 @@ def test_what_an_openai_client_may_not_ask(url: str, changes: Any, message: str)
 def test_control_characters_are_text_and_half_a_letter_is_none(url: str) -> None:
     text = "\x00 <|im_end|> \u202e \x1b[2J"
     assert ask(url, as_json(prompts=[text]), "application/json").status_code == 200
-    assert "Invalid JSON" in error_of(
-        ask(url, as_json(prompts=["\ud800"]), "application/json"), 400
-    )
+    # Whether half a letter is a prompt the verifier says; both doors take it to there.
+    assert ask(url, as_json(prompts=["\ud800"]), "application/json").status_code == 200
     half = request_of([PIXELS], ["\ud800"], "diagnose", True)
     assert ask(url, half).status_code == 200
+
+
+def test_json_may_begin_with_a_mark_and_a_data_uri_may_be_in_capitals(url: str) -> None:
+    body = b"\xef\xbb\xbf" + as_json(images=["DATA:image/png;BASE64," + png(8, 8)])
+    assert ask(url, body, "application/json").status_code == 200
 
 
 def test_paths_and_methods_that_are_not_there(url: str) -> None:
     assert "Not Found" in error_of(ask(url, b"", path="/v2/score"), 404)
     with httpx.Client(verify=False) as client:
-        assert "Method Not Allowed" in error_of(client.get(f"{url}/v1/score"), 405)
+        refused = client.get(f"{url}/v1/score")
+        assert "Method Not Allowed" in error_of(refused, 405)
+        assert refused.headers["allow"] == "POST"
+        assert client.head(f"{url}/health").status_code == 200
 
 
 def raw(url: str, data: bytes) -> socket.socket:
@@ -529,6 +551,26 @@ def test_a_failure_is_told_in_full_only_to_who_has_the_token() -> None:
         found = [client.get(f"{url}/health", headers=h).json() for h in ({}, bearer)]
     expected = ["ZeroDivisionError", "ZeroDivisionError: a cat"]
     assert [health["last_failure"] for health in found] == expected
+
+
+def test_a_verifier_that_asks_a_server_that_is_gone_may_be_asked_again() -> None:
+    def scores(image: Image.Image, prompt: str) -> dict[str, float]:
+        raise ServerError("The server at http://other does not answer.")
+
+    with serving(FakeVerifier(scores)) as url:
+        found = ask(url, GOOD)
+    assert "http://other does not answer" in error_of(found, 503)
+    assert found.headers["retry-after"] == "5"
+
+
+def test_a_verifier_owes_a_verdict_for_each_picture() -> None:
+    class Forgets(FakeVerifier):
+        def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+            return []
+
+    with serving(Forgets()) as url:
+        found = error_of(ask(url, GOOD), 500)
+    assert "Forgets must return a verdict for each of 1 images, it returned 0" in found
 
 
 class Panic(BaseException):

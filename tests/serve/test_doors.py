@@ -162,6 +162,14 @@ def test_openai_clients_get_the_reply_with_maps_beside_it(url: str) -> None:
             assert more["maps"]["artifact"]["shape"] == [64, 64]
 
 
+def test_openai_clients_may_leave_options_to_the_server(url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(IMAGES[0])}"}}
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "a cat"}]}]
+    more = {"model": None, "n": None, "stream": None, "tools": None, "max_tokens": 1, "seed": 3}
+    answer = post(url, "/v1/chat/completions", {"messages": messages, **more})
+    assert answer.json()["tts_verifier"]["reply"]
+
+
 def test_the_openapi_page_describes_every_door(url: str) -> None:
     page = httpx.get(f"{url}/openapi.json").json()
     assert sorted(page["paths"]) == [
@@ -212,7 +220,9 @@ def test_a_token_is_wanted_by_every_door_but_health() -> None:
             for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Bearer é"}):
                 raw = {name: value.encode() for name, value in given.items()}
                 assert httpx.post(url + path, json=body, headers=raw).status_code == 401
-        assert post(url, "/v1/score", body, authorization="Bearer secret").is_success
+        for given in ("Bearer secret", "bearer  secret"):
+            assert post(url, "/v1/score", body, authorization=given).is_success
+        assert post(url, "/v1/score", body, authorization="Basic secret").status_code == 401
 
 
 def test_scores_that_are_no_numbers_stay_null() -> None:

@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
+from tts_verifier.errors import InputError
+from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.verifiers.remote import Remote
 
@@ -83,6 +86,25 @@ def test_a_signal_ends_it_when_what_it_accepted_is_answered(number: int) -> None
         assert started.wait(SECONDS) == 0
 
 
+@pytest.mark.slow
+def test_a_second_interrupt_ends_it_though_the_verifier_does_not_return() -> None:
+    program = PROGRAM.replace("time.sleep(0.5)", "time.sleep(1000)")
+    with process("-c", program) as (started, url), ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(Remote(url, patience=0).verify, [noise(8, 8)], ["x"])
+        next(read_until(started, "(entered)"))
+        started.send_signal(signal.SIGINT)
+        next(read_until(started, "(Waiting for connections)"))
+        started.send_signal(signal.SIGINT)
+        assert started.wait(SECONDS) == 1
+        assert asked.exception(SECONDS) is not None
+
+
+@pytest.mark.parametrize("limit", [{"images": 0}, {"body": 1.5}, {"queue": True}])
+def test_limits_are_whole_numbers(limit: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="must be above 0 and a whole number, got"):
+        RequestLimits(**limit)
+
+
 def waiting(url: str) -> bool:
     import httpx
 
@@ -111,6 +133,15 @@ def test_a_port_in_use_is_said() -> None:
         (["--verifier", "fake", "--set", "x"], "--set must be KEY=VALUE"),
         (["--verifier", "fake", "--set", "=3"], "--set must be KEY=VALUE"),
         (["--verifier", "fake", "--set", "a={"], "--set must be KEY=VALUE"),
+        (["--verifier", "fake", "--set", "a=1", "--set", "a=2"], "--set gives a twice"),
+        (
+            ["--verifier", "fake", "--idle-seconds", "nan"],
+            "idle_seconds must be above 0",
+        ),
+        (
+            ["--verifier", "fake", "--idle-seconds", "inf"],
+            "idle_seconds must be above 0",
+        ),
         (["--verifier", "shapes", "--set", "colour=red"], "Unknown options colour"),
         (["--verifier", "shapes", "--set", "fit=round"], "fit must be one of"),
         (["--verifier", "nothing/there/at/all"], "nothing/there/at/all"),

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +49,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.requests: list[dict] = []
+        self.ports: list[int] = []
         self.answers: list[Answer | Callable[[dict], Answer]] = [(200, completion(GOOD), {})]
         self.release = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
@@ -62,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.requests.append(body)
+        self.server.ports.append(self.client_address[1])
         place = min(len(self.server.requests), len(self.server.answers)) - 1
         answer = self.server.answers[place]
         if callable(answer):
@@ -73,7 +77,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(sent)
+        # A client that has waited long enough is gone.
+        with suppress(ConnectionError):
+            self.wfile.write(sent)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -458,3 +464,23 @@ def test_without_the_extra_its_name_is_said(
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(InputError, match=r"pip install 'tts-verifier\[api\]'"):
         judge(server)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_process_has_connections_of_its_own(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
+    verifier = judge(server)
+    verifier.verify(IMAGES[:1], PROMPTS[:1])
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            verifier.verify(IMAGES[:1], PROMPTS[:1])
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    verifier.verify(IMAGES[:1], PROMPTS[:1])
+    first, forked, again = server.ports
+    assert again == first != forked

@@ -11,6 +11,7 @@ from PIL import Image
 from tts_verifier.choice.subset import (
     DIVERSITY,
     Embed,
+    check_choice,
     choose_subset,
     layout_and_colour,
     places,
@@ -78,6 +79,7 @@ class Ranking(Sequence[Ranked]):
         Raises:
             InputError: a number is out of range, or the features are not usable.
         """
+        check_choice(k, diversity, embed)
         values = places([(item.verdict.detail, item.objective) for item in self])
         features = embed([item.image for item in self])
         return Ranking([self[i] for i in choose_subset(values, features, k, diversity=diversity)])

@@ -51,7 +51,7 @@ def choose_subset(
     Raises:
         InputError: an argument is out of range, or the features do not fit the values.
     """
-    _check_choice(k, diversity)
+    check_choice(k, diversity)
     array = _as_features(features, len(values))
     usable = [i for i in order(values) if not math.isnan(values[i])]
     if len(usable) <= k:
@@ -107,7 +107,13 @@ def layout_and_colour(images: Sequence[Image.Image]) -> NDArray[np.float64]:
     return np.array(rows).reshape(len(rows), 3 * _LAYOUT_SIDE**2 + _LEVELS**3)
 
 
-def _check_choice(k: int, diversity: float) -> None:
+def check_choice(k: int, diversity: float, embed: object = layout_and_colour) -> None:
+    """Raises InputError for an argument that no set can have, before images are embedded."""
+    if not callable(embed):
+        raise InputError(
+            f"embed must be a function that turns images into features, got {embed!r:.80}.",
+            argument="embed",
+        )
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise InputError(f"k must be a number from 1 up, got {k!r}.", argument="k")
     number = isinstance(diversity, int | float) and not isinstance(diversity, bool)
@@ -118,9 +124,10 @@ def _check_choice(k: int, diversity: float) -> None:
 def _as_features(features: Any, count: int) -> NDArray[np.float64]:
     try:
         array = np.asarray(features, np.float64)
-    except (TypeError, ValueError) as error:
+    # torch refuses tensors that require gradients by a RuntimeError.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"Features must be numbers, a row for each image: {error}.", argument="embed"
+            f"Features must be numbers, a row for each image: {error}", argument="embed"
         ) from error
     if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
         raise InputError(

@@ -89,7 +89,8 @@ class Verifier(ABC):
 
         Returns:
             A sequence of `(index, image, objective, verdict)`, best first; images without a
-            usable score come last. `verdict.detail` says how an image was verified.
+            usable score come last; a warning says so if there is no other. `verdict.detail` says
+            how an image was verified.
 
         Raises:
             InputError: there is no image, or one is not usable; `prompt` is not one text; the
@@ -118,6 +119,13 @@ class Verifier(ABC):
         if isinstance(chosen, Objective):
             chosen.check_names(names_of_scores(verdicts))
         values = _objectives_of(chosen, verdicts)
+        if all(map(math.isnan, values)):
+            why = next((v.error for v in verdicts if v.error), "the objective is NaN for each")
+            warnings.warn(
+                f"No image has a usable score, so their order means nothing: {why}",
+                RunWarning,
+                stacklevel=2,
+            )
         rows = enumerate(zip(converted, values, verdicts, strict=True))
         items = [Ranked(i, image, value, verdict) for i, (image, value, verdict) in rows]
         items = [items[i] for i in order([item.objective for item in items])]

@@ -164,7 +164,7 @@ def table_folders(folder: Path) -> list[Path]:
         return [folder]
     run, places = read_header(folder)["run"], _begun(folder)
     for name, place in places.items():
-        _check_own(place, {"run": run, "name": name})
+        _check_place(place, {"run": run, "name": name})
     return list(places.values())
 
 
@@ -230,7 +230,7 @@ def _begun(folder: Path) -> dict[str, Path]:
     }
 
 
-def _check_own(place: Path, shard: Mapping[str, str]) -> None:
+def _check_place(place: Path, shard: Mapping[str, str]) -> None:
     """Raises RunError where the folder of a shard holds another one, or that of another run."""
     if not os.path.lexists(place / HEADER):
         # A process is about to begin it.

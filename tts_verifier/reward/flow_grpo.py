@@ -13,7 +13,7 @@ import numpy as np
 
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier
-from tts_verifier.reward.reward import RewardOptions, Rewards, VerifierReward
+from tts_verifier.reward.reward import RewardOptions, Rewards, VerifierReward, checked_fill
 
 Scorer = Callable[..., tuple[list[float], dict[str, Any]]]
 MultiScore = Callable[..., tuple[dict[str, list[float]], dict[str, Any]]]
@@ -35,7 +35,7 @@ def scorer(
         `heatmap`, a list of N arrays of flaws on the grid or None, `maps`, a list of N dicts of
         arrays by name, and `missing`, see `Rewards`.
     """
-    reward = VerifierReward(verifier, **options)
+    reward, fill = VerifierReward(verifier, **options), checked_fill(fill)
 
     def score(images: Any, prompts: Sequence[str], metadata: Any = None) -> Any:
         rewards = reward(images, prompts, metadata)
@@ -58,7 +58,7 @@ def multi_score(
         `fn(images, prompts, metadata, ref_images=None, only_strict=True) -> (details, meta)`: for
         each score a list of N floats, with the reward as `avg`; `meta` as in `scorer`.
     """
-    reward = VerifierReward(verifier, **options)
+    reward, fill = VerifierReward(verifier, **options), checked_fill(fill)
 
     def score(
         images: Any,

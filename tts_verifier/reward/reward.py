@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective
-from tts_verifier.errors import InputError, RunWarning, UnsupportedError
-from tts_verifier.images import ImageLike
+from tts_verifier.errors import InputError, RunError, RunWarning, UnsupportedError
+from tts_verifier.images import ImageLike, as_list
 from tts_verifier.interfaces import Verifier, details_of
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers import load_verifier
@@ -125,6 +125,12 @@ class VerifierReward:
         grid: tuple[int, int] = LATENT_GRID,
     ) -> None:
         self.verifier = load_verifier(verifier) if isinstance(verifier, str) else verifier
+        if isinstance(verifier, type) or not hasattr(self.verifier, "verify"):
+            raise InputError(
+                "A verifier must be an object with the method verify, or a name, got "
+                f"{verifier!r:.80}.",
+                argument="verifier",
+            )
         self.objective = as_objective(objective) or self.verifier.objective
         self.objective.check_names(self.verifier.score_names)
         self.grid = checked_grid(grid)
@@ -155,8 +161,14 @@ class VerifierReward:
             raise InputError(
                 "A list of images is needed, got one image. Put it into a list: [...]."
             )
-        listed = images if isinstance(images, Sequence) else list(images)
+        # A batch has four axes; `as_list` refuses what has no images as its items.
+        listed = list(images) if getattr(images, "ndim", 1) == 4 else as_list(images, "images")
         verdicts = self.verifier.verify(listed, prompts, detail=self.detail)
+        if len(verdicts) != len(listed):
+            raise RunError(
+                f"{type(self.verifier).__name__} must return one verdict for each of "
+                f"{len(listed)} images, it returned {len(verdicts)}."
+            )
         rewards = rewards_of(verdicts, self.objective, self.grid, self._map_names())
         if lacking := rewards.missing.get("score"):
             warnings.warn(
@@ -195,6 +207,19 @@ def rewards_of(
         wanted = {*expected, *(name for found in maps for name in found)}
         missing.update(name for found in maps for name in wanted if name not in found)
     return Rewards(scores, details, maps, {name: n for name, n in missing.items() if n})
+
+
+def checked_fill(fill: object) -> float | None:
+    """Returns the reward of a picture that has none, or raises InputError; None = NaN."""
+    if fill is None:
+        return None
+    if type(fill) not in (int, float) or not math.isfinite(fill):  # type: ignore[arg-type]
+        raise InputError(
+            f"fill must be the reward of a picture that has none, a finite number, or None, got "
+            f"{fill!r:.80}.",
+            argument="fill",
+        )
+    return float(fill)  # type: ignore[arg-type]
 
 
 def checked_grid(grid: object) -> tuple[int, int]:

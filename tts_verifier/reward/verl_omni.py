@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, Final
 
 from tts_verifier.errors import InputError
-from tts_verifier.reward.reward import VerifierReward
+from tts_verifier.reward.reward import VerifierReward, checked_fill
 from tts_verifier.types import Detail
 from tts_verifier.verifiers.remote import Remote
 
@@ -60,6 +60,11 @@ async def compute_score(
             "compute_score needs a server_url or a verifier, and not both, got "
             f"{server_url!r} and {verifier!r}."
         )
+    if not isinstance(verifier or server_url, str):
+        raise InputError(
+            f"server_url and verifier must be texts, got {verifier or server_url!r:.80}."
+        )
+    fill = checked_fill(fill)
     shape = tuple(getattr(solution_image, "shape", ()))
     if len(shape) == 4 and shape[0] != 1:
         raise InputError(f"compute_score takes one picture, got a batch of shape {shape}.")

@@ -22,6 +22,7 @@ from tts_verifier.choice.objective import choose
 from tts_verifier.choice.subset import (
     DIVERSITY,
     Embed,
+    check_choice,
     choose_subset,
     layout_and_colour,
     places,
@@ -197,6 +198,7 @@ class RunResult:
             InputError: a number is out of range, or the features are not usable.
             RunError: the folder is damaged.
         """
+        check_choice(k, diversity, embed)
         found = {}
         for prompt_id, choice in self.choices.items():
             usable = [t for t in choice.order if t.image and not math.isnan(t.objective)]

@@ -15,10 +15,9 @@ from typing import Any, Final
 from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import (
@@ -34,6 +33,7 @@ from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
 from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.requests import (
+    RESPONSES,
     Asked,
     ChatRequest,
     ComputeRequest,
@@ -42,6 +42,7 @@ from tts_verifier.serve.requests import (
     asked_in_chat,
     asked_in_json,
     asked_to_compute,
+    described_body,
 )
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_message, token_of
@@ -202,6 +203,9 @@ def as_refused(error: Exception) -> Refused:
         return error
     if isinstance(error, InputError | UnsupportedError):
         return Refused(422, str(error))
+    if isinstance(error, ServerError):
+        # A verifier that asks another server, which is gone or full.
+        return Refused(503, str(error), later=5)
     if is_lack_of_memory(error):
         return Refused(
             503,
@@ -209,7 +213,7 @@ def as_refused(error: Exception) -> Refused:
             "or start the server with a smaller batch_size.",
             later=2,
         )
-    _LOG.error("The verifier failed.", exc_info=error)
+    _LOG.error("A request failed.", exc_info=error)
     return Refused(500, f"{type(error).__name__}: {error}"[:500])
 
 
@@ -255,8 +259,8 @@ def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/score",
         summary="Verdicts on pictures, in safetensors or in JSON.",
-        openapi_extra=_body({JSON: ScoreRequest, MEDIA_TYPE: None}),
-        responses=_RESPONSES,
+        openapi_extra=described_body({JSON: ScoreRequest, MEDIA_TYPE: None}),
+        responses=RESPONSES,
     )
     async def score(request: Request) -> Response:
         given = media_type_of(request)
@@ -306,8 +310,8 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
     @app.post(
         "/compute",
         summary="Rewards, as Flow-Factory's remote reward asks for them.",
-        openapi_extra=_body({JSON: ComputeRequest}),
-        responses=_RESPONSES,
+        openapi_extra=described_body({JSON: ComputeRequest}),
+        responses=RESPONSES,
     )
     async def compute(request: Request) -> Response:
         return await service.answer(request, asked_to_compute, rewarded, JSON)
@@ -315,8 +319,8 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/chat/completions",
         summary="The verifier's reply, as OpenAI's clients ask for it.",
-        openapi_extra=_body({JSON: ChatRequest}),
-        responses=_RESPONSES,
+        openapi_extra=described_body({JSON: ChatRequest}),
+        responses=RESPONSES,
     )
     async def chat(request: Request) -> Response:
         return await service.answer(request, asked_in_chat, completed, JSON)
@@ -328,6 +332,8 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
 
 
 def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
+    # What watches over servers may ask for the head alone.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server takes requests. Needs no token.")
     async def health(request: Request) -> Response:
         failure = service.dispatcher.failure
@@ -362,34 +368,9 @@ def _without_body(request: Request, service: Service, answer: Callable[[], Any])
 async def _as_ours(request: Request, error: Exception) -> Response:
     """Answers paths and methods that do not exist in the shape of all other errors."""
     assert isinstance(error, StarletteHTTPException)
-    return refusal(
+    response = refusal(
         Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
     )
-
-
-def _body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:
-    """Describes a body that the door reads itself, for the OpenAPI page."""
-    binary = {
-        "type": "string",
-        "format": "binary",
-        "description": "See tts_verifier/verifiers/remote/protocol.py.",
-    }
-    content = {
-        kind: {"schema": binary if model is None else model.model_json_schema()}
-        for kind, model in kinds.items()
-    }
-    return {"requestBody": {"required": True, "content": content}}
-
-
-_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"description": "The body cannot be read."},
-    401: {"description": "The token is missing or wrong."},
-    408: {"description": "The body was sent too slowly."},
-    413: {"description": "The body, a picture or a prompt is too large."},
-    415: {"description": "The content-type is neither JSON nor safetensors, or it is compressed."},
-    422: {"description": "The verifier cannot use a picture or a prompt."},
-    429: {"description": "Too many pictures wait; try again after `Retry-After`."},
-    500: {"description": "The verifier failed."},
-    503: {"description": "Memory ran out, or the server is ending; try again."},
-    504: {"description": "The verifier took too long."},
-}
+    # Such as `Allow`, the methods that there are.
+    response.headers.update(error.headers or {})
+    return response

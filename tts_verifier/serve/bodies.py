@@ -22,10 +22,10 @@ class Gone(Exception):
 
 def check_token(request: Request, token: str | None) -> None:
     """Raises Refused unless a request has the token, if there is one."""
-    given = request.headers.get("authorization", "")
-    wanted = f"Bearer {token}"
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
     # In constant time, so that a token cannot be guessed letter by letter.
-    if token and not hmac.compare_digest(given.encode(), wanted.encode()):
+    same = hmac.compare_digest(given.strip().encode(), (token or "").encode())
+    if token and not (same and scheme.lower() == "bearer"):
         raise Refused(401, "This server wants `Authorization: Bearer TOKEN` with its token.")
 
 

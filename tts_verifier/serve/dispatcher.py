@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, TTSError
+from tts_verifier.errors import InputError, RunError, TTSError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.limits import Refused
 from tts_verifier.types import Detail, Verdict
@@ -160,6 +160,11 @@ class Dispatcher:
             verdicts = self._verifier.verify(
                 [p.image for p in pairs], [p.prompt for p in pairs], detail=detail
             )
+            if len(verdicts) != len(pairs):
+                raise RunError(
+                    f"{type(self._verifier).__name__} must return a verdict for each of "
+                    f"{len(pairs)} images, it returned {len(verdicts)}."
+                )
             answered = list(zip(pairs, verdicts, strict=True))
         # Panics of libraries in Rust are no Exceptions. Interrupts come to the main thread alone.
         except BaseException as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
 from typing import Final
+
+from tts_verifier.errors import InputError
 
 MIB: Final = 2**20
 
@@ -35,6 +38,18 @@ class RequestLimits:
     """Time to wait for the verifier."""
     idle_seconds: float = 30.0
     """Time that a connection may be open without a request."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if name.endswith("_seconds"):
+                usable, kind = 0 < value < math.inf, "finite"
+            else:
+                usable, kind = type(value) is int and value >= 1, "a whole number"
+            if not usable:
+                raise InputError(
+                    f"The limit {name} must be above 0 and {kind}, got {value!r}.", argument=name
+                )
 
 
 class Refused(Exception):

@@ -30,6 +30,8 @@ def options_of(options: Iterable[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for option in options:
         name, sign, value = option.partition("=")
+        if name in found:
+            raise InputError(f"--set gives {name} twice. Leave out one.")
         try:
             if not sign or not name.isidentifier():
                 raise ValueError

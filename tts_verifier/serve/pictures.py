@@ -68,7 +68,7 @@ def _from_text(
     head, comma, data = text.partition(",")
     if not comma and ":" not in text[:40]:
         head, data = "data:;base64", text
-    if not (head.startswith("data:") and head.endswith("base64")):
+    if not (head.lower().startswith("data:") and head.lower().endswith("base64")):
         raise InputError(
             f"Image {place} must be a file in base64, or a data URI of one, got {text[:40]!r}. "
             "Addresses are not fetched."

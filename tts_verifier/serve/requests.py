@@ -14,7 +14,7 @@ from tts_verifier.serve.answers import Wanted, wanted_maps
 from tts_verifier.serve.limits import MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.pictures import from_arrays, from_texts
 from tts_verifier.types import Detail
-from tts_verifier.verifiers.remote.protocol import PROTOCOL, unpack_message
+from tts_verifier.verifiers.remote.protocol import PROTOCOL, load, unpack_message
 
 CAPTION: Final = "Text Caption: ["
 """How the official instruction (ImageDoctor, inference.py) ends: this, the caption, and "]"."""
@@ -23,6 +23,20 @@ _BYTES_OF_CELL: Final = 8
 """Of an answer, for the two maps that verifiers have."""
 _SEPARATORS: Final = 1024
 """Commas and brackets of a request's JSON for each picture that it may have: prompts have some."""
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"description": "The body cannot be read."},
+    401: {"description": "The token is missing or wrong."},
+    408: {"description": "The body was sent too slowly."},
+    413: {"description": "The body, a picture or a prompt is too large."},
+    415: {"description": "The content-type is neither JSON nor safetensors, or it is compressed."},
+    422: {"description": "The verifier cannot use a picture or a prompt."},
+    429: {"description": "Too many pictures wait; try again after `Retry-After`."},
+    500: {"description": "The verifier failed."},
+    503: {"description": "Memory ran out, the server is ending, or one that it asks is gone."},
+    504: {"description": "The verifier took too long."},
+}
+"""The errors of a door that takes pictures, for the OpenAPI page."""
 
 Texts = Annotated[list[str], FailFast()]
 """Texts, of which only the first wrong one is told: each error takes a kilobyte."""
@@ -77,13 +91,14 @@ class ChatRequest(BaseModel):
     """A request of an OpenAI client. Other parameters are not read: replies are greedy."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
-    model: str = Field("", description="Not read; a server has one verifier.")
+    model: str | None = Field(None, description="Not read; a server has one verifier.")
     messages: Annotated[list[dict[str, Any]], FailFast()] = Field(
         description="The last message of the user has one picture, as a data URI, and a text: the "
         "prompt, alone or in the official instruction."
     )
-    stream: bool = Field(False, description="Must be false.")
-    n: int = Field(1, description="Must be 1.")
+    # Some clients send null for what they leave to the server, as OpenAI's API allows.
+    stream: bool | None = Field(None, description="Must be false.")
+    n: int | None = Field(None, description="Must be 1.")
     detail: Detail = Field("diagnose", description="As in /v1/score.")
     maps: bool | list[int] = Field(list(LATENT_GRID), description="As in /v1/score.")
 
@@ -117,8 +132,7 @@ def asked_in_json(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request to /v1/score in JSON."""
-    _check_separators(body, limits)
-    asked = _validated(ScoreRequest, body)
+    asked = _validated(ScoreRequest, _json_of(body, limits))
     _check_counts(len(asked.images), asked.prompts, limits)
     maps = _checked_maps(asked.maps, len(asked.prompts), limits, share)
     return Asked(from_texts(asked.images, limits, share), asked.prompts, asked.detail, maps)
@@ -130,8 +144,11 @@ def asked_to_compute(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of Flow-Factory."""
-    _check_separators(body, limits)
-    asked = _validated(ComputeRequest, body)
+    found = _json_of(body, limits)
+    for name in ("prompt", "image"):
+        if isinstance(found, dict) and {name, f"{name}s"} <= set(found):
+            raise InputError(f"{name} and {name}s are two names of one thing. Leave out one.")
+    asked = _validated(ComputeRequest, found)
     for name in ("video", "condition_images", "condition_videos"):
         if getattr(asked, name):
             raise InputError(f"Verifiers judge a picture by its prompt alone. Leave out {name}.")
@@ -152,9 +169,8 @@ def asked_in_chat(
     share: MemoryShare,
 ) -> Asked:
     """Reads a request of an OpenAI client."""
-    _check_separators(body, limits)
-    asked = _validated(ChatRequest, body)
-    if asked.stream or asked.n != 1:
+    asked = _validated(ChatRequest, _json_of(body, limits))
+    if asked.stream or asked.n not in (None, 1):
         raise InputError(
             f"A verifier gives one whole reply: stream must be false and n 1, got {asked.stream} "
             f"and {asked.n}."
@@ -255,13 +271,19 @@ def _check_separators(text: bytes, limits: RequestLimits) -> None:
         )
 
 
-def _validated(model: type[BaseModel], found: bytes | dict[str, Any]) -> Any:
+def _json_of(body: bytes, limits: RequestLimits) -> Any:
+    """Returns the value of a body of JSON."""
+    _check_separators(body, limits)
+    try:
+        return load(body)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"A request must be an object of JSON: Invalid JSON: {error}") from None
+
+
+def _validated(model: type[BaseModel], found: object) -> Any:
     """Checks a request by its model, and that it speaks this version of the protocol."""
     try:
-        if isinstance(found, bytes):
-            asked: Any = model.model_validate_json(found)
-        else:
-            asked = model.model_validate(found)
+        asked: Any = model.model_validate(found)
     except ValidationError as error:
         # Without the value, which may be long or not be printable.
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -274,3 +296,17 @@ def _validated(model: type[BaseModel], found: bytes | dict[str, Any]) -> Any:
             "Install the same tts-verifier on both sides."
         )
     return asked
+
+
+def described_body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:
+    """Describes a body that the door reads itself, for the OpenAPI page."""
+    binary = {
+        "type": "string",
+        "format": "binary",
+        "description": "See tts_verifier/verifiers/remote/protocol.py.",
+    }
+    content = {
+        kind: {"schema": binary if model is None else model.model_json_schema()}
+        for kind, model in kinds.items()
+    }
+    return {"requestBody": {"required": True, "content": content}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,8 @@ def serve(
     verifier: Verifier, *, host: str, port: int, limits: RequestLimits, token: str | None = None
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers the requests that it has, and returns.
+
+    A second Ctrl-C ends the process at once, with the status 1.
 
     Args:
         verifier: one; nobody else should use it meanwhile.
@@ -53,12 +56,16 @@ def serve(
         # uvicorn has logged why.
         if error.code:
             raise RunError(
-                f"A server must be able to listen on {host}:{port}; it is not. Is the port in use?"
+                f"A server must be able to listen on {host}:{port}; it is not. Is the port in use, "
+                "or the host no address of this machine?"
             ) from None
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if before and server.force_exit:
+            # The second Ctrl-C. Python would wait for the threads of a verifier that may never end.
+            os._exit(1)
 
 
 def make_server(

@@ -26,7 +26,8 @@ class Drafting:
         n: drafts.
         keep: images that are refined, at most n.
         pace: the share of the generator's steps that a draft takes, in (0, 1).
-        cached: drafts take all steps, and evaluate the network in the share `pace` of them.
+        cached: drafts take all steps, and evaluate the network in the share `pace` of them. It pays
+            at a pace of 0.5, and not much below (`strategies/common/REWRITING.md`).
 
     Raises:
         InputError: an argument is out of range.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from threading import Lock
 from typing import Any, Final
 
@@ -24,7 +26,7 @@ _FILTERED: Final = re.compile("moderation|flagged", re.IGNORECASE)
 class ChatEndpoint:
     """Sends chat requests to an OpenAI-compatible endpoint.
 
-    Safe to share between threads.
+    Safe to share between threads, and with processes that are forked.
 
     Args:
         base_url: such as "http://localhost:8000/v1"; None = OPENAI_BASE_URL, or else OpenAI's.
@@ -62,7 +64,8 @@ class ChatEndpoint:
                 "the base_url of an endpoint that needs none.",
                 argument="api_key_env",
             )
-        self._client = _client(self.url, self._key, timeout, retries)
+        self._made = partial(_client, self.url, self._key, timeout, retries)
+        self._client, self._process = self._made(), os.getpid()
         self._tries = retries + 1
         self._lock = Lock()
         self._pause = 0.0 if requests_per_minute is None else 60 / requests_per_minute
@@ -94,7 +97,7 @@ class ChatEndpoint:
             self._wait()
             sent = self._without_refused(request)
             try:
-                return reply_of(self._client.chat.completions.create(**sent))
+                return reply_of(self._client_here().chat.completions.create(**sent))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._learn(str(error), sent):
                     return ChatReply("", f"the endpoint refuses the request: {_one_line(error)}")
@@ -115,6 +118,12 @@ class ChatEndpoint:
                 tries = f" (tries: {self._tries})" if isinstance(error, again) else ""
                 why = _one_line(error.__cause__ or error)
                 return ChatReply("", f"{type(error).__name__}{tries}: {why}")
+
+    def _client_here(self) -> Any:
+        """Returns the client of this process; a fork has copied the sockets of another one."""
+        if self._process != os.getpid():
+            self._client, self._process = self._made(), os.getpid()
+        return self._client
 
     def _without_refused(self, request: dict[str, Any]) -> dict[str, Any]:
         sent = {name: value for name, value in request.items() if name not in self._refused}

@@ -290,6 +290,12 @@ def test_another_call_sees_a_scheduler_that_was_swapped(tmp_path):
     assert other.settings["scheduler"] == "PNDMScheduler"
 
 
+@pytest.mark.parametrize("length", [10**6, 0, "x", 1.5])
+def test_lengths_that_no_text_has_are_refused(tmp_path, length):
+    with pytest.raises(InputError, match="max_sequence_length must be at"):
+        DiffusersGenerator(sd3(tmp_path), call={"max_sequence_length": length})
+
+
 @pytest.mark.parametrize("name", ["steps", "batch_size"])
 def test_numbers_below_one_are_refused(pipe, name):
     with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):

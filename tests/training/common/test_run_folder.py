@@ -120,6 +120,11 @@ def test_a_full_disk_leaves_the_state_before(saved: Path, monkeypatch: pytest.Mo
     with pytest.raises(RunError, match=r"state after 4 steps.*No space left.*Is the disk full\?"):
         run.save(4)
     monkeypatch.undo()
+    run.record({"step": 4.0, "loss": 1.0})
+    monkeypatch.setattr("pyarrow.parquet.write_table", lambda table, path: full(path))
+    with pytest.raises(RunError, match=r"must take metrics, and could not: .*No space left"):
+        run.save_metrics()
+    monkeypatch.undo()
     assert opened(saved).resume() == 3
 
 

@@ -62,6 +62,9 @@ def test_a_group_without_variance_gets_nothing_and_is_told() -> None:
     # Their maps may still differ.
     maps = torch.rand(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     assert compare_pictures("dense", rewards, maps).varies.all()
+    found = compare_pictures("dense", rewards, maps, deviation="group")
+    assert found.varies.tolist() == [False, True]
+    assert not found.values[0].any()
 
 
 @pytest.mark.parametrize("kind", ["scalar", "dense"])

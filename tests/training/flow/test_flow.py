@@ -277,6 +277,24 @@ def test_a_stopped_run_is_kept(
     assert (tmp_path / "run/checkpoint/model_index.json").is_file()
 
 
+def test_a_full_disk_is_said_when_weights_are_written(
+    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FlowModel, "write", full)
+        with pytest.raises(RunError, match=r"must take the trained weights, and could.*No space"):
+            flow(**keys, lora_rank=2)
+    (tmp_path / "run/checkpoint").write_text("a file in the folder's place")
+    with pytest.raises(RunError, match="must take the trained weights, and could not: FileExists"):
+        flow(**keys, lora_rank=2)
+    (tmp_path / "run/checkpoint").unlink()
+    flow(**keys, lora_rank=2)
+    assert (tmp_path / "run/checkpoint/pytorch_lora_weights.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_the_packaged_config_trains_the_bundled_generator(tmp_path: Path) -> None:
     quick = ["steps=1", "prompts=2", "group=2", "steps_drawn=2", "updates=1", "times=1"]

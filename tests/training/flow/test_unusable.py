@@ -15,7 +15,14 @@ import tiny_pipelines
 import torch
 
 from tts_verifier import registry
-from tts_verifier.errors import CheckpointError, InputError, RecipeError, RunError, UnsupportedError
+from tts_verifier.errors import (
+    CheckpointError,
+    InputError,
+    RecipeError,
+    RunError,
+    RunWarning,
+    UnsupportedError,
+)
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.training.common.run_folder import read_metrics
@@ -26,6 +33,13 @@ from tts_verifier.types import Verdict
 
 class WithoutMaps(FakeVerifier):
     details = ("score",)
+
+
+class Forgets(FakeVerifier):
+    """Gives no verdict on the last picture."""
+
+    def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+        return super().verify(*args, **kwargs)[:-1]
 
 
 class NeverKnows(FakeVerifier):
@@ -66,6 +80,7 @@ def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
             "seldom": SeldomKnows,
             "gone": GoesAway,
             "breaks": Breaks,
+            "forgets": Forgets,
         }.items()
     }
     known: Mapping[str, Mapping[str, str]] = registry.BUILT_IN
@@ -135,6 +150,16 @@ def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: 
     assert 0 < row["reward"] < 1
 
 
+def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="forgets must return a verdict for each of 6 images, it re"):
+        flow(**rewarded_by(keys, "forgets"))
+
+
+def test_held_out_captions_that_are_trained_are_counted(keys: dict[str, Any]) -> None:
+    with pytest.warns(RunWarning, match="1 of 2 held-out captions are trained too, such as"):
+        flow(**keys | {"steps": 1, "evaluate_every": 1, "held_out": ["a cat", "a bus"]})
+
+
 @pytest.mark.parametrize("ahead", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_verifier_that_goes_away_leaves_what_was_trained(
     ahead: bool, keys: dict[str, Any], generator: Path, tmp_path: Path
@@ -156,7 +181,7 @@ def test_a_verifier_that_goes_away_leaves_what_was_trained(
     [
         ({"rewards": [{"verifier": "breaks"}]}, "A verifier failed: KeyError: 'overall'"),
         (
-            {"judges": [{"verifier": "gone"}], "held_out": ["a cat"], "evaluate_every": 1},
+            {"judges": [{"verifier": "gone"}], "held_out": ["a bus"], "evaluate_every": 1},
             "does not answer",
         ),
     ],
@@ -209,6 +234,30 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"noise": 0.0}, "noise must be above 0, got 0.0"),
         ({"guidance": 0.5}, "guidance must be at least 1, got 0.5"),
         ({"average": 1.5}, r"average must be in \[0, 1\], got 1.5"),
+        ({"average": 1.0}, "average must be below 1: with 1 the averaged weights.* never change"),
+        ({"loss": "nft", "window": 5}, "window chooses steps that draw noise, and loss: nft"),
+        ({"loss": "awm", "trained_steps": 1}, "trained_steps chooses steps that draw noise"),
+        ({"embedded_guidance": -1.0}, "embedded_guidance must be at least 0, got -1"),
+        ({"weight_decay": float("nan")}, "weight_decay must be finite and at least 0, got nan"),
+        ({"max_sequence_length": 10**6}, "max_sequence_length must be at most 512.* got 1000000"),
+        ({"evaluate_every": 1}, "evaluate_every draws held-out captions, so 1 needs held_out"),
+        ({"stop": {"unscored_share": 1.0}}, "unscored_share must be a share below 1, .* got 1.0"),
+        (
+            {
+                "stop": {"judge": 1},
+                "evaluate_every": 1,
+                "held_out": ["a bus"],
+                "judges": [{"verifier": "fake", "objective": {"overall": 1.0}}],
+            },
+            "stop.judge needs a first judge that is no reward",
+        ),
+        ({"rewards": [{"verifier": ""}]}, "each table of rewards needs the key verifier"),
+        ({"rewards": [{"verifier": "fake", "weight": 0}]}, "a weight of 0 rewards nothing, that"),
+        ({"rewards": [{"verifier": "fake", "objective": {}}]}, "rewards: An objective needs fin"),
+        (
+            {"lora_rank": 2, "lora_targets": ["transformer_blocks.0"]},
+            "lora_targets must be layers that peft can adapt, got transformer_blocks.0: Target",
+        ),
         ({"rewards": []}, "rewards must name at least one verifier"),
         ({"rewards": [{"name": "fake"}]}, "rewards has the unknown key 'name'"),
         ({"rewards": [{"weight": 1.0}]}, "each table of rewards needs the key verifier"),

@@ -42,6 +42,7 @@ def test_eight_threads_make_fifty_calls_each(doctor: ImageDoctor) -> None:
     stress(doctor, threads=8, count=50)
 
 
+@pytest.mark.filterwarnings("ignore:No image has a usable score")
 def test_rankings_and_moves_mix_with_calls(doctor: ImageDoctor) -> None:
     ranking = doctor.rerank(IMAGES[:3], "a dog")
     size, device = doctor.nbytes, doctor.device

@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.server
 import json
 import math
+import os
+import pickle
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +26,8 @@ import tts_verifier
 from tts_verifier.errors import InputError, ServerError
 from tts_verifier.testing import FakeVerifier, check_verifier
 from tts_verifier.verifiers import load_verifier
-from tts_verifier.verifiers.remote import Remote
+from tts_verifier.verifiers.remote import Remote, connection
+from tts_verifier.verifiers.remote.protocol import pack_message
 
 IMAGES = [noise(20 + 4 * (i % 5), 12, seed=i) for i in range(100)]
 PROMPTS = [f"picture {i}" for i in range(100)]
@@ -37,15 +41,18 @@ def url() -> Iterator[str]:
 
 @contextmanager
 def answering(
-    answer: Callable[[str], tuple[int, bytes]], headers: Mapping[str, str] = MappingProxyType({})
+    answer: Callable[[str], tuple[int, bytes]],
+    headers: Mapping[str, str] = MappingProxyType({}),
+    heard: Callable[[int], None] = lambda port: None,
 ) -> Iterator[str]:
-    """A server that answers whatever a test wants."""
+    """A server that answers whatever a test wants, and tells from which port it was asked."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", 0)))
+            heard(self.client_address[1])
             status, body = answer(self.path)
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
@@ -204,7 +211,10 @@ def test_a_server_that_is_full_is_asked_again() -> None:
     [
         (200, b"<html>", "is no object of JSON"),
         (200, b"[" * 10**5, "is no object of JSON"),
+        (200, b'{"protocol": 1, "protocol": 2}', "is no object of JSON"),
         (200, b'{"protocol": 2}', "must speak version 1 of the protocol, it says 2"),
+        (307, b"", "must be a tts-serve, it answers 307: Temporary Redirect"),
+        (408, b"{}", "answers 408"),
         (404, b"<html>not here", "must be a tts-serve, it answers 404: <html>not here"),
     ],
 )
@@ -264,12 +274,108 @@ def test_headers_that_cannot_be_read_are_the_servers_problem(
 
 
 def pairs_of(message: object) -> bytes:
-    from tts_verifier.verifiers.remote.protocol import pack_message
-
     return pack_message(message, {})  # type: ignore[arg-type]
 
 
 RESULT = {"scores": {"a": 1.0}, "boxes": [], "reply": "", "detail": "diagnose", "maps": {}}
+
+
+def with_results(*results: object, **arrays: Any) -> bytes:
+    message = {"protocol": 1, "verifier": {"model": "x"}, "results": results}
+    return pack_message(message, {f"0.{name}": array for name, array in arrays.items()})
+
+
+def map_of(*size: int, box: Any = (0, 0, 1, 1)) -> dict[str, Any]:
+    return {"maps": {"m": {"size": size, "box": box}}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "grid", "message"),
+    [
+        ({"scores": {"a": "0.5"}}, None, "a number must be one or null, got '0.5'"),
+        ({"scores": {"a": True}}, None, "a number must be one or null, got True"),
+        ({"scores": []}, None, "no attribute 'items'"),
+        ({"detail": "look"}, None, "reply and detail must be texts, got '' and 'look'"),
+        ({"reply": None}, None, "reply and detail must be texts, got None"),
+        ({"boxes": [[1, 2]]}, None, "expected 4, got 2"),
+        (map_of(8, 8), np.zeros(4, "f4"), r"map m must be float32 \(h, w\), got float32 \(4,\)"),
+        (map_of(8, 8), np.zeros((0, 4), "f4"), r"map m must be float32 \(h, w\)"),
+        (map_of(8, 8), np.zeros((4, 4), "u1"), "got uint8"),
+        (map_of(10**8, 10**8), np.zeros((4, 4), "f4"), r"must lie over a picture of \(20, 12\)"),
+        (map_of(20, 12, box=(2, 2, 3, 3)), np.zeros((4, 4), "f4"), "must lie over a picture"),
+    ],
+)
+def test_a_result_that_is_none_is_no_verdict(
+    changed: dict[str, Any], grid: Any, message: str
+) -> None:
+    body = with_results(RESULT | changed, **({} if grid is None else {"m": grid}))
+    known = json.dumps(ABOUT).encode()
+    with answering(lambda path: (200, known if "verifier" in path else body)) as url:
+        remote = Remote(url, patience=0)
+        with pytest.raises(ServerError, match=message):
+            remote.verify(IMAGES[:1], ["x"])
+
+
+def test_an_edge_of_a_box_that_is_not_known_is_nan() -> None:
+    body = with_results(RESULT | {"boxes": [[0, 0, 1, None]]})
+    known = json.dumps(ABOUT).encode()
+    with answering(lambda path: (200, known if "verifier" in path else body)) as url:
+        (verdict,) = Remote(url, patience=0).verify(IMAGES[:1], ["x"])
+    assert math.isnan(verdict.boxes[0][3])
+
+
+def test_an_answer_may_not_be_endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MOST_ANSWER", 1000)
+    with (
+        answering(lambda path: (200, b" " * 1001)) as url,
+        pytest.raises(ServerError, match=r"may have 1,000 bytes, that of the server .* has more"),
+    ):
+        Remote(url, patience=0)
+
+
+def test_an_answer_that_comes_byte_by_byte_takes_no_longer_than_the_timeout() -> None:
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n")
+            while not ended.wait(0.02):
+                accepted.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ServerError, match=r"the answer took more than 0\.1 s"):
+            Remote(url, patience=0, timeout=0.1)
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_process_and_a_copy_have_connections_of_their_own() -> None:
+    known, ports = json.dumps(ABOUT).encode(), list[int]()
+
+    def answer(path: str) -> tuple[int, bytes]:
+        return 200, known if "verifier" in path else with_results(RESULT)
+
+    with answering(answer, heard=ports.append) as url:
+        remote = Remote(url, patience=0)
+        remote.verify(IMAGES[:1], ["x"])
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                remote.verify(IMAGES[:1], ["x"])
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        remote.verify(IMAGES[:1], ["x"])
+        pickle.loads(pickle.dumps(remote)).verify(IMAGES[:1], ["x"])
+    first, _, forked, again, copied = ports
+    assert again == first
+    assert len({first, forked, copied}) == 3
 
 
 @pytest.mark.parametrize(

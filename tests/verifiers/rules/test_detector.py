@@ -77,6 +77,7 @@ def thing(name, box=(0.0, 0.0, 10.0, 10.0), confidence=0.9):
         ("a photo of a bus", [WantedObject("bus")]),
         ("A photo of an orange.", [WantedObject("orange")]),
         ("a cat and a red car", [WantedObject("cat"), WantedObject("car", colour="red")]),
+        ("Two cats!", [WantedObject("cat", 2, 2)]),
         ("a photo of three cats", [WantedObject("cat", 3, 3)]),
         ("a photo of two wine glasses", [WantedObject("wine glass", 2, 2)]),
         (
@@ -112,6 +113,31 @@ def test_other_prompts_are_not_judged_and_say_why(stub, prompt):
     verdict = stub(prompt, thing("cat"))
     assert all(math.isnan(value) for value in verdict.scores.values())
     assert "Not judged. The prompt must name objects that the detector knows" in verdict.error
+
+
+LEFT, RIGHT = (0.0, 0.0, 30.0, 30.0), (60.0, 0.0, 90.0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "boxes", "value"),
+    [
+        ("a red cat and a blue cat", [RIGHT, LEFT], 1.0),
+        ("a red cat and a blue cat", [LEFT], 0.5),
+        ("a cat and a cat", [LEFT], 0.5),
+        ("a cat and a cat", [LEFT, RIGHT, LEFT], 1.0),
+        ("a cat left of a cat", [RIGHT, LEFT], 1.0),
+        ("a cat left of a cat", [LEFT], 1 / 3),
+        ("two cats and three cats", [LEFT] * 5, 1.0),
+        ("two cats and three cats", [LEFT] * 7, (1 + 3 / 5) / 2),
+    ],
+)
+def test_an_object_serves_one_wish(stub, prompt, boxes, value):
+    image = Image.new("RGB", (100, 100), "red")
+    image.paste("blue", (50, 0, 100, 100))
+    cats = [thing("cat", box, 0.9 - i / 100) for i, box in enumerate(boxes)]
+    verdict = stub(prompt, *cats, image=image)
+    assert verdict.scores["objects"] == pytest.approx(value)
+    assert verdict.scores["objects_passed"] == float(value == 1)
 
 
 def test_objects_are_counted(stub):
@@ -220,10 +246,16 @@ def test_a_file_of_genevals_metadata_needs_no_template(folder, tmp_path, stub):
         '{"prompt": "x", "include": [{"class": "cat", "count": 1, "color": "mauve"}]}',
         '{"prompt": "x", "include": [{"class": "cat", "count": 1, "position": ["near", 0]}]}',
         '{"prompt": "x", "include": [{"class": "cat", "count": 1, "position": ["above", 3]}]}',
+        '{"prompt": "x", "include": [{"class": "cat", "count": 1, "position": ["above", 0]}]}',
+        '{"prompt": "x", "include": []}',
+        '{"prompt": "x", "include": [{"class": "cat", "count": 2}], "exclude": '
+        '[{"class": "cat", "count": 2}]}',
+        json.dumps({"prompt": "PLACE", "include": [{"class": "cat", "count": 1}]}),
     ],
 )
 def test_a_damaged_line_of_metadata_is_named(folder, tmp_path, line):
     path = tmp_path / "metadata.jsonl"
+    line = line.replace("PLACE", METADATA["prompt"])
     path.write_text(f"{json.dumps(METADATA)}\n{line}\n")
     with pytest.raises(InputError, match=r"metadata.jsonl:2 must be a line of GenEval's metadata"):
         DetectorVerifier(folder, specs=path)

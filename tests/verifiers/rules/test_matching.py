@@ -89,3 +89,10 @@ def test_many_words_are_matched_quickly() -> None:
     words = [f"word{i}" for i in range(400)]
     matches = best_matches(["word7 word8", "word399", "absent"], words)
     assert [match.words for match in matches[:2]] == [(7, 8), (399,)]
+
+
+def test_a_page_of_text_is_matched_in_seconds() -> None:
+    # With a list in place of an array, and all runs of words, it takes minutes.
+    page = ("the quick brown fox jumps over the lazy dog " * 8).split()
+    match = best_matches([" ".join(page)], [*page, "and", "more"])[0]
+    assert (match.similarity, match.words) == (1.0, tuple(range(len(page))))

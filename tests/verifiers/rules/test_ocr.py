@@ -79,6 +79,12 @@ def test_a_picture_without_text_scores_zero_and_says_so(judge) -> None:
     assert flaw_mask(list(verdict.heatmaps.values()), verdict.boxes, size=(SIDE, SIDE)) is None
 
 
+def test_quoted_texts_of_many_letters_are_not_judged(judge) -> None:
+    verdict = judge.verify([Image.new("RGB", (40, 40))], [f'a page: "{"abc " * 300}"'])[0]
+    assert math.isnan(verdict.scores["text_match"])
+    assert "must have at most 1000 letters, these have 1199" in verdict.error
+
+
 def test_a_prompt_without_quotes_is_not_judged(judge) -> None:
     verdict = judge.verify([sign(TEXTS)], ["a sign that says OPEN"])[0]
     assert all(math.isnan(value) for value in verdict.scores.values())

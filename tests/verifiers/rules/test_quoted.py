@@ -28,3 +28,10 @@ from tts_verifier.verifiers.rules.quoted import quoted_texts
 )
 def test_texts_in_quotes_are_found(prompt: str, texts: list[str]) -> None:
     assert quoted_texts(prompt) == texts
+
+
+@pytest.mark.parametrize(
+    "quoted", ["”ÖPPET”", "»ÖPPET«", "‹ÖPPET›", "‚ÖPPET‘", "『ÖPPET』", "« ÖPPET »", "‚ÖPPET’"]
+)
+def test_quotes_of_other_languages_are_quotes(quoted: str) -> None:
+    assert quoted_texts(f"a 12” sign that says {quoted}, 5” wide") == ["ÖPPET"]

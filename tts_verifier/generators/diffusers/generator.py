@@ -184,6 +184,8 @@ class DiffusersGenerator:
         self.pipe = self.traits.pipe
         check_call(self.pipe, call)
         check_reserved(call)
+        # Some pipelines would read a text of a million tokens.
+        check_sizes(max_sequence_length=call.get("max_sequence_length"))
         self.traits.warn_of_ignored_seeds(stacklevel + 1)
         self._call = dict(call)
         self.prompt_cache = prompt_cache

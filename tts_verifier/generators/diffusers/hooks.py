@@ -268,8 +268,8 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
 def _taylor_hook(network: Any, interval: int) -> Iterator[None]:
     """Puts diffusers' hook on the denoiser as a whole; its state ends with the `with` block."""
     import torch
-    from diffusers import TaylorSeerCacheConfig
-    from diffusers.hooks import HookRegistry, apply_taylorseer_cache
+    from diffusers.hooks.hooks import HookRegistry
+    from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
 
     bare = "_diffusers_hook" not in vars(network)
     config = TaylorSeerCacheConfig(

@@ -151,10 +151,12 @@ class DaskEngine:
                     argument="gpus",
                 )
         self._client.run_on_scheduler(_allow_deaths)
-        self._client.register_plugin(_BeginWorker())
+        if self._cluster is not None:
+            # A cluster's workers are others' too, and a Ctrl-C here does not reach them.
+            self._client.register_plugin(_BeginWorker())
 
 
-class _BeginWorker(WorkerPlugin):  # type: ignore[misc]
+class _BeginWorker(WorkerPlugin):
     """Prepares every worker process, also one that replaces another."""
 
     name = "tts-begin-worker"

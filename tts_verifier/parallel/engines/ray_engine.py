@@ -77,7 +77,8 @@ class RayEngine:
 
     def take(self, seconds: float) -> list[tuple[int, Any]]:
         """Returns what is done."""
-        finished, deadline = [], time.monotonic() + seconds
+        finished: list[Any] = []
+        deadline = time.monotonic() + seconds
         while not finished and (left := deadline - time.monotonic()) > 0:
             # Python answers Ctrl-C when this returns, and of two before that only one.
             most = min(left, _INTERRUPT_SECONDS)

@@ -86,9 +86,10 @@ class RunSettings:
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.", argument=name)
         for name in ("lora_rank", "workers", "weight_decay", "examples"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
-                    f"{name} must not be negative, got {getattr(self, name)}.", argument=name
+                    f"{name} must be finite and at least 0, got {getattr(self, name)}.",
+                    argument=name,
                 )
         for name in ("learning_rate", "minutes", "save_minutes"):
             value = getattr(self, name)

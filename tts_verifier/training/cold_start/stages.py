@@ -42,7 +42,7 @@ from tts_verifier.training.cold_start.sources import (
     RowSource,
     read_reasons,
 )
-from tts_verifier.training.common.run_folder import RunFolder, plain_values
+from tts_verifier.training.common.run_folder import RunFolder, plain_values, written_to
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import (
     Examples,
@@ -302,7 +302,8 @@ def train(
     if accelerator.is_main_process:
         dtype = getattr(torch, run.dtype)
         trained = accelerator.unwrap_model(network).model
-        write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
+        with written_to(folder.folder / "checkpoint", "the trained weights"):
+            write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
         print(f"The checkpoint: {folder.folder / 'checkpoint'}", flush=True)
     accelerator.wait_for_everyone()
     return taken

@@ -19,14 +19,15 @@ import logging
 import platform
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 from accelerate import Accelerator
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, TTSError
 from tts_verifier.training.settings_file import claim_folder
 from tts_verifier.types.paths import read_json_inside
 
@@ -106,9 +107,14 @@ class RunFolder:
             self._rows.append(row)
 
     def save_metrics(self) -> None:
-        """Writes the metrics that were recorded since the last call."""
+        """Writes the metrics that were recorded since the last call.
+
+        Raises:
+            RunError: they cannot be written.
+        """
         if self._accelerator.is_main_process:
-            write_metrics(self.folder, self._rows, self._about)
+            with written_to(self.folder, "metrics"):
+                write_metrics(self.folder, self._rows, self._about)
         self._rows = []
 
     def save(self, step: int) -> None:
@@ -117,15 +123,8 @@ class RunFolder:
         Raises:
             RunError: they cannot be written; the state before is still there.
         """
-        try:
+        with written_to(self.folder, f"the state after {step} steps"):
             self._save(step)
-        # What full disks make torch, safetensors, pyarrow and the system raise.
-        except Exception as error:
-            raise RunError(
-                f"{self.folder} must take the state after {step} steps, and it could not be "
-                f"written: {error!r:.300}. Is the disk full? The same command then goes on from "
-                "the state before."
-            ) from error
 
     def _save(self, step: int) -> None:
         self.save_metrics()
@@ -160,6 +159,28 @@ class RunFolder:
                 f"{state} must be the state of this run, and cannot be read: {error!r:.300}. "
                 "Remove it; the run then starts from its beginning."
             ) from error
+
+
+@contextmanager
+def written_to(folder: Path, what: str) -> Iterator[None]:
+    """Turns what full disks make torch, safetensors, pyarrow and the system raise into one error.
+
+    Args:
+        folder: that is written to.
+        what: is written.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    try:
+        yield
+    except TTSError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"{folder} must take {what}, and could not: {error!r:.300}. Is the disk full? The same "
+            "command then goes on from the state that was kept last."
+        ) from error
 
 
 def _about(accelerator: Accelerator) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from tts_verifier import shapes
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.identity import seed_for
 from tts_verifier.runner.prompts import prompts_of_recipe
 
@@ -100,3 +101,14 @@ def captions_of(value: Any, argument: str, *, held_out: bool = False) -> list[st
         return [prompt.text for prompt in prompts_of_recipe(value, Path())]
     except InputError as error:
         raise InputError(f"{argument}: {error}", argument=argument) from error
+
+
+def warn_of_trained(held: Sequence[str], captions: Sequence[str]) -> None:
+    """Warns of held-out captions that are trained too."""
+    if known := {*captions} & {*held}:
+        warnings.warn(
+            f"{len(known)} of {len(held)} held-out captions are trained too, such as "
+            f"{min(known)!r:.80}, so evaluations do not say what other captions gain.",
+            RunWarning,
+            stacklevel=2,
+        )

@@ -23,7 +23,12 @@ from tts_verifier.identity import seed_for
 from tts_verifier.training.cold_start.clock import Clock, record_step
 from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.cold_start.stages import start_processes
-from tts_verifier.training.common.run_folder import RunFolder, plain_values, read_metrics
+from tts_verifier.training.common.run_folder import (
+    RunFolder,
+    plain_values,
+    read_metrics,
+    written_to,
+)
 from tts_verifier.training.flow.ahead import DrawnAhead
 from tts_verifier.training.flow.evaluation import broken_rule, mean_of
 from tts_verifier.training.flow.formulas.advantages import (
@@ -260,7 +265,8 @@ def write_weights_of(training: FlowTraining, run: RunSettings, folder: Path) -> 
     """Writes the averaged weights, or those of the policy if there is no average."""
     if training.accelerator.is_main_process:
         dtype = getattr(torch, run.dtype)
-        training.model.write(folder, training.weights.module("average"), dtype)
+        with written_to(folder, "the trained weights"):
+            training.model.write(folder, training.weights.module("average"), dtype)
         print(f"The weights: {folder}", flush=True)
     training.accelerator.wait_for_everyone()
 

@@ -261,7 +261,15 @@ class FlowModel:
             init_lora_weights="gaussian",
             target_modules=sorted(found),
         )
-        self.pipe.transformer.add_adapter(config)
+        try:
+            self.pipe.transformer.add_adapter(config)
+        # A whole block, or another layer that peft cannot adapt.
+        except ValueError as error:
+            raise InputError(
+                f"lora_targets must be layers that peft can adapt, got {', '.join(sorted(found))}: "
+                f"{' '.join(str(error).split()):.200}",
+                argument="lora_targets",
+            ) from error
 
     def recompute_in_backward(self) -> None:
         """Makes the transformer compute the activations of blocks again instead of keeping them."""
@@ -275,6 +283,8 @@ class FlowModel:
             transformer: the weights to write.
             dtype: of trained weights.
         """
+        # diffusers only logs an error if the folder is a file.
+        folder.mkdir(parents=True, exist_ok=True)
         adapters: Any = getattr(transformer, "peft_config", None)
         if not adapters:
             written = copy.copy(self.pipe)
@@ -284,11 +294,14 @@ class FlowModel:
         from peft.utils import get_peft_model_state_dict
 
         state = {n: t.to(dtype) for n, t in get_peft_model_state_dict(transformer).items()}
+        about = adapters["default"].to_dict()
+        # A set, whose order differs from process to process; equal runs write equal files.
+        about["target_modules"] = sorted(about["target_modules"])
         self.pipe.save_lora_weights(
             folder,
             transformer_lora_layers=state,
             # Holds rank and scale, which the weights alone do not tell.
-            transformer_lora_adapter_metadata=adapters["default"].to_dict(),
+            transformer_lora_adapter_metadata=about,
         )
 
 

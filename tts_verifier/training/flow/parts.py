@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from tts_verifier.identity import seed_for
 from tts_verifier.training.cold_start.settings import RunSettings
-from tts_verifier.training.flow.captions import CaptionPool, captions_of
+from tts_verifier.training.flow.captions import CaptionPool, captions_of, warn_of_trained
 from tts_verifier.training.flow.evaluation import Evaluation
 from tts_verifier.training.flow.model import FlowModel
 from tts_verifier.training.flow.rewards import LoadedVerifier, VerifierSpec, WeightedRewards
@@ -70,6 +70,8 @@ def assemble_flow(
     captions = captions_of(settings.captions, "captions")
     held = captions_of(settings.held_out, "held_out", held_out=True)
     pool = CaptionPool(captions, settings.prompts, run.seed, settings.easy_weight)
+    if settings.evaluate_every:
+        warn_of_trained(held, captions)
     device, autocast = accelerator.device, run.precision != "no"
     half = bool(run.lora_rank) and autocast and device.type == "cuda"
     model = FlowModel(

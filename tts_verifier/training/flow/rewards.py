@@ -51,7 +51,7 @@ class VerifierSpec:
                     f"{argument} has the unknown key {key!r}. {suggestion(key, cls.__slots__)}",
                     argument=argument,
                 )
-        if not isinstance(values.get("verifier"), str):
+        if not isinstance(values.get("verifier"), str) or not values["verifier"]:
             raise InputError(
                 f"Each table of {argument} needs the key verifier, a name, got {dict(values)}.",
                 argument=argument,
@@ -62,7 +62,10 @@ class VerifierSpec:
                 f"{argument}: detail must be score or diagnose, got {spec.detail!r}.",
                 argument=argument,
             )
-        Objective(spec.objective)  # checks the weights
+        try:
+            Objective(spec.objective)
+        except InputError as error:
+            raise InputError(f"{argument}: {error}", argument=argument) from error
         numbers = type(spec.weight) in (int, float) and math.isfinite(spec.weight)
         processes = type(spec.processes) is int and spec.processes >= 0
         if not (numbers and processes and isinstance(spec.options, Mapping)):
@@ -70,6 +73,12 @@ class VerifierSpec:
                 f"{argument}: weight must be a finite number, processes a whole number from 0, and "
                 f"options a table, got {spec.weight!r:.40}, {spec.processes!r:.40} and "
                 f"{spec.options!r:.40}.",
+                argument=argument,
+            )
+        if not spec.weight:
+            raise InputError(
+                f"{argument}: a weight of 0 rewards nothing, that of {spec.verifier!r:.80} is. "
+                "Name the verifier in judges if it should only measure.",
                 argument=argument,
             )
         return spec
@@ -114,11 +123,17 @@ class LoadedVerifier:
             TTSError: the verifier or its processes failed, whatever they raised.
         """
         try:
-            return self._verify(images, prompts)
+            verdicts = self._verify(images, prompts)
         except TTSError:
             raise
         except Exception as error:
             raise RunError(f"A verifier failed: {type(error).__name__}: {error}") from error
+        if len(verdicts) != len(images):
+            raise RunError(
+                f"The verifier {self.spec.verifier} must return a verdict for each of "
+                f"{len(images)} images, it returned {len(verdicts)}."
+            )
+        return verdicts
 
     def _verify(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[Verdict]:
         if self._pool is None:

@@ -15,6 +15,8 @@ from tts_verifier.training.flow.formulas.sde import StepKind
 
 FLOW_FREE_KEYS: Final = FREE_KEYS | {"stop", "evaluate_every", "judges", "save_state"}
 """Keys that a run may change when it goes on: they do not decide the numbers."""
+MOST_TOKENS: Final = 512
+"""Of T5, in diffusers' StableDiffusion3Pipeline and FluxPipeline."""
 STOP_NAMES: Final = ("gradient", "judge", "kl", "unscored_share")
 """Keys of `stop`."""
 
@@ -125,8 +127,15 @@ class FlowSettings:
             _check_range(name, getattr(self, name), at_least=1)
         for name in ("block", "evaluate_captions", "max_sequence_length"):
             _check_range(name, getattr(self, name), at_least=1)
+        if (self.max_sequence_length or 0) > MOST_TOKENS:
+            raise InputError(
+                f"max_sequence_length must be at most {MOST_TOKENS}, as in the pipelines' calls, "
+                f"got {self.max_sequence_length}.",
+                argument="max_sequence_length",
+            )
         for name in ("kl", "pull", "base_pull", "evaluate_every", "penalty", "pass_bonus"):
             _check_range(name, getattr(self, name), at_least=0)
+        _check_range("embedded_guidance", self.embedded_guidance, at_least=0)
         for name in ("guidance", "update_guidance"):
             _check_range(name, getattr(self, name), at_least=1)
         for name in ("most_advantage", "clip", "nft_beta", "lora_alpha", "noise"):
@@ -136,6 +145,12 @@ class FlowSettings:
                 raise InputError(
                     f"{name} must be in [0, 1], got {getattr(self, name)}.", argument=name
                 )
+        if self.average == 1:
+            raise InputError(
+                "average must be below 1: with 1 the averaged weights, which are written, never "
+                "change.",
+                argument="average",
+            )
         if self.passes_at is not None and not _is_finite_number(self.passes_at):
             raise InputError(
                 f"passes_at must be a reward, got {self.passes_at!r}.", argument="passes_at"
@@ -147,6 +162,13 @@ class FlowSettings:
 
     def _check_steps(self) -> None:
         if self.loss != "policy":
+            for name in ("window", "trained_steps"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{name} chooses steps that draw noise, and loss: {self.loss} draws none. "
+                        "Leave it out, or choose loss: policy.",
+                        argument=name,
+                    )
             return
         drawing = self.steps_drawn - 1
         if drawing < 1:
@@ -211,6 +233,12 @@ class FlowSettings:
                 raise InputError(
                     f"stop.{name} must be {kind} above 0, got {limit!r}.", argument="stop"
                 )
+        if self.stop.get("unscored_share", 0) >= 1:
+            raise InputError(
+                "stop.unscored_share must be a share below 1, since no share is above 1, got "
+                f"{self.stop['unscored_share']!r}.",
+                argument="stop",
+            )
         for name in self.stop:
             if name not in STOP_NAMES:
                 raise InputError(
@@ -229,11 +257,29 @@ class FlowSettings:
                 f"divergence, got loss: {self.loss} and kl: {self.kl:g}.",
                 argument="stop",
             )
-        if "judge" in self.stop and not (self.judges and self.evaluate_every):
+        self._check_judges()
+
+    def _check_judges(self) -> None:
+        if self.evaluate_every and self.held_out is None:
+            raise InputError(
+                f"evaluate_every draws held-out captions, so {self.evaluate_every} needs held_out. "
+                "Name captions that are not trained, or set evaluate_every to 0.",
+                argument="evaluate_every",
+            )
+        if "judge" not in self.stop:
+            return
+        if not (self.judges and self.evaluate_every):
             raise InputError(
                 "stop.judge compares the reward with a judge in evaluations, so it needs judges "
                 "and evaluate_every.",
                 argument="stop",
+            )
+        scored = [{k: v for k, v in r.items() if k != "weight"} for r in self.rewards]
+        if {k: v for k, v in self.judges[0].items() if k != "weight"} in scored:
+            raise InputError(
+                "stop.judge needs a first judge that is no reward, because it asks whether the "
+                f"reward rises where the judge does not; both are {dict(self.judges[0])}.",
+                argument="judges",
             )
 
     @property

@@ -30,7 +30,7 @@ from tts_verifier.training.cold_start.stages import (
     read_for_training,
     start_processes,
 )
-from tts_verifier.training.common.run_folder import Counts, RunFolder, plain_values
+from tts_verifier.training.common.run_folder import Counts, RunFolder, plain_values, written_to
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import examples_of, show_checkpoint
 from tts_verifier.training.grpo.losses import advantages_of
@@ -266,7 +266,8 @@ def write_policy(training: Training, run: RunSettings, folder: Path) -> None:
     """Writes the checkpoint of the trained model."""
     if training.accelerator.is_main_process:
         dtype = getattr(torch, run.dtype)
-        write_trained(training.trained.model, find_checkpoint(run.init), folder, dtype)
+        with written_to(folder, "the trained weights"):
+            write_trained(training.trained.model, find_checkpoint(run.init), folder, dtype)
         print(f"The checkpoint: {folder}", flush=True)
     training.accelerator.wait_for_everyone()
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tts_verifier.errors import InputError, ServerError
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, TOKEN_VARIABLE, token_of
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, TOKEN_VARIABLE, load, token_of
 
 if TYPE_CHECKING:
     import httpx
 
-_LATER: Final = (429, 502, 503, 504)
+_LATER: Final = (408, 429, 502, 503, 504)
 """Statuses of a server that may answer the same request later."""
 _REFUSED: Final = (400, 413, 415, 422)
 """Statuses of a request that is wrong."""
@@ -21,10 +23,21 @@ _MOST_SECONDS: Final = 10**7
 """That a socket can be told to wait."""
 _PAUSES: Final = (0.1, 5.0)
 """Seconds before the second try, and between two tries at most; they double."""
+_MOST_ANSWER: Final = 2**30
+"""Bytes of an answer: some ten times what the maps of a request's pictures take."""
+
+
+class _Answer(NamedTuple):
+    """What a server answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+    phrase: str
 
 
 class Connection:
-    """Asks a server. Safe to share between threads.
+    """Asks a server. Safe to share between threads, and with processes that are forked.
 
     Args:
         url: such as "http://host:8000".
@@ -40,7 +53,7 @@ class Connection:
         self, url: str, *, timeout: float, patience: float, token: str | None = None
     ) -> None:
         try:
-            import httpx
+            import httpx  # noqa: F401
         except ImportError as error:
             raise InputError(
                 'A remote verifier needs httpx. Install it with pip install "tts-verifier[serve]".'
@@ -57,27 +70,41 @@ class Connection:
             )
         self.url, self._patience = url.rstrip("/"), patience
         token = token_of(os.environ.get(TOKEN_VARIABLE) if token is None else token)
-        headers = {"accept": MEDIA_TYPE} | ({"authorization": f"Bearer {token}"} if token else {})
-        # Proxies of the environment are for the internet; servers of rewards are near.
-        timeout = min(timeout, _MOST_SECONDS)
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
-            headers=headers,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            trust_env=False,
-        )
-        # Answers that cannot be decoded are among them.
-        self._unreachable = (httpx.RequestError,)
+        self._headers = {"accept": MEDIA_TYPE, "accept-encoding": "identity"}
+        self._headers |= {"authorization": f"Bearer {token}"} if token else {}
+        self._timeout = min(timeout, _MOST_SECONDS)
+        self._client: httpx.Client | None = None
+        self._process = 0
 
-    def close(self) -> None:
-        """Closes the sockets."""
-        self._client.close()
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process has sockets of its own.
+        return self.__dict__ | {"_client": None}
+
+    def _sockets(self) -> httpx.Client:
+        """Returns the connections of this process.
+
+        Those that a fork has copied would give this process answers to the other one's requests.
+        """
+        import httpx
+
+        if self._client is None or self._process != os.getpid():
+            client = httpx.Client(
+                timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
+                headers=self._headers,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                # Proxies of the environment are for the internet; servers of rewards are near.
+                trust_env=False,
+            )
+            # Its sockets would stay open until Python ends.
+            weakref.finalize(self, client.close)
+            self._client, self._process = client, os.getpid()
+        return self._client
 
     def get(self, path: str) -> Any:
         """Returns the JSON at a path."""
-        response = self._ask("GET", path, None)
+        answer = self._ask("GET", path, None)
         try:
-            found = response.json()
+            found = load(answer.content)
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
@@ -96,24 +123,24 @@ class Connection:
         """
         return self._ask("POST", path, body).content
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> httpx.Response:
+    def _ask(self, method: str, path: str, body: bytes | None) -> _Answer:
+        import httpx
+
         end, pause = time.monotonic() + self._patience, _PAUSES[0]
-        headers = {} if body is None else {"content-type": MEDIA_TYPE}
         while True:
             wait = pause * random.uniform(0.5, 1.5)
             try:
-                response = self._client.request(
-                    method, self.url + path, content=body, headers=headers
-                )
-            except self._unreachable as error:
+                answer = self._ask_once(method, path, body)
+            # Answers that cannot be decoded are among them.
+            except httpx.RequestError as error:
                 problem = f"does not answer: {error or type(error).__name__}"
             else:
-                if response.status_code == 200:
-                    return response
-                if response.status_code not in _LATER:
-                    raise self._refusal(response)
-                problem = f"answers {response.status_code}: {_told_reason(response)}"
-                wait = max(wait, _seconds(response.headers.get("retry-after")))
+                if answer.status == 200:
+                    return answer
+                if answer.status not in _LATER:
+                    raise self._refusal(answer)
+                problem = f"answers {answer.status}: {_told_reason(answer)}"
+                wait = max(wait, _seconds(answer.headers.get("retry-after")))
             if time.monotonic() + wait > end:
                 raise ServerError(
                     f"The server at {self.url} {problem}. It was asked for {self._patience:g} s. "
@@ -122,8 +149,33 @@ class Connection:
             time.sleep(wait)
             pause = min(2 * pause, _PAUSES[1])
 
-    def _refusal(self, response: httpx.Response) -> Exception:
-        status, reason = response.status_code, _told_reason(response)
+    def _ask_once(self, method: str, path: str, body: bytes | None) -> _Answer:
+        import httpx
+
+        end = time.monotonic() + self._timeout
+        headers = {} if body is None else {"content-type": MEDIA_TYPE}
+        parts: list[bytes] = []
+        size = 0
+        with self._sockets().stream(
+            method, self.url + path, content=body, headers=headers
+        ) as response:
+            for part in response.iter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > _MOST_ANSWER:
+                    raise ServerError(
+                        f"An answer may have {_MOST_ANSWER:,} bytes, that of the server at "
+                        f"{self.url} has more. It must be a tts-serve."
+                    )
+                # httpx counts from the last byte that came, so a slow answer might take for ever.
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout(f"the answer took more than {self._timeout:g} s")
+            return _Answer(
+                response.status_code, response.headers, b"".join(parts), response.reason_phrase
+            )
+
+    def _refusal(self, answer: _Answer) -> Exception:
+        status, reason = answer.status, _told_reason(answer)
         if status == 401:
             return ServerError(
                 f"The server at {self.url} wants a token: {reason} Set {TOKEN_VARIABLE} to the "
@@ -138,12 +190,12 @@ class Connection:
         )
 
 
-def _told_reason(response: httpx.Response) -> str:
+def _told_reason(answer: _Answer) -> str:
     """Returns what an error says; the start of the answer where it is none of ours."""
     try:
-        return str(response.json()["error"]["message"])
+        return str(load(answer.content)["error"]["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return response.text[:200] or response.reason_phrase
+        return answer.content[:200].decode(errors="replace") or answer.phrase
 
 
 def _seconds(header: str | None) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from tts_verifier.errors import InputError
-from tts_verifier.types import Cost, Heatmap, Heatmaps, Verdict
+from tts_verifier.types import Box, Cost, Heatmap, Heatmaps, Verdict
 
 PROTOCOL: Final = 1
 """Changes whenever a program of the other side would misread a message."""
@@ -68,8 +69,8 @@ def unpack_message(body: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
             "else."
         )
     try:
-        header = json.loads(body[8 : 8 + length])
-        message = json.loads(header["__metadata__"]["message"])
+        header = load(body[8 : 8 + length])
+        message = load(header["__metadata__"]["message"])
         parts: Any = deserialize(body)  # type: ignore[no-untyped-call]
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise InputError(
@@ -87,7 +88,37 @@ def _array(name: str, part: Mapping[str, Any]) -> NDArray[Any]:
             f"Arrays must be {' or '.join(_DTYPES)}; {name:.80} is {part['dtype']}. Pictures are "
             "uint8 in [0, 255]."
         )
-    return np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+    try:
+        return np.frombuffer(part["data"], _DTYPES[part["dtype"]]).reshape(part["shape"])
+    # More axes than numpy has; or without elements, but too long.
+    except ValueError as error:
+        raise InputError(
+            f"An array must have a shape that numpy can hold; that of {name:.80} is "
+            f"{part['shape']!s:.80}: {error}"
+        ) from None
+
+
+def load(text: str | bytes) -> Any:
+    """Returns the value of strict JSON.
+
+    Raises:
+        ValueError: it is none, has NaN or an infinity, or an object has a key twice, of which
+            another program would read another one.
+        RecursionError: it is too deep.
+    """
+    return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {repeated[:80]!r} comes twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def dump(value: object) -> bytes:
@@ -140,21 +171,54 @@ def encode_verdict(
     return result, {name: m.grid.astype(np.float32) for name, m in maps.items()}
 
 
-def decode_verdict(result: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float32]]) -> Verdict:
-    """Returns the verdict that `encode_verdict` was given, with the maps that were sent."""
-    maps = {
-        name: Heatmap(arrays[name], (int(about["size"][0]), int(about["size"][1])),
-                      (*map(float, about["box"]),))  # type: ignore[arg-type]
-        for name, about in result["maps"].items()
-    }  # fmt: skip
-    return Verdict(
-        {n: math.nan if value is None else float(value) for n, value in result["scores"].items()},
-        Heatmaps(maps),
-        tuple((*map(float, box),) for box in result["boxes"]),  # type: ignore[misc]
-        result["reply"],
-        result["detail"],
-        Cost(verifier_calls=1),
-    )
+def decode_verdict(
+    result: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], size: tuple[int, int]
+) -> Verdict:
+    """Returns the verdict that `encode_verdict` was given, with the maps that were sent.
+
+    Args:
+        result: of one picture.
+        arrays: its maps.
+        size: the picture's (width, height).
+
+    Raises:
+        ValueError, TypeError, KeyError: it is no such result.
+    """
+    maps = {name: _map_of(name, about, arrays, size) for name, about in result["maps"].items()}
+    reply, detail = result["reply"], result["detail"]
+    if not isinstance(reply, str) or detail not in ("score", "diagnose"):
+        raise ValueError(f"reply and detail must be texts, got {reply!r:.40} and {detail!r:.40}")
+    scores = {name: _number_of(value) for name, value in result["scores"].items()}
+    boxes = tuple(_box_of(box) for box in result["boxes"])
+    return Verdict(scores, Heatmaps(maps), boxes, reply, detail, Cost(verifier_calls=1))
+
+
+def _map_of(
+    name: str, about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], size: tuple[int, int]
+) -> Heatmap:
+    grid, box = arrays[name], _box_of(about["box"])
+    x1, y1, x2, y2 = box
+    if grid.ndim != 2 or not grid.size or grid.dtype != np.float32:
+        raise ValueError(f"map {name:.40} must be float32 (h, w), got {grid.dtype} {grid.shape}")
+    if [*about["size"]] != [*size] or not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
+        raise ValueError(
+            f"map {name:.40} must lie over a picture of {size}, got {about['size']!r:.40}, {box}"
+        )
+    return Heatmap(grid, size, box)
+
+
+def _box_of(values: Sequence[Any]) -> Box:
+    x1, y1, x2, y2 = map(_number_of, values)
+    return x1, y1, x2, y2
+
+
+def _number_of(value: Any) -> float:
+    """Returns a number of an answer; null is NaN."""
+    if value is None:
+        return math.nan
+    if type(value) not in (int, float):
+        raise ValueError(f"a number must be one or null, got {value!r:.40}")
+    return float(value)
 
 
 def arrays_of(place: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -37,7 +36,8 @@ class Remote(Verifier):
     began in its own process may be continued here, and a server that has another verifier may not
     continue it. Each answer is checked against what the server said at first.
 
-    Safe to share between threads: calls do not wait for each other.
+    Safe to share between threads: calls do not wait for each other. A process that is forked, or
+    that gets a pickled copy, makes connections of its own.
 
     Args:
         url: such as "http://host:8000".
@@ -74,8 +74,6 @@ class Remote(Verifier):
                 argument="expect",
             )
         self._connection = Connection(url, timeout=timeout, patience=patience, token=token)
-        # Its sockets would stay open until Python ends.
-        weakref.finalize(self, self._connection.close)
         self._connections = connections
         about = self._connection.get("/v1/verifier")
         _check_protocol(about, url)
@@ -151,19 +149,19 @@ class Remote(Verifier):
                     "first one, or begin anew."
                 )
             results = message["results"]
-            verdicts = [
-                decode_verdict(result, arrays_of(i, arrays)) for i, result in enumerate(results)
+            if len(results) != len(part):
+                raise ServerError(
+                    f"The server at {self._connection.url} must answer {len(part)} pictures, and "
+                    f"answered {len(results)}."
+                )
+            return [
+                decode_verdict(result, arrays_of(i, arrays), (image.shape[1], image.shape[0]))
+                for i, (result, image) in enumerate(zip(results, images, strict=True))
             ]
         except (InputError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ServerError(
                 f"The server at {self._connection.url} must answer as tts-serve does: {error!r}"
             ) from error
-        if len(verdicts) != len(part):
-            raise ServerError(
-                f"The server at {self._connection.url} must answer {len(part)} pictures, and "
-                f"answered {len(verdicts)}."
-            )
-        return verdicts
 
 
 def _check_about(about: Mapping[str, Any], url: str) -> None:

@@ -9,11 +9,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+_Codes = NDArray[np.int64]
 _FORMS: Final = str.maketrans("‘’‚′`´“”„″«»‐‑‒–—―−", "''''''\"\"\"\"\"\"-------")
+_MOST_SPANS: Final = 100
+"""Of a text, where there are several: with all of them a page of text would take minutes."""
 _FEWEST_WORDS: Final = 1e-6
 """Of spans that are equally similar, the one of fewer words counts, then the earlier one."""
 
@@ -43,7 +48,8 @@ def best_matches(
 ) -> list[Match]:
     """Gives every wanted text a run of neighbouring words, no word to two texts.
 
-    The sum of the similarities is the largest possible. A text may run over several lines, and a
+    The sum of the similarities is the largest possible with the most similar runs of each text
+    (`_MOST_SPANS` of them). A text may run over several lines, and a
     line may hold several texts.
 
     Args:
@@ -52,12 +58,20 @@ def best_matches(
         case_sensitive: whether "Open" and "OPEN" differ.
     """
     read = ["".join(_letters(word, case_sensitive)) for word in words]
+
+    def value(found: tuple[range, float]) -> float:
+        span, similarity = found
+        return similarity - _FEWEST_WORDS * (len(span) + span.start / (len(words) + 1))
+
+    most = _MOST_SPANS if len(wanted) > 1 else 1
     spans = [
-        (number, span, similarity)
+        (number, found[0], found[1], value(found))
         for number, text in enumerate(wanted)
-        for span, similarity in _spans(folded(text, case_sensitive=case_sensitive), read)
+        for found in nlargest(
+            most, _spans(folded(text, case_sensitive=case_sensitive), read), key=value
+        )
     ]
-    taken = {spans[i][0]: spans[i][1:] for i in _disjoint(spans, len(wanted), len(words))}
+    taken = {spans[i][0]: spans[i][1:3] for i in _disjoint(spans, len(wanted), len(words))}
     matches = []
     for number, text in enumerate(wanted):
         span, similarity = taken.get(number, (range(0), 0.0))
@@ -101,32 +115,42 @@ def _letters(word: str, case_sensitive: bool) -> list[str]:
 
 def _spans(wanted: str, read: Sequence[str]) -> list[tuple[range, float]]:
     """Returns the runs of words that resemble a text at all, with their similarities."""
-    found = []
+    found, letters = [], _codes(wanted)
     for start in range(len(read)):
-        row, length = list(range(len(wanted) + 1)), 0
+        row, length = np.arange(len(wanted) + 1), 0
         for end in range(start, len(read)):
             for letter in read[end]:
-                row = _next_row(row, wanted, letter)
+                row = _next_row(row, letters, letter)
             length += len(read[end])
             # A longer run has more surplus letters than the text has letters.
             if length > 2 * len(wanted) and end > start:
                 break
-            similarity = 1 - row[-1] / max(len(wanted), length, 1)
+            similarity = 1 - int(row[-1]) / max(len(wanted), length, 1)
             if similarity > 0:
                 found.append((range(start, end + 1), similarity))
     return found
 
 
-def _next_row(row: Sequence[int], wanted: str, letter: str) -> list[int]:
+def _next_row(row: _Codes, wanted: _Codes, letter: str) -> _Codes:
     """Returns the row of Levenshtein's table after one more letter that was read."""
-    after = [row[0] + 1]
-    for i, other in enumerate(wanted):
-        after.append(min(row[i] + (other != letter), row[i + 1] + 1, after[i] + 1))
-    return after
+    after = np.empty_like(row)
+    after[0] = row[0] + 1
+    np.minimum(row[:-1] + (wanted != ord(letter)), row[1:] + 1, out=after[1:])
+    # A missing letter costs 1 more than its neighbour on the left.
+    places = np.arange(len(row))
+    cheapest: _Codes = np.minimum.accumulate(after - places) + places
+    return cheapest
 
 
-def _disjoint(spans: Sequence[tuple[int, range, float]], texts: int, words: int) -> list[int]:
-    """Returns the indices of the spans of the largest total similarity.
+def _codes(text: str) -> _Codes:
+    """Returns the number of each letter, (letters,)."""
+    return np.array([ord(letter) for letter in text], np.int64)
+
+
+def _disjoint(
+    spans: Sequence[tuple[int, range, float, float]], texts: int, words: int
+) -> list[int]:
+    """Returns the indices of the spans of the largest total value, the last item of each.
 
     Each text gets at most one span, and each word is in at most one.
     """
@@ -136,13 +160,11 @@ def _disjoint(spans: Sequence[tuple[int, range, float]], texts: int, words: int)
     from scipy.sparse import lil_matrix
 
     uses = lil_matrix((texts + words, len(spans)))
-    for column, (number, span, _) in enumerate(spans):
+    for column, (number, span, _, _) in enumerate(spans):
         uses[number, column] = 1
         for word in span:
             uses[texts + word, column] = 1
-    values = np.array(
-        [s - _FEWEST_WORDS * (len(span) + span.start / (words + 1)) for _, span, s in spans]
-    )
+    values = np.array([value for *_, value in spans])
     best = milp(
         -values,
         constraints=LinearConstraint(uses.tocsr(), -np.inf, 1),
@@ -216,9 +238,10 @@ def _mistaken_parts(
 
 def _alignment(wanted: str, shown: str) -> list[tuple[int | None, int | None]]:
     """Returns pairs of positions in two texts; None where a letter has no partner."""
-    table = [list(range(len(wanted) + 1))]
+    letters, rows = _codes(wanted), [np.arange(len(wanted) + 1)]
     for letter in shown:
-        table.append(_next_row(table[-1], wanted, letter))
+        rows.append(_next_row(rows[-1], letters, letter))
+    table = np.array(rows).tolist()
     i, j = len(wanted), len(shown)
     pairs: list[tuple[int | None, int | None]] = []
     while i or j:

@@ -6,9 +6,9 @@ MIT). There, colours are named by CLIP; here, by the median colour of a box.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,8 @@ from tts_verifier.verifiers.rules.object_specs import WantedObject
 
 _OVERLAP_ALLOWED: Final = 0.1
 """GenEval's POSITION_THRESHOLD: the share of both sizes by which an offset is shortened."""
+_MOST_TRIED: Final = 4
+"""Objects of one class in several wishes for which all ways to hand them out are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,54 @@ def conditions_of(
         image: RGB, for colours.
     """
     groups = [_group(w, found) for w in wanted]
+    # An object serves one wish: of "a red cat and a blue cat", the red one is not the blue one.
+    options = [_conditions(wanted, shared, image) for shared in _shared(wanted, groups)]
+    return max(options, key=lambda option: sum(condition.value for condition in option))
+
+
+def _shared(
+    wanted: Sequence[WantedObject], groups: Sequence[Sequence[Detected]]
+) -> Iterator[list[Sequence[Detected]]]:
+    """Yields groups in which wishes for the same class have objects of their own.
+
+    Where there are few, all ways to hand them out, else the surest objects to the first wish.
+    """
+    places: dict[str, list[int]] = {}
+    for place, want in enumerate(wanted):
+        if want.most in (None, want.count) and want.count:
+            places.setdefault(want.name, []).append(place)
+    ways = [_handed_out(wanted, one, groups[one[0]]) for one in places.values() if len(one) > 1]
+    for way in product(*ways):
+        shared = list(groups)
+        for part in way:
+            for place, objects in part.items():
+                shared[place] = objects
+        yield shared
+
+
+def _handed_out(
+    wanted: Sequence[WantedObject], places: Sequence[int], group: Sequence[Detected]
+) -> list[dict[int, list[Detected]]]:
+    """Returns ways to hand out the objects of a class to the wishes at some places."""
+    owners = [place for place in places for _ in range(wanted[place].count)]
+    pool: list[Detected | None] = [*group[: len(owners) + 1]]
+    pool += [None] * (len(owners) - len(pool))
+    orders = permutations(pool, len(owners)) if len(owners) <= _MOST_TRIED else [pool]
+    # What is left over goes to a wish for any number of them, or else is surplus of the last one.
+    free = next((place for place in places if wanted[place].most is None), places[-1])
+    ways = []
+    for order in orders:
+        way: dict[int, list[Detected]] = {place: [] for place in places}
+        for owner, one in zip(owners, order, strict=False):
+            way[owner] += [] if one is None else [one]
+        way[free] += [one for one in group if one not in order[: len(owners)]]
+        ways.append(way)
+    return ways
+
+
+def _conditions(
+    wanted: Sequence[WantedObject], groups: Sequence[Sequence[Detected]], image: Image.Image
+) -> list[Condition]:
     conditions = []
     for want, group in zip(wanted, groups, strict=True):
         conditions.append(_count_condition(want, group))

@@ -93,7 +93,7 @@ def parse_objects(prompt: str, names: Mapping[str, str]) -> tuple[WantedObject, 
     Raises:
         InputError: the prompt is none of these, or names objects that the detector does not know.
     """
-    text = " ".join(prompt.lower().rstrip(" .").split())
+    text = " ".join(prompt.lower().rstrip(" .,;!?").split())
     # "the" is an article too: two would read "a photo of" as an object otherwise.
     text = _LEAD.sub("", text).removeprefix("photo of ")
     parts = _PLACED.split(text)
@@ -142,7 +142,7 @@ def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[W
     Raises:
         InputError: the file or a line cannot be used; the message has the line's number.
     """
-    specs = {}
+    specs: dict[str, tuple[WantedObject, ...]] = {}
     try:
         lines = read_regular(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -152,7 +152,9 @@ def read_object_specs(path: Path, names: Mapping[str, str]) -> dict[str, tuple[W
             continue
         try:
             row = json.loads(line)
-            specs[_words_of(row["prompt"])] = _spec_of_row(row, names)
+            prompt, spec = _words_of(row["prompt"]), _spec_of_row(row, names)
+            if specs.setdefault(prompt, spec) != spec:
+                raise ValueError(f"{prompt!r:.80} is there before, with other objects")
         except (KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
             raise InputError(
                 f"{path}:{number} must be a line of GenEval's metadata, with prompt and include: "
@@ -170,10 +172,14 @@ def _spec_of_row(row: Mapping[str, Any], names: Mapping[str, str]) -> tuple[Want
         colour = "gray" if colour == "grey" else colour
         if colour not in (None, *COLOUR_NAMES) or relation not in (None, *PLACES):
             raise ValueError(f"unknown colour or relation {colour or relation!r}")
-        if not 0 <= target < max(len(wanted), 1):
+        if relation is not None and not 0 <= target < len(wanted):
             raise ValueError(f"position must name an earlier entry, got {target!r}")
         most = below.pop(name) - 1 if name in below else None
+        if most is not None and most < _positive(clause):
+            raise ValueError(f"exclude must allow as many {name!r} as include asks for")
         wanted.append(WantedObject(name, _positive(clause), most, colour, relation, target))
+    if not wanted and not below:
+        raise ValueError("include or exclude must name an object")
     return (*wanted, *(WantedObject(name, 0, count - 1) for name, count in below.items()))
 
 

@@ -23,6 +23,8 @@ NOTHING_QUOTED: Final = (
     "Not judged: the prompt has no text in quotes. Put the text that the image should show in "
     'quotes, as in: a shop with a sign that says "OPEN".'
 )
+_QUOTED_LETTERS: Final = 1000
+"""Of all quoted texts of a prompt: comparing takes time that grows with their square."""
 _GRID_SIDE: Final = 256
 """The longer side of a heatmap's grid; a smaller image has a cell for each pixel."""
 
@@ -96,6 +98,13 @@ class OCRVerifier(Verifier):
         if not wanted:
             nothing = dict.fromkeys(self.score_names, math.nan)
             return Verdict(nothing, detail=detail, cost=cost, error=NOTHING_QUOTED)
+        if (letters := sum(map(len, wanted))) > _QUOTED_LETTERS:
+            why = (
+                f"Not judged: the quoted texts of a prompt must have at most {_QUOTED_LETTERS} "
+                f"letters, these have {letters}. Quote the ones that matter."
+            )
+            nothing = dict.fromkeys(self.score_names, math.nan)
+            return Verdict(nothing, detail=detail, cost=cost, error=why)
         words = self.read(image)
         if len(wanted) > 1:
             cased = self.case_sensitive

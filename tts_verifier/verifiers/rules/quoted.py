@@ -18,8 +18,14 @@ _QUOTED: Final = re.compile(
             rf'{_OPENS}"((?:\\.|[^"\\])+)"{_CLOSES}',
             r"“([^“”]+)”",
             r"„([^„“”]+)[“”]",
+            # As Swedes and Finns write them.
+            rf"{_OPENS}”([^“”]+)”{_CLOSES}",
             r"«([^«»]+)»",
+            r"»([^«»]+)«",
+            r"‹([^‹›]+)›",
             r"「([^「」]+)」",
+            r"『([^『』]+)』",
+            r"‚([^‚‘’]+)[‘’]",
             # The quotes of rock 'n' roll are apostrophes.
             rf"{_OPENS}'(?!n'|\d0s\b|\s)({_STRAIGHT})(?<!\s)'{_CLOSES}",
             rf"‘(?!n’|\d0s\b)({_CURLY})’{_CLOSES}",
@@ -34,11 +40,11 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 def quoted_texts(prompt: str) -> list[str]:
     r"""Returns the texts in quotes, in order, each once.
 
-    Quotes are straight or curly, double or single, „low“, «angled» or 「cornered」. Apostrophes and
-    the sign of inches open no quote. Inside straight double quotes `\"` is a letter; in a prompt
-    where every one of them is escaped, they are the quotes. Doubled quotes, as in CSV, count as
-    one. A comma before the closing quote belongs to the sentence and is left out, white space
-    becomes a single space.
+    Quotes are straight or curly, double or single, „low“, «angled» or 「cornered」, or ”of one
+    kind”. Apostrophes and the sign of inches open no quote. Inside straight double quotes `\"` is a
+    letter; in a prompt where every one of them is escaped, they are the quotes. Doubled quotes, as
+    in CSV, count as one. A comma before the closing quote belongs to the sentence and is left out,
+    white space becomes a single space.
     """
     if not re.search(r'(?<!\\)"', prompt):
         prompt = prompt.replace('\\"', '"')

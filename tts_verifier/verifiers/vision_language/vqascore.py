@@ -21,6 +21,7 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import check_pairs
 from tts_verifier.types import Cost, Detail, Verdict
+from tts_verifier.verifiers.imagedoctor.requests import check_prompt
 from tts_verifier.verifiers.vision_language.inference.engine import (
     FIRST,
     Question,
@@ -114,6 +115,8 @@ class VQAScore(VisionLanguageVerifier):
         ones, others = as_images(first), as_images(second)
         texts = check_pairs(ones, prompts)
         check_pairs(others, texts)
+        for i, text in enumerate(texts):
+            check_prompt(i, text)
         ids = digit_ids(self.engine.tokenizer)[1:3]
         questions = [
             Question(one, WHICH.replace("{}", self.engine.plain(text)), (), FIRST, other)

@@ -10,7 +10,8 @@ The forms (arXiv 2510.01010 and the official train_sd3_hp.py; H is the map of wh
 All are the difference from the group's mean, over a deviation + 1e-4, bounded. The deviation is
 that of all rewards of the step (official), or that of the group, at each place where rewards are
 maps (the paper). Deviations are those of populations, as in numpy. With maps of zeros `mask`,
-`dense` and `penalty` equal `scalar`.
+`dense` and `penalty` equal `scalar`. Pictures of equal R have advantages of 0, unless `dense` takes
+the deviation of the step, which keeps the differences of their maps small.
 """
 
 from __future__ import annotations
@@ -72,12 +73,16 @@ def compare_pictures(
         counts = counts & wrong.isfinite().flatten(2).all(2)[..., None, None]
         wrong = torch.where(counts, wrong, 0.0)
     rewards = torch.where(counts, rewards, 0.0)
+    alike = _group_std(rewards, counts) <= _SAME
     if kind == "dense":
         rewards = rewards * (1 - wrong)
     elif kind == "penalty":
         rewards = rewards - penalty * _group_std(rewards, counts) * wrong
     inside = _group_std(rewards, counts)
     varies = inside.amax((1, 2, 3)) > _SAME
+    if deviation == "group":
+        # Divided by their own deviation, the least differences of maps would have full size.
+        varies &= ~alike.flatten()
     divisor = inside if deviation == "group" else _std_of_all(rewards, counts)
     values = (rewards - _group_mean(rewards, counts)) / (divisor + _EPSILON)
     values = values.clamp(-most, most)

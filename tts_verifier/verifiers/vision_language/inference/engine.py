@@ -220,10 +220,9 @@ class QuestionEngine:
             ) from error
         length = inputs["input_ids"].shape[1]
         if self._longest is not None and length > self._longest:
-            longest = questions[int(inputs["attention_mask"].sum(1).argmax())].text
             raise InputError(
                 f"A prompt with its image must have at most {self._longest} tokens for this model, "
-                f"this one has {length}. Shorten it; nothing is cut in silence: {longest[:100]!r} …"
+                f"this one has {length}. Shorten it; nothing is cut in silence."
             )
         # As the model would do, but here it takes half the way to the GPU.
         return inputs.to(self.model.dtype)
