@@ -107,13 +107,20 @@ def test_more_workers_than_a_dask_cluster_has(tmp_path):
 def test_a_ray_cluster_refuses_a_wrong_token(tmp_path):
     # Ray's sockets are below this folder, and the path of a socket has at most 107 bytes.
     token, port, short = "0123456789abcdef" * 4, 6411, tempfile.mkdtemp()
+    # Its workers import the test's parts too.
+    paths = os.pathsep.join([TESTS, *sys.path])
     head = subprocess.Popen(
         [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             *(f"--port={port}", "--num-cpus=2", "--include-dashboard=false"),
             *("--disable-usage-stats", f"--temp-dir={short}"),
         ],
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+        env={
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": token,
+            "PYTHONPATH": paths,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
