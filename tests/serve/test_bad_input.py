@@ -301,7 +301,7 @@ def test_control_characters_are_text_and_half_a_letter_is_none(url: str) -> None
         ask(url, as_json(prompts=["\ud800"]), "application/json"), 400
     )
     half = request_of([PIXELS], ["\ud800"], "diagnose", True)
-    assert ask(url, half).status_code == 200
+    assert "must be valid Unicode" in error_of(ask(url, half), 422)
 
 
 def test_paths_and_methods_that_are_not_there(url: str) -> None:
