@@ -161,6 +161,7 @@ def test_other_images_than_the_ranked_ones_are_refused(nodes: Any, images: torch
                 run(nodes, name, images=other, ranking=ranking)
 
 
+@pytest.mark.filterwarnings("ignore:No image has a usable score")
 def test_without_a_usable_verdict_there_is_no_best(nodes: Any, images: torch.Tensor) -> None:
     verifier = FakeVerifier(unparsable=lambda image, prompt: True)
     ranking, text = run(nodes, "TTSScore", verifier=verifier, images=images, prompt="x")
