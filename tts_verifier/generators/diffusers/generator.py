@@ -260,8 +260,7 @@ class DiffusersGenerator:
         check_fractions(proposal)
         if isinstance(proposal, Draw) and proposal.until >= 1:
             steps, interval = self.traits.steps_of_draw(self._call, proposal)
-            given = proposal.noise is not None
-            return BatchPlan(given_latents=given, steps=steps, interval=interval)
+            return BatchPlan(0, None, proposal.noise is not None, steps=steps, interval=interval)
         if why := self.lacks.get(Repaint if isinstance(proposal, Repaint) else Continue):
             raise UnsupportedError(
                 f"{self.settings['pipeline']} with {self.settings['scheduler']} cannot serve the "
@@ -333,8 +332,7 @@ class DiffusersGenerator:
         rehearsal, generators, latents = self._rehearsal, seeded_generators(jobs), None
         if plan.given_latents:
             pairs = zip(jobs, generators, strict=True)
-            rows = [rehearsal.starting_latents(job, plan.start, g) for job, g in pairs]
-            latents = torch.cat(rows)
+            latents = torch.cat([rehearsal.starting_latents(j, plan.start, g) for j, g in pairs])
         if latents is not None and plan.stop is None:
             call["latents"] = rehearsal.latents_argument(latents, 0, rehearsal.steps)
             return self._run_pipeline(self.pipe, call)
