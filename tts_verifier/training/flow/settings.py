@@ -32,7 +32,7 @@ class FlowSettings:
     captions: Any
     """As `prompts` of a recipe; "shapes" = captions of the miniature world."""
     held_out: Any
-    """Likewise, for evaluations; None = no evaluations."""
+    """Likewise, for evaluations; needed where `evaluate_every` is not 0."""
     rewards: Sequence[Mapping[str, Any]]
     """Verifiers whose weighted objectives are the reward, see `rewards.VerifierSpec`."""
     judges: Sequence[Mapping[str, Any]] = ()
