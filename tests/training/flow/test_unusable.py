@@ -28,6 +28,7 @@ from tts_verifier.testing import FakeVerifier
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
 from tts_verifier.training.flow.flow import flow
+from tts_verifier.training.flow.rewards import VerifierSpec
 from tts_verifier.types import Verdict
 
 
@@ -247,12 +248,12 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
                 "stop": {"judge": 1},
                 "evaluate_every": 1,
                 "held_out": ["a bus"],
-                "judges": [{"verifier": "fake", "objective": {"overall": 1.0}}],
+                "judges": [{"verifier": "fake", "objective": {"overall": 1.0}, "processes": 1}],
             },
             "stop.judge needs a first judge that is no reward",
         ),
         ({"rewards": [{"verifier": ""}]}, "each table of rewards needs the key verifier"),
-        ({"rewards": [{"verifier": "fake", "weight": 0}]}, "a weight of 0 rewards nothing, that"),
+        ({"rewards": [{"verifier": "fake", "weight": 0}]}, "a weight of 0 rewards nothing, and"),
         ({"rewards": [{"verifier": "fake", "objective": {}}]}, "rewards: An objective needs fin"),
         (
             {"lora_rank": 2, "lora_targets": ["transformer_blocks.0"]},
@@ -329,3 +330,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(
     rows = read_metrics(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [1, 1]
     assert rows[1]["distance"] == 0
+
+
+def test_a_judge_may_have_any_weight_because_it_is_not_weighed() -> None:
+    assert VerifierSpec.read({"verifier": "fake", "weight": 0}, "judges").weight == 0

@@ -75,9 +75,10 @@ class VerifierSpec:
                 f"{spec.options!r:.40}.",
                 argument=argument,
             )
-        if not spec.weight:
+        # Judges and the verifier of maps are not weighed.
+        if argument == "rewards" and not spec.weight:
             raise InputError(
-                f"{argument}: a weight of 0 rewards nothing, that of {spec.verifier!r:.80} is. "
+                f"{argument}: a weight of 0 rewards nothing, and {spec.verifier!r:.80} has it. "
                 "Name the verifier in judges if it should only measure.",
                 argument=argument,
             )
