@@ -309,6 +309,6 @@ def test_a_full_disk_is_said_when_weights_are_written(
 @pytest.mark.slow
 def test_the_packaged_config_trains_the_bundled_generator(tmp_path: Path) -> None:
     quick = ["steps=1", "prompts=2", "group=2", "steps_drawn=2", "updates=1", "times=1"]
-    own = ["rewards=[{verifier: fake}]", "judges=[]", "stop={}", "evaluate_every=0"]
+    own = ["rewards=[{verifier: fake}]", "judges=[]", "stop={}", "evaluate_captions=1"]
     run_entry("flow", "flow-shapes", [*quick, *own, f"output={tmp_path / 'run'}"])
     assert numbers(tmp_path / "run")[0]["gradient"] > 0
