@@ -43,6 +43,13 @@ class Forgets(FakeVerifier):
         return super().verify(*args, **kwargs)[:-1]
 
 
+class Silent(FakeVerifier):
+    """Gives no list."""
+
+    def verify(self, *args: Any, **kwargs: Any) -> Any:
+        return None
+
+
 class NeverKnows(FakeVerifier):
     def __init__(self) -> None:
         super().__init__(unparsable=lambda image, prompt: True)
@@ -82,6 +89,7 @@ def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
             "gone": GoesAway,
             "breaks": Breaks,
             "forgets": Forgets,
+            "silent": Silent,
         }.items()
     }
     known: Mapping[str, Mapping[str, str]] = registry.BUILT_IN
@@ -151,9 +159,11 @@ def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: 
     assert 0 < row["reward"] < 1
 
 
-def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any]) -> None:
+def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="forgets must return a verdict for each of 6 images, it re"):
         flow(**rewarded_by(keys, "forgets"))
+    with pytest.raises(RunError, match="A verifier failed: TypeError: object of type 'NoneType'"):
+        flow(**rewarded_by(keys, "silent") | {"output": str(tmp_path / "other")})
 
 
 def test_held_out_captions_that_are_trained_are_counted(keys: dict[str, Any]) -> None:

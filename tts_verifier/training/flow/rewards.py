@@ -125,14 +125,15 @@ class LoadedVerifier:
         """
         try:
             verdicts = self._verify(images, prompts)
+            count = len(verdicts)
         except TTSError:
             raise
         except Exception as error:
             raise RunError(f"A verifier failed: {type(error).__name__}: {error}") from error
-        if len(verdicts) != len(images):
+        if count != len(images):
             raise RunError(
                 f"The verifier {self.spec.verifier} must return a verdict for each of "
-                f"{len(images)} images, it returned {len(verdicts)}."
+                f"{len(images)} images, it returned {count}."
             )
         return verdicts
 
