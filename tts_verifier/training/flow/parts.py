@@ -70,7 +70,6 @@ def assemble_flow(
     captions = captions_of(settings.captions, "captions")
     held = captions_of(settings.held_out, "held_out", held_out=True)
     pool = CaptionPool(captions, settings.prompts, run.seed, settings.easy_weight)
-    # Both splits of the miniature world have single objects, colours and counts: FLOW.md says so.
     if settings.evaluate_every and not settings.captions == settings.held_out == "shapes":
         warn_of_trained(held[: settings.evaluate_captions], captions)
     device, autocast = accelerator.device, run.precision != "no"
