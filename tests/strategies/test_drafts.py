@@ -4,6 +4,7 @@ from math import nan
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
 from histories import TASK, seed, trial
 from tiny_pipelines import same
 
@@ -183,7 +184,18 @@ def test_a_denoiser_that_was_compiled_in_place_draws_no_cached_drafts(
 def test_a_transformer_that_torch_compile_returned_is_a_denoiser(
     bundled: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plain, call, job = (
+        bundled.pipe.transformer,
+        {"num_inference_steps": 4},
+        Job(Prompt("0", "a red circle"), Draw(1, pace=0.5, cached=True)),
+    )
+    expected = bundled.with_call(call).generate([job])[0]
+    # What other hooks of diffusers leave, such as those of offloading.
+    monkeypatch.setattr(plain, "_diffusers_hook", HookRegistry(plain), raising=False)
     # Such a module has no truth value.
-    compiled = torch.compile(bundled.pipe.transformer, backend="eager")
+    compiled = torch.compile(plain, backend="eager")
     monkeypatch.setitem(vars(bundled.pipe), "transformer", compiled)
-    assert CachedDrafts in bundled.with_call({"num_inference_steps": 2}).supports
+    found = bundled.with_call(call).generate([job])[0]
+    assert same(found.image, expected.image)
+    assert found.cost == expected.cost
+    assert "forward" not in vars(plain)

@@ -264,6 +264,17 @@ def test_a_reward_that_goes_up_and_down_does_not_stop_a_run() -> None:
     assert broken_rule({"judge": 3}, rows, "judge") is None
 
 
+@pytest.mark.parametrize("name", ["held_reward", "held_judge"])
+@pytest.mark.parametrize("unknown", [[0], [2], [0, 1, 2, 3]])
+def test_an_evaluation_that_knows_nothing_does_not_stop_a_run(
+    name: str, unknown: list[int]
+) -> None:
+    rows = [row(i, held_reward=0.5 + i / 10, held_judge=0.5) for i in range(4)]
+    for i in unknown:
+        rows[i][name] = float("nan")
+    assert broken_rule({"judge": 3}, rows, "judge") is None
+
+
 def test_a_stopped_run_is_kept(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +309,6 @@ def test_a_full_disk_is_said_when_weights_are_written(
 @pytest.mark.slow
 def test_the_packaged_config_trains_the_bundled_generator(tmp_path: Path) -> None:
     quick = ["steps=1", "prompts=2", "group=2", "steps_drawn=2", "updates=1", "times=1"]
-    own = ["rewards=[{verifier: fake}]", "judges=[]", "stop={}", "evaluate_every=0"]
+    own = ["rewards=[{verifier: fake}]", "judges=[]", "stop={}", "evaluate_captions=1"]
     run_entry("flow", "flow-shapes", [*quick, *own, f"output={tmp_path / 'run'}"])
     assert numbers(tmp_path / "run")[0]["gradient"] > 0

@@ -28,6 +28,7 @@ from tts_verifier.testing import FakeVerifier
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
 from tts_verifier.training.flow.flow import flow
+from tts_verifier.training.flow.rewards import VerifierSpec
 from tts_verifier.types import Verdict
 
 
@@ -40,6 +41,13 @@ class Forgets(FakeVerifier):
 
     def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
         return super().verify(*args, **kwargs)[:-1]
+
+
+class Silent(FakeVerifier):
+    """Gives no list."""
+
+    def verify(self, *args: Any, **kwargs: Any) -> Any:
+        return None
 
 
 class NeverKnows(FakeVerifier):
@@ -81,6 +89,7 @@ def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
             "gone": GoesAway,
             "breaks": Breaks,
             "forgets": Forgets,
+            "silent": Silent,
         }.items()
     }
     known: Mapping[str, Mapping[str, str]] = registry.BUILT_IN
@@ -150,9 +159,11 @@ def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: 
     assert 0 < row["reward"] < 1
 
 
-def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any]) -> None:
+def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match="forgets must return a verdict for each of 6 images, it re"):
         flow(**rewarded_by(keys, "forgets"))
+    with pytest.raises(RunError, match="A verifier failed: TypeError: object of type 'NoneType'"):
+        flow(**rewarded_by(keys, "silent") | {"output": str(tmp_path / "other")})
 
 
 def test_held_out_captions_that_are_trained_are_counted(keys: dict[str, Any]) -> None:
@@ -247,12 +258,12 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
                 "stop": {"judge": 1},
                 "evaluate_every": 1,
                 "held_out": ["a bus"],
-                "judges": [{"verifier": "fake", "objective": {"overall": 1.0}}],
+                "judges": [{"verifier": "fake", "objective": {"overall": 1.0}, "processes": 1}],
             },
             "stop.judge needs a first judge that is no reward",
         ),
         ({"rewards": [{"verifier": ""}]}, "each table of rewards needs the key verifier"),
-        ({"rewards": [{"verifier": "fake", "weight": 0}]}, "a weight of 0 rewards nothing, that"),
+        ({"rewards": [{"verifier": "fake", "weight": 0}]}, "a weight of 0 rewards nothing, and"),
         ({"rewards": [{"verifier": "fake", "objective": {}}]}, "rewards: An objective needs fin"),
         (
             {"lora_rank": 2, "lora_targets": ["transformer_blocks.0"]},
@@ -329,3 +340,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(
     rows = read_metrics(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [1, 1]
     assert rows[1]["distance"] == 0
+
+
+def test_a_judge_may_have_any_weight_because_it_is_not_weighed() -> None:
+    assert VerifierSpec.read({"verifier": "fake", "weight": 0}, "judges").weight == 0

@@ -214,7 +214,7 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
     """Evaluates the denoiser only every `interval` steps inside the `with` block.
 
     In the other steps its output is extrapolated from the last two (TaylorSeer, Liu et al., 2025,
-    of order 1, by diffusers' own hook). Which steps these are depends on their number alone, and
+    of order 1, by diffusers' own code). Which steps these are depends on their number alone, and
     every row of a batch is extrapolated by itself, so an image does not depend on its batch. Of
     diffusers' other caches, FirstBlockCache and SeaCache decide by means over the batch.
 
@@ -226,16 +226,14 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
     if interval == 1:
         yield
         return
+    import torch
+    from diffusers.hooks.taylorseer_cache import TaylorSeerState
+
     network, scheduler = denoiser_of(pipe), pipe.scheduler
     forward, step = network.forward, scheduler.step
+    states: dict[tuple[int, int], TaylorSeerState] = {}
     output: Any = None
     calls = 0
-
-    def evaluate(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        nonlocal output
-        output = forward(*args, **kwargs)
-        rows.denoiser += _rows(args, kwargs)
-        return _tensors(output)
 
     @functools.wraps(step)
     def next_step(*args: Any, **kwargs: Any) -> Any:
@@ -245,47 +243,25 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
 
     @functools.wraps(forward)
     def evaluate_or_extrapolate(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        from diffusers.models.cache_utils import CacheMixin
-
+        nonlocal calls, output
         # Guidance may call the denoiser twice in a step, and may end before the last step.
         calls, count = calls + 1, _rows(args, kwargs)
+        state = states.setdefault((calls, count), TaylorSeerState(torch.float32))
+        state.current_step += 1
+        if state.current_step == 0 or (state.current_step - 2) % interval == 0:
+            output = forward(*args, **kwargs)
+            state.update(_tensors(output))
+            return output
         rows.denoiser -= count
-        with CacheMixin.cache_context(network, f"call {calls} of {count} rows"):
-            found = cached(*args, **kwargs)
-        return _with_tensors(output, list(found) if isinstance(found, tuple | list) else [found])
+        return _with_tensors(output, state.predict())
 
-    with replaced_attribute(network, "forward", evaluate), _taylor_hook(network, interval):
-        cached = network.forward
-        with (
-            replaced_attribute(network, "forward", evaluate_or_extrapolate),
-            replaced_attribute(scheduler, "step", next_step),
-        ):
-            yield
-
-
-@contextmanager
-def _taylor_hook(network: Any, interval: int) -> Iterator[None]:
-    """Puts diffusers' hook on the denoiser as a whole; its state ends with the `with` block."""
-    import torch
-    from diffusers.hooks.hooks import HookRegistry
-    from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
-
-    bare = "_diffusers_hook" not in vars(network)
-    config = TaylorSeerCacheConfig(
-        cache_interval=interval,
-        disable_cache_before_step=1,
-        taylor_factors_dtype=torch.float32,
-        cache_identifiers=[""],
-    )
-    apply_taylorseer_cache(network, config)
-    registry = HookRegistry.check_if_exists_or_initialize(network)
-    try:
+    # Not by `apply_taylorseer_cache`, whose hook may replace the `forward` of the module that was
+    # given to `torch.compile`, and not of the one that was returned.
+    with (
+        replaced_attribute(network, "forward", evaluate_or_extrapolate),
+        replaced_attribute(scheduler, "step", next_step),
+    ):
         yield
-    finally:
-        registry.remove_hook("taylorseer_cache", recurse=False)
-        if bare:
-            del network._diffusers_hook
 
 
 def _tensors(output: Any) -> tuple[Any, ...]:

@@ -104,7 +104,11 @@ def captions_of(value: Any, argument: str, *, held_out: bool = False) -> list[st
 
 
 def warn_of_trained(held: Sequence[str], captions: Sequence[str]) -> None:
-    """Warns of held-out captions that are trained too."""
+    """Warns of held-out captions that are trained too.
+
+    Not to be asked of the miniature world, both of whose splits have single objects, colours and
+    counts, as FLOW.md says.
+    """
     if known := {*captions} & {*held}:
         warnings.warn(
             f"{len(known)} of {len(held)} held-out captions are trained too, such as "

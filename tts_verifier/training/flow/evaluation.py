@@ -119,7 +119,9 @@ def _judge_fell_behind(
         return None
     rewards = [row[f"{HELD}reward"] for row in known[-evaluations - 1 :]]
     first, *later = [row[name] for row in known[-evaluations - 1 :]]
-    if any(b <= a for a, b in pairwise(rewards)) or max(later) > first:
+    # An evaluation that knows no reward, or no verdict of the judge, has NaN, and says neither.
+    rises = all(b > a for a, b in pairwise(rewards))
+    if not (rises and all(value <= first for value in later)):
         return None
     return (
         f"the reward of held-out captions had risen by {rewards[-1] - rewards[0]:.3f} in "

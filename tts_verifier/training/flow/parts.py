@@ -70,8 +70,8 @@ def assemble_flow(
     captions = captions_of(settings.captions, "captions")
     held = captions_of(settings.held_out, "held_out", held_out=True)
     pool = CaptionPool(captions, settings.prompts, run.seed, settings.easy_weight)
-    if settings.evaluate_every:
-        warn_of_trained(held, captions)
+    if settings.evaluate_every and not settings.captions == settings.held_out == "shapes":
+        warn_of_trained(held[: settings.evaluate_captions], captions)
     device, autocast = accelerator.device, run.precision != "no"
     half = bool(run.lora_rank) and autocast and device.type == "cuda"
     model = FlowModel(

@@ -75,9 +75,10 @@ class VerifierSpec:
                 f"{spec.options!r:.40}.",
                 argument=argument,
             )
-        if not spec.weight:
+        # Judges and the verifier of maps are not weighed.
+        if argument == "rewards" and not spec.weight:
             raise InputError(
-                f"{argument}: a weight of 0 rewards nothing, that of {spec.verifier!r:.80} is. "
+                f"{argument}: a weight of 0 rewards nothing, and {spec.verifier!r:.80} has it. "
                 "Name the verifier in judges if it should only measure.",
                 argument=argument,
             )
@@ -124,14 +125,15 @@ class LoadedVerifier:
         """
         try:
             verdicts = self._verify(images, prompts)
+            count = len(verdicts)
         except TTSError:
             raise
         except Exception as error:
             raise RunError(f"A verifier failed: {type(error).__name__}: {error}") from error
-        if len(verdicts) != len(images):
+        if count != len(images):
             raise RunError(
                 f"The verifier {self.spec.verifier} must return a verdict for each of "
-                f"{len(images)} images, it returned {len(verdicts)}."
+                f"{len(images)} images, it returned {count}."
             )
         return verdicts
 

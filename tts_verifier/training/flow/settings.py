@@ -32,7 +32,7 @@ class FlowSettings:
     captions: Any
     """As `prompts` of a recipe; "shapes" = captions of the miniature world."""
     held_out: Any
-    """Likewise, for evaluations; None = no evaluations."""
+    """Likewise, for evaluations; needed where `evaluate_every` is not 0."""
     rewards: Sequence[Mapping[str, Any]]
     """Verifiers whose weighted objectives are the reward, see `rewards.VerifierSpec`."""
     judges: Sequence[Mapping[str, Any]] = ()
@@ -274,8 +274,11 @@ class FlowSettings:
                 "and evaluate_every.",
                 argument="stop",
             )
-        scored = [{k: v for k, v in r.items() if k != "weight"} for r in self.rewards]
-        if {k: v for k, v in self.judges[0].items() if k != "weight"} in scored:
+        judge, *scored = [
+            {k: v for k, v in table.items() if k not in ("weight", "processes")}
+            for table in (self.judges[0], *self.rewards)
+        ]
+        if judge in scored:
             raise InputError(
                 "stop.judge needs a first judge that is no reward, because it asks whether the "
                 f"reward rises where the judge does not; both are {dict(self.judges[0])}.",
