@@ -20,7 +20,7 @@ from tts_verifier.errors import InputError, RunWarning, ServerError
 from tts_verifier.log import read_trials
 from tts_verifier.registry import builder
 from tts_verifier.testing import FakeGenerator, check_verifier
-from tts_verifier.verifiers.chat_reply import Criterion, read_scores, reply_of
+from tts_verifier.verifiers.chat_reply import ChatReply, Criterion, read_scores, reply_of
 from tts_verifier.verifiers.openai import OpenAIVerifier
 
 IMAGES = [noise(20, 30), noise(30, 20, 1)]
@@ -169,6 +169,12 @@ def test_an_expected_score_is_that_of_the_written_digit(pieces: list, expected: 
     reply = reply_of(SimpleNamespace(choices=[choice]))
     found = read_scores(reply, [Criterion("alignment", "fits")])
     assert found == ({"alignment": 1.0}, {"alignment": pytest.approx(expected)}, "")
+
+
+def test_a_sure_nine_is_no_more_than_one() -> None:
+    tokens = [('{"a": ', {}), ("9", {"9": 0.2378666383142789}), ("}", {})]
+    found = read_scores(ChatReply('{"a": 9}', tokens=tokens), [Criterion("a", "fits")])
+    assert found[1] == {"a": 1.0}
 
 
 def test_two_pictures_are_compared_in_one_request(server: Server) -> None:
