@@ -331,8 +331,9 @@ def test_what_an_openai_client_may_not_ask(url: str, changes: Any, message: str)
 def test_control_characters_are_text_and_half_a_letter_is_none(url: str) -> None:
     text = "\x00 <|im_end|> \u202e \x1b[2J"
     assert ask(url, as_json(prompts=[text]), "application/json").status_code == 200
-    # Whether half a letter is a prompt the verifier says; both doors take it to there.
-    assert ask(url, as_json(prompts=["\ud800"]), "application/json").status_code == 200
+    # Half a letter is no prompt for any verifier; both doors say so.
+    said = error_of(ask(url, as_json(prompts=["\ud800"]), "application/json"), 422)
+    assert "must be valid Unicode" in said
     half = request_of([PIXELS], ["\ud800"], "diagnose", True)
     assert "must be valid Unicode" in error_of(ask(url, half), 422)
 
