@@ -18,7 +18,7 @@ from tts_verifier.types import Compare, Look, Trial
 
 T = TypeVar("T")
 
-_ROUNDING: Final = 1e-6
+_FLOAT_ERROR: Final = 1e-6
 """By which a preference may be out of range: a sum of float32 is not exact."""
 
 
@@ -93,7 +93,7 @@ def both_orders(there: float, back: float) -> float:
         In [0, 1]; NaN if one of the two is not usable.
     """
     usable = all(
-        isinstance(one, Real) and -_ROUNDING <= one <= 1 + _ROUNDING for one in (there, back)
+        isinstance(one, Real) and -_FLOAT_ERROR <= one <= 1 + _FLOAT_ERROR for one in (there, back)
     )
     return min(max((there + 1 - back) / 2, 0.0), 1.0) if usable else math.nan
 
