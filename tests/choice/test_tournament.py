@@ -159,6 +159,11 @@ def test_a_preference_out_of_range_is_none(there: object, back: object) -> None:
     assert str(both_orders(there, back)) == "nan"  # type: ignore[arg-type]
 
 
+def test_a_preference_may_be_out_of_range_by_rounding() -> None:
+    assert both_orders(1.0000001, -1e-7) == 1.0
+    assert both_orders(-1e-7, 1.0000001) == 0.0
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

@@ -183,7 +183,9 @@ def test_flow_grpo_gets_nan_or_what_it_asks_for_and_no_map_is_none() -> None:
     assert math.isnan(scores[1])
     assert meta["heatmap"][1] is None
     assert meta["missing"] == {"score": 1, "misalignment": 1}
-    assert flow_grpo.scorer(given, fill=0.25)(IMAGES[:2], PROMPTS[:2], {})[0] == [0.5, 0.25]
+    for fill in (0.25, np.float32(0.25)):
+        filled, _ = flow_grpo.scorer(given, fill=fill)(IMAGES[:2], PROMPTS[:2], {})
+        assert filled == [0.5, 0.25]
     scores, meta = flow_grpo.scorer(FakeVerifier(), detail="score")(IMAGES, PROMPTS, {})
     assert meta["heatmap"] == [None] * 4
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from tiny_imagedoctor import noise
 
 from tts_verifier.errors import InputError, ServerError
 from tts_verifier.serve.app import create_app
+from tts_verifier.serve.limits import Memory, MemoryShare, RequestLimits
+from tts_verifier.serve.requests import asked_in_json
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
@@ -160,6 +163,20 @@ def test_a_body_of_safetensors_that_cannot_be_read(url: str, body: bytes, messag
         raise AssertionError(error_of(ask(url, body), 400))
 
 
+def test_a_letter_beyond_ascii_does_not_multiply_what_a_body_takes() -> None:
+    """As one text of Python's, four bytes stand for each letter beside it."""
+    limits = RequestLimits(body=4 * 10**6)
+    body = json.dumps({"prompts": ["🐈"], "images": ["A" * 10**6]}, ensure_ascii=False).encode()
+    tracemalloc.start()
+    try:
+        with MemoryShare(Memory(limits.memory)) as share, pytest.raises(InputError, match="bytes"):
+            asked_in_json(body, limits, share)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 3 * len(body)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -169,6 +186,8 @@ def test_a_body_of_safetensors_that_cannot_be_read(url: str, body: bytes, messag
         (b"NaN", "Invalid JSON: NaN is no number of JSON"),
         (b"3", "the body: Input should be a valid dictionary"),
         (b'{"prompts": ["a cat"],' + as_json()[1:], "the key 'prompts' comes twice"),
+        (b'{"a" : "\\"b\\": c", "a"\n:1}', "the key 'a' comes twice"),
+        (as_json(maps=None)[:-5] + b'[{"b": [{"c": 1, "c": 1}]}]}', "the key 'c' comes twice"),
         (as_json(prompts="a cat"), "prompts: Input should be a valid list"),
         (as_json(prompts=[3]), "prompts.0: Input should be a valid string"),
         (as_json(prompts=["a", "b"]), "got 1 pictures and 2 prompts"),

@@ -19,8 +19,9 @@ from tts_verifier import BestOfN, run
 from tts_verifier.errors import InputError, RunWarning, ServerError
 from tts_verifier.log import read_trials
 from tts_verifier.registry import builder
+from tts_verifier.strategies.common.chat_rewriter import ChatRewriter
 from tts_verifier.testing import FakeGenerator, check_verifier
-from tts_verifier.verifiers.chat_reply import Criterion, read_scores, reply_of
+from tts_verifier.verifiers.chat_reply import ChatReply, Criterion, read_scores, reply_of
 from tts_verifier.verifiers.openai import OpenAIVerifier
 
 IMAGES = [noise(20, 30), noise(30, 20, 1)]
@@ -169,6 +170,12 @@ def test_an_expected_score_is_that_of_the_written_digit(pieces: list, expected: 
     reply = reply_of(SimpleNamespace(choices=[choice]))
     found = read_scores(reply, [Criterion("alignment", "fits")])
     assert found == ({"alignment": 1.0}, {"alignment": pytest.approx(expected)}, "")
+
+
+def test_a_sure_nine_is_no_more_than_one() -> None:
+    tokens = [('{"a": ', {}), ("9", {"9": 0.2378666383142789}), ("}", {})]
+    found = read_scores(ChatReply('{"a": 9}', tokens=tokens), [Criterion("a", "fits")])
+    assert found[1] == {"a": 1.0}
 
 
 def test_two_pictures_are_compared_in_one_request(server: Server) -> None:
@@ -329,6 +336,16 @@ def test_an_address_of_the_environment_is_a_setting(
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     assert judge(server, base_url=None).settings["base_url"] == server.url
+
+
+def test_an_empty_address_of_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-abcdefgh")
+    given: list[str] = []
+    monkeypatch.setattr("openai.OpenAI", lambda base_url, **_: given.append(base_url))
+    assert OpenAIVerifier("m").settings["base_url"] is None
+    ChatRewriter("m")
+    assert given == ["https://api.openai.com/v1"] * 2
 
 
 def test_half_an_answer_is_tried_again(server: Server) -> None:

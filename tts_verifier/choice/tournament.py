@@ -11,12 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from statistics import fmean
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from tts_verifier.errors import InputError
 from tts_verifier.types import Compare, Look, Trial
 
 T = TypeVar("T")
+
+_FLOAT_ERROR: Final = 1e-6
+"""By which a preference may be out of range: a sum of float32 is not exact."""
 
 
 def near_ties(order: Sequence[Trial], count: int, *, near: float = 0.0) -> list[tuple[str, str]]:
@@ -83,14 +86,16 @@ def both_orders(there: float, back: float) -> float:
     """Returns the preference for the first of two images, asked in both orders.
 
     Args:
-        there: how far the first one is preferred, in [0, 1].
+        there: how far the first one is preferred, in [0, 1] but for rounding.
         back: how far the second one is preferred when the two change places, in [0, 1].
 
     Returns:
         In [0, 1]; NaN if one of the two is not usable.
     """
-    usable = all(isinstance(one, Real) and 0 <= one <= 1 for one in (there, back))
-    return (there + 1 - back) / 2 if usable else math.nan
+    usable = all(
+        isinstance(one, Real) and -_FLOAT_ERROR <= one <= 1 + _FLOAT_ERROR for one in (there, back)
+    )
+    return min(max((there + 1 - back) / 2, 0.0), 1.0) if usable else math.nan
 
 
 def check_near_ties(ties: int, near: float) -> None:

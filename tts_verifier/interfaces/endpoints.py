@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from tts_verifier.errors import InputError
 
+OPENAI_URL: Final = "https://api.openai.com/v1"
+"""What a client is told where there is no other address: by itself it takes an empty variable."""
 _URL_VARIABLE: Final = "OPENAI_BASE_URL"
 _SHORTEST_KEY: Final = 8
 """Letters of a key that is looked for in texts; a shorter one is a placeholder such as "none"."""

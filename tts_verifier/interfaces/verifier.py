@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations, takewhile
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.interfaces.options import ImageDoctorOptions
 from tts_verifier.registry import builder
 from tts_verifier.types import Detail, Setting, Verdict
+
+_HALF_LETTER: Final = re.compile("[\ud800-\udfff]")
 
 
 class Verifier(ABC):
@@ -337,7 +340,7 @@ def check_pairs(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[s
         if not isinstance(prompt, str):
             raise InputError(f"Prompt {place} must be a text, got {prompt!r:.80}.")
         # A half of a letter, as JSON can hold it; no tokenizer and no file takes it.
-        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        if not prompt.isascii() and _HALF_LETTER.search(prompt):
             raise InputError(
                 f"Prompt {place} must be valid Unicode, {prompt!r:.80} has a lone surrogate."
             )

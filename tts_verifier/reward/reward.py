@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Final, TypedDict
 
 import numpy as np
@@ -213,13 +214,14 @@ def checked_fill(fill: object) -> float | None:
     """Returns the reward of a picture that has none, or raises InputError; None = NaN."""
     if fill is None:
         return None
-    if type(fill) not in (int, float) or not math.isfinite(fill):  # type: ignore[arg-type]
+    # numpy's numbers are among them; bool is a subclass of int.
+    if isinstance(fill, bool) or not isinstance(fill, Real) or not math.isfinite(fill):
         raise InputError(
             f"fill must be the reward of a picture that has none, a finite number, or None, got "
             f"{fill!r:.80}.",
             argument="fill",
         )
-    return float(fill)  # type: ignore[arg-type]
+    return float(fill)
 
 
 def checked_grid(grid: object) -> tuple[int, int]:

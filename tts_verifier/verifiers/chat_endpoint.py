@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, Final
 
 from tts_verifier.errors import InputError, RunWarning, ServerError
-from tts_verifier.interfaces import endpoint_key, endpoint_url, without_key
+from tts_verifier.interfaces import OPENAI_URL, endpoint_key, endpoint_url, without_key
 from tts_verifier.verifiers.chat_reply import ChatReply, reply_of
 
 _OPTIONAL: Final = ("response_format", "max_completion_tokens", "temperature", "logprobs")
@@ -178,7 +178,10 @@ def _client(base_url: str | None, key: str, timeout: float, retries: int) -> Any
             "'tts-verifier[api]'."
         ) from error
     return openai.OpenAI(
-        api_key=key or "none", base_url=base_url, timeout=timeout, max_retries=retries
+        api_key=key or "none",
+        base_url=base_url or OPENAI_URL,
+        timeout=timeout,
+        max_retries=retries,
     )
 
 

@@ -181,5 +181,7 @@ def _expected(
             if re.fullmatch("[0-9]", digit):
                 digits[int(digit)] = digits.get(int(digit), 0.0) + probability
         if (total := sum(digits.values())) > 0 and math.isfinite(total):
-            expected[name] = sum(d * p for d, p in digits.items()) / total / TOP_DIGIT
+            # Rounding would make a sure 9 larger than 1, which is no preference.
+            mean = sum(d * p for d, p in digits.items()) / total
+            expected[name] = min(mean / TOP_DIGIT, 1.0)
     return expected

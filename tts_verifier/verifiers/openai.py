@@ -165,8 +165,8 @@ class OpenAIVerifier(Verifier):
         the endpoint gives log-probabilities; NaN with an `error` where there is no usable reply.
 
         Raises:
-            InputError: an image or a prompt cannot be used, the lengths differ, or the endpoint
-                refuses the key or does not know the model.
+            InputError: an image or a prompt cannot be used, or the lengths differ.
+            ServerError: as in `verify`.
         """
         ones, others = as_images(first), as_images(second)
         texts = check_pairs(ones, prompts)

@@ -25,6 +25,7 @@ from tiny_imagedoctor import noise
 import tts_verifier
 from tts_verifier.errors import InputError, ServerError
 from tts_verifier.testing import FakeVerifier, check_verifier
+from tts_verifier.types import Verdict
 from tts_verifier.verifiers import load_verifier
 from tts_verifier.verifiers.remote import Remote, connection
 from tts_verifier.verifiers.remote.protocol import pack_message
@@ -105,6 +106,17 @@ def test_verdicts_are_those_of_this_process(url: str, detail: Any) -> None:
         assert list(one.heatmaps) == list(other.heatmaps)
         for name in one.heatmaps:
             assert np.array_equal(one.heatmaps[name], other.heatmaps[name])
+
+
+def test_the_reason_of_a_missing_score_comes_along() -> None:
+    class Mute(FakeVerifier):
+        def verify(self, images, prompts, *, detail="diagnose"):
+            return [Verdict({"overall": math.nan}, error="too long: \ud83d") for _ in images]
+
+    with serving(Mute()) as url:
+        (verdict,) = Remote(url).verify(IMAGES[:1], ["x"])
+    assert math.isnan(verdict.scores["overall"])
+    assert verdict.error == "too long: \\ud83d"
 
 
 def test_no_pictures_get_no_verdicts(url: str) -> None:
@@ -297,6 +309,7 @@ def map_of(*size: int, box: Any = (0, 0, 1, 1)) -> dict[str, Any]:
         ({"scores": []}, None, "no attribute 'items'"),
         ({"detail": "look"}, None, "reply and detail must be texts, got '' and 'look'"),
         ({"reply": None}, None, "reply and detail must be texts, got None"),
+        ({"error": 7}, None, "error must be a text, got 7"),
         ({"boxes": [[1, 2]]}, None, "expected 4, got 2"),
         (map_of(8, 8), np.zeros(4, "f4"), r"map m must be float32 \(h, w\), got float32 \(4,\)"),
         (map_of(8, 8), np.zeros((0, 4), "f4"), r"map m must be float32 \(h, w\)"),

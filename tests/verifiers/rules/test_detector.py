@@ -140,6 +140,21 @@ def test_an_object_serves_one_wish(stub, prompt, boxes, value):
     assert verdict.scores["objects_passed"] == float(value == 1)
 
 
+def test_where_ways_multiply_the_surest_objects_serve_the_first_wish(stub):
+    """All 120 x 120 ways for two classes would take minutes, and a prompt can name more."""
+    image = Image.new("RGB", (100, 100), "red")
+    image.paste("blue", (50, 0, 100, 100))
+    found = [
+        thing(name, box, 0.9 - i / 100)
+        for name in ("cat", "dog")
+        for i, box in enumerate([LEFT, LEFT, RIGHT, RIGHT, RIGHT])
+    ]
+    wishes = "two red {0}s and two blue {0}s"
+    verdict = stub(f"{wishes.format('cat')} and {wishes.format('dog')}", *found, image=image)
+    # The fifth is one too many for the last wish of its class.
+    assert verdict.scores["objects"] == pytest.approx((1 + 1 + 2 / 3 + 1) / 4)
+
+
 def test_objects_are_counted(stub):
     for count, value in ((1, 1 / 3), (3, 1.0), (4, 3 / 4), (0, 0.0)):
         verdict = stub("three cats", *[thing("cat")] * count)

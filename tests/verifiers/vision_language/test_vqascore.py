@@ -87,6 +87,24 @@ def test_weights_that_overflow_give_no_preference(qwen: Path) -> None:
     assert "no finite probability" in verdict.error
 
 
+def test_a_pair_that_is_too_long_costs_only_itself_and_no_run(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = VQAScore(qwen)
+    monkeypatch.setattr(judge.engine, "_longest", 200)
+    good, long = judge.compare(IMAGES[:2], IMAGES[1:3], ["a cat", "a cat " * 50])
+    assert good.error == ""
+    assert long.scores["preferred"] != long.scores["preferred"]
+    assert "must have at most 200 tokens" in long.error
+
+    monkeypatch.setattr(judge.engine, "_longest", 10)
+    result = run(
+        ["a cat"], FakeGenerator(), FakeVerifier(), BestOfN(2), ties=2, near=1.0, comparer=judge
+    )
+    (compared,) = (t for t in result.trials if isinstance(t.proposal, Compare))
+    assert "must have at most 10 tokens" in compared.error
+
+
 def test_a_run_settles_near_ties_by_the_pairs(qwen: Path) -> None:
     judge = VQAScore(qwen)
     result = run(

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import RewriteRequest, endpoint_key, endpoint_url, without_key
+from tts_verifier.interfaces import (
+    OPENAI_URL,
+    RewriteRequest,
+    endpoint_key,
+    endpoint_url,
+    without_key,
+)
 from tts_verifier.strategies.common.arguments import check_number
 from tts_verifier.types import Setting
 
@@ -123,7 +129,8 @@ def _open_client(base_url: str | None, key: str) -> Any:
     try:
         # Endpoints of one's own need no key, and the client needs one.
         return openai.OpenAI(
-            api_key=key or (None if base_url is None else "none"), base_url=base_url
+            api_key=key or (None if base_url is None else "none"),
+            base_url=base_url or OPENAI_URL,
         )
     except openai.OpenAIError as error:
         raise InputError(f"The endpoint cannot be used: {error}", argument="base_url") from error

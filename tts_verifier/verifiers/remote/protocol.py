@@ -162,6 +162,7 @@ def encode_verdict(
         "scores": {name: json_number(value) for name, value in verdict.scores.items()},
         "boxes": [[json_number(edge) for edge in box] for box in verdict.boxes],
         "reply": verdict.text,
+        "error": verdict.error,
         "detail": verdict.detail,
         "maps": {
             name: {"size": [*map(int, m.size)], "box": [*map(float, m.box)]}
@@ -190,7 +191,11 @@ def decode_verdict(
         raise ValueError(f"reply and detail must be texts, got {reply!r:.40} and {detail!r:.40}")
     scores = {name: _number_of(value) for name, value in result["scores"].items()}
     boxes = tuple(_box_of(box) for box in result["boxes"])
-    return Verdict(scores, Heatmaps(maps), boxes, reply, detail, Cost(verifier_calls=1))
+    # A server of an earlier version does not say it.
+    error = result.get("error", "")
+    if not isinstance(error, str):
+        raise ValueError(f"error must be a text, got {error!r:.40}")
+    return Verdict(scores, Heatmaps(maps), boxes, reply, detail, Cost(verifier_calls=1), error)
 
 
 def _map_of(

@@ -6,9 +6,11 @@ MIT). There, colours are named by CLIP; here, by the median colour of a box.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import permutations, product
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -22,6 +24,8 @@ _OVERLAP_ALLOWED: Final = 0.1
 """GenEval's POSITION_THRESHOLD: the share of both sizes by which an offset is shortened."""
 _MOST_TRIED: Final = 4
 """Objects of one class in several wishes for which all ways to hand them out are tried."""
+_MOST_WAYS: Final = 1000
+"""Of all classes together, whose ways multiply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,10 @@ def conditions_of(
         image: RGB, for colours.
     """
     groups = [_group(w, found) for w in wanted]
+    # Each way to hand the objects out asks for the same colours.
+    colour_in = cache(partial(colour_of, image))
     # An object serves one wish: of "a red cat and a blue cat", the red one is not the blue one.
-    options = [_conditions(wanted, shared, image) for shared in _shared(wanted, groups)]
+    options = [_conditions(wanted, shared, colour_in) for shared in _shared(wanted, groups)]
     return max(options, key=lambda option: sum(condition.value for condition in option))
 
 
@@ -76,6 +82,8 @@ def _shared(
         if want.most in (None, want.count) and want.count:
             places.setdefault(want.name, []).append(place)
     ways = [_handed_out(wanted, one, groups[one[0]]) for one in places.values() if len(one) > 1]
+    if prod(map(len, ways)) > _MOST_WAYS:
+        ways = [some[:1] for some in ways]
     for way in product(*ways):
         shared = list(groups)
         for part in way:
@@ -105,14 +113,16 @@ def _handed_out(
 
 
 def _conditions(
-    wanted: Sequence[WantedObject], groups: Sequence[Sequence[Detected]], image: Image.Image
+    wanted: Sequence[WantedObject],
+    groups: Sequence[Sequence[Detected]],
+    colour_in: Callable[[Box], str],
 ) -> list[Condition]:
     conditions = []
     for want, group in zip(wanted, groups, strict=True):
         conditions.append(_count_condition(want, group))
         taken = group[: want.count]
         if want.colour is not None:
-            conditions.append(_colour_condition(want, taken, image))
+            conditions.append(_colour_condition(want, taken, colour_in))
         if want.relation is not None:
             target = wanted[want.target]
             others = groups[want.target][: target.count]
@@ -139,9 +149,9 @@ def _count_condition(want: WantedObject, group: Sequence[Detected]) -> Condition
 
 
 def _colour_condition(
-    want: WantedObject, taken: Sequence[Detected], image: Image.Image
+    want: WantedObject, taken: Sequence[Detected], colour_in: Callable[[Box], str]
 ) -> Condition:
-    colours = [colour_of(image, d.box) for d in taken]
+    colours = [colour_in(d.box) for d in taken]
     wrong = [d for d, c in zip(taken, colours, strict=True) if c != want.colour]
     text = f"{want.name}: {want.colour} wanted, {' and '.join(colours) or 'none'} found"
     return Condition(text, (len(taken) - len(wrong)) / want.count, _boxes(wrong))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Unpack
 
@@ -26,6 +27,28 @@ from tts_verifier.verifiers.vision_language.inference.loading import (
     place,
 )
 from tts_verifier.verifiers.vision_language.inference.processor import load_processor
+
+
+def in_parts(
+    judge: Callable[[slice], list[Verdict]], places: range, refused: Verdict
+) -> list[Verdict]:
+    """Returns verdicts; what is refused alone too costs its neighbours nothing.
+
+    Args:
+        judge: returns the verdicts at some of the places.
+        places: of what is to be judged.
+        refused: the verdict on what is refused, which gets the reason.
+    """
+    if not places:
+        return []
+    try:
+        return judge(slice(places.start, places.stop))
+    except InputError as error:
+        if len(places) == 1:
+            return [replace(refused, error=str(error))]
+    half = len(places) // 2
+    parts = (places[:half], places[half:])
+    return [verdict for part in parts for verdict in in_parts(judge, part, refused)]
 
 
 def load_engine(name: str | Path, options: LoadingOptions) -> QuestionEngine:
@@ -122,7 +145,12 @@ class VisionLanguageVerifier(Verifier):
         texts = check_pairs(rgb, prompts)
         for i, text in enumerate(texts):
             self.check_prompt(i, text)
-        return self._judged(rgb, texts, detail) if rgb else []
+        unknown = dict.fromkeys(self.score_names or (), math.nan)
+        return in_parts(
+            lambda part: self.verdicts(rgb[part], texts[part], detail),
+            range(len(rgb)),
+            Verdict(unknown, detail=detail, cost=Cost(verifier_calls=1)),
+        )
 
     def check_prompt(self, index: int, prompt: str) -> None:
         """Raises InputError for a prompt that cannot be one; a judge may ask for more.
@@ -132,23 +160,6 @@ class VisionLanguageVerifier(Verifier):
             prompt: the text.
         """
         check_prompt(index, prompt)
-
-    def _judged(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
-    ) -> list[Verdict]:
-        """Returns verdicts; an image that is refused alone too costs its neighbours nothing."""
-        try:
-            return self.verdicts(images, prompts, detail)
-        except InputError as error:
-            if len(images) == 1:
-                unknown = dict.fromkeys(self.score_names or (), math.nan)
-                cost = Cost(verifier_calls=1)
-                return [Verdict(unknown, detail=detail, cost=cost, error=str(error))]
-        half = len(images) // 2
-        return [
-            *self._judged(images[:half], prompts[:half], detail),
-            *self._judged(images[half:], prompts[half:], detail),
-        ]
 
     @abstractmethod
     def verdicts(

@@ -34,7 +34,7 @@ from tts_verifier.verifiers.vision_language.inference.replies import (
     digit_ids,
     probabilities_of,
 )
-from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier
+from tts_verifier.verifiers.vision_language.verifier import VisionLanguageVerifier, in_parts
 
 QUESTION: Final = 'Does this image show "{}"?'
 WHICH: Final = (
@@ -106,11 +106,12 @@ class VQAScore(VisionLanguageVerifier):
         """Asks which of two images shows the prompt better; the model sees both at once.
 
         `preferred` is P("1") / (P("1") + P("2")) of the first token, where the first image is
-        number 1. Models prefer a position, so ask in both orders, as a run does.
+        number 1. Models prefer a position, so ask in both orders, as a run does. It is NaN, and
+        `error` says why, where the model does not take the two images with the prompt.
 
         Raises:
-            InputError: an image or a prompt is not usable, the lengths differ, or the model takes
-                one image only, or writes 1 and 2 in several tokens.
+            InputError: an image or a prompt is not usable, the lengths differ, or the model writes
+                1 and 2 in several tokens.
         """
         ones, others = as_images(first), as_images(second)
         texts = check_pairs(ones, prompts)
@@ -122,7 +123,13 @@ class VQAScore(VisionLanguageVerifier):
             Question(one, WHICH.replace("{}", self.engine.plain(text)), (), FIRST, other)
             for one, other, text in zip(ones, others, texts, strict=True)
         ]
-        return [_preference(*row) for row in probabilities_of(self.engine, questions, ids)]
+        return in_parts(
+            lambda part: [
+                _preference(*row) for row in probabilities_of(self.engine, questions[part], ids)
+            ],
+            range(len(questions)),
+            Verdict({PREFERRED: math.nan}, cost=Cost(verifier_calls=1)),
+        )
 
 
 def _preference(one: float, two: float) -> Verdict:
