@@ -387,9 +387,9 @@ def test_what_a_worker_warns_of_before_it_fails_is_not_lost():
     def fail():
         with noted_warnings():
             warnings.warn("why", RunWarning, stacklevel=1)
-            1 / 0
+            raise RunError("it failed")
 
-    with pytest.warns(RunWarning, match="why"), pytest.raises(ZeroDivisionError):
+    with pytest.warns(RunWarning, match="why"), pytest.raises(RunError):
         fail()
 
 
