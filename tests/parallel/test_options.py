@@ -59,7 +59,8 @@ def test_an_address_needs_host_and_port(address):
 
 
 def test_ray_takes_an_address_without_a_scheme():
-    assert ParallelOptions("dask", address="tls://[::1]:8786").address == "tls://[::1]:8786"
+    for address in ("tls://[::1]:8786", "ucxx://10.0.0.1:8786"):
+        assert ParallelOptions("dask", address=address).address == address
     with pytest.raises(InputError, match=r"must be HOST:PORT, such as 10.0.0.1:6379, got 'tcp:"):
         ParallelOptions("ray", address="tcp://10.0.0.1:6379")
 
