@@ -53,7 +53,7 @@ def upload(run: Path, address: str, seen: Seen | None = None) -> Seen:
         there = _run_at(store, place) if HEADER in seen else None
         # A copy that was cut short has no header: its files are told from others by their names.
         own = {path.name for path in run.iterdir()}
-        if there not in (None, header["run"]) or (
+        if there not in (None, header.get("run", "")) or (
             there is None and not {name.partition("/")[0] for name in seen} <= own
         ):
             raise RunError(f"{address} has files of something else. Name another address.")
@@ -76,11 +76,13 @@ def upload(run: Path, address: str, seen: Seen | None = None) -> Seen:
     return now
 
 
-def _run_at(store: Any, place: str) -> str:
-    """Returns the id of the run that a header in the store names; "" if it is none."""
+def _run_at(store: Any, place: str) -> str | None:
+    """Returns the run that a header in the store names; "" if it names none, None if cut short."""
     try:
         return str(json.loads(store.cat_file(f"{place}/{HEADER}"))["run"])
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
+        return None
+    except (KeyError, TypeError):
         return ""
 
 
@@ -111,6 +113,10 @@ def download(address: str, run: Path) -> None:
         raise RunError(f"{address} must have a copy of a run, and has no {HEADER}.")
     # A copy that was cut short is no run folder.
     draft = run.with_name(f"{run.name}.partial")
+    for old in draft.rglob("*"):
+        # Of an earlier try: the store may have replaced it since.
+        if not old.is_dir() and old.relative_to(draft).as_posix() not in names:
+            old.unlink()
     for name, goal in [(name, path_inside(draft, name)) for name in names]:
         goal.parent.mkdir(parents=True, exist_ok=True)
         store.get_file(f"{place}/{name}", str(goal))

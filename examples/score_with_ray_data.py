@@ -57,11 +57,12 @@ class Scorer:
 def _pair(image: Any, prompt: Any) -> Any:
     """Returns what is scored; with an error where a cell is null or empty."""
     from tts_verifier.scoring import Pair
+    from tts_verifier.tables import as_cell
 
     if isinstance(image, dict):
         # As data sets of the Hugging Face hub have them.
         image = image.get("bytes")
-    text = prompt if isinstance(prompt, str) else ""
+    text = as_cell(prompt, "A prompt must be a text or a number") or ""
     error = "" if text.strip() else "The prompt must be a text that is not empty."
     error = error or ("" if image else "There is no picture.")
     return Pair("picture", text, error, partial(bytes, image or b""))

@@ -114,8 +114,11 @@ def test_a_first_copy_that_was_cut_short_goes_on(tmp_path, inline, mirror, store
     run_parallel(traced_recipe(tmp_path, *SHARDS), say=lambda text: None)
     mirror.upload(tmp_path / "run", store)
     filesystem, place = fsspec.url_to_fs(store)
-    filesystem.rm_file(f"{place}/header.json")
-    assert "header.json" in mirror.upload(tmp_path / "run", store)
+    for cut_short in (b"", b'{"run": '):
+        filesystem.rm_file(f"{place}/header.json")
+        if cut_short:
+            filesystem.pipe_file(f"{place}/header.json", cut_short)
+        assert "header.json" in mirror.upload(tmp_path / "run", store)
 
 
 def test_a_store_that_fails_for_a_while_gets_the_copy_later(tmp_path, inline, mirror, monkeypatch):
@@ -182,7 +185,11 @@ def test_a_copy_that_was_cut_short_is_no_run_folder(tmp_path, inline, mirror, st
         with pytest.raises(ZeroDivisionError):
             mirror.download(store, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+    stale = tmp_path / "copy.partial/shards/00000/parts/00000000.parquet"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"since merged")
     mirror.download(store, tmp_path / "copy")
+    assert not list((tmp_path / "copy").rglob(stale.name))
     assert choices(tmp_path / "copy") == choices(tmp_path / "run")
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from importlib.util import find_spec
 
 import pytest
 from worker_parts import traced_recipe
@@ -19,6 +20,8 @@ from tts_verifier.parallel.engines.processes import (
 )
 from tts_verifier.recipe import load_recipe, parallel_options
 from tts_verifier.recipe.parallel_options import ParallelOptions, overrides_of
+
+LIBRARIES = {"loky": "joblib", "ray": "ray", "dask": "distributed"}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,8 @@ def test_an_address_needs_host_and_port(address):
 
 
 def test_ray_takes_an_address_without_a_scheme():
-    assert ParallelOptions("dask", address="tls://[::1]:8786").address == "tls://[::1]:8786"
+    for address in ("tls://[::1]:8786", "ucxx://10.0.0.1:8786"):
+        assert ParallelOptions("dask", address=address).address == address
     with pytest.raises(InputError, match=r"must be HOST:PORT, such as 10.0.0.1:6379, got 'tcp:"):
         ParallelOptions("ray", address="tcp://10.0.0.1:6379")
 
@@ -64,6 +68,9 @@ def test_ray_takes_an_address_without_a_scheme():
 def test_a_slip_does_not_start_a_million_processes():
     with pytest.raises(InputError, match=r"at most 64, 32 for each core that .* got 1000000"):
         worker_count(ParallelOptions(workers=10**6), 0, "this machine has", cpus=2)
+    for engine in (name for name, module in LIBRARIES.items() if find_spec(module)):
+        with pytest.raises(InputError, match=r"32 for each core that this machine has, got 10000"):
+            open_engine(ParallelOptions(engine, workers=10**6, gpus=0), print).__enter__()
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):

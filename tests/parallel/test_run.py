@@ -25,6 +25,7 @@ from tts_verifier.log import (
 )
 from tts_verifier.log.lock import FolderLock
 from tts_verifier.parallel import run_parallel
+from tts_verifier.parallel.warned import noted_warnings
 from tts_verifier.recipe import load_recipe, run_recipe
 from tts_verifier.types import Sample
 
@@ -380,6 +381,16 @@ def test_a_run_whose_candidates_all_failed_names_the_most_frequent_reason(tmp_pa
     with pytest.warns(RunWarning, match=r"A candidate failed") as warned:
         run_parallel(recipe, output=tmp_path / "broken", say=quiet)
     assert len(warned) == 1, "the three shards warn of the same"
+
+
+def test_what_a_worker_warns_of_before_it_fails_is_not_lost():
+    def fail():
+        with noted_warnings():
+            warnings.warn("why", RunWarning, stacklevel=1)
+            raise RunError("it failed")
+
+    with pytest.warns(RunWarning, match="why"), pytest.raises(RunError):
+        fail()
 
 
 class Broken(TracedGenerator):

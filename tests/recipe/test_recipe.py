@@ -5,7 +5,7 @@ import json
 import os
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import pytest
 import yaml
@@ -509,6 +509,10 @@ def test_a_from_pretrained_has_its_options_as_keys() -> None:
     assert not value_fits("fp4", found["precision"][0])
 
 
+class Reads(Protocol):
+    def read(self) -> str: ...
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "expected"),
     [
@@ -524,6 +528,8 @@ def test_a_from_pretrained_has_its_options_as_keys() -> None:
         ("ab", list[str], False),
         ({"a": 1}, dict[str, float], True),
         ({1: 1}, dict[str, float], False),
+        ("a", Reads | str, True),
+        (1, Reads, True),
     ],
 )
 def test_values_fit_annotations(value: object, kind: object, expected: bool) -> None:

@@ -268,6 +268,24 @@ def test_a_table_of_others_is_not_replaced(folder: Path, content: bytes | None) 
     assert table.read_bytes() == before
 
 
+def test_a_line_of_others_is_not_taken_for_one_that_was_cut_short(folder: Path) -> None:
+    lines = folder / "own.jsonl"
+    arguments = (folder, "--prompt", "x", "--output", lines)
+    lines.write_text('{"prompt": "a"}')
+    assert "own.jsonl must hold scores of this command" in score(*arguments).stderr
+    assert lines.read_text() == '{"prompt": "a"}'
+    for cut_short in ("", '{"ima', '{"image": "a.png", "prom', '{"image"\0\0\0', "\0\0"):
+        lines.write_text(cut_short)
+        assert score(*arguments).exit_code == 0
+        assert len(rows_of(lines)) == 2
+
+
+def test_an_empty_file_may_become_the_table(folder: Path) -> None:
+    (folder / "new.parquet").touch()
+    done = score(folder / "red.png", "--prompt", "x", "--output", folder / "new.parquet")
+    assert len(pd.read_parquet(folder / "new.parquet")) == 1, done.output
+
+
 def test_a_name_that_is_too_long_is_an_error(folder: Path) -> None:
     for name in ("x" * 300, "x" * 300 + ".parquet"):
         done = score(folder, "--prompt", "x", "--output", folder / name)

@@ -28,7 +28,8 @@ def test_cells_without_a_picture_or_a_prompt_are_rows_with_an_error() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     images = [png(1), None, {"bytes": png(255), "path": None}, {"bytes": None}, png(2), png(2)]
-    batch = {"image": images, "prompt": ["a", "a", "a", "a", None, " "], "id": range(6)}
+    prompts = ["a", "a", 7.0, "a", None, " "]
+    batch = {"image": images, "prompt": prompts, "id": range(6)}
     scored = module.Scorer("fake", "score")(batch)
     assert [bool(error) for error in scored["error"]] == [False, True, False, True, True, True]
     assert scored["semantic_alignment"][2] == 1

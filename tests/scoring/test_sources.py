@@ -278,11 +278,27 @@ def test_nothing_behind_a_damaged_header_is_lost_in_silence(tmp_path: Path, mode
 def test_a_text_of_a_shard_must_be_utf_8(tmp_path: Path) -> None:
     text = "a red circle".encode("utf-16")
     shard = tar(tmp_path / "s.tar", {"1.png": png(1), "1.txt": text})
-    assert "1.txt must be text in UTF-8" in score(shard).stderr
+    # Of many shards, the message must say which.
+    assert f"{shard}/1.txt must be text in UTF-8" in score(shard).stderr
     more = {"1.png": png(1), "1.txt": b"a", "2.png": png(2), "2.txt": text}
     assert "2.txt must be text in UTF-8" in rows(tar(shard, more))[1]["error"]
     both = tar(shard, {"1.png": png(1), "1.json": b'{"text": "a", "caption": "b"}'})
-    assert "1.json: More than one column may hold a prompt" in score(both).stderr
+    assert f"{shard}/1.json: More than one column may hold a prompt" in score(both).stderr
+    texts = tar(shard, {"1.png": png(1), "1.json": b'{"prompt": ["a", "b"]}'})
+    for options in ((), ("--prompt-column", "prompt")):
+        assert f"{shard}/1.json: " in score(texts, *options).stderr
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_picture_that_is_too_large_costs_only_itself(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tts_verifier.scoring.sources.shards._MOST_PICTURE_BYTES", 100)
+    files = {"1.png": png(1), "1.txt": b"a", "2.png": b"0" * 101, "2.txt": b"b"}
+    shard = tar(tmp_path / "s.tar", files | {"3.png": png(3), "3.txt": b"c"}, mode)
+    errors = [row.get("error", "") for row in rows(shard)]
+    assert [bool(error) for error in errors] == [False, True, False]
+    assert "at most 100 bytes, this has 101" in errors[1]
 
 
 def test_suffixes_are_compared_without_their_case(tmp_path: Path) -> None:

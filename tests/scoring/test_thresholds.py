@@ -264,10 +264,11 @@ def test_names_that_are_no_text_or_as_long_as_names_can_be_are_moved_too(
     Image.new("RGB", (2, 2), "red").save(pictures / "b" / long)
     raw = os.fsencode(pictures) + b"/\xff\xfe.png"
     Path(os.fsdecode(raw)).write_bytes(content)
-    for option in ("--copy-to", "--move-to"):
-        done = score(pictures, "--min", "objective=0.7", option, tmp_path / option)
+    for number, option in enumerate(("--copy-to", "--copy-to", "--move-to")):
+        kept, goal = (("--set", 9) if number == 1 else ()), tmp_path / f"{number}"
+        done = score(pictures, "--min", "objective=0.7", *kept, option, goal)
         assert "4 images were" in done.stderr, done.stderr
-        found = sorted(os.listdir(os.fsencode(tmp_path / option)))
+        found = sorted(os.listdir(os.fsencode(goal)))
         assert found == [b"4.png", b"a" * 249 + b"-1.png", os.fsencode(long), b"\xff\xfe.png"]
 
 

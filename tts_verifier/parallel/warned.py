@@ -15,7 +15,9 @@ _MOST_TEXTS: Final = 100
 
 @contextmanager
 def noted_warnings() -> Iterator[dict[str, None]]:
-    """Yields the texts of the `RunWarning`s of a block, each once; they are not shown.
+    """Yields the texts of the `RunWarning`s of a block, each once.
+
+    They are shown only where the block raises, for then nobody hands them on.
 
     As `warnings.catch_warnings`, which it uses, this is for one thread of a process.
     """
@@ -31,7 +33,12 @@ def noted_warnings() -> Iterator[dict[str, None]]:
 
         warnings.showwarning = note  # type: ignore[assignment]
         warnings.simplefilter("always", RunWarning)
-        yield texts
+        try:
+            yield texts
+        except BaseException:
+            for text in texts:
+                show_usually(RunWarning(text), RunWarning, __file__, 0)
+            raise
 
 
 class ShownWarnings:

@@ -18,7 +18,7 @@ ENGINES: Final[Mapping[str, str]] = {
 _SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     # `ray://` is Ray's client, which has no such actors.
     "ray": (),
-    "dask": ("tcp", "tls", "ws", "wss", "ucx"),
+    "dask": ("tcp", "tls", "ws", "wss", "ucx", "ucxx"),
 }
 _LIKE_A_NUMBER: Final = re.compile(r"[-+]?[\d._]+")
 

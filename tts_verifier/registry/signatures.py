@@ -56,7 +56,11 @@ def value_fits(value: object, kind: Any) -> bool:
     if holder is not str and issubclass(holder, Sequence):
         items = inner[0] if inner else UNCHECKED
         return isinstance(value, list) and all(value_fits(item, items) for item in value)
-    return isinstance(value, holder)
+    try:
+        return isinstance(value, holder)
+    except TypeError:
+        # A protocol that says nothing of values at run time.
+        return True
 
 
 def check_arguments(

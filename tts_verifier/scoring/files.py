@@ -6,10 +6,14 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from tts_verifier.errors import RunError, readable_name
 from tts_verifier.loading.regular_files import read_regular
 from tts_verifier.scoring.rows import ScoreRow
+
+_BEGINNING: Final = b'{"image": '
+"""Of every line."""
 
 
 def read_lines(path: Path) -> list[ScoreRow]:
@@ -23,7 +27,11 @@ def read_lines(path: Path) -> list[ScoreRow]:
         return []
     content = read_regular(path)
     whole = content[: content.rfind(b"\n") + 1]
+    # After a loss of power, zeros may stand where the rest was to be.
+    cut = content[len(whole) :].rstrip(b"\0")
     try:
+        if not _BEGINNING.startswith(cut[: len(_BEGINNING)]):
+            raise ValueError(cut[:80])
         rows = [json.loads(line) for line in whole.split(b"\n") if line.strip()]
         # Whatever else a row may lack, this is read of every one.
         _ = [(row["image"], row["key"], row["objective"]) for row in rows]

@@ -95,6 +95,9 @@ def _check_replaceable(output: Path) -> None:
     """Raises RunError unless a table that is to be replaced holds scores: it may be the input."""
     try:
         with open_regular(output) as file:
+            if not os.fstat(file.fileno()).st_size:
+                # As `mktemp` makes it.
+                return
             names = set(pq.read_schema(file).names)
     except (pa.ArrowException, ValueError, OSError) as error:
         raise RunError(

@@ -10,6 +10,7 @@ import numpy as np
 from tts_verifier.choice.subset import choose_subset, layout_and_colour
 from tts_verifier.images import as_image
 from tts_verifier.scoring.rows import OBJECTIVE, ScoreRow, sorted_rows, value_of
+from tts_verifier.scoring.thresholds import place_on_disk
 
 _COMPARED: Final = 1000
 """Pictures of a prompt among which a set is chosen, the best ones: all their pairs are compared."""
@@ -37,7 +38,8 @@ def rows_of_sets(rows: Iterable[ScoreRow], k: int, by: str = OBJECTIVE) -> list[
             group.append(row)
     chosen: list[ScoreRow] = []
     for group in groups.values():
-        features = [layout_and_colour([as_image(row["image"])])[0] for row in group]
+        places = [place_on_disk(row["image"]) for row in group]
+        features = [layout_and_colour([as_image(place)])[0] for place in places]
         values = [value_of(row, by) for row in group]
         chosen += [group[i] for i in choose_subset(values, np.array(features), k)]
     return chosen

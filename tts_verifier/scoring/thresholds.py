@@ -132,7 +132,7 @@ class PictureFolder:
         Raises:
             RunError: the system refuses; earlier pictures are done.
         """
-        picture = _place_on_disk(picture)
+        picture = place_on_disk(picture)
         number = hash(os.path.abspath(picture))
         if number in self._given or self._holds(picture):
             return None
@@ -226,7 +226,7 @@ class PictureFolder:
         raise AssertionError
 
 
-def _place_on_disk(shown: str) -> str:
+def place_on_disk(shown: str) -> str:
     r"""Returns the path that a row shows, where bytes that are no UTF-8 are escapes as `\xff`."""
     raw = _ESCAPED_BYTE.sub(lambda match: chr(0xDC00 + int(match[1], 16)), shown)
     is_raw = not os.path.lexists(shown) and os.path.lexists(raw) and readable_name(raw) == shown

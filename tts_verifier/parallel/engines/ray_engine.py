@@ -49,6 +49,9 @@ class RayEngine:
 
     def __init__(self, options: ParallelOptions, work: Any) -> None:
         self._owns = not ray.is_initialized()
+        if self._owns and options.address is None:
+            # Before Ray starts, which is told to have as many processors as there are workers.
+            worker_count(options, len(gpus_here()), "this machine has")
         _join_ray(options)
         try:
             there = ray.cluster_resources()

@@ -161,6 +161,8 @@ def _samples(
 def _loader(tar: tarfile.TarFile, member: tarfile.TarInfo, *, lazy: bool) -> Callable[[], bytes]:
     if not member.isreg():
         return partial(_refuse_link, member.linkname)
+    if member.size > _MOST_PICTURE_BYTES:
+        return partial(_refuse_size, member.size)
     load = partial(_read_member, tar, member)
     return load if lazy else partial(bytes, load())
 
@@ -170,6 +172,10 @@ def _refuse_link(to: str) -> bytes:
         f"it is a link to {readable_name(to)}, and links in shards are not followed; store the "
         "picture itself"
     )
+
+
+def _refuse_size(size: int) -> bytes:
+    raise InputError(f"a picture has at most {_MOST_PICTURE_BYTES} bytes, this has {size}")
 
 
 def _problem_at_end(tar: tarfile.TarFile, name: str) -> str:
@@ -195,10 +201,6 @@ def _problem_at_end(tar: tarfile.TarFile, name: str) -> str:
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > _MOST_PICTURE_BYTES:
-        raise InputError(
-            f"a picture has at most {_MOST_PICTURE_BYTES} bytes, this has {member.size}"
-        )
     content = tar.extractfile(member)
     return b"" if content is None else content.read()
 
@@ -209,7 +211,7 @@ def _prompt_of(
     """Returns the prompt of a sample, and why it cannot be used."""
     place = f"{shard}/{sample.key.lstrip('/')}"
     try:
-        own = _own_prompt(sample, column)
+        own = _own_prompt(sample, column, place)
         if first and own is None and prompt is None:
             raise InputError(
                 f"{place} has no prompt, which is a .txt beside the picture or the key `prompt` of "
@@ -226,26 +228,26 @@ def _prompt_of(
     return text or "", f"The prompt of {place} {problem}." if problem else ""
 
 
-def _own_prompt(sample: _Sample, column: str | None) -> str | None:
-    name = sample.key.lstrip("/")
+def _own_prompt(sample: _Sample, column: str | None, place: str) -> str | None:
     for suffix in _TEXT_SUFFIXES if column is None else (column.lower().removeprefix("."),):
         if suffix in sample.texts:
-            return _utf8_text(sample.texts[suffix], f"{name}.{suffix}").strip()
+            return _utf8_text(sample.texts[suffix], f"{place}.{suffix}").strip()
     if "json" not in sample.texts:
         return None
+    text = _utf8_text(sample.texts["json"], f"{place}.json")
     try:
-        value: Any = json.loads(_utf8_text(sample.texts["json"], f"{name}.json"))
+        value: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}.json must be JSON: {error}.") from error
+        raise InputError(f"{place}.json must be JSON: {error}.") from error
     if not isinstance(value, dict):
         return None
-    if column is not None:
-        return as_cell(value.get(column), f"{column} must be a text or a number")
     row = Row(value)
     try:
-        return RoleColumns([row], PROMPT_ROLE).cell(row, name)
+        if column is not None:
+            return as_cell(value.get(column), f"{column} must be a text or a number")
+        return RoleColumns([row], PROMPT_ROLE).cell(row, "it")
     except InputError as error:
-        raise InputError(f"{name}.json: {error} Name a key with --prompt-column.") from error
+        raise InputError(f"{place}.json: {error} Name a key with --prompt-column.") from error
 
 
 def _utf8_text(content: bytes, name: str) -> str:
