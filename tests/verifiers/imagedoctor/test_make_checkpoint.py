@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_imagedoctor import example, noise
 
+from tts_verifier.errors import RunWarning
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
@@ -25,7 +26,8 @@ def test_a_folder_is_scored_with_a_made_checkpoint(
     for i in range(2):
         noise(40, 30, seed=i).save(tmp_path / "pictures" / f"{i}.png")
     options = ("--verifier", tmp_path / "model", "--overlays", tmp_path / "maps")
-    out = run("score_folder", tmp_path / "pictures", "--prompt", "a dog", *options)
+    with pytest.warns(RunWarning, match="No image has a usable score"):
+        out = run("score_folder", tmp_path / "pictures", "--prompt", "a dog", *options)
     assert out.startswith("1. 0.png  nan  (semantic_alignment nan")
     assert (tmp_path / "maps").is_dir()
 
