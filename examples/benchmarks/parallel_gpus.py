@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count as numbers
 from pathlib import Path
@@ -28,15 +28,25 @@ from tts_verifier.parallel import WorkerEngine, hand_out, open_engine
 from tts_verifier.recipe import load_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
 
-MODEL = click.option("--model", required=True, help="A verifier's folder.")
-WORKERS = click.option("--workers", default="1,2", help="Numbers of workers, with commas.")
-ITEMS = click.option("--items", default=4, help="Items of each worker.")
-GPUS = click.option("--gpus", default=1, help="GPUs of a worker; 0 = compute on the CPU.")
+OPTIONS = (
+    ENGINE,
+    click.option("--model", required=True, help="A verifier's folder."),
+    click.option("--workers", default="1,2", help="Numbers of workers, with commas."),
+    click.option("--items", default=4, help="Items of each worker."),
+    click.option("--gpus", default=1, help="GPUs of a worker; 0 = compute on the CPU."),
+)
 
 
 @click.group()
 def main() -> None:
     """Measures models on several GPUs."""
+
+
+def measured(function: Callable[..., None]) -> click.Command:
+    """Makes a command of a function, with the options of all measurements."""
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return main.command()(function)
 
 
 def rate(pool: WorkerEngine, items: Sequence[Any], pictures: int, **about: Any) -> float:
@@ -101,12 +111,7 @@ def compare(
             show(what="times", workers=workers, times=rates[workers] / rates[counts[0]], **about)
 
 
-@main.command()
-@ENGINE
-@MODEL
-@WORKERS
-@ITEMS
-@GPUS
+@measured
 @click.option("--images", default=256, help="Images of an item.")
 def scoring(engine: str, model: str, workers: str, items: int, gpus: int, images: int) -> None:
     """Compares the images that numbers of workers score in a second."""
@@ -116,12 +121,7 @@ def scoring(engine: str, model: str, workers: str, items: int, gpus: int, images
     compare(options, score_item, counts, (model, 0), full, items=items, pictures=images)
 
 
-@main.command()
-@ENGINE
-@MODEL
-@WORKERS
-@ITEMS
-@GPUS
+@measured
 @click.option("--prompts", default=16, help="Prompts of an item.")
 @click.option("--n", default=8, help="Candidates of a prompt.")
 @click.option("--batch", default=32, help="Candidates that are generated and verified together.")

@@ -18,14 +18,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from random_judges import made_on
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,17 +45,6 @@ TEMPLATE = (
 )
 TEXT_TOKENS = 60
 """Of a prompt of some 25 words, with the template's system message and the question."""
-
-
-@contextmanager
-def made_on(device: str) -> Iterator[None]:
-    """Makes the weights of new modules on a device: bfloat16 on a GPU, float32 elsewhere."""
-    torch.set_default_dtype(torch.bfloat16 if device.startswith("cuda") else torch.float32)
-    try:
-        with torch.device(device):
-            yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def config(tiny: bool) -> Qwen2_5_VLConfig:

@@ -11,7 +11,7 @@ from tts_verifier import BestOfN, run
 from tts_verifier.choice.objective import choose
 from tts_verifier.choice.tournament import both_orders, by_comparisons, near_ties
 from tts_verifier.choice.views import mark_of, preference, views
-from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.testing import FakeComparer, FakeGenerator, FakeVerifier
 from tts_verifier.types import Compare, Draw, Look, Prompt, Trial, Verdict
 
@@ -192,9 +192,9 @@ def test_rerank_names_a_verifier_that_returns_no_verdicts() -> None:
         def verify(self, images, prompts, *, detail="diagnose"):
             return [{"overall": 1.0} for _ in images]
 
-    with pytest.raises(InputError, match="Numbers must return a verdict for each of 1"):
+    with pytest.raises(RunError, match="Numbers must return a verdict for each of 1"):
         Numbers().rerank([IMAGE], "x")
-    with pytest.raises(InputError, match="images, in a list; it returned a dict"):
+    with pytest.raises(RunError, match="images, in a list; it returned a dict"):
         run(["x"], FakeGenerator(), Numbers(), BestOfN(1))
 
 

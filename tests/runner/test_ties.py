@@ -186,15 +186,18 @@ class Short(FakeComparer):
         ({"ties": 2, "near": "x"}, "near must be a finite number"),
         ({"comparer": object()}, "The comparer must be an object with compare and settings"),
         ({"ties": 4, "budget": Budget(verifier_calls=12)}, "take up to 12 of 12"),
-        (
-            {**EVERYTHING, "comparer": Short()},
-            "Short must return a verdict for each of 6 pairs",
-        ),
     ],
 )
 def test_unusable_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         run(["a"], FakeGenerator(), FakeVerifier(), BestOfN(4), **options)
+
+
+def test_a_comparer_owes_a_verdict_for_each_pair() -> None:
+    with pytest.raises(RunError, match="Short must return a verdict for each of 6 pairs"):
+        run(
+            ["a"], FakeGenerator(), FakeVerifier(), BestOfN(4), **EVERYTHING | {"comparer": Short()}
+        )
 
 
 def test_a_recipe_and_a_rejudged_run(tmp_path: Path) -> None:

@@ -590,7 +590,7 @@ def test_a_verifier_owes_a_verdict_for_each_picture() -> None:
 
     with serving(Forgets()) as url:
         found = error_of(ask(url, GOOD), 500)
-    assert "Forgets must return a verdict for each of 1 images, it returned 0" in found
+    assert "Forgets must return a verdict for each of 1 images, in a list; it returned 0" in found
 
 
 class Panic(BaseException):

@@ -14,7 +14,7 @@ from PIL import Image
 from tts_verifier import Objective, Verifier, run
 from tts_verifier.cli.run import run_command
 from tts_verifier.cli.score import score_command
-from tts_verifier.errors import InputError, RecipeError
+from tts_verifier.errors import InputError, RecipeError, RunError
 from tts_verifier.recipe import load_recipe, verifier_of_recipe
 from tts_verifier.strategies.best_of_n import BestOfN
 from tts_verifier.testing import FakeGenerator, FakeVerifier, check_verifier
@@ -165,9 +165,7 @@ class Silent(FakeVerifier):
 
 
 def test_a_member_that_returns_too_few_verdicts_is_named() -> None:
-    with pytest.raises(
-        InputError, match="The member b: Silent must return a verdict for each of 2"
-    ):
+    with pytest.raises(RunError, match="The member b: Silent must return a verdict for each of 2"):
         Ensemble({"a": FakeVerifier(), "b": Silent()}).verify(COLOURS, ["x", "y"])
 
 

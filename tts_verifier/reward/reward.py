@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.choice.objective import Objective, as_objective
-from tts_verifier.errors import InputError, RunError, RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.images import ImageLike, as_list
-from tts_verifier.interfaces import Verifier, details_of
+from tts_verifier.interfaces import Verifier, check_verdicts, details_of
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers import load_verifier
 
@@ -164,12 +164,8 @@ class VerifierReward:
             )
         # A batch has four axes; `as_list` refuses what has no images as its items.
         listed = list(images) if getattr(images, "ndim", 1) == 4 else as_list(images, "images")
-        verdicts = self.verifier.verify(listed, prompts, detail=self.detail)
-        if len(verdicts) != len(listed):
-            raise RunError(
-                f"{type(self.verifier).__name__} must return one verdict for each of "
-                f"{len(listed)} images, it returned {len(verdicts)}."
-            )
+        given = self.verifier.verify(listed, prompts, detail=self.detail)
+        verdicts = check_verdicts(self.verifier, given, len(listed), "images")
         rewards = rewards_of(verdicts, self.objective, self.grid, self._map_names())
         if lacking := rewards.missing.get("score"):
             warnings.warn(

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, RunError, TTSError
-from tts_verifier.interfaces import Verifier
+from tts_verifier.errors import InputError, TTSError
+from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.serve.limits import Refused
 from tts_verifier.types import Detail, Verdict
 
@@ -157,14 +157,10 @@ class Dispatcher:
         if not pairs:
             return
         try:
-            verdicts = self._verifier.verify(
+            given = self._verifier.verify(
                 [p.image for p in pairs], [p.prompt for p in pairs], detail=detail
             )
-            if len(verdicts) != len(pairs):
-                raise RunError(
-                    f"{type(self._verifier).__name__} must return a verdict for each of "
-                    f"{len(pairs)} images, it returned {len(verdicts)}."
-                )
+            verdicts = check_verdicts(self._verifier, given, len(pairs), "images")
             answered = list(zip(pairs, verdicts, strict=True))
         # Panics of libraries in Rust are no Exceptions. Interrupts come to the main thread alone.
         except BaseException as error:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tts_verifier import registry
 from tts_verifier.choice.objective import Objective
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import (
     Verifier,
@@ -72,8 +72,8 @@ class Ensemble(Verifier):
         """Returns the verdict of all members on image i for prompt i.
 
         Raises:
-            InputError: an image or a prompt is not usable, the lengths differ, or a member returns
-                another number of verdicts.
+            InputError: an image or a prompt is not usable, or the lengths differ.
+            RunError: a member returns another number of verdicts.
         """
         check_detail(detail)
         converted = as_images(images)
@@ -83,8 +83,8 @@ class Ensemble(Verifier):
             verdicts = member.verify(converted, texts, detail=detail)
             try:
                 columns.append(check_verdicts(member, verdicts, len(converted), "images"))
-            except InputError as error:
-                raise InputError(f"The member {name}: {error}") from None
+            except RunError as error:
+                raise RunError(f"The member {name}: {error}") from None
         return [self._merged(row, detail) for row in zip(*columns, strict=True)]
 
     def _merged(self, verdicts: Sequence[Verdict], detail: Detail) -> Verdict:

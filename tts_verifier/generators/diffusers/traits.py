@@ -78,7 +78,8 @@ class PipelineTraits:
         """
         if draw.pace == 1:
             return 0, 1
-        if why := self.problems(call)[CachedDrafts if draw.cached else Drafts]:
+        problem = self._cached_drafts_problem if draw.cached else self._drafts_problem
+        if why := problem(call):
             raise UnsupportedError(f"{type(self.pipe).__name__} cannot draw drafts: {why}.")
         steps: int = self._steps(call)
         most = max(round(steps * draw.pace), 1)
