@@ -11,7 +11,7 @@ import pytest
 from searches import InpaintReroll, SeedBeam
 
 from tts_verifier import Objective, run
-from tts_verifier.errors import InputError, RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunError, RunWarning, UnsupportedError
 from tts_verifier.identity import seed_for
 from tts_verifier.log import read_trials
 from tts_verifier.strategies.adaptive import Adaptive
@@ -429,7 +429,7 @@ def test_a_wrong_number_of_answers_is_an_error(what: str) -> None:
 
     generator = Short() if what == "sample" else FakeGenerator()
     verifier = Brief() if what == "verdict" else FakeVerifier()
-    with pytest.raises(InputError, match=f"must return a {what} for each of 3"):
+    with pytest.raises(RunError, match=f"must return a {what} for each of 3"):
         run([RED], generator, verifier, BestOfN(3))
 
 

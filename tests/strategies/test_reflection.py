@@ -13,7 +13,7 @@ from html_pages import whole
 from tts_verifier import run
 from tts_verifier.analysis.report import write_report
 from tts_verifier.cli.run import run_command
-from tts_verifier.errors import InputError, RecipeError, UnsupportedError
+from tts_verifier.errors import InputError, RecipeError, RunError, UnsupportedError
 from tts_verifier.interfaces import RewriteRequest
 from tts_verifier.log import read_trials
 from tts_verifier.recipe import load_recipe
@@ -135,7 +135,7 @@ def test_a_rewriter_that_fails_costs_its_text_only() -> None:
     assert {t.error for t in failed} == {"RuntimeError: no connection"}
     assert not any(t.proposal.rewrite for t in result.trials if isinstance(t.proposal, Draw))
     assert result.choices["0000"].trial is not None
-    with pytest.raises(InputError, match="Short must return a text for each of 1 requests"):
+    with pytest.raises(RunError, match="Short must return a text for each of 1 requests"):
         run(["x"], FakeGenerator(), FakeVerifier(), Reflection(rewriter=Short()))
 
 
@@ -300,7 +300,7 @@ def test_half_of_a_letter_in_a_text_fits_into_a_log(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [None, "ab"])
 def test_a_rewriter_must_return_a_list(given: object) -> None:
-    with pytest.raises(InputError, match="must return a text for each of 1 requests, it returned"):
+    with pytest.raises(RunError, match="must return a text for each of 1 requests, it returned"):
         run(["x"], FakeGenerator(), FakeVerifier(), Reflection(rewriter=Giving(given)))
 
 

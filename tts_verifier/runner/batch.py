@@ -131,7 +131,7 @@ def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
     def generate(batch: Sequence[Job]) -> list[Sample]:
         samples = setup.generator.generate([_with_state(setup, job) for job in batch])
         if len(samples) != len(batch):
-            raise InputError(
+            raise RunError(
                 f"{type(setup.generator).__name__} must return a sample for each of "
                 f"{len(batch)} jobs, it returned {len(samples)}."
             )

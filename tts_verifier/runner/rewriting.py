@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.interfaces import Reflects, RewriteRequest, Strategy
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.types import Cost, Job, Sample, Trial, Verdict
@@ -26,7 +26,8 @@ def rewrite_batch(strategy: Strategy, samples: Sequence[Sample]) -> list[Trial]:
         samples: of jobs that rewrite; the first ancestor of each is the image.
 
     Raises:
-        InputError: the strategy has no rewriter, or this does not return a list of as many texts.
+        InputError: the strategy has no rewriter.
+        RunError: it does not return a list of as many texts.
     """
     rewriter = strategy.rewriter if isinstance(strategy, Reflects) else None
     if rewriter is None:
@@ -39,7 +40,7 @@ def rewrite_batch(strategy: Strategy, samples: Sequence[Sample]) -> list[Trial]:
         texts = rewriter.rewrite([_request(sample.job) for sample in batch])
         listed = isinstance(texts, list | tuple)
         if not listed or len(texts) != len(batch):
-            raise InputError(
+            raise RunError(
                 f"{type(rewriter).__name__} must return a text for each of {len(batch)} requests, "
                 f"it returned {len(texts) if listed else f'a {type(texts).__name__}'}."
             )
