@@ -21,7 +21,7 @@ import skimage.data
 from PIL import Image, ImageDraw, ImageFont
 
 from tts_verifier import run
-from tts_verifier.masks import paste
+from tts_verifier.generators.paste import paste
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
 from tts_verifier.types import Cost, Draw, Job, Repaint, Sample
 from tts_verifier.verifiers.rules import OCRVerifier

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
-import numpy as np
-
 from tts_verifier.types import (
     KINDS,
     Draw,
@@ -33,25 +31,6 @@ _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensu
 def canonical(value: object) -> str:
     """Returns JSON text that is the same for equal values: sorted keys, no spaces, exact floats."""
     return _CANONICAL.encode(value)
-
-
-def described(value: object) -> str:
-    """Returns text for a value that JSON cannot hold. Equal values give the same text everywhere.
-
-    Images, arrays and tensors are identified by their content, functions by their name, and
-    objects whose repr is only an address by their class.
-    """
-    array: Any = value
-    if not hasattr(value, "__array_interface__") and not hasattr(value, "detach"):
-        # A repr with an address differs between processes.
-        text = repr(value)
-        named = array if hasattr(value, "__qualname__") else type(value)
-        return text if " at 0x" not in text else f"{named.__module__}.{named.__qualname__}"
-    # `float`, because NumPy has no bfloat16.
-    values = np.asarray(array.detach().float().cpu() if hasattr(value, "detach") else array)
-    # Arrays of other dtypes or shapes may have the same bytes.
-    content = hashlib.sha256(f"{values.dtype}{values.shape}".encode() + values.tobytes())
-    return f"{type(value).__qualname__} {content.hexdigest()[:16]}"
 
 
 def mask_digest(mask: Mask) -> str:

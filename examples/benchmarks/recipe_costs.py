@@ -22,7 +22,7 @@ import yaml
 from random_models import clip, image_doctor_model, sd35, t5
 from torch.utils.flop_counter import FlopCounterMode
 
-from tts_verifier.memory import weight_bytes
+from tts_verifier.loading.memory import weight_bytes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GIB = 2**30

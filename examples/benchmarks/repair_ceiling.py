@@ -26,8 +26,8 @@ from pyarrow import parquet
 from tts_verifier import shapes
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_trials
-from tts_verifier.masks import MaskRule, flaw_mask, spots
 from tts_verifier.shapes.grammar import parse_caption
+from tts_verifier.strategies.common.masks import MaskRule, flaw_mask, spots
 from tts_verifier.types import Job, Mask, Repaint, Trial
 
 

@@ -16,7 +16,7 @@ import torch
 from tts_verifier import Objective, Ranking
 from tts_verifier.errors import InputError
 from tts_verifier.images import as_image
-from tts_verifier.masks import MaskRule, flaw_mask
+from tts_verifier.strategies.common.masks import MaskRule, flaw_mask
 from tts_verifier.verifiers.load import load_verifier
 
 CATEGORY = "tts-verifier"

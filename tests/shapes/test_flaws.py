@@ -4,7 +4,8 @@ import torch
 from seeded import seeded
 
 from tts_verifier.shapes.captions import random_specs
-from tts_verifier.shapes.flaws import SCORE_NAMES, render_flawed
+from tts_verifier.shapes.flaws import render_flawed
+from tts_verifier.types.score_names import SCORE_NAMES
 
 
 def test_images_are_a_function_of_the_seed():

@@ -9,10 +9,9 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.log.storage.files import Folder
-from tts_verifier.types import InFile, Stored, Trial
+from tts_verifier.types import InFile, Pick, Stored, Trial
 from tts_verifier.types.paths import file_names
 
 SHEET_PROMPTS: Final = 16

@@ -1,6 +1,6 @@
 """From verdicts to one number, to an order, and to what the choice was worth."""
 
-from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective, Pick, choose, order
+from tts_verifier.choice.objective import OFFICIAL_WEIGHTS, Objective, choose, order
 from tts_verifier.choice.rank_correlation import spearman
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.choice.subset import choose_subset, layout_and_colour
@@ -18,7 +18,6 @@ __all__ = [
     "OFFICIAL_WEIGHTS",
     "JudgeSummary",
     "Objective",
-    "Pick",
     "PromptSummary",
     "Ranked",
     "Ranking",

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from tts_verifier.choice.combine import COMBINATIONS, RELATIVE, Combination, combine
 from tts_verifier.choice.tournament import by_comparisons
 from tts_verifier.errors import InputError, suggestion
-from tts_verifier.types import VERIFIES_ONLY, Choice, Compare, Look, Rewrite, Stored, Trial
+from tts_verifier.types import VERIFIES_ONLY, Choice, Compare, Look, Rewrite, Trial
 from tts_verifier.types.score_names import SIGMA
 
 OFFICIAL_WEIGHTS: Mapping[str, float] = {
@@ -259,23 +258,6 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
         return math.isfinite(weight)
     except (TypeError, OverflowError):
         return False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pick:
-    """The part of a trial that matters once the search is over; the fields are those of `Trial`."""
-
-    id: str
-    objective: float
-    scores: Mapping[str, float]
-    judge: Mapping[str, float]
-    image: Stored[Image.Image] | None
-    error: str
-
-    @classmethod
-    def of(cls, trial: Trial) -> Pick:
-        """Returns a trial without its proposal, whose mask may be large, and its heatmaps."""
-        return cls(*(getattr(trial, name) for name in cls.__slots__))
 
 
 def order(values: Sequence[float]) -> list[int]:

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tts_verifier.choice.objective import Pick, before_look, choose
-from tts_verifier.types import VERIFIES_ONLY, Look, Prompt, Trial
+from tts_verifier.choice.objective import before_look, choose
+from tts_verifier.types import VERIFIES_ONLY, Look, Pick, Prompt, Trial
 
 Interval = tuple[float, float]
 """(low, high)."""

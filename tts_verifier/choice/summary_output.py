@@ -8,7 +8,6 @@ from io import StringIO
 from statistics import fmean
 from typing import Any, Final
 
-from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import (
     LEAST_PROMPTS,
     JudgeSummary,
@@ -17,7 +16,7 @@ from tts_verifier.choice.summary import (
     wilson,
 )
 from tts_verifier.errors import printable
-from tts_verifier.types import path_of
+from tts_verifier.types import Pick, path_of
 from tts_verifier.types.score_names import written_scores
 
 _COLUMNS: Final = 80

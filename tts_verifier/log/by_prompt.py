@@ -33,7 +33,7 @@ from tts_verifier.log.storage.tables import (
     common_schema,
     conform,
     places_by_prompt,
-    read_table,
+    read_latest_rows,
     read_tables,
     stable,
 )
@@ -156,7 +156,7 @@ def read_outlines(folder: Path) -> list[Trial]:
 
 
 def _outlines_in(folder: Path) -> list[Trial]:
-    table = stable(folder, read_binding, lambda b: read_table(folder, b, _outline_columns))
+    table = stable(folder, read_binding, lambda b: read_latest_rows(folder, b, _outline_columns))
     if table is None:
         return []
     try:

@@ -22,7 +22,7 @@ SCHEMA_VERSION: Final = 3
 """Older versions are read, and continued as this one; `SCHEMA.md` says what changed."""
 HEADER: Final = "header.json"
 _MOST_BYTES: Final = 2**28
-_KINDS: Final[Mapping[str, type]] = {
+_ENTRY_TYPES: Final[Mapping[str, type]] = {
     "about": dict,
     "sessions": list,
     "extended": list,
@@ -104,7 +104,7 @@ def write_header(
         if before == about and header["schema_version"] == SCHEMA_VERSION:
             return binding_of(root, header)
         if before != about:
-            _check_same(root, before, about, grows=grows)
+            _check_same_run(root, before, about, grows=grows)
             header |= {"about": about, "extended": [*header.get("extended", []), before]}
         if header["schema_version"] < SCHEMA_VERSION:
             # From now on the rows are written in this version's schema.
@@ -183,7 +183,7 @@ def _checked_version(header: Any) -> int:
     if type(version) is not int:
         raise ValueError(f"schema_version is {version!r:.80}")
     header["about"]
-    for name, kind in _KINDS.items():
+    for name, kind in _ENTRY_TYPES.items():
         if name in header and not isinstance(header[name], kind):
             raise ValueError(f"{name} is {type(header[name]).__name__}, not {kind.__name__}")
     for name in ("sessions", "extended"):
@@ -200,7 +200,7 @@ def _checked_version(header: Any) -> int:
     return version
 
 
-def _check_same(
+def _check_same_run(
     folder: Path, before: Mapping[str, Any], about: Mapping[str, Any], *, grows: Collection[str]
 ) -> None:
     """Raises RunError where the folder's `about` differs in more than numbers that may grow."""

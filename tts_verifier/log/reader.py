@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from tts_verifier.choice.objective import Pick
 from tts_verifier.identity import trial_id
 from tts_verifier.log.header import binding_of, read_binding
 from tts_verifier.log.schema import (
@@ -32,11 +31,11 @@ from tts_verifier.log.storage.tables import (
     damage,
     open_table,
     parts_of,
-    read_table,
+    read_latest_rows,
     read_tables,
     stable,
 )
-from tts_verifier.types import Setting, Trial
+from tts_verifier.types import Pick, Setting, Trial
 
 _MOST_REPEATS: Final = 1000
 """How often a run may have the same text and still be verified again."""
@@ -74,7 +73,7 @@ def read_errors(folder: Path) -> Counter[str]:
         RunError: a file is damaged.
     """
     for place in table_folders(folder):
-        table = stable(place, read_binding, partial(read_table, place, columns=_errors_only))
+        table = stable(place, read_binding, partial(read_latest_rows, place, columns=_errors_only))
         if table is not None:
             counts = table["error"].value_counts().to_pylist()
             if errors := Counter({c["values"]: c["counts"] for c in counts if c["values"]}):
@@ -158,7 +157,7 @@ def _trials_of(folder: Path) -> Iterator[Trial]:
 
 
 def _whole_table(folder: Path) -> pa.Table | None:
-    return stable(folder, read_binding, lambda binding: read_table(folder, binding))
+    return stable(folder, read_binding, lambda binding: read_latest_rows(folder, binding))
 
 
 def _errors_only(schema: pa.Schema) -> list[str]:
@@ -167,7 +166,7 @@ def _errors_only(schema: pa.Schema) -> list[str]:
 
 def _picks(folder: Path, binding: Binding, wanted: Collection[str]) -> dict[str, Pick]:
     # File by file and group by group, so that memory does not grow with the run. Later rows of an
-    # id replace earlier ones, as in `read_table`.
+    # id replace earlier ones, as in `read_latest_rows`.
     picks: dict[str, Pick] = {}
     for file in read_tables(folder, binding):
         picks |= _picks_of(file, folder, wanted)

@@ -20,8 +20,6 @@ from typing import Any, Final
 import yaml
 
 import tts_verifier
-from tts_verifier.analysis.contact_sheet import write_chosen, write_subsets
-from tts_verifier.choice.summary import summarise
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log.header import note_session
@@ -43,7 +41,7 @@ from tts_verifier.parallel.worker import SESSION, Assignment, Order, ShardReport
 from tts_verifier.recipe.parallel_options import ParallelOptions
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
-from tts_verifier.recipe.run import Outcome, failure_of
+from tts_verifier.recipe.run import Outcome, finish
 from tts_verifier.runner import RunResult
 from tts_verifier.runner.progress import Progress, ProgressCounts
 from tts_verifier.runner.result import PromptResult
@@ -103,12 +101,9 @@ def run_parallel(
         progress.phase("finish")
         results = list(coordinator.results())
         result = RunResult(results, folder, coordinator.busy())
-        summary = summarise(result.summaries)
-        write_chosen(summary.prompts, folder)
-        sets = None if subset is None else write_subsets(result.subsets(subset), subset, folder)
+        outcome = finish(result, folder, folder / SHARDS / "*" / "trials.parquet", subset)
         files.sweep()
-    table = folder / SHARDS / "*" / "trials.parquet"
-    return Outcome(summary, folder, failure_of(folder, summary, table), sets)
+    return outcome
 
 
 def _order_of(

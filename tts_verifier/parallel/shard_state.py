@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
-from tts_verifier.choice.objective import Pick
 from tts_verifier.choice.summary import PromptSummary
 from tts_verifier.errors import RunError
 from tts_verifier.loading.regular_files import open_regular
@@ -27,7 +26,7 @@ from tts_verifier.log.storage.files import Folder
 from tts_verifier.log.storage.tables import TABLE, parts_of
 from tts_verifier.runner.progress import ProgressCounts
 from tts_verifier.runner.result import PromptResult
-from tts_verifier.types import Prompt
+from tts_verifier.types import Pick, Prompt
 from tts_verifier.types.paths import read_json_inside
 
 NOTE: Final = "attempt.json"

@@ -19,7 +19,7 @@ from tts_verifier.loading.regular_files import output_path, user_path
 from tts_verifier.log import read_errors
 from tts_verifier.recipe.recipe import Recipe
 from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejudged
-from tts_verifier.runner import execute
+from tts_verifier.runner import RunResult, execute
 from tts_verifier.runner.progress import Progress
 from tts_verifier.types import InFile
 
@@ -97,14 +97,25 @@ def run_recipe(
     say(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     setup = recipe.build(**parts)
     result = execute(setup, prompts, folder=folder, progress=progress, recipe=resolved)
+    return finish(result, folder, folder / "trials.parquet", subset)
+
+
+def finish(result: RunResult, folder: Path, table: Path, subset: int | None) -> Outcome:
+    """Writes the chosen images and the sets of a run, and sums it up.
+
+    Args:
+        result: the run's.
+        folder: the run folder.
+        table: the file or files with the log's rows, for the message if no candidate is usable.
+        subset: as in `run_recipe`.
+    """
     summary = summarise(result.summaries)
     write_chosen(summary.prompts, folder)
     sets = None if subset is None else write_subsets(result.subsets(subset), subset, folder)
-    why = failure_of(folder, summary, folder / "trials.parquet")
-    return Outcome(summary, folder, why, sets)
+    return Outcome(summary, folder, _failure_of(folder, summary, table), sets)
 
 
-def failure_of(folder: Path, summary: Summary, table: Path) -> str:
+def _failure_of(folder: Path, summary: Summary, table: Path) -> str:
     """Returns why no candidate of a run is usable, "" if one is; `table` has the reasons."""
     if any(row.chosen is not None for row in summary.prompts):
         return ""

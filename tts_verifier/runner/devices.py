@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from tts_verifier.errors import RunError, RunWarning
 from tts_verifier.interfaces import Placed, is_movable
-from tts_verifier.memory import SPARE, free_bytes
+from tts_verifier.loading.memory import SPARE, free_bytes
 from tts_verifier.runner.setup import RunSetup
 
 PlacementPlan = Literal["as placed", "apart", "together", "in turns"]

@@ -38,8 +38,6 @@ from tts_verifier.shapes.renderer import bounding_boxes, coverage, paint
 from tts_verifier.shapes.scene import SLOTS, Scenes, sample_scenes
 from tts_verifier.shapes.vocabulary import COLOURS, RELATIONS, SHAPES, SIZE
 
-SCORE_NAMES: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
-
 ARTIFACT_SHARE: Final = 0.4
 """Share of images with a planted artifact, unless another one is asked for."""
 

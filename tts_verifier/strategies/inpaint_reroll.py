@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tts_verifier.errors import InputError
-from tts_verifier.masks import MaskRule, flaw_mask, spots
 from tts_verifier.strategies.common.arguments import check_integer, check_items, check_number
 from tts_verifier.strategies.common.history import best, rounds_done, seeds
+from tts_verifier.strategies.common.masks import MaskRule, flaw_mask, spots
 from tts_verifier.types import Draw, Look, Mask, Proposal, Repaint, Task, Trial
 
 

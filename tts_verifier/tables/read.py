@@ -46,7 +46,7 @@ def read_table(path: Path) -> list[Row]:
     Raises:
         InputError: the file cannot be read, or is not what its suffix says.
     """
-    read = _READERS.get(path.suffix.lower())
+    read = _READ_BY_SUFFIX.get(path.suffix.lower())
     if read is None:
         raise InputError(
             f"A table must be one of {', '.join(TABLE_SUFFIXES)}, got {readable_name(path)}."
@@ -256,7 +256,7 @@ def _read_parquet(path: Path, name: str) -> list[Row]:
     return [Row(row, f"{name}, row {i}") for i, row in enumerate(rows, 1)]
 
 
-_READERS: Final[Mapping[str, Callable[[Path, str], list[Row]]]] = {
+_READ_BY_SUFFIX: Final[Mapping[str, Callable[[Path, str], list[Row]]]] = {
     ".txt": _read_txt,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
@@ -265,5 +265,5 @@ _READERS: Final[Mapping[str, Callable[[Path, str], list[Row]]]] = {
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,
 }
-TABLE_SUFFIXES: Final = tuple(_READERS)
+TABLE_SUFFIXES: Final = tuple(_READ_BY_SUFFIX)
 """The suffixes of files that `read_table` reads, in lower case."""

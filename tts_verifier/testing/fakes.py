@@ -34,9 +34,9 @@ from tts_verifier.types import (
     Trial,
     Verdict,
 )
+from tts_verifier.types.score_names import SCORE_NAMES
 
 _CELLS: Final = 4
-_OFFICIAL: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
 _GUIDED: Final = 2
 """Network evaluations per step, as with classifier-free guidance."""
 
@@ -188,7 +188,7 @@ class FakeVerifier(Verifier):
         self.settings: Mapping[str, Setting] = {"model": "fake"}
         self.trace: list[str] = []
         self._scores = scores or _colour_scores
-        self.score_names = None if scores else _OFFICIAL
+        self.score_names = None if scores else SCORE_NAMES
         self._unparsable = unparsable
 
     def verify(
@@ -261,4 +261,4 @@ class FakeComparer:
 def _colour_scores(image: Image.Image, prompt: str) -> Mapping[str, float]:
     red, green, blue = (np.asarray(image, np.float64).mean(axis=(0, 1)) / 255).tolist()
     values = (red, green, blue, (red + green + blue) / 3)
-    return dict(zip(_OFFICIAL, values, strict=True))
+    return dict(zip(SCORE_NAMES, values, strict=True))

@@ -26,9 +26,9 @@ from PIL import Image
 from tts_verifier import Verifier
 from tts_verifier.errors import InputError, RunWarning, TTSError
 from tts_verifier.evaluation.rated import ASPECTS, MARKED_MAPS, RatedPicture
-from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.training.richhf.dataset import read_split
 from tts_verifier.types import Detail, Verdict
+from tts_verifier.types.score_names import SCORE_NAMES
 from tts_verifier.verifiers.imagedoctor.verifier import ImageDoctor
 
 EXAMPLES_FILE: Final = "examples.parquet"

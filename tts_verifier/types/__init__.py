@@ -24,7 +24,7 @@ from tts_verifier.types.proposals import (
 )
 from tts_verifier.types.steps import report_step, steps_heard
 from tts_verifier.types.stored import Decoder, InFile, InMemory, Stored, path_of
-from tts_verifier.types.trials import Choice, Job, Sample, State, Task, Trial
+from tts_verifier.types.trials import Choice, Job, Pick, Sample, State, Task, Trial
 from tts_verifier.types.verdicts import Box, Detail, Heatmap, Heatmaps, Verdict
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "LowBand",
     "Mask",
     "Near",
+    "Pick",
     "Prompt",
     "Proposal",
     "Repaint",

@@ -1,9 +1,12 @@
-"""Names of scores: as the reply writes one, its expectation, and its standard deviation."""
+"""Names of scores: ImageDoctor's four, their expectations and their standard deviations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
+
+SCORE_NAMES: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
+"""The scores of an ImageDoctor, in the order of its reply."""
 
 EXPECTED: Final = "_expected"
 """Suffix of a score that is the expectation over the probabilities of its digits."""

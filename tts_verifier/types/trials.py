@@ -95,6 +95,23 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Pick:
+    """The part of a trial that matters once the search is over; the fields are those of `Trial`."""
+
+    id: str
+    objective: float
+    scores: Mapping[str, float]
+    judge: Mapping[str, float]
+    image: Stored[Image.Image] | None
+    error: str
+
+    @classmethod
+    def of(cls, trial: Trial) -> Pick:
+        """Returns a trial without its proposal, whose mask may be large, and its heatmaps."""
+        return cls(*(getattr(trial, name) for name in cls.__slots__))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """A proposal with everything that a generator needs to carry it out."""
 

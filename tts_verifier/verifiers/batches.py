@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tts_verifier.errors import InputError
-from tts_verifier.memory import release
+from tts_verifier.loading.memory import release
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")

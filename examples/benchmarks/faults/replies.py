@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from faults.harness import Result, expect, of_kind
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, ParsedReply, parse_reply
+from tts_verifier.types.score_names import SCORE_NAMES
+from tts_verifier.verifiers.imagedoctor.text.reply import ParsedReply, parse_reply
 
 DEFAULT_CASES = 1_000_000
 LIMIT = 10.0

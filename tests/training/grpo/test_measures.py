@@ -15,7 +15,7 @@ from tts_verifier.training.grpo.rewards import REWARDS, SCORE_REWARDS
 from tts_verifier.training.grpo.rewards.terms import Scaling
 from tts_verifier.training.grpo.rollouts import DrawnReply, Group
 from tts_verifier.training.verifier.answers import answer_text
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
+from tts_verifier.types.score_names import SCORE_NAMES
 
 ALL = dict.fromkeys(REWARDS, 1.0)
 FIRST = "semantic_score"

@@ -22,8 +22,8 @@ from tts_verifier.training.grpo.rollouts import (
 from tts_verifier.training.grpo.settings import GrpoSettings
 from tts_verifier.training.verifier.answers import answer_text
 from tts_verifier.training.verifier.token_rows import encode_reply
+from tts_verifier.types.score_names import SCORE_NAMES
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
 
 CPU = torch.device("cpu")
 

@@ -296,7 +296,7 @@ def test_what_does_not_fit_on_the_gpu_waits_in_host_memory(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr("tts_verifier.memory.free_bytes", lambda _: 4 * 2**30)
+    monkeypatch.setattr("tts_verifier.loading.memory.free_bytes", lambda _: 4 * 2**30)
     with pytest.warns(RunWarning, match="do not fit on cuda:1 beside what is there"):
         waiting = ImageDoctor.from_pretrained(str(folder))
     assert (waiting.home, str(waiting.device)) == ("cuda:1", "cpu")

@@ -14,9 +14,9 @@ from threads import at_once
 from tts_verifier import registry
 from tts_verifier.errors import CheckpointError, InputError, UnsupportedError
 from tts_verifier.interfaces import names_of_scores
-from tts_verifier.masks import flaw_mask
 from tts_verifier.runner import run
 from tts_verifier.strategies.best_of_n import BestOfN
+from tts_verifier.strategies.common.masks import flaw_mask
 from tts_verifier.strategies.inpaint_reroll import InpaintReroll
 from tts_verifier.testing import FakeGenerator, check_verifier
 from tts_verifier.types import Cost, Draw, Job, Repaint, Sample

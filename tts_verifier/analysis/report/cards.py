@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tts_verifier.analysis.report.sources import ShownImage, Source, shown_image
-from tts_verifier.choice.objective import Pick, before_look, choose
+from tts_verifier.choice.objective import before_look, choose
 from tts_verifier.choice.summary import first_draw
 from tts_verifier.log.storage.files import path_of_mask
 from tts_verifier.types import (
@@ -17,6 +17,7 @@ from tts_verifier.types import (
     Look,
     LowBand,
     Near,
+    Pick,
     Prompt,
     Repaint,
     Rewrite,

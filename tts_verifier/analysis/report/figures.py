@@ -14,9 +14,9 @@ import numpy as np
 
 from tts_verifier.analysis.expected_best import estimate
 from tts_verifier.analysis.svg import Chart, Point, Series, histogram, line_chart
-from tts_verifier.choice.objective import Pick, before_look, choose
+from tts_verifier.choice.objective import before_look, choose
 from tts_verifier.choice.summary import PromptSummary, Summary
-from tts_verifier.types import VERIFIES_ONLY, Cost, Trial, kind_of
+from tts_verifier.types import VERIFIES_ONLY, Cost, Pick, Trial, kind_of
 from tts_verifier.types.score_names import written_scores
 
 _GRID_POINTS = 40

@@ -14,7 +14,13 @@ from typing import Any
 
 from tts_verifier.analysis.report.cards import PromptRow
 from tts_verifier.analysis.report.figures import progress_charts
-from tts_verifier.analysis.report.pages import LONGEST_TABLE, Pages, Part, divide, divide_comparison
+from tts_verifier.analysis.report.pages import (
+    LONGEST_TABLE,
+    Pages,
+    PromptRange,
+    divide,
+    divide_comparison,
+)
 from tts_verifier.analysis.report.rendering import template_environment
 from tts_verifier.analysis.report.runs import LoggedRun, RunView
 from tts_verifier.analysis.report.side_by_side import SideBySide, comparisons, side_by_side
@@ -143,12 +149,12 @@ class _Report:
     def _fragments(self) -> _Fragments:
         return _Fragments(alone=self._alone)
 
-    def _articles(self, run: LoggedRun, part: Part, fragments: _Fragments) -> list[str]:
+    def _articles(self, run: LoggedRun, part: PromptRange, fragments: _Fragments) -> list[str]:
         source = self._source(run, part.page)
         views = run.read(part, source, self._kinds, self._strip, maps=self._alone)
         return [self._parts.article(view, fragments) for view in views]
 
-    def _write_part(self, run: LoggedRun, label: str, part: Part, *, last: int) -> None:
+    def _write_part(self, run: LoggedRun, label: str, part: PromptRange, *, last: int) -> None:
         fragments = self._fragments()
         articles = self._articles(run, part, fragments)
         title = f"{label}, prompts {part.start + 1} to {part.stop}"
@@ -165,7 +171,9 @@ class _Report:
             part.page, "further.html", title, last, fragments, content=[find, table, *articles]
         )
 
-    def _write_comparison(self, rows: Sequence[SideBySide], part: Part, *, last: int) -> None:
+    def _write_comparison(
+        self, rows: Sequence[SideBySide], part: PromptRange, *, last: int
+    ) -> None:
         title = f"{' against '.join(self._labels)}, prompts {part.start + 1} to {part.stop}"
         some = rows[part.start : part.stop]
         content = [self._parts.outcomes(some, self._labels), self._compared(some, part.page)]
@@ -186,9 +194,9 @@ class _Report:
         articles: Sequence[Sequence[str]],
         fragments: _Fragments,
         *,
-        parts: Sequence[Sequence[Part]],
+        parts: Sequence[Sequence[PromptRange]],
         rows: Sequence[SideBySide],
-        compared: Sequence[Part],
+        compared: Sequence[PromptRange],
     ) -> None:
         runs = list(zip(self._labels, views, strict=True))
         first = rows if compared and compared[0].page == 1 else rows[:TILES]

@@ -27,7 +27,7 @@ LONGEST_TABLE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PromptRange:
     """Prompts that follow one another in a run, or in a comparison, on one page."""
 
     page: int
@@ -83,7 +83,7 @@ class Pages:
             )
 
 
-def divide(runs: Sequence[Sequence[int]], *, inline: bool) -> list[list[Part]]:
+def divide(runs: Sequence[Sequence[int]], *, inline: bool) -> list[list[PromptRange]]:
     """Returns for each run the parts of its prompts; the first part is on the main page.
 
     Args:
@@ -91,14 +91,14 @@ def divide(runs: Sequence[Sequence[int]], *, inline: bool) -> list[list[Part]]:
         inline: whether pages hold thumbnails.
     """
     if sum(map(sum, runs)) <= SINGLE:
-        return [[Part(1, 0, len(sizes))] for sizes in runs]
+        return [[PromptRange(1, 0, len(sizes))] for sizes in runs]
     most, page, divided = INLINE if inline else LINKED, 1, []
     for sizes in runs:
         # The main page has the first prompts of every run.
-        parts = [Part(1, 0, _fitting(sizes, 0, most // len(runs)))]
+        parts = [PromptRange(1, 0, _fitting(sizes, 0, most // len(runs)))]
         while (start := parts[-1].stop) < len(sizes):
             page += 1
-            parts.append(Part(page, start, _fitting(sizes, start, most)))
+            parts.append(PromptRange(page, start, _fitting(sizes, start, most)))
         divided.append(parts)
     return divided
 
@@ -112,12 +112,12 @@ def _fitting(sizes: Sequence[int], start: int, most: int) -> int:
     return stop
 
 
-def divide_comparison(prompts: int, last_page: int) -> list[Part]:
+def divide_comparison(prompts: int, last_page: int) -> list[PromptRange]:
     """Returns the parts of a comparison of runs; on the main page if all pages are that one."""
     if last_page == 1:
-        return [Part(1, 0, prompts)]
+        return [PromptRange(1, 0, prompts)]
     starts = range(0, prompts, COMPARED)
     return [
-        Part(last_page + i, start, min(start + COMPARED, prompts))
+        PromptRange(last_page + i, start, min(start + COMPARED, prompts))
         for i, start in enumerate(starts, 1)
     ]

@@ -19,7 +19,7 @@ from tts_verifier.analysis.report.figures import (
     main_judge_score,
     search_states,
 )
-from tts_verifier.analysis.report.pages import Part
+from tts_verifier.analysis.report.pages import PromptRange
 from tts_verifier.analysis.report.sources import Source
 from tts_verifier.analysis.report.strip import Strip
 from tts_verifier.choice.summary import PromptSummary, Summary, summarise, summarise_prompt
@@ -93,7 +93,7 @@ class LoggedRun:
 
     def read(
         self,
-        part: Part,
+        part: PromptRange,
         source: Source,
         kinds: Mapping[str, int],
         strip: Strip | None,

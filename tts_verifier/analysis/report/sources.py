@@ -99,7 +99,7 @@ class LinkedFiles:
     def layer(self, number: int, name: str, stored: Stored[Heatmap]) -> HeatmapLayer:
         """Returns the whole grid, placed with the part that the image covers over the image."""
         return HeatmapLayer(
-            number, self._link(path_of(stored)), name, _place_of(heatmap_box(stored))
+            number, self._link(path_of(stored)), name, _css_of_box(heatmap_box(stored))
         )
 
     def mask(self, path: str) -> str:
@@ -115,7 +115,7 @@ class LinkedFiles:
 
 
 @lru_cache(maxsize=256)
-def _place_of(box: Box) -> str:
+def _css_of_box(box: Box) -> str:
     """Returns the CSS that lays a grid over an image that covers a part of it."""
     x1, y1, x2, y2 = box
     across, down = x2 - x1, y2 - y1

@@ -14,14 +14,14 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from tts_verifier.errors import RunWarning
-from tts_verifier.memory import free_bytes
+from tts_verifier.loading.memory import free_bytes
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
 
 _FIRST_ON_GPU: Final = 4
 _FIRST_ELSEWHERE: Final = 8
-_LARGEST: Final = 64
+_LARGEST_BATCH: Final = 64
 _SHARE_OF_FREE: Final = 0.8
 """The share of the free memory that the next batch is allowed to take."""
 
@@ -99,7 +99,7 @@ class BatchSize:
             use = self._memory()
             # At least a byte: a batch within memory that was already in use shows no growth.
             per_item = max((use.peak - before) / len(batch), 1)
-            self.limit = int(min(max(use.free * _SHARE_OF_FREE / per_item, 1), _LARGEST))
+            self.limit = int(min(max(use.free * _SHARE_OF_FREE / per_item, 1), _LARGEST_BATCH))
         return outputs
 
     def _halve(self) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.masks import paste
+from tts_verifier.generators.paste import paste
 from tts_verifier.types import Job, Mask, Repaint, Sample
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import warnings
@@ -10,6 +11,8 @@ from dataclasses import fields
 from functools import cached_property
 from typing import Any, Final
 
+import numpy as np
+
 from tts_verifier.errors import RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, schedule
 from tts_verifier.generators.diffusers.batch import IMAGE_FIELDS
@@ -17,8 +20,7 @@ from tts_verifier.generators.diffusers.batch_size import BatchSize
 from tts_verifier.generators.diffusers.hooks import denoiser_of, evaluated_steps
 from tts_verifier.generators.diffusers.loading import check_pipeline
 from tts_verifier.generators.diffusers.noise import latents_problem
-from tts_verifier.identity import described
-from tts_verifier.memory import release, weight_bytes
+from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.types import CachedDrafts, Continue, Drafts, Draw, LowBand, Near, Repaint, Setting
 
 _STEPS_ARGUMENT: Final = "num_inference_steps"
@@ -133,7 +135,7 @@ class PipelineTraits:
         if inpaint is not None:
             settings["inpaint"] = type(inpaint).__name__
         if rest:
-            settings["call"] = json.dumps(rest, sort_keys=True, default=described)
+            settings["call"] = json.dumps(rest, sort_keys=True, default=_described)
         return settings
 
     @cached_property
@@ -240,3 +242,22 @@ def _has_offloading_hook(module: Any) -> bool:
     registry = getattr(module, "_diffusers_hook", None)
     grouped = registry is not None and registry.get_hook("group_offloading") is not None
     return grouped or hasattr(module, "_hf_hook")
+
+
+def _described(value: object) -> str:
+    """Returns text for a value that JSON cannot hold. Equal values give the same text everywhere.
+
+    Images, arrays and tensors are identified by their content, functions by their name, and
+    objects whose repr is only an address by their class.
+    """
+    array: Any = value
+    if not hasattr(value, "__array_interface__") and not hasattr(value, "detach"):
+        # A repr with an address differs between processes.
+        text = repr(value)
+        named = array if hasattr(value, "__qualname__") else type(value)
+        return text if " at 0x" not in text else f"{named.__module__}.{named.__qualname__}"
+    # `float`, because NumPy has no bfloat16.
+    values = np.asarray(array.detach().float().cpu() if hasattr(value, "detach") else array)
+    # Arrays of other dtypes or shapes may have the same bytes.
+    content = hashlib.sha256(f"{values.dtype}{values.shape}".encode() + values.tobytes())
+    return f"{type(value).__qualname__} {content.hexdigest()[:16]}"

@@ -211,7 +211,7 @@ def stable(
     raise AssertionError("the last try returns or raises")
 
 
-def read_table(
+def read_latest_rows(
     folder: Path, binding: Binding, columns: Callable[[pa.Schema], list[str]] | None = None
 ) -> pa.Table | None:
     """Returns all rows, without those that a later row of the same id replaces; None if no table.

@@ -40,7 +40,7 @@ class RowBlock(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class UnpaddedRow:
     """One row, before it becomes part of a block."""
 
     tokens: TokenRow
@@ -53,7 +53,9 @@ class Row:
     """uint8 (2, H, W), as in `RowBlock`; None = unknown."""
 
 
-def collate(rows: Sequence[Row], heatmap_tokens: tuple[int, int], map_rows: int) -> RowBlock:
+def collate(
+    rows: Sequence[UnpaddedRow], heatmap_tokens: tuple[int, int], map_rows: int
+) -> RowBlock:
     """Pads rows to one length and puts them together.
 
     Args:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.identity import seed_for
 from tts_verifier.shapes.grammar import parse_caption
-from tts_verifier.training.cold_start.batches import Row, RowBlock, collate, make_block
+from tts_verifier.training.cold_start.batches import RowBlock, UnpaddedRow, collate, make_block
 from tts_verifier.training.miniature.verifier.data import (
     BatchMaker,
     ColdStartRows,
@@ -163,7 +163,7 @@ class RatedSource:
         ]
         return collate(rows, self._tokens, self._map_rows)
 
-    def _row(self, place: int, with_maps: bool) -> Row:
+    def _row(self, place: int, with_maps: bool) -> UnpaddedRow:
         picture = self._pictures.at(place)
         reasons = self._reasons.get(uid_of(picture.name))
         rng = random.Random(seed_for(self._seed, "answer only", place, "cold start"))
@@ -180,7 +180,7 @@ class RatedSource:
             reasoning=not alone,
         )
         pixels, maps = self._pictures.tensors(picture, with_maps=with_maps)
-        return Row(tokens, alone, pixels, maps)
+        return UnpaddedRow(tokens, alone, pixels, maps)
 
 
 class BlockStream(Dataset[list[RowBlock]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from tts_verifier.errors import RunError
@@ -22,7 +23,7 @@ class StepGuard:
         Raises:
             RunError: it is the last of `MOST_IN_A_ROW` such steps.
         """
-        if _is_finite(loss) and _is_finite(gradient):
+        if math.isfinite(loss) and math.isfinite(gradient):
             self.in_a_row = 0
             return True
         self.skipped += 1
@@ -42,7 +43,3 @@ class StepGuard:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Sets the counts."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")

@@ -18,8 +18,8 @@ from tts_verifier.training.grpo.settings import GrpoSettings
 from tts_verifier.training.richhf.dataset import read_split
 from tts_verifier.training.richhf.prepared import PreparedPictures
 from tts_verifier.training.verifier.preprocess import DevicePreprocess
+from tts_verifier.types.score_names import SCORE_NAMES
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
 
 PURPOSE: Final = "grpo"
 """Of the seeds of a run's order and replies."""

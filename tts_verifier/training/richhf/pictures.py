@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tts_verifier.generators.diffusers.loading import load_pipeline
 from tts_verifier.shapes.artifacts import ARTIFACT_KINDS, plant_artifacts
-from tts_verifier.shapes.flaws import ARTIFACT_SHARE, SCORE_NAMES, render_flawed, score_columns
+from tts_verifier.shapes.flaws import ARTIFACT_SHARE, render_flawed, score_columns
 from tts_verifier.shapes.grammar import PLURAL, Constraint, Spec, parse_caption
 from tts_verifier.shapes.readers.constraints import Reading, Thing, compare
 from tts_verifier.shapes.readers.oracle import find_things
@@ -30,6 +30,7 @@ from tts_verifier.training.miniature.generator.sampling import generate_images
 from tts_verifier.training.miniature.verifier.rows import Truth
 from tts_verifier.training.richhf.fields import prompt_words
 from tts_verifier.types import Box
+from tts_verifier.types.score_names import SCORE_NAMES
 
 OWN_FLAW: Final = 0.6
 """What plausibility loses where all things of a sample have no known shape."""

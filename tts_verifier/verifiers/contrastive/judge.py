@@ -19,7 +19,7 @@ from tts_verifier.errors import RunWarning
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
-from tts_verifier.memory import release, weight_bytes
+from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.contrastive.texts import Tokens, encode_prompt

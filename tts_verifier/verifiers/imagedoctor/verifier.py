@@ -16,9 +16,9 @@ from tts_verifier.errors import InputError, UnsupportedError, suggestion
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import ImageDoctorOptions, Verifier, check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
-from tts_verifier.memory import release, weight_bytes
+from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.types import Detail, Setting, Verdict
-from tts_verifier.types.score_names import EXPECTED
+from tts_verifier.types.score_names import EXPECTED, SCORE_NAMES
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
     BUNDLED_REVISION,
     BUNDLED_VERIFIER,
@@ -48,7 +48,6 @@ from tts_verifier.verifiers.imagedoctor.requests import (
 )
 from tts_verifier.verifiers.imagedoctor.shared_calls import SharedCalls, calls_of
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
 from tts_verifier.verifiers.imagedoctor.text.verdict import verdict_of
 
 

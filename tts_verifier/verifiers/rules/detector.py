@@ -17,8 +17,8 @@ from tts_verifier.images import MAX_PIXELS, ImageLike, as_images
 from tts_verifier.interfaces import check_detail, check_pairs
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
+from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.loading.regular_files import user_path
-from tts_verifier.memory import release, weight_bytes
 from tts_verifier.types import Box, Cost, Detail, Verdict
 from tts_verifier.verifiers.batches import HalvedBatches
 from tts_verifier.verifiers.judge_options import NamedCheckpoint, check_flags

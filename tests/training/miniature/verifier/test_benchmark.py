@@ -12,10 +12,10 @@ from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike
 from tts_verifier.interfaces import Verifier
 from tts_verifier.shapes import captions, render
-from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.training.miniature.verifier import benchmark
 from tts_verifier.training.miniature.verifier.data import GeneratorSamples
 from tts_verifier.types import Detail, Heatmap, Heatmaps, Verdict
+from tts_verifier.types.score_names import SCORE_NAMES
 
 CASES = benchmark.rendered_cases(24, seed=0)
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tts_verifier.types.score_names import SCORE_NAMES
 from tts_verifier.verifiers.imagedoctor.text import reply
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES, parse_reply
+from tts_verifier.verifiers.imagedoctor.text.reply import parse_reply
 
 OFFICIAL = (
     "<think>\nI need to focus on the bounding box area. Proposed regions (xyxy): "

@@ -37,7 +37,7 @@ from tts_verifier.training.grpo.rewards.terms import (
     score_rewards,
     with_edge_rules,
 )
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
+from tts_verifier.types.score_names import SCORE_NAMES
 
 
 class RewardBatch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tts_verifier.errors import InputError, suggestion
 from tts_verifier.training.grpo.rewards.completions import Reals
 from tts_verifier.training.grpo.rewards.enlarging import enlarged_sum
-from tts_verifier.verifiers.imagedoctor.text.reply import SCORE_NAMES
+from tts_verifier.types.score_names import SCORE_NAMES
 
 _NUMBERS: Final = (float, int, np.floating, np.integer)
 

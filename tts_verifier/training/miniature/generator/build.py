@@ -125,18 +125,6 @@ def _build_text_encoder(size: tuple[int, int], tokenizer: Any) -> Any:
     return CLIPTextModelWithProjection(config)
 
 
-def load_pipeline(folder: Path) -> Any:
-    """Loads a generator from its folder, in float32 and without progress bars."""
-    from diffusers import StableDiffusion3Pipeline
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
-    # diffusers needs a None for the T5 that the folder does not have.
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def encode_text(pipe: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Encodes token ids (B, T) as the pipeline does, but with gradients.
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tts_verifier.generators.diffusers.loading import load_pipeline
 from tts_verifier.shapes import oracle
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.training.common import (
@@ -36,7 +37,7 @@ from tts_verifier.training.common import (
     mixed_precision,
     train_for,
 )
-from tts_verifier.training.miniature.generator.build import build_pipeline, load_pipeline
+from tts_verifier.training.miniature.generator.build import build_pipeline
 from tts_verifier.training.miniature.generator.config import GENERATOR_PRESETS, GeneratorTraining
 from tts_verifier.training.miniature.generator.sampling import (
     GUIDANCE,
@@ -214,9 +215,9 @@ def main() -> None:
     preset = GENERATOR_PRESETS[options.config]
     if options.init is None:
         pipe = build_pipeline(preset.sizes, options.out, seed=options.seed)
+        pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     else:
-        pipe = load_pipeline(options.init)
-    pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipe = load_pipeline(options.init, "float32")
     if options.stage == "export":
         export(pipe, options.out)
         return
@@ -225,7 +226,7 @@ def main() -> None:
         stage = make_stage(options.stage, pipe, preset.training, options.seed)
         trainer = GeneratorTrainer(pipe, stage, ema_decay=preset.training.ema_decay)
         trainer.train(options.minutes, options.out)
-        pipe = load_pipeline(options.out).to(pipe.device)
+        pipe = load_pipeline(options.out, "float32", str(pipe.device))
     if options.stage == "sample":
         write_samples(pipe, options.count, options.out, seed=options.seed)
     if options.stage in ("flow", "biases", "check"):

@@ -33,7 +33,6 @@ from tts_verifier import Verifier
 from tts_verifier.errors import InputError
 from tts_verifier.evaluation import auc, box_iou, plcc
 from tts_verifier.shapes.artifacts import plant_artifacts
-from tts_verifier.shapes.flaws import SCORE_NAMES
 from tts_verifier.shapes.grammar import parse_caption
 from tts_verifier.shapes.readers.constraints import Thing, compare
 from tts_verifier.shapes.readers.judge import read_by_fitting
@@ -41,6 +40,7 @@ from tts_verifier.shapes.renderer import to_pil_images
 from tts_verifier.training.miniature.verifier.checks import held_out_images
 from tts_verifier.training.miniature.verifier.data import GeneratorSamples
 from tts_verifier.types import Box, Detail, Verdict
+from tts_verifier.types.score_names import SCORE_NAMES
 
 ControlCondition = Literal["none", "shuffled", "blank"]
 CONTROLS: Final[tuple[ControlCondition, ...]] = ("none", "shuffled", "blank")

@@ -22,7 +22,6 @@ from tts_verifier.errors import InputError
 from tts_verifier.shapes.artifacts import ARTIFACT_KINDS, plant_artifacts
 from tts_verifier.shapes.captions import random_specs
 from tts_verifier.shapes.flaws import (
-    SCORE_NAMES,
     FlawedImages,
     misaligned_scenes,
     render_flawed,
@@ -44,6 +43,7 @@ from tts_verifier.training.miniature.verifier.rows import (
 )
 from tts_verifier.training.verifier.sft_loss import IGNORED
 from tts_verifier.training.verifier.token_rows import TokenRow
+from tts_verifier.types.score_names import SCORE_NAMES
 
 LENGTH_STEP: Final = 8
 """Rows of a batch without a fixed length are padded to a multiple of this."""

@@ -19,8 +19,8 @@ import torch
 from tts_verifier.errors import CheckpointError, RunWarning
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
+from tts_verifier.loading.memory import fits_on_device
 from tts_verifier.loading.regular_files import user_path
-from tts_verifier.memory import fits_on_device
 from tts_verifier.verifiers.imagedoctor.checkpoint import weights
 from tts_verifier.verifiers.imagedoctor.checkpoint.device_map import DeviceMap, LayerDevices
 from tts_verifier.verifiers.imagedoctor.checkpoint.limits import read_limits

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from tts_verifier.memory import free_bytes
+from tts_verifier.loading.memory import free_bytes
 from tts_verifier.verifiers.imagedoctor.engine.next_token import draws_of
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import is_in_fp8

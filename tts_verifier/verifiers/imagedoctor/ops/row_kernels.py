@@ -102,7 +102,7 @@ def triton_quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `fp8.quantise_rows`: (M, K) -> values (M, K) and scales (M,)."""
     x = x.contiguous()
     values, scales = empty_fp8(x.shape, x.device)
-    _quantise_rows_kernel[(len(x),)](x, values, scales, x.shape[1], **_block(x.shape[1]))
+    _quantise_rows_kernel[(len(x),)](x, values, scales, x.shape[1], **_launch_options(x.shape[1]))
     return values, scales
 
 
@@ -110,7 +110,7 @@ def triton_gate_rows(both: Tensor) -> tuple[Tensor, Tensor]:
     """Computes `pointwise.silu_gate` of (M, 2 N): values (M, N) and scales (M,)."""
     columns = both.shape[1] // 2
     values, scales = empty_fp8(torch.Size((len(both), columns)), both.device)
-    _gate_rows_kernel[(len(both),)](both, values, scales, columns, **_block(columns))
+    _gate_rows_kernel[(len(both),)](both, values, scales, columns, **_launch_options(columns))
     return values, scales
 
 
@@ -127,7 +127,7 @@ def triton_norm_rows(
     )
     _norm_rows_kernel[(len(states),)](
         states, states if added is None else added, norm, values, scales, eps,
-        H=states.shape[1], ADD=added is not None, FP8=fp8, **_block(states.shape[1]),
+        H=states.shape[1], ADD=added is not None, FP8=fp8, **_launch_options(states.shape[1]),
     )  # fmt: skip
     return values, scales
 
@@ -138,7 +138,7 @@ def empty_fp8(shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
     return values, torch.empty(shape[0], dtype=torch.float32, device=device)
 
 
-def _block(columns: int) -> dict[str, int]:
+def _launch_options(columns: int) -> dict[str, int]:
     return {"BLOCK": triton.next_power_of_2(columns), "num_warps": 8 if columns > _WIDE else 4}
 
 

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tts_verifier.types import Box
-
-SCORE_NAMES: Final = ("semantic_alignment", "aesthetics", "plausibility", "overall")
-"""Names of the four scores, in the order of the answer."""
+from tts_verifier.types.score_names import SCORE_NAMES
 
 _FIELD_TO_SCORE: Final[Mapping[str, str]] = {
     "semanticalignment": "semantic_alignment",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.loading.devices import check_device
-from tts_verifier.memory import release, weight_bytes
+from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.verifiers.imagedoctor.image.prefetch import map_ahead
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 from tts_verifier.verifiers.vision_language.inference.attention import use_attention_by_length

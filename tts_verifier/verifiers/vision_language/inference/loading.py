@@ -11,8 +11,8 @@ import torch
 from tts_verifier.errors import CheckpointError, InputError, RunWarning, suggestion
 from tts_verifier.loading.devices import check_device, check_dtype
 from tts_verifier.loading.hub import HUB_ID, download
+from tts_verifier.loading.memory import fits_on_device, weight_bytes
 from tts_verifier.loading.regular_files import user_path
-from tts_verifier.memory import fits_on_device, weight_bytes
 
 # No pickles and no Python files: neither is read, and both could run code.
 _FETCHED: Final = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
