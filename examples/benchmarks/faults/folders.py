@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from faults import damages, runs
 from faults.decoy import Decoy
 from faults.harness import Result, expect, of_kind
+from faults.scene import Damage, Scene
 from tts_verifier.errors import RunError
 from tts_verifier.log import read_header, read_picks, read_rows, read_trials
 
@@ -66,7 +67,7 @@ def case(number: int, dice: random.Random, home: Path) -> Result:
     folder = home / "case" / "run"
     shutil.rmtree(folder.parent, ignore_errors=True)
     shutil.copytree(origin.folder, folder, symlinks=True)
-    scene = damages.Scene(
+    scene = Scene(
         folder, _shared["decoy"].root, _shared["foreign"], _shared["foreign_broken"], dice
     )
     name = dice.choice(list(damages.DAMAGES))
@@ -79,9 +80,7 @@ def case(number: int, dice: random.Random, home: Path) -> Result:
     return result._replace(kind=name, detail=f"{what} of {origin.folder.name}: {result.detail}")
 
 
-def _carry_out(
-    what: str, folder: Path, origin: Origin, damage: damages.Damage, home: Path
-) -> Result:
+def _carry_out(what: str, folder: Path, origin: Origin, damage: Damage, home: Path) -> Result:
     true = origin.whole if not damage.forged else None
     try:
         if what == "resume":

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tts_verifier.analysis.report import write_report
-from tts_verifier.analysis.report.sources import InlineThumbnails, LinkedFiles, _place_of
+from tts_verifier.analysis.report.sources import InlineThumbnails, LinkedFiles, _css_of_box
 from tts_verifier.cli.replay import replay_command
 from tts_verifier.cli.report import report_command
 from tts_verifier.errors import RunError, printable
@@ -303,7 +303,7 @@ def test_addresses_lead_to_files_of_runs_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("box", [(0.5, 0.0, 0.5, 1.0), (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0)])
 def test_a_damaged_box_covers_the_image(box: tuple[float, float, float, float]) -> None:
-    assert _place_of(box) == ""
+    assert _css_of_box(box) == ""
 
 
 @pytest.mark.parametrize("name", ["objective", "reply", "image_width", "overall", "judge_overall"])

@@ -10,7 +10,7 @@ from html_pages import fragments
 from searches import InpaintReroll
 
 from tts_verifier.analysis.report import write_report
-from tts_verifier.analysis.report.pages import Pages, Part, divide, divide_comparison
+from tts_verifier.analysis.report.pages import Pages, PromptRange, divide, divide_comparison
 from tts_verifier.cli.report import report_command
 from tts_verifier.errors import RunError
 from tts_verifier.log import LoggedPrompts, read_trials
@@ -116,16 +116,16 @@ def test_a_small_report_is_one_page(folders: list[Path], tmp_path: Path) -> None
 def test_prompts_are_divided_by_their_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{PAGES}.SINGLE", 9)
     monkeypatch.setattr(f"{PAGES}.LINKED", 8)
-    assert divide([[3, 3, 3]], inline=False) == [[Part(1, 0, 3)]]
+    assert divide([[3, 3, 3]], inline=False) == [[PromptRange(1, 0, 3)]]
     # A prompt with more candidates than a page may have is a page of its own.
     assert divide([[3, 3, 3, 20, 1]], inline=False) == [
-        [Part(1, 0, 2), Part(2, 2, 3), Part(3, 3, 4), Part(4, 4, 5)]
+        [PromptRange(1, 0, 2), PromptRange(2, 2, 3), PromptRange(3, 3, 4), PromptRange(4, 4, 5)]
     ]
     assert divide([[5, 5], [4, 4]], inline=False) == [
-        [Part(1, 0, 1), Part(2, 1, 2)],
-        [Part(1, 0, 1), Part(3, 1, 2)],
+        [PromptRange(1, 0, 1), PromptRange(2, 1, 2)],
+        [PromptRange(1, 0, 1), PromptRange(3, 1, 2)],
     ]
-    assert divide_comparison(501, 3) == [Part(4, 0, 500), Part(5, 500, 501)]
+    assert divide_comparison(501, 3) == [PromptRange(4, 0, 500), PromptRange(5, 500, 501)]
     pages = Pages(Path("x/a#.html"))
     links = [pages.link(1, 1), pages.link(1, 2), pages.link(2, 1), pages.link(2, 3)]
     assert links == ["", "a%23_pages/0002.html", "../a%23.html", "0003.html"]
