@@ -433,6 +433,36 @@ def test_a_wrong_number_of_answers_is_an_error(what: str) -> None:
         run([RED], generator, verifier, BestOfN(3))
 
 
+@pytest.mark.parametrize("given", [None, "images", "nothing"])
+def test_samples_come_in_a_list(given: str | None) -> None:
+    class Bare(FakeGenerator):
+        def generate(self, jobs: Sequence[Job]) -> Any:
+            images = [sample.image for sample in super().generate(jobs)]
+            return {"images": images, "nothing": [None] * len(jobs)}.get(str(given))
+
+    with pytest.raises(RunError, match="a sample for each of 3 jobs, in a list; it returned a"):
+        run([RED], Bare(), FakeVerifier(), BestOfN(3))
+
+
+@pytest.mark.parametrize("given", [None, Draw(1), "draw"])
+def test_proposals_come_in_a_list(given: Any) -> None:
+    strategy = Table()
+    strategy.propose = lambda task, history: given  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="must return its proposals in a list, which is empty wh"):
+        run([RED], FakeGenerator(), FakeVerifier(), strategy)
+
+
+def test_a_generator_without_settings_is_refused() -> None:
+    class Bare:
+        supports = frozenset({Draw})
+
+        def generate(self, jobs: Sequence[Job]) -> list[Sample]:
+            return []
+
+    with pytest.raises(InputError, match="which lacks settings, batch_size"):
+        run([RED], Bare(), FakeVerifier(), BestOfN(3))  # type: ignore[arg-type]
+
+
 # -- the judge ---------------------------------------------------------------------------
 
 
@@ -503,7 +533,10 @@ def test_noise_that_the_generator_cannot_be_given_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("parts", "rule"),
     [
-        ((None, FakeVerifier(), Table()), "generator must be an object with generate and supports"),
+        (
+            (None, FakeVerifier(), Table()),
+            "generator must be an object with generate, supports, se",
+        ),
         ((FakeGenerator(), FakeVerifier, Table()), "verifier must be an object with verify"),
         ((FakeGenerator(), FakeVerifier(), "best"), "strategy must be an object with propose and"),
     ],

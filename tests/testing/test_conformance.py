@@ -93,6 +93,11 @@ class UndeclaredNoise(ZeroOrder):
     needs = frozenset({Draw})
 
 
+class OneDraw(BestOfN):
+    def propose(self, task: Task, history: Sequence[Trial]) -> Draw:  # type: ignore[override]
+        return Draw(1)
+
+
 @pytest.mark.parametrize(
     ("strategy", "rule"),
     [
@@ -103,6 +108,7 @@ class UndeclaredNoise(ZeroOrder):
         (Unfinished(), "must finish some image"),
         (Undeclared(), "'Draw'"),
         (UndeclaredNoise(), "{'Near'} is missing"),
+        (OneDraw(), "returns its proposals in a list, got Draw"),
     ],
 )
 def test_a_strategy_that_does_not_conform_is_found(strategy: BestOfN, rule: str) -> None:
@@ -130,6 +136,7 @@ def is_whole(sample: Sample) -> bool:
     [
         (lambda s, n: replace(s, image=s.image.convert("L")), "an image is RGB"),
         (lambda s, n: replace(s, image=None), "has a PIL image"),
+        (lambda s, n: s.image, "must return a sample for each of 3 jobs, in a list; it returned a"),
         (lambda s, n: replace(s, error="x"), "it failed: x"),
         (lambda s, n: replace(s, job=Job(Prompt("0", "x"), Draw(0))), "with its job"),
         (lambda s, n: replace(s, progress=0.9), "has progress 1"),
@@ -183,6 +190,10 @@ class Odd(FakeVerifier):
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
+        (
+            lambda v, i: 0.5,
+            "must return a verdict for each of 3 images, in a list; it returned a f",
+        ),
         (lambda v, i: replace(v, scores={}), "a verdict has scores"),
         (lambda v, i: replace(v, scores={"a": np.inf}), "must be finite or NaN"),
         (lambda v, i: replace(v, scores={"a": i / 10}), "place in the batch"),

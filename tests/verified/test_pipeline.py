@@ -318,6 +318,11 @@ def test_parts_and_options_that_are_none_are_refused(pipe, arguments, message):
         wrap(pipe, **{"verifier": FakeVerifier(), **arguments})
 
 
+def test_a_wrapped_pipeline_is_not_wrapped_again(verified):
+    with pytest.raises(InputError, match="got one that is wrapped already"):
+        wrap(verified, FakeVerifier())
+
+
 def test_a_call_makes_no_inpainting_pipeline_unless_it_repaints(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: made.append(1))

@@ -24,6 +24,7 @@ from tts_verifier.interfaces.parts import (
     RewriteRequest,
     SaysMost,
     Strategy,
+    check_answers,
     is_movable,
 )
 from tts_verifier.interfaces.verifier import (
@@ -52,6 +53,7 @@ __all__ = [
     "SaysMost",
     "Strategy",
     "Verifier",
+    "check_answers",
     "check_detail",
     "check_pairs",
     "check_quick",

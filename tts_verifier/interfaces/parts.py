@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
+from tts_verifier.errors import RunError
 from tts_verifier.images import ImageLike
 from tts_verifier.types import Job, Proposal, Sample, Setting, Task, Trial, Verdict
+
+AnswerT = TypeVar("AnswerT", Sample, Verdict)
 
 
 @runtime_checkable
@@ -169,6 +172,32 @@ class Comparer(Protocol):
         is no answer; its text is the reply.
         """
         ...
+
+
+def check_answers(
+    part: object, answers: Any, kind: type[AnswerT], count: int, what: str
+) -> list[AnswerT]:
+    """Returns what a part answered as a list, if it is as many objects of a kind as were asked for.
+
+    Args:
+        part: a generator, a verifier or a comparer.
+        answers: what it returned.
+        kind: `Sample` or `Verdict`.
+        count: how many were asked for.
+        what: what each of them is about, such as "images".
+
+    Raises:
+        RunError: it is no such list.
+    """
+    listed = answers if isinstance(answers, list | tuple) else [answers]
+    other = [one for one in listed if not isinstance(one, kind)]
+    if other or len(listed) != count:
+        found = f"a {type(other[0]).__name__}" if other else len(listed)
+        raise RunError(
+            f"{type(part).__name__} must return a {kind.__name__.lower()} for each of {count} "
+            f"{what}, in a list; it returned {found}."
+        )
+    return list(listed)
 
 
 def is_movable(part: object) -> TypeGuard[Movable]:

@@ -18,9 +18,10 @@ from tts_verifier.choice.objective import Objective, as_objective, order
 from tts_verifier.choice.ranking import Ranked, Ranking
 from tts_verifier.choice.tournament import both_orders, check_near_ties, standings
 from tts_verifier.choice.views import PREFERRED, compare_by_views
-from tts_verifier.errors import InputError, RunError, RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.interfaces.options import ImageDoctorOptions
+from tts_verifier.interfaces.parts import check_answers
 from tts_verifier.registry import builder
 from tts_verifier.types import Detail, Setting, Verdict
 
@@ -296,26 +297,8 @@ def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | Non
 
 
 def check_verdicts(part: object, verdicts: Any, count: int, what: str) -> list[Verdict]:
-    """Returns the verdicts of a part as a list, if there are as many as were asked for.
-
-    Args:
-        part: a verifier or a comparer.
-        verdicts: what it returned.
-        count: how many were asked for.
-        what: they are about, such as "images".
-
-    Raises:
-        RunError: it is no such list.
-    """
-    listed = verdicts if isinstance(verdicts, list | tuple) else [verdicts]
-    other = next((one for one in listed if not isinstance(one, Verdict)), None)
-    if other is not None or len(listed) != count:
-        found = len(listed) if other is None else f"a {type(other).__name__}"
-        raise RunError(
-            f"{type(part).__name__} must return a verdict for each of {count} {what}, in a list; "
-            f"it returned {found}."
-        )
-    return list(listed)
+    """Returns the verdicts of a verifier or a comparer; see `check_answers`."""
+    return check_answers(part, verdicts, Verdict, count, what)
 
 
 def check_detail(detail: object) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from PIL import Image
 
 from tts_verifier.errors import InputError, RunError, RunWarning
-from tts_verifier.interfaces import Verifier, check_verdicts
+from tts_verifier.interfaces import Verifier, check_answers, check_verdicts
 from tts_verifier.runner.comparing import compare_batch
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.runner.rewriting import rewrite_batch
@@ -129,12 +129,8 @@ def _with_parents_image(job: Job) -> Sample:
 
 def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
     def generate(batch: Sequence[Job]) -> list[Sample]:
-        samples = setup.generator.generate([_with_state(setup, job) for job in batch])
-        if len(samples) != len(batch):
-            raise RunError(
-                f"{type(setup.generator).__name__} must return a sample for each of "
-                f"{len(batch)} jobs, it returned {len(samples)}."
-            )
+        given = setup.generator.generate([_with_state(setup, job) for job in batch])
+        samples = check_answers(setup.generator, given, Sample, len(batch), "jobs")
         # The runner's job counts, whatever job the generator put into its sample.
         return [replace(sample, job=job) for sample, job in zip(samples, batch, strict=True)]
 

@@ -37,7 +37,7 @@ from tts_verifier.types import (
 )
 
 _METHODS: Final = {
-    "generator": ("generate", "supports"),
+    "generator": ("generate", "supports", "settings", "batch_size"),
     "verifier": ("verify",),
     "strategy": ("propose", "needs"),
     "judge": ("verify", "settings"),
@@ -257,10 +257,13 @@ def check_part(role: str, part: Any) -> None:
         part: the object to check.
     """
     # A class has the methods too, but the runner needs an instance.
+    *others, last = _METHODS[role]
     lacking = [name for name in _METHODS[role] if not hasattr(part, name)]
     if isinstance(part, type) or lacking:
+        needed = f"{', '.join(others)} and {last}" if others else last
+        lack = f", which lacks {', '.join(lacking)}" if lacking else ""
         raise InputError(
-            f"The {role} must be an object with {' and '.join(_METHODS[role])}, got {part!r}. "
+            f"The {role} must be an object with {needed}, got {part!r}{lack}. "
             f"Make one, such as {_EXAMPLES[role]}."
         )
 

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tts_verifier.errors import InputError, RunWarning
+from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.images import as_images
-from tts_verifier.interfaces import Generator, Strategy, Verifier, check_pairs
+from tts_verifier.interfaces import Generator, Strategy, Verifier, check_answers, check_pairs
+from tts_verifier.interfaces.parts import AnswerT
 from tts_verifier.runner import run
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
@@ -49,6 +50,15 @@ def _require(condition: bool, rule: str) -> None:
         raise AssertionError(rule)
 
 
+def _answers(
+    part: object, answers: object, kind: type[AnswerT], count: int, what: str
+) -> list[AnswerT]:
+    try:
+        return check_answers(part, answers, kind, count, what)
+    except RunError as error:
+        raise AssertionError(str(error)) from error
+
+
 def _is_object(part: object, kind: type) -> bool:
     # A class has the methods of its objects too.
     return isinstance(part, kind) and not isinstance(part, type)
@@ -71,6 +81,10 @@ def check_strategy(strategy: Strategy) -> None:
 
         def propose(self, task: Task, history: Sequence[Trial]) -> list[Proposal]:
             proposals = strategy.propose(task, history)
+            _require(
+                isinstance(proposals, list | tuple),
+                f"a strategy returns its proposals in a list, got {proposals!r}",
+            )
             calls.append((task, tuple(history), list(proposals)))
             _require(len(calls) <= MOST_ROUNDS, f"a strategy must end within {MOST_ROUNDS} rounds")
             return proposals
@@ -112,7 +126,7 @@ def check_generator(generator: Generator, *, tolerance: int = 2) -> None:
     _require(generator.generate([]) == [], "no jobs make no samples")
     _require(Draw in generator.supports, "every generator supports Draw")
     jobs = [Job(_PROMPT, Draw(seed)) for seed in (1, 2, 3)]
-    samples = generator.generate(jobs)
+    samples = _answers(generator, generator.generate(jobs), Sample, len(jobs), "jobs")
     _require([s.job for s in samples] == jobs, "a sample for each job, in order, with its job")
     images = [_pixels(sample) for sample in samples]
     _require(all(s.progress == 1 for s in samples), "a finished image has progress 1")
@@ -213,8 +227,8 @@ def check_verifier(
         f"`details` names at least one of {details}, got {verifier.details}",
     )
     for detail in details:
-        verdicts = verifier.verify(images, prompts, detail=detail)
-        _require(len(verdicts) == len(images), "a verdict for each image")
+        given = verifier.verify(images, prompts, detail=detail)
+        verdicts = _answers(verifier, given, Verdict, len(images), "images")
         for image, verdict in zip(images, verdicts, strict=True):
             _check_verdict(image, verdict)
     # In reverse order every image has another place and other neighbours in the batch.
@@ -262,4 +276,7 @@ def _check_verdict(image: Image.Image, verdict: Verdict) -> None:
     for x1, y1, x2, y2 in verdict.boxes:
         inside = 0 <= x1 <= x2 <= image.width and 0 <= y1 <= y2 <= image.height
         _require(inside, f"a box lies within the image: {(x1, y1, x2, y2)}")
-    _require(verdict.cost.verifier_calls >= 1, "a verdict counts as a verifier call")
+    _require(
+        verdict.cost.verifier_calls >= 1,
+        "a verdict counts as a verifier call: give it cost=Cost(verifier_calls=1)",
+    )

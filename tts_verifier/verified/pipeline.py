@@ -111,6 +111,11 @@ class VerifiedPipeline:
                 f"wrap needs a loaded pipeline, got {str(pipe)!r}. Load it with "
                 "DiffusionPipeline.from_pretrained."
             )
+        if isinstance(pipe, VerifiedPipeline):
+            raise InputError(
+                "wrap needs a pipeline of diffusers, got one that is wrapped already. Wrap its "
+                "`pipe` to give it another verifier or strategy."
+            )
         check_pipeline(pipe)
         _check_options(options)
         check_options(**options)

@@ -47,9 +47,14 @@ def jobs_for(
         round: the number of the round.
 
     Raises:
-        InputError: an item is not a proposal, repeats an earlier one, is of a kind that the
-            generator cannot serve, or names a parent of the wrong kind.
+        InputError: they are no list; or an item is not a proposal, repeats an earlier one, is of a
+            kind that the generator cannot serve, or names a parent of the wrong kind.
     """
+    if not isinstance(proposals, list | tuple):
+        raise InputError(
+            f"{strategy} must return its proposals in a list, which is empty when the search is "
+            f"over; it returned a {type(proposals).__name__}."
+        )
     trials = {trial.id: trial for trial in history}
     jobs: list[Job] = []
     ids = set(trials)
