@@ -46,6 +46,11 @@ def read_header(folder: Path) -> dict[str, Any]:
     try:
         header = read_json_inside(folder, HEADER, most=_MOST_BYTES)
         version = _checked_version(header)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} must be a run's header, and there is no such file. Give a run folder, which "
+            "is what a run has as its output."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} must be a run's header: {error!r:.300}.") from error
     if version not in range(1, SCHEMA_VERSION + 1):
