@@ -58,7 +58,7 @@ def test_a_part_is_explained_with_types_defaults_and_meaning() -> None:
     assert "  strategy: Strategy or a table, required\n" in done.stdout
     assert (
         "  cost: a number, default 0.0\n"
-        "      of one more draw, in units of the objective; the search ends when the\n"
+        "      the cost of one more draw, in units of the objective; the search ends"
     ) in done.stdout
     assert max(map(cell_len, done.stdout.splitlines())) <= 80
 

@@ -34,13 +34,13 @@ class Objective:
 
     Safe to share between threads: it is immutable by convention.
 
-    A missing score is one that the verdict lacks, or that is not finite. Whatever the combination,
-    `missing` says what becomes of such an image: with "fail" its objective is NaN, and it ranks
-    last; with "skip" the scores that are there decide. Without any score it is NaN in both.
+    A score is missing if the verdict lacks it, or if it is not finite. With `missing="fail"`, the
+    objective of such an image is NaN, and it ranks last; with "skip", its other scores decide. If
+    all scores are missing, the objective is NaN in both cases.
 
     Args:
-        weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`. A score of
-            negative weight is better when it is lower.
+        weights: score name -> finite weight, not all zero; None = `OFFICIAL_WEIGHTS`. With a
+            negative weight, lower scores are better.
         combine: "sum"; "worst", the smallest product of weight and score; or, among all images of
             a prompt, "mean_rank", the weighted mean of their ranks by each score, or
             "lexicographic", their rank by the first score, then by the second, … (see `combine`).
@@ -269,11 +269,10 @@ def choose(history: Sequence[Trial]) -> Choice:
     """Chooses the finished trial of the highest objective.
 
     A `Look` replaces the trial that it looked at: both refer to the same image. Quick scores and
-    those of a look are two scales, and no number of one is compared with a number of the other.
-    All images are ranked by what they were first verified with. Then the images at the top that
-    were all looked at are ranked anew, by their looks. A look that failed replaces nothing, and
-    ranks last among them. In the end, the images at the top that were all compared with each other
-    are ranked by these comparisons (see `tournament`).
+    the scores of looks are on different scales and are never compared. All images are first ranked
+    by their first verdicts. Then the images at the top that all have a look are ranked by their
+    looks; a failed look replaces nothing and ranks last among these. In the end, the images at the
+    top that were all compared with each other are ranked by these comparisons (see `tournament`).
 
     Args:
         history: the trials of one prompt.

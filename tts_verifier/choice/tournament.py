@@ -1,8 +1,8 @@
 """A tournament: which of the best images to compare in pairs, and the order that follows.
 
-Every image meets every other one. Its result is the mean of its preferences; equal results keep
-the order of the objectives. With preferences of 0 and 1 this is Copeland's method (1951), and it
-does not depend on the order of the pairs, as a knock-out would.
+Every image is compared with every other one. Its result is the mean of its preferences; equal
+results keep the order of the objectives. With preferences of 0 and 1 this is Copeland's method
+(1951). Unlike a knock-out, it does not depend on the order of the pairs.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def near_ties(order: Sequence[Trial], count: int, *, near: float = 0.0) -> list[
 
     Args:
         order: of `Choice`: the trials that may be chosen, best first.
-        count: images at most.
-        near: how much less than the best objective an image may have. Images that were verified
-            in another detail than the best are left out: their objectives are on another scale.
+        count: the most images.
+        near: how far below the best objective an image may be. Images that were verified in
+            another detail than the best are left out: their objectives are on another scale.
 
     Returns:
-        Pairs of the trials that made the images, so that a budget which ends after any pair has
-        compared the first images completely, as far as it came.
+        Pairs of the trials that made the images, ordered so that wherever a budget ends, the first
+        images have been compared completely.
     """
     top: list[str] = []
     for trial in order[:count]:
@@ -75,7 +75,7 @@ def standings(names: Sequence[T], won: Mapping[tuple[T, T], float]) -> list[int]
 
     Args:
         names: of at least two images, best first by their objectives.
-        won: (image, rival) -> how far the image is preferred to the rival, for all pairs.
+        won: (image, rival) -> how strongly the image is preferred to the rival, for all pairs.
     """
     results = [fmean(won[one, rival] for rival in names if rival != one) for one in names]
     # Rounded, because sums in another order may differ in the last digit.
@@ -86,8 +86,8 @@ def both_orders(there: float, back: float) -> float:
     """Returns the preference for the first of two images, asked in both orders.
 
     Args:
-        there: how far the first one is preferred, in [0, 1] but for rounding.
-        back: how far the second one is preferred when the two change places, in [0, 1].
+        there: how strongly the first one is preferred, in [0, 1] except for rounding.
+        back: how strongly the second one is preferred when the two change places, in [0, 1].
 
     Returns:
         In [0, 1]; NaN if one of the two is not usable.

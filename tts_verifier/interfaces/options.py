@@ -19,23 +19,23 @@ class ImageDoctorOptions(TypedDict, total=False):
     dtype: torch.dtype | str | None
     """The dtype to compute in, None = bfloat16 on a GPU, float32 on a CPU."""
     precision: Literal["fp8"] | None
-    """"fp8" rounds the weights of the language model and the vision tower to 8 bits once they are
-    loaded, and then takes about half the memory for them. On an H100 it verifies 1.3 to 1.5 times
-    as many images a second; GPUs older than Ada are refused, and a CPU is slow. None = dtype."""
+    """"fp8" rounds the weights of the language model and the vision tower to 8 bits after loading,
+    so they take about half the memory. On an H100 it verifies 1.3 to 1.5 times as many images per
+    second. GPUs older than Ada are refused, and a CPU is slow. None = `dtype`."""
     device: torch.device | str | Sequence[torch.device | str | int] | None
-    """The main device, None = the GPU if there is one. Several GPUs, such as "cuda:0,1", "cuda:all"
-    or a list, get a copy of the model each and share the images of a call."""
+    """The device; None = the GPU if there is one. With several GPUs, such as "cuda:0,1", "cuda:all"
+    or a list, each has a copy of the model, and the images of a call are divided among them."""
     device_map: str | Mapping[str, str | int | torch.device] | None
-    """Spreads the language model's layers; "auto" = over all GPUs, a mapping takes names such as
-    "model.layers.7" to devices."""
+    """Spreads the language model's layers over devices; "auto" = over all GPUs; a mapping names the
+    device of each layer, such as {"model.layers.7": "cuda:1"}."""
     fit: Literal["squash", "pad"]
     """How an image is fitted into the model's square: "squash" (official) or "pad"."""
     batch_size: int | None
-    """Images at a time on each device, None = as many as the queue, its free memory and the device
-    suggest."""
+    """Images at a time on each device; None = chosen by the length of the queue, the free memory
+    and the device."""
     heatmaps: bool | None
-    """Whether to decode heatmaps, None = with detail "diagnose" only."""
+    """Whether to decode heatmaps; None = only with detail "diagnose"."""
     answer_template: bool
-    """With detail "score", give the text of the answer and ask for its digits alone."""
+    """With detail "score": fills in the text of the answer; the model writes only its digits."""
     max_new_tokens: int | None
-    """The most tokens of a reply, None = the checkpoint's limit, or 2048."""
+    """The most tokens of a reply; None = the checkpoint's limit, or 2048 if it has none."""

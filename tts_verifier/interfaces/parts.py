@@ -1,4 +1,4 @@
-"""Strategies, generators, rewriters and comparers, and what a part may say besides."""
+"""The protocols of strategies, generators, rewriters and comparers, required and optional."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SaysMost(Protocol):
 
     @property
     def most(self) -> int | None:
-        """The number; None = not known. A run cannot look at more of them."""
+        """The number; None = not known. `looks` of a run cannot exceed it."""
         ...
 
 
@@ -64,8 +64,9 @@ class SaysMost(Protocol):
 class Generator(Protocol):
     """Carries out proposals.
 
-    One run calls it from one thread at a time, and runs of several threads at once if they share
-    it. The package's generators are safe for that; another one must be, or say that it is not.
+    A run calls a generator from one thread at a time. If runs in several threads share a generator,
+    they may call it at the same time: the package's generators allow this, and a generator of your
+    own must allow it too, or say that it does not.
     """
 
     supports: frozenset[type]
@@ -80,7 +81,7 @@ class Generator(Protocol):
         ...
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
-        """Returns a sample for each job; a failed job gives a sample with an `error`."""
+        """Returns a list with a sample for each job; that of a failed job has an `error`."""
         ...
 
 
@@ -121,7 +122,7 @@ class Movable(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RewriteRequest:
-    """What a rewriter may know."""
+    """The input of a rewriter."""
 
     prompt: str
     """What the user asked for."""
@@ -139,7 +140,7 @@ class Rewriter(Protocol):
     """Everything that determines a text, for the log."""
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
-        """Returns a new text for each request; the text asked for, or "", = no better one."""
+        """Returns a new text for each request; "" or an unchanged text = there is no better one."""
         ...
 
 
@@ -149,15 +150,15 @@ class Reflects(Protocol):
 
     @property
     def rewriter(self) -> Rewriter | None:
-        """Carries these proposals out; None = there are none."""
+        """Carries out these proposals; None = the strategy makes none."""
         ...
 
 
 @runtime_checkable
 class Comparer(Protocol):
-    """Says of pairs of images which one fits its prompt better. Every `Verifier` is one.
+    """Says for each pair of images which one fits its prompt better. Every `Verifier` is one.
 
-    A run asks about each pair in both orders, so a preference for a position cancels out.
+    A run compares each pair in both orders, so that a preference for a position cancels out.
     """
 
     settings: Mapping[str, Setting]
@@ -166,10 +167,10 @@ class Comparer(Protocol):
     def compare(
         self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
     ) -> list[Verdict]:
-        """Returns a verdict for each pair i: of first[i] and second[i], for prompt i.
+        """Returns a verdict for each pair: first[i] against second[i], for prompts[i].
 
-        Its score `preferred` is how far the first image is preferred, in [0, 1], or NaN if there
-        is no answer; its text is the reply.
+        The verdict's score `preferred`, in [0, 1], says how strongly the first image is preferred;
+        NaN = there is no answer. Its text is the reply.
         """
         ...
 

@@ -31,23 +31,24 @@ _HALF_LETTER: Final = re.compile("[\ud800-\udfff]")
 class Verifier(ABC):
     """Says how well images match prompts.
 
-    One run calls it from one thread at a time, and runs of several threads at once if they share
-    it. The package's verifiers are safe for that; another one must be, or say that it is not.
+    A run calls a verifier from one thread at a time. If runs in several threads share a verifier,
+    they may call it at the same time: the package's verifiers allow this, and a verifier of your
+    own must allow it too, or say that it does not.
     """
 
     settings: Mapping[str, Setting] = {}
     """Everything that determines a verdict (model, revision, dtype, fit), for the log."""
     objective: Objective = Objective()
-    """The objective that `rerank` sorts by unless it gets another."""
+    """The objective that runs maximise and `rerank` sorts by, unless they are given another."""
     score_names: Collection[str] | None = None
-    """Names of all scores that its verdicts have. With them a misspelt name in an objective is
-    refused before anything is drawn; None = with the first verdict."""
+    """Names of all scores in its verdicts. They allow a run to refuse a misspelt name in an
+    objective before it draws anything; None = not known before the first verdict."""
     map_names: Collection[str] | None = None
-    """Names of all heatmaps that its verdicts may have, so that a missing one can be counted;
-    empty = it gives none, None = not known."""
+    """Names of all heatmaps that its verdicts may have, so that missing ones can be counted;
+    empty = it has no heatmaps, None = not known."""
     details: Collection[Detail] = ("score", "diagnose")
-    """The details that differ. A verifier whose quick score takes as long as a diagnosis has
-    "diagnose" alone, one that gives nothing but scores has "score" alone."""
+    """The details that make a difference. A verifier whose quick score takes as long as a diagnosis
+    has only "diagnose"; one that gives nothing but scores has only "score"."""
 
     @abstractmethod
     def verify(
@@ -83,25 +84,24 @@ class Verifier(ABC):
             prompt: the prompt that they were generated for.
             objective: turns scores by name into a number, or weights by score name; None = the
                 verifier's own.
-            looks: scores all images quickly, and diagnoses only the best so many. These come first,
-                in the order of their diagnoses, then those without a usable one; the others
-                follow in that of their quick scores, which is another scale. None = diagnoses all.
-            ties: compares the best so many in pairs in the end, as far as their objectives are
-                within `near` of the best, and sorts them by these comparisons (see `compare`);
-                each pair is compared in both orders. 0 = none; else at least 2.
-            near: how much less than the best objective an image may have to be compared with it.
+            looks: how many images to diagnose. All images get a quick score first; the best ones
+                are then diagnosed and come first, sorted by their diagnoses. The others follow,
+                sorted by their quick scores, which are on another scale. None = diagnoses all.
+            ties: how many of the best images to compare in pairs in the end (see `compare`). They
+                are then sorted by these comparisons; each pair is compared in both orders. 0 =
+                none; otherwise at least 2.
+            near: how far below the best objective an image may be and still be compared.
 
         Returns:
-            A sequence of `(index, image, objective, verdict)`, best first; images without a
-            usable score come last; a warning says so if there is no other. `verdict.detail` says
-            how an image was verified.
+            A sequence of `(index, image, objective, verdict)`, best first. Images without a usable
+            score come last; if there are no others, a warning says so. `verdict.detail` says how an
+            image was verified. If comparisons fail, a warning says so too.
 
         Raises:
-            InputError: there is no image, or one is not usable; `prompt` is not one text; the
-                objective names a score that the verifier does not give; `looks` is no number from
-                1 to that of the images; `ties` or `near` is not usable. A comparison that fails
-                is a warning.
-            UnsupportedError: the verifier has no quick score, or no diagnosis.
+            InputError: there is no image, or one is not usable; `prompt` is not a single text; the
+                objective names a score that the verifier does not have; `looks` is not between 1
+                and the number of images; `ties` or `near` is not usable.
+            UnsupportedError: `looks` is given, and the verifier has no quick score or no diagnosis.
         """
         if not isinstance(prompt, str):
             raise InputError(
@@ -142,13 +142,13 @@ class Verifier(ABC):
     def compare(
         self, first: Sequence[ImageLike], second: Sequence[ImageLike], prompts: Sequence[str]
     ) -> list[Verdict]:
-        """Says of pairs of images which one fits its prompt better; see `Comparer`.
+        """Says for each pair of images which one fits its prompt better; see `Comparer`.
 
-        Every image is diagnosed whole and in four crops that lack a narrow border, since near ties
-        come from small errors of reading, which differ from view to view. The mean over the views
-        counts: the objective (of expected scores, where there are any) minus the heat of the
-        hottest part of the heatmaps. A verifier that can look at two images at once should
-        override this.
+        Every image is diagnosed as a whole and in four crops that lack a narrow border. Near ties
+        come from small reading errors, which differ between these views, so their mean is more
+        exact than one reading. A view counts with its objective (of expected scores, if there are
+        any) minus the heat of the hottest part of its heatmaps. Override this method in a verifier
+        that can look at two images at once.
 
         Raises:
             InputError: an image or a prompt is not usable, or the lengths differ.

@@ -2,8 +2,8 @@
 
 Both stay on the device if they fit. If they do not, one waits in host memory while the other
 works, and they change places once for many images. A part that takes turns must implement
-`interfaces.Movable`. Runs that are under way at once cannot share such a part: one would move it
-away while another uses it. To wait instead could be for ever, as a caller may hold a pipeline.
+`interfaces.Movable`. Runs at the same time cannot share such a part, because one would move it
+away while another uses it. Nor do they wait for each other: a caller may hold a pipeline for ever.
 """
 
 from __future__ import annotations

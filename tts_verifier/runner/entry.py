@@ -37,8 +37,8 @@ def run(
 ) -> RunResult:
     """Searches for a good image for every prompt.
 
-    Several threads may run at once, also with the same parts, if these allow it; but not with a
-    part that takes turns on a device.
+    Several threads may call this at once, even with the same generator and verifier if these allow
+    it, but not if generator and verifier take turns on a device.
 
     Args:
         prompts: texts, or prompts with ids and categories, or a table or a file of them; see

@@ -1,4 +1,4 @@
-"""The options of a search, as users type them."""
+"""The options of `run` and of wrapped pipelines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tts_verifier.types import Budget, Detail
 
 
 class SearchOptions(TypedDict, total=False):
-    """What a run and a wrapped pipeline take besides their parts; every key may be absent."""
+    """The options that runs and wrapped pipelines share; every key may be absent."""
 
     objective: Objective | Mapping[str, float] | None
     """What the search maximises; None = the verifier's own. See `RunSetup` for all of these."""
@@ -23,15 +23,15 @@ class SearchOptions(TypedDict, total=False):
     detail: Detail | None
     """How thoroughly candidates are verified: "score" or "diagnose"."""
     looks: int
-    """Images of each prompt that are diagnosed once its search has ended."""
+    """How many of the best images of each prompt are diagnosed once its search has ended."""
     ties: int
-    """Images of each prompt that are compared in pairs in the end: 0, or at least 2."""
+    """How many of the best images of a prompt are compared in pairs in the end: 0, or 2 or more."""
     near: float
-    """How much less than the best objective an image may have to be compared with it."""
+    """How far below the best objective an image may be and still be compared."""
     comparer: Comparer | None
-    """Compares; None = the verifier does."""
+    """Compares images in pairs; None = the verifier does it."""
     overlap: bool | None
-    """Whether a thread verifies a batch while the next one is generated; None = where it helps."""
+    """Whether a thread verifies a batch while the next one is generated; None = if that helps."""
 
 
 class RunOptions(SearchOptions, total=False):

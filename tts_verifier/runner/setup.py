@@ -71,7 +71,7 @@ class RunSetup:
     strategy: Strategy
     """Decides what to generate next."""
     objective: Objective = None  # type: ignore[assignment]
-    """The number that the search maximises; weights by score name will do. None = the verifier's
+    """The number that the search maximises, or its weights by score name. None = the verifier's
     own."""
     judge: Verifier | None = None
     """A held-out verifier that fills the `judge_*` columns; no strategy sees its scores."""
@@ -86,25 +86,26 @@ class RunSetup:
     """How thoroughly new candidates are verified; None = "diagnose" without `looks`, "score" with
     them."""
     looks: int = 0
-    """Images of each prompt that are diagnosed once its search has ended: the best ones by their
-    quick scores. The image is then chosen among them, by their diagnoses. They count as verifier
-    calls, which the budget sets aside, and as no candidates. None is made once the budget's
+    """How many of the best images of each prompt, by their quick scores, are diagnosed once its
+    search has ended. The image is then chosen among these, by their diagnoses. Looks are not
+    candidates but cost verifier calls, which the budget reserves. None is made once the budget's
     seconds are spent."""
     ties: int = 0
-    """Images of each prompt that are compared in pairs once its search has ended, and its looks:
-    the best ones, as far as their objectives are within `near` of the best. The image is then
-    chosen by these comparisons, each made in both orders. Each counts as two verifier calls, which
-    the budget sets aside, and as no candidate. None is made once the budget's seconds are spent."""
+    """How many of the best images of each prompt are compared in pairs once its search and its
+    looks have ended; only images within `near` of the best objective are. The image is then chosen
+    by these comparisons, each made in both orders. Comparisons are not candidates but cost two
+    verifier calls each, which the budget reserves. None is made once the budget's seconds are
+    spent."""
     near: float = 0.0
-    """How much less than the best objective an image may have to be compared with it."""
+    """How far below the best objective an image may be and still be compared."""
     comparer: Comparer = None  # type: ignore[assignment]
-    """Compares; None = the verifier does (see `Verifier.compare`)."""
+    """Compares images in pairs; None = the verifier does it (see `Verifier.compare`)."""
     overlap: bool | None = None
     """Whether a thread verifies a batch while the next one is generated. None = yes if generator
     and verifier are on different devices or share a GPU. If they do not fit on their device
     together, they take turns instead (see `devices`)."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Prompt id -> why none of its candidates is generated; each one is a row with this error."""
+    """Prompt id -> why its candidates must not be generated; each becomes a row with the error."""
     largest_batch: int | None = None
     """Jobs of a batch at most; None = the generator's `batch_size`."""
 

@@ -31,21 +31,21 @@ class Adaptive:
     It hands out the rounds of the inner strategy `at_once` proposals at a time. The inner strategy
     sees whole rounds only, as if it ran alone.
 
-    A verdict may have a score `NAME_sigma`, the standard deviation of the score `NAME`. Then two
-    rules hold. A threshold is reached where NAME - NAME_sigma reaches it. The expected
-    improvement is that of the true objectives: their variance is that of the objectives minus the
-    mean variance of the errors, and the best is the best estimate, each objective being drawn
-    towards the mean by the share of its variance that is error. So a verifier that is unsure
-    neither ends a search by a lucky score nor prolongs it by its own noise.
+    A verdict may have a score `NAME_sigma`, the standard deviation of the score `NAME`. It has two
+    effects. A threshold is reached only if NAME - NAME_sigma reaches it. And the expected
+    improvement is computed for the true objectives: their variance is that of the objectives minus
+    the mean variance of the errors, and each objective is shrunk towards the mean by the share of
+    its variance that is error. An unsure verifier therefore neither ends a search by a lucky score
+    nor prolongs it by its own noise.
 
     Args:
         strategy: a strategy, or a table of its `name` and arguments.
         thresholds: score name -> least value; a finished image that reaches all of them ends the
             search. None = no such end.
-        cost: of one more draw, in units of the objective; the search ends when the expected
-            improvement of an independent draw is less. 0 = no such end.
-        least: finished images before `cost` takes effect, at least 3.
-        at_once: proposals handed out together.
+        cost: the cost of one more draw, in units of the objective; the search ends when the
+            expected improvement of an independent draw is less. 0 = no such end.
+        least: how many finished images it takes before `cost` has an effect, at least 3.
+        at_once: how many proposals to hand out at a time.
 
     Raises:
         InputError: an argument is out of range.

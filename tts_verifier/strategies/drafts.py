@@ -26,9 +26,9 @@ class Drafting:
         n: drafts.
         keep: images that are refined, at most n.
         pace: the share of the generator's steps that a draft takes, in (0, 1).
-        cached: drafts take all steps, and evaluate the network in at most the share `pace` of them,
-            never in more than half. They are nearer to the images than shorter ones at a pace of
-            0.5, and not much below it (`strategies/common/REWRITING.md`).
+        cached: drafts take all steps, but evaluate the network in at most the share `pace` of them,
+            and never in more than half. At a pace of 0.5 they are nearer to the images than drafts
+            with fewer steps; much below it they are not (`strategies/common/REWRITING.md`).
 
     Raises:
         InputError: an argument is out of range.

@@ -3,8 +3,8 @@
 Source: ImageDoctor's heatmaps (arXiv 2510.01010) as masks; the test for accepting a repaint is
 ours.
 Cost: n draws. Then, in every round, the share `strength` of a draw for each strength (a whole draw
-if no place can be named), `fresh` draws, and as many verifier calls. One look more for each image
-to repaint whose heatmaps are not known yet.
+if no place can be named), `fresh` draws, and as many verifier calls. An image to repaint whose
+heatmaps are not known yet costs one look more.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class InpaintReroll:
     A repaint is accepted if its objective exceeds its parent's by more than `gain` and, where both
     have heatmaps, its masked part is no hotter. Accepted repaints may be repainted in turn. An
     image is repainted in one round only; the next round takes the next best. If the verifier
-    names no place in the best image, or all of it is flawed, the round draws afresh instead. A
+    names no place in the best image, or all of it is flawed, the round draws new images instead. A
     verifier that gives neither heatmaps nor boxes causes a warning.
 
-    A run with detail "score" diagnoses an image just before it is repainted. Two quick scores are
-    compared, or two diagnoses, never one with the other.
+    A run with detail "score" diagnoses an image just before it is repainted. Quick scores are only
+    compared with quick scores, and diagnoses with diagnoses.
 
     Args:
         n: draws of the first round.
@@ -44,7 +44,7 @@ class InpaintReroll:
         fresh: draws in every round, for what no repaint mends, such as a wrong layout.
         enough: the search ends when the best objective reaches it; None = never.
         gain: not negative.
-        masks: arguments of `masks.MaskRule`.
+        masks: arguments of `MaskRule` (`strategies/common/masks.py`).
 
     Raises:
         InputError: an argument is out of range.

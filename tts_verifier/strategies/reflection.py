@@ -1,8 +1,8 @@
-"""Reflection: has the prompt rewritten after the verdict on the best image, and draws again.
+"""Reflection: has the prompt rewritten according to the best image's verdict, and draws again.
 
 Source: prompt refinement by a verifier's feedback as in ReflectionFlow (arXiv 2504.16080) and
 Reflect-DiT (arXiv 2503.12271), without their trained editors. All images are verified against the
-prompt itself, so a rewriting that drifts away cannot win.
+original prompt, so a rewriting that drifts away from it cannot win.
 Cost: n draws; then, in every round, one rewriting and `width` draws, and as many verifier calls.
 """
 

@@ -93,11 +93,11 @@ class Draw:
     rewrite: str = ""
     """The trial id of the `Rewrite` whose text takes the prompt's place; "" = none."""
     pace: float = 1.0
-    """The share of the generator's steps in which the whole way is covered, in (0, 1]; below 1 the
-    image is a draft: finished, but coarse."""
+    """The share of the generator's steps that is used for the whole denoising, in (0, 1]. Below 1
+    the image is a draft: finished, but coarse."""
     cached: bool = False
-    """Of a draft: takes all steps, evaluates the network in the share `pace` of them, and
-    extrapolates what it would return in the others."""
+    """For a draft: takes all steps, but evaluates the network only in the share `pace` of them and
+    extrapolates its output in the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Repaint:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Generates nothing: verifies in detail an image that was only scored so far."""
+    """Generates nothing: diagnoses an image that so far has only a quick score."""
 
     parent: str
     """The parent's trial id."""
@@ -141,9 +141,9 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Generates nothing: asks which of two finished images is better, in both orders.
+    """Generates nothing: compares two finished images, in both orders.
 
-    The objective of its trial is how far the parent is preferred, in [0, 1]; 1/2 = a tie.
+    The objective of its trial is how strongly the parent is preferred, in [0, 1]; 1/2 = a tie.
     """
 
     parent: str
@@ -154,10 +154,10 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """Generates nothing: has the prompt rewritten, from the verdict on an image.
+    """Generates nothing: has the prompt rewritten according to the verdict on an image.
 
     The reply of its trial is the new text. Images that are drawn from it are still verified
-    against the prompt itself.
+    against the original prompt.
     """
 
     parent: str
@@ -166,17 +166,17 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """Stands in `needs` and `supports` for draws from a rewritten prompt, `Job.text`."""
+    """In `needs` and `supports`: draws from a rewritten prompt, `Job.text`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """Stands in `needs` and `supports` for draws with a `pace` below 1."""
+    """In `needs` and `supports`: draws with a `pace` below 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedDrafts:
-    """Stands in `needs` and `supports` for drafts that are `cached`."""
+    """In `needs` and `supports`: drafts that are `cached`."""
 
 
 Proposal = Draw | Continue | Repaint | Look | Compare | Rewrite

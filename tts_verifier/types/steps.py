@@ -1,4 +1,4 @@
-"""How far a generator is within its batch: it says so, and whoever wants to know listens."""
+"""Reports how far a generator is within its batch, to a listener in the same thread."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LISTENER: Final[ContextVar[StepListener | None]] = ContextVar("step_listener", 
 
 
 def report_step(taken: int, total: int) -> None:
-    """Says how far the batch under way is; a generator may call it after each of its steps.
+    """Reports how far the current batch is. A generator may call it after each step.
 
-    Nothing happens where nobody listens. It concerns the calling thread alone.
+    Without a listener in the calling thread, nothing happens.
 
     Args:
         taken: steps taken, 1 or more.
@@ -29,7 +29,7 @@ def report_step(taken: int, total: int) -> None:
 
 @contextmanager
 def steps_heard(listener: StepListener) -> Iterator[None]:
-    """Hands what this thread reports by `report_step` inside the `with` block to a listener."""
+    """Passes what this thread reports by `report_step` inside the `with` block to a listener."""
     token = _LISTENER.set(listener)
     try:
         yield

@@ -35,7 +35,7 @@ class Returned(NamedTuple):
     image: Image | None
     """None if there are too few candidates."""
     verified: bool
-    """Whether it was chosen by its verdict; otherwise the verifier gave none that is usable."""
+    """Whether it was chosen by its verdict; if not, it has no usable verdict."""
 
 
 def check_generated(trials: Sequence[Trial]) -> None:
@@ -55,8 +55,8 @@ def check_generated(trials: Sequence[Trial]) -> None:
 def best_images(outcome: SearchOutcome, count: int) -> list[Returned]:
     """Returns the images of the `count` best usable trials.
 
-    Where they do not suffice, drawings without a usable verdict follow, whole ones first and in
-    the order in which they were drawn, and then None.
+    If these are too few, images without a usable verdict follow, finished ones first and in the
+    order in which they were drawn, and then None.
     """
     order = outcome.choice.order
     usable = [t for t in order if t.image is not None and not np.isnan(t.objective)][:count]

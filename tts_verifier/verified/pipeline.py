@@ -72,21 +72,20 @@ class VerifiedPipeline:
 
     A notebook shows the output as its ranking.
 
-    With several prompts, a list of images such as `image` has one image for each of them. If a
-    prompt has too few usable candidates, drawings without a usable verdict take their place, and
-    then None; a warning says so. If a callback is a function, an error that it raises ends the
-    call. `_interrupt = True`, set by a callback or another thread, ends the search with what is
-    there. All other attributes are the pipeline's: setting the scheduler here sets the pipeline's.
+    With several prompts, a list of images such as `image` must have one image for each of them. If
+    a prompt has too few usable candidates, images without a usable verdict follow, and then None; a
+    warning says so. If a callback is a function, an error that it raises ends the call.
+    `_interrupt = True`, set by a callback or another thread, ends the search with the candidates so
+    far. All other attributes are the pipeline's: setting the scheduler here sets the pipeline's.
 
-    Safe to share between threads: calls, moves and settings of attributes wait for the calls before
-    them, also for those of another wrapper of the same pipeline. To call it from within its own
-    callback raises UnsupportedError at once. Other methods are the pipeline's own, and wait for
-    nobody.
+    Safe to share between threads: calls, moves and changes of attributes wait for earlier calls,
+    also for those of another wrapper of the same pipeline. Calling it from within its own callback
+    raises UnsupportedError at once. Other methods are the pipeline's own, and do not wait.
 
     Args:
         pipe: a loaded pipeline, used as it is.
         verifier: a verifier, or a folder or name for `Verifier.from_pretrained`.
-        strategy: what to propose next; None = `BestOfN()`.
+        strategy: decides what to generate next; None = `BestOfN()`.
         batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
         options: `objective`, `budget`, `judge`, `detail`, `looks`, `ties`, `near`, `comparer` and
