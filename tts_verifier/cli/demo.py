@@ -12,7 +12,13 @@ from tts_verifier.cli.shared import quiet_libraries, tts_command
 @click.argument("overrides", nargs=-1)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: the first free from 7860.")
-@click.option("--most", type=click.IntRange(2), default=16, show_default=True, help="End of n.")
+@click.option(
+    "--most",
+    type=click.IntRange(2),
+    default=16,
+    show_default=True,
+    help="The largest n on the page.",
+)
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser.")
 def demo_command(
     recipe: str,

@@ -26,7 +26,7 @@ from tts_verifier.cli.shared import PATH, quiet_libraries, say, say_loading, tts
     show_default=True,
     help="score: only the numbers, which is faster.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Measure on the first pictures, this many.")
+@click.option("--limit", type=click.IntRange(1), help="Measure on so many of the first pictures.")
 @click.option("--images", type=PATH, help="[default: DATA/images]")
 @click.option(
     "--prompts",

@@ -48,7 +48,7 @@ def _explain(what: str) -> None:
     "subset",
     type=click.IntRange(min=1),
     metavar="K",
-    help="Also write K good and different images of each prompt, to OUTPUT/sets_of_K.",
+    help="Also write K good images of each prompt that differ, to OUTPUT/sets_of_K.",
 )
 @click.option(
     "--parallel",
@@ -57,7 +57,7 @@ def _explain(what: str) -> None:
     metavar="[loky|ray|dask|N]",
     help="Run on several processes, GPUs or machines: an engine, or a number of workers.",
 )
-@click.option("--show-recipe", is_flag=True, help="Print the whole recipe with its defaults too.")
+@click.option("--show-recipe", is_flag=True, help="Also print the whole recipe with its defaults.")
 @click.option(
     "--quiet", is_flag=True, help="Print warnings and errors only; with --json, the result."
 )
@@ -93,7 +93,7 @@ def run_command(
     run gets copies of the images of LOG. --parallel sets parallel.engine, or parallel.workers if
     it is a number; parallel.gpus, parallel.shard and parallel.address are overrides.
 
-    Exit status: 0 when done; 2 with a message when something must be changed; 3 when it is done
+    Exit status: 0 when done; 2 with a message when you must change something; 3 when it is done
     and no candidate is usable; 130 when stopped by Ctrl-C.
 
     \b

@@ -48,18 +48,20 @@ if TYPE_CHECKING:
     help="Judge on several processes, GPUs or machines: an engine, or a number of workers.",
 )
 @click.option("--sort", default="objective", show_default=True, help="The score to sort by.")
-@click.option("--top", type=click.IntRange(1), help="Only the best of them, this many.")
+@click.option("--top", type=click.IntRange(1), help="Only so many of the best.")
 @click.option(
     "--set",
     "subset",
     type=click.IntRange(1),
     metavar="K",
-    help="Only K good and different ones of each prompt.",
+    help="Only K good images of each prompt that differ from one another.",
 )
-@click.option("--min", "least", multiple=True, metavar="SCORE=X", help="Only those that reach it.")
-@click.option("--max", "most", multiple=True, metavar="SCORE=X", help="Only those not above it.")
-@click.option("--move-to", type=PATH, help="Move these to a folder.")
-@click.option("--copy-to", type=PATH, help="Copy these to a folder.")
+@click.option(
+    "--min", "least", multiple=True, metavar="SCORE=X", help="Only images with at least X."
+)
+@click.option("--max", "most", multiple=True, metavar="SCORE=X", help="Only images with X or less.")
+@click.option("--move-to", type=PATH, help="Move the selected images to a folder.")
+@click.option("--copy-to", type=PATH, help="Copy the selected images to a folder.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be moved or copied.")
 @click.option("--image-column", help="A table's column of images, if its name is unusual.")
 @click.option("--prompt-column", help="A table's column of prompts, if its name is unusual.")
@@ -70,12 +72,12 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     .ndjson, .parquet) with a column of paths, relative to the table, or in Parquet of bytes, and
     one of prompts; or .tar shards. An image that cannot be scored becomes a row with the reason.
     With --output, a command that was stopped continues. A folder as the output is for collections
-    of any size: nothing but --top and --set is sorted and printed then.
+    of any size: only what --top or --set selects is then sorted and printed.
 
     --parallel needs a folder as the output; parallel.workers=4, parallel.gpus=1, parallel.shard=512
     (pictures handed to a worker at a time) and parallel.address=HOST:PORT may stand among IMAGES.
 
-    --min and --max keep those whose scores are within them, never one without that score.
+    --min and --max select images by their scores; an image without that score is never selected.
 
     \b
     Example:

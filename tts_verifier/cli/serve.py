@@ -33,7 +33,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
     """Serves scores, reasons and heatmaps over HTTP, until SIGTERM or Ctrl-C.
 
     Trainers and OpenAI clients use it as tts_verifier/serve/SERVER.md says; Python and recipes use
-    the verifier "remote". Start one process a GPU. Requests need the token that the environment
+    the verifier "remote". Start one process per GPU. Requests need the token that the environment
     variable TTS_SERVE_TOKEN holds, if there is one. No request can run code.
 
     \b
