@@ -299,6 +299,7 @@ def test_a_budget_of_nothing_is_refused(write) -> None:
         ("strategy.n=0", "override 'strategy.n=0': n must be a positive integer, got 0."),
         ("strategy.n=x", "override 'strategy.n=x': strategy.n must be a whole number, got 'x'."),
         ("strategy.m=1", "override 'strategy.m=1': unknown key 'strategy.m'."),
+        ("n=1", "override 'n=1': unknown key 'n'. Did you mean 'strategy.n'?"),
         (
             "strategy={name: best_of_n, n: 0}",
             "override 'strategy={name: best_of_n, n: 0}': n must be a positive integer, got 0.",

@@ -183,7 +183,10 @@ def check_keys(
         if key not in allowed:
             # In YAML, a key may be a number or null too.
             path = (section, str(key)) if section else (str(key),)
+            # `n=4` is a common slip for `strategy.n=4`.
+            inner = [f"{k}.{key}" for k, v in values.items() if isinstance(v, dict) and key in v]
             hint = suggestion(str(key), allowed)
+            hint = f"Did you mean {' or '.join(map(repr, inner))}?" if inner else hint
             raise RecipeError(f"{document.place(*path)}: unknown key {'.'.join(path)!r}. {hint}")
 
 
