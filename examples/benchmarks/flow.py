@@ -251,14 +251,17 @@ def plot(folder: Path, out: Path, variants: list[str]) -> None:
     for (variant, guidance), runs in curves.items():
         # Guidance evaluates the network twice a step.
         cost = STEPS * (1 if guidance == 1 else 2)
-        points = [(cost, np.mean([run["judge"] for run in runs]))]
+        # One curve is of one set of runs: those with the most draws a caption.
+        most = max(map(len, runs))
+        full = [run for run in runs if len(run) == most]
+        points = [(cost, np.mean([run["judge"] for run in full]))]
         points += [
-            (n * cost, np.mean([run[f"best_of_{n}"] for run in runs]))
+            (n * cost, np.mean([run[f"best_of_{n}"] for run in full]))
             for n in (2, 4, 8)
-            if all(f"best_of_{n}" in run for run in runs)
+            if f"best_of_{n}" in full[0]
         ]
-        series.append(Series(f"{variant}, CFG {guidance:g}", points))
-    title = "Judge's pass rate of best-of-n"
+        series.append(Series(f"{variant} at {guidance:g}", points))
+    title = "Judge's pass rate of best-of-n, by guidance"
     chart = Chart(title, "network evaluations of a prompt", series, y="share")
     out.write_text(standalone_svg([line_chart(chart)], title))
 
