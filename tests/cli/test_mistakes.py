@@ -50,7 +50,7 @@ MISTAKES = {
     "fake --output p.txt": ["p.txt", "choose another output folder"],
     # Overrides: each blames the override and not the recipe's file.
     "fake strategy.n": ["must look like strategy.n=16, got 'strategy.n'"],
-    "fake n=4": ["override 'n=4': unknown key 'n'", "Available: budget"],
+    "fake n=4": ["override 'n=4': unknown key 'n'", "Did you mean 'strategy.n'?"],
     "fake strateggy.n=4": ["override 'strateggy.n=4'", "Did you mean 'strategy'?"],
     "fake strategy.m=4": ["override 'strategy.m=4': unknown key 'strategy.m'. Available: n."],
     "fake strategy.n=0": ["override 'strategy.n=0': n must be a positive integer, got 0"],

@@ -49,7 +49,7 @@ class Objective:
 
     Raises:
         InputError: weights are no mapping of names to numbers, are empty, all zero or not finite;
-            or another argument is none of its values.
+            or another argument has no valid value.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ _BORDER: Final = 0.04
 _HOT: Final = 0.012
 """The part of the pixels, the hottest, whose mean is the heat of a map."""
 _HEAT_WEIGHT: Final = 1.0
-"""What a map takes from the objective whose hottest part is hot all over. It was chosen, with the
+"""How much a map lowers the objective if its hottest part has the value 1. It was chosen, with the
 score, the views and the part above, on few near ties of the miniature world
 (`examples/benchmarks/FRONTIER.md`)."""
 _FITS: Final = "misalignment"
@@ -35,12 +35,12 @@ _SCALE: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What the views of an image say of it."""
+    """The result of an image over its views."""
 
     value: float
     """Higher is better; NaN if no view says anything."""
     text: str
-    """The value in words, or why there is none."""
+    """The value in words, or why it is missing."""
 
 
 def compare_by_views(

@@ -14,8 +14,8 @@ from tts_verifier.cli.shared import quiet_libraries, say_loading, tts_command
 def train_command(entry: str, config: str, overrides: tuple[str, ...]) -> None:
     """Runs ENTRY with the keys of CONFIG, a YAML file or the name of a packaged one.
 
-    OVERRIDES such as seed=1 or sizes.train=64 change the config. The same command goes on with
-    what a stopped one left. For several processes use accelerate launch -m tts_verifier.training
+    OVERRIDES such as seed=1 or sizes.train=64 change the config. The same command continues
+    a run that was stopped. For several processes use accelerate launch -m tts_verifier.training
     with the same arguments.
 
     Entries: cold-start-1, cold-start-2, flow, grpo, init-from-qwen, miniature-richhf.

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from tts_verifier.errors import InputError
 
 OPENAI_URL: Final = "https://api.openai.com/v1"
-"""What a client is told where there is no other address: by itself it takes an empty variable."""
+"""The address if no other is given. The client itself would take an empty variable as address."""
 _URL_VARIABLE: Final = "OPENAI_BASE_URL"
 _SHORTEST_KEY: Final = 8
 """Letters of a key that is looked for in texts; a shorter one is a placeholder such as "none"."""
@@ -50,13 +50,13 @@ def endpoint_key(variable: str) -> str:
     """Returns the key in an environment variable, without white space around it; "" = none.
 
     Raises:
-        InputError: `variable` is no name of one, or no header can hold the key.
+        InputError: `variable` is not the name of a variable, or no header can hold the key.
     """
     if not isinstance(variable, str) or not re.fullmatch(r"[A-Za-z_]\w*", variable, re.ASCII):
         # Without the value, which may be the key itself.
         raise InputError(
             "api_key_env must be the name of an environment variable, such as OPENAI_API_KEY, "
-            "and what was given is none. The key itself stays in the variable.",
+            "and is not. The key itself stays in the variable.",
             argument="api_key_env",
         )
     key = os.environ.get(variable, "").strip()

@@ -161,7 +161,7 @@ def _check_weights(path: Path, files: list[str]) -> None:
 
 
 def _check_size_fields(where: str, values: Mapping[str, Any], held: _Held) -> None:
-    """Raises CheckpointError at the first size that is none, or that the weights do not hold."""
+    """Raises CheckpointError at the first size that is not valid or not that of the weights."""
     for key, value in values.items():
         name = f"{where}{key}"
         if isinstance(value, Mapping):

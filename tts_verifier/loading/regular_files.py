@@ -76,7 +76,7 @@ def open_regular(path: str | os.PathLike[str], *, links: bool = True) -> Buffere
 
     Args:
         path: of the file.
-        links: False = a link is none; links to the folders on its way are followed all the same.
+        links: False = refuses a link in place of the file; links among its folders are followed.
 
     Raises:
         OSError: there is no such file, it cannot be read, or it is a folder, a pipe, a socket or a

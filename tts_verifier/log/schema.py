@@ -57,7 +57,7 @@ _SETTING_TYPES: Final[Mapping[type, pa.DataType]] = {
 }
 _COST_FIELDS: Final = tuple(Cost.__dataclass_fields__)
 NO_TRIAL: Final = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading a row raises that somebody else has written."""
+"""The errors that reading a damaged or forged row may raise."""
 _NEEDED: Final = ("prompt", "round", "kind", "proposal", "progress", *_COST_FIELDS)
 """Columns that are never null."""
 _MOST_PIXELS: Final = 2**28

@@ -24,7 +24,7 @@ NOTES: Final = "waiting"
 _MOST_BYTES: Final = 2**26
 _NO_COST: Final = Cost()
 _MOST: Final = 2**53
-"""An amount that is as large or larger is none, nor is infinity."""
+"""Amounts in a note must be below this, and finite."""
 
 Note = Mapping[str, Any]
 """Holds `progress` and `cost`; under `image` and `state` the (path, SHA-256) of a file, or None."""

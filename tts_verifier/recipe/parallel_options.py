@@ -1,4 +1,4 @@
-"""The section `parallel` of a recipe: on how many processes, GPUs and machines a run goes on."""
+"""The section `parallel` of a recipe: how a run is divided among processes, GPUs and machines."""
 
 from __future__ import annotations
 

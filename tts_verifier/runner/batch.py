@@ -50,12 +50,12 @@ class SampleBatch:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody stopped the generator, which ends the search."""
+        """Whether the generator was stopped, which ends the search."""
         return any(sample.interrupted for sample in self.samples)
 
     @property
     def whole(self) -> list[Sample]:
-        """The samples but those that an interruption cut short."""
+        """The samples without those that an interruption cut short."""
         return [s for s in self.samples if not (s.interrupted and s.error)]
 
 

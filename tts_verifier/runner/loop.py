@@ -63,7 +63,7 @@ class Loop:
         self._unverified = deque[SampleBatch]()
         """Batches that this thread verifies once the verifier is on its device."""
         self.interrupted = False
-        """Whether somebody stopped the generator; the search ended with what was there."""
+        """Whether the generator was stopped, which ended the search early."""
 
     @property
     def results(self) -> dict[str, PromptResult]:

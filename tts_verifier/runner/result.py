@@ -116,14 +116,14 @@ class RunResult:
         interrupted: bool = False,
     ) -> None:
         self.results = results
-        """What is kept of each prompt, in order."""
+        """The results of the prompts, in order."""
         self.folder = folder
         """The run folder, None when there is no log."""
         self.busy = busy
         """The fractions of the run's time that went into "generate" and "verify". They add up to
         more than 1 when the two overlap."""
         self.interrupted = interrupted
-        """Whether somebody stopped the generator: the search ended with what was there."""
+        """Whether the generator was stopped, which ended the search early."""
 
     @cached_property
     def summaries(self) -> list[PromptSummary]:

@@ -151,7 +151,7 @@ class InpaintReroll:
         if verdict is None or not (verdict.heatmaps or verdict.boxes):
             warnings.warn(
                 "InpaintReroll needs a verifier that gives heatmaps or boxes, this one gave "
-                "neither: drawing afresh instead of repainting.",
+                "neither: drawing new images instead of repainting.",
                 stacklevel=3,
             )
             return []

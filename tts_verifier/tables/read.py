@@ -157,7 +157,7 @@ def _read_csv(path: Path, name: str) -> list[Row]:
         header = next(lines, (1, []))
         if any(cell.strip().casefold() in _KNOWN for cell in header[1]):
             return _table_rows(header, lines, name)
-    # No usual name: whoever asks for columns says so, and lists them.
+    # No usual name: the caller, which knows the columns asked for, reports it and lists them.
     lines = _csv_lines(text, ",", name)
     return _table_rows(next(lines, (1, [])), lines, name)
 

@@ -20,7 +20,7 @@ class Row:
 def rows_of(items: Iterable[Any]) -> list[Row]:
     """Returns the rows of a list, or of a table of pandas, polars or Arrow."""
     table: Any = items
-    # These tables iterate over their columns or column names, which nobody means.
+    # Iterating over these tables would give columns or column names, not rows.
     if hasattr(table, "to_pylist"):
         items = table.to_pylist()
     elif hasattr(table, "to_dicts"):

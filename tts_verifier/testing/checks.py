@@ -40,7 +40,7 @@ from tts_verifier.types import (
 )
 
 MOST_ROUNDS: Final = 1000
-"""A strategy that goes on for longer counts as endless."""
+"""A strategy with more rounds counts as endless."""
 
 _PROMPT: Final = Prompt("check", "a red circle")
 

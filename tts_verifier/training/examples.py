@@ -64,7 +64,7 @@ def examples_of(data: Path, split: str, count: int) -> Examples:
     """
     for name in HELD_OUT_SPLITS if data.is_dir() else ():
         if name != split:
-            # A split that is not there, or not whole, is none of the training's.
+            # A missing or damaged split does not matter to the training.
             with suppress(InputError):
                 return Examples(read_split(data, name, limit=count).pictures, name)
     return Examples(read_split(data, split, limit=count).pictures, f"{split}, seen in training")

@@ -29,7 +29,7 @@ def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             _compare(folder, read_json_inside(folder, path.name), here)
-            # What goes on writes and deletes below the folder, which may be a stranger's.
+            # A continued run writes and deletes below the folder, which may be a stranger's.
             _refuse_links(folder)
             return
         # A kill may have left the draft.

@@ -1,7 +1,7 @@
-"""Paths below a folder that may come from somebody else, and file names for any text.
+"""Paths below a folder that may come from a stranger, and file names for any text.
 
-A run folder says by its rows, its header and its notes which files belong to it. Only here does
-such a text become a path: whatever leads out of the folder, or through a link, is refused.
+The rows, the header and the notes of a run folder name its files. This module alone turns such a
+name into a path. It refuses a path that leads out of the folder or through a link.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tts_verifier.loading.files import MAX_JSON_DEPTH, is_too_deep
 from tts_verifier.loading.regular_files import open_regular
 
 MOST_BYTES: Final = 2**31
-"""A larger file is none of a run folder's images, maps, masks, states or JSON files."""
+"""The most bytes of an image, map, mask, state or JSON file in a run folder."""
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .-]{0,63}(?<![. ])", re.ASCII)
 # Windows gives these names to devices, with any suffix.
 _DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)

@@ -156,7 +156,7 @@ class Sample:
     stored: Stored[Image.Image] | None = None
     """The same image, if a file holds it already; the log then refers to that file."""
     interrupted: bool = False
-    """Whether somebody stopped the generator, which ends the search. With an `error`, the image is
+    """Whether the generator was stopped, which ends the search. With an `error`, the image is
     unfinished or absent, and it is neither verified nor logged."""
 
 

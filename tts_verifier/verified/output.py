@@ -26,7 +26,7 @@ class SearchOutcome(NamedTuple):
     trials: tuple[Trial, ...]
     """All trials, in the order in which they were made."""
     interrupted: bool = False
-    """Whether somebody stopped the pipeline."""
+    """Whether the pipeline was stopped."""
 
 
 class Returned(NamedTuple):

@@ -14,7 +14,7 @@ from tts_verifier.errors import printable
 TOP_DIGIT: Final = 9
 """Scores are asked for as digits from 0 to this one: each is a single token everywhere."""
 JUDGE: Final = "You judge a generated image against its prompt."
-"""What a model is told to do, unless it is something else."""
+"""The default instruction."""
 _MOST_LETTERS: Final = 16384
 """Characters of a reply that are read and kept."""
 _MOST_TOKENS: Final = 2**53
@@ -99,7 +99,7 @@ def reply_of(completion: Any) -> ChatReply:
 
 
 def _token_count(tokens: Any) -> float:
-    """Returns a number of tokens; NaN for what is none, as an endpoint may say anything."""
+    """Returns a number of tokens; NaN for any other value, since an endpoint may send anything."""
     whole = isinstance(tokens, int) and not isinstance(tokens, bool)
     return float(tokens) if whole and 0 <= tokens < _MOST_TOKENS else math.nan
 

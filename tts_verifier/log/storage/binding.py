@@ -69,5 +69,5 @@ def files_written(metadata: Any, about: os.stat_result) -> NDArray[np.int64]:
     if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != rows:
         raise ValueError("its metadata are about other rows")
     if not all(type(time) is int and -(2**63) <= time < 2**63 for time in times):
-        raise ValueError("its metadata have a time that is none")
+        raise ValueError("its metadata have a time that no file can have")
     return np.repeat(np.array(times, np.int64), counts)

@@ -110,7 +110,7 @@ class Progress:
             self.resume(rows_in_log)
 
     def resume(self, rows_in_log: int) -> None:
-        """Says that the run goes on from a log, and how many candidates that holds."""
+        """Reports that the run continues from a log with so many candidates."""
 
     def expect(self, count: int, *, new_prompt: bool = False) -> None:
         """Adds proposed candidates; `new_prompt` if they are the first ones of a prompt."""
@@ -151,7 +151,7 @@ class Progress:
 
     @property
     def drawn(self) -> float:
-        """What is generated and not verified yet, in candidates; of a batch its share of steps."""
+        """Candidates generated but not verified yet; the current batch counts by its steps."""
         taken, total = self._steps
         batch = self._batch * taken / total if total else 0.0
         return max(self._drawn_before + batch - self.counts.new, 0.0)

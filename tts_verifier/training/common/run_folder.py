@@ -42,7 +42,7 @@ MetricRow = dict[str, float]
 
 
 class Counts(Protocol):
-    """Counts something in the course of a run, and goes on counting when the run does."""
+    """A counter whose value is saved with the run."""
 
     def state_dict(self) -> dict[str, int]:
         """Returns the counts."""

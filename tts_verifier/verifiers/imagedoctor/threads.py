@@ -10,8 +10,8 @@ from typing import Final
 import torch
 
 WAKE_SECONDS: Final = 0.1
-"""How long a thread waits for others before it looks for Ctrl-C, which does not end a wait that it
-came just before."""
+"""How long a thread waits for others before it checks for Ctrl-C. A Ctrl-C just before a wait does
+not end the wait."""
 
 
 def run_together(works: Sequence[Callable[[], None]], stop: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Reads the folder of a training run, which may come from somebody else, or be torn by a kill.
+"""Reads the folder of a training run, which may come from a stranger, or be torn by a kill.
 
     run.json                 the settings, by name
     metrics/NUMBER.parquet   a row for each step from this number on, with its own as `step`
@@ -185,7 +185,7 @@ def _counts(kind: pa.DataType) -> bool:
 
 
 def _numbers(column: pa.ChunkedArray) -> Values:
-    """Returns a column as numbers; what is none, or too large for a chart, is NaN, tiny is 0."""
+    """Returns a column as numbers: NaN for others and those too large for a chart, 0 for tiny."""
     if not _counts(column.type):
         return np.full(len(column), np.nan)
     values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)

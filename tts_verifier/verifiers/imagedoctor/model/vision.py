@@ -38,7 +38,7 @@ ROTARY_BASE = 10000.0
 """Base of the vision tower's rotary frequencies."""
 WIDTH_MULTIPLE = 16
 """Hidden widths are padded with zeros to a multiple of this: fast kernels need rows that start at
-multiples of 16 bytes, in fp8 too, and the official width, 3420, is none."""
+multiples of 16 bytes, in fp8 too, and the official width, 3420, is no such multiple."""
 MOST_WINDOW_TOKENS = 128
 MOST_HEAD_CHANNELS = 128
 """Tokens of a window and channels of a head that one program of the window kernel can hold."""

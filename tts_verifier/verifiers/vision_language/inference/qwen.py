@@ -28,7 +28,7 @@ from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
 
 _STOCK: Final = ("torch.nn.modules.", "transformers.activations", "transformers.models.qwen2_5_vl.")
-"""Where classes are defined that compute what their weights say."""
+"""Modules of stock classes, which compute nothing beyond their weights."""
 _OF_NO_EFFECT: Final = {
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "max_length", "max_new_tokens"),
     *("use_cache", "output_attentions", "output_hidden_states", "transformers_version"),
