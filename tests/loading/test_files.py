@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,10 +104,11 @@ def test_any_bytes_are_read_or_refused(
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")
     (folder / "a.json").write_bytes(content)
-    with pytest.raises(CheckpointError):
-        read_json(folder, "a.json")
-    with pytest.raises(CheckpointError):
-        tensor_shapes(folder / "a.json")
+    # A few bytes, such as `{}`, are valid; any other error than this one fails the test.
+    with suppress(CheckpointError):
+        assert isinstance(read_json(folder, "a.json"), dict)
+    with suppress(CheckpointError):
+        assert isinstance(tensor_shapes(folder / "a.json"), dict)
 
 
 @pytest.mark.parametrize(
