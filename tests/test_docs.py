@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -16,7 +17,11 @@ from page_blocks import PAGES, ROOT
 from page_commands import COMMANDS
 from test_layout import LEVELS
 
-from tts_verifier import registry
+from tts_verifier import Budget, Objective, VerifiedPipeline, Verifier, registry, wrap
+from tts_verifier.demo import launch
+from tts_verifier.errors import InputError
+from tts_verifier.interfaces import ImageDoctorOptions
+from tts_verifier.runner.options import RunOptions
 
 README, CONTRIBUTING, CHANGELOG = (
     (ROOT / f"{name}.md").read_text(encoding="utf-8")
@@ -90,6 +95,17 @@ def test_the_tutorial_without_models_runs_as_it_is_written(tmp_path, monkeypatch
     (code,) = [code for _, language, code in blocks(before) if language == "python"]
     exec(compile(code, "tutorial.md", "exec"), {})
     assert "a cyan ring" in capsys.readouterr().out
+
+
+def test_options_inside_sentences_are_those_of_calls():
+    calls = [wrap, VerifiedPipeline, Verifier.rerank, Budget, Objective, InputError, launch]
+    known = {*RunOptions.__annotations__, *ImageDoctorOptions.__annotations__}
+    known |= {name for call in calls for name in inspect.signature(call).parameters}
+    for page in [*(ROOT / "docs" / "guides").glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        sentences = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+        for code in re.findall(r"`([^`\n]+)`", sentences):
+            for name in re.findall(r"(?:^|[(, ])([a-z_]+)=(?=[\w\"{[])", code):
+                assert code.startswith(("tts-", "python ")) or name in known, (page.name, code)
 
 
 def test_the_readme_is_a_landing_page():

@@ -252,7 +252,7 @@ class ImageDoctor(Verifier):
 
     @contextmanager
     def live(self) -> Iterator[LiveVerdicts]:
-        """Opens a door for pairs that arrive while earlier ones are being answered.
+        """Takes pairs that arrive while earlier ones are being answered.
 
         Inside the `with` block the engines belong to it: `verify` and `to` wait until it is left,
         in this thread they raise UnsupportedError. Leaving it answers what it has.
