@@ -169,7 +169,7 @@ def guide_table(text: str, cases: Mapping[str, Row]) -> str:
 
 def with_pass_rates(text: str, row: Row) -> str:
     """Fills the guide's sentence about best of n."""
-    sentence = "one image passes # %, best-of-8 # %, best-of-16 # % (# captions;"
+    sentence = "one image passes in # %, best-of-8 in # %, best-of-16 in # % (# captions;"
     rates = [f"{100 * row['best_of_n'][n - 1]:.1f}" for n in (1, 8, 16)]
     return with_numbers(text, sentence, [*rates, f"{row['pool_captions']:,}"])
 
@@ -206,8 +206,9 @@ def main() -> None:
             guide = guide_table(with_pass_rates(guide, rows[0]), cases)
     if options.run:
         sentence = (
-            "On # held-out captions the judge passes # % of single images, # % of the choices and "
-            "# % of the best possible of eight: the choice closes # % [#, #] of that gap"
+            "On # held-out captions the judge passes # % of single images and # % of the chosen ones. "
+            "A perfect choice among the eight would pass # %, so the search closes # % [#, #] of "
+            "that gap"
         )
         text = BENCHMARKS.read_text("utf-8")
         BENCHMARKS.write_text(with_numbers(text, sentence, run_values(options.run)), "utf-8")
