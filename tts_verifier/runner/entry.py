@@ -46,7 +46,12 @@ def run(
         generator: carries out proposals.
         verifier: scores the images.
         strategy: decides what to generate next.
-        options: see `RunOptions`.
+        options: `objective`, `budget`, `judge`, `detail`, `looks`, `ties`, `near`, `comparer`,
+            `overlap`, `seed`, `folder` (the run folder; None = no log) and `progress`; see
+            `tts_verifier.runner.RunOptions`.
+
+    Returns:
+        The choices, their images and all trials, by prompt; read from the folder if there is one.
 
     Raises:
         InputError: a prompt, an option or a limit is not usable, or a proposal is wrong.

@@ -84,7 +84,7 @@ class VerifiedPipeline:
 
     Args:
         pipe: a loaded pipeline, used as it is.
-        verifier: a verifier, or a folder or name for `Verifier.from_pretrained`.
+        verifier: a verifier; or its name, a folder or a hub id, for `load_verifier`.
         strategy: decides what to generate next; None = `BestOfN()`.
         batch_size: candidates generated at a time; None = as many as fit into memory.
         inpaint: a pipeline that repaints, loaded or by name; see `DiffusersGenerator`.
@@ -280,7 +280,20 @@ def wrap(
     inpaint: Any = None,
     **options: Unpack[SearchOptions],
 ) -> VerifiedPipeline:
-    """Returns the pipeline as one that searches; see `VerifiedPipeline` for the arguments."""
+    """Returns a pipeline that is called like `pipe`, and whose every call is a search.
+
+    Args:
+        pipe: a loaded text-to-image pipeline of diffusers.
+        verifier: a verifier; or its name, a folder or a hub id, for `load_verifier`.
+        strategy: decides what to generate next; None = `BestOfN()`.
+        batch_size: candidates generated at a time; None = as many as fit into memory.
+        inpaint: a pipeline that repaints; see `VerifiedPipeline`.
+        options: `objective`, `budget`, `judge`, `detail`, `looks`, `ties`, `near`, `comparer` and
+            `overlap`; see `tts_verifier.runner.SearchOptions`.
+
+    Raises:
+        InputError: `pipe` is no text-to-image pipeline; a part or an option cannot be used.
+    """
     return VerifiedPipeline(
         pipe, verifier, strategy=strategy, batch_size=batch_size, inpaint=inpaint, **options
     )
