@@ -206,9 +206,9 @@ def main() -> None:
             guide = guide_table(with_pass_rates(guide, rows[0]), cases)
     if options.run:
         sentence = (
-            "On # held-out captions the judge passes # % of single images and # % of the chosen ones. "
-            "A perfect choice among the eight would pass # %, so the search closes # % [#, #] of "
-            "that gap"
+            "On # held-out captions the judge passes # % of single images and # % of the chosen "
+            "ones. A perfect choice among the eight would pass # %, so the search closes # % [#, #] "
+            "of that gap"
         )
         text = BENCHMARKS.read_text("utf-8")
         BENCHMARKS.write_text(with_numbers(text, sentence, run_values(options.run)), "utf-8")
