@@ -207,8 +207,8 @@ def main() -> None:
     if options.run:
         sentence = (
             "On # held-out captions the judge passes # % of single images and # % of the chosen "
-            "ones. A perfect choice among the eight would pass # %, so the search closes # % [#, #] "
-            "of that gap"
+            "ones. A perfect choice among the eight would pass # %, so the search closes # % "
+            "[#, #] of that gap"
         )
         text = BENCHMARKS.read_text("utf-8")
         BENCHMARKS.write_text(with_numbers(text, sentence, run_values(options.run)), "utf-8")
