@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
 LEVELS = [
-    ["environment", "errors"],
+    ["errors"],
     ["loading", "registry"],
     ["images", "tables"],
     ["types"],
@@ -142,7 +142,7 @@ def test_rooms_are_few_and_small() -> None:
     for folder in FOLDERS:
         assert len([p for p in folder.iterdir() if p.is_file()]) <= 12, folder
         assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
-    assert sum(map(len, arrows(PACKAGE).values())) <= 145
+    assert sum(map(len, arrows(PACKAGE).values())) <= 144
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -158,7 +158,7 @@ def test_most_functions_are_much_shorter() -> None:
 
 
 def test_a_name_means_one_thing() -> None:
-    assert len(homonyms()) <= 10, homonyms()
+    assert len(homonyms()) <= 8, homonyms()
 
 
 def test_the_top_level_is_fixed() -> None:

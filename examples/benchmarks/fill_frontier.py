@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from frontier import LOOKS
+from frontier_tables import LOOKS
 from pyarrow import parquet
 from run_figures import share_closed
 

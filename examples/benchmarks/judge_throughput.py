@@ -35,8 +35,8 @@ from random_judges import (
 )
 from safetensors.torch import save_file
 
-from tts_verifier.environment import environment
 from tts_verifier.errors import TTSError
+from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.contrastive.aesthetic import Aesthetic
 from tts_verifier.verifiers.contrastive.clip import ClipScore, PickScore
 from tts_verifier.verifiers.contrastive.hpsv2 import HPSv2, resize_and_pad

@@ -26,8 +26,8 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from tts_verifier.environment import environment
 from tts_verifier.log import RunLog
+from tts_verifier.log.environment import environment
 from tts_verifier.log.storage.codecs import HeatmapCodec, ImageCodec, StateCodec
 from tts_verifier.log.storage.files import Folder
 from tts_verifier.recipe.recipe import load_recipe

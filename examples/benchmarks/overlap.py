@@ -34,9 +34,9 @@ from random_models import add_t5, image_doctor, image_doctor_model, sd35
 from verifier_bench import write
 
 from tts_verifier import BestOfN, run, wrap
-from tts_verifier.environment import environment
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.log import read_header
+from tts_verifier.log.environment import environment
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Draw, Job, Prompt
 

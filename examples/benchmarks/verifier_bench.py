@@ -14,8 +14,8 @@ from PIL import Image
 from random_models import TEXT_TOKENS, BothMapsEngine, image_doctor_model
 
 from tts_verifier.analysis.svg import STYLE
-from tts_verifier.environment import environment
 from tts_verifier.loading.devices import check_devices
+from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_model
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import GPU_SEQUENCES
 from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor

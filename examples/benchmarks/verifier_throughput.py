@@ -30,7 +30,7 @@ from random_models import TEXT_TOKENS
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from verifier_bench import Bench, Row, picture, write
 
-from tts_verifier.environment import environment
+from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.requests import (

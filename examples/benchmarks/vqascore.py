@@ -31,7 +31,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import make_checkpoint
 
-from tts_verifier.environment import environment
+from tts_verifier.log.environment import environment
 from tts_verifier.verifiers.vision_language.inference.engine import Question, QuestionEngine
 from tts_verifier.verifiers.vision_language.inference.processor import load_processor
 from tts_verifier.verifiers.vision_language.inference.qwen import can_read, first_scores

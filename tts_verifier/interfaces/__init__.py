@@ -24,7 +24,7 @@ from tts_verifier.interfaces.parts import (
     RewriteRequest,
     SaysMost,
     Strategy,
-    check_answers,
+    check_returned,
     is_movable,
 )
 from tts_verifier.interfaces.verifier import (
@@ -53,10 +53,10 @@ __all__ = [
     "SaysMost",
     "Strategy",
     "Verifier",
-    "check_answers",
     "check_detail",
     "check_pairs",
     "check_quick",
+    "check_returned",
     "check_verdicts",
     "details_of",
     "endpoint_key",

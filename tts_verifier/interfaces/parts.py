@@ -11,7 +11,7 @@ from tts_verifier.errors import RunError
 from tts_verifier.images import ImageLike
 from tts_verifier.types import Job, Proposal, Sample, Setting, Task, Trial, Verdict
 
-AnswerT = TypeVar("AnswerT", Sample, Verdict)
+ReturnedT = TypeVar("ReturnedT", Sample, Verdict)
 
 
 @runtime_checkable
@@ -175,9 +175,9 @@ class Comparer(Protocol):
         ...
 
 
-def check_answers(
-    part: object, answers: Any, kind: type[AnswerT], count: int, what: str
-) -> list[AnswerT]:
+def check_returned(
+    part: object, answers: Any, kind: type[ReturnedT], count: int, what: str
+) -> list[ReturnedT]:
     """Returns what a part answered as a list, if it is as many objects of a kind as were asked for.
 
     Args:

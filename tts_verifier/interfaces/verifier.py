@@ -21,7 +21,7 @@ from tts_verifier.choice.views import PREFERRED, compare_by_views
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.images import ImageLike, as_images, as_list
 from tts_verifier.interfaces.options import ImageDoctorOptions
-from tts_verifier.interfaces.parts import check_answers
+from tts_verifier.interfaces.parts import check_returned
 from tts_verifier.registry import builder
 from tts_verifier.types import Detail, Setting, Verdict
 
@@ -297,8 +297,8 @@ def names_of_scores(verdicts: Iterable[Verdict | None]) -> Collection[str] | Non
 
 
 def check_verdicts(part: object, verdicts: Any, count: int, what: str) -> list[Verdict]:
-    """Returns the verdicts of a verifier or a comparer; see `check_answers`."""
-    return check_answers(part, verdicts, Verdict, count, what)
+    """Returns the verdicts of a verifier or a comparer; see `check_returned`."""
+    return check_returned(part, verdicts, Verdict, count, what)
 
 
 def check_detail(detail: object) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tts_verifier.environment import environment
 from tts_verifier.errors import RunError
+from tts_verifier.log.environment import environment
 from tts_verifier.log.storage.binding import Binding
 from tts_verifier.log.storage.files import Folder, is_digest
 from tts_verifier.log.storage.tables import TABLE, parts_of, table_digests

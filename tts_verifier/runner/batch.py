@@ -15,7 +15,7 @@ from typing import TypeVar
 from PIL import Image
 
 from tts_verifier.errors import InputError, RunError, RunWarning
-from tts_verifier.interfaces import Verifier, check_answers, check_verdicts
+from tts_verifier.interfaces import Verifier, check_returned, check_verdicts
 from tts_verifier.runner.comparing import compare_batch
 from tts_verifier.runner.retry import with_retry
 from tts_verifier.runner.rewriting import rewrite_batch
@@ -130,7 +130,7 @@ def _with_parents_image(job: Job) -> Sample:
 def _generate(setup: RunSetup, jobs: Sequence[Job]) -> list[Sample]:
     def generate(batch: Sequence[Job]) -> list[Sample]:
         given = setup.generator.generate([_with_state(setup, job) for job in batch])
-        samples = check_answers(setup.generator, given, Sample, len(batch), "jobs")
+        samples = check_returned(setup.generator, given, Sample, len(batch), "jobs")
         # The runner's job counts, whatever job the generator put into its sample.
         return [replace(sample, job=job) for sample, job in zip(samples, batch, strict=True)]
 

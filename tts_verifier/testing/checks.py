@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw
 
 from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.images import as_images
-from tts_verifier.interfaces import Generator, Strategy, Verifier, check_answers, check_pairs
-from tts_verifier.interfaces.parts import AnswerT
+from tts_verifier.interfaces import Generator, Strategy, Verifier, check_pairs, check_returned
+from tts_verifier.interfaces.parts import ReturnedT
 from tts_verifier.runner import run
 from tts_verifier.testing.fakes import FakeGenerator, FakeVerifier
 from tts_verifier.types import (
@@ -51,10 +51,10 @@ def _require(condition: bool, rule: str) -> None:
 
 
 def _answers(
-    part: object, answers: object, kind: type[AnswerT], count: int, what: str
-) -> list[AnswerT]:
+    part: object, answers: object, kind: type[ReturnedT], count: int, what: str
+) -> list[ReturnedT]:
     try:
-        return check_answers(part, answers, kind, count, what)
+        return check_returned(part, answers, kind, count, what)
     except RunError as error:
         raise AssertionError(str(error)) from error
 

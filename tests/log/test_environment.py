@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tts_verifier.environment import environment, git_revision
+from tts_verifier.log.environment import environment, git_revision
 
 
 def test_an_environment_is_json_and_names_versions() -> None:
