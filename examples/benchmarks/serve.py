@@ -12,7 +12,8 @@ at a time.
 
 `hostile`: requests that are wrong, cut off, too large, slow, or pickles, mixed with good ones, each
 of another picture, to a server process with the fake verifier. It counts the answers by kind, good
-answers that are not those of their picture, and whether the process still lives.
+answers that are not those of their picture, what good requests wait, and whether the process still
+lives. An `unread` answer must be `closed`; where it is 200, the server has kept it for 14 seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import argparse
 import asyncio
 import json
 import os
-import pickle
 import random
 import re
 import subprocess
@@ -31,7 +31,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -40,12 +40,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from serve_requests import KINDS, UNREAD
 
 from tts_verifier.errors import RunWarning
-from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
-from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of, unpack_message
+from tts_verifier.verifiers.remote.protocol import unpack_message
 
 TOGETHER = 32
 
@@ -263,7 +263,7 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
 
 async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
     """Sends requests of all kinds, some at a time; returns what came back."""
-    kinds, statuses, wrong = Counter[str](), Counter[str](), 0
+    kinds, statuses, wrong, waits = Counter[str](), Counter[str](), 0, list[float]()
     rng, end = random.Random(0), time.perf_counter() + options.seconds
     names = list(KINDS)
 
@@ -273,13 +273,16 @@ async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
             name = "good" if rng.random() < 0.3 else rng.choice(names)
             kinds[name] += 1
             data, expected = KINDS[name](rng)
+            began = time.perf_counter()
             try:
                 status, body = await asyncio.wait_for(exchange(port, name, data), 30)
             except (OSError, TimeoutError) as error:
                 statuses[f"{name}: {type(error).__name__}"] += 1
                 continue
             statuses[f"{name}: {status}"] += 1
-            if expected is not None and status == 200:
+            if name == "good" and status == "200":
+                waits.append(time.perf_counter() - began)
+            if expected is not None and status == "200":
                 message, _ = unpack_message(body)
                 wrong += [r["scores"] for r in message["results"]] != expected
 
@@ -288,6 +291,7 @@ async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "good": kinds["good"],
         "good_answered": good,
+        "good_wait_s": percentiles(waits),
         "answers_of_another_picture": wrong,
         "kinds": dict(sorted(kinds.items())),
         "statuses": dict(sorted(statuses.items())),
@@ -308,6 +312,11 @@ async def exchange(port: int, name: str, data: bytes) -> tuple[str, bytes]:
         else:
             writer.write(data)
             await writer.drain()
+        if name == "unread":
+            await reader.readexactly(1000)
+            await asyncio.sleep(14)
+            whole = (await reader.read()).count(b'"missing"') >= UNREAD - 1
+            return ("200" if whole else "closed"), b""
         answer = await reader.read()
     except ConnectionError:
         return "closed", b""
@@ -315,100 +324,6 @@ async def exchange(port: int, name: str, data: bytes) -> tuple[str, bytes]:
         writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
     return (head.split(b" ")[1].decode() if head else "closed"), body
-
-
-Made = tuple[bytes, list[dict[str, float]] | None]
-
-
-def http(body: bytes, kind: str = MEDIA_TYPE, path: str = "/v1/score", length: int = -1) -> bytes:
-    """Returns a request."""
-    length = len(body) if length < 0 else length
-    return (
-        f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {kind}\r\n"
-        f"content-length: {length}\r\n\r\n"
-    ).encode() + body
-
-
-def good(rng: random.Random) -> Made:
-    """Pictures of random colours, and the scores that they must get."""
-    images = [
-        Image.new("RGB", (rng.randint(1, 40), rng.randint(1, 40)), tuple(rng.randbytes(3)))
-        for _ in range(rng.randint(1, 4))
-    ]
-    prompts = [f"picture {rng.random()}"] * len(images)
-    expected = [dict(v.scores) for v in FakeVerifier().verify(images, prompts)]
-    pixels = [np.asarray(image) for image in images]
-    return http(request_of(pixels, prompts, "diagnose", True)), expected
-
-
-def body_of(rng: random.Random) -> bytes:
-    """Returns the body of a good request."""
-    return good(rng)[0].partition(b"\r\n\r\n")[2]
-
-
-def changed(rng: random.Random) -> Made:
-    """A good request with a few other bytes."""
-    body = bytearray(body_of(rng))
-    for _ in range(rng.randint(1, 20)):
-        body[rng.randrange(min(len(body), rng.choice((8, 400, len(body)))))] = rng.randrange(256)
-    return http(bytes(body)), None
-
-
-def cut(rng: random.Random) -> Made:
-    """A good request without its end, that says so."""
-    body = body_of(rng)
-    return http(body[: rng.randrange(len(body))]), None
-
-
-def json_of(rng: random.Random) -> Made:
-    """JSON of another shape, or none."""
-    values: list[Any] = [None, 3, "x", [], {}, [None], ["x"] * 9, -1, 1e308, "\x00", [[1]] * 3]
-    names = ("prompts", "images", "detail", "maps", "protocol", "prompt", "image", "messages")
-    made: Any = {name: rng.choice(values) for name in rng.sample(names, rng.randint(0, 5))}
-    texts = [json.dumps(made), "[" * rng.randint(1, 10**5), '{"prompts":' * 1000, "NaN", '"']
-    path = rng.choice(("/v1/score", "/compute", "/v1/chat/completions"))
-    return http(rng.choice(texts).encode(), "application/json", path), None
-
-
-def pickled(rng: random.Random) -> Made:
-    """What the pickled protocols send."""
-    body = pickle.dumps({"images": [rng.randbytes(99)], "prompts": ["x"], "metadata": {}})
-    return http(body, rng.choice((MEDIA_TYPE, "application/octet-stream", "text/plain"))), None
-
-
-def bomb(rng: random.Random) -> Made:
-    """A small file of a large picture, or the header of a huge one."""
-    import base64
-    import io
-    import struct
-    import zlib
-
-    file = io.BytesIO()
-    Image.new("1", (rng.choice((300, 3000)), 3000)).save(file, "PNG")
-    data = file.getvalue()
-    if rng.random() < 0.5:
-        head = data[:16] + struct.pack(">II", 10**5, 10**6) + data[24:29]
-        data = head + struct.pack(">I", zlib.crc32(head[12:])) + data[33:]
-    body = {"prompts": ["x"], "images": [base64.b64encode(data).decode()]}
-    return http(json.dumps(body).encode(), "application/json"), None
-
-
-KINDS: dict[str, Callable[[random.Random], Made]] = {
-    "good": good,
-    "changed": changed,
-    "cut": cut,
-    "random": lambda rng: (http(rng.randbytes(rng.randint(0, 3000))), None),
-    "no http": lambda rng: (rng.randbytes(rng.randint(1, 300)) + b"\r\n\r\n", None),
-    "json": json_of,
-    "pickle": pickled,
-    "bomb": bomb,
-    "oversized": lambda rng: (http(bytes(1 << 20) + b"x"), None),
-    "length lies": lambda rng: (http(body_of(rng), length=rng.choice((0, 3, 10**18))), None),
-    "slow header": lambda rng: (http(b"")[: rng.randint(4, 60)], None),
-    "slow body": lambda rng: (http(body_of(rng)), None),
-    "gone": lambda rng: (http(body_of(rng))[: rng.randint(10, 600)], None),
-    "no door": lambda rng: (http(b"x", path="/" + "a" * rng.randint(0, 9000)), None),
-}
 
 
 def main() -> None:
