@@ -144,7 +144,8 @@ class Connection:
             if time.monotonic() + wait > end:
                 raise ServerError(
                     f"The server at {self.url} {problem}. It was asked for {self._patience:g} s. "
-                    "Start it (tts-serve), and run the same command again."
+                    "Start it (tts-serve), and run the same command again.",
+                    transient=True,
                 )
             time.sleep(wait)
             pause = min(2 * pause, _PAUSES[1])
@@ -183,6 +184,8 @@ class Connection:
             )
         if status in _REFUSED:
             return InputError(reason)
+        if status == 424:
+            return ServerError(f"The verifier of the server at {self.url} cannot work: {reason}")
         if status == 500:
             return RuntimeError(f"The verifier of the server at {self.url} failed: {reason}")
         return ServerError(
