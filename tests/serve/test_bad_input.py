@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from chat_server import chat_server
 from PIL import Image
 from safetensors.numpy import save
 from serving import SECONDS, serving
@@ -33,6 +34,7 @@ from tts_verifier.serve.limits import Memory, MemoryShare, RequestLimits
 from tts_verifier.serve.requests import asked_in_json
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
+from tts_verifier.verifiers import load_verifier
 from tts_verifier.verifiers.remote import Remote
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
 from tts_verifier.verifiers.remote.protocol import pack_message as pack
@@ -621,6 +623,20 @@ def test_what_waiting_does_not_cure_is_told_at_once(kind: type[TTSError]) -> Non
         with httpx.Client(verify=False) as client:
             health = client.get(f"{url}/health").json()
         assert health["last_failure"] == f"{kind.__name__}: The key is wrong."
+
+
+def test_a_judge_with_a_wrong_key_is_told_to_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
+    with chat_server() as endpoint:
+        endpoint.answers = [(401, {"error": {"message": "no such key: sk-secret123"}}, {})]
+        judge = load_verifier("openai", options={"model": "m", "base_url": endpoint.url})
+        with serving(judge) as url:
+            remote = Remote(url)
+            with pytest.raises(ServerError, match=r"cannot work: The endpoint.* key: \*\*\*$"):
+                remote.verify([PIXELS] * 2, ["x"] * 2)
+            # A server that asks this one tells its clients too.
+            with serving(remote) as further, pytest.raises(ServerError, match=r"key: \*\*\*$"):
+                Remote(further).verify([PIXELS], ["x"])
 
 
 def test_a_batch_asks_a_server_that_refuses_once() -> None:

@@ -41,7 +41,7 @@ class Remote(Verifier):
 
     Args:
         url: such as "http://host:8000".
-        timeout: seconds that an answer may take.
+        timeout: seconds for a request, from its first byte to the answer's last.
         patience: seconds for which a server that is gone, full, or out of memory is asked again.
         connections: requests of one call that are under way at a time.
         expect: settings that the server's verifier must have, such as {"revision": "2026-11-26"}.
