@@ -92,6 +92,7 @@ def test_log_probabilities_make_expected_scores(server: ChatServer) -> None:
     ("pieces", "expected"),
     [
         (['My draft: "alignment": ', "3", '. {"alignment": ', "9", "}"], 1.0),
+        (['<think>{"alignment": ', "3", '}</think>{"alignment": ', "9", "}"], 1.0),
         (['{"alignment":', " 9}"], 0.9),
     ],
 )
@@ -166,6 +167,8 @@ def test_costs_are_columns(server: ChatServer) -> None:
         ((200, {"error": "busy"}, {}), "is no chat completion"),
         ((200, b"<html>", {"content-type": "text/html"}), "is no chat completion: '<html>'"),
         ((200, b'{"choices": [{"mess', {}), "JSONDecodeError: "),
+        ((200, b"[" * 10**5, {}), "RecursionError: "),
+        ((200, {"choices": {"1": 2}}, {}), "is no chat completion"),
         ((400, {"error": {"message": "image too small"}}, {}), "refuses the request: .*too small"),
         ((200, completion([{"type": "text"}]), {}), "the reply must be a text, it is a list"),
         ((403, {"error": {"message": "input was flagged"}}, {}), "APIStat|PermissionD.*flagged"),
@@ -384,7 +387,11 @@ def test_what_would_refuse_every_picture_ends_the_call(
 
 @pytest.mark.parametrize(
     ("location", "elsewhere"),
-    [("/v1/chat/completions", "127.0.0.1"), ("https://h.example/?token=secret", "h.example")],
+    [
+        ("/v1/chat/completions", "another address"),
+        ("https://h.example/?token=secret", "h.example"),
+        ("http://[::1", "another address"),
+    ],
 )
 def test_pictures_go_to_no_other_address(server: ChatServer, location: str, elsewhere: str) -> None:
     server.answers = [(307, {}, {"location": location})]

@@ -86,13 +86,18 @@ def _digit(value: Any) -> float:
 
 def _object(text: str) -> dict[str, Any] | None:
     """Returns the JSON object of a reply, which may stand in other text."""
-    start = text.find("{")
+    start = _start_of_object(text)
     decoder = json.JSONDecoder(object_pairs_hook=_unambiguous)
     try:
         value = decoder.raw_decode(text, start)[0] if start >= 0 else None
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _start_of_object(text: str) -> int:
+    """Returns where the object of a reply begins, -1 = nowhere; thoughts may hold drafts of it."""
+    return text.find("{", max(text.rfind("</think>"), 0))
 
 
 def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def _expected(
     for name, value in written.items():
         # From where the object begins, as `_object`: words before it may name a score too.
         pattern = re.compile(rf'"{re.escape(name)}"\s*:\s*(\d)')
-        found = pattern.search(text, max(text.find("{"), 0))
+        found = pattern.search(text, max(_start_of_object(text), 0))
         if found is None or math.isnan(value):
             continue
         place = sum(start <= found.start(1) for start in starts) - 1

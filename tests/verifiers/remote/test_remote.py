@@ -224,10 +224,12 @@ def test_a_server_that_is_full_is_asked_again() -> None:
         (200, b"<html>", "is no object of JSON"),
         (200, b"[" * 10**5, "is no object of JSON"),
         (200, b'{"protocol": 1, "protocol": 2}', "is no object of JSON"),
+        (200, b'{"protocol": 1e999}', "is no object of JSON"),
         (200, b'{"protocol": 2}', "must speak version 1 of the protocol, it says 2"),
         (307, b"", "must be a tts-serve, it answers 307: Temporary Redirect"),
         (408, b"{}", "answers 408"),
         (404, b"<html>not here", "must be a tts-serve, it answers 404: <html>not here"),
+        (413, b"<html>too large", "must be a tts-serve, it answers 413: <html>too large"),
     ],
 )
 def test_another_server_is_known(status: int, body: bytes, message: str) -> None:
@@ -257,6 +259,7 @@ def test_a_token_that_a_proxy_repeats_is_not_shown() -> None:
         {"verifier": None},
         {"objective": {"a": "x"}},
         {"score_names": "abc"},
+        {"score_names": [1]},
         {"map_names": 3},
         {"details": []},
         {"details": ["look"]},
@@ -324,6 +327,7 @@ def map_of(*size: int, box: Any = (0, 0, 1, 1)) -> dict[str, Any]:
     [
         ({"scores": {"a": "0.5"}}, None, "a number must be one or null, got '0.5'"),
         ({"scores": {"a": True}}, None, "a number must be one or null, got True"),
+        ({"scores": {"a": 10**400}}, None, "a number must be one or null, got 1000"),
         ({"scores": []}, None, "no attribute 'items'"),
         ({"detail": "look"}, None, "reply and detail must be texts, got '' and 'look'"),
         ({"reply": None}, None, "reply and detail must be texts, got None"),
@@ -332,6 +336,8 @@ def map_of(*size: int, box: Any = (0, 0, 1, 1)) -> dict[str, Any]:
         (map_of(8, 8), np.zeros(4, "f4"), r"map m must be float32 \(h, w\), got float32 \(4,\)"),
         (map_of(8, 8), np.zeros((0, 4), "f4"), r"map m must be float32 \(h, w\)"),
         (map_of(8, 8), np.zeros((4, 4), "u1"), "got uint8"),
+        (map_of(20, 12), np.full((4, 4), 1.5, "f4"), r"map m must be in \[0, 1\]"),
+        (map_of(20, 12), np.full((4, 4), np.nan, "f4"), r"map m must be in \[0, 1\]"),
         (map_of(10**8, 10**8), np.zeros((4, 4), "f4"), r"must lie over a picture of \(20, 12\)"),
         (map_of(20, 12, box=(2, 2, 3, 3)), np.zeros((4, 4), "f4"), "must lie over a picture"),
     ],

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from threading import Lock
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from tts_verifier.errors import InputError, RunWarning, ServerError
 from tts_verifier.interfaces.endpoints.address import (
@@ -120,7 +121,8 @@ class ChatEndpoint:
                 return ChatReply("", str(error))
             except openai.APITimeoutError:
                 return ChatReply("", f"no answer in time (tries: {self._tries})")
-            except (openai.OpenAIError, ValueError) as error:
+            # An answer may be no JSON, or a too deep one.
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
                 if elsewhere := _redirected_to(error):
                     raise ServerError(
                         f"An endpoint must answer at its base_url, {self.url or OPENAI_URL}; it "
@@ -214,8 +216,12 @@ def _redirected_to(error: Exception) -> str:
     response = getattr(error, "response", None)
     if response is None or not response.is_redirect:
         return ""
-    # The rest of an address may be a secret.
-    return response.url.join(response.headers.get("location", "")).host or "nowhere"
+    try:
+        # The rest of an address may be a secret.
+        host = urlsplit(response.headers.get("location", "")).hostname
+    except ValueError:
+        host = None
+    return host or "another address"
 
 
 def _one_line(error: BaseException) -> str:

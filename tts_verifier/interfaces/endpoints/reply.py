@@ -47,7 +47,7 @@ def reply_of(completion: Any) -> ChatReply:
             problem = f"the reply must be a text, it is a {type(text).__name__}"
         elif text is None or not text.strip():
             problem = "the reply is empty"
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         return ChatReply("", f"the endpoint's answer is no chat completion: {completion!r:.100}")
     return ChatReply(text if isinstance(text, str) else "", problem, _tokens(choice), *costs)
 

@@ -132,7 +132,7 @@ class Connection:
                 f"The server at {self.url} wants a token: {reason} Set {TOKEN_VARIABLE} to the "
                 "one that it was started with."
             )
-        if status in _REFUSED:
+        if status in _REFUSED and _told_error(answer):
             return InputError(reason)
         if status == 424:
             return ServerError(f"The verifier of the server at {self.url} cannot work: {reason}")
@@ -144,12 +144,17 @@ class Connection:
 
     def _told_reason(self, answer: httpx.Response) -> str:
         """Returns what an error says; the start of the answer where it is none of ours."""
-        try:
-            reason = str(load(answer.content)["error"]["message"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            reason = answer.content[:200].decode(errors="replace") or answer.reason_phrase
+        start = answer.content[:200].decode(errors="replace")
         # A proxy may repeat what it was sent.
-        return without_key(reason, self._token)
+        return without_key(_told_error(answer) or start or answer.reason_phrase, self._token)
+
+
+def _told_error(answer: httpx.Response) -> str:
+    """Returns what a tts-serve says is wrong; "" where another program has answered."""
+    try:
+        return str(load(answer.content)["error"]["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def _client_of(token: str, seconds: float) -> Any:
