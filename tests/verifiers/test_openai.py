@@ -310,6 +310,11 @@ def test_half_an_answer_is_tried_again(server: ChatServer) -> None:
     assert len(server.requests) == 2
 
 
+def test_a_timeout_may_be_longer_than_a_socket_can_wait(server: ChatServer) -> None:
+    verdict = judge(server, timeout=1e300).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.scores["alignment"] == 1.0
+
+
 def test_an_answer_that_comes_byte_by_byte_is_tried_again_and_then_nan(server: ChatServer) -> None:
     def drip() -> Iterator[bytes]:
         while not server.release.wait(0.02):

@@ -19,7 +19,7 @@ from tts_verifier.interfaces.endpoints.address import (
     endpoint_url,
     without_key,
 )
-from tts_verifier.interfaces.endpoints.clients import ClientPool, bounded
+from tts_verifier.interfaces.endpoints.clients import MOST_SECONDS, ClientPool, bounded
 from tts_verifier.interfaces.endpoints.reply import ChatReply, reply_of
 
 _OPTIONAL: Final = ("response_format", "max_completion_tokens", "temperature", "logprobs")
@@ -79,7 +79,8 @@ class ChatEndpoint:
                 "A chat endpoint needs the package openai. Install it: pip install "
                 "'tts-verifier[api]'."
             ) from error
-        self._clients = ClientPool(partial(_client, self.url, self._key, timeout, retries))
+        seconds = min(timeout, MOST_SECONDS)
+        self._clients = ClientPool(partial(_client, self.url, self._key, seconds, retries))
         self._tries = retries + 1
         self._lock = Lock()
         self._pause = 0.0 if requests_per_minute is None else 60 / requests_per_minute

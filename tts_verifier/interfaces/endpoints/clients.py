@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from threading import Timer
-from typing import Any
+from typing import Any, Final
 
 from tts_verifier.errors import ServerError
+
+MOST_SECONDS: Final = 10**7
+"""That a socket can be told to wait."""
 
 
 class ClientPool:
@@ -61,7 +64,8 @@ def bounded(kind: type[Any], *, seconds: float, most: int) -> type[Any]:
 
     Args:
         kind: `httpx.Client` or a class with its interface, such as `openai.DefaultHttpxClient`.
-        seconds: for a whole request, from its first byte to the answer's last.
+        seconds: for a whole request, from its first byte to the answer's last; at most
+            `MOST_SECONDS`.
         most: bytes of an answer.
 
     Returns:
@@ -166,5 +170,7 @@ def _content_of(response: Any, most: int) -> bytes:
 
 
 def _close_all(clients: list[Any]) -> None:
-    while clients:
-        clients.pop().close()
+    # Several threads of a process that was forked may come here at once.
+    with suppress(IndexError):
+        while True:
+            clients.pop().close()

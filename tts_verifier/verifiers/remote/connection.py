@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tts_verifier.errors import InputError, ServerError
-from tts_verifier.interfaces.endpoints import ClientPool, bounded, without_key
+from tts_verifier.interfaces.endpoints import MOST_SECONDS, ClientPool, bounded, without_key
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, TOKEN_VARIABLE, load, token_of
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ _LATER: Final = (408, 429, 502, 503, 504)
 """Statuses of a server that may answer the same request later."""
 _REFUSED: Final = (400, 413, 415, 422)
 """Statuses of a request that is wrong."""
-_MOST_SECONDS: Final = 10**7
-"""That a socket can be told to wait."""
 _PAUSES: Final = (0.1, 5.0)
 """Seconds before the second try, and between two tries at most; they double."""
 _MOST_ANSWER: Final = 2**30
@@ -63,7 +61,7 @@ class Connection:
         self.url, self._patience = url.rstrip("/"), patience
         token = token_of(os.environ.get(TOKEN_VARIABLE) if token is None else token)
         self._token = token or ""
-        self._clients = ClientPool(partial(_client_of, self._token, min(timeout, _MOST_SECONDS)))
+        self._clients = ClientPool(partial(_client_of, self._token, min(timeout, MOST_SECONDS)))
 
     def get(self, path: str) -> Any:
         """Returns the JSON at a path."""
