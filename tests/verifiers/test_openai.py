@@ -252,6 +252,19 @@ def test_a_key_is_in_no_error_and_no_text(
     assert "secret" not in said
 
 
+@pytest.mark.parametrize("status", [400, 401, 418])
+def test_half_a_key_is_in_no_error_either(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
+    server.answers = [(status, {"error": {"message": "." * 176 + "sk-secret123"}}, {})]
+    try:
+        said = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0].error
+    except ServerError as error:
+        said = str(error)
+    assert said.endswith("..***")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
