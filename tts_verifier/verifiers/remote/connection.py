@@ -116,8 +116,9 @@ class Connection:
                 wait = max(wait, asked)
             if time.monotonic() + wait > end:
                 raise ServerError(
-                    f"The server at {self.url} {problem}. It is asked for {self._patience:g} s at "
-                    "most. Start it (tts-serve), and run the same command again.",
+                    f"The server at {self.url} {problem.rstrip('.')}. It is asked for "
+                    f"{self._patience:g} s at most. Start it (tts-serve), and run the same command "
+                    "again.",
                     transient=True,
                 )
             time.sleep(wait)
