@@ -12,7 +12,8 @@ at a time.
 
 `hostile`: requests that are wrong, cut off, too large, slow, or pickles, mixed with good ones, each
 of another picture, to a server process with the fake verifier. It counts the answers by kind, good
-answers that are not those of their picture, and whether the process still lives.
+answers that are not those of their picture, what good requests wait, and whether the process still
+lives. An `unread` answer must be `closed`; where it is 200, the server has kept it for 14 seconds.
 """
 
 from __future__ import annotations
@@ -263,7 +264,7 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
 
 async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
     """Sends requests of all kinds, some at a time; returns what came back."""
-    kinds, statuses, wrong = Counter[str](), Counter[str](), 0
+    kinds, statuses, wrong, waits = Counter[str](), Counter[str](), 0, list[float]()
     rng, end = random.Random(0), time.perf_counter() + options.seconds
     names = list(KINDS)
 
@@ -273,13 +274,16 @@ async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
             name = "good" if rng.random() < 0.3 else rng.choice(names)
             kinds[name] += 1
             data, expected = KINDS[name](rng)
+            began = time.perf_counter()
             try:
                 status, body = await asyncio.wait_for(exchange(port, name, data), 30)
             except (OSError, TimeoutError) as error:
                 statuses[f"{name}: {type(error).__name__}"] += 1
                 continue
             statuses[f"{name}: {status}"] += 1
-            if expected is not None and status == 200:
+            if name == "good" and status == "200":
+                waits.append(time.perf_counter() - began)
+            if expected is not None and status == "200":
                 message, _ = unpack_message(body)
                 wrong += [r["scores"] for r in message["results"]] != expected
 
@@ -288,6 +292,7 @@ async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "good": kinds["good"],
         "good_answered": good,
+        "good_wait_s": percentiles(waits),
         "answers_of_another_picture": wrong,
         "kinds": dict(sorted(kinds.items())),
         "statuses": dict(sorted(statuses.items())),
@@ -308,6 +313,11 @@ async def exchange(port: int, name: str, data: bytes) -> tuple[str, bytes]:
         else:
             writer.write(data)
             await writer.drain()
+        if name == "unread":
+            await reader.readexactly(1000)
+            await asyncio.sleep(14)
+            whole = (await reader.read()).count(b'"missing"') >= UNREAD - 1
+            return ("200" if whole else "closed"), b""
         answer = await reader.read()
     except ConnectionError:
         return "closed", b""
@@ -318,6 +328,8 @@ async def exchange(port: int, name: str, data: bytes) -> tuple[str, bytes]:
 
 
 Made = tuple[bytes, list[dict[str, float]] | None]
+UNREAD = 20
+"""Requests of a connection that reads no answers: more than sockets hold."""
 
 
 def http(body: bytes, kind: str = MEDIA_TYPE, path: str = "/v1/score", length: int = -1) -> bytes:
@@ -393,6 +405,25 @@ def bomb(rng: random.Random) -> Made:
     return http(json.dumps(body).encode(), "application/json"), None
 
 
+def unread(rng: random.Random) -> Made:
+    """Requests for large maps, one behind the other on a connection."""
+    pixels = [np.zeros((8, 8, 3), np.uint8)]
+    one = http(request_of(pixels, ["x"], "diagnose", [rng.randint(200, 256), 256]))
+    return one.replace(b"connection: close\r\n", b"") * UNREAD, None
+
+
+def odd_header(rng: random.Random) -> Made:
+    """A good request with another header, or with one more."""
+    head, _, body = good(rng)[0].partition(b"\r\n\r\n")
+    more = (
+        b"content-type: application/json", b"transfer-encoding: chunked", b"expect: 100-continue",
+        b"content-encoding: gzip", b"accept: \xff;q=,", b"authorization: Bearer \xe9",
+        b"upgrade: websocket", b"connection: upgrade, keep-alive", b"range: bytes=5-1", b": x",
+        b"content-length: 7", b"x: " + b"y" * rng.randint(1, 90_000), b"a: b\r\n c", b"a: \x00",
+    )  # fmt: skip
+    return head + b"\r\n" + rng.choice(more) + b"\r\n\r\n" + body, None
+
+
 KINDS: dict[str, Callable[[random.Random], Made]] = {
     "good": good,
     "changed": changed,
@@ -406,6 +437,8 @@ KINDS: dict[str, Callable[[random.Random], Made]] = {
     "length lies": lambda rng: (http(body_of(rng), length=rng.choice((0, 3, 10**18))), None),
     "slow header": lambda rng: (http(b"")[: rng.randint(4, 60)], None),
     "slow body": lambda rng: (http(body_of(rng)), None),
+    "odd header": odd_header,
+    "unread": unread,
     "gone": lambda rng: (http(body_of(rng))[: rng.randint(10, 600)], None),
     "no door": lambda rng: (http(b"x", path="/" + "a" * rng.randint(0, 9000)), None),
 }
