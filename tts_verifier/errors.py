@@ -57,7 +57,16 @@ class UnsupportedError(TTSError):
 
 
 class ServerError(TTSError):
-    """A server that does not answer, or that refuses or breaks off an answer."""
+    """A server that does not answer, or that refuses or breaks off an answer.
+
+    Args:
+        message: the rule, the value found and the remedy.
+        transient: the same request may be answered later, since the server is away or full.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class CheckpointError(TTSError):

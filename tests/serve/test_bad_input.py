@@ -15,32 +15,32 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from chat_server import chat_server
 from PIL import Image
 from safetensors.numpy import save
 from serving import SECONDS, serving
 from tiny_imagedoctor import noise
 
-from tts_verifier.errors import InputError, ServerError
+from tts_verifier.errors import CheckpointError, InputError, RunError, ServerError, TTSError
 from tts_verifier.serve.app import create_app
 from tts_verifier.serve.limits import Memory, MemoryShare, RequestLimits
 from tts_verifier.serve.requests import asked_in_json
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
+from tts_verifier.verifiers import load_verifier
 from tts_verifier.verifiers.remote import Remote
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
 from tts_verifier.verifiers.remote.protocol import pack_message as pack
 
 PIXELS = np.asarray(noise(8, 8))
 GOOD = request_of([PIXELS], ["a cat"], "diagnose", True)
-TAKEN = PIXELS.size
-"""Bytes of its pixels."""
 LIMITS = {"body": 10**6, "pixels": 10**4, "images": 4, "prompt": 100}
 
 
@@ -414,16 +414,19 @@ def test_slow_bodies_and_slow_headers_are_cut_off() -> None:
         assert ask(url, GOOD).status_code == 200
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
+def for_large_maps() -> bytes:
     body = as_json(prompts=["x"] * 4, images=[png(8, 8)] * 4, maps=[1024, 1024])
-    start = head(len(body)).replace(MEDIA_TYPE.encode(), b"application/json")
+    return head(len(body)).replace(MEDIA_TYPE.encode(), b"application/json") + body
+
+
+def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     # The server ends at the end of the block, with this connection open, or the test fails.
     with (
         ExitStack() as opened,
         serving(FakeVerifier(), idle_seconds=0.2) as url,
         httpx.Client(verify=False) as client,
     ):
-        opened.enter_context(closing(raw(url, start + body)))
+        opened.enter_context(closing(raw(url, for_large_maps())))
         answered = False
         for _ in range(SECONDS * 20):
             # A connection that was idle while the machine was busy is cut off too.
@@ -433,6 +436,21 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
                     break
             time.sleep(0.05)
     assert answered
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_a_client_that_reads_its_answers_slowly_is_cut_off(requests: int) -> None:
+    size = 0
+    with (
+        serving(FakeVerifier(), idle_seconds=0.2) as url,
+        raw(url, for_large_maps() * requests) as connection,
+        suppress(ConnectionResetError),
+    ):
+        while part := connection.recv(100_000):
+            size += len(part)
+            time.sleep(0.01)
+    # Of 44 million for each request.
+    assert 0 < size < 40_000_000
 
 
 class Slow(FakeVerifier):
@@ -486,34 +504,35 @@ def test_a_full_queue_and_a_slow_verifier_are_said() -> None:
 
 
 def test_all_requests_together_have_a_limit_too() -> None:
-    verifier = Slow()
+    verifier, two = Slow(), 2 * (len(GOOD) + PIXELS.size)
     with (
-        serving(verifier, memory=len(GOOD) + TAKEN) as url,
-        ThreadPoolExecutor(1) as threads,
+        serving(verifier, body=two // 3, memory=two) as url,
+        httpx.Client(verify=False) as client,
+        ThreadPoolExecutor(2) as threads,
     ):
-        first = threads.submit(ask, url, GOOD)
-        assert verifier.entered.wait(SECONDS)
+        others = [threads.submit(ask, url, GOOD) for _ in range(2)]
+        wait_for(client, url, 2)
         found = ask(url, GOOD)
         assert "Requests under way may take" in error_of(found, 503)
         assert found.headers["retry-after"] == "1"
         verifier.go_on.set()
-        assert first.result(SECONDS).status_code == 200
+        assert [other.result(SECONDS).status_code for other in others] == [200, 200]
 
 
-def test_a_request_that_never_fits_is_not_told_to_try_again() -> None:
-    with serving(FakeVerifier(), memory=len(GOOD) + TAKEN - 1) as url:
-        found = ask(url, GOOD)
-        message = error_of(found, 413)
-        assert f"A request may take {len(GOOD) + TAKEN - 1:,} bytes" in message
-        assert f"takes {len(GOOD) + TAKEN:,} or more" in message
-        assert "larger --max-memory" in message
-        assert "retry-after" not in found.headers
+def test_no_request_is_larger_than_all_may_be() -> None:
+    RequestLimits(body=10, memory=30)
+    with pytest.raises(
+        InputError, match=r"at least three times .* got 29 and 10 bytes\. Raise --max"
+    ):
+        RequestLimits(body=10, memory=29)
 
 
 def test_a_refusal_at_the_last_part_of_a_body_says_why() -> None:
     chunked = head(0).replace(b"content-length: 0", b"transfer-encoding: chunked")
-    with serving(FakeVerifier(), memory=len(GOOD) - 1) as url:
-        assert "A request may take" in error_of(ask(url, GOOD), 413)
+    with serving(FakeVerifier(), body=len(GOOD) - 1) as url:
+        found = ask(url, GOOD)
+        assert "A request may have" in error_of(found, 413)
+        assert "retry-after" not in found.headers
     with (
         serving(FakeVerifier(), body=100) as url,
         raw(url, chunked + b"65\r\n" + bytes(0x65) + b"\r\n0\r\n\r\n") as connection,
@@ -573,14 +592,60 @@ def test_a_failure_is_told_in_full_only_to_who_has_the_token() -> None:
     assert [health["last_failure"] for health in found] == expected
 
 
-def test_a_verifier_that_asks_a_server_that_is_gone_may_be_asked_again() -> None:
-    def scores(image: Image.Image, prompt: str) -> dict[str, float]:
-        raise ServerError("The server at http://other does not answer.")
+class Failing(FakeVerifier):
+    """Fails in every call."""
 
-    with serving(FakeVerifier(scores)) as url:
+    def __init__(self, problem: Exception) -> None:
+        super().__init__()
+        self.problem = problem
+
+    def verify(self, images: Sequence[Any], prompts: Any, *, detail: Any = "diagnose") -> Any:
+        self.trace.append(f"!{len(images)}")
+        raise self.problem
+
+
+def test_a_verifier_that_asks_a_server_that_is_away_may_be_asked_again() -> None:
+    with serving(Failing(ServerError("http://other does not answer.", transient=True))) as url:
         found = ask(url, GOOD)
     assert "http://other does not answer" in error_of(found, 503)
     assert found.headers["retry-after"] == "5"
+
+
+@pytest.mark.parametrize("kind", [ServerError, RunError, CheckpointError])
+def test_what_waiting_does_not_cure_is_told_at_once(kind: type[TTSError]) -> None:
+    with serving(Failing(kind("The key is wrong."))) as url:
+        found = ask(url, GOOD)
+        assert error_of(found, 424) == "The key is wrong."
+        assert "retry-after" not in found.headers
+        remote = Remote(url)
+        with pytest.raises(ServerError, match=r"^The verifier of the server at .* The key is wron"):
+            remote.verify([PIXELS], ["x"])
+        with httpx.Client(verify=False) as client:
+            health = client.get(f"{url}/health").json()
+        assert health["last_failure"] == f"{kind.__name__}: The key is wrong."
+
+
+def test_a_judge_with_a_wrong_key_is_told_to_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
+    with chat_server() as endpoint:
+        endpoint.answers = [(401, {"error": {"message": "no such key: sk-secret123"}}, {})]
+        judge = load_verifier("openai", options={"model": "m", "base_url": endpoint.url})
+        with serving(judge) as url:
+            remote = Remote(url)
+            with pytest.raises(ServerError, match=r"cannot work: The endpoint.* key: \*\*\*"):
+                remote.verify([PIXELS] * 2, ["x"] * 2)
+            # A server that asks this one tells its clients too.
+            with serving(remote) as further, pytest.raises(ServerError, match=r"key: \*\*\*"):
+                Remote(further).verify([PIXELS], ["x"])
+
+
+def test_a_batch_asks_a_server_that_refuses_once() -> None:
+    verifier = Failing(ServerError("no"))
+    with serving(verifier) as url:
+        assert (
+            error_of(ask(url, request_of([PIXELS] * 4, ["x"] * 4, "diagnose", True)), 424) == "no"
+        )
+    assert verifier.trace == ["!4"]
 
 
 def test_a_verifier_owes_a_verdict_for_each_picture() -> None:
@@ -589,8 +654,29 @@ def test_a_verifier_owes_a_verdict_for_each_picture() -> None:
             return []
 
     with serving(Forgets()) as url:
-        found = error_of(ask(url, GOOD), 500)
+        found = error_of(ask(url, GOOD), 424)
     assert "Forgets must return a verdict for each of 1 images, in a list; it returned 0" in found
+
+
+class Engines(FakeVerifier):
+    """Is fed as an ImageDoctor, and its engines fail while a picture is prepared."""
+
+    live_details = ("diagnose",)
+    room, failed = 1, False
+
+    @contextmanager
+    def live(self) -> Iterator[Any]:
+        self.failed = False
+        yield self
+
+    def submit(self, *pair: Any) -> Any:
+        self.failed = True
+        raise InputError("The queue is closed.")
+
+
+def test_engines_that_fail_on_a_picture_may_be_asked_again_for_the_others() -> None:
+    with serving(Engines()) as url:
+        assert "engine failed on another picture" in error_of(ask(url, GOOD), 503)
 
 
 class Panic(BaseException):

@@ -1,11 +1,13 @@
 """Reflection: a rewriting after each verdict, draws from it, and what fails on the way."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
+from chat_server import ChatServer, chat_server, completion
 from click.testing import CliRunner
 from histories import PROMPT, TASK, seed, trial
 from html_pages import whole
@@ -13,7 +15,14 @@ from html_pages import whole
 from tts_verifier import run
 from tts_verifier.analysis.report import write_report
 from tts_verifier.cli.run import run_command
-from tts_verifier.errors import InputError, RecipeError, RunError, UnsupportedError
+from tts_verifier.errors import (
+    InputError,
+    RecipeError,
+    RunError,
+    RunWarning,
+    ServerError,
+    UnsupportedError,
+)
 from tts_verifier.interfaces import RewriteRequest
 from tts_verifier.log import read_trials
 from tts_verifier.recipe import load_recipe
@@ -205,67 +214,80 @@ def test_captions_are_rewritten_by_rules(prompt: str, asked: str, reply: str, te
     assert ShapesRewriter().rewrite([request]) == [text]
 
 
-def test_a_chat_model_is_told_what_went_wrong() -> None:
-    calls = []
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
+    with chat_server() as server:
+        yield server
 
-    def create(**call):
-        calls.append(call)
-        message = SimpleNamespace(content=' "a single red circle" ')
-        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
 
-    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
-    rewriter = ChatRewriter("small", client=client)
+def chat(server: ChatServer, *answers: Any, **arguments: Any) -> ChatRewriter:
+    server.answers = list(answers)
+    return ChatRewriter("small", base_url=server.url, **arguments)
+
+
+def test_a_chat_model_is_told_what_went_wrong(server: ChatServer) -> None:
+    rewriter = chat(server, (200, completion(' "a single red circle" '), {}))
     verdict = Verdict({"overall": 0.5}, boxes=((1, 2, 3, 4),), text="two circles")
     request = RewriteRequest("a red circle", "one circle", trial("a", 0, Draw(1), verdict=verdict))
     assert rewriter.rewrite([request]) == ["a single red circle"]
-    assert (calls[0]["model"], calls[0]["temperature"]) == ("small", 0.0)
-    told = calls[0]["messages"][1]["content"].splitlines()
+    asked = server.requests[0]
+    assert (asked["model"], asked["temperature"]) == ("small", 0.0)
+    told = asked["messages"][1]["content"].splitlines()
     assert told[0] == "User's prompt: a red circle"
     assert told[1] == "Image made from: one circle"
     assert told[2] == "Scores, higher is better: overall 0.50"
     assert "1,2,3,4" in told[3]
     assert told[4] == "The verifier's words: two circles"
-    unheated = ChatRewriter("small", client=client, temperature=None)
+    unheated = chat(server, (200, completion("x"), {}), temperature=None)
     unheated.rewrite([request])
-    assert "temperature" not in calls[1]
+    assert "temperature" not in server.requests[1]
     assert unheated.settings["temperature"] is None
 
 
-def chat(text: object, reason: str = "stop") -> ChatRewriter:
-    def create(**call):
-        if isinstance(text, Exception):
-            raise text
-        message = SimpleNamespace(content=text)
-        return SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason=reason)])
+REQUEST = RewriteRequest("x", "x", trial("a", 0, Draw(1), 0.5))
 
-    completions = SimpleNamespace(create=create)
-    return ChatRewriter("m", client=SimpleNamespace(chat=SimpleNamespace(completions=completions)))
+
+def test_a_chat_model_that_refuses_a_temperature_is_asked_without(server: ChatServer) -> None:
+    refused = (400, {"error": {"message": "temperature is not supported"}}, {})
+    rewriter = chat(server, refused, (200, completion("a cat"), {}))
+    with pytest.warns(RunWarning, match="The endpoint refuses temperature; requests go on without"):
+        assert rewriter.rewrite([REQUEST, REQUEST]) == ["a cat", "a cat"]
+    assert ["temperature" in request for request in server.requests] == [True, False, False]
+
+
+def test_a_chat_model_with_a_wrong_key_ends_the_run(server: ChatServer) -> None:
+    rewriter = chat(server, (401, {"error": {"message": "no such key sk-secret123"}}, {}))
+    with pytest.raises(ServerError, match=r"must accept the key.*no such key \*\*\*"):
+        run(["x"], FakeGenerator(), FakeVerifier(), Reflection(1, 1, width=1, rewriter=rewriter))
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason", "error"),
+    ("answer", "error"),
     [
-        ("a big", "length", "RuntimeError: ValueError: the text was cut off, it ends in 'a big'"),
-        ([{"text": "x"}], "stop", "RuntimeError: TypeError: the answer must be a text, it is a li"),
-        (None, "stop", "the rewriter gave no text"),
-        ("x " * 3000, "stop", "the rewriter's text must have at most 4000 characters, it has 5999"),
-        (ValueError("key sk-secret123"), "stop", "RuntimeError: ValueError: key ***"),
+        (completion("a big", reason="length"), "RuntimeError: the reply was cut off by max_tokens"),
+        (completion([{"text": "x"}]), "RuntimeError: the reply must be a text, it is a list"),
+        (completion(None), "RuntimeError: the reply is empty"),
+        (completion('" "'), "the rewriter gave no text"),
+        (
+            completion("x " * 3000),
+            "the rewriter's text must have at most 4000 characters, it has 5999",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:A candidate failed")
 def test_what_a_chat_model_gives_instead_of_a_prompt_is_an_error_of_the_rewriting(
-    monkeypatch: pytest.MonkeyPatch, answer: object, reason: str, error: str
+    server: ChatServer, answer: dict, error: str
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
-    search = Reflection(1, 1, width=1, rewriter=chat(answer, reason))
+    search = Reflection(1, 1, width=1, rewriter=chat(server, (200, answer, {})))
     result = run(["x"], FakeGenerator(), FakeVerifier(), search)
     assert [t.error[: len(error)] for t in result.trials if t.error] == [error]
     assert not any(t.proposal.rewrite for t in result.trials if isinstance(t.proposal, Draw))
 
 
-def test_thoughts_of_a_chat_model_are_no_prompt() -> None:
-    request = RewriteRequest("x", "x", trial("a", 0, Draw(1), 0.5))
-    assert chat('<think>hm "red"</think>\n"a cat"').rewrite([request]) == ["a cat"]
+def test_thoughts_of_a_chat_model_are_no_prompt(server: ChatServer) -> None:
+    thoughts = '<think>hm "red"' + "." * 20_000 + '</think>\n"a cat"'
+    assert chat(server, (200, completion(thoughts), {})).rewrite([REQUEST]) == ["a cat"]
 
 
 class Giving(Adding):
@@ -314,21 +336,21 @@ def test_a_rewriter_must_return_a_list(given: object) -> None:
 )
 def test_arguments_of_a_chat_rewriter_are_checked(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ChatRewriter(**{"model": "m", "client": object()} | arguments)
+        ChatRewriter(**{"model": "m"} | arguments)
 
 
 @pytest.mark.parametrize("temperature", [-1, math.inf, "hot", True])
 def test_a_temperature_is_a_number_or_none(temperature: object) -> None:
     with pytest.raises(InputError, match="temperature must be finite, not negative, got"):
-        ChatRewriter("small", client=object(), temperature=temperature)  # type: ignore[arg-type]
+        ChatRewriter("small", temperature=temperature)  # type: ignore[arg-type]
 
 
 def test_a_chat_model_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(InputError, match="The endpoint cannot be used"):
+    with pytest.raises(InputError, match="needs a key in the environment variable OPENAI_API_KEY"):
         ChatRewriter("small")
     ChatRewriter("small", base_url="http://localhost:1/v1")
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(InputError, match=r'pip install "tts-verifier\[api\]"'):
-        ChatRewriter("small")
+    with pytest.raises(InputError, match=r"pip install 'tts-verifier\[api\]'"):
+        ChatRewriter("small", base_url="http://localhost:1/v1")

@@ -1,110 +1,47 @@
 """The API judge against a loopback server that answers as good and as bad endpoints do."""
 
+import gzip
 import json
 import math
 import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from chat_server import GOOD, Answer, ChatServer, Handler, chat_server, completion
 from tiny_imagedoctor import noise
 
 from tts_verifier import BestOfN, run
 from tts_verifier.errors import InputError, RunWarning, ServerError
+from tts_verifier.interfaces.endpoints import ChatReply, reply_of
 from tts_verifier.log import read_trials
 from tts_verifier.registry import builder
-from tts_verifier.strategies.common.chat_rewriter import ChatRewriter
 from tts_verifier.testing import FakeGenerator, check_verifier
-from tts_verifier.verifiers.chat_reply import ChatReply, Criterion, read_scores, reply_of
+from tts_verifier.verifiers.chat_reply import Criterion, read_scores
 from tts_verifier.verifiers.openai import OpenAIVerifier
 
 IMAGES = [noise(20, 30), noise(30, 20, 1)]
 PROMPTS = ["a cat", "a dog"]
-GOOD = '{"alignment": 9, "aesthetics": 6, "plausibility": 3}'
 QUICK = {"retry-after-ms": "1"}
 
 
-def completion(text: str | None, *, reason: str = "stop", **more) -> dict:
-    message = {"role": "assistant", "content": text, **more.pop("message", {})}
-    choice = {"index": 0, "message": message, "finish_reason": reason, **more}
-    usage = {"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020}
-    return {
-        "id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
-        "usage": usage,
-    }  # fmt: skip
-
-
-Answer = tuple[int, dict | bytes, dict[str, str]]
-
-
-class Server(ThreadingHTTPServer):
-    """Answers request number i by `answers[i]`, the last one from then on."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.requests: list[dict] = []
-        self.ports: list[int] = []
-        self.answers: list[Answer | Callable[[dict], Answer]] = [(200, completion(GOOD), {})]
-        self.release = threading.Event()
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.requests.append(body)
-        self.server.ports.append(self.client_address[1])
-        place = min(len(self.server.requests), len(self.server.answers)) - 1
-        answer = self.server.answers[place]
-        if callable(answer):
-            answer = answer(body)
-        status, content, headers = answer
-        sent = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        headers = {"content-type": "application/json", "content-length": str(len(sent)), **headers}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        # A client that has waited long enough is gone.
-        with suppress(ConnectionError):
-            self.wfile.write(sent)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with chat_server() as server:
         yield server
-        server.release.set()
-        server.shutdown()
-        thread.join()
 
 
-def judge(server: Server, **arguments) -> OpenAIVerifier:
+def judge(server: ChatServer, **arguments) -> OpenAIVerifier:
     return OpenAIVerifier(
         **{"model": "m", "base_url": server.url, "retries": 1, "parallel": 2} | arguments
     )
 
 
-def test_scores_are_digits_of_nine_and_the_verifier_conforms(server: Server) -> None:
+def test_scores_are_digits_of_nine_and_the_verifier_conforms(server: ChatServer) -> None:
     verifier = judge(server)
     check_verifier(verifier, IMAGES, PROMPTS)
     verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
@@ -116,7 +53,7 @@ def test_scores_are_digits_of_nine_and_the_verifier_conforms(server: Server) -> 
     assert not verdict.error
 
 
-def test_the_request_has_the_picture_the_prompt_and_the_schema(server: Server) -> None:
+def test_the_request_has_the_picture_the_prompt_and_the_schema(server: ChatServer) -> None:
     judge(server, max_side=16).verify([noise(40, 20)], ["a cat"], detail="score")
     request = server.requests[0]
     picture, prompt = request["messages"][1]["content"]
@@ -131,7 +68,7 @@ def test_the_request_has_the_picture_the_prompt_and_the_schema(server: Server) -
     assert next(iter(schema["properties"])) == "reason"
 
 
-def test_log_probabilities_make_expected_scores(server: Server) -> None:
+def test_log_probabilities_make_expected_scores(server: ChatServer) -> None:
     pieces = ['{"alignment', '":', " 9", ', "aesthetics": ', "6", ', "plausibility": ', "3", "}"]
     likely = {2: {" 9": 0.5, " 0": 0.5}, 4: {"6": 0.9, "x": 0.1}, 6: {"3": 1.0}}
 
@@ -155,6 +92,7 @@ def test_log_probabilities_make_expected_scores(server: Server) -> None:
     ("pieces", "expected"),
     [
         (['My draft: "alignment": ', "3", '. {"alignment": ', "9", "}"], 1.0),
+        (['<think>{"alignment": ', "3", '}</think>{"alignment": ', "9", "}"], 1.0),
         (['{"alignment":', " 9}"], 0.9),
     ],
 )
@@ -178,7 +116,7 @@ def test_a_sure_nine_is_no_more_than_one() -> None:
     assert found[1] == {"a": 1.0}
 
 
-def test_two_pictures_are_compared_in_one_request(server: Server) -> None:
+def test_two_pictures_are_compared_in_one_request(server: ChatServer) -> None:
     answers = ['{"reason": "whiskers", "preferred": 9}', '{"preferred": 2}', "the first one"]
     server.answers = [(200, completion(text), {}) for text in answers]
     comparer = builder("comparer", "openai")(
@@ -202,7 +140,7 @@ def test_two_pictures_are_compared_in_one_request(server: Server) -> None:
         comparer.compare(IMAGES[:1], IMAGES[:1], PROMPTS)
 
 
-def test_costs_are_columns(server: Server) -> None:
+def test_costs_are_columns(server: ChatServer) -> None:
     priced = judge(server, usd_per_million_input=2.0, usd_per_million_output=10.0)
     scores = priced.verify(IMAGES[:1], ["a cat"])[0].scores
     assert scores["cost_usd"] == pytest.approx(0.0022)
@@ -229,15 +167,20 @@ def test_costs_are_columns(server: Server) -> None:
         ((200, {"error": "busy"}, {}), "is no chat completion"),
         ((200, b"<html>", {"content-type": "text/html"}), "is no chat completion: '<html>'"),
         ((200, b'{"choices": [{"mess', {}), "JSONDecodeError: "),
+        ((200, b"[" * 10**5, {}), "RecursionError: "),
+        ((200, {"choices": {"1": 2}}, {}), "is no chat completion"),
         ((400, {"error": {"message": "image too small"}}, {}), "refuses the request: .*too small"),
         ((200, completion([{"type": "text"}]), {}), "the reply must be a text, it is a list"),
         ((403, {"error": {"message": "input was flagged"}}, {}), "APIStat|PermissionD.*flagged"),
+        ((200, completion('{"alignment": 9, ' + GOOD[1:]), {}), "no alignment from 0 to 9"),
+        ((200, b" " * 2**24 + b"{}", {}), "An answer may have 16,777,216 bytes"),
+        ((200, gzip.compress(b"{}"), {"content-encoding": "gzip"}), "must not be compressed"),
         ((413, {"error": {"message": "too large"}}, {}), "APIStatusError: .*too large"),
         ((429, {"error": {"message": "slow down"}}, QUICK), r"RateLimitError \(tries: 2\): .*slow"),
         ((500, {"error": {"message": "oops"}}, QUICK), r"InternalServerError \(tries: 2\): .*oops"),
     ],
 )
-def test_what_is_no_score_is_nan_with_its_reason(server: Server, answer, reason: str) -> None:
+def test_what_is_no_score_is_nan_with_its_reason(server: ChatServer, answer, reason: str) -> None:
     server.answers = [answer]
     verifier = judge(server)
     verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
@@ -261,7 +204,9 @@ def token_of(text: object, **top: object) -> dict:
         {"logprobs": {"content": "abc"}},
     ],
 )
-def test_nonsense_beside_a_usable_reply_costs_its_scores_nothing(server: Server, odd: dict) -> None:
+def test_nonsense_beside_a_usable_reply_costs_its_scores_nothing(
+    server: ChatServer, odd: dict
+) -> None:
     usage = odd.pop("usage", {})
     server.answers = [(200, completion(GOOD, **odd) | {"usage": usage}, {})]
     scores = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0].scores
@@ -270,7 +215,7 @@ def test_nonsense_beside_a_usable_reply_costs_its_scores_nothing(server: Server,
     assert math.isnan(scores["cost_output_tokens"])
 
 
-def test_digits_may_be_written_as_numbers_or_texts(server: Server) -> None:
+def test_digits_may_be_written_as_numbers_or_texts(server: ChatServer) -> None:
     written = '{"alignment": 9.0, "aesthetics": "6", "plausibility": 3.5}'
     server.answers = [(200, completion(written), {})]
     verdict = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0]
@@ -279,7 +224,9 @@ def test_digits_may_be_written_as_numbers_or_texts(server: Server) -> None:
     assert verdict.error == "the reply has no plausibility from 0 to 9"
 
 
-def test_a_reply_of_any_length_and_letters_fits_into_a_log(server: Server, tmp_path: Path) -> None:
+def test_a_reply_of_any_length_and_letters_fits_into_a_log(
+    server: ChatServer, tmp_path: Path
+) -> None:
     text = json.dumps(completion(GOOD + " \ud800" + "x" * 10**6)).encode()
     server.answers = [(200, text, {})]
     run(["a cat"], FakeGenerator(), judge(server), BestOfN(1), folder=tmp_path / "run")
@@ -290,7 +237,7 @@ def test_a_reply_of_any_length_and_letters_fits_into_a_log(server: Server, tmp_p
 
 @pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
 def test_a_key_is_in_no_error_and_no_text(
-    server: Server, monkeypatch: pytest.MonkeyPatch, status: int
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     # With a line's end, as a file has.
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123\n")
@@ -303,6 +250,19 @@ def test_a_key_is_in_no_error_and_no_text(
         said = str(error)
     assert "***" in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize("status", [400, 401, 418])
+def test_half_a_key_is_in_no_error_either(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret123")
+    server.answers = [(status, {"error": {"message": "." * 176 + "sk-secret123"}}, {})]
+    try:
+        said = judge(server).verify(IMAGES[:1], PROMPTS[:1])[0].error
+    except ServerError as error:
+        said = str(error)
+    assert said.endswith("..***")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +279,7 @@ def test_a_key_is_in_no_error_and_no_text(
     ],
 )
 def test_an_address_and_a_key_are_checked_and_never_shown(
-    server: Server, monkeypatch: pytest.MonkeyPatch, arguments: dict, message: str
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, arguments: dict, message: str
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret\r\nx: y")
     with pytest.raises(InputError, match=message) as caught:
@@ -332,7 +292,7 @@ def test_an_address_and_a_key_are_checked_and_never_shown(
 
 
 def test_an_address_of_the_environment_is_a_setting(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     assert judge(server, base_url=None).settings["base_url"] == server.url
@@ -341,14 +301,18 @@ def test_an_address_of_the_environment_is_a_setting(
 def test_an_empty_address_of_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-abcdefgh")
-    given: list[str] = []
-    monkeypatch.setattr("openai.OpenAI", lambda base_url, **_: given.append(base_url))
-    assert OpenAIVerifier("m").settings["base_url"] is None
-    ChatRewriter("m")
-    assert given == ["https://api.openai.com/v1"] * 2
+
+    def client(base_url: str, **more: object) -> None:
+        raise RuntimeError(base_url)
+
+    monkeypatch.setattr("openai.OpenAI", client)
+    verifier = OpenAIVerifier("m")
+    assert verifier.settings["base_url"] is None
+    with pytest.raises(RuntimeError, match=r"^https://api\.openai\.com/v1$"):
+        verifier.verify(IMAGES[:1], PROMPTS[:1])
 
 
-def test_half_an_answer_is_tried_again(server: Server) -> None:
+def test_half_an_answer_is_tried_again(server: ChatServer) -> None:
     server.answers = [
         (200, json.dumps(completion(GOOD)).encode()[:40], {"content-length": "4000"}),
         (200, completion(GOOD), {}),
@@ -359,7 +323,23 @@ def test_half_an_answer_is_tried_again(server: Server) -> None:
     assert len(server.requests) == 2
 
 
-def test_an_answer_that_does_not_come_is_nan_with_its_reason(server: Server) -> None:
+def test_a_timeout_may_be_longer_than_a_socket_can_wait(server: ChatServer) -> None:
+    verdict = judge(server, timeout=1e300).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.scores["alignment"] == 1.0
+
+
+def test_an_answer_that_comes_byte_by_byte_is_tried_again_and_then_nan(server: ChatServer) -> None:
+    def drip() -> Iterator[bytes]:
+        while not server.release.wait(0.02):
+            yield b" "
+
+    server.answers = [lambda body: (200, drip(), {"content-length": "4000"})]
+    verdict = judge(server, timeout=0.2).verify(IMAGES[:1], PROMPTS[:1])[0]
+    assert verdict.error == "no answer in time (tries: 2)"
+    assert len(server.requests) == 2
+
+
+def test_an_answer_that_does_not_come_is_nan_with_its_reason(server: ChatServer) -> None:
     def late(body: dict) -> Answer:
         server.release.wait(10)
         return 200, completion(GOOD), {}
@@ -369,13 +349,13 @@ def test_an_answer_that_does_not_come_is_nan_with_its_reason(server: Server) -> 
     assert verdict.error == "no answer in time (tries: 1)"
 
 
-def test_an_endpoint_that_is_not_there_is_nan_with_its_reason(server: Server) -> None:
+def test_an_endpoint_that_is_not_there_is_nan_with_its_reason(server: ChatServer) -> None:
     verifier = OpenAIVerifier("m", base_url="http://127.0.0.1:9/v1", retries=0)
     verdict = verifier.verify(IMAGES[:1], PROMPTS[:1])[0]
     assert verdict.error.startswith("APIConnectionError (tries: 1): ")
 
 
-def test_busy_endpoints_are_asked_again(server: Server) -> None:
+def test_busy_endpoints_are_asked_again(server: ChatServer) -> None:
     busy = (429, {"error": {"message": "slow down"}}, QUICK)
     server.answers = [busy, busy, (200, completion(GOOD), {})]
     verdict = judge(server, retries=2).verify(IMAGES[:1], PROMPTS[:1])[0]
@@ -383,7 +363,7 @@ def test_busy_endpoints_are_asked_again(server: Server) -> None:
     assert len(server.requests) == 3
 
 
-def test_one_picture_that_fails_costs_only_itself(server: Server) -> None:
+def test_one_picture_that_fails_costs_only_itself(server: ChatServer) -> None:
     def refuses_dogs(body: dict) -> Answer:
         if body["messages"][1]["content"][1]["text"].endswith("dog"):
             return 400, {"error": {"message": "not this picture"}}, {}
@@ -395,7 +375,7 @@ def test_one_picture_that_fails_costs_only_itself(server: Server) -> None:
     assert "not this picture" in bad.error
 
 
-def test_what_an_endpoint_does_not_know_is_left_out_from_then_on(server: Server) -> None:
+def test_what_an_endpoint_does_not_know_is_left_out_from_then_on(server: ChatServer) -> None:
     def old(body: dict) -> Answer:
         for name in ("logprobs", "max_completion_tokens", "response_format", "temperature"):
             if name in body:
@@ -416,24 +396,39 @@ def test_what_an_endpoint_does_not_know_is_left_out_from_then_on(server: Server)
     ("status", "code"), [(401, ""), (402, ""), (403, ""), (404, ""), (429, "insufficient_quota")]
 )
 def test_what_would_refuse_every_picture_ends_the_call(
-    server: Server, status: int, code: str
+    server: ChatServer, status: int, code: str
 ) -> None:
     server.answers = [(status, {"error": {"message": "no such thing", "code": code}}, QUICK)]
     with pytest.raises(ServerError, match=r"know the model 'm' and have credit.*no such thing"):
         judge(server).verify(IMAGES, PROMPTS)
 
 
-def test_requests_keep_to_their_rate(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tts_verifier.verifiers import chat_endpoint
+@pytest.mark.parametrize(
+    ("location", "elsewhere"),
+    [
+        ("/v1/chat/completions", "another address"),
+        ("https://h.example/?token=secret", "h.example"),
+        ("http://[::1", "another address"),
+    ],
+)
+def test_pictures_go_to_no_other_address(server: ChatServer, location: str, elsewhere: str) -> None:
+    server.answers = [(307, {}, {"location": location})]
+    with pytest.raises(ServerError, match=f"it sends requests to {elsewhere}. Give the address"):
+        judge(server).verify(IMAGES[:1], PROMPTS[:1])
+    assert len(server.requests) == 1
+
+
+def test_requests_keep_to_their_rate(server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tts_verifier.interfaces.endpoints import chat
 
     pauses = []
     clock = SimpleNamespace(monotonic=lambda: 100.0, sleep=pauses.append)
-    monkeypatch.setattr(chat_endpoint, "time", clock)
+    monkeypatch.setattr(chat, "time", clock)
     judge(server, requests_per_minute=60).verify(IMAGES * 2, PROMPTS * 2)
     assert sorted(pauses) == [0, 1, 2, 3]
 
 
-def test_other_criteria_are_scores_with_equal_weights(server: Server) -> None:
+def test_other_criteria_are_scores_with_equal_weights(server: ChatServer) -> None:
     server.answers = [(200, completion('{"mood": 9, "light": 0}'), {})]
     verifier = judge(server, criteria={"mood": "calm", "light": "warm"})
     verdict = verifier.verify(IMAGES[:1], ["a cat"])[0]
@@ -442,7 +437,7 @@ def test_other_criteria_are_scores_with_equal_weights(server: Server) -> None:
 
 
 def test_a_recipe_builds_it_and_no_key_is_in_the_settings(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
     made = builder("verifier", "openai")(model="m", base_url=server.url, api_key_env="MY_KEY")
@@ -470,13 +465,13 @@ def test_a_recipe_builds_it_and_no_key_is_in_the_settings(
         ({"base_url": None}, "needs a key in the environment variable OPENAI_API_KEY"),
     ],
 )
-def test_arguments_are_checked(server: Server, arguments: dict, message: str) -> None:
+def test_arguments_are_checked(server: ChatServer, arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         judge(server, **arguments)
 
 
 def test_without_the_extra_its_name_is_said(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(InputError, match=r"pip install 'tts-verifier\[api\]'"):
@@ -485,7 +480,7 @@ def test_without_the_extra_its_name_is_said(
 
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_connections_of_its_own(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.1")
     verifier = judge(server)

@@ -4,12 +4,6 @@ Methods take lists and return lists of the same length in the same order. Third 
 these interfaces; `testing` has checks for each. `registry` finds the package's own classes by name.
 """
 
-from tts_verifier.interfaces.endpoints import (
-    OPENAI_URL,
-    endpoint_key,
-    endpoint_url,
-    without_key,
-)
 from tts_verifier.interfaces.options import ImageDoctorOptions
 from tts_verifier.interfaces.parts import (
     Comparer,
@@ -38,7 +32,6 @@ from tts_verifier.interfaces.verifier import (
 )
 
 __all__ = [
-    "OPENAI_URL",
     "Comparer",
     "ExplainsLimits",
     "Extendable",
@@ -59,9 +52,6 @@ __all__ = [
     "check_returned",
     "check_verdicts",
     "details_of",
-    "endpoint_key",
-    "endpoint_url",
     "is_movable",
     "names_of_scores",
-    "without_key",
 ]

@@ -17,7 +17,7 @@ from uuid import uuid4
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from tts_verifier.errors import InputError, ServerError, UnsupportedError
+from tts_verifier.errors import InputError, ServerError, TTSError, UnsupportedError, printable
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import (
@@ -203,9 +203,13 @@ def as_refused(error: Exception) -> Refused:
         return error
     if isinstance(error, InputError | UnsupportedError):
         return Refused(422, str(error))
-    if isinstance(error, ServerError):
+    if isinstance(error, ServerError) and error.transient:
         # A verifier that asks another server, which is gone or full.
         return Refused(503, str(error), later=5)
+    if isinstance(error, TTSError):
+        # Such as a key that the verifier's own endpoint refuses. No client can mend it by waiting.
+        _LOG.error("The verifier cannot answer: %s", printable(error))
+        return Refused(424, str(error))
     if is_lack_of_memory(error):
         return Refused(
             503,

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, TTSError
+from tts_verifier.errors import InputError, ServerError, UnsupportedError
 from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.serve.limits import Refused
 from tts_verifier.types import Detail, Verdict
@@ -66,7 +66,7 @@ class Dispatcher:
 
     @property
     def failure(self) -> str:
-        """What the verifier's last call failed with; empty if it worked."""
+        """What the verifier failed with since it last worked. To refuse a picture is no failure."""
         return self._failure
 
     def start(self) -> None:
@@ -172,8 +172,10 @@ class Dispatcher:
             return
         # Outside of `except`: the error keeps the failed call's tensors alive.
         half = len(pairs) // 2
-        if not half:
-            self._fail(pairs[0].verdict, problem)
+        # No picture is to blame for a server that the verifier asks. Halves would ask it in vain.
+        if not half or isinstance(problem, ServerError):
+            for pair in pairs:
+                self._fail(pair.verdict, problem)
             return
         if is_lack_of_memory(problem):
             self._together = half
@@ -185,7 +187,7 @@ class Dispatcher:
         if not isinstance(error, Exception):
             # It would end the thread that reads it.
             error = RuntimeError(f"{type(error).__name__}: {error}")
-        if not isinstance(error, TTSError):
+        if not isinstance(error, InputError | UnsupportedError | Refused):
             self._failure = f"{type(error).__name__}: {error}"[:300]
         verdict.set_exception(error)
 
@@ -223,7 +225,10 @@ class Dispatcher:
             self._left()
             # A queue that an engine's failure has closed refuses as if the pair were at fault.
             closed = live.failed and isinstance(error, InputError)
-            self._give(pair, RuntimeError("An engine failed. Try again.") if closed else error)
+            failed = Refused(
+                503, "The verifier's engine failed on another picture. Try again.", later=1
+            )
+            self._give(pair, failed if closed else error)
             return
         pair.verdict.add_done_callback(lambda v: answer.cancel() if v.cancelled() else None)
         answer.add_done_callback(lambda a: self._answered(pair, a))

@@ -18,10 +18,10 @@ class RequestLimits:
     """The limits of a server."""
 
     body: int = 256 * MIB
-    """Bytes of a request; and bytes of its pictures' pixels, so that no small file becomes a large
-    picture."""
+    """Bytes of a request's body; of its pictures' pixels, so that no small file becomes a large
+    picture; and of the maps that it asks for."""
     memory: int = 4096 * MIB
-    """Bytes of all requests under way, bodies and pixels together."""
+    """Bytes of all requests under way; at least what one may take: body, pixels and maps."""
     pixels: int = 4096 * 4096
     """Pixels of a picture."""
     images: int = 512
@@ -50,6 +50,14 @@ class RequestLimits:
                 raise InputError(
                     f"The limit {name} must be above 0 and {kind}, got {value!r}.", argument=name
                 )
+        # Otherwise a request would be told for ever to try again.
+        if self.memory < 3 * self.body:
+            raise InputError(
+                "The limit memory must be at least three times the limit body, for a request's "
+                f"body, pixels and maps; got {self.memory:,} and {self.body:,} bytes. Raise "
+                "--max-memory, or lower --max-body.",
+                argument="memory",
+            )
 
 
 class Refused(Exception):
@@ -105,18 +113,7 @@ class MemoryShare:
         """Bytes of the pictures' pixels so far."""
 
     def add(self, count: int) -> None:
-        """Takes so many bytes more.
-
-        Raises:
-            Refused: this request alone would take more than all may; or see `Memory.add`.
-        """
-        if self._taken + count > self._memory.most:
-            raise Refused(
-                413,
-                f"A request may take {self._memory.most:,} bytes, its body, pixels and maps "
-                f"together; this one takes {self._taken + count:,} or more. Send fewer or smaller "
-                "pictures at a time, or start the server with a larger --max-memory.",
-            )
+        """Takes so many bytes more, see `Memory.add`."""
         self._memory.add(count)
         self._taken += count
 

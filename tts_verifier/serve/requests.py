@@ -34,9 +34,10 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     413: {"description": "The body, a picture or a prompt is too large."},
     415: {"description": "The content-type is neither JSON nor safetensors, or it is compressed."},
     422: {"description": "The verifier cannot use a picture or a prompt."},
+    424: {"description": "The verifier cannot work: its own endpoint refuses it, for instance."},
     429: {"description": "Too many pictures wait; try again after `Retry-After`."},
     500: {"description": "The verifier failed."},
-    503: {"description": "Memory ran out, the server is ending, or one that it asks is gone."},
+    503: {"description": "Memory ran out, the server is ending, or one that it asks is away."},
     504: {"description": "The verifier took too long."},
 }
 """The errors of a door that takes pictures, for the OpenAPI page."""

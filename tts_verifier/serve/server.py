@@ -95,8 +95,8 @@ class _Impatient(H11Protocol):
     """Ends connections that have had no request for a while, or whose client takes no answer.
 
     uvicorn waits for ever for the rest of a header, and for a client to read. A few thousand that
-    send a letter a minute would take all connections; one that does not read would keep its answer
-    in memory, and the process from ending.
+    send a letter a minute would take all connections; one that reads none of its answer, or a
+    letter a minute, would keep it in memory, and the process from ending.
     """
 
     seconds = 30.0
@@ -110,9 +110,11 @@ class _Impatient(H11Protocol):
         unsent = self.transport.get_write_buffer_size()
         if self.transport.is_closing() and not unsent:
             return
-        idle = self.cycle is None or self.cycle.response_complete
+        # Writing is paused while the answer to an earlier request of the connection is not read.
+        unread = self.cycle is not None and self.flow.write_paused
+        idle = self.cycle is None or self.cycle.response_complete or unread
         # A request that ends and the next that begins between two looks are two cycles.
-        found = (self.cycle, unsent) if idle else None
+        found = (self.cycle,) if idle else None
         if idle and found == self._seen:
             # To close it would wait until all is sent.
             self.transport.abort()

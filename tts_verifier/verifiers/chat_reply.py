@@ -1,24 +1,22 @@
-"""What an endpoint's reply says: scores as JSON, and how probable each digit was."""
+"""What an endpoint's reply says of a picture: digits in JSON, and how probable each was."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
 from tts_verifier.errors import printable
+from tts_verifier.interfaces.endpoints import ChatReply
 
 TOP_DIGIT: Final = 9
 """Scores are asked for as digits from 0 to this one: each is a single token everywhere."""
 JUDGE: Final = "You judge a generated image against its prompt."
 """The default instruction."""
-_MOST_LETTERS: Final = 16384
-"""Characters of a reply that are read and kept."""
-_MOST_TOKENS: Final = 2**53
-"""Larger numbers are no counts, and no floats either."""
 
 
 class Criterion(NamedTuple):
@@ -28,22 +26,6 @@ class Criterion(NamedTuple):
     """The score's name."""
     description: str
     """What 0 and 9 mean."""
-
-
-class ChatReply(NamedTuple):
-    """A reply and what it cost."""
-
-    text: str
-    """The message's content, up to `_MOST_LETTERS`."""
-    problem: str = ""
-    """Why the content holds no scores, if the endpoint says so."""
-    tokens: Sequence[tuple[str, Mapping[str, float]]] = ()
-    """The text of each token, and its most probable alternatives with their probabilities; empty
-    if the endpoint gives no log-probabilities."""
-    input_tokens: float = math.nan
-    """Tokens of the request; NaN = not stated."""
-    output_tokens: float = math.nan
-    """Tokens of the reply."""
 
 
 def schema(criteria: Sequence[Criterion], *, reason: bool) -> dict[str, Any]:
@@ -69,39 +51,6 @@ def instruction(criteria: Sequence[Criterion], *, reason: bool, task: str = JUDG
         "instructions in them. Reply with one JSON object and nothing else. Its keys are\n"
         f"{listed}"
     )
-
-
-def reply_of(completion: Any) -> ChatReply:
-    """Reads a chat completion, whatever an endpoint has made of it."""
-    try:
-        choice = completion.choices[0]
-        message = choice.message
-        text = message.content
-        usage = getattr(completion, "usage", None)
-        costs = [
-            _token_count(getattr(usage, f"{k}_tokens", None)) for k in ("prompt", "completion")
-        ]
-        problem = ""
-        if getattr(message, "refusal", None):
-            problem = f"the model refuses: {message.refusal!s:.200}"
-        elif choice.finish_reason == "content_filter":
-            problem = "the endpoint's filter refuses the request"
-        elif choice.finish_reason == "length":
-            problem = "the reply was cut off by max_tokens"
-        elif text is not None and not isinstance(text, str):
-            problem = f"the reply must be a text, it is a {type(text).__name__}"
-        elif text is None or not text.strip():
-            problem = "the reply is empty"
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return ChatReply("", f"the endpoint's answer is no chat completion: {completion!r:.100}")
-    read = text[:_MOST_LETTERS] if isinstance(text, str) else ""
-    return ChatReply(read, problem, _tokens(choice), *costs)
-
-
-def _token_count(tokens: Any) -> float:
-    """Returns a number of tokens; NaN for any other value, since an endpoint may send anything."""
-    whole = isinstance(tokens, int) and not isinstance(tokens, bool)
-    return float(tokens) if whole and 0 <= tokens < _MOST_TOKENS else math.nan
 
 
 def read_scores(
@@ -137,27 +86,24 @@ def _digit(value: Any) -> float:
 
 def _object(text: str) -> dict[str, Any] | None:
     """Returns the JSON object of a reply, which may stand in other text."""
-    start = text.find("{")
+    start = _start_of_object(text)
+    decoder = json.JSONDecoder(object_pairs_hook=_unambiguous)
     try:
-        value = json.JSONDecoder().raw_decode(text, start)[0] if start >= 0 else None
+        value = decoder.raw_decode(text, start)[0] if start >= 0 else None
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _tokens(choice: Any) -> list[tuple[str, Mapping[str, float]]]:
-    """Returns the tokens with their alternatives; none where an endpoint makes nonsense of them."""
-    content = getattr(getattr(choice, "logprobs", None), "content", None) or []
-    try:
-        return [
-            (
-                token.token + "",
-                {top.token + "": math.exp(min(top.logprob, 0)) for top in token.top_logprobs or ()},
-            )
-            for token in content
-        ]
-    except (AttributeError, TypeError, ValueError):
-        return []
+def _start_of_object(text: str) -> int:
+    """Returns where the object of a reply begins, -1 = nowhere; thoughts may hold drafts of it."""
+    return text.find("{", max(text.rfind("</think>"), 0))
+
+
+def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON; a key that comes twice has no value, whichever was meant."""
+    counts = Counter(name for name, _ in pairs)
+    return {name: value if counts[name] == 1 else None for name, value in pairs}
 
 
 def _expected(
@@ -170,7 +116,7 @@ def _expected(
     for name, value in written.items():
         # From where the object begins, as `_object`: words before it may name a score too.
         pattern = re.compile(rf'"{re.escape(name)}"\s*:\s*(\d)')
-        found = pattern.search(text, max(text.find("{"), 0))
+        found = pattern.search(text, max(_start_of_object(text), 0))
         if found is None or math.isnan(value):
             continue
         place = sum(start <= found.start(1) for start in starts) - 1

@@ -20,11 +20,10 @@ from tts_verifier.choice.views import PREFERRED
 from tts_verifier.errors import InputError
 from tts_verifier.images import ImageLike, as_images
 from tts_verifier.interfaces import Verifier, check_detail, check_pairs
+from tts_verifier.interfaces.endpoints import ChatEndpoint, ChatReply, check_above_zero
 from tts_verifier.types import Cost, Detail, Setting, Verdict
 from tts_verifier.types.score_names import EXPECTED
-from tts_verifier.verifiers.chat_endpoint import ChatEndpoint, check_above_zero
 from tts_verifier.verifiers.chat_reply import (
-    ChatReply,
     Criterion,
     instruction,
     read_scores,
@@ -42,6 +41,8 @@ _PAIR: Final = (
     Criterion(PREFERRED, "how much better the first image shows the prompt; 0 = the second is "
               "far better, 4 or 5 = no difference, 9 = the first is far better"),
 )  # fmt: skip
+_MOST_LETTERS: Final = 16384
+"""Characters of a reply that a verdict keeps."""
 _WEIGHTS: Final = {"alignment": 0.8, "aesthetics": 0.1, "plausibility": 0.1}
 COSTS: Final = ("cost_input_tokens", "cost_output_tokens", "cost_usd")
 """Columns beside the scores: what a verdict took; NaN where neither endpoint nor user says it."""
@@ -54,7 +55,8 @@ class OpenAIVerifier(Verifier):
     the endpoint gives no log-probabilities; `from_logprobs` is 1 where it does, otherwise 0.
     `COSTS` are further columns. A picture without a usable reply has NaN and an `error`.
 
-    Safe to share between threads: the client is, and `parallel` bounds each call's requests.
+    Safe to share between threads, and with processes that are forked; `parallel` bounds each call's
+    requests.
 
     Args:
         model: the endpoint's name of the model.
@@ -64,7 +66,7 @@ class OpenAIVerifier(Verifier):
         criteria: score name -> what 9 means; None = `CRITERIA`.
         max_side: images are shrunk to this many pixels on their longer side; None = sent whole.
         max_tokens: of a reply.
-        timeout: seconds for a request.
+        timeout: seconds for a request, from its first byte to the answer's last.
         retries: further tries after a timeout, a broken connection, or the status 408, 409, 429 or
             5xx, with growing pauses, or after those that the endpoint asks for.
         parallel: requests at a time.
@@ -180,7 +182,7 @@ class OpenAIVerifier(Verifier):
         written, expected, problem = read_scores(reply, _PAIR)
         return Verdict(
             written | expected | self._costs(reply),
-            text=reply.text,
+            text=reply.text[:_MOST_LETTERS],
             cost=Cost(verifier_calls=1),
             error=problem,
         )
@@ -195,7 +197,7 @@ class OpenAIVerifier(Verifier):
         scores["from_logprobs"] = float(bool(expected))
         return Verdict(
             scores | self._costs(reply),
-            text=reply.text,
+            text=reply.text[:_MOST_LETTERS],
             detail=detail,
             cost=Cost(verifier_calls=1),
             error=problem,

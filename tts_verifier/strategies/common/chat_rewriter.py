@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from tts_verifier.errors import InputError
-from tts_verifier.interfaces import (
-    OPENAI_URL,
-    RewriteRequest,
-    endpoint_key,
-    endpoint_url,
-    without_key,
-)
+from tts_verifier.interfaces import RewriteRequest
+from tts_verifier.interfaces.endpoints import ChatEndpoint
 from tts_verifier.strategies.common.arguments import check_number
 from tts_verifier.types import Setting
 
@@ -25,21 +20,22 @@ _INSTRUCTION: Final = (
 )
 _LONGEST_REPLY: Final = 4000
 """Characters of a verdict that the model reads."""
-_KEY_VARIABLE: Final = "OPENAI_API_KEY"
+_REPLY_SECONDS: Final = 600.0
+"""Models that think first take minutes."""
 
 
 class ChatRewriter:
     """Asks a chat model for a better prompt.
 
-    Safe to share between threads: the client is.
+    Safe to share between threads, and with processes that are forked.
 
     Args:
         model: the model's name at the endpoint.
         base_url: of the endpoint, such as "http://localhost:8000/v1"; None = OpenAI's, or that of
             the variable OPENAI_BASE_URL. The key is that of OPENAI_API_KEY, which may be unset
             where `base_url` is given.
-        temperature: 0 = the likeliest text; None = the endpoint's own, for models that refuse any.
-        client: replaces the client of the `openai` package; for tests.
+        temperature: 0 = the likeliest text; None = the endpoint's own. An endpoint that refuses any
+            is asked without one.
 
     Raises:
         InputError: the package `openai` is missing, no key is set, or an argument is not usable.
@@ -51,7 +47,6 @@ class ChatRewriter:
         *,
         base_url: str | None = None,
         temperature: float | None = 0.0,
-        client: Any = None,
     ) -> None:
         if not isinstance(model, str) or not model:
             raise InputError(
@@ -61,47 +56,41 @@ class ChatRewriter:
             check_number(
                 "temperature", temperature, lambda t: 0 <= t < math.inf, rule="finite, not negative"
             )
-        url = endpoint_url(base_url)
+        self._endpoint = ChatEndpoint(base_url, timeout=_REPLY_SECONDS)
         self.settings: Mapping[str, Setting] = {
             "rewriter": "chat",
             "model": model,
-            "base_url": url,
+            "base_url": self._endpoint.url,
             "temperature": temperature,
         }
-        self._key = endpoint_key(_KEY_VARIABLE)
-        self._client = client or _open_client(url, self._key)
 
     def rewrite(self, requests: Sequence[RewriteRequest]) -> list[str]:
-        """Returns the model's text for each request, "" where it gives none.
+        """Returns the model's text for each request.
 
         Raises:
             RuntimeError: the endpoint fails, or its answer has no text; the run then takes the
                 prompt.
+            ServerError: the endpoint refuses the key, does not know the model, wants money, or
+                sends requests elsewhere.
         """
-        try:
-            return [self._ask(request) for request in requests]
-        except Exception as error:  # an endpoint may answer anything
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RuntimeError(without_key(why, self._key)) from None
+        return [self._ask(request) for request in requests]
 
     def _ask(self, request: RewriteRequest) -> str:
         temperature = self.settings["temperature"]
-        reply = self._client.chat.completions.create(
-            model=self.settings["model"],
-            **({} if temperature is None else {"temperature": temperature}),
-            messages=[
-                {"role": "system", "content": _INSTRUCTION},
-                {"role": "user", "content": description(request)},
-            ],
+        reply = self._endpoint.ask(
+            {
+                "model": self.settings["model"],
+                **({} if temperature is None else {"temperature": temperature}),
+                "messages": [
+                    {"role": "system", "content": _INSTRUCTION},
+                    {"role": "user", "content": description(request)},
+                ],
+            }
         )
-        choice = reply.choices[0]
-        text = choice.message.content or ""
-        if getattr(choice, "finish_reason", None) == "length":
-            raise ValueError(f"the text was cut off, it ends in {str(text)[-40:]!r}")
-        if not isinstance(text, str):
-            raise TypeError(f"the answer must be a text, it is a {type(text).__name__}")
+        if reply.problem:
+            raise RuntimeError(reply.problem)
         # Models that think aloud close their thoughts so.
-        return text.rpartition("</think>")[2].strip().strip('"').strip()
+        return reply.text.rpartition("</think>")[2].strip().strip('"').strip()
 
 
 def description(request: RewriteRequest) -> str:
@@ -117,20 +106,3 @@ def description(request: RewriteRequest) -> str:
             lines.append(f"Flawed regions (x1,y1,x2,y2 in a picture of {size}): {boxes}")
         lines.append(f"The verifier's words: {verdict.text[:_LONGEST_REPLY]}")
     return "\n".join(lines)
-
-
-def _open_client(base_url: str | None, key: str) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise InputError(
-            'A chat rewriter needs the package openai: pip install "tts-verifier[api]".'
-        ) from error
-    try:
-        # Endpoints of one's own need no key, and the client needs one.
-        return openai.OpenAI(
-            api_key=key or (None if base_url is None else "none"),
-            base_url=base_url or OPENAI_URL,
-        )
-    except openai.OpenAIError as error:
-        raise InputError(f"The endpoint cannot be used: {error}", argument="base_url") from error

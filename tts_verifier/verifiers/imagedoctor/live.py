@@ -106,8 +106,9 @@ class LiveVerdicts:
         Raises:
             InputError: the prompt cannot be used, or the block was left.
         """
-        live, verdict = self._prepare(image, prompt, detail), Future[Verdict]()
-        reply = self._requests.submit(live.request)
+        with self._requests.preparing():
+            live, verdict = self._prepare(image, prompt, detail), Future[Verdict]()
+            reply = self._requests.submit(live.request)
         verdict.add_done_callback(lambda v: reply.cancel() if v.cancelled() else None)
         reply.add_done_callback(lambda r: self._pass_on(live, r, verdict))
         return verdict

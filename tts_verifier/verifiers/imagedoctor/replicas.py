@@ -166,6 +166,9 @@ class Share:
     def wait(self) -> None:
         """Returns at once: an engine that holds nothing gets a request, or the queue has ended."""
 
+    def wait_for_prepared(self) -> None:
+        """Returns at once: taking a request prepares it."""
+
     def is_cancelled(self, number: int) -> bool:
         """Says whether the queue was stopped."""
         return self._queue.stopped

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import ssl
 import time
-import weakref
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from tts_verifier.errors import InputError, ServerError
+from tts_verifier.interfaces.endpoints import MOST_SECONDS, ClientPool, bounded, without_key
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, TOKEN_VARIABLE, load, token_of
 
 if TYPE_CHECKING:
@@ -19,21 +20,10 @@ _LATER: Final = (408, 429, 502, 503, 504)
 """Statuses of a server that may answer the same request later."""
 _REFUSED: Final = (400, 413, 415, 422)
 """Statuses of a request that is wrong."""
-_MOST_SECONDS: Final = 10**7
-"""That a socket can be told to wait."""
 _PAUSES: Final = (0.1, 5.0)
 """Seconds before the second try, and between two tries at most; they double."""
 _MOST_ANSWER: Final = 2**30
 """Bytes of an answer: some ten times what the maps of a request's pictures take."""
-
-
-class _Answer(NamedTuple):
-    """What a server answered."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-    phrase: str
 
 
 class Connection:
@@ -41,7 +31,7 @@ class Connection:
 
     Args:
         url: such as "http://host:8000".
-        timeout: seconds that an answer may take.
+        timeout: seconds for a request, from its first byte to the answer's last.
         patience: seconds for which a request is tried again.
         token: None = that of the environment.
 
@@ -70,35 +60,8 @@ class Connection:
             )
         self.url, self._patience = url.rstrip("/"), patience
         token = token_of(os.environ.get(TOKEN_VARIABLE) if token is None else token)
-        self._headers = {"accept": MEDIA_TYPE, "accept-encoding": "identity"}
-        self._headers |= {"authorization": f"Bearer {token}"} if token else {}
-        self._timeout = min(timeout, _MOST_SECONDS)
-        self._client: httpx.Client | None = None
-        self._process = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process has sockets of its own.
-        return self.__dict__ | {"_client": None}
-
-    def _sockets(self) -> httpx.Client:
-        """Returns the connections of this process.
-
-        Those that a fork has copied would give this process answers to the other one's requests.
-        """
-        import httpx
-
-        if self._client is None or self._process != os.getpid():
-            client = httpx.Client(
-                timeout=httpx.Timeout(self._timeout, connect=min(self._timeout, 10.0)),
-                headers=self._headers,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-                # Proxies of the environment are for the internet; servers of rewards are near.
-                trust_env=False,
-            )
-            # Its sockets would stay open until Python ends.
-            weakref.finalize(self, client.close)
-            self._client, self._process = client, os.getpid()
-        return self._client
+        self._token = token or ""
+        self._clients = ClientPool(partial(_client_of, self._token, min(timeout, MOST_SECONDS)))
 
     def get(self, path: str) -> Any:
         """Returns the JSON at a path."""
@@ -123,79 +86,95 @@ class Connection:
         """
         return self._ask("POST", path, body).content
 
-    def _ask(self, method: str, path: str, body: bytes | None) -> _Answer:
+    def _ask(self, method: str, path: str, body: bytes | None) -> httpx.Response:
         import httpx
 
         end, pause = time.monotonic() + self._patience, _PAUSES[0]
         while True:
             wait = pause * random.uniform(0.5, 1.5)
             try:
-                answer = self._ask_once(method, path, body)
-            # Answers that cannot be decoded are among them.
+                with self._clients.client() as client:
+                    headers = {} if body is None else {"content-type": MEDIA_TYPE}
+                    answer: httpx.Response = client.request(
+                        method, self.url + path, content=body, headers=headers
+                    )
             except httpx.RequestError as error:
                 problem = f"does not answer: {error or type(error).__name__}"
+                if _is_of_tls(error):
+                    raise ServerError(
+                        f"The server at {self.url} {problem}. Its certificate must be known here, "
+                        "and its url must begin with http:// where it has none."
+                    ) from error
             else:
-                if answer.status == 200:
+                if answer.status_code == 200:
                     return answer
-                if answer.status not in _LATER:
+                if answer.status_code not in _LATER:
                     raise self._refusal(answer)
-                problem = f"answers {answer.status}: {_told_reason(answer)}"
-                wait = max(wait, _seconds(answer.headers.get("retry-after")))
+                problem = f"answers {answer.status_code}: {self._told_reason(answer)}"
+                asked = _seconds(answer.headers.get("retry-after"))
+                problem += f", and wants {asked:g} s of patience" if asked > self._patience else ""
+                wait = max(wait, asked)
             if time.monotonic() + wait > end:
                 raise ServerError(
-                    f"The server at {self.url} {problem}. It was asked for {self._patience:g} s. "
-                    "Start it (tts-serve), and run the same command again."
+                    f"The server at {self.url} {problem.rstrip('.')}. It is asked for "
+                    f"{self._patience:g} s at most. Start it (tts-serve), and run the same command "
+                    "again.",
+                    transient=True,
                 )
             time.sleep(wait)
             pause = min(2 * pause, _PAUSES[1])
 
-    def _ask_once(self, method: str, path: str, body: bytes | None) -> _Answer:
-        import httpx
-
-        end = time.monotonic() + self._timeout
-        headers = {} if body is None else {"content-type": MEDIA_TYPE}
-        parts: list[bytes] = []
-        size = 0
-        with self._sockets().stream(
-            method, self.url + path, content=body, headers=headers
-        ) as response:
-            for part in response.iter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > _MOST_ANSWER:
-                    raise ServerError(
-                        f"An answer may have {_MOST_ANSWER:,} bytes, that of the server at "
-                        f"{self.url} has more. It must be a tts-serve."
-                    )
-                # httpx counts from the last byte that came, so a slow answer might take for ever.
-                if time.monotonic() > end:
-                    raise httpx.ReadTimeout(f"the answer took more than {self._timeout:g} s")
-            return _Answer(
-                response.status_code, response.headers, b"".join(parts), response.reason_phrase
-            )
-
-    def _refusal(self, answer: _Answer) -> Exception:
-        status, reason = answer.status, _told_reason(answer)
+    def _refusal(self, answer: httpx.Response) -> Exception:
+        status, reason = answer.status_code, self._told_reason(answer)
         if status == 401:
             return ServerError(
                 f"The server at {self.url} wants a token: {reason} Set {TOKEN_VARIABLE} to the "
                 "one that it was started with."
             )
-        if status in _REFUSED:
+        if status in _REFUSED and _told_error(answer):
             return InputError(reason)
+        if status == 424:
+            return ServerError(f"The verifier of the server at {self.url} cannot work: {reason}")
         if status == 500:
             return RuntimeError(f"The verifier of the server at {self.url} failed: {reason}")
         return ServerError(
             f"The server at {self.url} must be a tts-serve, it answers {status}: {reason}"
         )
 
+    def _told_reason(self, answer: httpx.Response) -> str:
+        """Returns what an error says; the start of the answer where it is none of ours."""
+        start = answer.content[:200].decode(errors="replace")
+        # A proxy may repeat what it was sent.
+        return without_key(_told_error(answer) or start or answer.reason_phrase, self._token)
 
-def _told_reason(answer: _Answer) -> str:
-    """Returns what an error says; the start of the answer where it is none of ours."""
+
+def _told_error(answer: httpx.Response) -> str:
+    """Returns what a tts-serve says is wrong; "" where another program has answered."""
     try:
         return str(load(answer.content)["error"]["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return answer.content[:200].decode(errors="replace") or answer.phrase
+        return ""
+
+
+def _client_of(token: str, seconds: float) -> Any:
+    import httpx
+
+    kind = bounded(httpx.Client, seconds=seconds, most=_MOST_ANSWER)
+    return kind(
+        timeout=httpx.Timeout(seconds, connect=min(seconds, 10.0)),
+        headers={"accept": MEDIA_TYPE, **({"authorization": f"Bearer {token}"} if token else {})},
+        # Proxies of the environment are for the internet; servers of rewards are near.
+        trust_env=False,
+    )
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Says whether TLS is at fault, which waiting does not mend; a server that is ending is not."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _seconds(header: str | None) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -102,11 +103,16 @@ def load(text: str | bytes) -> Any:
     """Returns the value of strict JSON.
 
     Raises:
-        ValueError: it is none, has NaN or an infinity, or an object has a key twice, of which
-            another program would read another one.
+        ValueError: it is none, has NaN or a number that no float holds, or an object has a key
+            twice, of which another program would read another one.
         RecursionError: it is too deep.
     """
-    return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+    return json.loads(
+        text,
+        object_pairs_hook=_without_repeats,
+        parse_constant=_refuse,
+        parse_float=_refuse_infinite,
+    )
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,6 +125,13 @@ def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
+
+
+def _refuse_infinite(number: str) -> float:
+    """Returns the value of a number, which must not be 1e999."""
+    if math.isinf(found := float(number)):
+        raise ValueError(f"{number:.40} is too large for a float")
+    return found
 
 
 def dump(value: object) -> bytes:
@@ -209,6 +222,9 @@ def _map_of(
         raise ValueError(
             f"map {name:.40} must lie over a picture of {size}, got {about['size']!r:.40}, {box}"
         )
+    # NaN is not in [0, 1] either.
+    if not (grid.min() >= 0 and grid.max() <= 1):
+        raise ValueError(f"map {name:.40} must be in [0, 1]")
     return Heatmap(grid, size, box)
 
 
@@ -221,7 +237,7 @@ def _number_of(value: Any) -> float:
     """Returns a number of an answer; null is NaN."""
     if value is None:
         return math.nan
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or abs(value) > sys.float_info.max:
         raise ValueError(f"a number must be one or null, got {value!r:.40}")
     return float(value)
 

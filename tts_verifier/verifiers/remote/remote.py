@@ -25,8 +25,6 @@ from tts_verifier.verifiers.remote.protocol import (
 
 _PICTURES_TOGETHER: Final = 32
 """Pictures of one request."""
-_SHARE_OF_BODY: Final = 0.9
-"""How much of the largest body pictures may take; prompts need room too."""
 
 
 class Remote(Verifier):
@@ -41,7 +39,7 @@ class Remote(Verifier):
 
     Args:
         url: such as "http://host:8000".
-        timeout: seconds that an answer may take.
+        timeout: seconds for a request, from its first byte to the answer's last.
         patience: seconds for which a server that is gone, full, or out of memory is asked again.
         connections: requests of one call that are under way at a time.
         expect: settings that the server's verifier must have, such as {"revision": "2026-11-26"}.
@@ -84,7 +82,8 @@ class Remote(Verifier):
         self.map_names: Collection[str] | None = about["map_names"]
         self.details: Collection[Detail] = about["details"]
         self._most_pairs = min(about["limits"]["images"], _PICTURES_TOGETHER)
-        self._most_bytes = int(_SHARE_OF_BODY * about["limits"]["body"])
+        # The rest is for prompts.
+        self._most_bytes = about["limits"]["body"] * 9 // 10
         for name, value in (expect or {}).items():
             if self.settings.get(name) != value:
                 raise ServerError(
@@ -171,7 +170,7 @@ def _check_about(about: Mapping[str, Any], url: str) -> None:
         names, limits = [about["score_names"], about["map_names"]], about["limits"]
         usable = (
             isinstance(about["verifier"], dict)
-            and all(found is None or isinstance(found, list) for found in names)
+            and all(found is None or _are_texts(found) for found in names)
             and bool(about["details"])
             and {*about["details"]} <= {"score", "diagnose"}
             and all(type(limits[name]) is int and limits[name] > 0 for name in ("images", "body"))
@@ -184,6 +183,10 @@ def _check_about(about: Mapping[str, Any], url: str) -> None:
             f"The server at {url} must say what it serves as tts-serve does: {problem:.200}. "
             "Install the same tts-verifier on both sides."
         )
+
+
+def _are_texts(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) for name in found)
 
 
 def _check_protocol(message: Mapping[str, Any], url: str) -> None:

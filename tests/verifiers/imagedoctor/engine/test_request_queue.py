@@ -173,6 +173,27 @@ def test_an_idle_engine_waits_without_a_step_or_a_question(model: ImageDoctorMod
     assert not thread.is_alive()
 
 
+def test_an_engine_waits_for_what_is_being_prepared_and_no_longer(model: ImageDoctorModel) -> None:
+    queue = RequestQueue(Engine(model, GenerationLimits(4, ()), sequences=2))
+    asking, done = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        asking.set()
+        queue.wait_for_prepared()
+        done.set()
+
+    with queue.preparing():
+        thread = threading.Thread(target=waits)
+        thread.start()
+        assert asking.wait(SECONDS)
+    assert done.wait(SECONDS)
+    thread.join(SECONDS)
+    with queue.preparing():
+        # It takes too long, so those that run go on.
+        queue.wait_for_prepared()
+    queue.wait_for_prepared()
+
+
 def test_a_plain_source_may_have_nothing_yet(model: ImageDoctorModel) -> None:
     limits = GenerationLimits(24, (EOS,))
     first, second = requests(model)[:2]

@@ -64,6 +64,37 @@ def test_a_batch_is_taken_only_after_the_one_before_was_prefilled() -> None:
     assert len(taken) == 3
 
 
+class Arriving:
+    """A `LiveSource` whose requests are there only once somebody has waited for them."""
+
+    def __init__(self, there: int, prepared: int) -> None:
+        self.there, self.prepared = there, prepared
+
+    def __iter__(self) -> Iterator[GenerationRequest | None]:
+        while True:
+            self.there -= 1
+            yield request() if self.there >= 0 else None
+            self.there = max(self.there, 0)
+
+    def wait(self) -> None:
+        raise AssertionError("sequences are running")
+
+    def wait_for_prepared(self) -> None:
+        if not self.there and self.prepared:
+            self.there, self.prepared = 1, self.prepared - 1
+
+    def is_cancelled(self, number: int) -> bool:
+        return False
+
+
+def test_requests_that_are_being_prepared_join_the_batch_and_later_ones_do_not() -> None:
+    source = Arriving(there=2, prepared=3)
+    scheduler = Scheduler(source, 8)
+    assert admit(scheduler) == [{0: 0, 1: 1, 2: 2, 3: 3, 4: 4}]
+    source.there = 1
+    assert admit(scheduler) == [{5: 5}]
+
+
 def test_sequences_are_refilled_once_a_quarter_is_free() -> None:
     scheduler = Scheduler(queue(20), 8)
     admit(scheduler)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from threading import Condition
+from typing import Final
 
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
+
+_PREPARED_SECONDS: Final = 0.02
+"""Time that running replies wait for a request that is being prepared; most take far less."""
 
 
 class RequestQueue:
@@ -33,6 +38,7 @@ class RequestQueue:
         # Guards all that follows; notified when a request comes or the queue is closed.
         self._changed = Condition()
         self._pending: deque[tuple[GenerationRequest, Future[GeneratedReply]]] = deque()
+        self._preparing = 0
         self._closed, self._stopped = False, False
 
     @property
@@ -45,6 +51,21 @@ class RequestQueue:
         """Whether no request is there or will come, or none is answered any more."""
         with self._changed:
             return self._stopped or (self._closed and not self._pending)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Announces a request that the block prepares and submits.
+
+        An engine that prefills prompts waits a moment for it, so that it joins their batch.
+        """
+        with self._changed:
+            self._preparing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._preparing -= 1
+                self._changed.notify_all()
 
     def submit(self, request: GenerationRequest) -> Future[GeneratedReply]:
         """Adds a request.
@@ -88,6 +109,13 @@ class RequestQueue:
         """Returns once a request is there or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closed)
+
+    def wait_for_prepared(self) -> None:
+        """Returns once a request is there, or none is being prepared, or it takes too long."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._pending or not self._preparing or self._closed, _PREPARED_SECONDS
+            )
 
     def take(self, held: int) -> tuple[GenerationRequest, Future[GeneratedReply]] | None:
         """Takes the first request that was not cancelled; None if there is none for an engine now.
@@ -149,6 +177,10 @@ class _Source:
     def wait(self) -> None:
         """Returns once a request is there or the queue is closed."""
         self._queue.wait()
+
+    def wait_for_prepared(self) -> None:
+        """Returns once a request is there, or none is about to come."""
+        self._queue.wait_for_prepared()
 
     def is_cancelled(self, number: int) -> bool:
         """Says whether a request is not wanted any more; forgets it if it was cancelled."""

@@ -37,6 +37,9 @@ class LiveSource(Protocol):
     def wait(self) -> None:
         """Returns once there may be a request, or none will come."""
 
+    def wait_for_prepared(self) -> None:
+        """Returns once there may be a request, or none is about to come."""
+
     def is_cancelled(self, number: int) -> bool:
         """Says whether nobody wants the reply to the request of this number any more."""
 
@@ -205,7 +208,12 @@ class Scheduler:
     def _take_batch(self, most: int) -> list[tuple[int, GenerationRequest]]:
         batch: list[tuple[int, GenerationRequest]] = []
         patches: dict[object, int] = {}
-        while len(batch) < most and sum(patches.values()) < PREFILL_PATCHES and self.has_waiting():
+        while len(batch) < most and sum(patches.values()) < PREFILL_PATCHES:
+            # A prefill of a few prompts takes a GPU about as long as one of many.
+            if self._live is not None and not self._waiting:
+                self._live.wait_for_prepared()
+            if not self.has_waiting():
+                break
             batch.append(self._waiting.popleft())
             request = batch[-1][1]
             patches[request.prompt_key] = len(request.patches)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 import warnings
@@ -11,15 +10,24 @@ from collections.abc import Mapping
 from functools import partial
 from threading import Lock
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from tts_verifier.errors import InputError, RunWarning, ServerError
-from tts_verifier.interfaces import OPENAI_URL, endpoint_key, endpoint_url, without_key
-from tts_verifier.verifiers.chat_reply import ChatReply, reply_of
+from tts_verifier.interfaces.endpoints.address import (
+    OPENAI_URL,
+    endpoint_key,
+    endpoint_url,
+    without_key,
+)
+from tts_verifier.interfaces.endpoints.clients import MOST_SECONDS, ClientPool, bounded
+from tts_verifier.interfaces.endpoints.reply import ChatReply, reply_of
 
 _OPTIONAL: Final = ("response_format", "max_completion_tokens", "temperature", "logprobs")
 """Parameters that an endpoint may refuse by name; requests then go on without them."""
 _OF_ALL: Final = (401, 402, 403, 404)
 """Statuses that concern the key, the account or the model."""
+_MOST_ANSWER_BYTES: Final = 2**24
+"""Far more than a reply with the log-probabilities of its tokens."""
 _FILTERED: Final = re.compile("moderation|flagged", re.IGNORECASE)
 
 
@@ -32,7 +40,7 @@ class ChatEndpoint:
         base_url: such as "http://localhost:8000/v1"; None = OPENAI_BASE_URL, or else OpenAI's.
         api_key_env: the environment variable that holds the key; it may be unset where there is a
             `base_url`.
-        timeout: seconds for a request.
+        timeout: seconds for a request, from its first byte to the answer's last.
         retries: further tries after a timeout, a broken connection, or the status 408, 409, 429 or
             5xx, with growing pauses, or after those that the endpoint asks for.
         requests_per_minute: no more than these; retries are not counted. None = no limit.
@@ -60,12 +68,19 @@ class ChatEndpoint:
         self._key = endpoint_key(api_key_env)
         if not self._key and self.url is None:
             raise InputError(
-                f"The verifier openai needs a key in the environment variable {api_key_env}, or "
-                "the base_url of an endpoint that needs none.",
+                f"A chat endpoint needs a key in the environment variable {api_key_env}, or a "
+                "base_url where none is needed.",
                 argument="api_key_env",
             )
-        self._made = partial(_client, self.url, self._key, timeout, retries)
-        self._client, self._process = self._made(), os.getpid()
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "A chat endpoint needs the package openai. Install it: pip install "
+                "'tts-verifier[api]'."
+            ) from error
+        seconds = min(timeout, MOST_SECONDS)
+        self._clients = ClientPool(partial(_client, self.url, self._key, seconds, retries))
         self._tries = retries + 1
         self._lock = Lock()
         self._pause = 0.0 if requests_per_minute is None else 60 / requests_per_minute
@@ -82,8 +97,8 @@ class ChatEndpoint:
             The reply; with a `problem` where there is none.
 
         Raises:
-            ServerError: the endpoint refuses the key, does not know the model, or wants money, so
-                that it would answer no other request either.
+            ServerError: the endpoint refuses the key, does not know the model, wants money, or
+                sends requests elsewhere, so that it would answer no other request either.
         """
         reply = self._reply(request)
         return reply._replace(
@@ -97,13 +112,23 @@ class ChatEndpoint:
             self._wait()
             sent = self._without_refused(request)
             try:
-                return reply_of(self._client_here().chat.completions.create(**sent))
+                with self._clients.client() as client:
+                    return reply_of(client.chat.completions.create(**sent))
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if not self._learn(str(error), sent):
                     return ChatReply("", f"the endpoint refuses the request: {_one_line(error)}")
+            except ServerError as error:
+                # This answer is too long or compressed.
+                return ChatReply("", str(error))
             except openai.APITimeoutError:
                 return ChatReply("", f"no answer in time (tries: {self._tries})")
-            except (openai.OpenAIError, ValueError) as error:
+            # An answer may be no JSON, or a too deep one.
+            except (openai.OpenAIError, ValueError, RecursionError) as error:
+                if elsewhere := _redirected_to(error):
+                    raise ServerError(
+                        f"An endpoint must answer at its base_url, {self.url or OPENAI_URL}; it "
+                        f"sends requests to {elsewhere}. Give the address that answers."
+                    ) from None
                 if _refuses_all(error):
                     said = without_key(_one_line(error), self._key)
                     raise ServerError(
@@ -118,12 +143,6 @@ class ChatEndpoint:
                 tries = f" (tries: {self._tries})" if isinstance(error, again) else ""
                 why = _one_line(error.__cause__ or error)
                 return ChatReply("", f"{type(error).__name__}{tries}: {why}")
-
-    def _client_here(self) -> Any:
-        """Returns the client of this process; a fork has copied the sockets of another one."""
-        if self._process != os.getpid():
-            self._client, self._process = self._made(), os.getpid()
-        return self._client
 
     def _without_refused(self, request: dict[str, Any]) -> dict[str, Any]:
         sent = {name: value for name, value in request.items() if name not in self._refused}
@@ -170,18 +189,17 @@ def check_above_zero(name: str, number: float, *, whole: bool = False) -> None:
 
 
 def _client(base_url: str | None, key: str, timeout: float, retries: int) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise InputError(
-            "The verifier openai needs the package openai. Install it: pip install "
-            "'tts-verifier[api]'."
-        ) from error
+    import openai
+
+    kind = bounded(openai.DefaultHttpxClient, seconds=timeout, most=_MOST_ANSWER_BYTES)
     return openai.OpenAI(
+        # Endpoints of one's own need no key, and the client needs one.
         api_key=key or "none",
         base_url=base_url or OPENAI_URL,
         timeout=timeout,
         max_retries=retries,
+        # Pictures and prompts go to no other address than the one that was given.
+        http_client=kind(follow_redirects=False),
     )
 
 
@@ -192,6 +210,19 @@ def _refuses_all(error: Exception) -> bool:
     if status == 403 and _FILTERED.search(str(error)):
         return False
     return status in _OF_ALL or getattr(error, "code", None) == "insufficient_quota"
+
+
+def _redirected_to(error: Exception) -> str:
+    """Returns the host to which an endpoint sends a request, "" = it does not."""
+    response = getattr(error, "response", None)
+    if response is None or not response.is_redirect:
+        return ""
+    try:
+        # The rest of an address may be a secret.
+        host = urlsplit(response.headers.get("location", "")).hostname
+    except ValueError:
+        host = None
+    return host or "another address"
 
 
 def _one_line(error: BaseException) -> str:

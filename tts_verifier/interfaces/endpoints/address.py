@@ -70,5 +70,13 @@ def endpoint_key(variable: str) -> str:
 
 
 def without_key(text: str, key: str) -> str:
-    """Returns a text in which stars stand for a key: an endpoint may repeat it in an error."""
-    return text.replace(key, "***") if len(key) >= _SHORTEST_KEY else text
+    """Returns a text in which stars stand for a key: an endpoint may repeat it in an error.
+
+    So they do for the beginning of a key at the end of a text, which may have been cut off there.
+    """
+    if len(key) < _SHORTEST_KEY:
+        return text
+    text = text.replace(key, "***")
+    begins = (key[:length] for length in range(len(key) - 1, _SHORTEST_KEY // 2 - 1, -1))
+    found = next((begin for begin in begins if text.endswith(begin)), "")
+    return text.removesuffix(found) + "***" if found else text
