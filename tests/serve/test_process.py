@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from serving import serving
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
@@ -167,3 +168,10 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(serve_command, ["--verifier", "fake"])
     assert done.exit_code == 2
     assert 'pip install "tts-verifier[serve]"' in done.output
+
+
+def test_threads_take_turns_more_often_while_a_server_runs() -> None:
+    before = sys.getswitchinterval()
+    with serving(FakeVerifier()):
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
