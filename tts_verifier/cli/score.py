@@ -73,7 +73,8 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     of any size: nothing but --top and --set is sorted and printed then.
 
     --parallel needs a folder as the output; parallel.workers=4, parallel.gpus=1, parallel.shard=512
-    (pictures handed to a worker at a time) and parallel.address=HOST:PORT may stand among IMAGES.
+    (pictures handed to a worker at a time), parallel.address=HOST:PORT and parallel.timeout=600
+    (seconds for a batch) may stand among IMAGES.
 
     --min and --max keep those whose scores are within them, never one without that score.
 
@@ -161,6 +162,7 @@ def _rows_of_workers(
             source,
             detail=options["detail"],
             at_once=engine_options.shard,
+            timeout=engine_options.timeout,
             names=names,
         )
     return parts.rows(whole=options["form"] == "jsonl")

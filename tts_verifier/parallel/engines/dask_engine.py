@@ -6,9 +6,11 @@ worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DE
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
@@ -18,10 +20,13 @@ from distributed.scheduler import KilledWorker
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.parallel.engines.processes import (
+    ITEM_DEATHS,
     begin_worker,
     check_answers,
     gpus_here,
+    starting_processes,
     thread_settings,
+    too_many_deaths,
     worker_count,
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -30,7 +35,6 @@ _START_DASK: Final = (
     "Start it with `dask scheduler`, and a `dask worker tcp://HOST:8786 --nthreads 1` a GPU; or "
     "leave out address to use this machine."
 )
-_ALLOWED_FAILURES: Final = 1000
 _CONNECT_SECONDS: Final = 30.0
 
 
@@ -50,15 +54,15 @@ class DaskEngine:
             raise
         # The scheduler keeps the second item of a worker, and gives it to one that is free first.
         self.most = 2 * self.workers
-        self._running: dict[Any, int] = {}
-        """Future -> key."""
+        self._running: dict[Any, tuple[int, Any]] = {}
+        """Future -> key and item."""
         self._done: SimpleQueue[Any] = SimpleQueue()
         """Futures that are done, put by a thread of Dask. `as_completed` waits without a limit."""
 
     def submit(self, key: int, item: Any) -> None:
         """Hands an item to the scheduler."""
         future = self._client.submit(self._work, item, pure=False)
-        self._running[future] = key
+        self._running[future] = (key, item)
         future.add_done_callback(self._done.put)
 
     def take(self, seconds: float) -> list[tuple[int, Any]]:
@@ -70,14 +74,11 @@ class DaskEngine:
                 finished.append(self._done.get_nowait())
         done = []
         for future in finished:
-            key = self._running.pop(future)
+            key, item = self._running.pop(future)
             try:
                 done.append((key, future.result()))
             except KilledWorker as error:
-                raise RunError(
-                    f"{_ALLOWED_FAILURES} Dask workers died on the same work: {error}. Mend the "
-                    "cause; the same command goes on from there."
-                ) from error
+                raise too_many_deaths(item, error) from error
         return done
 
     def close(self, *, now: bool) -> None:
@@ -118,14 +119,16 @@ class DaskEngine:
                 "distributed.admin.tick.interval": "500ms",
             }
         )
-        self._cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            dashboard_address=None,
-            # Dask would pause a worker at 80 % of its share of the memory, and kill it at 95 %.
-            memory_limit=0,
-            env=thread_settings(workers) | {"CUDA_VISIBLE_DEVICES": ""},
-        )
+        # Its thread starts the processes, also those that replace others.
+        with starting_processes(resource_tracker):
+            self._cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                dashboard_address=None,
+                # Dask would pause a worker at 80 % of its share of the memory, and kill it at 95 %.
+                memory_limit=0,
+                env=thread_settings(workers) | {"CUDA_VISIBLE_DEVICES": ""},
+            )
         return Client(self._cluster)
 
     def _prepare(self, options: ParallelOptions) -> None:
@@ -163,10 +166,15 @@ class _BeginWorker(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         begin_worker()
+        # What a worker has to say it returns or raises. Heartbeats that fail at the end, and
+        # tracebacks of what it raised, would fill the screen.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def _allow_deaths(dask_scheduler: Any) -> None:
-    dask_scheduler.allowed_failures = _ALLOWED_FAILURES
+    # A cluster may allow more.
+    allowed = max(dask_scheduler.allowed_failures, ITEM_DEATHS - 1)
+    dask_scheduler.allowed_failures = allowed
 
 
 def _join_dask(address: str) -> Client:

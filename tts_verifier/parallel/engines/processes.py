@@ -7,8 +7,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -21,6 +23,8 @@ _SETTINGS: Final = b"\x04"
 _HTTP2_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 _MOST_ON_A_CORE: Final = 32
 """Workers that wait for an API need little of a core; a slip must not start a million."""
+ITEM_DEATHS: Final = 25
+"""Workers that may die on one item. Whoever knows what an item is may give up on part of it."""
 
 
 def cores() -> int:
@@ -80,6 +84,42 @@ def thread_settings(workers: int) -> dict[str, str]:
     share = str(max(cores() // workers, 1))
     # A value that the user has set takes precedence.
     return {name: share for name in _THREAD_VARIABLES if name not in os.environ}
+
+
+def too_many_deaths(item: object, why: object) -> RunError:
+    """Returns the error of an item on which worker after worker died."""
+    reason = str(why).partition("\n")[0].rstrip(".")
+    return RunError(
+        f"{ITEM_DEATHS} workers died on the same work ({item}), one after the other: {reason}. "
+        "Mend the cause; the same command goes on from there."
+    )
+
+
+@contextmanager
+def starting_processes(tracker: Any) -> Iterator[None]:
+    """What is started in the block, and by its threads for good, never sees a Ctrl-C.
+
+    A process that has only begun would otherwise end with a traceback, before `begin_worker`. This
+    process answers a Ctrl-C after the block.
+
+    Args:
+        tracker: the module of the process that removes semaphores when this one is killed. If it is
+            not there yet, it is started here, because it would let Ctrl-C through, and without the
+            warning that it has had something to do.
+    """
+    said = os.environ.get("PYTHONWARNINGS", "")
+    os.environ["PYTHONWARNINGS"] = f"{said},ignore:resource_tracker".lstrip(",")
+    try:
+        tracker.ensure_running()
+    finally:
+        os.environ["PYTHONWARNINGS"] = said
+        if not said:
+            del os.environ["PYTHONWARNINGS"]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker(parent: int | None = None) -> None:
