@@ -23,6 +23,7 @@ from tts_verifier.parallel.engines.processes import (
     ITEM_DEATHS,
     begin_worker,
     check_answers,
+    check_speaks_dask,
     gpus_here,
     starting_processes,
     thread_settings,
@@ -178,7 +179,8 @@ def _allow_deaths(dask_scheduler: Any) -> None:
 
 
 def _join_dask(address: str) -> Client:
-    check_answers(address, "a Dask scheduler", _START_DASK)
+    tcp = address.partition("://")[0] in ("tcp", address)
+    (check_speaks_dask if tcp else check_answers)(address, "a Dask scheduler", _START_DASK)
     try:
         return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:

@@ -145,23 +145,24 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def check_answers(address: str, engine: str, remedy: str, *, hello: bytes = b"") -> bytes:
+def check_answers(address: str, engine: str, remedy: str, *, hello: bytes | None = None) -> bytes:
     """Raises RunError unless something listens at an address.
 
     Args:
         address: HOST:PORT, perhaps with a scheme.
         engine: for the message.
         remedy: what starts a cluster.
-        hello: what is said, if anything is.
+        hello: what is said before an answer is read, b"" if the other side speaks first; None =
+            no answer is read.
 
     Returns:
-        The beginning of the answer; empty if nothing was said or answered.
+        The beginning of the answer; empty if there is none.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         place = (host.strip("[]"), int(port))
         with socket.create_connection(place, _CONNECT_SECONDS) as connection:
-            if not hello:
+            if hello is None:
                 return b""
             connection.sendall(hello)
             try:
@@ -182,7 +183,20 @@ def check_speaks_grpc(address: str, engine: str, remedy: str) -> None:
     """
     answer = check_answers(address, engine, remedy, hello=_HTTP2_HELLO)
     if answer[3:4] != _SETTINGS:
-        raise RunError(
-            f"Something else than {engine} answers at parallel.address {address}; {engine} must "
-            f"run there. {remedy}"
-        )
+        raise _something_else(address, engine, remedy)
+
+
+def check_speaks_dask(address: str, engine: str, remedy: str) -> None:
+    """Raises RunError unless a scheduler of Dask begins to speak at an address, as it does on TCP.
+
+    Dask itself waits for ever where something else listens, or asks for exbibytes.
+    """
+    if b"compression" not in check_answers(address, engine, remedy, hello=b""):
+        raise _something_else(address, engine, remedy)
+
+
+def _something_else(address: str, engine: str, remedy: str) -> RunError:
+    return RunError(
+        f"Something else than {engine} answers at parallel.address {address}; {engine} must run "
+        f"there. {remedy}"
+    )
