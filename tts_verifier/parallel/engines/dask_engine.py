@@ -95,7 +95,8 @@ class DaskEngine:
     def _kill_workers(self) -> None:
         # Closing a cluster waits for what its workers do.
         for nanny in self._cluster.workers.values():
-            nanny.auto_restart = False
+            # Or it would start another one.
+            nanny.close_gracefully()
             with suppress(OSError, TypeError):
                 os.kill(nanny.pid, signal.SIGKILL)
 
