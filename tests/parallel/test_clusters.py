@@ -117,6 +117,15 @@ def test_more_workers_than_a_dask_cluster_has(tmp_path):
 
 
 @pytest.mark.skipif(not find_spec("ray"), reason="needs ray")
+def test_ray_that_cannot_start_says_why(monkeypatch):
+    # Ray notes the command that starts it, which must be valid Unicode.
+    monkeypatch.setattr("ray.init", lambda **options: "\udcff".encode())
+    cannot_start = pytest.raises(RunError, match=r"cannot start .*UnicodeEn.* or use engine: loky")
+    with cannot_start, open_engine(ParallelOptions("ray", gpus=0), print):
+        pass
+
+
+@pytest.mark.skipif(not find_spec("ray"), reason="needs ray")
 def test_a_ray_cluster_refuses_a_wrong_token(tmp_path):
     # Ray's sockets are below this folder, and the path of a socket has at most 107 bytes.
     token, port, short = "0123456789abcdef" * 4, 6411, tempfile.mkdtemp()

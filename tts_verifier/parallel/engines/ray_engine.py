@@ -134,6 +134,11 @@ def _join_ray(options: ParallelOptions) -> None:
     except RunError:
         raise
     except Exception as error:
+        if options.address is None:
+            # Such as an argument of the command that is no valid Unicode, which Ray notes.
+            raise RunError(
+                f"Ray cannot start on this machine: {error!r:.500}. Mend that, or use engine: loky."
+            ) from error
         raise RunError(
             f"Ray refuses parallel.address {options.address}: {error!r:.500}. A Ray cluster asks "
             "for a token: set RAY_AUTH_MODE=token, and the same token, for head, nodes and this "
