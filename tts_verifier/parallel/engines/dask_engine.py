@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.scheduler import KilledWorker
+from distributed.utils import silence_logging_cmgr
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.parallel.engines.processes import (
@@ -86,11 +87,13 @@ class DaskEngine:
         """Leaves the cluster, and ends it if this process started it."""
         if now and getattr(self, "_running", None):
             self._client.cancel(list(self._running))
-        if now and self._cluster is not None:
-            self._kill_workers()
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        # A worker that is just starting would end with a traceback.
+        with silence_logging_cmgr(logging.CRITICAL):
+            if now and self._cluster is not None:
+                self._kill_workers()
+            self._client.close()
+            if self._cluster is not None:
+                self._cluster.close()
 
     def _kill_workers(self) -> None:
         # Closing a cluster waits for what its workers do.
@@ -105,8 +108,9 @@ class DaskEngine:
         if options.gpus or (gpus and options.gpus is None):
             raise InputError(
                 f"dask without an address gives no worker a GPU of its own, and gpus is "
-                f"{options.gpus} on a machine with {len(gpus)}. Use engine: loky, or start a "
-                "`dask worker` with its own CUDA_VISIBLE_DEVICES for each GPU, or give gpus: 0.",
+                f"{options.gpus or 'not given'} on a machine with {len(gpus)}. Use engine: loky, "
+                "or start a `dask worker` with its own CUDA_VISIBLE_DEVICES for each GPU, or give "
+                "gpus: 0.",
                 argument="gpus",
             )
         workers, _ = worker_count(options, 0, "this machine has")

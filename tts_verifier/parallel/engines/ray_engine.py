@@ -108,10 +108,12 @@ class RayEngine:
 
     def close(self, *, now: bool) -> None:
         """Ends the actors, and Ray if this process started it."""
+        if self._owns:
+            # Its actors end with it.
+            ray.shutdown()
+            return
         for actor in getattr(self, "_actors", ()):
             ray.kill(actor)
-        if self._owns:
-            ray.shutdown()
 
 
 def _join_ray(options: ParallelOptions) -> None:
