@@ -160,9 +160,9 @@ def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: 
 
 
 def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="forgets must return a verdict for each of 6 images, it re"):
+    with pytest.raises(RunError, match=r"Forgets must return .* each of 6 images.* returned 5"):
         flow(**rewarded_by(keys, "forgets"))
-    with pytest.raises(RunError, match="A verifier failed: TypeError: object of type 'NoneType'"):
+    with pytest.raises(RunError, match=r"Silent must return .* it returned a NoneType"):
         flow(**rewarded_by(keys, "silent") | {"output": str(tmp_path / "other")})
 
 

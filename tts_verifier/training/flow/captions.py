@@ -12,7 +12,7 @@ import numpy as np
 from tts_verifier import shapes
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.identity import seed_for
-from tts_verifier.runner.prompts import prompts_of_recipe
+from tts_verifier.recipe.recipe import prompts_of_recipe
 
 LEAST_WEIGHT: Final = 0.05
 """Of a caption, however often all its pictures pass."""

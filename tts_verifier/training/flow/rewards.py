@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tts_verifier import Objective, Verifier
+from tts_verifier import Objective
 from tts_verifier.errors import InputError, RunError, TTSError, suggestion
+from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.load import load_verifier
 
@@ -124,23 +125,17 @@ class LoadedVerifier:
             TTSError: the verifier or its processes failed, whatever they raised.
         """
         try:
-            verdicts = self._verify(images, prompts)
-            count = len(verdicts)
+            return self._verify(images, prompts)
         except TTSError:
             raise
         except Exception as error:
             raise RunError(f"A verifier failed: {type(error).__name__}: {error}") from error
-        if count != len(images):
-            raise RunError(
-                f"The verifier {self.spec.verifier} must return a verdict for each of "
-                f"{len(images)} images, it returned {count}."
-            )
-        return verdicts
 
     def _verify(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[Verdict]:
         if self._pool is None:
             pictures = [Image.fromarray(image) for image in images]
-            return self._verifier.verify(pictures, prompts, detail=self.detail)
+            verdicts = self._verifier.verify(pictures, prompts, detail=self.detail)
+            return check_verdicts(self._verifier, verdicts, len(images), "images")
         # Small parts, since some pictures take much longer than others.
         size = max(1, math.ceil(len(images) / (4 * self.spec.processes)))
         parts = [
@@ -258,4 +253,6 @@ def _verify_in_process(
 ) -> list[Verdict]:
     images, prompts, detail = part
     pictures = [Image.fromarray(image) for image in images]
-    return _IN_PROCESS["verifier"].verify(pictures, prompts, detail=detail)
+    verifier = _IN_PROCESS["verifier"]
+    verdicts = verifier.verify(pictures, prompts, detail=detail)
+    return check_verdicts(verifier, verdicts, len(images), "images")
