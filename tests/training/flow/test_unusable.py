@@ -251,6 +251,18 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"embedded_guidance": -1.0}, "embedded_guidance must be at least 0, got -1"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite and at least 0, got nan"),
         ({"max_sequence_length": 10**6}, "max_sequence_length must be at most 512.* got 1000000"),
+        ({"steps_drawn": 10**6}, "steps_drawn must be at most 1000, .* got 1000000"),
+        ({"loss": "nft", "times": 10**6}, "times must be at most 1000, the levels of noise"),
+        ({"group": 10**6}, "group must be at most 32768, so that a step of 2 prompts has 65536 r"),
+        ({"prompts": 10**6}, "prompts must be at most 32768, so that a step has 65536 rows"),
+        ({"block": 10**6}, "in blocks of 1000000 pictures"),
+        ({"updates": 10**6}, "shared equally by updates, got 1000000"),
+        ({"evaluate_captions": 10**6}, "evaluate_captions must be at most 65536"),
+        ({"lora_rank": 10**6}, "lora_rank must be at most 16, the rank of the largest layer"),
+        (
+            {"rewards": [{"verifier": "fake", "processes": 10**6}]},
+            "rewards: processes must be at most [0-9]+, 32 for each core .* got 1000000",
+        ),
         ({"evaluate_every": 1}, "evaluate_every draws held-out captions, so 1 needs held_out"),
         ({"stop": {"unscored_share": 1.0}}, "unscored_share must be a share below 1, .* got 1.0"),
         (

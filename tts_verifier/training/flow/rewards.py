@@ -18,6 +18,7 @@ from torch import Tensor
 from tts_verifier import Objective
 from tts_verifier.errors import InputError, RunError, TTSError, suggestion
 from tts_verifier.interfaces import Verifier, check_verdicts
+from tts_verifier.training.common.bounds import check_processes
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.load import load_verifier
 
@@ -63,10 +64,6 @@ class VerifierSpec:
                 f"{argument}: detail must be score or diagnose, got {spec.detail!r}.",
                 argument=argument,
             )
-        try:
-            Objective(spec.objective)
-        except InputError as error:
-            raise InputError(f"{argument}: {error}", argument=argument) from error
         numbers = type(spec.weight) in (int, float) and math.isfinite(spec.weight)
         processes = type(spec.processes) is int and spec.processes >= 0
         if not (numbers and processes and isinstance(spec.options, Mapping)):
@@ -76,6 +73,11 @@ class VerifierSpec:
                 f"{spec.options!r:.40}.",
                 argument=argument,
             )
+        try:
+            Objective(spec.objective)
+            check_processes("processes", spec.processes)
+        except InputError as error:
+            raise InputError(f"{argument}: {error}", argument=argument) from error
         # Judges and the verifier of maps are not weighed.
         if argument == "rewards" and not spec.weight:
             raise InputError(

@@ -30,6 +30,7 @@ from tts_verifier.training.cold_start.stages import (
     read_for_training,
     start_processes,
 )
+from tts_verifier.training.common.bounds import check_most
 from tts_verifier.training.common.run_folder import Counts, RunFolder, plain_values, written_to
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import examples_of, show_checkpoint
@@ -112,7 +113,6 @@ def grpo(
         stop: limits that stop a run.
         **keys: see `RunSettings`.
     """
-    run = RunSettings(init, output, steps, max(1, prompts * group), **keys)
     settings = GrpoSettings(
         data,
         prompts,
@@ -133,6 +133,7 @@ def grpo(
         bound_scores,
         stop or {},
     )
+    run = RunSettings(init, output, steps, max(1, prompts * group), **keys)
     run_grpo(run, settings)
 
 
@@ -169,7 +170,14 @@ def assemble(
     accelerator: Accelerator,
     reward: Callable[[Sequence[Group]], Rewarded],
 ) -> Training:
-    """Makes the parts of a run from a checkpoint, whose model is trained in place."""
+    """Makes the parts of a run from a checkpoint, whose model is trained in place.
+
+    Raises:
+        InputError: replies may be longer than the checkpoint can read.
+    """
+    positions = int(checkpoint.model.config.text["max_position_embeddings"])
+    what = "the positions that the checkpoint knows"
+    check_most("max_new_tokens", settings.max_new_tokens, positions, what)
     choose_trained(checkpoint.model, heads=False, tower=run.train_tower)
     policy = Policy(
         checkpoint.model,
