@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from tts_verifier.errors import RunError
 from tts_verifier.types.paths import read_json_inside
 
 
-def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(path: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
     """Notes settings in a new folder, or compares them with those of an old one.
 
     Args:
         path: the file; its folder is made.
         settings: whatever decides the content, as JSON values.
+        free: names that decide nothing, which an older file may have all the same.
 
     Raises:
         RunError: the folder was begun with other settings, has other files or a link, or cannot
@@ -28,7 +29,7 @@ def claim_folder(path: Path, settings: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
-            _compare(folder, read_json_inside(folder, path.name), here)
+            _compare(folder, read_json_inside(folder, path.name), here, free)
             # What goes on writes and deletes below the folder, which may be a stranger's.
             _refuse_links(folder)
             return
@@ -53,10 +54,10 @@ def _refuse_links(folder: Path) -> None:
             )
 
 
-def _compare(folder: Path, there: Any, here: Mapping[str, Any]) -> None:
+def _compare(folder: Path, there: Any, here: Mapping[str, Any], free: Collection[str]) -> None:
     if not isinstance(there, dict):
         raise ValueError("it must hold the settings by name")
-    names = [n for n in {**there, **here} if there.get(n) != here.get(n)]
+    names = [n for n in {**there, **here} if n not in free and there.get(n) != here.get(n)]
     if names:
         listed = "; ".join(f"{n} is {there.get(n)!r} there, {here.get(n)!r} here" for n in names)
         raise RunError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,21 @@ def test_a_run_that_goes_on_equals_one_without_a_break(
     flow(**parts)
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
     assert not moved(transformer_of(tmp_path / "parts"), transformer_of(tmp_path / "run"))
+
+
+def test_a_key_that_the_loss_does_not_read_keeps_no_run_from_going_on(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    keys |= {"loss": "nft", "lora_rank": 2}
+    flow(**keys, minutes=1e-9)
+    # As runs were noted when `window` was not refused with this loss.
+    file = tmp_path / "run/run.json"
+    noted = json.loads(file.read_text())
+    file.write_text(json.dumps(noted | {"window": 2, "kl": 0.04}))
+    flow(**keys, kl=0.1)
+    assert [row["step"] for row in numbers(tmp_path / "run")] == [0, 1]
+    with pytest.raises(RunError, match="begun with other settings: times is 2 there, 3 here"):
+        flow(**keys | {"times": 3})
 
 
 def test_adapters_are_written_for_generators(

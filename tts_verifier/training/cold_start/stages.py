@@ -277,7 +277,8 @@ def train(
     guard = StepGuard()
     entry = f"cold-start-{stage.stage}"
     kept = {"guard": guard}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry=entry, kept=kept)
+    path = Path(run.output)
+    folder = RunFolder(path, deciding, accelerator, entry=entry, kept=kept, free=FREE_KEYS)
     first = taken = folder.resume()
     accelerator.init_trackers("cold-start", plain_values(deciding))
     clock = Clock(run, first)

@@ -19,7 +19,7 @@ import logging
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -60,6 +60,7 @@ class RunFolder:
         accelerator: knows the processes, and what there is to save.
         entry: of `tts-train`, for the report.
         kept: what counts something, by name.
+        free: names of settings that decide no numbers, which an older run may have noted.
 
     Raises:
         RunError: the folder has something else, or a run with other settings, or cannot be used.
@@ -73,13 +74,14 @@ class RunFolder:
         *,
         entry: str = "",
         kept: Mapping[str, Counts] | None = None,
+        free: Collection[str] = (),
     ) -> None:
         self._kept = dict(kept or {})
         self.folder, self._accelerator = folder, accelerator
         self._about = {"entry": entry, **_about(accelerator)}
         self._rows: list[MetricRow] = []
         if accelerator.is_main_process:
-            claim_folder(folder / SETTINGS_FILE, settings)
+            claim_folder(folder / SETTINGS_FILE, settings, free)
             # What a kill left half written.
             shutil.rmtree(folder / "state" / "draft", ignore_errors=True)
         accelerator.wait_for_everyone()

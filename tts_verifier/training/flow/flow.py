@@ -41,7 +41,7 @@ from tts_verifier.training.flow.formulas.losses import LossForm, RatioKind
 from tts_verifier.training.flow.formulas.sde import StepKind
 from tts_verifier.training.flow.parts import FlowTraining, assemble_flow
 from tts_verifier.training.flow.rewards import Judged
-from tts_verifier.training.flow.settings import FLOW_FREE_KEYS, FlowRunKeys, FlowSettings
+from tts_verifier.training.flow.settings import FlowRunKeys, FlowSettings
 from tts_verifier.training.flow.update import metrics_of
 from tts_verifier.training.grpo.measures import Seconds
 
@@ -142,9 +142,11 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
     """
     accelerator, settings, updater = training.accelerator, training.settings, training.updater
     deciding = asdict(run) | asdict(settings)
-    deciding = {key: value for key, value in deciding.items() if key not in FLOW_FREE_KEYS}
+    free = settings.free_keys
+    deciding = {key: value for key, value in deciding.items() if key not in free}
     kept: dict[str, Any] = {"guard": updater.guard, "captions": training.pool}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry="flow", kept=kept)
+    path = Path(run.output)
+    folder = RunFolder(path, deciding, accelerator, entry="flow", kept=kept, free=free)
     first = folder.resume()
     accelerator.init_trackers("flow", plain_values(deciding))
     rows: list[Mapping[str, float]] = [*read_metrics(folder.folder)]

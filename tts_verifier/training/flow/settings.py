@@ -15,7 +15,11 @@ from tts_verifier.training.flow.formulas.losses import LossForm, RatioKind
 from tts_verifier.training.flow.formulas.sde import StepKind
 
 FLOW_FREE_KEYS: Final = FREE_KEYS | {"stop", "evaluate_every", "judges", "save_state"}
-"""Keys that a run may change when it goes on: they do not decide the numbers."""
+"""Those of `FlowSettings.free_keys`, whatever the loss is."""
+POLICY_KEYS: Final = frozenset(
+    {"sampler", "noise", "window", "trained_steps", "ratio", "clip", "kl"}
+)
+"""Keys that `loss: policy` alone reads."""
 MOST_TOKENS: Final = 512
 """Of T5, in diffusers' StableDiffusion3Pipeline and FluxPipeline."""
 MOST_LEVELS: Final = 1000
@@ -287,6 +291,11 @@ class FlowSettings:
                 f"reward rises where the judge does not; both are {dict(self.judges[0])}.",
                 argument="judges",
             )
+
+    @property
+    def free_keys(self) -> frozenset[str]:
+        """Keys that a run may change when it goes on: they do not decide the numbers."""
+        return FLOW_FREE_KEYS | (POLICY_KEYS if self.loss != "policy" else frozenset())
 
     @property
     def trained_guidance(self) -> float:

@@ -234,7 +234,8 @@ def train_policy(
     deciding = asdict(run) | asdict(settings)
     deciding = {key: value for key, value in deciding.items() if key not in GRPO_FREE_KEYS}
     kept: dict[str, Counts] = {"guard": training.guard, "limits": limits}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo", kept=kept)
+    path, free = Path(run.output), GRPO_FREE_KEYS
+    folder = RunFolder(path, deciding, accelerator, entry="grpo", kept=kept, free=free)
     first = taken = folder.resume()
     accelerator.init_trackers("grpo", plain_values(deciding))
     clock = Clock(run, first)
