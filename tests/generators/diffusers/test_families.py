@@ -19,7 +19,7 @@ import torch
 from cases import mostly_slow
 from tiny_pipelines import as_parent, pixels
 
-from tts_verifier.errors import UnsupportedError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.inpainting import grown_to_cells
 from tts_verifier.testing import check_generator
@@ -103,6 +103,34 @@ def test_a_seeds_image_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path
     assert len(np.unique(eight)) > 8
     assert np.abs(eight - four).max() <= bound
     assert np.abs(eight - one).max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("sd15", 7, "from 8 to 65536 pixels and a multiple of 8 for StableDiffusionPipeline, got"),
+        ("sd3", 18, "from 4 to 32 pixels and a multiple of 4 .* got 18. The nearest is 16"),
+        ("sd3", 40, "from 2 to 32 pixels for StableDiffusion3Pipeline, got 40. The nearest is 32"),
+        ("z_image", 7, "a multiple of 4 for ZImagePipeline, got 7. The nearest is 8"),
+        ("flux", 3, "from 4 to 65536 pixels for FluxPipeline, got 3. The nearest is 4"),
+        ("wan", 24, "a multiple of 16 for WanPipeline, got 24. The nearest is 32"),
+    ],
+)
+def test_a_size_that_a_pipeline_cannot_make_is_refused_before_it_is_called(
+    name, size, message, tmp_path
+):
+    pipe = BUILDERS[name](tmp_path).pipe
+    for side in ("height", "width"):
+        with pytest.raises(InputError, match=f"^{side} must be .*{message}") as error:
+            DiffusersGenerator(pipe, **{side: size})
+        assert error.value.argument == side
+
+
+def test_any_size_is_taken_where_the_image_is_resized(tmp_path):
+    family = BUILDERS["pixart_sigma"](tmp_path)
+    DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": True})
+    with pytest.raises(InputError, match="a multiple of 8 for PixArtSigmaPipeline"):
+        DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": False})
 
 
 @pytest.mark.parametrize("name", BUILDERS)
