@@ -5,6 +5,7 @@
 writes the table into the document.
 """
 
+import copy
 import functools
 import re
 import sys
@@ -23,7 +24,7 @@ from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.inpainting import grown_to_cells
 from tts_verifier.testing import check_generator
-from tts_verifier.types import Continue, Draw, Job, Mask, Near, Prompt, Repaint
+from tts_verifier.types import CachedDrafts, Continue, Draw, Job, Mask, Near, Prompt, Repaint
 
 # With numpy 2, diffusers' EulerDiscreteScheduler causes the first of these warnings; its combined
 # Kandinsky 2.2 causes the second by a call of its own.
@@ -131,6 +132,39 @@ def test_any_size_is_taken_where_the_image_is_resized(tmp_path):
     DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": True})
     with pytest.raises(InputError, match="a multiple of 8 for PixArtSigmaPipeline"):
         DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": False})
+
+
+def wan22(folder):
+    """Wan 2.2 has a denoiser for its early steps and one for its late ones."""
+    family = BUILDERS["wan"](folder)
+    family.pipe.register_modules(transformer_2=copy.deepcopy(family.pipe.transformer))
+    family.pipe.register_to_config(boundary_ratio=0.6)
+    for parameter in family.pipe.transformer_2.parameters():
+        parameter.data *= 1.1
+    return family
+
+
+def test_both_denoisers_of_a_pipeline_are_counted_and_cached(tmp_path):
+    one, two = BUILDERS["wan"](tmp_path / "one"), wan22(tmp_path / "two")
+    samples = {}
+    for family in (one, two):
+        generator = DiffusersGenerator(family.pipe, call=family.call | {"num_inference_steps": 8})
+        samples[family.pipe] = [
+            draw(generator, proposal) for proposal in (Draw(5), Draw(5, pace=0.5, cached=True))
+        ]
+    assert [s.cost.network_evaluations for s in samples[one.pipe]] == [16, 8]
+    assert [s.cost.network_evaluations for s in samples[two.pipe]] == [16, 8]
+    assert not np.array_equal(pixels(samples[one.pipe][0]), pixels(samples[two.pipe][0]))
+    two.pipe.transformer_2._compiled_call_impl = object()  # as `Module.compile` sets it
+    assert "compiled in place" in generator.with_call(two.call).lacks[CachedDrafts]
+
+
+def test_the_prior_of_a_combined_pipeline_is_counted(tmp_path):
+    generator, calls = generator_of("kandinsky22", tmp_path), []
+    generator.pipe.prior_prior.register_forward_hook(lambda *_: calls.append(1))
+    evaluations = draw(generator, Draw(1)).cost.network_evaluations
+    assert calls
+    assert evaluations == 2 * len(calls) + 2 * generator.settings["num_inference_steps"]
 
 
 @pytest.mark.parametrize("name", BUILDERS)

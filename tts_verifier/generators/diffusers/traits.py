@@ -14,7 +14,7 @@ from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, schedule
 from tts_verifier.generators.diffusers.batch import IMAGE_FIELDS
 from tts_verifier.generators.diffusers.batch_size import BatchSize
-from tts_verifier.generators.diffusers.hooks import denoiser_of, evaluated_steps
+from tts_verifier.generators.diffusers.hooks import denoisers_of, evaluated_steps
 from tts_verifier.generators.diffusers.loading import check_image_size, check_pipeline
 from tts_verifier.generators.diffusers.noise import latents_problem
 from tts_verifier.identity import described
@@ -95,10 +95,10 @@ class PipelineTraits:
         return "" if isinstance(self._steps(call), int) else f"its call has no {_STEPS_ARGUMENT}"
 
     def _cached_drafts_problem(self, call: Mapping[str, Any]) -> str:
-        network = denoiser_of(self.pipe)
-        if network is None or getattr(self.pipe, "scheduler", None) is None:
+        networks = denoisers_of(self.pipe)
+        if not networks or getattr(self.pipe, "scheduler", None) is None:
             return "it has no `scheduler`, or no `transformer` or `unet`"
-        if getattr(network, "_compiled_call_impl", None) is not None:
+        if any(getattr(n, "_compiled_call_impl", None) is not None for n in networks):
             # Its graph holds the whole network, and would be compiled anew for every batch.
             return "its denoiser was compiled in place; compile its blocks, or use torch.compile"
         return self._drafts_problem(call)
