@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,28 @@ def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any], tmp_pa
         flow(**rewarded_by(keys, "forgets"))
     with pytest.raises(RunError, match=r"Silent must return .* it returned a NoneType"):
         flow(**rewarded_by(keys, "silent") | {"output": str(tmp_path / "other")})
+
+
+KILLED = """
+import os
+
+import numpy as np
+
+from tts_verifier.training.flow.rewards import LoadedVerifier, VerifierSpec
+
+verifier = LoadedVerifier(VerifierSpec("fake", processes=1), "cpu")
+print(len(verifier.verify(np.zeros((1, 8, 8, 3), np.uint8), ["a cat"])), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_verifiers_do_not_outlive_a_run_that_was_killed() -> None:
+    # It returns when all processes that may write have ended.
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, timeout=120, check=False
+    )
+    assert run.stdout == b"1\n"
 
 
 def test_held_out_captions_that_are_trained_are_counted(keys: dict[str, Any]) -> None:

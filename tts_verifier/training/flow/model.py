@@ -298,7 +298,7 @@ class FlowModel:
 
         state = {n: t.to(dtype) for n, t in get_peft_model_state_dict(transformer).items()}
         about = adapters["default"].to_dict()
-        # A set, whose order differs from process to process; equal runs write equal files.
+        # A set, whose order differs from process to process.
         about["target_modules"] = sorted(about["target_modules"])
         self.pipe.save_lora_weights(
             folder,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -246,8 +249,18 @@ _IN_PROCESS: dict[str, Verifier] = {}
 
 
 def _load_in_process(spec: VerifierSpec) -> None:
+    # Ctrl-C reaches every process of a terminal; this one ends with the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # It would wait for work for ever if the training were killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _IN_PROCESS["verifier"] = spec.load("cpu")
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _verify_in_process(
