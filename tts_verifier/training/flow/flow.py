@@ -211,9 +211,10 @@ def flow_step(
     pictures = rewards.numel()
     scored = int(found.counts.sum())
     if not scored:
+        said = f" The verifier says of one: {judged.reason!r:.300}." if judged.reason else ""
         raise RunError(
             f"Rewards must be numbers, and none of the {pictures} pictures of step {step} has one"
-            f"{', with a map' if judged.maps is not None else ''}. Check the verifier with "
+            f"{', with a map' if judged.maps is not None else ''}.{said} Check the verifier with "
             "tts-score on pictures of the generator, or name other scores in objective."
         )
     if passed is not None:

@@ -169,6 +169,8 @@ class Judged:
     """Verifier -> (R,), its objective."""
     maps: Tensor | None
     """float32 (R, h, w), what is wrong; NaN where a map is missing; None without maps."""
+    reason: str = ""
+    """Why the first picture without a reward has none; empty if all have one."""
 
 
 class WeightedRewards:
@@ -207,8 +209,9 @@ class WeightedRewards:
         rewards = np.sum(weighted, axis=0)
         names = distinct_names([v.spec.verifier for v in self.verifiers])
         named = dict(zip(names, terms, strict=True))
+        reason = _reason_of(found, terms)
         if not self._maps:
-            return Judged(rewards, named, None)
+            return Judged(rewards, named, None, reason)
         if self._mapper is not None:
             found = [self._mapper.verify(images, prompts)]
         maps = [self._map(verdicts) for verdicts in zip(*found, strict=True)]
@@ -220,7 +223,7 @@ class WeightedRewards:
                 "verifier in map_verifier, or use advantage: scalar.",
                 argument="advantage",
             )
-        return Judged(rewards, named, torch.from_numpy(np.stack(maps)))
+        return Judged(rewards, named, torch.from_numpy(np.stack(maps)), reason)
 
     def _map(self, verdicts: Sequence[Verdict]) -> NDArray[np.float32]:
         """Returns the weighted sum of the maps of a picture, NaN if one of them is missing."""
@@ -237,6 +240,15 @@ class WeightedRewards:
         for verifier in (*self.verifiers, self._mapper):
             if verifier is not None:
                 verifier.close()
+
+
+def _reason_of(found: Sequence[Sequence[Verdict]], terms: Sequence[NDArray[np.float64]]) -> str:
+    """Returns what the first verdict without an objective says; empty if all have one."""
+    for verdicts, objectives in zip(found, terms, strict=True):
+        for verdict, objective in zip(verdicts, objectives, strict=True):
+            if math.isnan(objective):
+                return verdict.error or verdict.text
+    return ""
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
