@@ -92,6 +92,7 @@ def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
             "breaks": Breaks,
             "forgets": Forgets,
             "silent": Silent,
+            "redness": Redness,
         }.items()
     }
     known: Mapping[str, Mapping[str, str]] = registry.BUILT_IN
@@ -149,6 +150,34 @@ def test_maps_must_be_there_for_advantages_of_places(keys: dict[str, Any], tmp_p
     assert error.value.argument == "advantage"
     with pytest.raises(InputError, match="all weights of maps are 0"):
         flow(**keys, advantage="dense", maps={"artifact": 0.0})
+
+
+class Redness(FakeVerifier):
+    """Gives a score of its own."""
+
+    score_names = None
+
+    def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+        return [Verdict({"redness": 0.5}) for _ in args[0]]
+
+
+def test_a_verifier_with_other_scores_than_its_objective_is_told(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"The verifier says of one: 'Verdict\(.*redness 0\.500"):
+        flow(**rewarded_by(keys, "redness"))
+    judged = {"judges": [{"verifier": "redness"}], "held_out": ["a bus"], "evaluate_every": 1}
+    with pytest.warns(RunWarning, match="judge redness gives no held-out picture its objective; o"):
+        flow(**keys | judged | {"output": str(tmp_path / "judged"), "steps": 1})
+
+
+@pytest.mark.parametrize("key", ["rewards", "judges"])
+def test_a_verifier_that_cannot_be_made_is_placed_in_the_config(
+    key: str, keys: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=f"^{key}: The verifier 'gone.py:Mine' must") as error:
+        flow(**keys | {key: [{"verifier": "gone.py:Mine"}]})
+    assert error.value.argument == key
 
 
 def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tts_verifier import shapes
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.identity import seed_for
 from tts_verifier.recipe.recipe import prompts_of_recipe
+from tts_verifier.training.flow.settings import placed_at
 
 LEAST_WEIGHT: Final = 0.05
 """Of a caption, however often all its pictures pass."""
@@ -97,10 +98,8 @@ def captions_of(value: Any, argument: str, *, held_out: bool = False) -> list[st
         split: Any = "held_out" if held_out else "train"
         count = _SHAPES_CAPTIONS // 6 if held_out else _SHAPES_CAPTIONS
         return shapes.captions(count, seed=_SHAPES_SEED + held_out, split=split)
-    try:
+    with placed_at(argument):
         return [prompt.text for prompt in prompts_of_recipe(value, Path())]
-    except InputError as error:
-        raise InputError(f"{argument}: {error}", argument=argument) from error
 
 
 def warn_of_trained(held: Sequence[str], captions: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from tts_verifier import Objective
 from tts_verifier.errors import InputError, RunError, TTSError, suggestion
 from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.training.common.bounds import check_processes
+from tts_verifier.training.flow.settings import placed_at
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.load import load_verifier
 
@@ -76,11 +77,9 @@ class VerifierSpec:
                 f"{spec.options!r:.40}.",
                 argument=argument,
             )
-        try:
+        with placed_at(argument):
             Objective(spec.objective)
             check_processes("processes", spec.processes)
-        except InputError as error:
-            raise InputError(f"{argument}: {error}", argument=argument) from error
         # Judges and the verifier of maps are not weighed.
         if argument == "rewards" and not spec.weight:
             raise InputError(
@@ -182,6 +181,9 @@ class WeightedRewards:
         map_spec: the verifier that gives maps; None = those of the reward.
         grid: (h, w), of the latents.
         device: of the verifiers.
+
+    Raises:
+        InputError: a verifier cannot be made as it is specified.
     """
 
     def __init__(
@@ -193,8 +195,10 @@ class WeightedRewards:
         grid: tuple[int, int],
         device: str,
     ) -> None:
-        self.verifiers = [LoadedVerifier(spec, device) for spec in specs]
-        self._mapper = None if map_spec is None else LoadedVerifier(map_spec, device)
+        with placed_at("rewards"):
+            self.verifiers = [LoadedVerifier(spec, device) for spec in specs]
+        with placed_at("map_verifier"):
+            self._mapper = None if map_spec is None else LoadedVerifier(map_spec, device)
         self._maps, self._grid = {n: w for n, w in maps.items() if w}, grid
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> Judged:
@@ -209,7 +213,7 @@ class WeightedRewards:
         rewards = np.sum(weighted, axis=0)
         names = distinct_names([v.spec.verifier for v in self.verifiers])
         named = dict(zip(names, terms, strict=True))
-        reason = _reason_of(found, terms)
+        reason = reason_of(found, terms)
         if not self._maps:
             return Judged(rewards, named, None, reason)
         if self._mapper is not None:
@@ -242,12 +246,13 @@ class WeightedRewards:
                 verifier.close()
 
 
-def _reason_of(found: Sequence[Sequence[Verdict]], terms: Sequence[NDArray[np.float64]]) -> str:
+def reason_of(found: Sequence[Sequence[Verdict]], terms: Sequence[NDArray[np.float64]]) -> str:
     """Returns what the first verdict without an objective says; empty if all have one."""
     for verdicts, objectives in zip(found, terms, strict=True):
         for verdict, objective in zip(verdicts, objectives, strict=True):
             if math.isnan(objective):
-                return verdict.error or verdict.text
+                # A verdict without either has other scores.
+                return verdict.error or verdict.text or repr(verdict)
     return ""
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
@@ -341,6 +342,15 @@ class FlowRunKeys(TypedDict, total=False):
     save_minutes: float
     print_seconds: float
     trackers: Sequence[str] | None
+
+
+@contextmanager
+def placed_at(key: str) -> Iterator[None]:
+    """Makes an InputError inside the `with` block one of a key of the config."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}", argument=key) from error
 
 
 def _check_range(
