@@ -29,7 +29,7 @@ from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
-from tts_verifier.training.flow.flow import flow
+from tts_verifier.training.flow.flow import failing_together, flow
 from tts_verifier.training.flow.rewards import VerifierSpec
 from tts_verifier.types import Verdict
 
@@ -229,6 +229,8 @@ def test_a_verifier_that_goes_away_leaves_what_was_trained(
     ahead: bool, keys: dict[str, Any], generator: Path, tmp_path: Path
 ) -> None:
     gone = rewarded_by(keys, "gone") | {"draw_ahead": ahead, "steps": 5, "lora_rank": 2}
+    # The state after the step is there already when the next one fails.
+    gone["save_minutes"] = 1e-9
     with pytest.raises(RunError, match="does not answer"):
         flow(**gone)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [0]
@@ -238,6 +240,23 @@ def test_a_verifier_that_goes_away_leaves_what_was_trained(
     with pytest.raises(RunError, match="does not answer"):
         flow(**gone)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [0, 1]
+
+
+class AnotherFails:
+    """An accelerator of two processes, of which the other one fails."""
+
+    device = "cpu"
+
+    def reduce(self, failed: torch.Tensor, how: str) -> torch.Tensor:
+        return failed + 1
+
+
+def test_no_process_waits_for_one_whose_verifier_failed() -> None:
+    processes: Any = AnotherFails()
+    with pytest.raises(RunError, match="of another process failed"), failing_together(processes):
+        pass
+    with pytest.raises(RunError, match="mine"), failing_together(processes):
+        raise RunError("mine")
 
 
 @pytest.mark.parametrize(

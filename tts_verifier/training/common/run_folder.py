@@ -120,7 +120,7 @@ class RunFolder:
         self._rows = []
 
     def save(self, step: int) -> None:
-        """Writes metrics and state after so many steps.
+        """Writes metrics and the state after so many steps, if that is not there yet.
 
         Raises:
             RunError: they cannot be written; the state before is still there.
@@ -131,6 +131,8 @@ class RunFolder:
     def _save(self, step: int) -> None:
         self.save_metrics()
         draft, final = self.folder / "state" / "draft", self.folder / "state" / f"{step:08d}"
+        if final.is_dir():
+            return
         self._accelerator.wait_for_everyone()
         # accelerate warns that a tied output matrix is stored once, as it should be.
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)

@@ -8,8 +8,9 @@ pictures of a step are verified, those of the next one are drawn. FLOW.md has co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
@@ -159,7 +160,8 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
             rate = run.learning_rate_at(step)
             try:
                 # Of the weights before the step; the first time before other threads work.
-                found = _evaluate(training, step)
+                with failing_together(accelerator):
+                    found = _evaluate(training, step)
                 row = flow_step(training, ahead, step, rate, last=step + 1 == run.steps)
             except TTSError:
                 # Such as a server that does not answer: what was trained so far is kept.
@@ -206,7 +208,8 @@ def flow_step(
     # All parts end by waiting for their results. Waiting for the whole device is forbidden while
     # the verifier's thread captures a graph.
     seconds = Seconds(torch.device("cpu"))
-    drawn, chosen, judged = ahead.take(step, seconds, last=last)
+    with failing_together(training.accelerator):
+        drawn, chosen, judged = ahead.take(step, seconds, last=last)
     found, rewards, passed = compare_step(training, judged)
     pictures = rewards.numel()
     scored = int(found.counts.sum())
@@ -236,6 +239,25 @@ def flow_step(
     if passed is not None:
         row["passed_share"] = float(passed.float().mean())
     return row
+
+
+@contextmanager
+def failing_together(accelerator: Accelerator) -> Iterator[None]:
+    """Raises a TTSError of one process in all of them, before others wait for it.
+
+    Raises:
+        TTSError: that of this process, or a RunError if only others have one.
+    """
+    own: TTSError | None = None
+    try:
+        yield
+    except TTSError as error:
+        own = error
+    failed = _summed(accelerator, {"failed": float(own is not None)})["failed"]
+    if own is not None:
+        raise own
+    if failed:
+        raise RunError("The verifier of another process failed, which says why.")
 
 
 def compare_step(
