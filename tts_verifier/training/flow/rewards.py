@@ -32,7 +32,7 @@ class VerifierSpec:
     """A verifier of a config, and what is read from its verdicts."""
 
     verifier: str
-    """A name that recipes know, "shapes", a folder or a hub id."""
+    """A name that recipes know, "shapes", a folder, a hub id or an import path."""
     objective: Mapping[str, float] | None = None
     """Score -> weight; None = the verifier's own."""
     weight: float = 1.0
