@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_families import FAMILIES
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.identity import seed_for
 from tts_verifier.training.common.run_folder import read_metrics
@@ -121,6 +121,17 @@ def test_a_run_that_goes_on_equals_one_without_a_break(
     flow(**parts)
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
     assert not moved(transformer_of(tmp_path / "parts"), transformer_of(tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_with_other_captions(keys: dict[str, Any], tmp_path: Path) -> None:
+    keys |= {"captions": str(tmp_path / "captions.txt"), "lora_rank": 2}
+    (tmp_path / "captions.txt").write_text("a cat\na dog\na hat\n")
+    flow(**keys, minutes=1e-9)
+    (tmp_path / "captions.txt").write_text("a cat\na dog\n")
+    with pytest.raises(InputError, match="captions must be those that the run was begun with"):
+        flow(**keys)
+    (tmp_path / "captions.txt").write_text("a cat\na dog\na hat\n")
+    flow(**keys)
 
 
 def test_a_key_that_the_loss_does_not_read_keeps_no_run_from_going_on(

@@ -90,7 +90,7 @@ class RunFolder:
         """Loads the state, if there is one, and returns the number of steps taken.
 
         Raises:
-            RunError: the state cannot be read.
+            TTSError: the state cannot be read, or is one of other data.
         """
         states = self._states()
         step = int(states[-1].name) if states else 0
@@ -157,6 +157,8 @@ class RunFolder:
             for name, part in self._kept.items():
                 part.load_state_dict({str(key): int(n) for key, n in counts[name].items()})
             self._accelerator.load_state(str(state))
+        except TTSError:
+            raise
         # Whatever damage makes torch, safetensors and accelerate raise.
         except Exception as error:
             raise RunError(

@@ -64,12 +64,28 @@ class CaptionPool:
             self._passes[number] = self._passes[number] + 1 if all_passed else 0
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the counts, and the captions that were chosen last."""
+        """Returns the counts, the captions that were chosen last, and a digest of all of them."""
         counts = {f"passes {i}": int(n) for i, n in enumerate(self._passes) if n}
-        return counts | {f"chosen {place}": i for place, i in enumerate(self.chosen)}
+        chosen = {f"chosen {place}": i for place, i in enumerate(self.chosen)}
+        return counts | chosen | {"digest": self._digest()}
+
+    def _digest(self) -> int:
+        return seed_for(0, "\n".join(self.captions), 0, "digest")
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Sets what `state_dict` returned."""
+        """Sets what `state_dict` returned.
+
+        Raises:
+            InputError: it is of other captions.
+        """
+        state = dict(state)
+        # Older states have none.
+        if state.pop("digest", self._digest()) != self._digest():
+            raise InputError(
+                "captions must be those that the run was begun with, and they have changed. Give "
+                "these again, or another output.",
+                argument="captions",
+            )
         self._passes[:] = 0
         self.chosen = [0] * sum(name.startswith("chosen") for name in state)
         for name, number in state.items():
