@@ -24,25 +24,43 @@ def claim_folder(path: Path, settings: Mapping[str, Any], free: Collection[str] 
         RunError: the folder was begun with other settings, has other files or a link, or cannot
             be used.
     """
+    if check_folder(path, settings, free):
+        return
+    draft = path.with_suffix(".draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be used: {error}") from error
+
+
+def check_folder(path: Path, settings: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+    """Checks what `claim_folder` does, before anything is loaded, and makes no folder.
+
+    Returns:
+        Whether the folder was begun.
+
+    Raises:
+        RunError: as for `claim_folder`.
+    """
     folder, draft = path.parent, path.with_suffix(".draft")
     here = json.loads(json.dumps(settings))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path):
             _compare(folder, read_json_inside(folder, path.name), here, free)
             # What goes on writes and deletes below the folder, which may be a stranger's.
             _refuse_links(folder)
-            return
+            return True
         # A kill may have left the draft.
-        if any(other != draft for other in folder.iterdir()):
+        if folder.exists() and any(other != draft for other in folder.iterdir()):
             raise RunError(
                 f"{folder} must be new, empty or begun by this command, and has other files. Give "
                 "another output."
             )
-        draft.write_text(json.dumps(here, indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be used: {error}") from error
+    return False
 
 
 def _refuse_links(folder: Path) -> None:

@@ -149,6 +149,18 @@ def test_a_key_that_the_loss_does_not_read_keeps_no_run_from_going_on(
         flow(**keys | {"times": 3})
 
 
+def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    flow(**keys, lora_rank=2)
+    absent = keys | {"init": "absent"}
+    with pytest.raises(RunError, match=r"begun with other settings: init is .*, 'absent' here"):
+        flow(**absent, lora_rank=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/run\.json cannot be used"):
+        flow(**absent | {"output": str(tmp_path / "file")})
+
+
 def test_adapters_are_written_for_generators(
     keys: dict[str, Any], generator: Path, tmp_path: Path
 ) -> None:

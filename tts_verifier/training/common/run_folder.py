@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 
 from tts_verifier.errors import RunError, TTSError
-from tts_verifier.training.settings_file import claim_folder
+from tts_verifier.training.settings_file import check_folder, claim_folder
 from tts_verifier.types.paths import read_json_inside
 
 SETTINGS_FILE: Final = "run.json"
@@ -165,6 +165,20 @@ class RunFolder:
                 f"{state} must be the state of this run, and cannot be read: {error!r:.300}. "
                 "Remove it; the run then starts from its beginning."
             ) from error
+
+
+def check_run_folder(folder: str, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """Checks the folder of a run and its settings before anything is loaded.
+
+    Args:
+        folder: of the run; it may be new.
+        settings: as for `RunFolder`, those that are free too.
+        free: likewise.
+
+    Raises:
+        RunError: as for `RunFolder`.
+    """
+    check_folder(Path(folder) / SETTINGS_FILE, settings, free)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.cold_start.stages import start_processes
 from tts_verifier.training.common.run_folder import (
     RunFolder,
+    check_run_folder,
     plain_values,
     read_metrics,
     written_to,
@@ -118,8 +119,10 @@ def run_flow(run: RunSettings, settings: FlowSettings) -> None:
     """Loads generator and verifiers, trains, and writes the weights.
 
     Raises:
-        RunError: a limit of `stop` is passed; the run is kept before that.
+        RunError: the folder cannot be used; or a limit of `stop` is passed, and the run is kept
+            before that.
     """
+    check_run_folder(run.output, asdict(run) | asdict(settings), settings.free_keys)
     accelerator = start_processes(run)
     training = assemble_flow(run, settings, accelerator)
     try:

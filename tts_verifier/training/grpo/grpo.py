@@ -31,7 +31,13 @@ from tts_verifier.training.cold_start.stages import (
     start_processes,
 )
 from tts_verifier.training.common.bounds import check_most
-from tts_verifier.training.common.run_folder import Counts, RunFolder, plain_values, written_to
+from tts_verifier.training.common.run_folder import (
+    Counts,
+    RunFolder,
+    check_run_folder,
+    plain_values,
+    written_to,
+)
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import examples_of, show_checkpoint
 from tts_verifier.training.grpo.losses import advantages_of
@@ -141,6 +147,7 @@ def run_grpo(run: RunSettings, settings: GrpoSettings) -> None:
     """Reads the checkpoint and the data, trains, and shows what came of it."""
     weights = settings.weights_of(tuple(REWARDS))
     rewarding = OfficialRewards(weights, settings.scaling, bound_scores=settings.bound_scores)
+    check_run_folder(run.output, asdict(run) | asdict(settings), GRPO_FREE_KEYS)
     accelerator = start_processes(run)
     settings.share(0, accelerator.num_processes)
     checkpoint = read_for_training(find_checkpoint(run.init))
