@@ -308,9 +308,9 @@ def check_verdicts(part: object, verdicts: Any, count: int, what: str) -> list[V
         RunError: it is no such list.
     """
     listed = verdicts if isinstance(verdicts, list | tuple) else [verdicts]
-    other = next((one for one in listed if not isinstance(one, Verdict)), None)
-    if other is not None or len(listed) != count:
-        found = len(listed) if other is None else f"a {type(other).__name__}"
+    others = [type(one).__name__ for one in listed if not isinstance(one, Verdict)]
+    if others or len(listed) != count:
+        found = f"a {others[0]}" if others else len(listed)
         raise RunError(
             f"{type(part).__name__} must return a verdict for each of {count} {what}, in a list; "
             f"it returned {found}."
