@@ -1,4 +1,4 @@
-"""A verifier for worker processes that notes what it judges and kills one of them, once."""
+"""A verifier for workers that notes what it judges, kills one of them, and hangs in another."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from tts_verifier.types import Verdict
 
 
 class Dying(FakeVerifier):
-    """Kills its process at its third call, unless another process was killed before."""
+    """Kills the first process that comes to a third call, and hangs in the second one."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -20,11 +20,12 @@ class Dying(FakeVerifier):
         with open(self.folder / "judged", "a") as file:
             file.write(f"{len(images)}\n")
         if len(self.trace) == 2:
-            try:
-                (self.folder / "killed").touch(exist_ok=False)
-                os.kill(os.getpid(), signal.SIGKILL)
-            except FileExistsError:
-                pass
+            for name, end in (("killed", lambda: os.kill(os.getpid(), 9)), ("hung", signal.pause)):
+                try:
+                    (self.folder / name).touch(exist_ok=False)
+                    end()
+                except FileExistsError:
+                    continue
         return super().verify(images, prompts, **options)
 
 

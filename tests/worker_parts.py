@@ -23,6 +23,7 @@ class TracedGenerator(FakeGenerator):
         seconds: that a batch takes.
         dies_on: a prompt with this text in it kills the process.
         dies_once: a file; the first process that does not find it makes it and dies.
+        hangs_once: a file; the first process that does not find it makes it and hangs.
         broken: a message; building fails with it.
     """
 
@@ -33,6 +34,7 @@ class TracedGenerator(FakeGenerator):
         seconds: float = 0.0,
         dies_on: str = "",
         dies_once: str = "",
+        hangs_once: str = "",
         broken: str = "",
     ) -> None:
         super().__init__(batch_size)
@@ -40,6 +42,7 @@ class TracedGenerator(FakeGenerator):
             raise CheckpointError(broken)
         self._trace, self._seconds = trace, seconds
         self._dies_on, self._dies_once = dies_on, dies_once
+        self._hangs_once = hangs_once
         self._note("built", "")
 
     def generate(self, jobs: Sequence[Job]) -> list[Sample]:
@@ -50,6 +53,9 @@ class TracedGenerator(FakeGenerator):
         if self._dies_once and not Path(self._dies_once).exists():
             Path(self._dies_once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._hangs_once and not Path(self._hangs_once).exists():
+            Path(self._hangs_once).touch()
+            signal.pause()
         time.sleep(self._seconds)
         return super().generate(jobs)
 
@@ -59,11 +65,15 @@ class TracedGenerator(FakeGenerator):
 
 
 def ignores_ctrl_c(died: Path) -> bool:
-    """Is work that kills the first process that has it; returns whether the next ignores Ctrl-C."""
+    """Is work that kills the first process that has it; returns whether the next ignores Ctrl-C.
+
+    It must do so from its first moment, which a signal that is blocked shows.
+    """
     if not died.exists():
         died.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return blocked and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def traced_recipe(folder: Path, *overrides: str, prompts: int = 10, **options: object) -> Recipe:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from worker_parts import choices, ignores_ctrl_c, traced, traced_recipe
 
+from tts_verifier.errors import RunError
 from tts_verifier.parallel import hand_out, open_engine
 from tts_verifier.recipe import run_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -27,8 +28,9 @@ from tts_verifier.errors import TTSError
 from tts_verifier.parallel import run_parallel
 if __name__ == "__main__":
     folder, *overrides = sys.argv[1:]
-    died = str(Path(folder) / "died")
-    recipe = traced_recipe(Path(folder), "parallel.shard=3", *overrides, dies_once=died)
+    once = {f"{what}_once": str(Path(folder) / what) for what in ("dies", "hangs")}
+    options = ("parallel.shard=3", "parallel.timeout=2")
+    recipe = traced_recipe(Path(folder), *options, *overrides, **once)
     try:
         run_parallel(recipe, say=lambda text: None)
     except TTSError as error:
@@ -52,13 +54,14 @@ def run_in_process(folder, *overrides, **environment):
 
 
 @pytest.mark.parametrize("engine", ["ray", "dask"])
-def test_a_worker_that_dies_is_replaced(tmp_path, engine):
+def test_workers_that_die_or_hang_are_replaced(tmp_path, engine):
     pytest.importorskip({"ray": "ray", "dask": "distributed"}[engine])
     assert run_in_process(tmp_path, f"parallel.engine={engine}", "parallel.workers=2") == ""
     drawn = [trial for _, trial in traced(tmp_path, "drew")]
-    assert len(drawn) <= len(set(drawn)) + 4, "at most one batch was drawn again"
+    assert len(drawn) <= len(set(drawn)) + 8, "at most one batch was drawn again for each"
     built = [process for process, *_ in traced(tmp_path, "built")]
-    assert len(set(built)) == len(built) <= 3
+    assert len(set(built)) == len(built) <= 4
+    assert (tmp_path / "hangs").exists()
     run_recipe(traced_recipe(tmp_path), output=tmp_path / "one", say=lambda text: None)
     assert choices(tmp_path / "run") == choices(tmp_path / "one")
 
@@ -90,6 +93,16 @@ def test_a_dask_worker_that_replaces_another_ignores_ctrl_c_too(tmp_path):
 
 
 @pytest.mark.skipif(not find_spec("distributed"), reason="needs dask")
+def test_work_that_ends_every_dask_worker_is_named():
+    options = ParallelOptions("dask", workers=1, gpus=0)
+    with (
+        pytest.raises(RunError, match=r"25 workers died on the same work \(9\), .*Mend the cause"),
+        open_engine(options, os._exit) as engine,
+    ):
+        list(hand_out(engine, [9]))
+
+
+@pytest.mark.skipif(not find_spec("distributed"), reason="needs dask")
 def test_more_workers_than_a_dask_cluster_has(tmp_path):
     from distributed import LocalCluster
 
@@ -101,6 +114,15 @@ def test_more_workers_than_a_dask_cluster_has(tmp_path):
         address = f"parallel.address={cluster.scheduler_address}"
         error = run_in_process(tmp_path, "parallel.engine=dask", address)
         assert "must have workers of one thread each" in error
+
+
+@pytest.mark.skipif(not find_spec("ray"), reason="needs ray")
+def test_ray_that_cannot_start_says_why(monkeypatch):
+    # Ray notes the command that starts it, which must be valid Unicode.
+    monkeypatch.setattr("ray.init", lambda **options: "\udcff".encode())
+    cannot_start = pytest.raises(RunError, match=r"cannot start .*UnicodeEn.* or use engine: loky")
+    with cannot_start, open_engine(ParallelOptions("ray", gpus=0), print):
+        pass
 
 
 @pytest.mark.skipif(not find_spec("ray"), reason="needs ray")

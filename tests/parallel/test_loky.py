@@ -1,6 +1,8 @@
 """Real worker processes of this machine: killed, stopped and continued."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,14 +12,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-from worker_parts import choices, traced, traced_recipe
+from worker_parts import choices, ignores_ctrl_c, traced, traced_recipe
 
 from tts_verifier.errors import RunError
 from tts_verifier.log import read_rows
-from tts_verifier.parallel import hand_out, open_engine, run_parallel
+from tts_verifier.parallel import hand_out, open_engine, run, run_parallel
 from tts_verifier.parallel.engines import loky_engine
+from tts_verifier.parallel.stalls import Stalls
 from tts_verifier.recipe import run_recipe
 from tts_verifier.recipe.parallel_options import ParallelOptions
+from tts_verifier.runner.progress import ProgressLines, status_line
 
 HELD = []
 CODE = """
@@ -64,6 +68,28 @@ def test_a_worker_that_dies_is_replaced_and_its_shard_goes_on(tmp_path):
     assert len(set(built)) == len(built) == 4, "two workers, another one, and this process"
     drawn = [trial for process, trial in traced(tmp_path, "drew") if process != str(os.getpid())]
     assert len(drawn) <= len(set(drawn)) + 4, "at most one batch was drawn again"
+
+
+def test_a_worker_that_hangs_is_named_and_ended(tmp_path, monkeypatch):
+    # A second lasts a thousand.
+    monkeypatch.setattr(run, "Stalls", lambda: Stalls(lambda: 1000 * time.monotonic()))
+    recipe = traced_recipe(
+        tmp_path,
+        *("parallel.workers=2", "parallel.shard=5", "parallel.timeout=2"),
+        hangs_once=str(tmp_path / "hung"),
+    )
+    shown = io.StringIO()
+    with ProgressLines(shown, status_line, seconds=0) as progress:
+        run_parallel(recipe, say=lambda text: None, progress=progress)
+    assert re.search(r"candidates, shard 0000[01]: nothing new for \d+ min", shown.getvalue())
+    assert same_as_one_process(tmp_path)
+    drawn = [trial for process, trial in traced(tmp_path, "drew") if process != str(os.getpid())]
+    assert len(set(drawn)) < len(drawn) <= len(set(drawn)) + 4, "one batch was drawn again"
+
+
+def test_a_worker_that_replaces_another_ignores_ctrl_c_from_its_first_moment(tmp_path):
+    with open_engine(ParallelOptions(workers=1, gpus=0), ignores_ctrl_c) as engine:
+        assert list(hand_out(engine, [tmp_path / "died"])) == [(tmp_path / "died", True)]
 
 
 def grow(megabytes):
@@ -124,7 +150,7 @@ def test_a_second_ctrl_c_ends_the_workers_at_once(tmp_path, engine):
 def test_workers_do_not_outlive_their_coordinator(tmp_path):
     process = coordinator(tmp_path)
     process.kill()
-    process.communicate()
+    assert process.communicate()[1] == b"", "nothing that a user could do something about"
     workers = {int(pid) for pid, *_ in traced(tmp_path, "built")}
     deadline = time.monotonic() + 30
     while any(map(is_alive, workers)) and time.monotonic() < deadline:

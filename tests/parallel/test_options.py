@@ -14,6 +14,7 @@ from tts_verifier.errors import InputError, RecipeError, RunError
 from tts_verifier.parallel import hand_out, open_engine, run_parallel
 from tts_verifier.parallel.engines.processes import (
     check_answers,
+    check_speaks_dask,
     check_speaks_grpc,
     gpus_here,
     worker_count,
@@ -34,6 +35,8 @@ LIBRARIES = {"loky": "joblib", "ray": "ray", "dask": "distributed"}
         ("parallel.gpus=-1", "gpus must be a whole number, 0 or more, got -1"),
         ("parallel.gpus=true", "parallel.gpus must be"),
         ("parallel.shard=0", "shard must be a whole number, 1 or more, got 0"),
+        ("parallel.timeout=0", "timeout must be a whole number, 1 or more, got 0"),
+        ("parallel.timeout=9999999999999", "timeout must be at most [0-9]* seconds, got 9999"),
         ("parallel.threads=2", "unknown key 'parallel.threads'"),
         ("parallel.address=10.0.0.1:6379", "loky works on this machine alone"),
         ("parallel=loky", "parallel must be a table of keys, got 'loky'"),
@@ -141,23 +144,32 @@ def test_an_address_that_nobody_answers():
         check_answers("127.0.0.1:1", "ray", "Start it.")
 
 
+GRPC = b"\0\0\6\4" + b"\0" * 11
+DASK = b":\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0*\0\0\0\0\0\0\0\x83\xabcompression\xc0\xa6python"
+
+
 @pytest.mark.parametrize(
-    ("answer", "fits"), [(b"\0\0\6\4" + b"\0" * 11, True), (b"220 mail\r\n", False), (b"", False)]
+    ("check", "answer", "fits"),
+    [
+        *((check_speaks_grpc, answer, answer is GRPC) for answer in (GRPC, b"220 mail\r\n", b"")),
+        *((check_speaks_dask, answer, answer is DASK) for answer in (DASK, b"220 mail\r\n", b"")),
+    ],
 )
-def test_an_address_where_something_else_answers(answer, fits):
+def test_an_address_where_something_else_answers(check, answer, fits):
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
             connection, _ = server.accept()
             with connection:
-                connection.recv(100)
+                if check is check_speaks_grpc:
+                    connection.recv(100)
                 connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
         error = pytest.raises(RunError, match=r"Something else than ray answers at .*Start it.")
         with nullcontext() if fits else error:
-            check_speaks_grpc(f"127.0.0.1:{server.getsockname()[1]}", "ray", "Start it.")
+            check(f"127.0.0.1:{server.getsockname()[1]}", "ray", "Start it.")
         thread.join()
 
 

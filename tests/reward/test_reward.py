@@ -121,6 +121,9 @@ def test_arguments_are_checked(options: Any, error: Any, message: str) -> None:
 def test_a_verifier_must_give_a_verdict_for_each_picture() -> None:
     with pytest.raises(RunError, match="Given must return a verdict for each of 2 images, in a l"):
         VerifierReward(Given(verdict(0.5)))(IMAGES[:2], PROMPTS[:2])
+    nothing: Any = None
+    with pytest.raises(RunError, match="it returned a NoneType"):
+        VerifierReward(Given(verdict(0.5), nothing))(IMAGES[:2], PROMPTS[:2])
 
 
 @pytest.mark.parametrize("verifier", [None, FakeVerifier, 3])

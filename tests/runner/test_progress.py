@@ -12,6 +12,7 @@ from tts_verifier.runner import RunSetup, execute
 from tts_verifier.runner.progress import (
     Progress,
     ProgressBar,
+    ProgressCounts,
     ProgressLines,
     progress_view,
     status_json,
@@ -58,6 +59,7 @@ def test_what_is_not_known_is_not_said() -> None:
     assert json.loads(status_json(now)) == {
         "event": "progress", "phase": "load", "done": 0, "expected": 0, "failed": 0,
         "rate": None, "seconds_left": None, "best": None, "busy": None, "step": 0, "steps": 0,
+        "stalled": "",
     }  # fmt: skip
 
 
@@ -98,6 +100,17 @@ def test_a_line_comes_now_and_then_and_at_the_end() -> None:
     lines = out.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines] == [
         f"load: {done} of 30 candidates" for done in (1, 11, 21, 30)
+    ]
+
+
+def test_a_shard_that_stalls_is_shown_also_before_the_first_candidate() -> None:
+    out = io.StringIO()
+    with ProgressLines(out, status_line, seconds=0, clock=Clock()) as progress:
+        for minutes in (1, 1, 2):
+            stalled = f"shard 00003: nothing new for {minutes} min"
+            progress.show_counts("load", ProgressCounts(), 2, stalled=stalled)
+    assert out.getvalue().splitlines() == [
+        f"load: 0 of 0 candidates, shard 00003: nothing new for {minutes} min" for minutes in (1, 2)
     ]
 
 

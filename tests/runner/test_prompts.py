@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tts_verifier.errors import InputError
 from tts_verifier.log import read_trials
+from tts_verifier.recipe.recipe import prompts_of_recipe
 from tts_verifier.runner import as_prompts, read_prompts, run
-from tts_verifier.runner.prompts import prompts_of_recipe
 from tts_verifier.strategies import BestOfN, ZeroOrder
 from tts_verifier.testing import FakeGenerator, FakeVerifier
 from tts_verifier.types import Prompt

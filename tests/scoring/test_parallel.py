@@ -102,7 +102,7 @@ def test_options_that_cannot_be_meant_are_refused(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_chunk(pictures: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_or_hangs_costs_its_chunk(pictures: Path, tmp_path: Path) -> None:
     source = open_pairs([str(pictures)], prompt="x")
     with open_engine(ParallelOptions(workers=2), score_chunk) as engine:
         parts = score_with_workers(
@@ -112,7 +112,9 @@ def test_a_worker_that_is_killed_costs_its_chunk(pictures: Path, tmp_path: Path)
             str(tmp_path),
             source,
             at_once=10,
+            timeout=2,
         )
     assert len(list(parts.rows())) == 100
+    assert (tmp_path / "hung").exists()
     judged = [int(line) for line in (tmp_path / "judged").read_text().splitlines()]
-    assert sum(judged) == 110
+    assert sum(judged) == 120

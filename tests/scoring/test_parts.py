@@ -20,6 +20,7 @@ from tts_verifier.errors import InputError, RunError, RunWarning
 from tts_verifier.scoring import Pair, Parts, score_into_parts, score_pairs_into
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
+from tts_verifier.verifiers.ensemble import Ensemble
 
 
 @pytest.fixture
@@ -256,6 +257,10 @@ def test_a_verifier_gets_as_many_pictures_as_its_devices_work_on(
     verifier: Any = FakeVerifier()
     verifier.device, verifier.batch_size = device, own
     score_into_parts(tmp_path / "out", verifier, pairs[:80])
+    assert verifier.trace[0] == f"v{expected}"
+    verifier.trace.clear()
+    both = Ensemble({"quick": FakeVerifier(), "deep": verifier})
+    score_into_parts(tmp_path / "both", both, pairs[:80])
     assert verifier.trace[0] == f"v{expected}"
 
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tts_verifier.cli.score import score_command
+from tts_verifier.cli.score import CountedPairs, score_command
 from tts_verifier.errors import InputError, RunError
-from tts_verifier.scoring import find_images, score_into
+from tts_verifier.scoring import Pair, find_images, score_into
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 
@@ -44,6 +44,19 @@ class StopsAfter(FakeVerifier):
 
 def images_verified(verifier: FakeVerifier) -> int:
     return sum(int(call[1:]) for call in verifier.trace)
+
+
+def test_a_line_now_and_then_says_how_many_were_read(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    pairs = CountedPairs([Pair(f"{i}.png", "x") for i in range(100)], lambda: now)
+    for _ in pairs:
+        now += 0.5
+    now += 60
+    pairs.show()
+    assert capsys.readouterr().err.splitlines() == [
+        "60 pictures read, 2.0 a second",
+        "100 pictures read, 0.5 a second",
+    ]
 
 
 def test_folders_globs_and_files_are_found_once(folder: Path) -> None:

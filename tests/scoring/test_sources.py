@@ -158,18 +158,34 @@ def test_a_damaged_place_of_a_table_costs_only_what_is_there(tmp_path: Path) -> 
     assert "row group 0 of the file is damaged" in found["15"]["error"]
 
 
-def test_damaged_texts_of_a_table_are_a_row(tmp_path: Path) -> None:
-    pictures = [f"{i}.png" for i in range(3000)]
-    table = pa.table({"image": pictures, "prompt": [f"prompt {i}" for i in range(3000)]})
+@pytest.mark.parametrize("checksums", [False, True])
+def test_damaged_texts_of_a_table_cost_their_row_group(tmp_path: Path, checksums: bool) -> None:
+    columns = {
+        "image": [str(i).encode() for i in range(4000)],
+        "prompt": [f"prompt {i}" for i in range(4000)],
+    }
     options: Any = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    pq.write_table(table, tmp_path / "t.parquet", row_group_size=1500, **options)
-    content = bytearray((tmp_path / "t.parquet").read_bytes())
-    place = content.index(b"2999.png")
-    content[place - 4 : place] = b"\xff" * 4
-    (tmp_path / "t.parquet").write_bytes(content)
-    *first, last = open_pairs([str(tmp_path / "t.parquet")])
-    assert len(first) >= 1024
-    assert "t.parquet cannot be read to its end" in last.error
+    table = tmp_path / "t.parquet"
+    pq.write_table(
+        *(pa.table(columns), table),
+        row_group_size=1500,
+        write_page_checksum=checksums,
+        **options,
+    )
+    content = bytearray(table.read_bytes())
+    place = content.index(b"prompt 2999")
+    # Another text, which only a checksum tells from the right one; or a length that cannot be.
+    content[place - 4 : place] = content[place - 4 : place] if checksums else b"\xff" * 4
+    content[place] = ord("P")
+    table.write_bytes(content)
+    found = [(p.image, p.prompt, p.error, p.load and p.load()) for p in open_pairs([str(table)])]
+    (lost,) = [i for i, (_, _, error, _) in enumerate(found) if error]
+    assert 1500 <= lost <= 2999
+    assert f"t.parquet, rows {lost + 1} to 3000 cannot be read" in found[lost][2]
+    numbers = (*range(lost), *range(3000, 4000))
+    assert [*found[:lost], *found[lost + 1 :]] == [
+        (f"{table}:{i + 1}", f"prompt {i}", "", str(i).encode()) for i in numbers
+    ]
 
 
 def test_empty_parts_are_left_out(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_the_packaged_miniature_has_the_sizes_of_richhf(monkeypatch: pytest.Monk
     ("overrides", "message"),
     [
         (["sampel_share=1"], r"unknown key 'sampel_share'\. Did you mean 'sample_share'"),
+        (["processes=1000000"], "processes must be at most [0-9]+, 32 for each core"),
         (["part=many"], r"override 'part=many': part must be a whole number, got 'many'"),
         (["part=true"], "part must be a whole number"),
         (["sizes=[1]"], "sizes must be"),

@@ -17,6 +17,7 @@ from tiny_pipelines import CALL, same, sd15
 from tts_verifier import BestOfN, Objective, VerifiedPipeline, wrap
 from tts_verifier.choice.ranking import Ranking
 from tts_verifier.errors import InputError, RunWarning, UnsupportedError
+from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.runner import run
 from tts_verifier.strategies.adaptive import Adaptive
 from tts_verifier.testing import FakeVerifier
@@ -328,6 +329,15 @@ def test_a_call_makes_no_inpainting_pipeline_unless_it_repaints(tmp_path, monkey
     monkeypatch.setattr(AutoPipelineForInpainting, "from_pipe", lambda *_, **__: made.append(1))
     wrap(sd15(tmp_path), FakeVerifier(), strategy=BestOfN(2))("a", num_inference_steps=1)
     assert not made
+
+
+def test_sizes_that_pipelines_cannot_make_are_refused_before_they_are_called(verified, tmp_path):
+    with pytest.raises(InputError, match="width must be from 4 to 32 pixels and a multiple of 4"):
+        verified("a", **CALL, width=18)
+    fill = AutoPipelineForInpainting.from_pipe(sd15(tmp_path))
+    fill.vae_scale_factor = 8  # as of the released weights
+    small = DiffusersGenerator(verified.pipe, height=12, inpaint=fill)
+    assert small.lacks[Repaint].startswith("height must be from 8 to 65536 pixels and a multiple")
 
 
 def test_the_batch_size_may_be_changed_between_calls(tmp_path, monkeypatch):

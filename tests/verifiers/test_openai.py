@@ -19,6 +19,7 @@ from tts_verifier.errors import InputError, RunWarning, ServerError
 from tts_verifier.interfaces.endpoints import ChatReply, reply_of
 from tts_verifier.log import read_trials
 from tts_verifier.registry import builder
+from tts_verifier.scoring.batches import images_at_once
 from tts_verifier.testing import FakeGenerator, check_verifier
 from tts_verifier.verifiers.chat_reply import Criterion, read_scores
 from tts_verifier.verifiers.openai import OpenAIVerifier
@@ -296,6 +297,11 @@ def test_an_address_of_the_environment_is_a_setting(
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     assert judge(server, base_url=None).settings["base_url"] == server.url
+
+
+def test_scoring_gives_it_enough_images_for_all_requests() -> None:
+    verifier = OpenAIVerifier("m", base_url="http://127.0.0.1:9/v1", parallel=64)
+    assert images_at_once(verifier)[0] == 256
 
 
 def test_an_empty_address_of_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def run_command(
     The same command on the same folder continues a run that was stopped; with a larger
     strategy.n it generates only the missing candidates. --rejudge generates nothing: the new
     run gets copies of the images of LOG. --parallel sets parallel.engine, or parallel.workers if
-    it is a number; parallel.gpus, parallel.shard and parallel.address are overrides.
+    it is a number; parallel.gpus, parallel.shard, parallel.address and parallel.timeout are
+    overrides.
 
     Exit status: 0 when done; 2 with a message when you must change something; 3 when it is done
     and no candidate is usable; 130 when stopped by Ctrl-C.

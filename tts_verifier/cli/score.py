@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,7 +16,10 @@ from tts_verifier.cli.shared import PATH, quiet_libraries, say, say_loading, tts
 
 if TYPE_CHECKING:
     from tts_verifier.recipe.parallel_options import ParallelOptions
-    from tts_verifier.scoring import Limit, PairSource, PictureFolder, ScoreRow, ScoreSummary
+    from tts_verifier.scoring import Limit, Pair, PictureFolder, ScoreRow, ScoreSummary
+
+_COUNT_SECONDS: Final = 30.0
+"""Seconds between two lines that say how many pictures were read."""
 
 
 @tts_command("tts-score")
@@ -75,7 +79,8 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
     of any size: only what --top or --set selects is then sorted and printed.
 
     --parallel needs a folder as the output; parallel.workers=4, parallel.gpus=1, parallel.shard=512
-    (pictures handed to a worker at a time) and parallel.address=HOST:PORT may stand among IMAGES.
+    (pictures handed to a worker at a time), parallel.address=HOST:PORT and parallel.timeout=600
+    (seconds for a batch) may stand among IMAGES.
 
     --min and --max select images by their scores; an image without that score is never selected.
 
@@ -106,12 +111,41 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
         )
     names = [options["sort"], *(limit.name for limit in limits)]
     if engine is not None:
-        rows = _rows_of_workers(source, engine, names, options)
+        rows = _rows_of_workers(CountedPairs(source), engine, names, options)
     else:
         verifier = _verifier(options["verifier"])
         check_names(names, verifier.score_names)
-        rows = _scored_rows(source, verifier, options)
+        has_prompts = source.has_prompts
+        rows = _scored_rows(CountedPairs(source), verifier, options, prompts=has_prompts)
     _report(rows, limits, folder, options)
+
+
+class CountedPairs:
+    """Pairs of a collection; says on the standard error, now and then, how many were read.
+
+    Args:
+        pairs: taken one after the other, perhaps in another thread.
+        clock: returns seconds that never go back.
+    """
+
+    def __init__(self, pairs: Iterable[Pair], clock: Callable[[], float] = time.monotonic) -> None:
+        self._pairs, self._clock = pairs, clock
+        self._count = self._count_said = 0
+        self._said = clock()
+
+    def __iter__(self) -> Iterator[Pair]:
+        for pair in self._pairs:
+            yield pair
+            self._count += 1
+            self.show()
+
+    def show(self) -> None:
+        """Prints a line if the last one is old enough, also where nothing new was read."""
+        passed = self._clock() - self._said
+        if passed >= _COUNT_SECONDS:
+            rate = (self._count - self._count_said) / passed
+            self._said, self._count_said = self._said + passed, self._count
+            say(f"{self._count} pictures read, {rate:.1f} a second", err=True)
 
 
 def _engine_options(
@@ -145,7 +179,7 @@ def _is_engine_option(argument: str) -> bool:
 
 
 def _rows_of_workers(
-    source: PairSource,
+    pairs: CountedPairs,
     engine_options: ParallelOptions,
     names: list[str],
     options: dict[str, Any],
@@ -157,12 +191,13 @@ def _rows_of_workers(
     with open_engine(engine_options, score_chunk) as engine:
         parts = score_with_workers(
             options["output"],
-            partial(hand_out, engine),
+            partial(hand_out, engine, idle=pairs.show),
             _verifier,
             options["verifier"],
-            source,
+            pairs,
             detail=options["detail"],
             at_once=engine_options.shard,
+            timeout=engine_options.timeout,
             names=names,
         )
     return parts.rows(whole=options["form"] == "jsonl")
@@ -197,16 +232,18 @@ def _picture_folder(options: dict[str, Any], limits: list[Limit]) -> PictureFold
     return PictureFolder(move or copy, copies=copy is not None, dry_run=dry_run)
 
 
-def _scored_rows(source: PairSource, verifier: Any, options: dict[str, Any]) -> Iterable[ScoreRow]:
+def _scored_rows(
+    pairs: Iterable[Pair], verifier: Any, options: dict[str, Any], *, prompts: bool
+) -> Iterable[ScoreRow]:
     from tts_verifier.scoring import PairScorer, score_into_parts, score_pairs_into, scored
 
     output, detail = options["output"], options["detail"]
     if output is None:
-        return scored(PairScorer(verifier, detail, prompts=source.has_prompts), source)
+        return scored(PairScorer(verifier, detail, prompts=prompts), pairs)
     if _is_folder(output):
-        parts = score_into_parts(output, verifier, source, detail=detail)
+        parts = score_into_parts(output, verifier, pairs, detail=detail)
         return parts.rows(whole=options["form"] == "jsonl")
-    return score_pairs_into(output, verifier, source, detail=detail, prompts=source.has_prompts)
+    return score_pairs_into(output, verifier, pairs, detail=detail, prompts=prompts)
 
 
 def _is_folder(output: Path | None) -> bool:

@@ -32,10 +32,12 @@ from tts_verifier.parallel.finished import whole_results
 from tts_verifier.parallel.interrupts import Interrupt, gentle_interrupts
 from tts_verifier.parallel.shard_state import (
     counts_from_json,
+    is_worked_on,
     read_done,
     read_progress,
     results_of,
 )
+from tts_verifier.parallel.stalls import Stalls
 from tts_verifier.parallel.warned import ShownWarnings
 from tts_verifier.parallel.worker import SESSION, Assignment, Order, ShardReport, run_shard
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -202,8 +204,9 @@ class _Coordinator:
         self._warned = ShownWarnings()
         self._found: dict[str, list[PromptResult]] = {}
         """Results of shards that earlier calls have finished."""
-        self._in_flight: dict[str, int] = {}
-        """Names of shards that workers have, and their numbers of prompts."""
+        self._in_flight: set[str] = set()
+        """Names of shards that workers have."""
+        self._stalls = Stalls()
 
     def run(self) -> None:
         """Runs every shard that is not finished.
@@ -280,7 +283,7 @@ class _Coordinator:
             for name, prompts in todo:
                 if interrupt.asked:
                     return
-                self._in_flight[name] = len(prompts)
+                self._in_flight.add(name)
                 yield Assignment(
                     tts_verifier.__version__,
                     order,
@@ -291,6 +294,7 @@ class _Coordinator:
                     name,
                     prompts,
                     place,
+                    self._options.timeout,
                 )
 
         def idle() -> None:
@@ -300,7 +304,8 @@ class _Coordinator:
             self._show()
 
         for assignment, report in hand_out(engine, assignments(), idle):
-            del self._in_flight[assignment.name]
+            self._in_flight.remove(assignment.name)
+            self._stalls.forget(assignment.name)
             self._tally.add(report)
             self._warned.show(report.warnings)
             if report.busy is None and not interrupt.asked:
@@ -313,10 +318,15 @@ class _Coordinator:
     def _show(self) -> None:
         counts = self._tally.counts
         for name in self._in_flight:
-            counts += read_progress(last_attempt(self._shards.folder, name)[0])
+            folder, _ = last_attempt(self._shards.folder, name)
+            own = read_progress(folder)
+            if is_worked_on(folder, self._session):
+                self._stalls.note(name, own.new + own.from_log)
+            counts += own
         counts = replace(counts, prompts=len(self._prompts))
         phase = "run" if counts.new or not self._in_flight else "load"
-        self._progress.show_counts(phase, counts, self._workers)
+        stalled = str(self._stalls)
+        self._progress.show_counts(phase, counts, self._workers, stalled=stalled)
 
     def _write_session(self, session: str) -> None:
         self._files.write(SESSION, json.dumps(session).encode(), flush=False)

@@ -197,6 +197,12 @@ def read_progress(folder: Path) -> ProgressCounts:
         return ProgressCounts()
 
 
+def is_worked_on(folder: Path, session: str) -> bool:
+    """Returns whether a process has begun a shard for this coordinator, and not ended in order."""
+    note = _read_note(folder)
+    return note is not None and note.session == session and note.stage != ""
+
+
 def _read_note(folder: Path) -> AttemptNote | None:
     try:
         note = AttemptNote(**read_json_inside(folder, NOTE, most=2**26))

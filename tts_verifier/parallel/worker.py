@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import pickle
@@ -35,7 +36,7 @@ from tts_verifier.recipe.rejudge import RecordedGenerator, recorded_parts, rejud
 from tts_verifier.registry import parameters
 from tts_verifier.runner import RunSetup, execute
 from tts_verifier.runner.progress import Progress, ProgressCounts
-from tts_verifier.types import Job, Prompt
+from tts_verifier.types import Job, Prompt, Trial
 from tts_verifier.types.paths import read_json_inside
 
 SESSION: Final = "session.json"
@@ -79,6 +80,8 @@ class Assignment:
     """The shard's."""
     place: Path
     """The coordinator's working folder: paths of the recipe may be relative to it."""
+    timeout: int | None = None
+    """As in `ParallelOptions`."""
 
     def __str__(self) -> str:
         # For messages of engines.
@@ -273,6 +276,7 @@ class _ShardProgress(Progress):
         self._assignment, self._files, self._note = assignment, files, note
         self._attempt, self._written = attempt, 0.0
         self._one_by_one, self._rows = note.one_by_one, note.rows
+        self._limit_silence()
 
     def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
         if not again:
@@ -284,6 +288,19 @@ class _ShardProgress(Progress):
                 self._note = replace(self._note, rows=rows, deaths=0)
             prompts = tuple(dict.fromkeys(job.prompt.id for job in jobs))
             replace(self._note, prompts=prompts).write(self._files)
+
+    def done(self, trials: Sequence[Trial], *, from_log: bool = False) -> None:
+        super().done(trials, from_log=from_log)
+        self._limit_silence()
+
+    def close(self) -> None:
+        if self._assignment.timeout:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _limit_silence(self) -> None:
+        # It prints where every thread is, and ends the process also where Python itself is stuck.
+        if self._assignment.timeout:
+            faulthandler.dump_traceback_later(self._assignment.timeout, exit=True)
 
     def show(self) -> None:
         now = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import TIMEOUT_MAX
 from typing import Final
 
 from tts_verifier.errors import InputError, suggestion
@@ -43,6 +44,9 @@ class ParallelOptions:
     leave workers without a shard."""
     address: str | None = None
     """Of a cluster: `HOST:PORT` for ray, `tcp://HOST:PORT` for dask. None = this machine."""
+    timeout: int | None = None
+    """Seconds without a new row after which a worker ends itself, as if it had died. Loading the
+    parts is not limited. None = no limit."""
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -50,7 +54,7 @@ class ParallelOptions:
                 f"Unknown engine {self.engine!r}. {suggestion(str(self.engine), ENGINES)}",
                 argument="engine",
             )
-        for name, least in (("workers", 1), ("gpus", 0), ("shard", 1)):
+        for name, least in (("workers", 1), ("gpus", 0), ("shard", 1), ("timeout", 1)):
             value = getattr(self, name)
             # bool is a subclass of int.
             if value is not None and (type(value) is not int or value < least):
@@ -59,6 +63,12 @@ class ParallelOptions:
                     "Leave it out for the default.",
                     argument=name,
                 )
+        if self.timeout is not None and self.timeout > TIMEOUT_MAX:
+            raise InputError(
+                f"timeout must be at most {TIMEOUT_MAX:.0f} seconds, got {self.timeout}. Leave it "
+                "out for no limit.",
+                argument="timeout",
+            )
         if self.address is not None:
             self._check_address(self.address)
 

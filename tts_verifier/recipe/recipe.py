@@ -38,7 +38,7 @@ from tts_verifier.recipe.yaml_lines import (
     parse_document,
 )
 from tts_verifier.registry import plugins_beside, recipe_folder
-from tts_verifier.runner.prompts import prompts_of_recipe
+from tts_verifier.runner.prompts import as_prompts, read_prompts
 from tts_verifier.runner.setup import (
     RunSetup,
     check_details,
@@ -61,6 +61,7 @@ _SIMPLE: Final[Mapping[str, Any]] = {
     "output": str,
 }
 _KEYS: Final = (*ROLES, *UNNAMED, "prompts", "parallel", *_SIMPLE)
+_PROMPT_KEYS: Final = ("file", "column", "category")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +321,33 @@ def _user_path(path: str | Path, place: str = "") -> Path:
         return user_path(path)
     except InputError as error:
         raise RecipeError(f"{place}: {error}" if place else str(error)) from error
+
+
+def prompts_of_recipe(value: object, folder: Path) -> tuple[Prompt, ...]:
+    """Returns the prompts that a recipe gives: a list, a file, or a file with its columns.
+
+    Args:
+        value: the recipe's `prompts`; a mapping has `file` and perhaps `column` and `category`.
+        folder: what the path of a file is relative to; `~` is the home folder.
+
+    Raises:
+        InputError: the value is none of these, or its prompts cannot be used.
+    """
+    if isinstance(value, str):
+        value = {"file": value}
+    if isinstance(value, list):
+        return as_prompts(value)
+    named = isinstance(value, Mapping) and "file" in value and set(value) <= set(_PROMPT_KEYS)
+    if not isinstance(value, Mapping) or not named:
+        raise InputError(
+            "prompts must be a list or a .txt file or a table, or have the keys "
+            f"{', '.join(_PROMPT_KEYS)}, got {value!r:.200}."
+        )
+    wrong = [name for name in value if not isinstance(value[name], str)]
+    if wrong:
+        raise InputError(f"prompts.{wrong[0]} must be a text, got {value[wrong[0]]!r:.80}.")
+    path = folder / user_path(value["file"])
+    return read_prompts(path, column=value.get("column"), category=value.get("category"))
 
 
 def _prompts(document: Document, folder: Path) -> tuple[Prompt, ...]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from tts_verifier.errors import InputError, readable_name
-from tts_verifier.loading.regular_files import user_path
 from tts_verifier.tables import (
     CATEGORY_ROLE,
     PROMPT_ROLE,
@@ -31,7 +30,6 @@ _NAME_ONE: Final = (
     "Rename a column, or name it: read_prompts(path, column=...), or in a recipe "
     "`prompts: {file: ..., column: ...}`."
 )
-_FILE_KEYS: Final = ("file", "column", "category")
 
 
 def as_prompts(items: Iterable[Prompt | str | Mapping[str, object]]) -> tuple[Prompt, ...]:
@@ -89,33 +87,6 @@ def read_prompts(
         return _prompts_of_rows(rows, column=column, category=category)
     except InputError as error:
         raise InputError(f"{readable_name(path)}: {error}") from error
-
-
-def prompts_of_recipe(value: object, folder: Path) -> tuple[Prompt, ...]:
-    """Returns the prompts that a recipe gives: a list, a file, or a file with its columns.
-
-    Args:
-        value: the recipe's `prompts`; a mapping has `file` and perhaps `column` and `category`.
-        folder: what the path of a file is relative to; `~` is the home folder.
-
-    Raises:
-        InputError: the value is none of these, or its prompts cannot be used.
-    """
-    if isinstance(value, str):
-        value = {"file": value}
-    if isinstance(value, list):
-        return as_prompts(value)
-    named = isinstance(value, Mapping) and "file" in value and set(value) <= set(_FILE_KEYS)
-    if not isinstance(value, Mapping) or not named:
-        raise InputError(
-            "prompts must be a list or a .txt file or a table, or have the keys "
-            f"{', '.join(_FILE_KEYS)}, got {value!r:.200}."
-        )
-    wrong = [name for name in value if not isinstance(value[name], str)]
-    if wrong:
-        raise InputError(f"prompts.{wrong[0]} must be a text, got {value[wrong[0]]!r:.80}.")
-    path = folder / user_path(value["file"])
-    return read_prompts(path, column=value.get("column"), category=value.get("category"))
 
 
 def _prompts_of_rows(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,6 +80,11 @@ def with_content(pair: Pair) -> Pair:
 
 def images_at_once(verifier: Any) -> tuple[int, int]:
     """Returns how many images a call of `verify` is best given, and the number of devices."""
+    members = getattr(verifier, "members", None)
+    if members and isinstance(members, Mapping):
+        # Of an ensemble, which asks one after the other about the same images.
+        counts, numbers = zip(*map(images_at_once, members.values()), strict=True)
+        return max(counts), max(numbers)
     devices = getattr(verifier, "devices", None) or (getattr(verifier, "device", None),)
     usual = _ON_A_GPU if any("cuda" in str(device) for device in devices) else _ON_A_CPU
     own = getattr(verifier, "batch_size", None)

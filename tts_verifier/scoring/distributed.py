@@ -7,10 +7,11 @@ worker that dies costs its chunk; the process that writes costs the chunks under
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import chdir, nullcontext
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -45,6 +46,8 @@ class Chunk:
     """From `batches.with_content`."""
     place: str = ""
     """The working folder to which paths are relative; "" = the worker's own."""
+    timeout: int | None = None
+    """Seconds for a batch after which the worker ends itself; loading is not limited."""
 
     def __str__(self) -> str:
         # For messages of engines.
@@ -98,6 +101,7 @@ def score_with_workers(
     *,
     detail: Detail = "diagnose",
     at_once: int | None = None,
+    timeout: int | None = None,
     names: Collection[str] = (),
 ) -> Parts:
     """Scores pairs into a folder of parts, as `score_into_parts` does, by the workers of an engine.
@@ -112,6 +116,8 @@ def score_with_workers(
         pairs: taken one after the other.
         detail: what to ask for.
         at_once: pairs that a worker gets at a time; None = as many as its verifier's batches have.
+        timeout: seconds for a batch after which a worker ends itself, as if it had died; None = no
+            limit.
         names: of scores that the rows must have, or `objective`.
 
     Raises:
@@ -120,7 +126,7 @@ def score_with_workers(
         Exception: whatever a worker raised.
     """
     # Only a worker knows the verifier's settings: this process loads no weights.
-    order = Chunk(uuid.uuid4().hex, load, verifier, detail, (), os.getcwd())
+    order = Chunk(uuid.uuid4().hex, load, verifier, detail, (), os.getcwd(), timeout)
     ((_, about),) = judge([order])
     check_names(names, about.score_names)
     with open_parts(folder, PairScorer(_Elsewhere(about), detail, prompts=True)) as parts:
@@ -171,13 +177,32 @@ def _judged(chunk: Chunk) -> JudgedChunk:
     scorer = _scorer(chunk.call, chunk.load, chunk.verifier, chunk.detail)
     keys: list[tuple[str, str]] = []
     rows: dict[str, ScoreRow] = {}
-    for batch in batches(chunk.pairs, scorer.read, scorer.verifier):
-        keys += [(picture.pair.version, picture.key) for picture in batch]
-        rows |= scorer.rows_by_key(picture for picture in batch if picture.key not in rows)
+    with _limited(chunk.timeout) as restart:
+        for batch in batches(chunk.pairs, scorer.read, scorer.verifier):
+            keys += [(picture.pair.version, picture.key) for picture in batch]
+            rows |= scorer.rows_by_key(picture for picture in batch if picture.key not in rows)
+            restart()
     verifier = scorer.verifier
     at_once, _ = images_at_once(verifier)
     own = vars(verifier).get("objective")
     return JudgedChunk(dict(verifier.settings), verifier.score_names, own, at_once, keys, rows)
+
+
+@contextmanager
+def _limited(seconds: int | None) -> Iterator[Callable[[], None]]:
+    """Ends this process when a block takes too long; yields what starts the time anew."""
+
+    def restart() -> None:
+        # It prints where every thread is, and works also where Python itself is stuck.
+        if seconds is not None:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+
+    restart()
+    try:
+        yield restart
+    finally:
+        if seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
 
 
 # A worker of a cluster outlives the call: a recipe or weights of the same name may be others by

@@ -109,6 +109,8 @@ class OpenAIVerifier(Verifier):
         chosen = CRITERIA if criteria is None else _checked(criteria)
         self.criteria = [Criterion(name, text) for name, text in chosen.items()]
         self.max_side, self.max_tokens, self.parallel = max_side, max_tokens, parallel
+        self.batch_size = 4 * parallel
+        """Images that `tts-score` gives to a call: with fewer, threads wait for the last reply."""
         self.endpoint = ChatEndpoint(
             base_url,
             api_key_env=api_key_env,

@@ -5,6 +5,7 @@
 writes the table into the document.
 """
 
+import copy
 import functools
 import re
 import sys
@@ -19,11 +20,11 @@ import torch
 from cases import mostly_slow
 from tiny_pipelines import as_parent, pixels
 
-from tts_verifier.errors import UnsupportedError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.generators.diffusers.inpainting import grown_to_cells
 from tts_verifier.testing import check_generator
-from tts_verifier.types import Continue, Draw, Job, Mask, Near, Prompt, Repaint
+from tts_verifier.types import CachedDrafts, Continue, Draw, Job, Mask, Near, Prompt, Repaint
 
 # With numpy 2, diffusers' EulerDiscreteScheduler causes the first of these warnings; its combined
 # Kandinsky 2.2 causes the second by a call of its own.
@@ -105,6 +106,67 @@ def test_a_seeds_image_is_the_same_in_batches_of_1_4_and_8(name, dtype, tmp_path
     assert np.abs(eight - one).max() <= bound
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("sd15", 7, "from 8 to 65536 pixels and a multiple of 8 for StableDiffusionPipeline, got"),
+        ("sd3", 18, "from 4 to 32 pixels and a multiple of 4 .* got 18. The nearest is 16"),
+        ("sd3", 40, "from 2 to 32 pixels for StableDiffusion3Pipeline, got 40. The nearest is 32"),
+        ("z_image", 7, "a multiple of 4 for ZImagePipeline, got 7. The nearest is 8"),
+        ("flux", 3, "from 4 to 65536 pixels for FluxPipeline, got 3. The nearest is 4"),
+        ("wan", 24, "a multiple of 16 for WanPipeline, got 24. The nearest is 32"),
+    ],
+)
+def test_a_size_that_a_pipeline_cannot_make_is_refused_before_it_is_called(
+    name, size, message, tmp_path
+):
+    pipe = BUILDERS[name](tmp_path).pipe
+    for side in ("height", "width"):
+        with pytest.raises(InputError, match=f"^{side} must be .*{message}") as error:
+            DiffusersGenerator(pipe, **{side: size})
+        assert error.value.argument == side
+
+
+def test_any_size_is_taken_where_the_image_is_resized(tmp_path):
+    family = BUILDERS["pixart_sigma"](tmp_path)
+    DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": True})
+    with pytest.raises(InputError, match="a multiple of 8 for PixArtSigmaPipeline"):
+        DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": False})
+
+
+def wan22(folder):
+    """Wan 2.2 has a denoiser for its early steps and one for its late ones."""
+    family = BUILDERS["wan"](folder)
+    family.pipe.register_modules(transformer_2=copy.deepcopy(family.pipe.transformer))
+    family.pipe.register_to_config(boundary_ratio=0.6)
+    for parameter in family.pipe.transformer_2.parameters():
+        parameter.data *= 1.1
+    return family
+
+
+def test_both_denoisers_of_a_pipeline_are_counted_and_cached(tmp_path):
+    one, two = BUILDERS["wan"](tmp_path / "one"), wan22(tmp_path / "two")
+    samples = {}
+    for family in (one, two):
+        generator = DiffusersGenerator(family.pipe, call=family.call | {"num_inference_steps": 8})
+        samples[family.pipe] = [
+            draw(generator, proposal) for proposal in (Draw(5), Draw(5, pace=0.5, cached=True))
+        ]
+    assert [s.cost.network_evaluations for s in samples[one.pipe]] == [16, 8]
+    assert [s.cost.network_evaluations for s in samples[two.pipe]] == [16, 8]
+    assert not np.array_equal(pixels(samples[one.pipe][0]), pixels(samples[two.pipe][0]))
+    two.pipe.transformer_2._compiled_call_impl = object()  # as `Module.compile` sets it
+    assert "compiled in place" in generator.with_call(two.call).lacks[CachedDrafts]
+
+
+def test_the_prior_of_a_combined_pipeline_is_counted(tmp_path):
+    generator, calls = generator_of("kandinsky22", tmp_path), []
+    generator.pipe.prior_prior.register_forward_hook(lambda *_: calls.append(1))
+    evaluations = draw(generator, Draw(1)).cost.network_evaluations
+    assert calls
+    assert evaluations == 2 * len(calls) + 2 * generator.settings["num_inference_steps"]
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_seeds_image_is_the_one_that_the_pipeline_generates(name, tmp_path):
     family = BUILDERS[name](tmp_path)
@@ -149,7 +211,10 @@ def test_a_cached_draft_is_the_same_in_any_batch_and_costs_what_was_evaluated(na
     assert not np.array_equal(pixels(alone), pixels(whole))
     # The refiner takes three of the six steps, and evaluates the first and the third.
     share = 2 / 3 if "refiner" in name else 1 / 2
-    assert alone.cost.network_evaluations == share * whole.cost.network_evaluations
+    # Kandinsky's prior takes its two steps, of two rows each, in a draft too.
+    prior = 4 if name == "kandinsky22" else 0
+    of_draft, of_whole = (s.cost.network_evaluations - prior for s in (alone, whole))
+    assert of_draft == share * of_whole
     assert np.array_equal(pixels(draw(generator, Draw(6))), pixels(whole))
 
 

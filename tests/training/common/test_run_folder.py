@@ -51,6 +51,15 @@ def test_a_run_goes_on_with_its_counts(saved: Path) -> None:
     assert guard.skipped == guard.in_a_row == 1
 
 
+def test_a_state_that_is_there_is_kept_with_new_metrics(saved: Path) -> None:
+    run = opened(saved)
+    assert run.resume() == 3
+    run.record({"step": 3.0, "total": 2.0})
+    run.save(3)
+    assert [path.name for path in (saved / "state").iterdir()] == ["00000003"]
+    assert [row["step"] for row in read_metrics(saved)] == [0, 3]
+
+
 @pytest.mark.parametrize("name", ["custom_checkpoint_0.pkl", "random_states_0.pkl"])
 def test_a_pickle_in_a_state_never_runs(saved: Path, tmp_path: Path, name: str) -> None:
     (saved / "state" / "00000003" / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))

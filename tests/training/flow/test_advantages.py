@@ -29,7 +29,8 @@ def plain(kind: str, rewards: Any, maps: Any, deviation: str, most: float = 5.0)
         pixel = pixel - rewards.std(1)[:, None, None, None] * maps
     mean = pixel.mean(1, keepdims=True)
     std = pixel.std() if deviation == "global" else pixel.std(1, keepdims=True)
-    found = np.clip((pixel - mean) / (std + 1e-4), -most, most)
+    ratio = 1 if deviation == "global" else std / rewards.std(1)[:, None, None, None]
+    found = np.clip((pixel - mean) / (std + 1e-4 * np.maximum(ratio, 1)), -most, most)
     return found * (1 - maps) if kind == "mask" else found
 
 
@@ -65,6 +66,16 @@ def test_a_group_without_variance_gets_nothing_and_is_told() -> None:
     found = compare_pictures("dense", rewards, maps, deviation="group")
     assert found.varies.tolist() == [False, True]
     assert not found.values[0].any()
+
+
+def test_where_rewards_hardly_differ_maps_count_as_little_as_they_do() -> None:
+    maps = torch.from_numpy(MAPS[:1])
+    for apart in (1e-1, 1e-3, 1e-4, 4e-5):
+        rewards = 0.5 + apart * torch.tensor([[-1.0, 1.0, -1.0, 1.0]], dtype=torch.float64)
+        scalar = compare_pictures("scalar", rewards, deviation="group").values
+        dense = compare_pictures("dense", rewards, maps, deviation="group").values
+        assert scalar.std(correction=0) == pytest.approx(apart / (apart + 1e-4))
+        assert dense.std(1, correction=0).max() <= scalar.std(correction=0) + 1e-6
 
 
 @pytest.mark.parametrize("kind", ["scalar", "dense"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_families import FAMILIES
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import InputError, RunError
 from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.identity import seed_for
 from tts_verifier.training.common.run_folder import read_metrics
@@ -120,6 +121,44 @@ def test_a_run_that_goes_on_equals_one_without_a_break(
     flow(**parts)
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
     assert not moved(transformer_of(tmp_path / "parts"), transformer_of(tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_with_other_captions(keys: dict[str, Any], tmp_path: Path) -> None:
+    keys |= {"captions": str(tmp_path / "captions.txt"), "lora_rank": 2}
+    (tmp_path / "captions.txt").write_text("a cat\na dog\na hat\n")
+    flow(**keys, minutes=1e-9)
+    (tmp_path / "captions.txt").write_text("a cat\na dog\n")
+    with pytest.raises(InputError, match="captions must be those that the run was begun with"):
+        flow(**keys)
+    (tmp_path / "captions.txt").write_text("a cat\na dog\na hat\n")
+    flow(**keys)
+
+
+def test_a_key_that_the_loss_does_not_read_keeps_no_run_from_going_on(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    keys |= {"loss": "nft", "lora_rank": 2}
+    flow(**keys, minutes=1e-9)
+    # As runs were noted when `window` was not refused with this loss.
+    file = tmp_path / "run/run.json"
+    noted = json.loads(file.read_text())
+    file.write_text(json.dumps(noted | {"window": 2, "kl": 0.04}))
+    flow(**keys, kl=0.1)
+    assert [row["step"] for row in numbers(tmp_path / "run")] == [0, 1]
+    with pytest.raises(RunError, match="begun with other settings: times is 2 there, 3 here"):
+        flow(**keys | {"times": 3})
+
+
+def test_a_folder_that_cannot_be_used_is_told_before_anything_is_loaded(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    flow(**keys, lora_rank=2)
+    absent = keys | {"init": "absent"}
+    with pytest.raises(RunError, match=r"begun with other settings: init is .*, 'absent' here"):
+        flow(**absent, lora_rank=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/run\.json cannot be used"):
+        flow(**absent | {"output": str(tmp_path / "file")})
 
 
 def test_adapters_are_written_for_generators(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tts_verifier.generators.diffusers import DiffusersGenerator
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
-from tts_verifier.training.flow.flow import flow
+from tts_verifier.training.flow.flow import failing_together, flow
 from tts_verifier.training.flow.rewards import VerifierSpec
 from tts_verifier.types import Verdict
 
@@ -90,6 +92,7 @@ def _plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
             "breaks": Breaks,
             "forgets": Forgets,
             "silent": Silent,
+            "redness": Redness,
         }.items()
     }
     known: Mapping[str, Mapping[str, str]] = registry.BUILT_IN
@@ -149,8 +152,36 @@ def test_maps_must_be_there_for_advantages_of_places(keys: dict[str, Any], tmp_p
         flow(**keys, advantage="dense", maps={"artifact": 0.0})
 
 
+class Redness(FakeVerifier):
+    """Gives a score of its own."""
+
+    score_names = None
+
+    def verify(self, *args: Any, **kwargs: Any) -> list[Verdict]:
+        return [Verdict({"redness": 0.5}) for _ in args[0]]
+
+
+def test_a_verifier_with_other_scores_than_its_objective_is_told(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"The verifier says of one: 'Verdict\(.*redness 0\.500"):
+        flow(**rewarded_by(keys, "redness"))
+    judged = {"judges": [{"verifier": "redness"}], "held_out": ["a bus"], "evaluate_every": 1}
+    with pytest.warns(RunWarning, match="judge redness gives no held-out picture its objective; o"):
+        flow(**keys | judged | {"output": str(tmp_path / "judged"), "steps": 1})
+
+
+@pytest.mark.parametrize("key", ["rewards", "judges"])
+def test_a_verifier_that_cannot_be_made_is_placed_in_the_config(
+    key: str, keys: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=f"^{key}: The verifier 'gone.py:Mine' must") as error:
+        flow(**keys | {key: [{"verifier": "gone.py:Mine"}]})
+    assert error.value.argument == key
+
+
 def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="none of the 6 pictures of step 0 has one"):
+    with pytest.raises(RunError, match=r"step 0 has one\. The verifier says of one: 'no idea'"):
         flow(**rewarded_by(keys, "never"))
     keys |= {"output": str(tmp_path / "other")}
     flow(**rewarded_by(keys, "seldom") | {"group": 8, "steps": 1})
@@ -160,10 +191,32 @@ def test_rewards_that_are_no_numbers_stop_a_run(keys: dict[str, Any], tmp_path: 
 
 
 def test_a_verifier_owes_a_verdict_for_each_picture(keys: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="forgets must return a verdict for each of 6 images, it re"):
+    with pytest.raises(RunError, match=r"Forgets must return .* each of 6 images.* returned 5"):
         flow(**rewarded_by(keys, "forgets"))
-    with pytest.raises(RunError, match="A verifier failed: TypeError: object of type 'NoneType'"):
+    with pytest.raises(RunError, match=r"Silent must return .* it returned a NoneType"):
         flow(**rewarded_by(keys, "silent") | {"output": str(tmp_path / "other")})
+
+
+KILLED = """
+import os
+
+import numpy as np
+
+from tts_verifier.training.flow.rewards import LoadedVerifier, VerifierSpec
+
+verifier = LoadedVerifier(VerifierSpec("fake", processes=1), "cpu")
+print(len(verifier.verify(np.zeros((1, 8, 8, 3), np.uint8), ["a cat"])), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_processes_of_verifiers_do_not_outlive_a_run_that_was_killed() -> None:
+    # It returns when all processes that may write have ended.
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED], capture_output=True, timeout=120, check=False
+    )
+    assert run.stdout == b"1\n"
 
 
 def test_held_out_captions_that_are_trained_are_counted(keys: dict[str, Any]) -> None:
@@ -176,6 +229,8 @@ def test_a_verifier_that_goes_away_leaves_what_was_trained(
     ahead: bool, keys: dict[str, Any], generator: Path, tmp_path: Path
 ) -> None:
     gone = rewarded_by(keys, "gone") | {"draw_ahead": ahead, "steps": 5, "lora_rank": 2}
+    # The state after the step is there already when the next one fails.
+    gone["save_minutes"] = 1e-9
     with pytest.raises(RunError, match="does not answer"):
         flow(**gone)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [0]
@@ -185,6 +240,23 @@ def test_a_verifier_that_goes_away_leaves_what_was_trained(
     with pytest.raises(RunError, match="does not answer"):
         flow(**gone)
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [0, 1]
+
+
+class AnotherFails:
+    """An accelerator of two processes, of which the other one fails."""
+
+    device = "cpu"
+
+    def reduce(self, failed: torch.Tensor, how: str) -> torch.Tensor:
+        return failed + 1
+
+
+def test_no_process_waits_for_one_whose_verifier_failed() -> None:
+    processes: Any = AnotherFails()
+    with pytest.raises(RunError, match="of another process failed"), failing_together(processes):
+        pass
+    with pytest.raises(RunError, match="mine"), failing_together(processes):
+        raise RunError("mine")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +323,18 @@ def test_adapters_that_cannot_be_used_are_refused(generator: Path, tmp_path: Pat
         ({"embedded_guidance": -1.0}, "embedded_guidance must be at least 0, got -1"),
         ({"weight_decay": float("nan")}, "weight_decay must be finite and at least 0, got nan"),
         ({"max_sequence_length": 10**6}, "max_sequence_length must be at most 512.* got 1000000"),
+        ({"steps_drawn": 10**6}, "steps_drawn must be at most 1000, .* got 1000000"),
+        ({"loss": "nft", "times": 10**6}, "times must be at most 1000, the levels of noise"),
+        ({"group": 10**6}, "group must be at most 32768, so that a step of 2 prompts has 65536 r"),
+        ({"prompts": 10**6}, "prompts must be at most 32768, so that a step has 65536 rows"),
+        ({"block": 10**6}, "in blocks of 1000000 pictures"),
+        ({"updates": 10**6}, "shared equally by updates, got 1000000"),
+        ({"evaluate_captions": 10**6}, "evaluate_captions must be at most 65536"),
+        ({"lora_rank": 10**6}, "lora_rank must be at most 16, the rank of the largest layer"),
+        (
+            {"rewards": [{"verifier": "fake", "processes": 10**6}]},
+            "rewards: processes must be at most [0-9]+, 32 for each core .* got 1000000",
+        ),
         ({"evaluate_every": 1}, "evaluate_every draws held-out captions, so 1 needs held_out"),
         ({"stop": {"unscored_share": 1.0}}, "unscored_share must be a share below 1, .* got 1.0"),
         (

@@ -24,6 +24,7 @@ from tiny_imagedoctor import noise
 
 import tts_verifier
 from tts_verifier.errors import InputError, ServerError
+from tts_verifier.scoring.batches import images_at_once
 from tts_verifier.testing import FakeVerifier, check_verifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers import load_verifier
@@ -89,6 +90,7 @@ ABOUT = {
 
 def test_it_is_a_verifier_as_the_one_that_is_served(url: str) -> None:
     remote = Remote(url)
+    assert images_at_once(remote)[0] == 8 * 32, "its connections, of so many pictures each"
     check_verifier(remote, IMAGES[:3], PROMPTS[:3])
     assert remote.settings == FakeVerifier().settings
     assert remote.objective.weights == FakeVerifier().objective.weights

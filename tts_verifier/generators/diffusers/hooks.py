@@ -140,15 +140,24 @@ def replaced_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         vars(owner).update(before)
 
 
+def denoisers_of(pipe: Any) -> list[Any]:
+    """Returns the networks that predict the steps; none if they have unknown names.
+
+    Wan 2.2 has one for its early steps and one for the others, Ideogram 4 one for each side of its
+    guidance.
+    """
+    return _present_parts(pipe, "transformer", "unet", "transformer_2", "unconditional_transformer")
+
+
 def denoiser_of(pipe: Any) -> Any:
-    """Returns the network that is evaluated at every step, None if it has an unknown name."""
-    return _first_part(pipe, "transformer", "unet")
+    """Returns the first of `denoisers_of`, None if there is none."""
+    return next(iter(denoisers_of(pipe)), None)
 
 
-def _first_part(pipe: Any, *names: str) -> Any:
-    # Not `or`: a module that `torch.compile` returned has no truth value.
-    parts = (getattr(pipe, name, None) for name in names)
-    return next((part for part in parts if part is not None), None)
+def _present_parts(pipe: Any, *names: str) -> list[Any]:
+    # Not by truth: a module that `torch.compile` returned has none.
+    parts = [getattr(pipe, name, None) for name in names]
+    return [part for part in parts if part is not None]
 
 
 @dataclass(slots=True, eq=False)
@@ -156,28 +165,28 @@ class RowCounts:
     """How many rows went through the networks of a pipeline; one image is one row."""
 
     denoiser: int = 0
-    """Rows through the denoiser; classifier-free guidance doubles them."""
+    """Rows through all denoisers; classifier-free guidance doubles them."""
     vae: int = 0
     """Rows through the encoder and the decoder of the VAE."""
 
 
 @contextmanager
 def counted_rows(pipe: Any) -> Iterator[RowCounts]:
-    """Counts the rows that go through the denoiser and the VAE inside the `with` block."""
+    """Counts the rows that go through the denoisers and the VAE inside the `with` block."""
     counts = RowCounts()
+    # unCLIP, Kandinsky and Stable Cascade denoise an embedding of the image first. The network for
+    # the image itself is a `unet`, or the `decoder`.
+    networks = denoisers_of(pipe) or _present_parts(pipe, "decoder")
+    networks += _present_parts(pipe, "prior", "prior_prior")
+    modules = [("denoiser", network) for network in networks]
     # Kandinsky names its autoencoder `movq`.
-    vae = _first_part(pipe, "vae", "movq")
-    # The parts of the VAE and not the VAE itself: pipelines call `encode` and `decode`, which
-    # bypass the forward hooks of the whole module.
-    modules = [
-        ("denoiser", denoiser_of(pipe)),
-        ("vae", getattr(vae, "encoder", None)),
-        ("vae", getattr(vae, "decoder", None)),
-    ]
+    for vae in _present_parts(pipe, "vae", "movq")[:1]:
+        # Its parts and not the VAE itself: pipelines call `encode` and `decode`, which bypass the
+        # forward hooks of the whole module.
+        modules += [("vae", part) for part in _present_parts(vae, "encoder", "decoder")]
     hooks = [
         module.register_forward_pre_hook(_row_counter(counts, name), with_kwargs=True)
         for name, module in modules
-        if module is not None
     ]
     try:
         yield counts
@@ -211,17 +220,18 @@ def evaluated_steps(steps: int, interval: int) -> int:
 
 @contextmanager
 def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[None]:
-    """Evaluates the denoiser only every `interval` steps inside the `with` block.
+    """Evaluates the denoisers only every `interval` steps inside the `with` block.
 
-    In the other steps its output is extrapolated from the last two (TaylorSeer, Liu et al., 2025,
+    In the other steps their output is extrapolated from the last two (TaylorSeer, Liu et al., 2025,
     of order 1, by diffusers' own code). Which steps these are depends on their number alone, and
-    every row of a batch is extrapolated by itself, so an image does not depend on its batch. Of
+    every row of a batch is extrapolated by itself, so an image does not depend on its batch. Where
+    another denoiser takes over, it is extrapolated from the outputs of the one before. Of
     diffusers' other caches, FirstBlockCache and SeaCache decide by means over the batch.
 
     Args:
         pipe: the pipeline, for one call.
         interval: 1 = evaluate in all steps.
-        rows: counts the rows through the denoiser; extrapolated ones are taken off.
+        rows: counts the rows through the denoisers; extrapolated ones are taken off.
     """
     if interval == 1:
         yield
@@ -229,8 +239,8 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
     import torch
     from diffusers.hooks.taylorseer_cache import TaylorSeerState
 
-    network, scheduler = denoiser_of(pipe), pipe.scheduler
-    forward, step = network.forward, scheduler.step
+    networks, scheduler = denoisers_of(pipe), pipe.scheduler
+    step = scheduler.step
     states: dict[tuple[int, int], TaylorSeerState] = {}
     output: Any = None
     calls = 0
@@ -241,8 +251,7 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
         calls = 0
         return step(*args, **kwargs)
 
-    @functools.wraps(forward)
-    def evaluate_or_extrapolate(*args: Any, **kwargs: Any) -> Any:
+    def evaluate_or_extrapolate(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal calls, output
         # Guidance may call the denoiser twice in a step, and may end before the last step.
         calls, count = calls + 1, _rows(args, kwargs)
@@ -255,12 +264,14 @@ def extrapolated_steps(pipe: Any, interval: int, rows: RowCounts) -> Iterator[No
         rows.denoiser -= count
         return _with_tensors(output, state.predict())
 
-    # Not by `apply_taylorseer_cache`, whose hook may replace the `forward` of the module that was
-    # given to `torch.compile`, and not of the one that was returned.
-    with (
-        replaced_attribute(network, "forward", evaluate_or_extrapolate),
-        replaced_attribute(scheduler, "step", next_step),
-    ):
+    with ExitStack() as stack:
+        stack.enter_context(replaced_attribute(scheduler, "step", next_step))
+        for network in networks:
+            forward = network.forward
+            called = functools.wraps(forward)(functools.partial(evaluate_or_extrapolate, forward))
+            # Not by `apply_taylorseer_cache`, whose hook may replace the `forward` of the module
+            # that was given to `torch.compile`, and not of the one that was returned.
+            stack.enter_context(replaced_attribute(network, "forward", called))
         yield
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,8 @@ LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 """The name that diffusers gives adapters."""
 LARGEST_SIZE: Final = 65_536
 """The most steps, images of a batch, or pixels along a side."""
+_DIVISIBLE: Final = re.compile(r"divisible by (\d+)")
+"""What pipelines say of a height or a width that they refuse."""
 _PIPELINE_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 RESERVED_ARGUMENTS: Final = frozenset(
@@ -202,7 +205,7 @@ def check_reserved(call: Mapping[str, Any]) -> None:
 
 
 def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
-    """Raises InputError when `call` has an argument that the pipeline does not take."""
+    """Raises InputError when `call` has an argument or a size that the pipeline does not take."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     if unknown := sorted(set(call) - set(parameters)):
         names = [name for name in parameters if name not in ("self", "kwargs")]
@@ -210,3 +213,61 @@ def check_call(pipe: Any, call: Mapping[str, Any]) -> None:
             f"{type(pipe).__name__} does not take {', '.join(unknown)}. "
             f"{suggestion(unknown[0], names)}"
         )
+    check_image_size(pipe, call)
+
+
+def check_image_size(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Raises InputError when `call` has a height or a width that the pipeline cannot make.
+
+    The rule is that of the pipeline's `check_inputs`, if it has one.
+    """
+    binning = inspect.signature(type(pipe).__call__).parameters.get("use_resolution_binning")
+    if call.get("use_resolution_binning", binning and binning.default):
+        return  # Another size is generated, and the image is resized.
+    for side in ("height", "width"):
+        # Pipelines take 0 and None for their own size.
+        if not isinstance(pixels := call.get(side), Integral) or not pixels:
+            continue
+        multiple = _multiple_of_sides(pipe, pixels := int(pixels))
+        name, most = type(pipe).__name__, _largest_side(pipe)
+        least = max(multiple, _least_side(pipe))
+        nearest = min(max(round(pixels / multiple) * multiple, least), most)
+        if pixels % multiple or not least <= pixels <= most:
+            multiples = f" and a multiple of {multiple}" if multiple > 1 else ""
+            raise InputError(
+                f"{side} must be from {least} to {most} pixels{multiples} for {name}, got "
+                f"{pixels}. The nearest is {nearest}.",
+                argument=side,
+            )
+
+
+def _multiple_of_sides(pipe: Any, side: int) -> int:
+    """Returns what a pipeline wants a side of its images to be a multiple of; 1 if it is fine."""
+    if type(pipe).__name__.startswith("ZImage"):
+        return 2 * int(pipe.vae_scale_factor)  # Its call checks it, and no method of its own.
+    check = getattr(pipe, "check_inputs", None)
+    names = inspect.signature(check).parameters if check else {}
+    if check is None or not {"height", "width"} <= set(names):
+        return 1
+    usual = inspect.signature(type(pipe).__call__).parameters
+    needed = {n: usual[n].default if n in usual else None for n in names}
+    try:
+        check(**{**needed, "prompt": "", "height": side, "width": side})
+    except Exception as error:  # also of other arguments, which this call lacks
+        if found := _DIVISIBLE.search(str(error)):
+            return int(found[1])
+    return 1
+
+
+def _least_side(pipe: Any) -> int:
+    """Returns the shortest side in pixels: one cell, which some pipelines round down to."""
+    config = getattr(getattr(pipe, "image_processor", None), "config", None)
+    return int(getattr(config, "vae_scale_factor", 1))
+
+
+def _largest_side(pipe: Any) -> int:
+    """Returns the longest side in pixels: that for which Stable Diffusion 3 has positions."""
+    if not type(pipe).__name__.startswith("StableDiffusion3"):
+        return LARGEST_SIZE
+    config = pipe.transformer.config
+    return int(config.pos_embed_max_size * config.patch_size * pipe.vae_scale_factor)

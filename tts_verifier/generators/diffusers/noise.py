@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tts_verifier.errors import InputError, UnsupportedError
-from tts_verifier.generators.diffusers.hooks import denoiser_of, replaced_attribute
+from tts_verifier.generators.diffusers.hooks import denoisers_of, replaced_attribute
 from tts_verifier.generators.diffusers.schedule import (
     NoiseLevel,
     initial_scale,
@@ -162,7 +162,7 @@ def latents_problem(pipe: Any) -> str:
         return "its call takes no `latents`"
     if "strength" in parameters:
         return "it starts from an image, and its call takes the `strength` of the change"
-    if not hasattr(pipe, "prepare_latents") or denoiser_of(pipe) is None:
+    if not hasattr(pipe, "prepare_latents") or not denoisers_of(pipe):
         return "it has no `prepare_latents`, or no `transformer` or `unet`"
     return ""
 
@@ -184,14 +184,15 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> Rehearsal:
         raise _StopRehearsal
 
     # Prepended, so that it stops the call before the hook that counts evaluations: none happens.
-    hook = denoiser_of(pipe).register_forward_pre_hook(stop, prepend=True)
+    hooks = [n.register_forward_pre_hook(stop, prepend=True) for n in denoisers_of(pipe)]
     try:
         with _recorded_arguments(pipe) as arguments:
             pipe(**call)
     except _StopRehearsal:
         pass
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     # A copy, because the next call of the pipeline sets its scheduler's timesteps anew.
     return Rehearsal(pipe, arguments, copy.deepcopy(pipe.scheduler))
 

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from tts_verifier.errors import RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.generators.diffusers import inpainting, schedule
 from tts_verifier.generators.diffusers.batch import IMAGE_FIELDS
 from tts_verifier.generators.diffusers.batch_size import BatchSize
-from tts_verifier.generators.diffusers.hooks import denoiser_of, evaluated_steps
-from tts_verifier.generators.diffusers.loading import check_pipeline
+from tts_verifier.generators.diffusers.hooks import denoisers_of, evaluated_steps
+from tts_verifier.generators.diffusers.loading import check_image_size, check_pipeline
 from tts_verifier.generators.diffusers.noise import latents_problem
 from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.types import CachedDrafts, Continue, Drafts, Draw, LowBand, Near, Repaint, Setting
@@ -63,7 +63,7 @@ class PipelineTraits:
             Near: self._latents_problem,
             LowBand: self._latents_problem,
             Continue: self._latents_problem or schedule.resume_problem(self.pipe, call),
-            Repaint: self._repaint_problem(),
+            Repaint: self._repaint_problem(call),
             Drafts: self._drafts_problem(call),
             CachedDrafts: self._cached_drafts_problem(call),
         }
@@ -97,10 +97,10 @@ class PipelineTraits:
         return "" if isinstance(self._steps(call), int) else f"its call has no {_STEPS_ARGUMENT}"
 
     def _cached_drafts_problem(self, call: Mapping[str, Any]) -> str:
-        network = denoiser_of(self.pipe)
-        if network is None or getattr(self.pipe, "scheduler", None) is None:
+        networks = denoisers_of(self.pipe)
+        if not networks or getattr(self.pipe, "scheduler", None) is None:
             return "it has no `scheduler`, or no `transformer` or `unet`"
-        if getattr(network, "_compiled_call_impl", None) is not None:
+        if any(getattr(n, "_compiled_call_impl", None) is not None for n in networks):
             # Its graph holds the whole network, and would be compiled anew for every batch.
             return "its denoiser was compiled in place; compile its blocks, or use torch.compile"
         return self._drafts_problem(call)
@@ -146,8 +146,12 @@ class PipelineTraits:
     def _inpainting_problem(self) -> str:
         return inpainting.inpainting_problem(self.pipe)
 
-    def _repaint_problem(self) -> str:
+    def _repaint_problem(self, call: Mapping[str, Any]) -> str:
         if self.inpaint is not None:
+            try:
+                check_image_size(self.inpaint, call)
+            except InputError as error:
+                return str(error)
             return inpainting.missing_arguments(type(self.inpaint))
         if inpainting.repaints_by_blending(self.pipe):
             # Not cached: it depends on the scheduler, which the user may swap between calls.

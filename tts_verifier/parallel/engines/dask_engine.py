@@ -6,22 +6,29 @@ worker is the user's to arrange: each `dask worker` has its own `CUDA_VISIBLE_DE
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
 import dask
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.scheduler import KilledWorker
+from distributed.utils import silence_logging_cmgr
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.parallel.engines.processes import (
+    ITEM_DEATHS,
     begin_worker,
     check_answers,
+    check_speaks_dask,
     gpus_here,
+    starting_processes,
     thread_settings,
+    too_many_deaths,
     worker_count,
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -30,7 +37,6 @@ _START_DASK: Final = (
     "Start it with `dask scheduler`, and a `dask worker tcp://HOST:8786 --nthreads 1` a GPU; or "
     "leave out address to use this machine."
 )
-_ALLOWED_FAILURES: Final = 1000
 _CONNECT_SECONDS: Final = 30.0
 
 
@@ -50,15 +56,15 @@ class DaskEngine:
             raise
         # The scheduler keeps the second item of a worker, and gives it to one that is free first.
         self.most = 2 * self.workers
-        self._running: dict[Any, int] = {}
-        """Future -> key."""
+        self._running: dict[Any, tuple[int, Any]] = {}
+        """Future -> key and item."""
         self._done: SimpleQueue[Any] = SimpleQueue()
         """Futures that are done, put by a thread of Dask. `as_completed` waits without a limit."""
 
     def submit(self, key: int, item: Any) -> None:
         """Hands an item to the scheduler."""
         future = self._client.submit(self._work, item, pure=False)
-        self._running[future] = key
+        self._running[future] = (key, item)
         future.add_done_callback(self._done.put)
 
     def take(self, seconds: float) -> list[tuple[int, Any]]:
@@ -70,30 +76,30 @@ class DaskEngine:
                 finished.append(self._done.get_nowait())
         done = []
         for future in finished:
-            key = self._running.pop(future)
+            key, item = self._running.pop(future)
             try:
                 done.append((key, future.result()))
             except KilledWorker as error:
-                raise RunError(
-                    f"{_ALLOWED_FAILURES} Dask workers died on the same work: {error}. Mend the "
-                    "cause; the same command goes on from there."
-                ) from error
+                raise too_many_deaths(item, error) from error
         return done
 
     def close(self, *, now: bool) -> None:
         """Leaves the cluster, and ends it if this process started it."""
         if now and getattr(self, "_running", None):
             self._client.cancel(list(self._running))
-        if now and self._cluster is not None:
-            self._kill_workers()
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        # A worker that is just starting would end with a traceback.
+        with silence_logging_cmgr(logging.CRITICAL):
+            if now and self._cluster is not None:
+                self._kill_workers()
+            self._client.close()
+            if self._cluster is not None:
+                self._cluster.close()
 
     def _kill_workers(self) -> None:
         # Closing a cluster waits for what its workers do.
         for nanny in self._cluster.workers.values():
-            nanny.auto_restart = False
+            # Or it would start another one.
+            nanny.close_gracefully()
             with suppress(OSError, TypeError):
                 os.kill(nanny.pid, signal.SIGKILL)
 
@@ -102,8 +108,9 @@ class DaskEngine:
         if options.gpus or (gpus and options.gpus is None):
             raise InputError(
                 f"dask without an address gives no worker a GPU of its own, and gpus is "
-                f"{options.gpus} on a machine with {len(gpus)}. Use engine: loky, or start a "
-                "`dask worker` with its own CUDA_VISIBLE_DEVICES for each GPU, or give gpus: 0.",
+                f"{options.gpus or 'not given'} on a machine with {len(gpus)}. Use engine: loky, "
+                "or start a `dask worker` with its own CUDA_VISIBLE_DEVICES for each GPU, or give "
+                "gpus: 0.",
                 argument="gpus",
             )
         workers, _ = worker_count(options, 0, "this machine has")
@@ -118,14 +125,16 @@ class DaskEngine:
                 "distributed.admin.tick.interval": "500ms",
             }
         )
-        self._cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            dashboard_address=None,
-            # Dask would pause a worker at 80 % of its share of the memory, and kill it at 95 %.
-            memory_limit=0,
-            env=thread_settings(workers) | {"CUDA_VISIBLE_DEVICES": ""},
-        )
+        # Its thread starts the processes, also those that replace others.
+        with starting_processes(resource_tracker):
+            self._cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                dashboard_address=None,
+                # Dask would pause a worker at 80 % of its share of the memory, and kill it at 95 %.
+                memory_limit=0,
+                env=thread_settings(workers) | {"CUDA_VISIBLE_DEVICES": ""},
+            )
         return Client(self._cluster)
 
     def _prepare(self, options: ParallelOptions) -> None:
@@ -163,14 +172,20 @@ class _BeginWorker(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         begin_worker()
+        # What a worker has to say it returns or raises. Heartbeats that fail at the end, and
+        # tracebacks of what it raised, would fill the screen.
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def _allow_deaths(dask_scheduler: Any) -> None:
-    dask_scheduler.allowed_failures = _ALLOWED_FAILURES
+    # A cluster may allow more.
+    allowed = max(dask_scheduler.allowed_failures, ITEM_DEATHS - 1)
+    dask_scheduler.allowed_failures = allowed
 
 
 def _join_dask(address: str) -> Client:
-    check_answers(address, "a Dask scheduler", _START_DASK)
+    tcp = address.partition("://")[0] in ("tcp", address)
+    (check_speaks_dask if tcp else check_answers)(address, "a Dask scheduler", _START_DASK)
     try:
         return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:

@@ -11,21 +11,21 @@ import os
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Final
+from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
+from joblib.externals.loky.backend import resource_tracker
 
-from tts_verifier.errors import RunError
 from tts_verifier.parallel.engines.processes import (
+    ITEM_DEATHS,
     begin_worker,
     gpus_here,
+    starting_processes,
     thread_settings,
+    too_many_deaths,
     worker_count,
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
-
-_MOST_DEATHS: Final = 25
-"""Workers that may die on one item. Whoever knows what an item is may give up on part of it."""
 
 
 class LokyEngine:
@@ -64,12 +64,8 @@ class LokyEngine:
                 self._deaths.pop(key, None)
             except BrokenProcessPool as error:
                 self._deaths[key] += 1
-                if self._deaths[key] >= _MOST_DEATHS:
-                    why = str(error).partition("\n")[0]
-                    raise RunError(
-                        f"{_MOST_DEATHS} workers died on the same work ({item}), one after the "
-                        f"other: {why} Mend the cause; the same command goes on from there."
-                    ) from error
+                if self._deaths[key] >= ITEM_DEATHS:
+                    raise too_many_deaths(item, error) from error
                 self._end_pool(number, now=True)
                 self._start(number, key, item)
         return done
@@ -80,15 +76,17 @@ class LokyEngine:
             self._end_pool(number, now=now)
 
     def _start(self, number: int, key: int, item: Any) -> None:
-        if self._pools[number] is None:
-            self._pools[number] = ProcessPoolExecutor(
-                1,
-                initializer=_begin,
-                initargs=(os.getpid(),),
-                env=self._environments[number],
-            )
         try:
-            future = self._pools[number].submit(self._work, item)
+            # The first item starts the process.
+            with starting_processes(resource_tracker):
+                if self._pools[number] is None:
+                    self._pools[number] = ProcessPoolExecutor(
+                        1,
+                        initializer=_begin,
+                        initargs=(os.getpid(),),
+                        env=self._environments[number],
+                    )
+                future = self._pools[number].submit(self._work, item)
         except BrokenProcessPool:
             # It died while it had nothing to do.
             self._end_pool(number, now=True)

@@ -7,8 +7,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tts_verifier.errors import InputError, RunError
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -21,6 +23,8 @@ _SETTINGS: Final = b"\x04"
 _HTTP2_HELLO: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 _MOST_ON_A_CORE: Final = 32
 """Workers that wait for an API need little of a core; a slip must not start a million."""
+ITEM_DEATHS: Final = 25
+"""Workers that may die on one item. Whoever knows what an item is may give up on part of it."""
 
 
 def cores() -> int:
@@ -82,6 +86,42 @@ def thread_settings(workers: int) -> dict[str, str]:
     return {name: share for name in _THREAD_VARIABLES if name not in os.environ}
 
 
+def too_many_deaths(item: object, why: object) -> RunError:
+    """Returns the error of an item on which worker after worker died."""
+    reason = str(why).partition("\n")[0].rstrip(".")
+    return RunError(
+        f"{ITEM_DEATHS} workers died on the same work ({item}), one after the other: {reason}. "
+        "Mend the cause; the same command goes on from there."
+    )
+
+
+@contextmanager
+def starting_processes(tracker: Any) -> Iterator[None]:
+    """What is started in the block, and by its threads for good, never sees a Ctrl-C.
+
+    A process that has only begun would otherwise end with a traceback, before `begin_worker`. This
+    process answers a Ctrl-C after the block.
+
+    Args:
+        tracker: the module of the process that removes semaphores when this one is killed. If it is
+            not there yet, it is started here, because it would let Ctrl-C through, and without the
+            warning that it has had something to do.
+    """
+    said = os.environ.get("PYTHONWARNINGS", "")
+    os.environ["PYTHONWARNINGS"] = f"{said},ignore:resource_tracker".lstrip(",")
+    try:
+        tracker.ensure_running()
+    finally:
+        os.environ["PYTHONWARNINGS"] = said
+        if not said:
+            del os.environ["PYTHONWARNINGS"]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_worker(parent: int | None = None) -> None:
     """Prepares a worker process: called before anything heavy is imported.
 
@@ -105,23 +145,24 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def check_answers(address: str, engine: str, remedy: str, *, hello: bytes = b"") -> bytes:
+def check_answers(address: str, engine: str, remedy: str, *, hello: bytes | None = None) -> bytes:
     """Raises RunError unless something listens at an address.
 
     Args:
         address: HOST:PORT, perhaps with a scheme.
         engine: for the message.
         remedy: what starts a cluster.
-        hello: what is said, if anything is.
+        hello: what is said before an answer is read, b"" if the other side speaks first; None =
+            no answer is read.
 
     Returns:
-        The beginning of the answer; empty if nothing was said or answered.
+        The beginning of the answer; empty if there is none.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         place = (host.strip("[]"), int(port))
         with socket.create_connection(place, _CONNECT_SECONDS) as connection:
-            if not hello:
+            if hello is None:
                 return b""
             connection.sendall(hello)
             try:
@@ -142,7 +183,20 @@ def check_speaks_grpc(address: str, engine: str, remedy: str) -> None:
     """
     answer = check_answers(address, engine, remedy, hello=_HTTP2_HELLO)
     if answer[3:4] != _SETTINGS:
-        raise RunError(
-            f"Something else than {engine} answers at parallel.address {address}; {engine} must "
-            f"run there. {remedy}"
-        )
+        raise _something_else(address, engine, remedy)
+
+
+def check_speaks_dask(address: str, engine: str, remedy: str) -> None:
+    """Raises RunError unless a scheduler of Dask begins to speak at an address, as it does on TCP.
+
+    Dask itself waits for ever where something else listens, or asks for exbibytes.
+    """
+    if b"compression" not in check_answers(address, engine, remedy, hello=b""):
+        raise _something_else(address, engine, remedy)
+
+
+def _something_else(address: str, engine: str, remedy: str) -> RunError:
+    return RunError(
+        f"Something else than {engine} answers at parallel.address {address}; {engine} must run "
+        f"there. {remedy}"
+    )

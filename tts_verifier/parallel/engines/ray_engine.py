@@ -16,12 +16,14 @@ import ray.exceptions
 
 from tts_verifier.errors import RunError
 from tts_verifier.parallel.engines.processes import (
+    ITEM_DEATHS,
     begin_worker,
     check_answers,
     check_speaks_grpc,
     cores,
     gpus_here,
     thread_settings,
+    too_many_deaths,
     worker_count,
 )
 from tts_verifier.recipe.parallel_options import ParallelOptions
@@ -67,16 +69,18 @@ class RayEngine:
         self.most = self.workers
         threads = thread_settings(self.workers) if options.address is None else {}
         # Without CPUs of its own an actor starts wherever there is a GPU, or anywhere.
-        actor: Any = ray.remote(num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=-1)
+        actor: Any = ray.remote(
+            num_cpus=0, num_gpus=each, max_restarts=-1, max_task_retries=ITEM_DEATHS - 1
+        )
         self._actors = [actor(_Worker).remote(work, threads) for _ in range(self.workers)]
-        self._running: dict[Any, tuple[int, int]] = {}
-        """Reference -> number of the actor, and key."""
+        self._running: dict[Any, tuple[int, int, Any]] = {}
+        """Reference -> number of the actor, key and item."""
 
     def submit(self, key: int, item: Any) -> None:
         """Hands an item to an actor that is free."""
-        busy = {number for number, _ in self._running.values()}
+        busy = {number for number, _, _ in self._running.values()}
         number = next(number for number in range(self.workers) if number not in busy)
-        self._running[self._actors[number].run.remote(item)] = (number, key)
+        self._running[self._actors[number].run.remote(item)] = (number, key, item)
 
     def take(self, seconds: float) -> list[tuple[int, Any]]:
         """Returns what is done."""
@@ -88,11 +92,13 @@ class RayEngine:
             finished, _ = ray.wait(list(self._running), num_returns=1, timeout=most)
         done = []
         for reference in finished:
-            _, key = self._running.pop(reference)
+            _, key, item = self._running.pop(reference)
             try:
                 done.append((key, ray.get(reference)))
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from error
+            except ray.exceptions.ActorUnavailableError as error:
+                raise too_many_deaths(item, error) from error
             except ray.exceptions.RayError as error:
                 raise RunError(
                     f"A worker on the Ray cluster cannot work: {error}. Every node needs this "
@@ -102,10 +108,12 @@ class RayEngine:
 
     def close(self, *, now: bool) -> None:
         """Ends the actors, and Ray if this process started it."""
+        if self._owns:
+            # Its actors end with it.
+            ray.shutdown()
+            return
         for actor in getattr(self, "_actors", ()):
             ray.kill(actor)
-        if self._owns:
-            ray.shutdown()
 
 
 def _join_ray(options: ParallelOptions) -> None:
@@ -128,6 +136,11 @@ def _join_ray(options: ParallelOptions) -> None:
     except RunError:
         raise
     except Exception as error:
+        if options.address is None:
+            # Such as an argument of the command that is no valid Unicode, which Ray notes.
+            raise RunError(
+                f"Ray cannot start on this machine: {error!r:.500}. Mend that, or use engine: loky."
+            ) from error
         raise RunError(
             f"Ray refuses parallel.address {options.address}: {error!r:.500}. A Ray cluster asks "
             "for a token: set RAY_AUTH_MODE=token, and the same token, for head, nodes and this "

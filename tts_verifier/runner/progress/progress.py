@@ -73,6 +73,8 @@ class RunStatus:
     """Steps that the generator has taken in the batch under way."""
     steps: int = 0
     """Steps of that batch; 0 = the generator has not said."""
+    stalled: str = ""
+    """Of a run in shards: which one has had no new candidate, and for how long; "" if all have."""
 
 
 class Progress:
@@ -88,6 +90,7 @@ class Progress:
         self._clock, self._began = clock, clock()
         self._phase, self._workers = "load", 1
         self._drawn_before, self._batch, self._steps = 0, 0, (0, 0)
+        self._stalled = ""
         self.counts = ProgressCounts()
         """What was counted so far."""
 
@@ -160,15 +163,19 @@ class Progress:
         self._drawn_before += self._batch
         self._batch, self._steps = 0, (0, 0)
 
-    def show_counts(self, phase: str, counts: ProgressCounts, workers: int) -> None:
+    def show_counts(
+        self, phase: str, counts: ProgressCounts, workers: int, *, stalled: str = ""
+    ) -> None:
         """Shows what other processes have counted, in place of `begin`, `expect` and `done`.
 
         Args:
             phase: what they do.
             counts: the sum over them.
             workers: how many they are.
+            stalled: as in `RunStatus`.
         """
         self._phase, self.counts, self._workers = phase, counts, workers
+        self._stalled = stalled
         self.show()
 
     def status(self) -> RunStatus:
@@ -187,7 +194,7 @@ class Progress:
             rate, busy = now.new / passed, min(now.busy_seconds / passed / self._workers, 1.0)
         left = (expected - done) / rate
         figures = (done, expected, now.failed, rate, left, now.best, busy)
-        return RunStatus(self._phase, *figures, *self._steps)
+        return RunStatus(self._phase, *figures, *self._steps, self._stalled)
 
     def show(self) -> None:
         """Shows the status; called after every change."""

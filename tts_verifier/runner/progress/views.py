@@ -110,7 +110,7 @@ class ProgressLines(Progress):
         super().__init__(clock)
         self._out, self._form, self._seconds = out, form, seconds
         self._resumed = resumed or resume_line
-        self._last_time, self._last_line = -math.inf, ("", 0, 0)
+        self._last_time, self._last_line = -math.inf, ("", 0, 0, "")
 
     def resume(self, rows_in_log: int) -> None:
         """Prints it as a line of its own."""
@@ -127,9 +127,9 @@ class ProgressLines(Progress):
 
     def _print(self) -> None:
         now = self.status()
-        line = (now.phase, now.done, now.step)
+        line = (now.phase, now.done, now.step, now.stalled)
         # While models are loaded there is nothing to say.
-        if (now.done or now.step) and self._last_line != line:
+        if any(line[1:]) and self._last_line != line:
             print(self._form(now), file=self._out, flush=True)
             self._last_line, self._last_time = line, self._clock()
 
@@ -160,7 +160,7 @@ def status_json(now: RunStatus) -> str:
 
 def _figures(now: RunStatus, *, short: bool = False) -> list[str]:
     """Returns the figures that are known already, as text."""
-    figures = []
+    figures = [now.stalled] if now.stalled else []
     if 0 < now.step < now.steps:
         figures.append(f"step {now.step}{'/' if short else ' of '}{now.steps}")
     elif now.step:

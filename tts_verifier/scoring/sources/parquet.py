@@ -32,7 +32,8 @@ _BAD_PARQUET: Final = (pa.ArrowException, ValueError, KeyError, EOFError, OSErro
 class ParquetSource:
     """The pairs of a Parquet file; each iteration reads it anew.
 
-    A file whose texts are damaged further on ends with a pair that has the reason as its `error`.
+    In place of the rest of a row group whose texts are damaged there is a pair that has the reason
+    as its `error`.
 
     Args:
         path: of the file.
@@ -92,8 +93,10 @@ class ParquetSource:
             about = self._path.stat()
             version = f"{about.st_size}.{changed_at(about)}"
             place, folder = str(self._path), self._path.parent
-            for number, value in enumerate(self._rows(file, columns), 1):
-                if pictures is not None:
+            for number, value in self._rows(file, columns):
+                if isinstance(value, str):
+                    yield Pair(self._name, "", value)
+                elif pictures is not None:
                     load = partial(pictures.load, number - 1)
                     text = self._text(value, number)
                     # In place of `pair_of`: a continued call makes a million of these.
@@ -120,15 +123,27 @@ class ParquetSource:
         row = self._row(value, number)
         return self._texts.cell(row, row.place) or ""
 
-    def _rows(self, file: pq.ParquetFile, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    def _rows(
+        self, file: pq.ParquetFile, columns: list[str]
+    ) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+        """Yields the number of each row with its texts, or with why it and others have none."""
         if not columns:
-            yield from ({} for _ in range(file.metadata.num_rows))
+            yield from ((number + 1, {}) for number in range(file.metadata.num_rows))
             return
-        try:
-            for batch in file.iter_batches(_TEXTS_AT_ONCE, columns=columns):
-                yield from batch.to_pylist()
-        except _BAD_PARQUET as error:
-            raise InputError(f"{self._name} cannot be read to its end: {error}") from error
+        number = 0
+        for group in range(file.num_row_groups):
+            last = number + file.metadata.row_group(group).num_rows
+            try:
+                batches = file.iter_batches(_TEXTS_AT_ONCE, row_groups=[group], columns=columns)
+                for batch in batches:
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield number, value
+            except _BAD_PARQUET as error:
+                # Pages are read one after the other; only the next group has a place of its own.
+                lost = f"{self._name}, rows {number + 1} to {last} cannot be read: {error}"
+                yield number + 1, lost
+            number = last
 
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
@@ -139,7 +154,8 @@ class ParquetSource:
             raise InputError(f"{self._name} cannot be read: {reason}.") from error
         with file:
             try:
-                table = pq.ParquetFile(file, buffer_size=_BUFFER)
+                # Few writers add checksums; where there are some, no damage is taken for content.
+                table = pq.ParquetFile(file, buffer_size=_BUFFER, page_checksum_verification=True)
             except _BAD_PARQUET as error:
                 raise InputError(f"{self._name} must be a Parquet file: {error}") from error
             with table:

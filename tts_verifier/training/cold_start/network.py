@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tts_verifier.errors import InputError
 from tts_verifier.loading.files import file_inside
 from tts_verifier.training.cold_start.batches import RowBlock
+from tts_verifier.training.common.bounds import check_rank
 from tts_verifier.training.verifier.preprocess import DevicePreprocess
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss, text_loss
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
@@ -148,7 +149,7 @@ def add_adapters(model: ImageDoctorModel, rank: int) -> None:
     The rows of both heatmap tokens in the embedding stay trained: they are new.
 
     Raises:
-        InputError: peft is not installed.
+        InputError: peft is not installed, or the rank is above those of all layers.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -159,6 +160,7 @@ def add_adapters(model: ImageDoctorModel, rank: int) -> None:
             argument="lora_rank",
         ) from error
     trained = [p for n, p in model.named_parameters() if p.requires_grad and n.startswith(HEADS)]
+    check_rank(rank, [m for n, m in model.model.named_modules() if n.endswith(LORA_TARGETS)])
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS))
     inject_adapter_in_model(config, model.model)
     for name, parameter in model.model.named_parameters():

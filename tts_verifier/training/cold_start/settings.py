@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypedDict
 
 from tts_verifier.errors import InputError
+from tts_verifier.training.common.bounds import LARGEST_STEP, check_most, check_processes
 
 Precision = Literal["bf16", "no"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -85,6 +86,8 @@ class RunSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.", argument=name)
+        check_most("batch", self.batch, LARGEST_STEP, "the largest step")
+        check_processes("workers", self.workers)
         for name in ("lora_rank", "workers", "weight_decay", "examples"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(

@@ -42,7 +42,12 @@ from tts_verifier.training.cold_start.sources import (
     RowSource,
     read_reasons,
 )
-from tts_verifier.training.common.run_folder import RunFolder, plain_values, written_to
+from tts_verifier.training.common.run_folder import (
+    RunFolder,
+    check_run_folder,
+    plain_values,
+    written_to,
+)
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import (
     Examples,
@@ -149,6 +154,7 @@ def cold_start_2(
 
 def run_stage(run: RunSettings, stage: StageSettings) -> None:
     """Reads the checkpoint and the data, and trains."""
+    check_run_folder(run.output, asdict(run) | asdict(stage), FREE_KEYS)
     accelerator = start_processes(run)
     checkpoint = read_for_training(find_checkpoint(run.init))
     source = open_source(checkpoint, run, stage, run.blocks_for(accelerator.num_processes))
@@ -277,7 +283,8 @@ def train(
     guard = StepGuard()
     entry = f"cold-start-{stage.stage}"
     kept = {"guard": guard}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry=entry, kept=kept)
+    path = Path(run.output)
+    folder = RunFolder(path, deciding, accelerator, entry=entry, kept=kept, free=FREE_KEYS)
     first = taken = folder.resume()
     accelerator.init_trackers("cold-start", plain_values(deciding))
     clock = Clock(run, first)

@@ -19,7 +19,7 @@ import logging
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 
 from tts_verifier.errors import RunError, TTSError
-from tts_verifier.training.settings_file import claim_folder
+from tts_verifier.training.settings_file import check_folder, claim_folder
 from tts_verifier.types.paths import read_json_inside
 
 SETTINGS_FILE: Final = "run.json"
@@ -60,6 +60,7 @@ class RunFolder:
         accelerator: knows the processes, and what there is to save.
         entry: of `tts-train`, for the report.
         kept: what counts something, by name.
+        free: names of settings that decide no numbers, which an older run may have noted.
 
     Raises:
         RunError: the folder has something else, or a run with other settings, or cannot be used.
@@ -73,13 +74,14 @@ class RunFolder:
         *,
         entry: str = "",
         kept: Mapping[str, Counts] | None = None,
+        free: Collection[str] = (),
     ) -> None:
         self._kept = dict(kept or {})
         self.folder, self._accelerator = folder, accelerator
         self._about = {"entry": entry, **_about(accelerator)}
         self._rows: list[MetricRow] = []
         if accelerator.is_main_process:
-            claim_folder(folder / SETTINGS_FILE, settings)
+            claim_folder(folder / SETTINGS_FILE, settings, free)
             # What a kill left half written.
             shutil.rmtree(folder / "state" / "draft", ignore_errors=True)
         accelerator.wait_for_everyone()
@@ -88,7 +90,7 @@ class RunFolder:
         """Loads the state, if there is one, and returns the number of steps taken.
 
         Raises:
-            RunError: the state cannot be read.
+            TTSError: the state cannot be read, or is one of other data.
         """
         states = self._states()
         step = int(states[-1].name) if states else 0
@@ -118,7 +120,7 @@ class RunFolder:
         self._rows = []
 
     def save(self, step: int) -> None:
-        """Writes metrics and state after so many steps.
+        """Writes metrics and the state after so many steps, if that is not there yet.
 
         Raises:
             RunError: they cannot be written; the state before is still there.
@@ -129,6 +131,8 @@ class RunFolder:
     def _save(self, step: int) -> None:
         self.save_metrics()
         draft, final = self.folder / "state" / "draft", self.folder / "state" / f"{step:08d}"
+        if final.is_dir():
+            return
         self._accelerator.wait_for_everyone()
         # accelerate warns that a tied output matrix is stored once, as it should be.
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
@@ -153,12 +157,28 @@ class RunFolder:
             for name, part in self._kept.items():
                 part.load_state_dict({str(key): int(n) for key, n in counts[name].items()})
             self._accelerator.load_state(str(state))
+        except TTSError:
+            raise
         # Whatever damage makes torch, safetensors and accelerate raise.
         except Exception as error:
             raise RunError(
                 f"{state} must be the state of this run, and cannot be read: {error!r:.300}. "
                 "Remove it; the run then starts from its beginning."
             ) from error
+
+
+def check_run_folder(folder: str, settings: Mapping[str, Any], free: Collection[str]) -> None:
+    """Checks the folder of a run and its settings before anything is loaded.
+
+    Args:
+        folder: of the run; it may be new.
+        settings: as for `RunFolder`, those that are free too.
+        free: likewise.
+
+    Raises:
+        RunError: as for `RunFolder`.
+    """
+    check_folder(Path(folder) / SETTINGS_FILE, settings, free)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import numpy as np
 from tts_verifier import shapes
 from tts_verifier.errors import InputError, RunWarning
 from tts_verifier.identity import seed_for
-from tts_verifier.runner.prompts import prompts_of_recipe
+from tts_verifier.recipe.recipe import prompts_of_recipe
+from tts_verifier.training.flow.settings import placed_at
 
 LEAST_WEIGHT: Final = 0.05
 """Of a caption, however often all its pictures pass."""
@@ -63,12 +64,28 @@ class CaptionPool:
             self._passes[number] = self._passes[number] + 1 if all_passed else 0
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the counts, and the captions that were chosen last."""
+        """Returns the counts, the captions that were chosen last, and a digest of all of them."""
         counts = {f"passes {i}": int(n) for i, n in enumerate(self._passes) if n}
-        return counts | {f"chosen {place}": i for place, i in enumerate(self.chosen)}
+        chosen = {f"chosen {place}": i for place, i in enumerate(self.chosen)}
+        return counts | chosen | {"digest": self._digest()}
+
+    def _digest(self) -> int:
+        return seed_for(0, "\n".join(self.captions), 0, "digest")
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Sets what `state_dict` returned."""
+        """Sets what `state_dict` returned.
+
+        Raises:
+            InputError: it is of other captions.
+        """
+        state = dict(state)
+        # Older states have none.
+        if state.pop("digest", self._digest()) != self._digest():
+            raise InputError(
+                "captions must be those that the run was begun with, and they have changed. Give "
+                "these again, or another output.",
+                argument="captions",
+            )
         self._passes[:] = 0
         self.chosen = [0] * sum(name.startswith("chosen") for name in state)
         for name, number in state.items():
@@ -97,10 +114,8 @@ def captions_of(value: Any, argument: str, *, held_out: bool = False) -> list[st
         split: Any = "held_out" if held_out else "train"
         count = _SHAPES_CAPTIONS // 6 if held_out else _SHAPES_CAPTIONS
         return shapes.captions(count, seed=_SHAPES_SEED + held_out, split=split)
-    try:
+    with placed_at(argument):
         return [prompt.text for prompt in prompts_of_recipe(value, Path())]
-    except InputError as error:
-        raise InputError(f"{argument}: {error}", argument=argument) from error
 
 
 def warn_of_trained(held: Sequence[str], captions: Sequence[str]) -> None:

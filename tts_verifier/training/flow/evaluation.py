@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from tts_verifier.errors import RunError
-from tts_verifier.training.flow.rewards import LoadedVerifier, WeightedRewards, distinct_names
+from tts_verifier.errors import RunError, RunWarning
+from tts_verifier.training.flow.rewards import (
+    LoadedVerifier,
+    WeightedRewards,
+    distinct_names,
+    reason_of,
+)
 from tts_verifier.training.flow.sampling import Sampler
 
 HELD = "held_"
@@ -51,7 +57,16 @@ class Evaluation:
         found = {f"{HELD}reward": mean_of(self._rewards(images, self._captions).rewards)}
         names = distinct_names([judge.spec.verifier for judge in self._judges])
         for name, judge in zip(names, self._judges, strict=True):
-            found[HELD + name] = mean_of(judge.objectives(judge.verify(images, self._captions)))
+            verdicts = judge.verify(images, self._captions)
+            objectives = judge.objectives(verdicts)
+            found[HELD + name] = mean_of(objectives)
+            if np.isnan(objectives).all():
+                warnings.warn(
+                    f"The judge {name} gives no held-out picture its objective; of one it says "
+                    f"{reason_of([verdicts], [objectives])!r:.300}.",
+                    RunWarning,
+                    stacklevel=2,
+                )
         return found
 
 

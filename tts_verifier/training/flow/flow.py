@@ -8,8 +8,9 @@ pictures of a step are verified, those of the next one are drawn. FLOW.md has co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,6 +26,7 @@ from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.cold_start.stages import start_processes
 from tts_verifier.training.common.run_folder import (
     RunFolder,
+    check_run_folder,
     plain_values,
     read_metrics,
     written_to,
@@ -41,7 +43,7 @@ from tts_verifier.training.flow.formulas.losses import LossForm, RatioKind
 from tts_verifier.training.flow.formulas.sde import StepKind
 from tts_verifier.training.flow.parts import FlowTraining, assemble_flow
 from tts_verifier.training.flow.rewards import Judged
-from tts_verifier.training.flow.settings import FLOW_FREE_KEYS, FlowRunKeys, FlowSettings
+from tts_verifier.training.flow.settings import FlowRunKeys, FlowSettings
 from tts_verifier.training.flow.update import metrics_of
 from tts_verifier.training.grpo.measures import Seconds
 
@@ -117,8 +119,10 @@ def run_flow(run: RunSettings, settings: FlowSettings) -> None:
     """Loads generator and verifiers, trains, and writes the weights.
 
     Raises:
-        RunError: a limit of `stop` is passed; the run is kept before that.
+        RunError: the folder cannot be used; or a limit of `stop` is passed, and the run is kept
+            before that.
     """
+    check_run_folder(run.output, asdict(run) | asdict(settings), settings.free_keys)
     accelerator = start_processes(run)
     training = assemble_flow(run, settings, accelerator)
     try:
@@ -142,9 +146,11 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
     """
     accelerator, settings, updater = training.accelerator, training.settings, training.updater
     deciding = asdict(run) | asdict(settings)
-    deciding = {key: value for key, value in deciding.items() if key not in FLOW_FREE_KEYS}
+    free = settings.free_keys
+    deciding = {key: value for key, value in deciding.items() if key not in free}
     kept: dict[str, Any] = {"guard": updater.guard, "captions": training.pool}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry="flow", kept=kept)
+    path = Path(run.output)
+    folder = RunFolder(path, deciding, accelerator, entry="flow", kept=kept, free=free)
     first = folder.resume()
     accelerator.init_trackers("flow", plain_values(deciding))
     rows: list[Mapping[str, float]] = [*read_metrics(folder.folder)]
@@ -157,7 +163,8 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
             rate = run.learning_rate_at(step)
             try:
                 # Of the weights before the step; the first time before other threads work.
-                found = _evaluate(training, step)
+                with failing_together(accelerator):
+                    found = _evaluate(training, step)
                 row = flow_step(training, ahead, step, rate, last=step + 1 == run.steps)
             except TTSError:
                 # Such as a server that does not answer: what was trained so far is kept.
@@ -204,14 +211,16 @@ def flow_step(
     # All parts end by waiting for their results. Waiting for the whole device is forbidden while
     # the verifier's thread captures a graph.
     seconds = Seconds(torch.device("cpu"))
-    drawn, chosen, judged = ahead.take(step, seconds, last=last)
+    with failing_together(training.accelerator):
+        drawn, chosen, judged = ahead.take(step, seconds, last=last)
     found, rewards, passed = compare_step(training, judged)
     pictures = rewards.numel()
     scored = int(found.counts.sum())
     if not scored:
+        said = f" The verifier says of one: {judged.reason!r:.300}." if judged.reason else ""
         raise RunError(
             f"Rewards must be numbers, and none of the {pictures} pictures of step {step} has one"
-            f"{', with a map' if judged.maps is not None else ''}. Check the verifier with "
+            f"{', with a map' if judged.maps is not None else ''}.{said} Check the verifier with "
             "tts-score on pictures of the generator, or name other scores in objective."
         )
     if passed is not None:
@@ -233,6 +242,25 @@ def flow_step(
     if passed is not None:
         row["passed_share"] = float(passed.float().mean())
     return row
+
+
+@contextmanager
+def failing_together(accelerator: Accelerator) -> Iterator[None]:
+    """Raises a TTSError of one process in all of them, before others wait for it.
+
+    Raises:
+        TTSError: that of this process, or a RunError if only others have one.
+    """
+    own: TTSError | None = None
+    try:
+        yield
+    except TTSError as error:
+        own = error
+    failed = _summed(accelerator, {"failed": float(own is not None)})["failed"]
+    if own is not None:
+        raise own
+    if failed:
+        raise RunError("The verifier of another process failed, which says why.")
 
 
 def compare_step(

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.generators.diffusers.loading import BUNDLED_CALL, as_pipeline
+from tts_verifier.training.common.bounds import check_rank
 
 SCHEDULER: Final = "FlowMatchEulerDiscreteScheduler"
 PIPELINES: Final = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -236,7 +237,8 @@ class FlowModel:
         """Adds adapters (LoRA) to the transformer, which alone are trained; they start as nothing.
 
         Raises:
-            InputError: peft is not installed, or no layer has one of the names.
+            InputError: peft is not installed, no layer has one of the names, or the rank is above
+                those of all layers.
         """
         if importlib.util.find_spec("peft") is None:
             raise InputError(
@@ -246,8 +248,8 @@ class FlowModel:
             )
         from peft import LoraConfig
 
-        names = [name for name, _ in self.transformer.named_modules()]
-        found = {t for t in targets or ADAPTED_LAYERS if any(n.endswith(t) for n in names)}
+        layers = dict(self.transformer.named_modules())
+        found = {t for t in targets or ADAPTED_LAYERS if any(n.endswith(t) for n in layers)}
         # The last block of a small model lacks some of the usual ones.
         if missing := set(targets or ()) - found:
             raise InputError(
@@ -255,6 +257,7 @@ class FlowModel:
                 f"has no layer {', '.join(sorted(missing))}.",
                 argument="lora_targets",
             )
+        check_rank(rank, [m for n, m in layers.items() if n.endswith(tuple(found))])
         config = LoraConfig(
             r=rank,
             lora_alpha=2 * rank if alpha is None else alpha,
@@ -295,7 +298,7 @@ class FlowModel:
 
         state = {n: t.to(dtype) for n, t in get_peft_model_state_dict(transformer).items()}
         about = adapters["default"].to_dict()
-        # A set, whose order differs from process to process; equal runs write equal files.
+        # A set, whose order differs from process to process.
         about["target_modules"] = sorted(about["target_modules"])
         self.pipe.save_lora_weights(
             folder,

@@ -15,7 +15,7 @@ from tts_verifier.training.flow.evaluation import Evaluation
 from tts_verifier.training.flow.model import FlowModel
 from tts_verifier.training.flow.rewards import LoadedVerifier, VerifierSpec, WeightedRewards
 from tts_verifier.training.flow.sampling import Sampler
-from tts_verifier.training.flow.settings import FlowSettings
+from tts_verifier.training.flow.settings import FlowSettings, placed_at
 from tts_verifier.training.flow.update import TrainedWeights, Updater
 
 
@@ -68,10 +68,10 @@ def assemble_flow(
     given = settings.map_verifier
     map_spec = None if given is None else VerifierSpec.read(given, "map_verifier")
     captions = captions_of(settings.captions, "captions")
-    held = captions_of(settings.held_out, "held_out", held_out=True)
+    held = captions_of(settings.held_out, "held_out", held_out=True)[: settings.evaluate_captions]
     pool = CaptionPool(captions, settings.prompts, run.seed, settings.easy_weight)
     if settings.evaluate_every and not settings.captions == settings.held_out == "shapes":
-        warn_of_trained(held[: settings.evaluate_captions], captions)
+        warn_of_trained(held, captions)
     device, autocast = accelerator.device, run.precision != "no"
     half = bool(run.lora_rank) and autocast and device.type == "cuda"
     model = FlowModel(
@@ -100,12 +100,12 @@ def assemble_flow(
         grid=model.grid,
         device=str(device),
     )
-    judges = [LoadedVerifier(spec, str(device)) for spec in judge_specs]
+    with placed_at("judges"):
+        judges = [LoadedVerifier(spec, str(device)) for spec in judge_specs]
     sampler, average = make_samplers(model, weights, settings, updater.block, autocast=autocast)
     evaluation = None
     if settings.evaluate_every and held and accelerator.is_main_process:
-        few = held[: settings.evaluate_captions]
-        evaluation = Evaluation(average, few, rewards, judges, seed_for(0, "held out", 0, "flow"))
+        evaluation = Evaluation(average, held, rewards, judges, seed_for(0, "held out", 0, "flow"))
     return FlowTraining(
         model,
         weights,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tts_verifier import Objective, Verifier
+from tts_verifier import Objective
 from tts_verifier.errors import InputError, RunError, TTSError, suggestion
+from tts_verifier.interfaces import Verifier, check_verdicts
+from tts_verifier.training.common.bounds import check_processes
+from tts_verifier.training.flow.settings import placed_at
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.load import load_verifier
 
@@ -26,7 +32,7 @@ class VerifierSpec:
     """A verifier of a config, and what is read from its verdicts."""
 
     verifier: str
-    """A name that recipes know, "shapes", a folder or a hub id."""
+    """A name that recipes know, "shapes", a folder, a hub id or an import path."""
     objective: Mapping[str, float] | None = None
     """Score -> weight; None = the verifier's own."""
     weight: float = 1.0
@@ -62,10 +68,6 @@ class VerifierSpec:
                 f"{argument}: detail must be score or diagnose, got {spec.detail!r}.",
                 argument=argument,
             )
-        try:
-            Objective(spec.objective)
-        except InputError as error:
-            raise InputError(f"{argument}: {error}", argument=argument) from error
         numbers = type(spec.weight) in (int, float) and math.isfinite(spec.weight)
         processes = type(spec.processes) is int and spec.processes >= 0
         if not (numbers and processes and isinstance(spec.options, Mapping)):
@@ -75,6 +77,9 @@ class VerifierSpec:
                 f"{spec.options!r:.40}.",
                 argument=argument,
             )
+        with placed_at(argument):
+            Objective(spec.objective)
+            check_processes("processes", spec.processes)
         # Judges and the verifier of maps are not weighed.
         if argument == "rewards" and not spec.weight:
             raise InputError(
@@ -124,23 +129,17 @@ class LoadedVerifier:
             TTSError: the verifier or its processes failed, whatever they raised.
         """
         try:
-            verdicts = self._verify(images, prompts)
-            count = len(verdicts)
+            return self._verify(images, prompts)
         except TTSError:
             raise
         except Exception as error:
             raise RunError(f"A verifier failed: {type(error).__name__}: {error}") from error
-        if count != len(images):
-            raise RunError(
-                f"The verifier {self.spec.verifier} must return a verdict for each of "
-                f"{len(images)} images, it returned {count}."
-            )
-        return verdicts
 
     def _verify(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[Verdict]:
         if self._pool is None:
             pictures = [Image.fromarray(image) for image in images]
-            return self._verifier.verify(pictures, prompts, detail=self.detail)
+            verdicts = self._verifier.verify(pictures, prompts, detail=self.detail)
+            return check_verdicts(self._verifier, verdicts, len(images), "images")
         # Small parts, since some pictures take much longer than others.
         size = max(1, math.ceil(len(images) / (4 * self.spec.processes)))
         parts = [
@@ -169,6 +168,8 @@ class Judged:
     """Verifier -> (R,), its objective."""
     maps: Tensor | None
     """float32 (R, h, w), what is wrong; NaN where a map is missing; None without maps."""
+    reason: str = ""
+    """Why the first picture without a reward has none; empty if all have one."""
 
 
 class WeightedRewards:
@@ -180,6 +181,9 @@ class WeightedRewards:
         map_spec: the verifier that gives maps; None = those of the reward.
         grid: (h, w), of the latents.
         device: of the verifiers.
+
+    Raises:
+        InputError: a verifier cannot be made as it is specified.
     """
 
     def __init__(
@@ -191,8 +195,10 @@ class WeightedRewards:
         grid: tuple[int, int],
         device: str,
     ) -> None:
-        self.verifiers = [LoadedVerifier(spec, device) for spec in specs]
-        self._mapper = None if map_spec is None else LoadedVerifier(map_spec, device)
+        with placed_at("rewards"):
+            self.verifiers = [LoadedVerifier(spec, device) for spec in specs]
+        with placed_at("map_verifier"):
+            self._mapper = None if map_spec is None else LoadedVerifier(map_spec, device)
         self._maps, self._grid = {n: w for n, w in maps.items() if w}, grid
 
     def __call__(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> Judged:
@@ -207,8 +213,9 @@ class WeightedRewards:
         rewards = np.sum(weighted, axis=0)
         names = distinct_names([v.spec.verifier for v in self.verifiers])
         named = dict(zip(names, terms, strict=True))
+        reason = reason_of(found, terms)
         if not self._maps:
-            return Judged(rewards, named, None)
+            return Judged(rewards, named, None, reason)
         if self._mapper is not None:
             found = [self._mapper.verify(images, prompts)]
         maps = [self._map(verdicts) for verdicts in zip(*found, strict=True)]
@@ -220,7 +227,7 @@ class WeightedRewards:
                 "verifier in map_verifier, or use advantage: scalar.",
                 argument="advantage",
             )
-        return Judged(rewards, named, torch.from_numpy(np.stack(maps)))
+        return Judged(rewards, named, torch.from_numpy(np.stack(maps)), reason)
 
     def _map(self, verdicts: Sequence[Verdict]) -> NDArray[np.float32]:
         """Returns the weighted sum of the maps of a picture, NaN if one of them is missing."""
@@ -239,6 +246,16 @@ class WeightedRewards:
                 verifier.close()
 
 
+def reason_of(found: Sequence[Sequence[Verdict]], terms: Sequence[NDArray[np.float64]]) -> str:
+    """Returns what the first verdict without an objective says; empty if all have one."""
+    for verdicts, objectives in zip(found, terms, strict=True):
+        for verdict, objective in zip(verdicts, objectives, strict=True):
+            if math.isnan(objective):
+                # A verdict without either has other scores.
+                return verdict.error or verdict.text or repr(verdict)
+    return ""
+
+
 def distinct_names(names: Sequence[str]) -> list[str]:
     """Returns names with a number where one comes again."""
     return [f"{n}_{names[:i].count(n) + 1}" if n in names[:i] else n for i, n in enumerate(names)]
@@ -249,8 +266,18 @@ _IN_PROCESS: dict[str, Verifier] = {}
 
 
 def _load_in_process(spec: VerifierSpec) -> None:
+    # Ctrl-C reaches every process of a terminal; this one ends with the pool.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # It would wait for work for ever if the training were killed.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _IN_PROCESS["verifier"] = spec.load("cpu")
+
+
+def _end_with_parent() -> None:
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _verify_in_process(
@@ -258,4 +285,6 @@ def _verify_in_process(
 ) -> list[Verdict]:
     images, prompts, detail = part
     pictures = [Image.fromarray(image) for image in images]
-    return _IN_PROCESS["verifier"].verify(pictures, prompts, detail=detail)
+    verifier = _IN_PROCESS["verifier"]
+    verdicts = verifier.verify(pictures, prompts, detail=detail)
+    return check_verdicts(verifier, verdicts, len(images), "images")

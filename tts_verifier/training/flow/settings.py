@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypedDict
 
 from tts_verifier.errors import InputError, suggestion
 from tts_verifier.training.cold_start.settings import FREE_KEYS, Dtype, Precision
+from tts_verifier.training.common.bounds import LARGEST_STEP, check_group, check_most
 from tts_verifier.training.flow.formulas.advantages import AdvantageKind, Deviation
 from tts_verifier.training.flow.formulas.losses import LossForm, RatioKind
 from tts_verifier.training.flow.formulas.sde import StepKind
 
 FLOW_FREE_KEYS: Final = FREE_KEYS | {"stop", "evaluate_every", "judges", "save_state"}
-"""Keys that a run may change when it goes on: they do not decide the numbers."""
+"""Those of `FlowSettings.free_keys`, whatever the loss is."""
+POLICY_KEYS: Final = frozenset(
+    {"sampler", "noise", "window", "trained_steps", "ratio", "clip", "kl"}
+)
+"""Keys that `loss: policy` alone reads."""
 MOST_TOKENS: Final = 512
 """Of T5, in diffusers' StableDiffusion3Pipeline and FluxPipeline."""
+MOST_LEVELS: Final = 1000
+"""Of noise: as many as diffusers' schedulers have in training."""
 STOP_NAMES: Final = ("gradient", "judge", "kl", "unscored_share")
 """Keys of `stop`."""
 
@@ -127,12 +135,12 @@ class FlowSettings:
             _check_range(name, getattr(self, name), at_least=1)
         for name in ("block", "evaluate_captions", "max_sequence_length"):
             _check_range(name, getattr(self, name), at_least=1)
-        if (self.max_sequence_length or 0) > MOST_TOKENS:
-            raise InputError(
-                f"max_sequence_length must be at most {MOST_TOKENS}, as in the pipelines' calls, "
-                f"got {self.max_sequence_length}.",
-                argument="max_sequence_length",
-            )
+        check_group(self.prompts, self.group)
+        check_most("evaluate_captions", self.evaluate_captions, LARGEST_STEP, "the largest step")
+        for name in ("steps_drawn", "times"):
+            check_most(name, getattr(self, name), MOST_LEVELS, "the levels of noise of a schedule")
+        length, what = self.max_sequence_length, "as in the pipelines' calls"
+        check_most("max_sequence_length", length, MOST_TOKENS, what)
         for name in ("kl", "pull", "base_pull", "evaluate_every", "penalty", "pass_bonus"):
             _check_range(name, getattr(self, name), at_least=0)
         _check_range("embedded_guidance", self.embedded_guidance, at_least=0)
@@ -286,6 +294,11 @@ class FlowSettings:
             )
 
     @property
+    def free_keys(self) -> frozenset[str]:
+        """Keys that a run may change when it goes on: they do not decide the numbers."""
+        return FLOW_FREE_KEYS | (POLICY_KEYS if self.loss != "policy" else frozenset())
+
+    @property
     def trained_guidance(self) -> float:
         """The guidance of the prediction that is trained."""
         return self.guidance if self.update_guidance is None else self.update_guidance
@@ -329,6 +342,15 @@ class FlowRunKeys(TypedDict, total=False):
     save_minutes: float
     print_seconds: float
     trackers: Sequence[str] | None
+
+
+@contextmanager
+def placed_at(key: str) -> Iterator[None]:
+    """Makes an InputError inside the `with` block one of a key of the config."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{key}: {error}", argument=key) from error
 
 
 def _check_range(

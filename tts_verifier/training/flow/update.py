@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,16 +143,19 @@ class Updater:
         found = []
         for k, part in enumerate(torch.arange(rows, device=advantages.device).chunk(updates)):
             inputs = self._inputs(drawn, advantages, part, seed_for(seed, "", k, "update"))
-            found.append(self._update(step, list(inputs)))
+            found.append(self._update(step, inputs))
         return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
-    def _update(self, step: int, blocks: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-        share = 1 / (len(blocks) * self._accelerator.num_processes)
+    def _update(self, step: int, blocks: Iterable[tuple[Tensor, ...]]) -> dict[str, float]:
         gradients = [p.grad for p in self.weights.trained() if p.grad is not None]
         torch._foreach_zero_(gradients)
         sums = torch.zeros(len(BLOCK_MEASURES), device=self._model.device)
+        count = 0
+        # Made one at a time: every block has a copy of the texts of its pictures.
         for inputs in blocks:
             sums += self._add(*inputs)
+            count += 1
+        share = 1 / (count * self._accelerator.num_processes)
         torch._foreach_mul_(gradients, share)
         if self._accelerator.num_processes > 1:
             joined = torch.cat([g.flatten() for g in gradients])

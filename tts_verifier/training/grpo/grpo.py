@@ -30,7 +30,14 @@ from tts_verifier.training.cold_start.stages import (
     read_for_training,
     start_processes,
 )
-from tts_verifier.training.common.run_folder import Counts, RunFolder, plain_values, written_to
+from tts_verifier.training.common.bounds import check_most
+from tts_verifier.training.common.run_folder import (
+    Counts,
+    RunFolder,
+    check_run_folder,
+    plain_values,
+    written_to,
+)
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import examples_of, show_checkpoint
 from tts_verifier.training.grpo.losses import advantages_of
@@ -112,7 +119,6 @@ def grpo(
         stop: limits that stop a run.
         **keys: see `RunSettings`.
     """
-    run = RunSettings(init, output, steps, max(1, prompts * group), **keys)
     settings = GrpoSettings(
         data,
         prompts,
@@ -133,6 +139,7 @@ def grpo(
         bound_scores,
         stop or {},
     )
+    run = RunSettings(init, output, steps, max(1, prompts * group), **keys)
     run_grpo(run, settings)
 
 
@@ -140,6 +147,7 @@ def run_grpo(run: RunSettings, settings: GrpoSettings) -> None:
     """Reads the checkpoint and the data, trains, and shows what came of it."""
     weights = settings.weights_of(tuple(REWARDS))
     rewarding = OfficialRewards(weights, settings.scaling, bound_scores=settings.bound_scores)
+    check_run_folder(run.output, asdict(run) | asdict(settings), GRPO_FREE_KEYS)
     accelerator = start_processes(run)
     settings.share(0, accelerator.num_processes)
     checkpoint = read_for_training(find_checkpoint(run.init))
@@ -169,7 +177,14 @@ def assemble(
     accelerator: Accelerator,
     reward: Callable[[Sequence[Group]], Rewarded],
 ) -> Training:
-    """Makes the parts of a run from a checkpoint, whose model is trained in place."""
+    """Makes the parts of a run from a checkpoint, whose model is trained in place.
+
+    Raises:
+        InputError: replies may be longer than the checkpoint can read.
+    """
+    positions = int(checkpoint.model.config.text["max_position_embeddings"])
+    what = "the positions that the checkpoint knows"
+    check_most("max_new_tokens", settings.max_new_tokens, positions, what)
     choose_trained(checkpoint.model, heads=False, tower=run.train_tower)
     policy = Policy(
         checkpoint.model,
@@ -226,7 +241,8 @@ def train_policy(
     deciding = asdict(run) | asdict(settings)
     deciding = {key: value for key, value in deciding.items() if key not in GRPO_FREE_KEYS}
     kept: dict[str, Counts] = {"guard": training.guard, "limits": limits}
-    folder = RunFolder(Path(run.output), deciding, accelerator, entry="grpo", kept=kept)
+    path, free = Path(run.output), GRPO_FREE_KEYS
+    folder = RunFolder(path, deciding, accelerator, entry="grpo", kept=kept, free=free)
     first = taken = folder.resume()
     accelerator.init_trackers("grpo", plain_values(deciding))
     clock = Clock(run, first)

@@ -8,6 +8,7 @@ from typing import Final, Literal, TypedDict
 
 from tts_verifier.errors import InputError, RunError, suggestion
 from tts_verifier.training.cold_start.settings import FREE_KEYS, Dtype, Precision
+from tts_verifier.training.common.bounds import check_group
 from tts_verifier.training.grpo.rewards.terms import Scaling
 from tts_verifier.verifiers.imagedoctor.requests import Sampling
 
@@ -84,6 +85,7 @@ class GrpoSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}.", argument=name)
+        check_group(self.prompts, self.group)
         if not self.temperature > 0:
             raise InputError(
                 f"Replies must be drawn: temperature must be above 0, got {self.temperature}.",

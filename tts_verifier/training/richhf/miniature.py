@@ -26,6 +26,7 @@ from tts_verifier.errors import InputError, RunError
 from tts_verifier.evaluation.rated import MARKED_MAPS
 from tts_verifier.identity import seed_for
 from tts_verifier.loading.devices import check_device
+from tts_verifier.training.common.bounds import check_processes
 from tts_verifier.training.richhf.dataset import PROMPT_KEY, prompt_files
 from tts_verifier.training.richhf.fields import (
     MAP_SIDE,
@@ -156,6 +157,7 @@ def _check_arguments(
         )
     if part < 1:
         raise InputError(f"part must be at least 1, got {part}.", argument="part")
+    check_processes("processes", processes)
     if processes == 0:
         raise InputError(
             "processes must be a number of processes, or -1 for one for each core; got 0.",

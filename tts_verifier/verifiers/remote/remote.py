@@ -41,7 +41,7 @@ class Remote(Verifier):
         url: such as "http://host:8000".
         timeout: seconds for a request, from its first byte to the answer's last.
         patience: seconds for which a server that is gone, full, or out of memory is asked again.
-        connections: requests of one call that are under way at a time.
+        connections: requests of one call that are under way at a time, of 32 pictures each.
         expect: settings that the server's verifier must have, such as {"revision": "2026-11-26"}.
         token: the server's token; None = that of the environment, TTS_SERVE_TOKEN. A recipe is
             stored in its run's log, so the token does not belong there.
@@ -82,6 +82,8 @@ class Remote(Verifier):
         self.map_names: Collection[str] | None = about["map_names"]
         self.details: Collection[Detail] = about["details"]
         self._most_pairs = min(about["limits"]["images"], _PICTURES_TOGETHER)
+        self.batch_size = connections * self._most_pairs
+        """Pictures that `tts-score` gives to a call: those that can be under way."""
         # The rest is for prompts.
         self._most_bytes = about["limits"]["body"] * 9 // 10
         for name, value in (expect or {}).items():

@@ -12,6 +12,10 @@ that of all rewards of the step (official), or that of the group, at each place 
 maps (the paper). Deviations are those of populations, as in numpy. With maps of zeros `mask`,
 `dense` and `penalty` equal `scalar`. Pictures of equal R have advantages of 0, unless `dense` takes
 the deviation of the step, which keeps the differences of their maps small.
+
+With the deviation of the group, 1e-4 is multiplied by the ratio of the deviations of the place and
+of R where the former is larger. Without this (as in the paper), maps of pictures whose R hardly
+differs would have full size; with it, advantages deviate at no place more than those of `scalar`.
 """
 
 from __future__ import annotations
@@ -73,19 +77,19 @@ def compare_pictures(
         counts = counts & wrong.isfinite().flatten(2).all(2)[..., None, None]
         wrong = torch.where(counts, wrong, 0.0)
     rewards = torch.where(counts, rewards, 0.0)
-    alike = _group_std(rewards, counts) <= _SAME
+    spread = _group_std(rewards, counts)
     if kind == "dense":
         rewards = rewards * (1 - wrong)
     elif kind == "penalty":
-        rewards = rewards - penalty * _group_std(rewards, counts) * wrong
+        rewards = rewards - penalty * spread * wrong
     inside = _group_std(rewards, counts)
-    varies = inside.amax((1, 2, 3)) > _SAME
     if deviation == "group":
-        # Divided by their own deviation, the least differences of maps would have full size.
-        varies &= ~alike.flatten()
-    divisor = inside if deviation == "group" else _std_of_all(rewards, counts)
-    values = (rewards - _group_mean(rewards, counts)) / (divisor + _EPSILON)
-    values = values.clamp(-most, most)
+        varies = spread.flatten() > _SAME
+        divisor = inside + _EPSILON * (inside / spread).clamp(min=1)
+    else:
+        varies = inside.amax((1, 2, 3)) > _SAME
+        divisor = _std_of_all(rewards, counts) + _EPSILON
+    values = ((rewards - _group_mean(rewards, counts)) / divisor).clamp(-most, most)
     if kind == "mask":
         values = values * (1 - wrong)
     values = torch.where(counts & varies[:, None, None, None], values, 0.0)
