@@ -200,7 +200,9 @@ def table(folder: Path) -> None:
             print(f"{path.parent.name}, guidance {guidance:g}: {listed}")
     print("\nvariant, guidance: mean over seeds")
     for (variant, guidance), found_runs in runs.items():
-        means = {n: float(np.mean([r[n] for r in found_runs])) for n in found_runs[0]}
+        # Of what all have: a seed with more draws has more of best-of-n.
+        fewest = min(found_runs, key=len)
+        means = {n: float(np.mean([r[n] for r in found_runs])) for n in fewest}
         listed = ", ".join(f"{n} {v:.3f}" for n, v in means.items())
         print(f"{variant}, {guidance:g} ({len(found_runs)}): {listed}")
 

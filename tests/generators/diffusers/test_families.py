@@ -134,6 +134,12 @@ def test_any_size_is_taken_where_the_image_is_resized(tmp_path):
         DiffusersGenerator(family.pipe, height=7, call={"use_resolution_binning": False})
 
 
+def test_any_size_is_taken_where_the_pipeline_rounds_it(tmp_path):
+    family = BUILDERS["hunyuan_dit"](tmp_path)
+    generator = DiffusersGenerator(family.pipe, call=family.call | {"height": 20})
+    assert draw(generator, Draw(1)).image.size == (32, 16)
+
+
 def wan22(folder):
     """Wan 2.2 has a denoiser for its early steps and one for its late ones."""
     family = BUILDERS["wan"](folder)

@@ -475,11 +475,8 @@ def test_every_setting_is_a_key() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_that_one_takes(
-    doctor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_take_the_steps_that_one_takes(doctor: Path, tmp_path: Path) -> None:
     """`accelerate launch --cpu` would start one process, whatever number it is told."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     launch = ["torch.distributed.run", "--nproc_per_node", "2", "-m"]
     for name, command in (("one", []), ("two", launch)):
         keys = {"init": doctor, "output": tmp_path / name, "steps": 3, "batch": 8, "block": 2}

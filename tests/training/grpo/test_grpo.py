@@ -15,6 +15,7 @@ import torch
 from cases import mostly_slow
 from pyarrow import parquet
 
+from tts_verifier.analysis.report.training_run.stored import read_stored
 from tts_verifier.errors import CheckpointError, InputError, RecipeError, RunError
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
@@ -370,7 +371,7 @@ run_entry("grpo", sys.argv[1], sys.argv[2:])
 def test_two_processes_take_the_steps_that_one_takes(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As users do it, through `accelerate launch`."""
+    """`accelerate launch --cpu` would start one process, whatever number it is told."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     config = tmp_path / "mine.yaml"
@@ -378,10 +379,11 @@ def test_two_processes_take_the_steps_that_one_takes(
     tests = Path(__file__).parents[2]
     paths = [str(Path(__file__).parent), str(tests), str(tests.parent)]
     monkeypatch.setenv("PYTHONPATH", ":".join(paths))
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     for name, command in (("one", []), ("two", launch)):
         arguments = [str(script), str(config), f"output={tmp_path / name}"]
         subprocess.run([sys.executable, *command, *arguments], check=True)
     for one, two in zip(numbers(tmp_path / "one"), numbers(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+    (about,) = read_stored(tmp_path / "two").places
+    assert about["processes"] == "2"

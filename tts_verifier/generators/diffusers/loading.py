@@ -31,6 +31,8 @@ LARGEST_SIZE: Final = 65_536
 """The most steps, images of a batch, or pixels along a side."""
 _DIVISIBLE: Final = re.compile(r"divisible by (\d+)")
 """What pipelines say of a height or a width that they refuse."""
+_ROUND_SIZES: Final = ("EasyAnimate", "HunyuanDiT", "Krea2")
+"""Beginnings of the names of pipelines that round sizes before they check them."""
 _PIPELINE_ID: Final = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 RESERVED_ARGUMENTS: Final = frozenset(
@@ -248,6 +250,8 @@ def _multiple_of_sides(pipe: Any, side: int) -> int:
     check = getattr(pipe, "check_inputs", None)
     names = inspect.signature(check).parameters if check else {}
     if check is None or not {"height", "width"} <= set(names):
+        return 1
+    if type(pipe).__name__.startswith(_ROUND_SIZES):
         return 1
     usual = inspect.signature(type(pipe).__call__).parameters
     needed = {n: usual[n].default if n in usual else None for n in names}

@@ -218,7 +218,11 @@ def start_processes(run: RunSettings) -> Accelerator:
     """Joins the other processes, if there are any, and chooses device and precision."""
     precision = run.precision or ("bf16" if torch.cuda.is_available() else "no")
     return Accelerator(
-        mixed_precision=precision, log_with=run.tracker_names() or None, project_dir=run.output
+        # Else processes that torchrun starts on CPUs would each train alone, in one folder.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=precision,
+        log_with=run.tracker_names() or None,
+        project_dir=run.output,
     )
 
 

@@ -260,7 +260,7 @@ def failing_together(accelerator: Accelerator) -> Iterator[None]:
     if own is not None:
         raise own
     if failed:
-        raise RunError("The verifier of another process failed, which says why.")
+        raise RunError("The verifier of another process failed; that process says why.")
 
 
 def compare_step(
