@@ -126,9 +126,11 @@ def serving(verifier: Any) -> Iterator[str]:
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def clients(
@@ -138,26 +140,40 @@ def clients(
     command = [sys.executable, __file__, "client", "--url", url, "--folder", folder]
     command += ["--clients", str(count), "--threads", str(threads), "--together", str(together)]
     command += [] if most is None else ["--most", str(most)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [*command, "--number", str(number)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        )
-        for number in range(count)
-    ]  # fmt: skip
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    began = time.perf_counter()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    # Each says when it has its last answer; the clock of all is the machine's.
-    with ThreadPoolExecutor(count) as reading:
+    commands = [[*command, "--number", str(number)] for number in range(count)]
+    # If a client fails, the others are killed first; otherwise the threads would wait for them.
+    with ThreadPoolExecutor(count) as reading, running(commands) as processes:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        began = time.perf_counter()
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        # Each says when it has its last answer; the clock of all is the machine's.
         ends, found = zip(*reading.map(ended, processes), strict=True)
     return max(ends) - began, list(found)
+
+
+@contextmanager
+def running(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts processes with pipes, and kills those that still run at the end of the block."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for command in commands:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                )
+            )  # fmt: skip
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[float, dict[str, Any]]:
@@ -244,12 +260,14 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
     reading = threading.Thread(target=lambda: logged.extend(lines))
     reading.start()
     began = time.perf_counter()
-    found = asyncio.run(campaign(port, options))
-    seconds = time.perf_counter() - began
-    lives = process.poll() is None
-    process.terminate()
-    status = process.wait(60)
-    reading.join()
+    try:
+        found = asyncio.run(campaign(port, options))
+        seconds = time.perf_counter() - began
+        lives = process.poll() is None
+    finally:
+        process.terminate()
+        status = process.wait(60)
+        reading.join()
     tracebacks = sum(line.startswith("Traceback") for line in logged)
     return {
         "requests": sum(found["kinds"].values()),

@@ -168,7 +168,7 @@ def test_the_command_prints_and_plots_without_torch(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_a_run_is_an_error(tmp_path: Path) -> None:
     done = CliRunner().invoke(replay_command, [str(tmp_path)])
     assert done.exit_code == 2
-    assert "must be a run's header, and there is no such file. Give a run folder" in done.stderr
+    assert "must be a run's header, but it does not exist. Give the folder" in done.stderr
 
 
 # -- many prompts at once ----------------------------------------------------------------------

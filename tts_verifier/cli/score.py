@@ -121,7 +121,7 @@ def score_command(images: tuple[str, ...], prompt: str | None, **options: Any) -
 
 
 class CountedPairs:
-    """Pairs of a collection; says on the standard error, now and then, how many were read.
+    """Pairs of a collection; prints to the standard error, every half minute, how many were read.
 
     Args:
         pairs: taken one after the other, perhaps in another thread.

@@ -178,7 +178,7 @@ class Comparer(Protocol):
 def check_returned(
     part: object, answers: Any, kind: type[ReturnedT], count: int, what: str
 ) -> list[ReturnedT]:
-    """Returns what a part answered as a list, if it is as many objects of a kind as were asked for.
+    """Checks the kind and the number of a part's answers, and returns them as a list.
 
     Args:
         part: a generator, a verifier or a comparer.
@@ -188,7 +188,7 @@ def check_returned(
         what: what each of them is about, such as "images".
 
     Raises:
-        RunError: it is no such list.
+        RunError: the kind or the number is wrong.
     """
     listed = answers if isinstance(answers, list | tuple) else [answers]
     other = [one for one in listed if not isinstance(one, kind)]

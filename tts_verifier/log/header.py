@@ -48,8 +48,8 @@ def read_header(folder: Path) -> dict[str, Any]:
         version = _checked_version(header)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} must be a run's header, and there is no such file. Give a run folder, which "
-            "is what a run has as its output."
+            f"{path} must be a run's header, but it does not exist. Give the folder that a run "
+            "has written: its `output`."
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path} must be a run's header: {error!r:.300}.") from error

@@ -1,4 +1,4 @@
-"""What an endpoint's reply says of a picture: digits in JSON, and how probable each was."""
+"""Reads an endpoint's reply about a picture: digits in JSON, and how probable each was."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _start_of_object(text: str) -> int:
-    """Returns where the object of a reply begins, -1 = nowhere; thoughts may hold drafts of it."""
+    """Returns where a reply's object begins, after thoughts, which may hold drafts; -1 = none."""
     return text.find("{", max(text.rfind("</think>"), 0))
 
 
 def _unambiguous(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Returns an object of JSON; a key that comes twice has no value, whichever was meant."""
+    """Returns a JSON object. A key that occurs twice gets None: either value may be meant."""
     counts = Counter(name for name, _ in pairs)
     return {name: value if counts[name] == 1 else None for name, value in pairs}
 
@@ -114,7 +114,7 @@ def _expected(
     starts = list(accumulate((len(token) for token, _ in tokens), initial=0))
     expected = {}
     for name, value in written.items():
-        # From where the object begins, as `_object`: words before it may name a score too.
+        # From the start of the object, as `_object`: text before it may name a score too.
         pattern = re.compile(rf'"{re.escape(name)}"\s*:\s*(\d)')
         found = pattern.search(text, max(_start_of_object(text), 0))
         if found is None or math.isnan(value):

@@ -66,7 +66,7 @@ class Source(Protocol):
     """Finds the addresses of the images, heatmaps and masks of a run."""
 
     def prepare(self, trials: Sequence[Trial]) -> None:
-        """Is told which trials are shown next."""
+        """Prepares the files of the trials that are shown next."""
 
     def image(self, trial: Trial) -> str:
         """Returns the address of a trial's image; empty if it has none."""

@@ -1,4 +1,4 @@
-"""How parts ask endpoints over HTTP: addresses and keys, clients whose requests end, chat."""
+"""How parts send requests over HTTP: addresses and keys, clients with limits, chat."""
 
 from tts_verifier.interfaces.endpoints.address import without_key
 from tts_verifier.interfaces.endpoints.chat import ChatEndpoint, check_above_zero

@@ -1,4 +1,4 @@
-"""A chat endpoint over HTTP: retries, a limit on the rate, and what it does not know left out."""
+"""A chat endpoint over HTTP: tries again, limits the rate, leaves out what it refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPTIONAL: Final = ("response_format", "max_completion_tokens", "temperature", "
 _OF_ALL: Final = (401, 402, 403, 404)
 """Statuses that concern the key, the account or the model."""
 _MOST_ANSWER_BYTES: Final = 2**24
-"""Far more than a reply with the log-probabilities of its tokens."""
+"""Far more than a reply takes with the log-probabilities of its tokens."""
 _FILTERED: Final = re.compile("moderation|flagged", re.IGNORECASE)
 
 
@@ -38,12 +38,12 @@ class ChatEndpoint:
 
     Args:
         base_url: such as "http://localhost:8000/v1"; None = OPENAI_BASE_URL, or else OpenAI's.
-        api_key_env: the environment variable that holds the key; it may be unset where there is a
+        api_key_env: the environment variable that holds the key; it may be unset if there is a
             `base_url`.
         timeout: seconds for a request, from its first byte to the answer's last.
         retries: further tries after a timeout, a broken connection, or the status 408, 409, 429 or
-            5xx, with growing pauses, or after those that the endpoint asks for.
-        requests_per_minute: no more than these; retries are not counted. None = no limit.
+            5xx. The pauses between them grow, or are those that the endpoint asks for.
+        requests_per_minute: the most requests; retries are not counted. None = no limit.
 
     Raises:
         InputError: an argument is not usable, the key is missing, or the extra `api` is.
@@ -88,17 +88,17 @@ class ChatEndpoint:
         self._refused: set[str] = set()
 
     def ask(self, request: dict[str, Any]) -> ChatReply:
-        """Sends a request, without what the endpoint has refused before.
+        """Sends a request, without the parameters that the endpoint has refused before.
 
         Args:
             request: the arguments of `chat.completions.create`.
 
         Returns:
-            The reply; with a `problem` where there is none.
+            The reply; if there is none, its `problem` says why.
 
         Raises:
             ServerError: the endpoint refuses the key, does not know the model, wants money, or
-                sends requests elsewhere, so that it would answer no other request either.
+                redirects requests. It would not answer any other request either.
         """
         reply = self._reply(request)
         return reply._replace(
@@ -122,7 +122,7 @@ class ChatEndpoint:
                 return ChatReply("", str(error))
             except openai.APITimeoutError:
                 return ChatReply("", f"no answer in time (tries: {self._tries})")
-            # An answer may be no JSON, or a too deep one.
+            # The answer may be no JSON, or nested too deeply.
             except (openai.OpenAIError, ValueError, RecursionError) as error:
                 if elsewhere := _redirected_to(error):
                     raise ServerError(
@@ -193,18 +193,18 @@ def _client(base_url: str | None, key: str, timeout: float, retries: int) -> Any
 
     kind = bounded(openai.DefaultHttpxClient, seconds=timeout, most=_MOST_ANSWER_BYTES)
     return openai.OpenAI(
-        # Endpoints of one's own need no key, and the client needs one.
+        # The client requires a key, even if the endpoint needs none.
         api_key=key or "none",
         base_url=base_url or OPENAI_URL,
         timeout=timeout,
         max_retries=retries,
-        # Pictures and prompts go to no other address than the one that was given.
+        # Pictures and prompts are sent to the given address only.
         http_client=kind(follow_redirects=False),
     )
 
 
 def _refuses_all(error: Exception) -> bool:
-    """Returns whether an endpoint refuses any request of this key or model, not this one alone."""
+    """Returns whether an endpoint refuses every request with this key or model."""
     status = getattr(error, "status_code", None)
     # Some vendors answer 403 where a filter stops one picture.
     if status == 403 and _FILTERED.search(str(error)):
@@ -213,7 +213,7 @@ def _refuses_all(error: Exception) -> bool:
 
 
 def _redirected_to(error: Exception) -> str:
-    """Returns the host to which an endpoint sends a request, "" = it does not."""
+    """Returns the host to which an endpoint redirects a request, "" = it does not."""
     response = getattr(error, "response", None)
     if response is None or not response.is_redirect:
         return ""

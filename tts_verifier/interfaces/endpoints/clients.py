@@ -1,4 +1,4 @@
-"""Clients of HTTP whose requests end: in time, and with an answer that memory holds."""
+"""HTTP clients that limit the time of a request and the size of its answer."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any, Final
 from tts_verifier.errors import ServerError
 
 MOST_SECONDS: Final = 10**7
-"""That a socket can be told to wait."""
+"""Longer timeouts are cut to this: a socket cannot wait for any length of time."""
 
 
 class ClientPool:
     """Clients that are used by one thread at a time, and keep their connections between requests.
 
     Safe to share between threads, and with processes that are forked or get a pickled copy: each
-    process has connections of its own. Those that a fork has copied would give it answers to the
-    other one's requests.
+    process opens its own connections. On a connection that a fork copied, a process would receive
+    answers to requests of the other one.
 
     Args:
         make: returns a client; can be pickled if the pool is.
@@ -32,7 +32,7 @@ class ClientPool:
         self._make = make
         self._idle: list[Any] = []
         self._process = os.getpid()
-        # Their sockets would stay open until Python ends.
+        # Otherwise their sockets would stay open until Python ends.
         weakref.finalize(self, _close_all, self._idle)
 
     def __reduce__(self) -> Any:
@@ -40,7 +40,7 @@ class ClientPool:
 
     @contextmanager
     def client(self) -> Iterator[Any]:
-        """Gives a client for the block; one that an error leaves is closed."""
+        """Lends a client to the block. If the block raises an error, the client is closed."""
         if self._process != os.getpid():
             _close_all(self._idle)
             self._process = os.getpid()
@@ -57,10 +57,10 @@ class ClientPool:
 
 
 def bounded(kind: type[Any], *, seconds: float, most: int) -> type[Any]:
-    """Returns a class of clients that do not wait for ever, and do not read for ever.
+    """Returns a class of clients whose requests have a time limit, and whose answers a size limit.
 
-    The timeouts of HTTP libraries are for a single read, so that an endpoint which sends a letter a
-    minute is never late.
+    The timeouts of HTTP libraries are for a single read: an endpoint that sends a byte a minute
+    never exceeds them.
 
     Args:
         kind: `httpx.Client` or a class with its interface, such as `openai.DefaultHttpxClient`.
@@ -69,11 +69,11 @@ def bounded(kind: type[Any], *, seconds: float, most: int) -> type[Any]:
         most: bytes of an answer.
 
     Returns:
-        A subclass, for one request at a time. `send` raises the library's ReadTimeout where an
-        answer is late, and ServerError where it is too long or compressed, as a small one may
-        unpack to any length.
+        A subclass, for one request at a time. `send` raises the library's ReadTimeout if an answer
+        is late, and ServerError if it is too long, or compressed: a small answer could unpack to
+        any length.
     """
-    # Callers know the errors of the library that they use, httpx or httpx2.
+    # Callers catch the errors of the library that they use, httpx or httpx2.
     library = next(base.__module__ for base in kind.__mro__ if base.__name__ == "Client")
     timeout: type[Exception] = import_module(library.partition(".")[0]).ReadTimeout
 
@@ -103,7 +103,7 @@ class _Sockets:
     """The sockets of a client, which another thread may shut down.
 
     Args:
-        timeout: what is raised if it has done so.
+        timeout: the error that is raised if this happened.
     """
 
     def __init__(self, timeout: type[Exception]) -> None:
@@ -113,7 +113,7 @@ class _Sockets:
 
     @contextmanager
     def open_for(self, seconds: float) -> Iterator[None]:
-        """Shuts the sockets down if the block takes longer; it then ends in the `timeout`."""
+        """Limits the block's time; then the sockets are shut down, and `timeout` is raised."""
         self._late = False
         timer = Timer(seconds, self._shut_down)
         timer.daemon = True
@@ -125,15 +125,15 @@ class _Sockets:
                 raise
         finally:
             timer.cancel()
-            # If it is at work just now, it is so before the next request begins.
+            # If the timer has just fired, its work must end before the next request begins.
             timer.join()
-        # The block may have ended well: the end of a connection may be that of an answer.
+        # Also if the block raised nothing: a shut connection can look like the end of an answer.
         if self._late:
             raise self._timeout(f"the answer took more than {seconds:g} s")
 
     def note(self, event: str, info: Mapping[str, Any]) -> None:
-        """Is told by httpx what happens in a request (its extension `trace`)."""
-        # To a proxy, too. TLS makes another socket of the first one.
+        """Collects new sockets. httpx calls this at each event of a request (extension `trace`)."""
+        # Those to a proxy too. TLS wraps the first socket in another one.
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             opened = info["return_value"].get_extra_info("socket")
             self._open = [*(one for one in self._open if one.fileno() >= 0), opened]
@@ -141,11 +141,11 @@ class _Sockets:
                 self._shut_down()
 
     def _shut_down(self) -> None:
-        """Ends every wait for these sockets, now and later. To close one would wake nobody."""
+        """Ends all waiting for these sockets, now and later. Closing them would wake no thread."""
         self._late = True
         for one in self._open:
             with suppress(OSError):
-                # Not that of SSLSocket, which forgets TLS while another thread reads.
+                # Not SSLSocket.shutdown: it drops the TLS state while another thread reads.
                 socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
@@ -170,7 +170,7 @@ def _content_of(response: Any, most: int) -> bytes:
 
 
 def _close_all(clients: list[Any]) -> None:
-    # Several threads of a process that was forked may come here at once.
+    # Several threads of a forked process may get here at once.
     with suppress(IndexError):
         while True:
             clients.pop().close()

@@ -1,4 +1,4 @@
-"""What a chat endpoint has answered."""
+"""The answer of a chat endpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 _MOST_TOKENS: Final = 2**53
-"""Larger numbers are no counts, and no floats either."""
+"""Larger numbers cannot be counts of tokens; floats do not even hold all of them."""
 
 
 class ChatReply(NamedTuple):
@@ -27,7 +27,7 @@ class ChatReply(NamedTuple):
 
 
 def reply_of(completion: Any) -> ChatReply:
-    """Reads a chat completion, whatever an endpoint has made of it."""
+    """Reads a chat completion; if it is malformed, the reply has a `problem`."""
     try:
         choice = completion.choices[0]
         message = choice.message
@@ -53,13 +53,13 @@ def reply_of(completion: Any) -> ChatReply:
 
 
 def _token_count(tokens: Any) -> float:
-    """Returns a number of tokens; NaN for what is none, as an endpoint may say anything."""
+    """Returns a number of tokens; NaN if the endpoint gives none, or something else."""
     whole = isinstance(tokens, int) and not isinstance(tokens, bool)
     return float(tokens) if whole and 0 <= tokens < _MOST_TOKENS else math.nan
 
 
 def _tokens(choice: Any) -> list[tuple[str, Mapping[str, float]]]:
-    """Returns the tokens with their alternatives; none where an endpoint makes nonsense of them."""
+    """Returns the tokens with their alternatives; none if these are malformed."""
     content = getattr(getattr(choice, "logprobs", None), "content", None) or []
     try:
         return [

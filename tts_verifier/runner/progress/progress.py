@@ -142,13 +142,13 @@ class Progress:
         self.show()
 
     def start(self, jobs: Sequence[Job], *, again: bool = False) -> None:
-        """Is told which jobs are generated next, and `again` when their images are verified."""
+        """Notes the jobs that are generated next; called `again` when their images are verified."""
         if not again:
             self._end_batch()
             self._batch = len(jobs)
 
     def step(self, taken: int, total: int) -> None:
-        """Is told how many steps of the batch the generator has taken, and of how many."""
+        """Notes how many of its steps the generator has taken for the current batch."""
         self._steps = (taken, total)
         self.show()
 

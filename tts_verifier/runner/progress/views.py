@@ -140,7 +140,7 @@ def status_line(now: RunStatus) -> str:
 
 
 def resume_line(rows_in_log: int) -> str:
-    """Returns what a run says that goes on from a log."""
+    """Returns the message of a run that continues from a log."""
     return f"Resuming: the log of this run holds {rows_in_log} candidates already."
 
 

@@ -94,7 +94,7 @@ class ChatRewriter:
 
 
 def description(request: RewriteRequest) -> str:
-    """Returns what the model is told: prompts, scores, regions and the verifier's reply."""
+    """Returns the text for the model: prompts, scores, regions and the verifier's reply."""
     lines = [f"User's prompt: {request.prompt}", f"Image made from: {request.asked}"]
     verdict = request.trial.verdict
     if verdict is not None:

@@ -1,4 +1,4 @@
-"""HTTP to one server: it asks again while the server is gone or full, and says what went wrong."""
+"""HTTP to one server: tries again while it is away or full, and reports what went wrong."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Connection:
         )
 
     def _told_reason(self, answer: httpx.Response) -> str:
-        """Returns what an error says; the start of the answer where it is none of ours."""
+        """Returns the message of an error; the start of the answer if it is not of a tts-serve."""
         start = answer.content[:200].decode(errors="replace")
         # A proxy may repeat what it was sent.
         return without_key(_told_error(answer) or start or answer.reason_phrase, self._token)
@@ -163,13 +163,13 @@ def _client_of(token: str, seconds: float) -> Any:
     return kind(
         timeout=httpx.Timeout(seconds, connect=min(seconds, 10.0)),
         headers={"accept": MEDIA_TYPE, **({"authorization": f"Bearer {token}"} if token else {})},
-        # Proxies of the environment are for the internet; servers of rewards are near.
+        # Proxies in environment variables are for the internet; reward servers are nearby.
         trust_env=False,
     )
 
 
 def _is_of_tls(error: BaseException | None) -> bool:
-    """Says whether TLS is at fault, which waiting does not mend; a server that is ending is not."""
+    """Says whether TLS failed for good, and not because the server closed the connection."""
     while error is not None:
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             return True
