@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,9 +50,6 @@ from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_messag
 JSON: Final = "application/json"
 READERS: Final = 8
 """Threads that read requests and write answers."""
-_SWITCH_SECONDS: Final = 1e-4
-"""How long a thread keeps Python's lock from one that waits for it. An engine's thread needs it for
-every kernel that it launches, and would wait for up to 5 ms each time, Python's default."""
 _LOG: Final = logging.getLogger("uvicorn.error")
 _GONE: Final = 499
 """A status that nobody receives, for the figures."""
@@ -84,17 +80,11 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Runs the verifier's thread. At the end all requests that were accepted are answered.
-
-        Meanwhile the threads of this process take turns more often.
-        """
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        """Runs the verifier's thread. At the end all requests that were accepted are answered."""
         self.dispatcher.start()
         yield
         await asyncio.to_thread(self.dispatcher.close)
         self._threads.shutdown()
-        sys.setswitchinterval(before)
 
     async def answer(
         self,
