@@ -17,7 +17,14 @@ from uuid import uuid4
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from tts_verifier.errors import InputError, ServerError, TTSError, UnsupportedError, printable
+from tts_verifier.errors import (
+    InputError,
+    ServerError,
+    TTSError,
+    UnsupportedError,
+    is_out_of_memory,
+    printable,
+)
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import (
@@ -29,7 +36,7 @@ from tts_verifier.serve.bodies import (
     read_body,
     until_gone,
 )
-from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
+from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.requests import (
@@ -210,7 +217,7 @@ def as_refused(error: Exception) -> Refused:
         # Such as a key that the verifier's own endpoint refuses. No client can mend it by waiting.
         _LOG.error("The verifier cannot answer: %s", printable(error))
         return Refused(424, str(error))
-    if is_lack_of_memory(error):
+    if is_out_of_memory(error):
         return Refused(
             503,
             "The verifier's memory ran out. Try again, with fewer or smaller pictures at a time, "
