@@ -50,11 +50,9 @@ class TracedGenerator(FakeGenerator):
             self._note("drew", job.id)
         if self._dies_on and any(self._dies_on in job.prompt.text for job in jobs):
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._dies_once and not Path(self._dies_once).exists():
-            Path(self._dies_once).touch()
+        if self._dies_once and makes(Path(self._dies_once)):
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._hangs_once and not Path(self._hangs_once).exists():
-            Path(self._hangs_once).touch()
+        if self._hangs_once and makes(Path(self._hangs_once)):
             signal.pause()
         time.sleep(self._seconds)
         return super().generate(jobs)
@@ -64,13 +62,21 @@ class TracedGenerator(FakeGenerator):
             file.write(f"{what} {os.getpid()} {about}\n")
 
 
+def makes(path: Path) -> bool:
+    """Makes a file; returns whether it was not there. Of several processes one makes it."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 def ignores_ctrl_c(died: Path) -> bool:
     """Is work that kills the first process that has it; returns whether the next ignores Ctrl-C.
 
     It must do so from its first moment, which a signal that is blocked shows.
     """
-    if not died.exists():
-        died.touch()
+    if makes(died):
         os.kill(os.getpid(), signal.SIGKILL)
     blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
     return blocked and signal.getsignal(signal.SIGINT) is signal.SIG_IGN

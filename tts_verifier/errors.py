@@ -1,4 +1,4 @@
-"""Every exception of the package, and the text of messages.
+"""Every exception of the package, the text of messages, and whether an error is lack of memory.
 
 TTSError                a problem that the user can fix; commands print it without a traceback
 ├── InputError          an image, a prompt or an argument that cannot be used as given
@@ -75,6 +75,15 @@ class CheckpointError(TTSError):
 
 class RunWarning(UserWarning):
     """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether memory ran out, on the host or a device."""
+    # torch's own class is a RuntimeError, and torch need not be there.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    text = str(error)
+    # The texts are those of GPUs other than CUDA's, and of the CPU's allocator.
+    return named or "out of memory" in text or "can't allocate memory" in text
 
 
 def readable_name(text: str | os.PathLike[str]) -> str:

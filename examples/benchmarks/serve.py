@@ -118,8 +118,11 @@ def subject(options: argparse.Namespace) -> tuple[Any, list[Image.Image], list[s
 def serving(verifier: Any) -> Iterator[str]:
     """Serves in a thread of this process, so that both rates are of one copy of the weights."""
     from tts_verifier.serve.limits import RequestLimits
-    from tts_verifier.serve.server import make_server
+    from tts_verifier.serve.server import SWITCH_SECONDS, make_server
 
+    before = sys.getswitchinterval()
+    # As `serve` does in a process of its own.
+    sys.setswitchinterval(SWITCH_SECONDS)
     limits = RequestLimits(queue=100_000)
     server = make_server(verifier, host="127.0.0.1", port=0, limits=limits)
     thread = threading.Thread(target=server.run)
@@ -131,6 +134,7 @@ def serving(verifier: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+        sys.setswitchinterval(before)
 
 
 def clients(

@@ -113,6 +113,25 @@ def test_an_answer_has_a_limit(kind: Any, answer: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("answer", "status", "content"),
+    [
+        (b"503 Later\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x1f\x8b\b", 503, b""),
+        (b"200 OK\r\ncontent-encoding:\r\ncontent-length: 2\r\n\r\n{}", 200, b"{}"),
+    ],
+)
+def test_an_answer_that_need_not_be_unpacked_is_one(
+    kind: Any, answer: bytes, status: int, content: bytes
+) -> None:
+    with (
+        listening(answering(b"HTTP/1.1 ", answer)) as url,
+        bounded(kind, seconds=60, most=100)() as client,
+    ):
+        found = client.get(url)
+    assert (found.status_code, found.content) == (status, content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_connections_are_kept_but_not_after_an_error(kind: Any) -> None:
     ports: list[int] = []
 

@@ -163,6 +163,8 @@ def test_deaths_are_counted_and_a_prompt_is_blamed_when_it_was_alone(tmp_path):
     AttemptNote("s", "run", deaths=4, prompts=("a",)).write(folder)
     refused = next_note(tmp_path, "s").refused
     assert list(refused) == ["a"]
+    limited = next_note(tmp_path, "s", timeout=9).refused["a"]
+    assert limited.startswith(f"{refused['a']}; parallel.timeout=9 ends workers too")
     AttemptNote("s", "", refused=refused).write(folder)
     assert next_note(tmp_path, "s") == AttemptNote("s", refused=refused)
     AttemptNote("other", "run", deaths=4, refused=refused).write(folder)

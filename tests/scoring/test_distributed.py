@@ -115,7 +115,9 @@ def test_a_verifier_that_ends_its_process_is_an_error(tmp_path: Path, table: Pat
     pairs = list(source)[:3]
     chunk = Chunk("", load_ending, "mine", "score", ())
     assert str(chunk) == "loading the verifier mine"
-    assert str(replace(chunk, pairs=pairs)) == f"3 pictures, {table}:1 to {table}:3"
+    named = f"3 pictures, {table}:1 to {table}:3"
+    assert str(replace(chunk, pairs=pairs)) == named
+    assert str(replace(chunk, pairs=pairs, timeout=9)) == f"{named}, at most 9 s for a batch"
 
 
 def test_relative_paths_mean_where_the_command_was_started(

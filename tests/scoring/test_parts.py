@@ -291,6 +291,25 @@ def test_a_picture_that_is_refused_costs_few_calls(tmp_path: Path, pairs: list[P
     assert len(verifier.trace) == 11
 
 
+def test_a_batch_that_memory_does_not_hold_is_halved(tmp_path: Path, pairs: list[Pair]) -> None:
+    class Small(FakeVerifier):
+        most = 10
+
+        def verify(self, images: Any, prompts: Any, **options: Any) -> list[Verdict]:
+            if len(images) > self.most:
+                raise RuntimeError("The GPU is out of memory.")
+            return super().verify(images, prompts, **options)
+
+    verifier = Small()
+    rows = list(score_into_parts(tmp_path / "out", verifier, pairs[:32]).rows())
+    assert len(rows) == 32
+    assert not any("error" in row for row in rows)
+    assert verifier.trace == ["v8"] * 4
+    verifier.most = 0
+    with pytest.raises(RuntimeError, match="out of memory"):
+        score_into_parts(tmp_path / "none", verifier, pairs[:32])
+
+
 @pytest.mark.parametrize("name", ["out", "out.jsonl"])
 def test_what_failed_is_tried_again_and_has_one_row(
     tmp_path: Path, pairs: list[Pair], name: str

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from serving import serving
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
@@ -34,7 +33,7 @@ from tts_verifier.testing import FakeVerifier
 
 class Slow(FakeVerifier):
     def verify(self, images, prompts, *, detail="diagnose"):
-        print("entered", file=sys.stderr, flush=True)
+        print("entered", sys.getswitchinterval(), file=sys.stderr, flush=True)
         time.sleep(0.5)
         return super().verify(images, prompts, detail=detail)
 
@@ -77,7 +76,8 @@ def test_a_signal_ends_it_when_what_it_accepted_is_answered(number: int) -> None
     with process("-c", PROGRAM) as (started, url), ThreadPoolExecutor(2) as threads:
         remotes = [Remote(url, patience=0) for _ in range(2)]
         first = threads.submit(remotes[0].verify, [image], ["x"])
-        next(read_until(started, "entered"))
+        interval = float(next(read_until(started, r"entered (\S+)")))
+        assert interval < sys.getswitchinterval(), "threads take turns more often"
         second = threads.submit(remotes[1].verify, [image], ["y"])
         while started.poll() is None and not waiting(url):
             pass
@@ -121,11 +121,13 @@ def test_the_command_serves_the_named_verifier() -> None:
 
 
 def test_a_port_in_use_is_said() -> None:
+    before = sys.getswitchinterval()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(serve_command, ["--verifier", "fake", "--port", str(port)])
     assert done.exit_code == 2
     assert f"must be able to listen on 127.0.0.1:{port}" in done.output
+    assert sys.getswitchinterval() == before
 
 
 @pytest.mark.parametrize(
@@ -168,10 +170,3 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(serve_command, ["--verifier", "fake"])
     assert done.exit_code == 2
     assert 'pip install "tts-verifier[serve]"' in done.output
-
-
-def test_threads_take_turns_more_often_while_a_server_runs() -> None:
-    before = sys.getswitchinterval()
-    with serving(FakeVerifier()):
-        assert sys.getswitchinterval() < before
-    assert sys.getswitchinterval() == before

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from chat_server import GOOD, Answer, ChatServer, Handler, chat_server, completion
@@ -307,15 +308,31 @@ def test_scoring_gives_it_enough_images_for_all_requests() -> None:
 def test_an_empty_address_of_the_environment_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-abcdefgh")
+    given: list[str] = []
 
-    def client(base_url: str, **more: object) -> None:
-        raise RuntimeError(base_url)
+    def client(base_url: str, **more: Any) -> SimpleNamespace:
+        given.append(base_url)
+        return SimpleNamespace(close=more["http_client"].close)
 
     monkeypatch.setattr("openai.OpenAI", client)
-    verifier = OpenAIVerifier("m")
-    assert verifier.settings["base_url"] is None
-    with pytest.raises(RuntimeError, match=r"^https://api\.openai\.com/v1$"):
-        verifier.verify(IMAGES[:1], PROMPTS[:1])
+    assert OpenAIVerifier("m").settings["base_url"] is None
+    assert given == ["https://api.openai.com/v1"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "kind"),
+    [
+        ("ALL_PROXY", "ftp://user:secret@host", "ValueError"),
+        ("SSL_CERT_FILE", "/secret", "FileNotFoundError"),
+    ],
+)
+def test_proxies_of_the_environment_are_checked_at_once(
+    server: ChatServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, kind: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=f"it raises {kind}. Check HTTP_PROXY") as caught:
+        judge(server)
+    assert "secret" not in str(caught.value)
 
 
 def test_half_an_answer_is_tried_again(server: ChatServer) -> None:

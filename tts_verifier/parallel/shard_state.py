@@ -68,8 +68,13 @@ class AttemptNote:
         folder.write(NOTE, json.dumps(asdict(self)).encode(), flush=False)
 
 
-def next_note(folder: Path, session: str) -> AttemptNote:
+def next_note(folder: Path, session: str, *, timeout: int | None = None) -> AttemptNote:
     """Returns the note of a process that begins to work on a shard.
+
+    Args:
+        folder: of the shard's attempt.
+        session: the coordinator's.
+        timeout: as in `ParallelOptions`; it may be what ended the earlier ones.
 
     Raises:
         RunError: process after process died while it built the parts.
@@ -93,6 +98,8 @@ def next_note(folder: Path, session: str) -> AttemptNote:
             f"{MOST_DEATHS} workers died on this prompt, one after the other and with no other "
             "prompt under way"
         )
+        if timeout is not None:
+            why += f"; parallel.timeout={timeout} ends workers too, is it too short for a batch?"
         return replace(note, deaths=0, refused={**old.refused, old.prompts[0]: why})
     return note
 

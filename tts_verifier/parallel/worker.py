@@ -146,7 +146,8 @@ def _run_last_attempt(assignment: Assignment) -> ShardReport:
 
 
 def _run_attempt(assignment: Assignment, folder: Path, attempt: int) -> ShardReport:
-    files, note = Folder(folder), next_note(folder, assignment.session)
+    files = Folder(folder)
+    note = next_note(folder, assignment.session, timeout=assignment.timeout)
     counts = ProgressCounts()
     worker = f"{socket.gethostname()}:{os.getpid()}"
     note.write(files)

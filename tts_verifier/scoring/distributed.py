@@ -54,7 +54,8 @@ class Chunk:
         if not self.pairs:
             return f"loading the verifier {self.verifier}"
         first, last = readable_name(self.pairs[0].image), readable_name(self.pairs[-1].image)
-        return f"{len(self.pairs)} pictures, {first} to {last}"
+        limit = "" if self.timeout is None else f", at most {self.timeout} s for a batch"
+        return f"{len(self.pairs)} pictures, {first} to {last}{limit}"
 
 
 @dataclass(frozen=True, slots=True)

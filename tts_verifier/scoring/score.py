@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO, Final
 
-from tts_verifier.errors import InputError, readable_name
+from tts_verifier.errors import InputError, is_out_of_memory, readable_name
 from tts_verifier.identity import canonical
 from tts_verifier.images import read_image, unreadable
 from tts_verifier.interfaces import Verifier
@@ -147,15 +147,19 @@ class PairScorer:
         prompts = [picture.pair.prompt for picture in pictures.values()]
         try:
             verdicts = self.verifier.verify(images, prompts, detail=self._detail)
+            return dict(zip(pictures, verdicts, strict=True))
         except InputError as error:
             if len(pictures) == 1:
                 return dict.fromkeys(pictures, str(error))
-            # One image that the verifier refuses must not cost its neighbours theirs. Halves, so
-            # that one in hundreds costs some ten calls.
-            half = len(pictures) // 2
-            parts = list(pictures.items())
-            return self._verdicts(dict(parts[:half])) | self._verdicts(dict(parts[half:]))
-        return dict(zip(pictures, verdicts, strict=True))
+        except Exception as error:
+            if len(pictures) == 1 or not is_out_of_memory(error):
+                raise
+        # Outside of `except`: the error keeps the failed call's tensors alive. One image that the
+        # verifier refuses must not cost its neighbours theirs. Halves, so that one in hundreds
+        # costs some ten calls.
+        half = len(pictures) // 2
+        parts = list(pictures.items())
+        return self._verdicts(dict(parts[:half])) | self._verdicts(dict(parts[half:]))
 
     def _row(self, pair: Pair, verdict: Verdict | str) -> ScoreRow:
         row = self.named(pair)

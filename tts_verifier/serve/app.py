@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,14 @@ from uuid import uuid4
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from tts_verifier.errors import InputError, ServerError, TTSError, UnsupportedError, printable
+from tts_verifier.errors import (
+    InputError,
+    ServerError,
+    TTSError,
+    UnsupportedError,
+    is_out_of_memory,
+    printable,
+)
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import AnswerWriter, with_texts
 from tts_verifier.serve.bodies import (
@@ -30,7 +36,7 @@ from tts_verifier.serve.bodies import (
     read_body,
     until_gone,
 )
-from tts_verifier.serve.dispatcher import Dispatcher, is_lack_of_memory
+from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.requests import (
@@ -51,9 +57,6 @@ from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, dump, pack_messag
 JSON: Final = "application/json"
 READERS: Final = 8
 """Threads that read requests and write answers."""
-_SWITCH_SECONDS: Final = 1e-4
-"""How long a thread keeps Python's lock from one that waits for it. An engine's thread needs it for
-every kernel that it launches, and would wait for up to 5 ms each time, Python's default."""
 _LOG: Final = logging.getLogger("uvicorn.error")
 _GONE: Final = 499
 """A status that nobody receives, for the figures."""
@@ -84,17 +87,11 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Runs the verifier's thread. At the end all requests that were accepted are answered.
-
-        Meanwhile the threads of this process take turns more often.
-        """
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        """Runs the verifier's thread. At the end all requests that were accepted are answered."""
         self.dispatcher.start()
         yield
         await asyncio.to_thread(self.dispatcher.close)
         self._threads.shutdown()
-        sys.setswitchinterval(before)
 
     async def answer(
         self,
@@ -220,7 +217,7 @@ def as_refused(error: Exception) -> Refused:
         # Such as a key that the verifier's own endpoint refuses. No client can mend it by waiting.
         _LOG.error("The verifier cannot answer: %s", printable(error))
         return Refused(424, str(error))
-    if is_lack_of_memory(error):
+    if is_out_of_memory(error):
         return Refused(
             503,
             "The verifier's memory ran out. Try again, with fewer or smaller pictures at a time, "

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, ServerError, UnsupportedError
+from tts_verifier.errors import InputError, ServerError, UnsupportedError, is_out_of_memory
 from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.serve.limits import Refused
 from tts_verifier.types import Detail, Verdict
@@ -177,7 +177,7 @@ class Dispatcher:
             for pair in pairs:
                 self._fail(pair.verdict, problem)
             return
-        if is_lack_of_memory(problem):
+        if is_out_of_memory(problem):
             self._together = half
         del problem
         self._verify(pairs[:half], detail)
@@ -255,11 +255,3 @@ class Dispatcher:
         with self._changed:
             self._inside -= 1
             self._changed.notify_all()
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Says whether memory ran out, on the host or a device."""
-    # torch's own class is a RuntimeError, and other verifiers need no torch.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    text = str(error)
-    return named or "out of memory" in text or "can't allocate memory" in text

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from types import FrameType
+from typing import Final
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,6 +20,9 @@ from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.verifiers.remote.protocol import token_of
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+SWITCH_SECONDS: Final = 1e-4
+"""How long a thread keeps Python's lock from one that waits for it. An engine's thread needs it for
+every kernel that it launches, and would wait for up to 5 ms each time, Python's default."""
 
 
 def serve(
@@ -26,7 +30,8 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers the requests that it has, and returns.
 
-    A second Ctrl-C ends the process at once, with the status 1.
+    A second Ctrl-C ends the process at once, with the status 1. In the main thread of a process it
+    answers these signals, and has all threads take turns more often meanwhile.
 
     Args:
         verifier: one; nobody else should use it meanwhile.
@@ -46,8 +51,10 @@ def serve(
             stacklevel=2,
         )
     server = make_server(verifier, host=host, port=port, limits=limits, token=token)
-    before = {}
+    before, interval = {}, sys.getswitchinterval()
+    # Both are the whole process's, and servers in other threads of it would not end in order.
     if threading.current_thread() is threading.main_thread():
+        sys.setswitchinterval(SWITCH_SECONDS)
         # uvicorn raises the signal once more when it has ended, for whoever was asked before it.
         before = {n: signal.signal(n, _end) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -61,6 +68,8 @@ def serve(
             ) from None
         raise
     finally:
+        if before:
+            sys.setswitchinterval(interval)
         for number, handler in before.items():
             signal.signal(number, handler)
         if before and server.force_exit:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from tiny_pipelines import sd15
 
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import RunWarning, is_out_of_memory
 from tts_verifier.generators.diffusers import DiffusersGenerator
-from tts_verifier.generators.diffusers.batch_size import BatchSize, MemoryUse, is_out_of_memory
+from tts_verifier.generators.diffusers.batch_size import BatchSize, MemoryUse
 from tts_verifier.types import Draw, Job, Prompt
 
 

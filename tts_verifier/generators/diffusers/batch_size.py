@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
-from tts_verifier.errors import RunWarning
+from tts_verifier.errors import RunWarning, is_out_of_memory
 from tts_verifier.loading.memory import free_bytes
 
 Item = TypeVar("Item")
@@ -115,15 +115,6 @@ class BatchSize:
             RunWarning,
             stacklevel=5,
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Says whether an error means that the memory of some device is full."""
-    import torch
-
-    # The texts are those of GPUs other than CUDA's, and of the CPU's allocator.
-    is_cuda_error = isinstance(error, torch.OutOfMemoryError)
-    return is_cuda_error or "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _empty_gpu_cache() -> None:

@@ -46,7 +46,8 @@ class ChatEndpoint:
         requests_per_minute: the most requests; retries are not counted. None = no limit.
 
     Raises:
-        InputError: an argument is not usable, the key is missing, or the extra `api` is.
+        InputError: an argument or a proxy of the environment is not usable, the key is missing, or
+            the extra `api` is.
     """
 
     def __init__(
@@ -81,6 +82,17 @@ class ChatEndpoint:
             ) from error
         seconds = min(timeout, MOST_SECONDS)
         self._clients = ClientPool(partial(_client, self.url, self._key, seconds, retries))
+        try:
+            # Before a run draws images that nobody could judge.
+            with self._clients.client():
+                pass
+        except Exception as error:
+            # Without the text, which may hold a proxy's password.
+            raise InputError(
+                "The environment must name proxies and certificates that httpx can use; it raises "
+                f"{type(error).__name__}. Check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE "
+                "and SSL_CERT_DIR."
+            ) from error
         self._tries = retries + 1
         self._lock = Lock()
         self._pause = 0.0 if requests_per_minute is None else 60 / requests_per_minute

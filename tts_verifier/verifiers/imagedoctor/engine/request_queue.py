@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,7 +17,7 @@ from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, Generati
 from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
 
 _PREPARED_SECONDS: Final = 0.02
-"""Time that running replies wait for a request that is being prepared; most take far less."""
+"""Since its announcement, that running replies wait for a request; most are prepared far sooner."""
 
 
 class RequestQueue:
@@ -38,7 +39,8 @@ class RequestQueue:
         # Guards all that follows; notified when a request comes or the queue is closed.
         self._changed = Condition()
         self._pending: deque[tuple[GenerationRequest, Future[GeneratedReply]]] = deque()
-        self._preparing = 0
+        self._preparing: list[float] = []
+        """When each request that is being prepared was announced, the last one last."""
         self._closed, self._stopped = False, False
 
     @property
@@ -59,12 +61,13 @@ class RequestQueue:
         An engine that prefills prompts waits a moment for it, so that it joins their batch.
         """
         with self._changed:
-            self._preparing += 1
+            announced = time.monotonic()
+            self._preparing.append(announced)
         try:
             yield
         finally:
             with self._changed:
-                self._preparing -= 1
+                self._preparing.remove(announced)
                 self._changed.notify_all()
 
     def submit(self, request: GenerationRequest) -> Future[GeneratedReply]:
@@ -113,9 +116,14 @@ class RequestQueue:
     def wait_for_prepared(self) -> None:
         """Returns once a request is there, or none is being prepared, or it takes too long."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._pending or not self._preparing or self._closed, _PREPARED_SECONDS
-            )
+            if not self._preparing:
+                return
+            # From the announcement: a slow one must not hold up step after step.
+            left = self._preparing[-1] + _PREPARED_SECONDS - time.monotonic()
+            if left > 0:
+                self._changed.wait_for(
+                    lambda: self._pending or not self._preparing or self._closed, left
+                )
 
     def take(self, held: int) -> tuple[GenerationRequest, Future[GeneratedReply]] | None:
         """Takes the first request that was not cancelled; None if there is none for an engine now.

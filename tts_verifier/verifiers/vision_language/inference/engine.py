@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tts_verifier.errors import CheckpointError, InputError, RunWarning
+from tts_verifier.errors import CheckpointError, InputError, RunWarning, is_out_of_memory
 from tts_verifier.loading.devices import check_device
 from tts_verifier.loading.memory import release, weight_bytes
 from tts_verifier.verifiers.imagedoctor.image.prefetch import map_ahead
@@ -182,7 +182,7 @@ class QuestionEngine:
             try:
                 return answer(tensors, chunk)
             except RuntimeError as error:
-                if len(chunk) == 1 or not _is_out_of_memory(error):
+                if len(chunk) == 1 or not is_out_of_memory(error):
                     raise
             # Not in the exception handler: its traceback keeps the batch's tensors alive.
             self._halve(len(chunk))
@@ -233,7 +233,7 @@ class QuestionEngine:
         try:
             self.each([question], lambda tensors, _: [self.model(**self.upload(tensors))])
         except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:
-            if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             raise CheckpointError(
                 f"The processor ({type(self.processor).__name__}) must fit its model "
@@ -247,9 +247,3 @@ def _on_device(values: Any, device: torch.device) -> Any:
     if isinstance(values, list):
         return [_on_device(value, device) for value in values]
     return to_device(values, device) if isinstance(values, Tensor) else values
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The texts are those of GPUs other than CUDA's, and of the CPU's allocator.
-    is_cuda_error = isinstance(error, torch.OutOfMemoryError)
-    return is_cuda_error or "out of memory" in str(error) or "can't allocate memory" in str(error)
