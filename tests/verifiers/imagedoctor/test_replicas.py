@@ -125,6 +125,7 @@ def test_every_device_takes_part_and_a_single_image_needs_one(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:No image has a usable score")
 def test_rankings_and_many_threads_get_what_one_device_gives(
     one: ImageDoctor, two: ImageDoctor
 ) -> None:
