@@ -227,10 +227,12 @@ def check_image_size(pipe: Any, call: Mapping[str, Any]) -> None:
     if call.get("use_resolution_binning", binning and binning.default):
         return  # Another size is generated, and the image is resized.
     for side in ("height", "width"):
+        given = call.get(side)
         # Pipelines take 0 and None for their own size.
-        if not isinstance(pixels := call.get(side), Integral) or not pixels:
+        if not isinstance(given, Integral) or not given:
             continue
-        multiple = _multiple_of_sides(pipe, pixels := int(pixels))
+        pixels = int(given)
+        multiple = _multiple_of_sides(pipe, pixels)
         name, most = type(pipe).__name__, _largest_side(pipe)
         least = max(multiple, _least_side(pipe))
         nearest = min(max(round(pixels / multiple) * multiple, least), most)

@@ -184,8 +184,10 @@ def _allow_deaths(dask_scheduler: Any) -> None:
 
 
 def _join_dask(address: str) -> Client:
+    # Other protocols, such as TLS, let the client speak first.
     tcp = address.partition("://")[0] in ("tcp", address)
-    (check_speaks_dask if tcp else check_answers)(address, "a Dask scheduler", _START_DASK)
+    check = check_speaks_dask if tcp else check_answers
+    check(address, "a Dask scheduler", _START_DASK)
     try:
         return Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, TimeoutError, ValueError) as error:
