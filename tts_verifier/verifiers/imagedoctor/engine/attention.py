@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tts_verifier.verifiers.imagedoctor.engine.kv_cache import LayerCache, SequenceBuffers
 from tts_verifier.verifiers.imagedoctor.engine.layers import AttentionShape, Rope
+from tts_verifier.verifiers.imagedoctor.model.flash import attend
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads, use_triton
 
 MAX_KERNEL_QUERIES: Final = 128
@@ -52,9 +53,8 @@ class PrefillAttention:
             for stored, part in zip(cache.tensors, cache.rounded(kv), strict=True):
                 stored[at, ..., :count, :] = part
         q, k, v = heads.transpose(1, 2).split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
-        # enable_gqa spares a copy of keys and values for every query head. Padding on the right
-        # needs no mask, because causal attention does not look ahead.
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        # Padding on the right needs no mask, because causal attention does not look ahead.
+        out = attend(q, k, v, causal=True)
         return out.transpose(1, 2).flatten(2)
 
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad, scaled_dot_product_attention
+from torch.nn.functional import linear, pad
 
+from tts_verifier.verifiers.imagedoctor.model.flash import attend
 from tts_verifier.verifiers.imagedoctor.model.plain import check_linear, is_product
 from tts_verifier.verifiers.imagedoctor.ops.fp8 import (
     Fp8Linear,
@@ -326,5 +327,5 @@ def _fits_kernel(heads: Tensor, layout: WindowLayout) -> bool:
 def _attend_within_groups(qkv: Tensor, groups: int) -> Tensor:
     """(M, 3, heads, size) -> (M, heads * size): attention within each of the equal groups."""
     q, k, v = qkv.unflatten(0, (groups, -1)).permute(2, 0, 3, 1, 4)
-    out = scaled_dot_product_attention(q, k, v)
+    out = attend(q, k, v)
     return out.transpose(1, 2).reshape(len(qkv), -1)

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from tts_verifier.verifiers.imagedoctor.model.flash import attend
 
 NAME: Final = "flash_by_length"
 """Its name in transformers, where "flash" means that it is given the ends of all parts at once."""
@@ -46,7 +47,7 @@ def attend_by_length(
         (1, tokens, heads, width), and no weights.
     """
     if cu_seq_lens_q is None:
-        found = scaled_dot_product_attention(query, key, value, scale=scaling)
+        found = attend(query, key, value, scale=scaling)
         return found.transpose(1, 2), None
     ends = cu_seq_lens_q.long()
     lengths = ends.diff()
@@ -58,7 +59,7 @@ def attend_by_length(
             packed[0][:, places].unflatten(1, (-1, length)).transpose(0, 1)
             for packed in (query, key, value)
         )
-        found = scaled_dot_product_attention(q, k, v, scale=scaling)
+        found = attend(q, k, v, scale=scaling)
         out[:, places] = found.transpose(0, 1).flatten(1, 2)
     return out.transpose(0, 1)[None], None
 

@@ -11,7 +11,6 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2_5_VLForConditionalGeneration, RepetitionPenaltyLogitsProcessor
 
 from tts_verifier.verifiers.imagedoctor.engine.layers import (
@@ -23,6 +22,7 @@ from tts_verifier.verifiers.imagedoctor.engine.layers import (
     run_layers,
 )
 from tts_verifier.verifiers.imagedoctor.model import vision
+from tts_verifier.verifiers.imagedoctor.model.flash import attend
 from tts_verifier.verifiers.imagedoctor.model.mrope import rope_positions
 from tts_verifier.verifiers.imagedoctor.ops.pointwise import rotate_heads
 from tts_verifier.verifiers.imagedoctor.ops.transfer import to_device
@@ -145,5 +145,5 @@ class _CausalAttention:
         heads = rotate_heads(heads, *rope, shape.rotated).unflatten(0, qkv.shape[:2])
         parts = [shape.heads, shape.kv_heads, shape.kv_heads]
         q, k, v = heads.transpose(1, 2).split(parts, 1)
-        out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out = attend(q, k, v, causal=True)
         return out.transpose(1, 2).flatten(2)
