@@ -49,6 +49,29 @@ def test_the_ids_are_those_of_the_whole_conversation_when_the_prompt_is_harmless
         )
 
 
+@given(prompt=st.text(), reasoning=st.booleans())
+def test_the_ids_of_any_prompt_are_those_of_its_whole_message(prompt: str, reasoning: bool) -> None:
+    whole = TOKENIZER.encode(user_text(prompt, reasoning=reasoning))
+    ids = TOKENIZER.encode_conversation(prompt, image_tokens=1, reasoning=reasoning)
+    start = ids.index(CONFIG.vision_end_token_id) + 1
+    assert ids[start : start + len(whole)] == whole
+
+
+@pytest.mark.parametrize("regex", [True, False])
+def test_no_part_is_encoded_apart_where_a_token_may_span_both(regex: bool) -> None:
+    parsed = json.loads(TOKENIZER_JSON)
+    parsed["pre_tokenizer"]["use_regex"] = regex
+    # The message's last line begins with `Text Caption`.
+    parsed["model"]["vocab"]["ĊT"] = 300
+    parsed["model"]["merges"] = ["Ċ T"]
+    tokenizer = PromptTokenizer(json.dumps(parsed), CONFIG)
+    whole = tokenizer.encode(user_text("a dog", reasoning=True))
+    ids = tokenizer.encode_conversation("a dog", image_tokens=1, reasoning=True)
+    start = ids.index(CONFIG.vision_end_token_id) + 1
+    assert ids[start : start + len(whole)] == whole
+    assert (300 in whole) is not regex
+
+
 @pytest.mark.parametrize("prompt", HOSTILE)
 @pytest.mark.parametrize("reasoning", [True, False])
 def test_a_prompt_never_becomes_a_control_token(prompt: str, reasoning: bool) -> None:

@@ -58,6 +58,12 @@ def clean_prompt(prompt: str) -> str:
     return prompt[:end].lstrip()
 
 
+def constant_start(*, reasoning: bool) -> str:
+    """Returns the start of every `user_text`, all lines before the one that has the prompt."""
+    text = REASONING if reasoning else ANSWER_ONLY
+    return text[: text.rindex("\n", 0, text.index("{caption}")) + 1]
+
+
 def user_text(prompt: str, *, reasoning: bool) -> str:
     """Returns the text of the user's message, which follows the image.
 

@@ -18,7 +18,12 @@ from tokenizers import Tokenizer
 from tts_verifier.errors import CheckpointError
 from tts_verifier.loading.files import read_text
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
-from tts_verifier.verifiers.imagedoctor.text.instruction import PREFILLED, SYSTEM, user_text
+from tts_verifier.verifiers.imagedoctor.text.instruction import (
+    PREFILLED,
+    SYSTEM,
+    constant_start,
+    user_text,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,16 @@ class PromptTokenizer:
                 f"tokenizer.json must have ids below config.json's vocab_size {size}, it has the "
                 f"id {largest}. Take both from the same checkpoint."
             )
+        control, newline = self.control, self.encode("\n")
+        self._head = [control.im_start, *self.encode(f"system\n{SYSTEM}"), control.im_end, *newline]
+        self._head += [control.im_start, *self.encode("user\n"), control.vision_start]
+        self._starts: dict[bool, tuple[int, list[int]]] = {}
+        self._tails: dict[bool, list[int]] = {}
+        for reasoning in (False, True):
+            reply_start = "assistant\n" + ("" if reasoning else PREFILLED)
+            tail = [control.im_end, *newline, control.im_start, *self.encode(reply_start)]
+            self._tails[reasoning] = tail
+            self._starts[reasoning] = self._encode_start(reasoning)
 
     @classmethod
     def from_folder(cls, folder: Path, config: ImageDoctorConfig) -> PromptTokenizer:
@@ -120,13 +135,25 @@ class PromptTokenizer:
             reasoning: True asks for reasons and an answer. False asks for the answer alone,
                 and the conversation ends with the official start of the reply.
         """
-        control, newline = self.control, self.encode("\n")
-        ids = [control.im_start, *self.encode(f"system\n{SYSTEM}"), control.im_end, *newline]
-        ids += [control.im_start, *self.encode("user\n"), control.vision_start]
-        ids += [*[control.image] * image_tokens, control.vision_end]
-        ids += [*self.encode(user_text(prompt, reasoning=reasoning)), control.im_end]
-        reply_start = "assistant\n" + ("" if reasoning else PREFILLED)
-        return [*ids, *newline, control.im_start, *self.encode(reply_start)]
+        length, start = self._starts[reasoning]
+        rest = self.encode(user_text(prompt, reasoning=reasoning)[length:])
+        image = [*[self.control.image] * image_tokens, self.control.vision_end]
+        return [*self._head, *image, *start, *rest, *self._tails[reasoning]]
+
+    def _encode_start(self, reasoning: bool) -> tuple[int, list[int]]:
+        """Encodes the part of a user's message that is the same for every prompt.
+
+        Returns:
+            Its characters and its ids. Nothing is kept if the rest, encoded alone, might give other
+            ids, as where no piece of the pre-tokenizer ends there: no token spans two pieces.
+        """
+        start, whole = constant_start(reasoning=reasoning), user_text("a dog", reasoning=reasoning)
+        ids, splitter = self.encode(start), self._plain.pre_tokenizer
+        pieces = splitter.pre_tokenize_str(whole) if splitter else []
+        alone = [*ids, *self.encode(whole[len(start) :])]
+        if alone == self.encode(whole) and any(end == len(start) for _, (_, end) in pieces):
+            return len(start), ids
+        return 0, []
 
 
 def _without_special_tokens(parsed: Mapping[str, Any]) -> dict[str, Any]:
