@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 import torch
 from golden_numbers import EXPECTED, TOLERANCES, check
 from tiny_engine import EOS, ForcedTokens, requests
+from tiny_imagedoctor import noise
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.verifiers.imagedoctor.checkpoint.replace import copy_weights
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine, generate
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.engine.next_token import draws_of, sample
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
+from tts_verifier.verifiers.imagedoctor.model.flash import attend
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.requests import (
     GenerationLimits,
@@ -56,6 +60,37 @@ def test_golden_numbers_hold_through_the_engine(
         for k in range(2):
             differs = np.abs(maps[k].double().numpy() - EXPECTED[f"s{i}.heatmaps_f16"][k]).max()
             assert differs <= TOLERANCES["heatmaps_f16"]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_half_precision_is_left_to_a_kernel_that_plans_nothing(causal: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(3, heads, 37, 80, generator=g).to("cuda", torch.bfloat16) for heads in (4, 2, 2)
+    )
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = attend(q, k, v, causal=causal)
+    called = {event.key for event in profile.key_averages()}
+    assert "aten::_scaled_dot_product_flash_attention" in called
+    expected = attend(q.double().cpu(), k.double().cpu(), v.double().cpu(), causal=causal)
+    torch.testing.assert_close(found.double().cpu(), expected, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_levels_become_the_values_of_the_patches(
+    model: ImageDoctorModel, dtype: torch.dtype
+) -> None:
+    built, processor = copy.deepcopy(model).to("cuda", dtype), Processor(input_size=112)
+    image = noise(90, 70)
+    patches, levels = processor(image), processor.levels(image)
+    ids = [1, 2, *[built.config.image_token_id] * processor.merged_tokens, 3]
+    plain = GenerationRequest(ids, patches.values, patches.grid)
+    looked_up = replace(plain, patches=levels, level_values=processor.level_values)
+    # Each alone, since results depend on a batch's shape.
+    one, other = (
+        generate(built, [request], GenerationLimits(2, ()))[0] for request in (plain, looked_up)
+    )
+    assert torch.equal(one.visual, other.visual)
 
 
 def test_maps_are_float32_whatever_the_default_dtype_is(model: ImageDoctorModel) -> None:

@@ -29,6 +29,7 @@ from tts_verifier.types import Verdict
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.checkpoint.loading import load_checkpoint, load_copies
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
+from tts_verifier.verifiers.imagedoctor.image.preprocess import Processor
 from tts_verifier.verifiers.imagedoctor.model.quantise import quantise_model
 from tts_verifier.verifiers.imagedoctor.replicas import (
     Replica,
@@ -243,16 +244,16 @@ def test_ctrl_c_stops_all_devices_and_the_next_call_is_right(
 def test_an_image_that_cannot_be_prepared_is_an_error_of_no_device(
     two: ImageDoctor, undisturbed: list[Verdict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = two._patches
+    real = Processor.levels
 
-    def patches(image: Any) -> Any:
+    def levels(processor: Processor, image: Any, **options: Any) -> Any:
         if image.size == IMAGES[3].size:
-            raise ValueError("no patches")
-        return real(image)
+            raise ValueError("no levels")
+        return real(processor, image, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(two, "_patches", patches)
-        with pytest.raises(ValueError, match="no patches") as caught:
+        patched.setattr(Processor, "levels", levels)
+        with pytest.raises(ValueError, match="no levels") as caught:
             two.verify(IMAGES * 3, PROMPTS * 3)
     assert not hasattr(caught.value, "__notes__")
     assert_same(two.verify(IMAGES, PROMPTS), undisturbed)

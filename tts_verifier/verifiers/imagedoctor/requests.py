@@ -105,13 +105,17 @@ class GenerationRequest:
 
     ids: Sequence[int]
     """Token ids of the prompt, with one image token for each merged token of the image."""
-    patches: NDArray[np.float32]
-    """The image as the processor gives it, (patches, values a patch)."""
+    patches: NDArray[np.float32] | NDArray[np.uint8]
+    """The image as the processor gives it: float32 (patches, values a patch), or with
+    `level_values` the levels of one frame, uint8 (patches, 3 * patch * patch)."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
     seed: int = 0
     """Decides, with the limits' `sampling`, which tokens are drawn; the same seed gives the same
     reply in any batch. From 0 to `MAX_SEED`; greedy replies do not depend on it."""
+    level_values: NDArray[np.float32] | None = None
+    """(3, 256), the value of each level of a channel. An engine looks them up on its device, which
+    spares the host most of its work for an image."""
 
     def __post_init__(self) -> None:
         if not _is_whole(self.seed) or not 0 <= self.seed <= MAX_SEED:

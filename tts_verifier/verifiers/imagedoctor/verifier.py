@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError, suggestion
@@ -32,7 +34,6 @@ from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MAPS
 from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
 from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD, map_ahead
-from tts_verifier.verifiers.imagedoctor.image.preprocess import Patches
 from tts_verifier.verifiers.imagedoctor.live import LiveRequest, LiveVerdicts
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
@@ -263,10 +264,8 @@ class ImageDoctor(Verifier):
     def _live_request(self, image: Image.Image, prompt: str, detail: Detail) -> LiveRequest:
         if detail not in self.live_details:
             raise UnsupportedError(f"live serves {', '.join(self.live_details)}, got {detail!r}.")
-        patches = self._patches(image)
-        request = GenerationRequest(
-            self._token_ids(check_prompt(0, prompt), detail), patches.values, patches.grid
-        )
+        ids = self._token_ids(check_prompt(0, prompt), detail)
+        request = self._request(ids, self._levels(image))
         return LiveRequest(
             request, self._has_maps(detail), partial(self._verdict, image.size, detail)
         )
@@ -361,12 +360,16 @@ class ImageDoctor(Verifier):
         """Prepares requests when an engine asks for them; beside a GPU, images a few ahead."""
         ahead = AHEAD * len(self.replicas)
         images = [image for image, _ in inputs]
-        prepared = map_ahead(self._patches, images, self.device, ahead=ahead)
-        for patches, (_, ids) in zip(prepared, inputs, strict=True):
-            yield GenerationRequest(ids, patches.values, patches.grid)
+        prepared = map_ahead(self._levels, images, self.device, ahead=ahead)
+        for levels, (_, ids) in zip(prepared, inputs, strict=True):
+            yield self._request(ids, levels)
 
-    def _patches(self, image: Image.Image) -> Patches:
-        return self.checkpoint.processor(image, fit=self.fit)
+    def _request(self, ids: Sequence[int], levels: NDArray[np.uint8]) -> GenerationRequest:
+        processor = self.checkpoint.processor
+        return GenerationRequest(ids, levels, processor.grid, level_values=processor.level_values)
+
+    def _levels(self, image: Image.Image) -> NDArray[np.uint8]:
+        return self.checkpoint.processor.levels(image, fit=self.fit)
 
     def _template_for(self, detail: Detail) -> AnswerTemplate:
         return self._template if detail == "score" else AnswerTemplate()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from cases import mostly_slow
-from tiny_engine import EOS, requests
+from tiny_engine import EOS, GRIDS, requests
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -55,6 +55,28 @@ def stock(model: ImageDoctorModel) -> Qwen2_5_VLForConditionalGeneration:
     built.model.language_model.load_state_dict(model.model.state_dict())
     built.lm_head.load_state_dict(model.lm_head.state_dict())
     return built
+
+
+def test_levels_are_looked_up_beside_patches_of_other_requests(model: ImageDoctorModel) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((3, 256)).astype(np.float32)
+    levels = [rng.integers(0, 256, (h * w, 588), np.uint8) for h, w in GRIDS]
+    channels = np.arange(3).repeat(196)
+    # Each of three channels has two equal frames.
+    patches = [table[channels, part].reshape(-1, 3, 1, 196).repeat(2, axis=2) for part in levels]
+    plain = [
+        replace(request, patches=part.reshape(len(part), -1))
+        for request, part in zip(requests(model), patches, strict=True)
+    ]
+    mixed = [
+        replace(request, patches=part, level_values=table) if i in (0, 1, 3) else request
+        for i, (request, part) in enumerate(zip(plain, levels, strict=True))
+    ]
+    limits = GenerationLimits(6, (EOS,))
+    expected, found = generate(model, plain, limits), generate(model, mixed, limits)
+    for one, other in zip(expected, found, strict=True):
+        assert one.ids == other.ids
+        assert torch.equal(one.visual, other.visual)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])

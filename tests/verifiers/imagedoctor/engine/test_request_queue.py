@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_engine import EOS, requests
@@ -299,8 +300,15 @@ def changed(model: ImageDoctorModel, **values: Any) -> GenerationRequest:
 def test_a_wrong_request_fails_alone(model: ImageDoctorModel) -> None:
     good = requests(model)[0]
     image = model.config.image_token_id
+    levels, table = np.zeros((64, 588), np.uint8), np.zeros((3, 256), np.float32)
     wrong = [
-        (changed(model, grid=(4, 4)), r"patches of a grid of 4 x 4 must be \(16, 1176\)"),
+        (changed(model, grid=(4, 4)), r"grid of 4 x 4 must be float32 \(16, 1176\), got float32"),
+        (changed(model, patches=levels), r"float32 \(64, 1176\), got uint8 \(64, 588\)"),
+        (changed(model, level_values=table), r"uint8 \(64, 588\) beside level_values, got"),
+        (
+            changed(model, patches=levels, level_values=table[:, :9]),
+            r"level_values must be \(3, 256\), got \(3, 9\)",
+        ),
         (changed(model, grid=(3, 8)), "whole cells of 2 patches"),
         (changed(model, grid=(0, 8)), "whole cells of 2 patches"),
         (changed(model, ids=[1, 2, 3]), "16 merged tokens, got 0"),

@@ -23,6 +23,16 @@ def test_patches_are_those_of_transformers(side: int) -> None:
     assert patches.values.dtype == np.float32
 
 
+@pytest.mark.parametrize("side", [112, 300])
+def test_levels_stand_for_the_values_of_the_patches(side: int) -> None:
+    processor = Processor(input_size=side, image_std=(0.2, 0.3, 0.4))
+    image = noise(90, 70)
+    levels, patches = processor.levels(image), processor(image)
+    values = processor.level_values[np.arange(3).repeat(196), levels].reshape(-1, 3, 196)
+    frames = patches.values.reshape(-1, 3, 2, 196)
+    assert (frames == values[:, :, None]).all()
+
+
 def test_the_official_square_makes_18_by_18_merged_tokens() -> None:
     assert Processor()(noise(300, 200)).grid == Processor().grid == (36, 36)
     assert Processor().merged_tokens == 18 * 18

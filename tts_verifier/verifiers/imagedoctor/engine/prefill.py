@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -37,12 +38,13 @@ def prefill(
         Each request's merged visual features, (merged tokens, H).
     """
     model, device = fused.model, buffers.length.device
+    vision = model.config.vision
     first, which = _distinct_prompts(requests)
     distinct = [requests[i] for i in first]
     ids, real = _pad_prompts([request.ids for request in distinct], device)
     grids = [request.grid for request in distinct]
     dtype = model.lm_head.weight.dtype
-    pixels = _upload_patches([request.patches for request in distinct], dtype, device)
+    pixels = _upload_pixels(distinct, dtype, device, int(vision["temporal_patch_size"]))
     visual = model.visual_features(pixels, grids, fused.vision_blocks)
     at = to_device(torch.tensor([sequences[i] for i in first]), device)
     positions, shift = model.positions(ids, grids, real)
@@ -53,7 +55,7 @@ def prefill(
     ends = torch.arange(len(ids), device=device) * ids.shape[1] + length - 1
     x = model.embed(ids, visual)
     last = run_layers(fused, x, rope, attend=attention.attend, rows=ends).to(device)
-    merge = int(model.config.vision["spatial_merge_size"])
+    merge = int(vision["spatial_merge_size"])
     features = torch.split(visual, [h * w // merge**2 for h, w in grids])
     if len(distinct) == len(requests):
         buffers.start(at, ids, last, length, shift[:, 0])
@@ -84,10 +86,34 @@ def _pad_prompts(prompts: Sequence[Sequence[int]], device: torch.device) -> tupl
     return to_device(ids, device), to_device(real, device)
 
 
-def _upload_patches(
-    patches: Sequence[NDArray[np.float32]], dtype: torch.dtype, device: torch.device
+def _upload_pixels(
+    requests: Sequence[GenerationRequest], dtype: torch.dtype, device: torch.device, frames: int
 ) -> Tensor:
-    """Copies all images' patches to the device in the model's dtype, without waiting for it.
+    """Returns all images' patches on the device, in the model's dtype: (patches, values)."""
+    parts: list[Tensor] = []
+    for _, group in groupby(requests, key=lambda request: id(request.level_values)):
+        alike = list(group)
+        patches, values = [request.patches for request in alike], alike[0].level_values
+        if values is None:
+            parts.append(_upload(patches, dtype, device))
+            continue
+        table = to_device(torch.from_numpy(values).to(dtype), device)
+        parts.append(_look_up(_upload(patches, torch.uint8, device), table, frames))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _look_up(levels: Tensor, values: Tensor, frames: int) -> Tensor:
+    """uint8 (patches, 3 * area), (3, 256) -> (patches, 3 * frames * area), equal frames."""
+    by_channel = levels.unflatten(1, (3, -1)).int()
+    rows = torch.arange(3, dtype=torch.int32, device=levels.device)[:, None] * values.shape[1]
+    found = values.flatten().index_select(0, (by_channel + rows).flatten()).view(by_channel.shape)
+    return found[:, :, None].expand(-1, -1, frames, -1).reshape(len(levels), -1)
+
+
+def _upload(
+    patches: Sequence[NDArray[np.generic]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Copies all images' patches to the device as `dtype`, without waiting for it.
 
     From pinned memory and on a stream of their own they travel while the GPU still works on
     earlier prompts.

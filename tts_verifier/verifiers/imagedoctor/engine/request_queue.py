@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from threading import Condition
 from typing import Final
 
+import numpy as np
+
 from tts_verifier.errors import InputError
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
@@ -208,14 +210,23 @@ def check_request(request: GenerationRequest, config: ImageDoctorConfig) -> None
         InputError: prompt, image or grid do not fit each other or the model.
     """
     merge, patch = int(config.vision["spatial_merge_size"]), int(config.vision["patch_size"])
-    values = 3 * int(config.vision["temporal_patch_size"]) * patch**2
+    levels = request.level_values is not None
+    frames = 1 if levels else int(config.vision["temporal_patch_size"])
+    values, dtype = 3 * frames * patch**2, np.uint8 if levels else np.float32
     rows, columns = request.grid
     if rows < 1 or columns < 1 or rows % merge or columns % merge:
         raise InputError(f"A grid must have whole cells of {merge} patches, got {request.grid}.")
-    if request.patches.shape != (rows * columns, values):
+    if request.patches.shape != (rows * columns, values) or request.patches.dtype != dtype:
         raise InputError(
-            f"The patches of a grid of {rows} x {columns} must be ({rows * columns}, {values}), "
-            f"got {request.patches.shape}. Prepare them with the checkpoint's processor."
+            f"The patches of a grid of {rows} x {columns} must be {np.dtype(dtype)} "
+            f"({rows * columns}, {values}){' beside level_values' if levels else ''}, got "
+            f"{request.patches.dtype} {request.patches.shape}. Prepare them with the checkpoint's "
+            "processor."
+        )
+    if request.level_values is not None and request.level_values.shape != (3, 256):
+        raise InputError(
+            f"level_values must be (3, 256), got {request.level_values.shape}. Take them from the "
+            "checkpoint's processor."
         )
     tokens, most = rows * columns // merge**2, int(config.text["max_position_embeddings"])
     if (found := sum(i == config.image_token_id for i in request.ids)) != tokens:

@@ -13,7 +13,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 AHEAD: Final = 32
-"""The most images that are prepared for a GPU before it needs them; each takes some 6 MB."""
+"""The most images that are prepared for a GPU before it needs them; each takes some 0.8 MB."""
 _AHEAD_PER_THREAD: Final = 4
 
 
