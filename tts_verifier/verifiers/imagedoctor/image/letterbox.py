@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from PIL import Image
@@ -101,6 +102,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
+@lru_cache
 def smart_resize(h: int, w: int, *, factor: int, low: int, high: int) -> tuple[int, int]:
     """Rounds a size to multiples of `factor`, with `low` <= pixels <= `high` (Qwen2-VL).
 
