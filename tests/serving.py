@@ -1,7 +1,8 @@
-"""A server in a thread of the test, on a port of its own."""
+"""A server of the test, on a port of its own."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +11,16 @@ from typing import Any
 
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.serve.processes.http import HTTPProcess
 from tts_verifier.serve.server import make_server
+from tts_verifier.verifiers.remote import Remote
 
 SECONDS = 60
 
 
 @contextmanager
 def serving(verifier: Verifier, *, token: str | None = None, **limits: Any) -> Iterator[str]:
-    """Serves inside the block; gives the URL. At the end the server must have ended."""
+    """Serves inside the block, in a thread; gives the URL. At the end the server must have ended."""
     server = make_server(
         verifier, host="127.0.0.1", port=0, limits=RequestLimits(**limits), token=token
     )
@@ -30,5 +33,26 @@ def serving(verifier: Verifier, *, token: str | None = None, **limits: Any) -> I
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
+        thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def serving_apart(verifier: Verifier, *, token: str | None = None, **limits: Any) -> Iterator[str]:
+    """As `serving`, with the HTTP in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    http = HTTPProcess(
+        verifier, host="127.0.0.1", port=port, limits=RequestLimits(**limits), token=token
+    )
+    thread = Thread(target=http.run)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        # Asks again until the server answers.
+        assert Remote(url, token=token, patience=SECONDS).settings == verifier.settings
+        yield url
+    finally:
+        http.end()
         thread.join(SECONDS)
     assert not thread.is_alive()
