@@ -1,4 +1,4 @@
-"""A server of the test, on a port of its own."""
+"""A server in a thread of the test, on a port of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 60
 
 @contextmanager
 def serving(verifier: Verifier, *, token: str | None = None, **limits: Any) -> Iterator[str]:
-    """Serves inside the block, in a thread; gives the URL. At the end the server must have ended."""
+    """Serves inside the block; gives the URL. At the end the server must have ended."""
     server = make_server(
         verifier, host="127.0.0.1", port=0, limits=RequestLimits(**limits), token=token
     )
