@@ -19,6 +19,7 @@ from serving import SECONDS, serving, serving_apart
 from tiny_imagedoctor import noise
 
 from tts_verifier.errors import CheckpointError, InputError, ServerError, UnsupportedError
+from tts_verifier.serve.limits import Refused
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
@@ -37,6 +38,7 @@ PROBLEMS: dict[str, tuple[Exception, int]] = {
     "unsupported": (MissingFont("No font."), 422),
     "checkpoint": (CheckpointError("No weights."), 424),
     "away": (ServerError("The other one is away.", transient=True), 503),
+    "engine": (Refused(503, "The engine failed.", later=1), 503),
     "host memory": (MemoryError(), 503),
     "GPU memory": (OutOfMemoryError("CUDA"), 503),
     "bug": (ZeroDivisionError("by zero"), 500),

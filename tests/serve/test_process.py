@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.serve.server import serve
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.verifiers.remote import Remote
 
@@ -175,6 +176,12 @@ def test_a_port_in_use_is_said() -> None:
     assert done.exit_code == 2
     assert f"must be able to listen on 127.0.0.1:{port}" in done.output
     assert sys.getswitchinterval() == before
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UnsupportedError, match=r"needs Linux or macOS.*Use serve.server.make_serv"):
+        serve(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The process of a server: its connections, its signals, and an end that answers what it has."""
+"""A server: its connections, its signals, and an end that answers what it has."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def serve(
 
     Raises:
         InputError: the verifier's settings are no values of JSON, or no header can hold the token.
+        UnsupportedError: this is Windows.
         RunError: the address cannot be listened on.
         HTTPProcessError: the other process was killed or has failed. The verifier may still work on
             a picture then, in a thread.
@@ -110,6 +111,8 @@ def speak_http(descriptor: int) -> None:
     # They are sent to all processes of a service, and this one is told when to end.
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # Of damaged metadata of pictures, which is harmless.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # The event loop waits for the threads that read requests otherwise.
     sys.setswitchinterval(SWITCH_SECONDS)
     channel = Channel(socket.socket(fileno=descriptor))

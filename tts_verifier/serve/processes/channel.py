@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from socket import socket
+from socket import MSG_WAITALL, socket
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -146,11 +146,12 @@ class Channel:
                 data, *apart = map(self._read, sizes)
                 yield pickle.loads(data, buffers=apart)
 
-    def _read(self, size: int) -> bytearray:
-        data = bytearray(size)
-        rest = memoryview(data)
+    def _read(self, size: int) -> memoryview:
+        # numpy does not fill it with zeros first.
+        rest = data = np.empty(size, np.uint8).data
         while rest:
-            count = self._end.recv_into(rest)
+            # In one call, during which other threads have Python's lock.
+            count = self._end.recv_into(rest, flags=MSG_WAITALL)
             if not count:
                 raise EOFError
             rest = rest[count:]

@@ -17,7 +17,7 @@ from typing import Final
 from PIL import Image
 from uvicorn.config import STARTUP_FAILURE
 
-from tts_verifier.errors import RunError
+from tts_verifier.errors import RunError, UnsupportedError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import description_of
 from tts_verifier.serve.dispatcher import Dispatcher
@@ -58,6 +58,7 @@ class HTTPProcess:
 
     Raises:
         InputError: the verifier's settings are no values of JSON.
+        UnsupportedError: this is Windows.
     """
 
     def __init__(
@@ -69,6 +70,11 @@ class HTTPProcess:
         limits: RequestLimits,
         token: str | None = None,
     ) -> None:
+        if sys.platform == "win32":
+            raise UnsupportedError(
+                "A server of two processes needs Linux or macOS, where a process can be given a "
+                "socket; this is Windows. Use serve.server.make_server, which needs one process."
+            )
         self._setup = Setup(description_of(verifier), host, port, limits, token)
         # The HTTP process counts what waits, and refuses what is too much.
         self._dispatcher = Dispatcher(verifier, sys.maxsize)
