@@ -38,19 +38,17 @@ def serving(verifier: Verifier, *, token: str | None = None, **limits: Any) -> I
 
 
 @contextmanager
-def serving_apart(verifier: Verifier, *, token: str | None = None, **limits: Any) -> Iterator[str]:
+def serving_apart(verifier: Verifier, **limits: Any) -> Iterator[str]:
     """As `serving`, with the HTTP in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    http = HTTPProcess(
-        verifier, host="127.0.0.1", port=port, limits=RequestLimits(**limits), token=token
-    )
+    http = HTTPProcess(verifier, host="127.0.0.1", port=port, limits=RequestLimits(**limits))
     thread = Thread(target=http.run)
     thread.start()
     url = f"http://127.0.0.1:{port}"
     try:
         # Asks again until the server answers.
-        assert Remote(url, token=token, patience=SECONDS).settings == verifier.settings
+        assert Remote(url, patience=SECONDS).settings == verifier.settings
         yield url
     finally:
         http.end()

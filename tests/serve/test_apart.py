@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ from serving import SECONDS, serving, serving_apart
 from tiny_imagedoctor import noise
 
 from tts_verifier.errors import CheckpointError, InputError, ServerError, UnsupportedError
-from tts_verifier.serve.limits import Refused
+from tts_verifier.serve.limits import Refused, RequestLimits
+from tts_verifier.serve.processes.channel import Channel
+from tts_verifier.serve.processes.http import HTTPProcess, HTTPProcessError
+from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
@@ -134,3 +138,26 @@ def test_a_client_that_goes_away_leaves_the_verifier_and_a_full_queue_is_said() 
         assert "1 pictures may wait for the verifier, and 1 do" in full.text
         answer.set_result(Verdict({"overall": 1.0}))
         assert second.result(SECONDS).is_success
+
+
+def test_pairs_that_cannot_be_sent_fail_and_a_closed_proxy_takes_none() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        proxy = DispatcherProxy(Channel(ours), 4, waited=lambda seconds: None)
+        (verdict,) = proxy.submit([noise(8, 8)], ["x"], "score")
+        with pytest.raises(BrokenPipeError):
+            verdict.result(SECONDS)
+        proxy.close()
+        with pytest.raises(Refused, match="This server is ending"):
+            proxy.submit([noise(8, 8)], ["x"], "score")
+
+
+def test_an_http_process_that_does_not_start_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    http = HTTPProcess(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(HTTPProcessError, match="it has ended with status 1"):
+        http.run()
+    assert "No module named 'tts_verifier'" in capfd.readouterr().err

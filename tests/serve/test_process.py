@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
-from tts_verifier.errors import InputError, UnsupportedError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.server import serve
 from tts_verifier.testing import FakeVerifier
@@ -139,6 +139,7 @@ def test_where_the_verifiers_process_dies_the_http_process_ends_and_leaves_the_p
             pass
 
 
+@pytest.mark.slow
 def test_the_http_process_leaves_signals_to_the_verifiers_process() -> None:
     with process("-c", PROGRAM) as (_, url, http):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -176,6 +177,11 @@ def test_a_port_in_use_is_said() -> None:
     assert done.exit_code == 2
     assert f"must be able to listen on 127.0.0.1:{port}" in done.output
     assert sys.getswitchinterval() == before
+
+
+def test_a_server_for_everybody_is_said() -> None:
+    with pytest.raises(RunWarning, match=r"Everybody who reaches 0\.0\.0\.0:0 may use this server"):
+        serve(FakeVerifier(), host="0.0.0.0", port=0, limits=RequestLimits())
 
 
 def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

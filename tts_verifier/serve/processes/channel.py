@@ -63,17 +63,18 @@ class Withdrawn(NamedTuple):
 
 
 class PlainVerdict(NamedTuple):
-    """A verdict in values of Python and numpy."""
+    """A verdict in values of Python and numpy, without its cost; see `Verdict`."""
 
     scores: dict[str, float]
     maps: dict[str, tuple[NDArray[np.float32], tuple[int, int], Box]]
+    """By name: the grid, (h, w), the picture's (width, height), and the box."""
     boxes: tuple[Box, ...]
     text: str
     detail: Detail
     error: str
 
     def verdict(self) -> Verdict:
-        """Returns the verdict, without its cost."""
+        """Returns the verdict."""
         maps = Heatmaps({name: Heatmap(*parts) for name, parts in self.maps.items()})
         return Verdict(self.scores, maps, self.boxes, self.text, self.detail, error=self.error)
 

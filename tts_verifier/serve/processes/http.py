@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from queue import Empty, SimpleQueue
 from socket import socketpair
 from threading import Thread
@@ -147,7 +146,7 @@ class HTTPProcess:
     def _submit(self, message: Submitted) -> None:
         images = [Image.fromarray(pixels) for pixels in message.pixels]
         verdicts = self._dispatcher.submit(images, message.prompts, message.detail)
-        for number, verdict in zip(count(message.first), verdicts, strict=False):
+        for number, verdict in enumerate(verdicts, message.first):
             self._open[number] = verdict
             verdict.add_done_callback(partial(self._leave, number))
 
