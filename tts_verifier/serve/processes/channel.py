@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import accumulate
 from socket import MSG_WAITALL, socket
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +24,7 @@ from tts_verifier.serve.answers import Description
 from tts_verifier.serve.limits import Refused, RequestLimits
 from tts_verifier.types import Box, Detail, Heatmap, Heatmaps, Verdict
 
-_APART: Final = 1 << 16
+_APART: Final = 1 << 15
 """Bytes of an array from which it is sent beside the pickle, which saves two copies of it."""
 
 
@@ -132,7 +133,7 @@ class Channel:
             return False
 
         data = pickle.dumps(message, 5, buffer_callback=keep)
-        parts = [memoryview(data), *(buffer.raw() for buffer in apart)]
+        parts = [*(buffer.raw() for buffer in apart), memoryview(data)]
         sizes = [part.nbytes for part in parts]
         self._end.sendall(struct.pack(f"<{1 + len(sizes)}Q", len(sizes), *sizes))
         for part in parts:
@@ -142,16 +143,20 @@ class Channel:
         """Yields messages until the other process has ended."""
         with suppress(EOFError, OSError):
             while True:
-                (count,) = struct.unpack("<Q", self._read(8))
-                sizes = struct.unpack(f"<{count}Q", self._read(8 * count))
-                data, *apart = map(self._read, sizes)
-                yield pickle.loads(data, buffers=apart)
+                yield self._receive()
+
+    def _receive(self) -> Any:
+        (count,) = struct.unpack("<Q", self._read(8))
+        sizes = struct.unpack(f"<{count}Q", self._read(8 * count))
+        # All at once: each call of the system gives Python's lock away, and waits for it again.
+        whole, ends = self._read(sum(sizes)), accumulate(sizes)
+        *apart, data = (whole[end - size : end] for size, end in zip(sizes, ends, strict=True))
+        return pickle.loads(data, buffers=apart)
 
     def _read(self, size: int) -> memoryview:
         # numpy does not fill it with zeros first.
         rest = data = np.empty(size, np.uint8).data
         while rest:
-            # In one call, during which other threads have Python's lock.
             count = self._end.recv_into(rest, flags=MSG_WAITALL)
             if not count:
                 raise EOFError

@@ -138,6 +138,8 @@ class HTTPProcess:
                         verdict.cancel()
                 else:
                     self._submit(message)
+                # Its pixels would stay until the next one comes.
+                del message
         finally:
             self._ended = True
             self._answered.put(None)
