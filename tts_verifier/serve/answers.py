@@ -87,7 +87,7 @@ class AnswerWriter:
     """
 
     def __init__(self, description: Description) -> None:
-        self._description = description
+        self._verifier = description
         self.name = description.name
         """What the verifier is called where a text has to do."""
         revision = description.settings.get("revision")
@@ -105,7 +105,7 @@ class AnswerWriter:
 
     def about(self, limits: RequestLimits) -> dict[str, Any]:
         """Returns what a client needs to know before it asks."""
-        verifier = self._description
+        verifier = self._verifier
         return self.head | {
             "objective": verifier.objective.weights,
             "score_names": verifier.score_names,
@@ -122,9 +122,7 @@ class AnswerWriter:
         arrays: dict[str, NDArray[np.float32]] = {}
         for place, verdict in enumerate(verdicts):
             maps = {} if wanted is False else _sent(verdict, wanted)
-            result, grids = encode_verdict(
-                verdict, self._description.objective(verdict.scores), maps
-            )
+            result, grids = encode_verdict(verdict, self._verifier.objective(verdict.scores), maps)
             results.append(result)
             arrays |= {f"{place}.{name}": grid for name, grid in grids.items()}
         missing = self._rewards(verdicts, None if wanted is False else (1, 1)).missing
@@ -142,8 +140,8 @@ class AnswerWriter:
 
     def _rewards(self, verdicts: Sequence[Verdict], grid: tuple[int, int] | None) -> Any:
         diagnosed = any(verdict.detail == "diagnose" for verdict in verdicts)
-        expected = self._description.map_names or () if diagnosed and grid is not None else ()
-        return rewards_of(verdicts, self._description.objective, grid, expected)
+        expected = self._verifier.map_names or () if diagnosed and grid is not None else ()
+        return rewards_of(verdicts, self._verifier.objective, grid, expected)
 
 
 def with_texts(
