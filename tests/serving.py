@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import Any
 
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.serve.processes.http import HTTPProcess
 from tts_verifier.serve.server import make_server
+from tts_verifier.verifiers.remote import Remote
 
 SECONDS = 60
 
@@ -30,5 +33,24 @@ def serving(verifier: Verifier, *, token: str | None = None, **limits: Any) -> I
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
+        thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def serving_apart(verifier: Verifier, **limits: Any) -> Iterator[str]:
+    """As `serving`, with the HTTP in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    http = HTTPProcess(verifier, host="127.0.0.1", port=port, limits=RequestLimits(**limits))
+    thread = Thread(target=http.run)
+    thread.start()
+    url = f"http://127.0.0.1:{port}"
+    try:
+        # Asks again until the server answers.
+        assert Remote(url, patience=SECONDS).settings == verifier.settings
+        yield url
+    finally:
+        http.end()
         thread.join(SECONDS)
     assert not thread.is_alive()

@@ -24,6 +24,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -116,23 +117,30 @@ def subject(options: argparse.Namespace) -> tuple[Any, list[Image.Image], list[s
 
 @contextmanager
 def serving(verifier: Any) -> Iterator[str]:
-    """Serves in a thread of this process, so that both rates are of one copy of the weights."""
+    """Serves as `tts-serve` does, with the verifier in this process and HTTP in another one.
+
+    So both rates are of one copy of the weights.
+    """
     from tts_verifier.serve.limits import RequestLimits
-    from tts_verifier.serve.server import SWITCH_SECONDS, make_server
+    from tts_verifier.serve.processes.http import HTTPProcess
+    from tts_verifier.serve.server import SWITCH_SECONDS
 
     before = sys.getswitchinterval()
-    # As `serve` does in a process of its own.
+    # As `serve` does in the main thread.
     sys.setswitchinterval(SWITCH_SECONDS)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     limits = RequestLimits(queue=100_000)
-    server = make_server(verifier, host="127.0.0.1", port=0, limits=limits)
-    thread = threading.Thread(target=server.run)
+    http = HTTPProcess(verifier, host="127.0.0.1", port=port, limits=limits)
+    thread = threading.Thread(target=http.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    url = f"http://127.0.0.1:{port}"
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        # Returns when the server answers.
+        Remote(url)
+        yield url
     finally:
-        server.should_exit = True
+        http.end()
         thread.join()
         sys.setswitchinterval(before)
 
@@ -148,16 +156,14 @@ def clients(
     # If a client fails, the others are killed first; otherwise the threads would wait for them.
     with ThreadPoolExecutor(count) as reading, running(commands) as processes:
         for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+            wait_for(process, "ready")
         began = time.perf_counter()
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        # Each says when it has its last answer; the clock of all is the machine's.
-        ends, found = zip(*reading.map(ended, processes), strict=True)
-    return max(ends) - began, list(found)
+        tell(processes)
+        list(reading.map(partial(wait_for, word="done"), processes))
+        seconds = time.perf_counter() - began
+        # What they found takes time to write and to read, which the server has needed until now.
+        tell(processes)
+        return seconds, list(reading.map(found_by, processes))
 
 
 @contextmanager
@@ -180,14 +186,26 @@ def running(commands: list[list[str]]) -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[float, dict[str, Any]]:
-    """Returns when a client has had its last answer, and what it found."""
+def tell(processes: list[subprocess.Popen[str]]) -> None:
+    """Has the clients go on."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+def wait_for(process: subprocess.Popen[str], word: str) -> None:
+    """Waits until a client says a word."""
     assert process.stdout is not None
-    assert process.stdout.readline() == "done\n"
-    end = time.perf_counter()
-    found = json.loads(process.stdout.read())
+    assert process.stdout.readline() == f"{word}\n"
+
+
+def found_by(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Returns what a client has found, which it says at its end."""
+    assert process.stdout is not None
+    found: dict[str, Any] = json.loads(process.stdout.read())
     assert process.wait() == 0
-    return end, found
+    return found
 
 
 def client(options: argparse.Namespace) -> None:
@@ -210,6 +228,8 @@ def client(options: argparse.Namespace) -> None:
     with ThreadPoolExecutor(options.threads) as threads:
         list(threads.map(ask, parts))
     print("done", flush=True)
+    # Other clients still need the machine.
+    sys.stdin.readline()
     print(json.dumps({"waits": waits, "verdicts": {i: summary(v) for i, v in verdicts.items()}}))
 
 

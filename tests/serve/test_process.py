@@ -19,8 +19,9 @@ from click.testing import CliRunner
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, RunWarning, UnsupportedError
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.serve.server import serve
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.verifiers.remote import Remote
 
@@ -42,8 +43,8 @@ serve(Slow(), host="127.0.0.1", port=0, limits=RequestLimits())
 
 
 @contextmanager
-def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its URL."""
+def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+    """A server in processes of its own, its URL, and the id of the process that speaks HTTP."""
     started = subprocess.Popen(
         [sys.executable, *command],
         stderr=subprocess.PIPE,
@@ -53,7 +54,8 @@ def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     )
     assert started.stderr is not None
     try:
-        yield started, next(read_until(started, r"running on (http://\S+)"))
+        http = int(next(read_until(started, r"Started server process \[(\d+)\]")))
+        yield started, next(read_until(started, r"running on (http://\S+)")), http
     finally:
         started.kill()
         started.wait(SECONDS)
@@ -73,7 +75,7 @@ def read_until(started: subprocess.Popen[str], pattern: str) -> Iterator[str]:
 )
 def test_a_signal_ends_it_when_what_it_accepted_is_answered(number: int) -> None:
     image = noise(8, 8)
-    with process("-c", PROGRAM) as (started, url), ThreadPoolExecutor(2) as threads:
+    with process("-c", PROGRAM) as (started, url, _), ThreadPoolExecutor(2) as threads:
         remotes = [Remote(url, patience=0) for _ in range(2)]
         first = threads.submit(remotes[0].verify, [image], ["x"])
         interval = float(next(read_until(started, r"entered (\S+)")))
@@ -87,17 +89,64 @@ def test_a_signal_ends_it_when_what_it_accepted_is_answered(number: int) -> None
         assert started.wait(SECONDS) == 0
 
 
+def rest_of(started: subprocess.Popen[str]) -> str:
+    """What is logged until both processes have ended, which share the pipe."""
+    assert started.stderr is not None
+    return started.stderr.read()
+
+
 @pytest.mark.slow
-def test_a_second_interrupt_ends_it_though_the_verifier_does_not_return() -> None:
+def test_a_second_interrupt_ends_both_processes_though_the_verifier_does_not_return() -> None:
     program = PROGRAM.replace("time.sleep(0.5)", "time.sleep(1000)")
-    with process("-c", program) as (started, url), ThreadPoolExecutor(1) as threads:
+    with process("-c", program) as (started, url, _), ThreadPoolExecutor(1) as threads:
         asked = threads.submit(Remote(url, patience=0).verify, [noise(8, 8)], ["x"])
         next(read_until(started, "(entered)"))
         started.send_signal(signal.SIGINT)
         next(read_until(started, "(Waiting for connections)"))
         started.send_signal(signal.SIGINT)
+        assert "Traceback" not in rest_of(started)
         assert started.wait(SECONDS) == 1
         assert asked.exception(SECONDS) is not None
+
+
+def test_where_the_http_process_dies_the_command_ends_though_the_verifier_does_not_return() -> None:
+    program = PROGRAM.replace("time.sleep(0.5)", "time.sleep(1000)").rpartition("serve(")[0]
+    program += """
+from tts_verifier.cli.serve import serve_command
+from tts_verifier.verifiers import load
+load.load_verifier = lambda name, options: Slow()
+serve_command(["--port", "0"])
+"""
+    with process("-c", program) as (started, url, http), ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(Remote(url, patience=0).verify, [noise(8, 8)], ["x"])
+        next(read_until(started, "(entered)"))
+        os.kill(http, signal.SIGKILL)
+        assert rest_of(started).startswith(
+            "Error: The HTTP process must live as long as the server; it has ended by signal 9."
+        )
+        assert started.wait(SECONDS) == 2
+        assert asked.exception(SECONDS) is not None
+
+
+def test_where_the_verifiers_process_dies_the_http_process_ends_and_leaves_the_port() -> None:
+    with process("-c", PROGRAM) as (started, url, _), ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(Remote(url, patience=0).verify, [noise(8, 8)], ["x"])
+        next(read_until(started, "(entered)"))
+        started.kill()
+        assert rest_of(started) == ""
+        assert asked.exception(SECONDS) is not None
+        with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
+            pass
+
+
+@pytest.mark.slow
+def test_the_http_process_leaves_signals_to_the_verifiers_process() -> None:
+    with process("-c", PROGRAM) as (_, url, http):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(http, number)
+        assert Remote(url, patience=0).verify([noise(8, 8)], ["x"])
+        # A server that is ending takes no more connections by now.
+        assert Remote(url, patience=0).settings
 
 
 @pytest.mark.parametrize("limit", [{"images": 0}, {"body": 1.5}, {"queue": True}])
@@ -115,7 +164,7 @@ def waiting(url: str) -> bool:
 def test_the_command_serves_the_named_verifier() -> None:
     command = "from tts_verifier.cli.serve import serve_command as s; s()"
     arguments = ("--verifier", "fake", "--port", "0", "--max-images", "7")
-    with process("-c", command, *arguments) as (_, url):
+    with process("-c", command, *arguments) as (_, url, _):
         assert Remote(url).settings == {"model": "fake"}
         assert Remote(url).verify([noise(8, 8)], ["x"])
 
@@ -128,6 +177,17 @@ def test_a_port_in_use_is_said() -> None:
     assert done.exit_code == 2
     assert f"must be able to listen on 127.0.0.1:{port}" in done.output
     assert sys.getswitchinterval() == before
+
+
+def test_a_server_for_everybody_is_said() -> None:
+    with pytest.raises(RunWarning, match=r"Everybody who reaches 0\.0\.0\.0:0 may use this server"):
+        serve(FakeVerifier(), host="0.0.0.0", port=0, limits=RequestLimits())
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UnsupportedError, match=r"needs Linux or macOS.*Use serve.server.make_serv"):
+        serve(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tts_verifier.cli.shared import quiet_libraries, say_loading, tts_command
+from tts_verifier.cli.shared import quiet_libraries, say, say_loading, tts_command
 
 
 @tts_command("tts-serve")
@@ -53,6 +53,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
             f'tts-serve needs {error.name}. Install it with pip install "tts-verifier[serve]".'
         ) from error
     from tts_verifier.serve.options import limits_of, options_of
+    from tts_verifier.serve.processes.http import HTTPProcessError
     from tts_verifier.serve.server import serve
     from tts_verifier.verifiers.load import load_verifier
     from tts_verifier.verifiers.remote.protocol import TOKEN_VARIABLE, token_of
@@ -60,10 +61,11 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
     quiet_libraries()
     # Before a model is loaded in vain.
     token = token_of(os.environ.get(TOKEN_VARIABLE))
-    serve(
-        load_verifier(verifier, options=options_of(options)),
-        host=values.pop("host"),
-        port=values.pop("port"),
-        limits=limits_of(values),
-        token=token,
-    )
+    loaded = load_verifier(verifier, options=options_of(options))
+    host, port = values.pop("host"), values.pop("port")
+    try:
+        serve(loaded, host=host, port=port, limits=limits_of(values), token=token)
+    except HTTPProcessError as error:
+        say(f"Error: {error}", err=True)
+        # Python would wait for a verifier that still works.
+        os._exit(2)

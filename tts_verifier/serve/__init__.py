@@ -6,7 +6,8 @@
     dispatcher.py   pairs of all clients -> the verifier, which one thread feeds
     answers.py      verdicts -> what the doors answer
     app.py          the doors: /v1/score, /compute, /v1/chat/completions, /health, /metrics
-    server.py       the process: connections, signals, an end that answers what it has
+    processes/      between the process that speaks HTTP and the one that has the verifier
+    server.py       connections, signals, an end that answers what it has
 
 `SERVER.md` is the user's page. Needs the extra `serve`.
 """

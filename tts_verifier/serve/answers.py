@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -14,8 +15,14 @@ from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier, details_of
 from tts_verifier.reward.reward import LATENT_GRID, PooledMaps, checked_grid, rewards_of
 from tts_verifier.serve.limits import RequestLimits
-from tts_verifier.types import Heatmap, Verdict
-from tts_verifier.verifiers.remote.protocol import PROTOCOL, dump, encode_verdict, json_number
+from tts_verifier.types import Detail, Heatmap, Verdict
+from tts_verifier.verifiers.remote.protocol import (
+    PROTOCOL,
+    dump,
+    encode_verdict,
+    json_number,
+    load,
+)
 
 Wanted = bool | tuple[int, int]
 """Which maps to send: False = none, True = on the verifier's own grid, or rows and columns."""
@@ -30,36 +37,66 @@ def wanted_maps(value: object) -> Wanted:
     return value if isinstance(value, bool) else checked_grid(value)
 
 
-class AnswerWriter:
-    """Makes the answers of one verifier. Safe to share between threads.
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the doors need to know of a verifier. It pickles, whatever the verifier is."""
 
-    Args:
-        verifier: whose verdicts they are.
+    name: str
+    """What the verifier is called where a text has to do."""
+    settings: dict[str, Any]
+    """Its settings, as values of JSON."""
+    objective: Any
+    """Its `Objective`."""
+    score_names: tuple[str, ...] | None
+    """Names of its scores; None = not known."""
+    map_names: tuple[str, ...] | None
+    """Names of its heatmaps; None = not known."""
+    details: tuple[Detail, ...]
+    """The details of its verdicts that differ."""
+
+
+def description_of(verifier: Verifier) -> Description:
+    """Returns the description of a verifier.
 
     Raises:
         InputError: its settings are no values of JSON.
     """
+    kind = type(verifier).__name__
+    try:
+        settings = load(dump(dict(verifier.settings)))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"A verifier's settings must be values of JSON, those of {kind} are not: {error}. Make "
+            "them texts, numbers, lists or None.",
+            argument="settings",
+        ) from None
+    name = settings.get("model") or settings.get("verifier") or kind
+    scores, maps = (
+        None if names is None else tuple(names)
+        for names in (verifier.score_names, verifier.map_names)
+    )
+    details = tuple(details_of(verifier))
+    return Description(str(name), settings, verifier.objective, scores, maps, details)
 
-    def __init__(self, verifier: Verifier) -> None:
-        self._verifier = verifier
-        settings = dict(verifier.settings)
-        found = [settings.get(name) for name in ("model", "verifier", "revision")]
-        self.name = next((str(name) for name in found[:2] if name), type(verifier).__name__)
+
+class AnswerWriter:
+    """Makes the answers of one verifier. Safe to share between threads.
+
+    Args:
+        description: of the verifier whose verdicts they are.
+    """
+
+    def __init__(self, description: Description) -> None:
+        self._verifier = description
+        self.name = description.name
         """What the verifier is called where a text has to do."""
+        revision = description.settings.get("revision")
         self._head: dict[str, Any] = {
             "protocol": PROTOCOL,
             "version": version("tts-verifier"),
-            "verifier": settings,
-            "checkpoint": self.name if found[2] is None else f"{self.name}@{found[2]}",
+            "verifier": description.settings,
+            "checkpoint": self.name if revision is None else f"{self.name}@{revision}",
         }
-        try:
-            dump(self._head)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"A verifier's settings must be values of JSON, those of {type(verifier).__name__} "
-                f"are not: {error}. Make them texts, numbers, lists or None.",
-                argument="settings",
-            ) from None
 
     @property
     def head(self) -> dict[str, Any]:
@@ -69,13 +106,11 @@ class AnswerWriter:
     def about(self, limits: RequestLimits) -> dict[str, Any]:
         """Returns what a client needs to know before it asks."""
         verifier = self._verifier
-        names = [verifier.score_names, verifier.map_names]
-        scores, maps = (None if known is None else list(known) for known in names)
         return self.head | {
             "objective": verifier.objective.weights,
-            "score_names": scores,
-            "map_names": maps,
-            "details": list(details_of(verifier)),
+            "score_names": verifier.score_names,
+            "map_names": verifier.map_names,
+            "details": verifier.details,
             "limits": {"images": limits.images, "body": limits.body, "pixels": limits.pixels},
         }
 

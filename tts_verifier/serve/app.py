@@ -26,7 +26,7 @@ from tts_verifier.errors import (
     printable,
 )
 from tts_verifier.interfaces import Verifier
-from tts_verifier.serve.answers import AnswerWriter, with_texts
+from tts_verifier.serve.answers import AnswerWriter, Description, description_of, with_texts
 from tts_verifier.serve.bodies import (
     Gone,
     check_kind,
@@ -39,6 +39,7 @@ from tts_verifier.serve.bodies import (
 from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Memory, MemoryShare, Refused, RequestLimits
 from tts_verifier.serve.metrics import Metrics
+from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.serve.requests import (
     RESPONSES,
     Asked,
@@ -69,20 +70,24 @@ class Service:
     """What the doors share. Its methods run in the event loop's thread.
 
     Args:
-        verifier: answers.
+        description: of the verifier.
+        dispatcher: feeds the verifier.
+        metrics: of the server.
         limits: of requests.
         token: that requests must have; None = none.
     """
 
-    def __init__(self, verifier: Verifier, limits: RequestLimits, token: str | None) -> None:
-        self.limits, self.token = limits, token
-        self.answers, self.metrics, self.memory = (
-            AnswerWriter(verifier),
-            Metrics(),
-            Memory(limits.memory),
-        )
-        self.dispatcher = Dispatcher(verifier, limits.queue, waited=self.metrics.verified)
-        self.metrics.watch(self.dispatcher, self.memory)
+    def __init__(
+        self,
+        description: Description,
+        dispatcher: Dispatcher | DispatcherProxy,
+        metrics: Metrics,
+        limits: RequestLimits,
+        token: str | None,
+    ) -> None:
+        self.dispatcher, self.metrics, self.limits, self.token = dispatcher, metrics, limits, token
+        self.answers, self.memory = AnswerWriter(description), Memory(limits.memory)
+        metrics.watch(dispatcher, self.memory)
         self._threads = ThreadPoolExecutor(READERS, "requests")
 
     @asynccontextmanager
@@ -94,12 +99,7 @@ class Service:
         self._threads.shutdown()
 
     async def answer(
-        self,
-        request: Request,
-        read: Read,
-        write: Write,
-        kind: str,
-        kinds: Collection[str] = (),
+        self, request: Request, read: Read, write: Write, kind: str, kinds: Collection[str] = ()
     ) -> Response:
         """Answers one request: bytes -> pictures -> verdicts -> bytes.
 
@@ -142,6 +142,8 @@ class Service:
                 raise Refused(400, str(error)) from error
             del body
             futures = self.dispatcher.submit(asked.images, asked.prompts, asked.detail)
+            # The dispatcher has them now; another process has copies.
+            asked.images.clear()
             try:
                 verdicts = await self._verdicts(request, futures)
             finally:
@@ -248,7 +250,13 @@ def create_app(
         limits: of requests.
         token: that requests must have, but those of /health; None = none.
     """
-    service = Service(verifier, limits or RequestLimits(), token_of(token))
+    limits, metrics = limits or RequestLimits(), Metrics()
+    dispatcher = Dispatcher(verifier, limits.queue, waited=metrics.verified)
+    return app_of(Service(description_of(verifier), dispatcher, metrics, limits, token_of(token)))
+
+
+def app_of(service: Service) -> FastAPI:
+    """Returns the application of a service, with all its doors."""
     app = FastAPI(
         title="tts-serve",
         version=version("tts-verifier"),

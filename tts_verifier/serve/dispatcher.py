@@ -18,7 +18,7 @@ from PIL import Image
 
 from tts_verifier.errors import InputError, ServerError, UnsupportedError, is_out_of_memory
 from tts_verifier.interfaces import Verifier, check_verdicts
-from tts_verifier.serve.limits import Refused
+from tts_verifier.serve.limits import Refused, check_queue
 from tts_verifier.types import Detail, Verdict
 
 MOST_TOGETHER: Final = 64
@@ -93,15 +93,7 @@ class Dispatcher:
         """
         pairs = [Submission(*pair, detail) for pair in zip(images, prompts, strict=True)]
         with self._changed:
-            if self._closed:
-                raise Refused(503, "This server is ending. Ask another one.", later=5)
-            if self.size and self.size + len(pairs) > self._most:
-                raise Refused(
-                    429,
-                    f"{self._most} pictures may wait for the verifier, and {self.size} do. Try "
-                    "again, or start the server with a larger --max-queue.",
-                    later=1,
-                )
+            check_queue(self._closed, self.size, len(pairs), self._most)
             self._waiting.extend(pairs)
             self._changed.notify_all()
         for pair in pairs:

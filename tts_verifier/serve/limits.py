@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from tts_verifier.errors import InputError
 
@@ -72,6 +73,30 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, *, later: int | None = None) -> None:
         super().__init__(message)
         self.status, self.later = status, later
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is unpickled by its `args`, which are the message alone.
+        return partial(Refused, later=self.later), (self.status, str(self))
+
+
+def check_queue(closed: bool, size: int, more: int, most: int) -> None:
+    """Raises Refused if a queue takes no more pairs.
+
+    Args:
+        closed: whether the server is ending.
+        size: pairs that are under way.
+        more: pairs to add. An empty queue takes any number.
+        most: pairs that may be under way.
+    """
+    if closed:
+        raise Refused(503, "This server is ending. Ask another one.", later=5)
+    if size and size + more > most:
+        raise Refused(
+            429,
+            f"{most} pictures may wait for the verifier, and {size} do. Try "
+            "again, or start the server with a larger --max-queue.",
+            later=1,
+        )
 
 
 class Memory:

@@ -7,6 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Memory
+from tts_verifier.serve.processes.proxy import DispatcherProxy
 
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -33,7 +34,7 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
 
-    def watch(self, dispatcher: Dispatcher, memory: Memory) -> None:
+    def watch(self, dispatcher: Dispatcher | DispatcherProxy, memory: Memory) -> None:
         """Shows what waits and what memory is taken, whenever somebody looks."""
         for name, words, value in (
             ("tts_waiting", "Pictures that wait or are in the verifier", lambda: dispatcher.size),

@@ -1,24 +1,32 @@
-"""The process of a server: its connections, its signals, and an end that answers what it has."""
+"""A server: its connections, its signals, and an end that answers what it has."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
+import traceback
 import warnings
 from types import FrameType
 from typing import Final
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tts_verifier.errors import RunError, RunWarning
+from tts_verifier.errors import RunWarning
 from tts_verifier.interfaces import Verifier
-from tts_verifier.serve.app import create_app
+from tts_verifier.serve.app import Service, app_of, create_app
 from tts_verifier.serve.limits import RequestLimits
+from tts_verifier.serve.metrics import Metrics
+from tts_verifier.serve.processes.channel import Channel
+from tts_verifier.serve.processes.http import HTTPProcess
+from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.verifiers.remote.protocol import token_of
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 SWITCH_SECONDS: Final = 1e-4
 """How long a thread keeps Python's lock from one that waits for it. An engine's thread needs it for
@@ -30,8 +38,9 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers the requests that it has, and returns.
 
-    A second Ctrl-C ends the process at once, with the status 1. In the main thread of a process it
-    answers these signals, and has all threads take turns more often meanwhile.
+    Another process speaks HTTP (`processes`), the verifier stays in this one. A second Ctrl-C ends
+    both at once, with the status 1. In the main thread of a process it answers these signals, and
+    has all threads take turns more often meanwhile.
 
     Args:
         verifier: one; nobody else should use it meanwhile.
@@ -41,52 +50,106 @@ def serve(
         token: that requests must have; None = none.
 
     Raises:
+        InputError: the verifier's settings are no values of JSON, or no header can hold the token.
+        UnsupportedError: this is Windows.
         RunError: the address cannot be listened on.
+        HTTPProcessError: the other process was killed or has failed. The verifier may still work on
+            a picture then, in a thread.
     """
-    if not token_of(token) and host not in _LOCAL:
+    token = token_of(token)
+    if not token and host not in _LOCAL:
         warnings.warn(
             f"Everybody who reaches {host}:{port} may use this server. Set a token, or listen on "
             "127.0.0.1.",
             RunWarning,
             stacklevel=2,
         )
-    server = make_server(verifier, host=host, port=port, limits=limits, token=token)
+    http = HTTPProcess(verifier, host=host, port=port, limits=limits, token=token)
+    asked = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            http.kill()
+            # Python would wait for the threads of a verifier that may never end.
+            os._exit(1)
+        asked = True
+        http.end()
+
     before, interval = {}, sys.getswitchinterval()
     # Both are the whole process's, and servers in other threads of it would not end in order.
     if threading.current_thread() is threading.main_thread():
         sys.setswitchinterval(SWITCH_SECONDS)
-        # uvicorn raises the signal once more when it has ended, for whoever was asked before it.
-        before = {n: signal.signal(n, _end) for n in (signal.SIGTERM, signal.SIGINT)}
+        before = {n: signal.signal(n, end) for n in _SIGNALS}
     try:
-        server.run()
-    except SystemExit as error:
-        # uvicorn has logged why.
-        if error.code:
-            raise RunError(
-                f"A server must be able to listen on {host}:{port}; it is not. Is the port in use, "
-                "or the host no address of this machine?"
-            ) from None
-        raise
+        http.run()
     finally:
         if before:
             sys.setswitchinterval(interval)
         for number, handler in before.items():
             signal.signal(number, handler)
-        if before and server.force_exit:
-            # The second Ctrl-C. Python would wait for the threads of a verifier that may never end.
-            os._exit(1)
 
 
 def make_server(
     verifier: Verifier, *, host: str, port: int, limits: RequestLimits, token: str | None = None
 ) -> uvicorn.Server:
-    """Returns the server; `run()` or `await serve()` starts it, `should_exit` ends it."""
+    """Returns a server of one process; `run()` or `await serve()` starts it, `should_exit` ends it.
 
+    Reading requests and writing answers slows the verifier down here, see `serve`.
+    """
+    return uvicorn.Server(
+        _config(create_app(verifier, limits=limits, token=token), host, port, limits)
+    )
+
+
+def speak_http(descriptor: int) -> None:
+    """Runs the process that `serve` starts, until the verifier's process asks it to end, or dies.
+
+    Args:
+        descriptor: of the socket to that process.
+    """
+    # They are sent to all processes of a service, and this one is told when to end.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # Of damaged metadata of pictures, which is harmless.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # The event loop waits for the threads that read requests otherwise.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    channel = Channel(socket.socket(fileno=descriptor))
+    messages = channel.messages()
+    setup = next(messages)
+    limits, metrics = setup.limits, Metrics()
+    proxy = DispatcherProxy(channel, limits.queue, waited=metrics.verified)
+    service = Service(setup.description, proxy, metrics, limits, setup.token)
+    server = _DeafServer(_config(app_of(service), setup.host, setup.port, limits))
+
+    def receive() -> None:
+        try:
+            for message in messages:
+                proxy.take(message)
+                server.should_exit |= message.ending
+        except Exception:
+            traceback.print_exc()
+        # The verifier's process has died: nothing will be answered.
+        os._exit(1)
+
+    threading.Thread(target=receive, daemon=True).start()
+    server.run()
+
+
+class _DeafServer(uvicorn.Server):
+    """Leaves signals to the verifier's process."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        pass
+
+
+def _config(app: FastAPI, host: str, port: int, limits: RequestLimits) -> uvicorn.Config:
     class Protocol(_Impatient):
         seconds = limits.idle_seconds
 
-    config = uvicorn.Config(
-        create_app(verifier, limits=limits, token=token),
+    return uvicorn.Config(
+        app,
         host=host,
         port=port,
         http=Protocol,
@@ -97,7 +160,6 @@ def make_server(
         timeout_keep_alive=int(limits.idle_seconds) + 1,
         server_header=False,
     )
-    return uvicorn.Server(config)
 
 
 class _Impatient(H11Protocol):
@@ -130,7 +192,3 @@ class _Impatient(H11Protocol):
             return
         self._seen = found
         self.loop.call_later(self.seconds, self._look)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)

@@ -1,0 +1,163 @@
+"""A server whose HTTP is a process of its own answers as one of a single process does."""
+
+from __future__ import annotations
+
+import math
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from serving import SECONDS, serving, serving_apart
+from tiny_imagedoctor import noise
+
+from tts_verifier.errors import CheckpointError, InputError, ServerError, UnsupportedError
+from tts_verifier.serve.limits import Refused, RequestLimits
+from tts_verifier.serve.processes.channel import Channel
+from tts_verifier.serve.processes.http import HTTPProcess, HTTPProcessError
+from tts_verifier.serve.processes.proxy import DispatcherProxy
+from tts_verifier.testing import FakeVerifier
+from tts_verifier.types import Verdict
+from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch raises it."""
+
+
+class MissingFont(UnsupportedError):
+    """A class that the HTTP process does not have."""
+
+
+PROBLEMS: dict[str, tuple[Exception, int]] = {
+    "input": (InputError("Too dark."), 422),
+    "unsupported": (MissingFont("No font."), 422),
+    "checkpoint": (CheckpointError("No weights."), 424),
+    "away": (ServerError("The other one is away.", transient=True), 503),
+    "engine": (Refused(503, "The engine failed.", later=1), 503),
+    "host memory": (MemoryError(), 503),
+    "GPU memory": (OutOfMemoryError("CUDA"), 503),
+    "bug": (ZeroDivisionError("by zero"), 500),
+}
+
+
+def scores(image: Image.Image, prompt: str) -> dict[str, float]:
+    if prompt in PROBLEMS:
+        raise PROBLEMS[prompt][0]
+    return {"overall": float(np.asarray(image).mean()), "unknown": math.nan}
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
+    """Of a server in one process and of one in two, and a file that the import of torch makes."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "torch.py").write_text(f"open({str(folder / 'imported')!r}, 'w')")
+    with pytest.MonkeyPatch.context() as patch, serving(FakeVerifier(scores)) as here:
+        patch.syspath_prepend(folder)
+        with serving_apart(FakeVerifier(scores)) as there:
+            yield here, there, folder / "imported"
+
+
+def ask(url: str, body: bytes) -> httpx.Response:
+    return httpx.post(f"{url}/v1/score", content=body, headers={"content-type": MEDIA_TYPE})
+
+
+def both(urls: tuple[str, str, Path], body: bytes) -> httpx.Response:
+    """The answer of the server in two processes, which must be that of the other one."""
+    here, there = (ask(url, body) for url in urls[:2])
+    assert (there.status_code, there.content) == (here.status_code, here.content)
+    assert there.headers.get("retry-after") == here.headers.get("retry-after")
+    return there
+
+
+def test_scores_and_maps_are_the_same(urls: tuple[str, str, Path]) -> None:
+    # One of them is large enough to be sent beside the pickle.
+    pixels = [np.asarray(noise(200, 160)), np.asarray(noise(8, 12))]
+    assert both(urls, request_of(pixels, ["a cat", "é"], "diagnose", True)).is_success
+    assert both(urls, request_of(pixels, ["a cat", "é"], "score", False)).is_success
+    about = [httpx.get(f"{url}/v1/verifier").json() for url in urls[:2]]
+    assert about[0] == about[1]
+
+
+@pytest.mark.parametrize("prompt", PROBLEMS)
+def test_an_error_is_told_as_the_same(urls: tuple[str, str, Path], prompt: str) -> None:
+    pixels = [np.asarray(noise(8, 8))]
+    found = both(urls, request_of(pixels, [prompt], "diagnose", False))
+    assert found.status_code == PROBLEMS[prompt][1]
+    assert both(urls, request_of(pixels * 2, ["a cat", prompt], "diagnose", False)).is_error
+    health = [httpx.get(f"{url}/health").json() for url in urls[:2]]
+    assert health[0] == health[1]
+
+
+def test_the_http_process_imports_no_torch(urls: tuple[str, str, Path]) -> None:
+    assert both(urls, request_of([np.asarray(noise(8, 8))], ["a cat"], "diagnose", True)).is_success
+    assert "tts_pictures_total" in httpx.get(f"{urls[1]}/metrics").text
+    assert not urls[2].exists()
+
+
+class Live(FakeVerifier):
+    """Is fed as an ImageDoctor; the test answers."""
+
+    live_details = ("diagnose",)
+    room, failed = 2, False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: SimpleQueue[Future[Verdict]] = SimpleQueue()
+
+    @contextmanager
+    def live(self) -> Iterator[Live]:
+        yield self
+
+    def submit(self, *pair: Any) -> Future[Verdict]:
+        self.entered.put(answer := Future())
+        return answer
+
+
+def test_a_client_that_goes_away_leaves_the_verifier_and_a_full_queue_is_said() -> None:
+    body, verifier = request_of([np.asarray(noise(8, 8))], ["x"], "diagnose", False), Live()
+    with serving_apart(verifier, queue=1) as url, ThreadPoolExecutor(1) as threads:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n\r\n"
+            client.sendall(f"POST /v1/score HTTP/1.1\r\nhost: x\r\n{head}".encode() + body)
+            left = verifier.entered.get(timeout=SECONDS)
+        with pytest.raises(CancelledError):
+            left.result(SECONDS)
+        second = threads.submit(ask, url, body)
+        answer = verifier.entered.get(timeout=SECONDS)
+        full = ask(url, body)
+        assert full.status_code == 429
+        assert "1 pictures may wait for the verifier, and 1 do" in full.text
+        answer.set_result(Verdict({"overall": 1.0}))
+        assert second.result(SECONDS).is_success
+
+
+def test_pairs_that_cannot_be_sent_fail_and_a_closed_proxy_takes_none() -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+        proxy = DispatcherProxy(Channel(ours), 4, waited=lambda seconds: None)
+        (verdict,) = proxy.submit([noise(8, 8)], ["x"], "score")
+        with pytest.raises(BrokenPipeError):
+            verdict.result(SECONDS)
+        proxy.close()
+        with pytest.raises(Refused, match="This server is ending"):
+            proxy.submit([noise(8, 8)], ["x"], "score")
+
+
+def test_an_http_process_that_does_not_start_is_said(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    http = HTTPProcess(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(HTTPProcessError, match="it has ended with status 1"):
+        http.run()
+    assert "No module named 'tts_verifier'" in capfd.readouterr().err

@@ -1,0 +1,121 @@
+"""The dispatcher, as the HTTP process sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import Condition
+
+import numpy as np
+from PIL import Image
+
+from tts_verifier.serve.limits import check_queue
+from tts_verifier.serve.processes.channel import (
+    Answered,
+    Channel,
+    ForeignError,
+    PairResult,
+    PlainVerdict,
+    Submitted,
+    Withdrawn,
+)
+from tts_verifier.types import Detail, Verdict
+
+
+class DispatcherProxy:
+    """Passes pairs on to the `Dispatcher` of the verifier's process. Threads may share it.
+
+    Args:
+        channel: to that process; nobody else sends.
+        most: pairs that may be under way.
+        waited: called with the seconds that a pair took from its arrival to its verdict.
+    """
+
+    def __init__(self, channel: Channel, most: int, *, waited: Callable[[float], None]) -> None:
+        self._channel, self._most, self._waited = channel, most, waited
+        # Not the thread that submits, which is the event loop's: a request takes a while to send.
+        self._sending = ThreadPoolExecutor(1, "sending")
+        # Guards all that follows; notified when a pair is answered.
+        self._changed = Condition()
+        self._open: dict[int, tuple[Future[Verdict], float]] = {}
+        self._count = 0
+        self._closed = False
+        self._failure = ""
+
+    @property
+    def size(self) -> int:
+        """How many pairs are under way."""
+        return len(self._open)
+
+    @property
+    def failure(self) -> str:
+        """See `Dispatcher.failure`."""
+        return self._failure
+
+    def start(self) -> None:
+        """Does nothing: the other process has started its dispatcher."""
+
+    def close(self) -> None:
+        """Takes no more pairs, and returns when those that were taken are answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._open)
+        self._sending.shutdown()
+
+    def submit(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+    ) -> list[Future[Verdict]]:
+        """Sends pairs, all or none; see `Dispatcher.submit`."""
+        futures: list[Future[Verdict]] = [Future() for _ in images]
+        came = time.monotonic()
+        with self._changed:
+            check_queue(self._closed, self.size, len(futures), self._most)
+            first, self._count = self._count, self._count + len(futures)
+            self._open.update((first + i, (future, came)) for i, future in enumerate(futures))
+            # A list of its own: the caller may drop the pictures.
+            self._sending.submit(self._send, first, list(images), list(prompts), detail)
+        for i, future in enumerate(futures):
+            future.add_done_callback(partial(self._withdraw, first + i))
+        return futures
+
+    def take(self, message: Answered) -> None:
+        """Passes on what the verifier's process has sent."""
+        self._failure = message.failure
+        for number, result in message.results:
+            self._answer(number, result)
+
+    def _send(
+        self, first: int, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+    ) -> None:
+        try:
+            pixels = [np.asarray(image) for image in images]
+            self._channel.send(Submitted(first, pixels, prompts, detail))
+        # Memory may run out.
+        except Exception as error:
+            for number in range(first, first + len(images)):
+                self._answer(number, error)
+
+    def _answer(self, number: int, result: PairResult) -> None:
+        with self._changed:
+            future, came = self._open.pop(number, (None, 0.0))
+            self._changed.notify_all()
+        # The client may have withdrawn it, even just now.
+        if future is None or not future.set_running_or_notify_cancel():
+            return
+        if isinstance(result, PlainVerdict):
+            self._waited(time.monotonic() - came)
+            future.set_result(result.verdict())
+        else:
+            future.set_exception(result.error() if isinstance(result, ForeignError) else result)
+
+    def _withdraw(self, number: int, verdict: Future[Verdict]) -> None:
+        """Tells the verifier's process when a pair was taken back; called by any thread."""
+        if not verdict.cancelled():
+            return
+        with self._changed:
+            known = self._open.pop(number, None) is not None
+            self._changed.notify_all()
+        if known:
+            self._sending.submit(self._channel.send, Withdrawn(number))
