@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
-from tts_verifier.errors import InputError, RunWarning, UnsupportedError
+from tts_verifier.errors import InputError, RunError, RunWarning
+from tts_verifier.serve import server
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.server import serve
 from tts_verifier.testing import FakeVerifier
@@ -184,10 +185,22 @@ def test_a_server_for_everybody_is_said() -> None:
         serve(FakeVerifier(), host="0.0.0.0", port=0, limits=RequestLimits())
 
 
-def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(UnsupportedError, match=r"needs Linux or macOS.*Use serve.server.make_serv"):
-        serve(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
+def test_on_windows_one_process_serves() -> None:
+    one = "from tts_verifier.serve import server; server.TWO_PROCESSES = False\n"
+    program = PROGRAM.replace("class Slow", one + "class Slow")
+    with process("-c", program) as (started, url, http):
+        assert http == started.pid
+        assert Remote(url, patience=0).verify([noise(8, 8)], ["x"])
+        started.send_signal(signal.SIGINT)
+        assert started.wait(SECONDS) == 0
+
+
+def test_on_windows_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TWO_PROCESSES", False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(RunError, match=rf"must be able to listen on 127\.0\.0\.1:{port}"):
+            serve(FakeVerifier(), host="127.0.0.1", port=port, limits=RequestLimits())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -22,12 +23,14 @@ from tts_verifier.serve.app import Service, app_of, create_app
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.processes.channel import Channel
-from tts_verifier.serve.processes.http import HTTPProcess
+from tts_verifier.serve.processes.http import HTTPProcess, cannot_listen
 from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.verifiers.remote.protocol import token_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+TWO_PROCESSES = sys.platform != "win32"
+"""Whether a process can be given a socket."""
 SWITCH_SECONDS: Final = 1e-4
 """How long a thread keeps Python's lock from one that waits for it. An engine's thread needs it for
 every kernel that it launches, and would wait for up to 5 ms each time, Python's default."""
@@ -40,7 +43,8 @@ def serve(
 
     Another process speaks HTTP (`processes`), the verifier stays in this one. A second Ctrl-C ends
     both at once, with the status 1. In the main thread of a process it answers these signals, and
-    has all threads take turns more often meanwhile.
+    has all threads take turns more often meanwhile. On Windows, where a process cannot be given a
+    socket, all is in this process, which is slower.
 
     Args:
         verifier: one; nobody else should use it meanwhile.
@@ -51,7 +55,6 @@ def serve(
 
     Raises:
         InputError: the verifier's settings are no values of JSON, or no header can hold the token.
-        UnsupportedError: this is Windows.
         RunError: the address cannot be listened on.
         HTTPProcessError: the other process was killed or has failed. The verifier may still work on
             a picture then, in a thread.
@@ -64,6 +67,11 @@ def serve(
             RunWarning,
             stacklevel=2,
         )
+    if not TWO_PROCESSES:
+        _serve_in_one_process(
+            make_server(verifier, host=host, port=port, limits=limits, token=token)
+        )
+        return
     http = HTTPProcess(verifier, host=host, port=port, limits=limits, token=token)
     asked = False
 
@@ -88,6 +96,16 @@ def serve(
             sys.setswitchinterval(interval)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _serve_in_one_process(server: uvicorn.Server) -> None:
+    # uvicorn raises a Ctrl-C once more when it has ended.
+    with suppress(KeyboardInterrupt):
+        try:
+            server.run()
+        except SystemExit as error:
+            if error.code:
+                raise cannot_listen(server.config.host, server.config.port) from None
 
 
 def make_server(

@@ -16,7 +16,7 @@ from typing import Final
 from PIL import Image
 from uvicorn.config import STARTUP_FAILURE
 
-from tts_verifier.errors import RunError, UnsupportedError
+from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import description_of
 from tts_verifier.serve.dispatcher import Dispatcher
@@ -43,6 +43,14 @@ class HTTPProcessError(RunError):
     """The HTTP process has ended, though nobody asked it to."""
 
 
+def cannot_listen(host: str, port: int) -> RunError:
+    """Returns the error of an address that cannot be listened on; uvicorn has logged why."""
+    return RunError(
+        f"A server must be able to listen on {host}:{port}; it is not. Is the port in use, or the "
+        "host no address of this machine?"
+    )
+
+
 class HTTPProcess:
     """A server whose HTTP is a process of its own, and whose verifier is in this one.
 
@@ -57,7 +65,6 @@ class HTTPProcess:
 
     Raises:
         InputError: the verifier's settings are no values of JSON.
-        UnsupportedError: this is Windows.
     """
 
     def __init__(
@@ -69,11 +76,6 @@ class HTTPProcess:
         limits: RequestLimits,
         token: str | None = None,
     ) -> None:
-        if sys.platform == "win32":
-            raise UnsupportedError(
-                "A server of two processes needs Linux or macOS, where a process can be given a "
-                "socket; this is Windows. Use serve.server.make_server, which needs one process."
-            )
         self._setup = Setup(description_of(verifier), host, port, limits, token)
         # The HTTP process counts what waits, and refuses what is too much.
         self._dispatcher = Dispatcher(verifier, sys.maxsize)
@@ -183,10 +185,7 @@ class HTTPProcess:
         closing = Thread(target=self._dispatcher.close, daemon=True)
         closing.start()
         if status == STARTUP_FAILURE:
-            raise RunError(
-                f"A server must be able to listen on {self._setup.host}:{self._setup.port}; it is "
-                "not. Is the port in use, or the host no address of this machine?"
-            )
+            raise cannot_listen(self._setup.host, self._setup.port)
         if status:
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             raise HTTPProcessError(
