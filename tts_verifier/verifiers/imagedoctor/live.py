@@ -88,8 +88,9 @@ class LiveVerdicts:
 
     @property
     def room(self) -> int:
-        """How many pairs are worth having here at a time: those that run, and a few that wait."""
-        return sum(replica.engine.sequences + AHEAD for replica in self._replicas)
+        """How many pairs are worth having here at a time: those that run, as many to take their
+        places, and a few whose maps are being decoded."""
+        return sum(2 * replica.engine.sequences + AHEAD for replica in self._replicas)
 
     @property
     def failed(self) -> bool:
