@@ -171,11 +171,11 @@ class LiveVerdicts:
                         if one.live.maps:
                             maps_queue.add(number, one.reply, one.live.request.grid)
                     maps = maps_queue.finish()
-            except Exception as error:
+            except BaseException as error:
                 # It may hold a part of them.
                 maps_queue = MapQueue(replica.map_decoder)
                 for one in ended:
-                    one.verdict.set_exception(error)
+                    one.verdict.set_exception(as_exception(error))
                 continue
             for number, one in enumerate(ended):
                 _give_verdict(one, maps.get(number, {}))
