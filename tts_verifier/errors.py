@@ -77,6 +77,16 @@ class RunWarning(UserWarning):
     """A problem that does not end a run: a file set aside, a failed candidate, a slow judge."""
 
 
+def as_exception(error: BaseException) -> Exception:
+    """Returns an error for another thread, which one that is no Exception would end.
+
+    Panics of libraries in Rust are none.
+    """
+    if isinstance(error, Exception):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Says whether memory ran out, on the host or a device."""
     # torch's own class is a RuntimeError, and torch need not be there.

@@ -117,9 +117,11 @@ class Live(FakeVerifier):
     def live(self) -> Iterator[Live]:
         yield self
 
-    def submit(self, *pair: Any) -> Future[Verdict]:
-        self.entered.put(answer := Future())
-        return answer
+    def submit(
+        self, image: Any, prompt: str, detail: str, verdict: Future[Verdict]
+    ) -> Future[Verdict]:
+        self.entered.put(verdict)
+        return verdict
 
 
 def test_a_client_that_goes_away_leaves_the_verifier_and_a_full_queue_is_said() -> None:

@@ -15,6 +15,7 @@ from threads import at_once
 from tiny_imagedoctor import example
 
 from tts_verifier.errors import InputError, ServerError
+from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.engine import Engine
 from tts_verifier.verifiers.remote import Remote
@@ -49,6 +50,21 @@ def test_clients_get_the_verdicts_of_one_call(doctor: ImageDoctor) -> None:
         for verdicts, expected in zip(at_once(works), [full, quick] * 2, strict=True):
             assert_same(verdicts, expected)
     assert any(len(verdict.heatmaps) for verdict in full)
+
+
+def test_pictures_that_are_taken_back_leave_the_others_and_no_place_taken(
+    doctor: ImageDoctor,
+) -> None:
+    dispatcher = Dispatcher(doctor, 1000)
+    dispatcher.start()
+    futures = dispatcher.submit(IMAGES * 20, PROMPTS * 20, "diagnose")
+    for number, future in enumerate(futures):
+        if number % len(IMAGES):
+            future.cancel()
+    dispatcher.close()
+    assert dispatcher.size == 0
+    expected = doctor.verify(IMAGES[:1], PROMPTS[:1]) * 20
+    assert_same([future.result(0) for future in futures[:: len(IMAGES)]], expected)
 
 
 def test_names_of_special_tokens_in_a_prompt_are_only_text(doctor: ImageDoctor) -> None:

@@ -197,13 +197,26 @@ def rewards_of(
     names = dict.fromkeys(name for v in verdicts for name in v.scores)
     details = {n: np.array([v.scores.get(n, math.nan) for v in verdicts], float) for n in names}
     scores = np.array([objective(v.scores) for v in verdicts], float)
-    missing = Counter({"score": int(np.isnan(scores).sum())})
     maps: list[PooledMaps] = [{}] * len(verdicts)
     if grid is not None:
         maps = [{n: v.heatmaps.on_grid(n).pooled(*grid) for n in v.heatmaps} for v in verdicts]
-        wanted = {*expected, *(name for found in maps for name in found)}
-        missing.update(name for found in maps for name in wanted if name not in found)
-    return Rewards(scores, details, maps, {name: n for name, n in missing.items() if n})
+    return Rewards(scores, details, maps, count_missing(scores, maps, expected))
+
+
+def count_missing(
+    scores: Iterable[float], maps: Sequence[Iterable[str]], expected: Iterable[str] = ()
+) -> dict[str, int]:
+    """Returns how many pictures lack the number ("score"), or a map (its name); without zeros.
+
+    Args:
+        scores: of each picture; NaN = it has none.
+        maps: for each picture the names of its maps.
+        expected: as in `rewards_of`.
+    """
+    found = [set(names) for names in maps]
+    missing = Counter(name for names in found for name in {*expected}.union(*found) - names)
+    missing["score"] = sum(map(math.isnan, scores))
+    return {name: n for name, n in missing.items() if n}
 
 
 def checked_fill(fill: object) -> float | None:

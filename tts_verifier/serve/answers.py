@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from tts_verifier.errors import InputError
 from tts_verifier.interfaces import Verifier, details_of
-from tts_verifier.reward.reward import LATENT_GRID, PooledMaps, checked_grid, rewards_of
+from tts_verifier.reward.reward import (
+    LATENT_GRID,
+    PooledMaps,
+    checked_grid,
+    count_missing,
+    rewards_of,
+)
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.types import Detail, Heatmap, Verdict
 from tts_verifier.verifiers.remote.protocol import (
@@ -120,17 +126,19 @@ class AnswerWriter:
         """Returns the message of an answer, and its arrays, see `remote.protocol`."""
         results: list[dict[str, Any]] = []
         arrays: dict[str, NDArray[np.float32]] = {}
-        for place, verdict in enumerate(verdicts):
-            maps = {} if wanted is False else _sent(verdict, wanted)
-            result, grids = encode_verdict(verdict, self._verifier.objective(verdict.scores), maps)
+        scores = [self._verifier.objective(verdict.scores) for verdict in verdicts]
+        maps = [{} if wanted is False else _sent(verdict, wanted) for verdict in verdicts]
+        for place, given in enumerate(zip(verdicts, scores, maps, strict=True)):
+            result, grids = encode_verdict(*given)
             results.append(result)
             arrays |= {f"{place}.{name}": grid for name, grid in grids.items()}
-        missing = self._rewards(verdicts, None if wanted is False else (1, 1)).missing
+        missing = count_missing(scores, maps, self._expected(verdicts, wanted))
         return self.head | {"missing": missing, "results": results}, arrays
 
     def rewarded(self, verdicts: Sequence[Verdict], wanted: Wanted) -> dict[str, Any]:
         """Returns the answer to Flow-Factory: rewards, with details and maps beside them."""
-        found = self._rewards(verdicts, _grid(wanted))
+        expected = self._expected(verdicts, wanted)
+        found = rewards_of(verdicts, self._verifier.objective, _grid(wanted), expected)
         details = {
             n: [json_number(value) for value in values] for n, values in found.details.items()
         }
@@ -138,10 +146,10 @@ class AnswerWriter:
         maps = {} if wanted is False else {"maps": [as_texts(maps) for maps in found.maps]}
         return self.head | answer | maps | {"missing": dict(found.missing)}
 
-    def _rewards(self, verdicts: Sequence[Verdict], grid: tuple[int, int] | None) -> Any:
+    def _expected(self, verdicts: Sequence[Verdict], wanted: Wanted) -> Collection[str]:
+        """Returns the names of the maps that every picture should have."""
         diagnosed = any(verdict.detail == "diagnose" for verdict in verdicts)
-        expected = self._verifier.map_names or () if diagnosed and grid is not None else ()
-        return rewards_of(verdicts, self._verifier.objective, grid, expected)
+        return self._verifier.map_names or () if diagnosed and wanted is not False else ()
 
 
 def with_texts(

@@ -16,14 +16,20 @@ from typing import Any, Final
 
 from PIL import Image
 
-from tts_verifier.errors import InputError, ServerError, UnsupportedError, is_out_of_memory
+from tts_verifier.errors import (
+    InputError,
+    ServerError,
+    UnsupportedError,
+    as_exception,
+    is_out_of_memory,
+)
 from tts_verifier.interfaces import Verifier, check_verdicts
 from tts_verifier.serve.limits import Refused, check_queue
 from tts_verifier.types import Detail, Verdict
 
 MOST_TOGETHER: Final = 64
 """Pairs of one call of a verifier that is not fed as it goes."""
-PREPARING: Final = 8
+PREPARING: Final = 4
 """Threads that prepare pictures for an engine."""
 
 
@@ -34,6 +40,8 @@ class Submission:
         self.image, self.prompt, self.detail = image, prompt, detail
         self.verdict: Future[Verdict] = Future()
         self.came = time.monotonic()
+        self.inside = False
+        """Whether it was given to the engines."""
 
 
 class Dispatcher:
@@ -50,11 +58,12 @@ class Dispatcher:
     ) -> None:
         self._verifier, self._most, self._waited = verifier, most, waited
         self._live_details: Collection[Detail] = getattr(verifier, "live_details", ())
-        # Guards all that follows; notified whenever any of it changes.
+        # Guards all that follows. Threads that prepare wait for it, or else the verifier's thread.
+        # A change that lets one of them go on wakes one; one that ends wakes the others.
         self._changed = Condition()
         self._waiting: deque[Submission] = deque()
         self._inside = 0
-        self._closed = False
+        self._closed, self._feeding = False, False
         self._together = MOST_TOGETHER
         self._failure = ""
         self._thread = Thread(target=self._run, name="verifier")
@@ -77,7 +86,7 @@ class Dispatcher:
         """Takes no more pairs, and returns when those that were taken are answered."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._changed.notify()
         self._thread.join()
 
     def submit(
@@ -92,23 +101,29 @@ class Dispatcher:
             Refused: the queue is full or closed.
         """
         pairs = [Submission(*pair, detail) for pair in zip(images, prompts, strict=True)]
+        for pair in pairs:
+            pair.verdict.add_done_callback(partial(self._ended, pair))
         with self._changed:
             check_queue(self._closed, self.size, len(pairs), self._most)
             self._waiting.extend(pairs)
-            self._changed.notify_all()
-        for pair in pairs:
-            pair.verdict.add_done_callback(partial(self._wake, pair))
+            self._changed.notify(len(pairs))
         return [pair.verdict for pair in pairs]
 
-    def _wake(self, pair: Submission, verdict: Future[Verdict]) -> None:
+    def _ended(self, pair: Submission, verdict: Future[Verdict]) -> None:
         """Notes that a pair is answered or was taken back; called by any thread."""
+        with self._changed:
+            if pair.inside:
+                self._inside -= 1
+            elif verdict.cancelled() and pair in self._waiting:
+                self._waiting.remove(pair)
+            self._changed.notify()
         if verdict.cancelled():
-            with self._changed:
-                if pair in self._waiting:
-                    self._waiting.remove(pair)
-                self._changed.notify_all()
-        elif verdict.exception() is None:
+            return
+        if (error := verdict.exception()) is None:
+            self._failure = ""
             self._waited(time.monotonic() - pair.came)
+        elif not isinstance(error, InputError | UnsupportedError | Refused):
+            self._failure = f"{type(error).__name__}: {error}"[:300]
 
     def _run(self) -> None:
         while (detail := self._next_detail()) is not None:
@@ -122,7 +137,7 @@ class Dispatcher:
                 with self._changed:
                     pair = self._waiting.popleft() if self._waiting else None
                 if pair is not None:
-                    self._give(pair, error)
+                    self._refuse(pair, error)
 
     def _next_detail(self) -> Detail | None:
         """Waits for a pair and returns its detail; None = closed, and none is left."""
@@ -158,7 +173,6 @@ class Dispatcher:
         except BaseException as error:
             problem: BaseException = error
         else:
-            self._failure = ""
             for pair, verdict in answered:
                 pair.verdict.set_result(verdict)
             return
@@ -167,7 +181,7 @@ class Dispatcher:
         # No picture is to blame for a server that the verifier asks. Halves would ask it in vain.
         if not half or isinstance(problem, ServerError):
             for pair in pairs:
-                self._fail(pair.verdict, problem)
+                pair.verdict.set_exception(as_exception(problem))
             return
         if is_out_of_memory(problem):
             self._together = half
@@ -175,75 +189,49 @@ class Dispatcher:
         self._verify(pairs[:half], detail)
         self._verify(pairs[half:], detail)
 
-    def _fail(self, verdict: Future[Verdict], error: BaseException) -> None:
-        if not isinstance(error, Exception):
-            # It would end the thread that reads it.
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        if not isinstance(error, InputError | UnsupportedError | Refused):
-            self._failure = f"{type(error).__name__}: {error}"[:300]
-        verdict.set_exception(error)
-
     def _feed(self) -> None:
         """Feeds the engines until the next pair is not for them, or none will come."""
         verifier: Any = self._verifier
+        self._feeding = True
         with verifier.live() as live, ThreadPoolExecutor(PREPARING, "prepare") as threads:
-            room = live.room
-            while (pair := self._next_live(live, room)) is not None:
-                threads.submit(self._enter, live, pair)
+            for _ in range(PREPARING):
+                threads.submit(self._prepare, live, live.room)
+
+    def _prepare(self, live: Any, room: int) -> None:
+        """Prepares pairs and gives them to the engines, until these have to be left."""
+        while (pair := self._next_live(live, room)) is not None:
+            if pair.verdict.cancelled():
+                continue
+            try:
+                live.submit(pair.image, pair.prompt, pair.detail, pair.verdict)
+            except BaseException as error:
+                # A queue that an engine's failure has closed refuses as if the pair were at fault.
+                closed = live.failed and isinstance(error, InputError)
+                failed = Refused(
+                    503, "The verifier's engine failed on another picture. Try again.", later=1
+                )
+                self._refuse(pair, failed if closed else error)
 
     def _next_live(self, live: Any, room: int) -> Submission | None:
         """Waits for room in the engines and for a pair; None = the engines have to be left."""
         with self._changed:
-            while not live.failed:
+            # All threads leave with the first: `verify` waits for the last one.
+            while self._feeding and not live.failed:
                 head = self._waiting[0] if self._waiting else None
                 if head is None and self._closed:
-                    return None
+                    break
                 if head is not None and head.detail not in self._live_details:
-                    return None
+                    break
                 if head is not None and self._inside < room:
                     self._inside += 1
+                    head.inside = True
                     return self._waiting.popleft()
                 self._changed.wait()
+            self._feeding = False
+            self._changed.notify_all()
         return None
 
-    def _enter(self, live: Any, pair: Submission) -> None:
-        """Prepares a pair and gives it to the engines."""
-        try:
-            if pair.verdict.cancelled():
-                self._left()
-                return
-            answer: Future[Verdict] = live.submit(pair.image, pair.prompt, pair.detail)
-        except BaseException as error:
-            self._left()
-            # A queue that an engine's failure has closed refuses as if the pair were at fault.
-            closed = live.failed and isinstance(error, InputError)
-            failed = Refused(
-                503, "The verifier's engine failed on another picture. Try again.", later=1
-            )
-            self._give(pair, failed if closed else error)
-            return
-        pair.verdict.add_done_callback(lambda v: answer.cancel() if v.cancelled() else None)
-        answer.add_done_callback(lambda a: self._answered(pair, a))
-
-    def _answered(self, pair: Submission, answer: Future[Verdict]) -> None:
-        self._left()
-        if answer.cancelled():
-            return
-        error = answer.exception()
-        if error is None:
-            self._failure = ""
-        self._give(pair, answer.result() if error is None else error)
-
-    def _give(self, pair: Submission, found: Verdict | BaseException) -> None:
+    def _refuse(self, pair: Submission, error: BaseException) -> None:
         # False if the client took it back just now.
-        if not pair.verdict.set_running_or_notify_cancel():
-            return
-        if isinstance(found, BaseException):
-            self._fail(pair.verdict, found)
-        else:
-            pair.verdict.set_result(found)
-
-    def _left(self) -> None:
-        with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
+        if pair.verdict.set_running_or_notify_cancel():
+            pair.verdict.set_exception(as_exception(error))

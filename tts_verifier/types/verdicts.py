@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -80,6 +81,8 @@ class Heatmap:
         return float((share * part).sum() / total) if total > 0 else math.nan
 
 
+# The maps of a request mostly have one size; to make the matrix takes longer than to use it.
+@lru_cache(maxsize=8)
 def _area_weights(start: float, end: float, values: int, cells: int) -> NDArray[np.float64]:
     """Returns the share of each value in each cell, (cells, values), where rows add up to 1.
 

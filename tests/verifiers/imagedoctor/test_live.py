@@ -92,6 +92,24 @@ def test_only_the_pair_that_cannot_be_used_fails(doctor: ImageDoctor) -> None:
         assert good.result(SECONDS).scores
 
 
+def test_a_panic_in_one_verdict_fails_it_alone(
+    doctor: ImageDoctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As libraries in Rust raise; it is no Exception."""
+
+    def panics(ids: list[int]) -> str:
+        raise Panic("index out of range")
+
+    with doctor.live() as live:
+        with monkeypatch.context() as patch:
+            patch.setattr(doctor.checkpoint.tokenizer, "decode", panics)
+            future = live.submit(IMAGES[0], "a cat", "diagnose")
+            with pytest.raises(RuntimeError, match="Panic: index out of range"):
+                future.result(SECONDS)
+        assert live.submit(IMAGES[0], "a cat", "diagnose").result(SECONDS).scores
+
+
 def test_a_call_from_inside_is_refused_and_others_wait(doctor: ImageDoctor) -> None:
     with doctor.live(), pytest.raises(UnsupportedError, match="from within its own call"):
         doctor.verify(IMAGES[:1], PROMPTS[:1])

@@ -124,6 +124,7 @@ class Rollouts:
         rows, columns = (side // self._merge for side in self._grid)
         wanted = [(i, k) for i, r in enumerate(replies) for k in range(len(MAPS)) if r.has_map[k]]
         maps: list[dict[str, Tensor]] = [{} for _ in replies]
+        self._decoder.forget_moved()
         for first in range(0, len(wanted), MAP_BATCH):
             part = wanted[first : first + MAP_BATCH]
             states = torch.stack([replies[i].map_states[k] for i, k in part])

@@ -7,10 +7,11 @@ is much to do, and nothing waits when there is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from threading import Thread
 from typing import Final
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tts_verifier.errors import as_exception
 from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapQueue
@@ -33,6 +35,8 @@ from tts_verifier.verifiers.imagedoctor.threads import on_device
 
 _MOST_TOGETHER: Final = 64
 """Replies whose maps are decoded before their verdicts are given out."""
+_TEMPLATE: Final = AnswerTemplate()
+"""None: replies from a template all end at once, so these gain nothing from arriving alone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,10 +57,10 @@ class _Ended:
 
     live: LiveRequest
     """What it answers."""
-    reply: GeneratedReply
-    """With its states on the device."""
     verdict: Future[Verdict]
     """Waits for it."""
+    reply: GeneratedReply
+    """With its states on the device."""
 
 
 class LiveVerdicts:
@@ -84,21 +88,29 @@ class LiveVerdicts:
 
     @property
     def room(self) -> int:
-        """How many pairs are worth having here at a time: those that run, and a few that wait."""
-        return sum(replica.engine.sequences + AHEAD for replica in self._replicas)
+        """How many pairs are worth having here at a time: those that run, as many to take their
+        places, and a few whose maps are being decoded."""
+        return sum(2 * replica.engine.sequences + AHEAD for replica in self._replicas)
 
     @property
     def failed(self) -> bool:
         """Whether an engine has failed: all open verdicts got its error, and no more are taken."""
         return self._requests.stopped
 
-    def submit(self, image: Image.Image, prompt: str, detail: Detail) -> Future[Verdict]:
+    def submit(
+        self,
+        image: Image.Image,
+        prompt: str,
+        detail: Detail,
+        verdict: Future[Verdict] | None = None,
+    ) -> Future[Verdict]:
         """Adds a pair, and prepares it in this thread.
 
         Args:
             image: RGB.
             prompt: what it should show.
             detail: one of the verifier's `live_details`.
+            verdict: gets the verdict; None = a new one.
 
         Returns:
             The future verdict; to cancel it frees the pair's place in the engine.
@@ -106,11 +118,13 @@ class LiveVerdicts:
         Raises:
             InputError: the prompt cannot be used, or the block was left.
         """
-        with self._requests.preparing():
-            live, verdict = self._prepare(image, prompt, detail), Future[Verdict]()
-            reply = self._requests.submit(live.request)
-        verdict.add_done_callback(lambda v: reply.cancel() if v.cancelled() else None)
-        reply.add_done_callback(lambda r: self._pass_on(live, r, verdict))
+        verdict = Future() if verdict is None else verdict
+        self._requests.begin_preparing()
+        try:
+            live = self._prepare(image, prompt, detail)
+            self._requests.add(live.request, verdict, partial(self._pass_on, live, verdict))
+        finally:
+            self._requests.end_preparing()
         return verdict
 
     def __enter__(self) -> LiveVerdicts:
@@ -135,24 +149,14 @@ class LiveVerdicts:
         with suppress(Exception):
             self._requests.serve()
 
-    def _pass_on(
-        self, live: LiveRequest, reply: Future[GeneratedReply], verdict: Future[Verdict]
-    ) -> None:
+    def _pass_on(self, live: LiveRequest, verdict: Future[Verdict], reply: GeneratedReply) -> None:
         """Gives an ended reply to the thread that decodes maps; the engine's thread calls it."""
-        if reply.cancelled():
-            # Only the verdict's own cancellation does that. This wakes those that wait for it.
-            verdict.set_running_or_notify_cancel()
-            return
-        if (error := reply.exception()) is not None:
-            if verdict.set_running_or_notify_cancel():
-                verdict.set_exception(error)
-            return
-        ended = _Ended(live, reply.result(), verdict)
-        self._ended[ended.reply.visual.device].put(ended)
+        self._ended[reply.visual.device].put(_Ended(live, verdict, reply))
 
     def _decode(self, replica: Replica) -> None:
         """Decodes maps and gives verdicts out, until the queue ends."""
         waiting, more = self._ended[replica.device], True
+        maps_queue = MapQueue(replica.map_decoder)
         while more:
             group = [waiting.get()]
             while group[-1] and len(group) < _MOST_TOGETHER and not waiting.empty():
@@ -161,27 +165,29 @@ class LiveVerdicts:
             # From here on they cannot be cancelled.
             ended = [one for one in group if one and one.verdict.set_running_or_notify_cancel()]
             try:
-                maps = _decoded(replica, ended)
-            except Exception as error:
+                # Not while the engine captures steps on the same device.
+                with on_device(replica.device), CAPTURES:
+                    for number, one in enumerate(ended):
+                        if one.live.maps:
+                            maps_queue.add(number, one.reply, one.live.request.grid)
+                    maps = maps_queue.finish()
+            except BaseException as error:
+                # It may hold a part of them.
+                maps_queue = MapQueue(replica.map_decoder)
                 for one in ended:
-                    one.verdict.set_exception(error)
+                    one.verdict.set_exception(as_exception(error))
                 continue
             for number, one in enumerate(ended):
-                try:
-                    reply = ReplyTokens.of(one.reply, AnswerTemplate())
-                    one.verdict.set_result(one.live.verdict((reply, maps.get(number, {}))))
-                except Exception as error:
-                    one.verdict.set_exception(error)
+                _give_verdict(one, maps.get(number, {}))
 
 
-def _decoded(
-    replica: Replica, ended: Sequence[_Ended]
-) -> dict[int, dict[str, NDArray[np.float32]]]:
-    """Returns the maps by name of each reply that asks for some, by its place."""
-    queue = MapQueue(replica.map_decoder)
-    # Not while the engine captures steps on the same device.
-    with on_device(replica.device), CAPTURES:
-        for number, one in enumerate(ended):
-            if one.live.maps:
-                queue.add(number, one.reply, one.live.request.grid)
-        return queue.finish()
+def _give_verdict(ended: _Ended, maps: Mapping[str, NDArray[np.float32]]) -> None:
+    """Makes a verdict and gives it out."""
+    try:
+        reply = ReplyTokens.of(ended.reply, _TEMPLATE)
+        verdict = ended.live.verdict((reply, maps))
+    # Panics of libraries in Rust are no Exceptions.
+    except BaseException as error:
+        ended.verdict.set_exception(as_exception(error))
+    else:
+        ended.verdict.set_result(verdict)

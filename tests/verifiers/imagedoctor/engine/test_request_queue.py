@@ -183,18 +183,19 @@ def test_an_engine_waits_for_what_is_being_prepared_and_no_longer(model: ImageDo
         queue.wait_for_prepared()
         done.set()
 
-    with queue.preparing():
-        thread = threading.Thread(target=waits)
-        thread.start()
-        assert asking.wait(SECONDS)
+    queue.begin_preparing()
+    thread = threading.Thread(target=waits)
+    thread.start()
+    assert asking.wait(SECONDS)
+    queue.end_preparing()
     assert done.wait(SECONDS)
     thread.join(SECONDS)
-    with queue.preparing():
-        # It takes too long, so those that run go on, in every later step at once.
+    queue.begin_preparing()
+    # It takes too long, so those that run go on, in every later step at once.
+    queue.wait_for_prepared()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(threading.Condition, "wait", None)
         queue.wait_for_prepared()
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(threading.Condition, "wait", None)
-            queue.wait_for_prepared()
 
 
 def test_a_plain_source_may_have_nothing_yet(model: ImageDoctorModel) -> None:
@@ -227,6 +228,20 @@ def test_an_engine_that_fails_tells_everybody_and_closes_the_queue(
                 future.result(SECONDS)
     with pytest.raises(InputError, match=r"The queue of requests is closed. Make another one\."):
         queue.submit(requests(model)[0])
+
+
+def test_an_interrupt_reaches_others_as_an_error_that_ends_no_thread(
+    model: ImageDoctorModel,
+) -> None:
+    def interrupted(scores: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    queue = RequestQueue(Engine(model, GenerationLimits(4, ()), choose=interrupted))
+    future = queue.submit(requests(model)[0])
+    with pytest.raises(KeyboardInterrupt):
+        queue.serve()
+    with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
+        future.result(0)
 
 
 def test_a_future_can_be_awaited_and_cancelled_there(model: ImageDoctorModel) -> None:

@@ -194,16 +194,20 @@ class Engine:
         count = CPU_STEPS_PER_CHECK if self._on_cpu else STEPS_PER_CHECK
         free_steps = [FREE_STEP] * min(count, self.limits.max_new_tokens)
         steps = self.limits.forced_steps or free_steps
-        decode_step = self._grow(fused, scheduler, sum(1 + len(step.forced) for step in steps))
+        added = sum(1 + len(step.forced) for step in steps)
+        decode_step = self._grow(fused, scheduler, added)
         buffers = decode_step.buffers
         if moves := scheduler.compact():
             buffers.move(list(moves), list(moves.values()))
-        span = scheduler.span()
+        span, longest = scheduler.span(), scheduler.longest()
+        # Replies that end between checks are counted on. The bound keeps their count from exceeding
+        # the capacity.
+        most = buffers.capacity - 1
         for step in steps:
-            decode_step(span, scheduler.longest(), step)
-            # Replies that end between checks are counted on. The bound keeps their count from
-            # exceeding the capacity.
-            scheduler.advance(1 + len(step.forced), most=buffers.capacity - 1)
+            decode_step(span, longest, step)
+            longest = min(longest + 1 + len(step.forced), most)
+        # Not after each step: it takes time for each sequence, which the GPU would wait for.
+        scheduler.advance(added, most=most)
         return decode_step
 
     def _finish(

@@ -66,13 +66,18 @@ class MapDecoder:
         """Frees the captured graphs; they are captured anew when needed."""
         self._captured = {}
 
+    def forget_moved(self) -> None:
+        """Does so if a weight has moved in memory since the last time, as calls take for granted
+        that none has."""
+        addresses = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
+        if addresses != self._addresses:
+            self._addresses = addresses
+            self.forget()
+
     def __call__(self, states: Tensor, visual: Tensor, merged_grid: Grid) -> Tensor:
         """Decodes as `decode_maps` does, at most `MAP_BATCH` maps."""
         if not states.is_cuda:
             return decode_maps(self.model, states, visual, merged_grid)
-        addresses = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
-        if addresses != self._addresses:
-            self._addresses, self._captured = addresses, {}
         if merged_grid not in self._captured:
             with CAPTURES:
                 self._captured[merged_grid] = self._capture(states, visual, merged_grid)
@@ -125,7 +130,7 @@ class _DecodedGroup(NamedTuple):
 class MapQueue:
     """Collects maps to decode by grid, and decodes them in groups.
 
-    Not safe to share between threads.
+    Not safe to share between threads. The weights must not move in memory while it is in use.
 
     Args:
         decoder: decodes the groups.
@@ -133,6 +138,8 @@ class MapQueue:
 
     def __init__(self, decoder: MapDecoder) -> None:
         self._decoder, model = decoder, decoder.model
+        # Here, because to ask each weight takes as long as the decoding of a group.
+        decoder.forget_moved()
         self._merge = int(model.config.vision["spatial_merge_size"])
         self._pending: dict[Grid, list[_PendingMap]] = {}
         self._in_flight: deque[_DecodedGroup] = deque()
@@ -156,14 +163,18 @@ class MapQueue:
             del pending[:MAP_BATCH]
 
     def finish(self) -> dict[int, dict[str, NDArray[np.float32]]]:
-        """Decodes the rest; returns each request's maps by name, float32 in [0, 1]."""
+        """Decodes the rest; returns each request's maps by name, float32 in [0, 1].
+
+        The queue is then empty, and can be used again.
+        """
         for merged_grid, pending in self._pending.items():
             if pending:
                 self._decode(merged_grid, pending)
         self._pending = {}
         while self._in_flight:
             self._fetch()
-        return self._maps
+        maps, self._maps = self._maps, {}
+        return maps
 
     def _decode(self, merged_grid: Grid, group: list[_PendingMap]) -> None:
         """Starts the decoding of a group and the copy to the host."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from functools import partial
 from threading import Condition
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tts_verifier.errors import InputError
+from tts_verifier.errors import InputError, as_exception
 from tts_verifier.verifiers.imagedoctor.config import ImageDoctorConfig
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
@@ -20,6 +20,17 @@ from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
 
 _PREPARED_SECONDS: Final = 0.02
 """Since its announcement, that running replies wait for a request; most are prepared far sooner."""
+
+
+class _Open(NamedTuple):
+    """A request that is not answered yet."""
+
+    request: GenerationRequest
+    """What is asked."""
+    wanted: Future[Any]
+    """Cancelled = nobody wants the reply any more. Gets the error of an engine."""
+    answer: Callable[[GeneratedReply], None]
+    """Takes the reply."""
 
 
 class RequestQueue:
@@ -38,11 +49,12 @@ class RequestQueue:
     def __init__(self, engine: Engine, *more: Engine) -> None:
         self._config = engine.model.config
         self._sources = [_Source(self, each) for each in (engine, *more)]
-        # Guards all that follows; notified when a request comes or the queue is closed.
+        # Guards all that follows; notified when a request comes, when no more are being prepared,
+        # and when the queue is closed.
         self._changed = Condition()
-        self._pending: deque[tuple[GenerationRequest, Future[GeneratedReply]]] = deque()
-        self._preparing: list[float] = []
-        """When each request that is being prepared was announced, the last one last."""
+        self._pending: deque[_Open] = deque()
+        self._preparing, self._announced = 0, 0.0
+        """How many requests are being prepared, and when the last one was announced."""
         self._closed, self._stopped = False, False
 
     @property
@@ -56,20 +68,20 @@ class RequestQueue:
         with self._changed:
             return self._stopped or (self._closed and not self._pending)
 
-    @contextmanager
-    def preparing(self) -> Iterator[None]:
-        """Announces a request that the block prepares and submits.
+    def begin_preparing(self) -> None:
+        """Announces a request. `end_preparing` must follow once it is added or given up.
 
         An engine that prefills prompts waits a moment for it, so that it joins their batch.
         """
         with self._changed:
-            announced = time.monotonic()
-            self._preparing.append(announced)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._preparing.remove(announced)
+            self._preparing += 1
+            self._announced = time.monotonic()
+
+    def end_preparing(self) -> None:
+        """Ends one announcement."""
+        with self._changed:
+            self._preparing -= 1
+            if not self._preparing:
                 self._changed.notify_all()
 
     def submit(self, request: GenerationRequest) -> Future[GeneratedReply]:
@@ -81,14 +93,32 @@ class RequestQueue:
         Raises:
             InputError: the request does not fit the engines' model, or the queue is closed.
         """
-        check_request(request, self._config)
         future: Future[GeneratedReply] = Future()
+        self.add(request, future, partial(_give, future))
+        return future
+
+    def add(
+        self,
+        request: GenerationRequest,
+        wanted: Future[Any],
+        answer: Callable[[GeneratedReply], None],
+    ) -> None:
+        """Adds a request whose reply is one step on the way to a future's result.
+
+        Args:
+            request: see `submit`.
+            wanted: to cancel it takes the request back; it gets the error if an engine fails.
+            answer: called with the reply by an engine's thread, which waits for it.
+
+        Raises:
+            InputError: see `submit`.
+        """
+        check_request(request, self._config)
         with self._changed:
             if self._closed:
                 raise InputError("The queue of requests is closed. Make another one.")
-            self._pending.append((request, future))
+            self._pending.append(_Open(request, wanted, answer))
             self._changed.notify_all()
-        return future
 
     def close(self) -> None:
         """Takes no more requests; `serve` returns when those that it has are answered."""
@@ -102,7 +132,8 @@ class RequestQueue:
         The first engine works in this thread, each other one in a thread of its own.
 
         Raises:
-            Exception: what an engine raised; all open futures get it too, and the queue closes.
+            BaseException: what an engine raised. The queue closes, and all open futures get it too,
+                as a RuntimeError if it is no Exception.
         """
         try:
             run_together([source.serve for source in self._sources], self._stop)
@@ -121,21 +152,21 @@ class RequestQueue:
             if not self._preparing:
                 return
             # From the announcement: a slow one must not hold up step after step.
-            left = self._preparing[-1] + _PREPARED_SECONDS - time.monotonic()
+            left = self._announced + _PREPARED_SECONDS - time.monotonic()
             if left > 0:
                 self._changed.wait_for(
                     lambda: self._pending or not self._preparing or self._closed, left
                 )
 
-    def take(self, held: int) -> tuple[GenerationRequest, Future[GeneratedReply]] | None:
+    def take(self, held: int) -> _Open | None:
         """Takes the first request that was not cancelled; None if there is none for an engine now.
 
         Args:
             held: how many unanswered requests the engine has, at most an equal part of all.
         """
         with self._changed:
-            while self._pending and self._pending[0][1].cancelled():
-                self._pending.popleft()[1].set_running_or_notify_cancel()
+            while self._pending and self._pending[0].wanted.cancelled():
+                self._pending.popleft().wanted.set_running_or_notify_cancel()
             unanswered = len(self._pending) + sum(len(s.taken) for s in self._sources)
             if not self._pending or held >= -(-unanswered // len(self._sources)):
                 return None
@@ -148,13 +179,13 @@ class RequestQueue:
 
     def _fail(self, error: BaseException) -> None:
         """Gives the error to all who wait for a reply; no engine is running any more."""
-        futures = [f for source in self._sources for f in source.taken.values()]
+        taken = [each for source in self._sources for each in source.taken.values()]
         with self._changed:
-            futures += [future for _, future in self._pending]
+            taken += self._pending
             self._pending.clear()
-        for future in futures:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+        for each in taken:
+            if each.wanted.set_running_or_notify_cancel():
+                each.wanted.set_exception(as_exception(error))
 
 
 class _Source:
@@ -162,27 +193,25 @@ class _Source:
 
     def __init__(self, queue: RequestQueue, engine: Engine) -> None:
         self._queue, self._engine, self._count = queue, engine, 0
-        self.taken: dict[int, Future[GeneratedReply]] = {}
-        """The open futures by the engine's number of the request."""
+        self.taken: dict[int, _Open] = {}
+        """By the engine's number of the request."""
 
     def serve(self) -> None:
         """Answers requests until the queue has ended."""
         with on_device(self._engine.model.lm_head.weight.device):
             for number, reply in self._engine.replies(self):
-                future = self.taken[number]
-                # False if the future was cancelled just now.
-                if future.set_running_or_notify_cancel():
-                    future.set_result(reply)
+                self.taken[number].answer(reply)
                 del self.taken[number]
 
     def __iter__(self) -> Iterator[GenerationRequest | None]:
         """Yields requests for the engine, and None where there is none for it now."""
         while not self._queue.ended:
-            request = None
-            if (found := self._queue.take(len(self.taken))) is not None:
-                request, self.taken[self._count] = found
-                self._count += 1
-            yield request
+            if (found := self._queue.take(len(self.taken))) is None:
+                yield None
+                continue
+            self.taken[self._count] = found
+            self._count += 1
+            yield found.request
 
     def wait(self) -> None:
         """Returns once a request is there or the queue is closed."""
@@ -196,11 +225,17 @@ class _Source:
         """Says whether a request is not wanted any more; forgets it if it was cancelled."""
         if self._queue.stopped:
             return True
-        future = self.taken[number]
-        if cancelled := future.cancelled():
-            future.set_running_or_notify_cancel()  # wakes those that wait for the future
+        wanted = self.taken[number].wanted
+        if cancelled := wanted.cancelled():
+            wanted.set_running_or_notify_cancel()  # wakes those that wait for the future
             del self.taken[number]
         return cancelled
+
+
+def _give(future: Future[GeneratedReply], reply: GeneratedReply) -> None:
+    # False if the future was cancelled just now.
+    if future.set_running_or_notify_cancel():
+        future.set_result(reply)
 
 
 def check_request(request: GenerationRequest, config: ImageDoctorConfig) -> None:
@@ -229,7 +264,7 @@ def check_request(request: GenerationRequest, config: ImageDoctorConfig) -> None
             "checkpoint's processor."
         )
     tokens, most = rows * columns // merge**2, int(config.text["max_position_embeddings"])
-    if (found := sum(i == config.image_token_id for i in request.ids)) != tokens:
+    if (found := request.ids.count(config.image_token_id)) != tokens:
         raise InputError(
             f"A prompt must have an image token for each of its image's {tokens} merged tokens, "
             f"got {found}."

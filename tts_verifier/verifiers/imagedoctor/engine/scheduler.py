@@ -207,8 +207,8 @@ class Scheduler:
 
     def _take_batch(self, most: int) -> list[tuple[int, GenerationRequest]]:
         batch: list[tuple[int, GenerationRequest]] = []
-        patches: dict[object, int] = {}
-        while len(batch) < most and sum(patches.values()) < PREFILL_PATCHES:
+        patches, keys = 0, set[object]()
+        while len(batch) < most and patches < PREFILL_PATCHES:
             # A prefill of a few prompts takes a GPU about as long as one of many.
             if self._live is not None and not self._waiting:
                 self._live.wait_for_prepared()
@@ -216,7 +216,9 @@ class Scheduler:
                 break
             batch.append(self._waiting.popleft())
             request = batch[-1][1]
-            patches[request.prompt_key] = len(request.patches)
+            if (key := request.prompt_key) not in keys:
+                keys.add(key)
+                patches += len(request.patches)
         return batch
 
 

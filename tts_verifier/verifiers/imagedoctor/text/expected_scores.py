@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -27,6 +26,7 @@ from tts_verifier.verifiers.imagedoctor.text.reply import ParsedReply
 from tts_verifier.verifiers.imagedoctor.text.tokenizer import PromptTokenizer
 
 DIGITS: Final = "0123456789"
+_DIGIT_VALUES: Final = np.arange(10, dtype=np.float64)
 _JUST_BELOW_ONE: Final = 0.99
 """The value of 0.…, where the reply says 1.… and the other decimals are unknown."""
 _COLUMN_OF_ONE: Final = 11
@@ -73,25 +73,40 @@ def expected_scores(
     Returns:
         The expected scores. A score that is not written digit by digit keeps its written value.
     """
-    # Offsets count from the end of the text. Before the answer, a letter may be made of several
-    # tokens, whose pieces alone are longer than the letter.
-    starts = [len(text) - behind for behind in accumulate(map(len, reversed(pieces)))]
-    token_at = {start: len(pieces) - 1 - i for i, start in enumerate(starts)}
+    first = min((start for start, _ in reply.spans.values()), default=len(text))
+    token_at = _tokens_from(first, text, pieces)
+    # A product of float32 and integers would convert both each time.
+    digits = probs[:, :10].astype(np.float64)
     scores = {}
     for name, value in reply.scores.items():
         expected = None
         if name in reply.spans and not math.isnan(value):
             start, end = reply.spans[name]
             tokens = [token_at.get(offset) for offset in range(start, end)]
-            expected = _expected_value(text[start:end], tokens, pieces, probs)
+            expected = _expected_value(text[start:end], tokens, pieces, digits, probs)
         scores[name + EXPECTED] = value if expected is None else expected
     return scores
+
+
+def _tokens_from(first: int, text: str, pieces: Sequence[str]) -> dict[int, int]:
+    """Returns the token that begins at each offset of the text, from offset `first` on."""
+    token_at: dict[int, int] = {}
+    # From the end of the text. Before the answer, a letter may be made of several tokens, whose
+    # pieces alone are longer than the letter.
+    start = len(text)
+    for token in range(len(pieces) - 1, -1, -1):
+        start -= len(pieces[token])
+        if start < first:
+            break
+        token_at[start] = token
+    return token_at
 
 
 def _expected_value(
     written: str,
     tokens: Sequence[int | None],
     pieces: Sequence[str],
+    digits: NDArray[np.float64],
     probs: NDArray[np.float32],
 ) -> float | None:
     """Returns the expected value of one number, None if it is not written digit by digit.
@@ -100,6 +115,7 @@ def _expected_value(
         written: the number.
         tokens: for each of its characters, the token that begins there, None for no token.
         pieces: see `expected_scores`.
+        digits: (tokens, 10), the probabilities of the ten digits.
         probs: see `expected_scores`.
     """
     unit, point, decimals = written.partition(".")
@@ -114,7 +130,7 @@ def _expected_value(
         # An exponent is made of tokens too, whose probabilities are those of no digit.
         if token is None or digit not in DIGITS or pieces[token] != digit:
             return None
-        fraction += float(probs[token, :10] @ np.arange(10)) * 10.0**-j
+        fraction += float(digits[token].dot(_DIGIT_VALUES)) * 10.0**-j
     prob_one = float(probs[first, _COLUMN_OF_ONE])
     # Probabilities in float32 may add up to a little more than 1, and so may the fraction.
     below_one = _JUST_BELOW_ONE if unit == "1" else min(fraction, 1.0)
