@@ -142,6 +142,20 @@ def test_a_client_that_goes_away_leaves_the_verifier_and_a_full_queue_is_said() 
         assert second.result(SECONDS).is_success
 
 
+def test_messages_of_any_parts_arrive_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [[], [0], [1 << 22], [5000] * 1300, [0, 10, 1 << 20, 4096, 4095]]
+    messages = [[rng.integers(0, 256, size, np.uint8) for size in part] for part in sizes]
+    ours, theirs = socket.socketpair()
+    with theirs, ThreadPoolExecutor(1) as threads:
+        found = threads.submit(lambda: list(Channel(theirs).messages()))
+        with ours:
+            for message in messages:
+                Channel(ours).send(message)
+        for message, other in zip(messages, found.result(SECONDS), strict=True):
+            assert list(map(bytes, message)) == list(map(bytes, other))
+
+
 def test_pairs_that_cannot_be_sent_fail_and_a_closed_proxy_takes_none() -> None:
     ours, theirs = socket.socketpair()
     with ours:
