@@ -29,7 +29,7 @@ from tts_verifier.types import Detail, Verdict
 
 MOST_TOGETHER: Final = 64
 """Pairs of one call of a verifier that is not fed as it goes."""
-PREPARING: Final = 4
+PREPARING: Final = 3
 """Threads that prepare pictures for an engine."""
 
 
