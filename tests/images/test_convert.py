@@ -67,6 +67,54 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert as_image(tmp_path / "turned.jpg").size == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("orientation", "rows"),
+    [
+        (1, ["abc", "def"]),
+        (2, ["cba", "fed"]),
+        (3, ["fed", "cba"]),
+        (4, ["def", "abc"]),
+        (5, ["ad", "be", "cf"]),
+        (6, ["da", "eb", "fc"]),
+        (7, ["fc", "eb", "da"]),
+        (8, ["cf", "be", "ad"]),
+        (9, ["abc", "def"]),
+    ],
+)
+def test_each_orientation_turns_each_mode(orientation: int, rows: list[str]) -> None:
+    grey = Image.fromarray(np.array([list(b"abc"), list(b"def")], np.uint8))
+    expected = [[ord(letter) for letter in row] for row in rows]
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    for image in (grey, grey.convert("RGB"), grey.convert("RGBA"), grey.convert("P"), deep):
+        image.getexif()[0x0112] = orientation
+        turned = as_image(image)
+        assert np.asarray(turned)[..., 0].tolist() == expected, image.mode
+        assert not turned.getexif()
+        assert image.size == (3, 2)
+        assert dict(image.getexif()) == {0x0112: orientation}
+
+
+def test_metadata_stay_behind() -> None:
+    image = Image.new("RGB", (2, 2), RED)
+    image.info = {"icc_profile": b"profile", "dpi": (72, 72)}
+    assert as_image(image).info == {}
+    assert image.info == {"icc_profile": b"profile", "dpi": (72, 72)}
+
+
+def test_a_picture_shares_no_memory_with_what_it_is_made_of() -> None:
+    red = Image.new("RGB", (2, 2), RED)
+    as_image(red).putpixel((0, 0), (0, 0, 0))
+    assert pixel(red) == RED
+    for shape in ((2, 2), (2, 2, 1), (2, 2, 3), (2, 2, 4)):
+        array = np.full(shape, 255, np.uint8)
+        floats, tensor = np.ones(shape, np.float32), torch.ones(shape[2:] + shape[:2])
+        forms = (array, floats, tensor)
+        converted = [as_image(form) for form in (*forms, Image.fromarray(array.squeeze()))]
+        for form in forms:
+            form *= 0
+        assert [pixel(image) for image in converted] == [(255, 255, 255)] * 4
+
+
 def test_one_pixel_is_a_picture() -> None:
     assert as_image(Image.new("RGB", (1, 1), RED)).size == (1, 1)
     assert as_image(np.zeros((1, 1), np.uint8)).size == (1, 1)
@@ -146,6 +194,9 @@ def test_rounding_beyond_the_range_is_clipped() -> None:
     array = np.full((2, 2, 3), 1.0005)
     array[0, 0, 1:] = -0.0005
     assert pixel(as_image(array)) == RED
+    kept = array.astype(np.float32)
+    as_image(kept)
+    assert kept[0, 0].tolist() == [np.float32(1.0005), np.float32(-0.0005), np.float32(-0.0005)]
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, 255.0, np.nan, np.inf, -np.inf])

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tts_verifier.errors import InputError, readable_name
 from tts_verifier.images.formats import FORMATS, check_format, open_image
@@ -160,14 +160,18 @@ def _from_file(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to RGB; returns a copy that no longer needs the file."""
+    """Converts any mode to RGB; returns a copy without metadata that no longer needs the file."""
     if not image.width or not image.height:
         raise InputError(f"An image needs pixels, this one is {image.width}x{image.height}.")
     if image.mode == "LAB":
         raise InputError("An image of mode LAB is not read. Convert it to RGB by its profile.")
     # A copy has no format.
     sixteen_bits = image.mode != "I" or image.format in _SIXTEEN_BIT_FILES
-    image = ImageOps.exif_transpose(image)
+    # Metadata may follow the pixels in a file.
+    image.load()
+    # exif_transpose copies an upright image too.
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     # Pillow would clip these modes at 255 instead of scaling them.
     if image.mode == "F":
         return _from_array(np.asarray(image), "PIL image of mode F")
@@ -177,13 +181,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow converts premultiplied greys to nothing else.
         image = image.convert("LA")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
+    # A new image, even if this one is in RGB.
     rgb = image.convert("RGB")
-    rgb.load()
-    # A new image, without the metadata of the old one: a PNG file would inherit its colour profile.
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+    # A PNG file would inherit the colour profile.
+    rgb.info = {}
+    return rgb
 
 
 def _from_grey_integers(image: Image.Image, *, sixteen_bits: bool) -> Image.Image:
@@ -254,7 +260,9 @@ def _from_array(array: NDArray[Any], what: str) -> Image.Image:
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    image = Image.fromarray(np.ascontiguousarray(array))
+    # Pillow has four bytes for a pixel in RGB, so such an image is a copy of the array already.
+    return image if image.mode == "RGB" else _to_rgb(image)
 
 
 def _floats_to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -265,4 +273,7 @@ def _floats_to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
             "An image of floating numbers must stay in [0, 1], without NaN; this one has "
             f"[{low:g}, {high:g}]. Divide by 255, or map [-1, 1] by (x + 1) / 2."
         )
-    return np.rint(np.clip(array.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    values = array.astype(np.float32)
+    np.clip(values, 0, 1, out=values)
+    values *= 255
+    return np.rint(values, out=values).astype(np.uint8)
