@@ -125,9 +125,9 @@ class GenerationRequest:
             )
 
     @property
-    def prompt_key(self) -> tuple[int, tuple[int, ...]]:
-        """Equal for requests of one prompt and one array of patches, which are prefilled once."""
-        return id(self.patches), tuple(self.ids)
+    def prompt_key(self) -> tuple[int, int, tuple[int, ...]]:
+        """Equal for requests of one prompt and the same arrays, which are prefilled once."""
+        return id(self.patches), id(self.level_values), tuple(self.ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

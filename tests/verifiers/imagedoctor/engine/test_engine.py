@@ -77,6 +77,11 @@ def test_levels_are_looked_up_beside_patches_of_other_requests(model: ImageDocto
     for one, other in zip(expected, found, strict=True):
         assert one.ids == other.ids
         assert torch.equal(one.visual, other.visual)
+    # Of the same levels, other values make another image.
+    brighter = replace(mixed[0], level_values=table + 1)
+    first, second = generate(model, [mixed[0], brighter], limits)
+    assert torch.equal(first.visual, expected[0].visual)
+    assert not torch.allclose(first.visual, second.visual)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])

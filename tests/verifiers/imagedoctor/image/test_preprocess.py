@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_imagedoctor import noise
@@ -31,6 +33,11 @@ def test_levels_stand_for_the_values_of_the_patches(side: int) -> None:
     values = processor.level_values[np.arange(3).repeat(196), levels].reshape(-1, 3, 196)
     frames = patches.values.reshape(-1, 3, 2, 196)
     assert (frames == values[:, :, None]).all()
+
+
+def test_channels_may_be_lists() -> None:
+    processor = replace(Processor(), image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.25, 0.125])
+    assert processor.level_values[:, 255].tolist() == [1, 2, 4]
 
 
 def test_the_official_square_makes_18_by_18_merged_tokens() -> None:

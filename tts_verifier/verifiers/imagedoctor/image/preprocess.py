@@ -204,7 +204,9 @@ class Processor:
     @property
     def level_values(self) -> NDArray[np.float32]:
         """(3, 256), the value of each level of a channel; equal processors share the array."""
-        return _level_values(self)
+        # They may be lists, which have no hash.
+        mean, std = tuple(self.image_mean), tuple(self.image_std)
+        return _level_values(mean, std, self.rescale_factor)
 
     def frame(self, image: Image.Image, *, fit: FitMode = "squash") -> NDArray[np.uint8]:
         """Resizes one RGB image to the network's size: uint8 (H, W, 3)."""
@@ -236,6 +238,7 @@ class Processor:
 
 
 @lru_cache
-def _level_values(processor: Processor) -> NDArray[np.float32]:
+def _level_values(mean: ChannelValues, std: ChannelValues, factor: float) -> NDArray[np.float32]:
+    processor = Processor(image_mean=mean, image_std=std, rescale_factor=factor)
     levels = np.arange(256, dtype=np.uint8)
     return processor._normalise(np.stack([levels] * 3, axis=-1)).T
