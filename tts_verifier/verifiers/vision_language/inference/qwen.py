@@ -99,8 +99,8 @@ def first_scores(model: Any, inputs: Any) -> Tensor:
     x = model.get_input_embeddings()(ids)
     # A scatter fills places in order, and needs no indices, which the host would wait for.
     x = x.masked_scatter((ids == model.config.image_token_id)[..., None], visual.to(x.dtype))
-    attend = _CausalAttention(fused.shape)
-    last = run_layers(fused, x, mrope(fused, positions), attend=attend, rows=ends)
+    causal = _CausalAttention(fused.shape)
+    last = run_layers(fused, x, mrope(fused, positions), attend=causal, rows=ends)
     scores: Tensor = model.lm_head(last)
     penalty = model.generation_config.repetition_penalty
     if penalty in (None, 1.0):
