@@ -37,7 +37,10 @@ def attend(
     # Of other widths torch makes padded copies first.
     if query.is_cuda and query.shape[-1] % 8 == 0:
         params = SDPAParams(query, key, value, None, 0.0, causal, shared)
-        if can_use_flash_attention(params):
+        # It looks at the current GPU; a layer may be on an older one, which lacks FlashAttention.
+        with torch.cuda.device_of(query):
+            usable = can_use_flash_attention(params)
+        if usable:
             flash = torch.ops.aten._scaled_dot_product_flash_attention
             return cast(Tensor, flash(query, key, value, 0.0, causal, scale=scale)[0])
     return scaled_dot_product_attention(
