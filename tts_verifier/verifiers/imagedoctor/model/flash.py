@@ -1,8 +1,9 @@
 """Attention that costs the same for a new shape as for one that was there before.
 
-On Hopper and Blackwell torch hands half-precision attention to cuDNN first, which plans for every
-new (batch, tokens): some 50 ms on an H200 with torch 2.11, a third of a prefill of 16 pictures of
-the released model. Batches of prompts seldom repeat a shape. FlashAttention plans nothing.
+On Hopper torch hands half-precision attention to cuDNN first, which plans for every new (batch,
+tokens): some 50 ms on an H200, a third of a prefill of 16 pictures of the released model
+(examples/benchmarks/attention_shapes.py). Batches of prompts seldom repeat a shape. FlashAttention
+plans nothing.
 """
 
 from __future__ import annotations
