@@ -214,7 +214,8 @@ def count_missing(
         expected: as in `rewards_of`.
     """
     found = [set(names) for names in maps]
-    missing = Counter(name for names in found for name in {*expected}.union(*found) - names)
+    wanted = {*expected}.union(*found)
+    missing = Counter(name for names in found for name in wanted - names)
     missing["score"] = sum(map(math.isnan, scores))
     return {name: n for name, n in missing.items() if n}
 
