@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from traceback import clear_frames
 from typing import Final
 
 # Control characters but line feed and tab, which the package prints itself; marks that turn the
@@ -78,13 +79,19 @@ class RunWarning(UserWarning):
 
 
 def as_exception(error: BaseException) -> Exception:
-    """Returns an error for another thread, which one that is no Exception would end.
+    """Returns an error for another thread, which keeps nothing of the failed call alive.
 
-    Panics of libraries in Rust are none.
+    That call's tensors take memory, which the next one may need. A RuntimeError stands for what
+    would end the other thread: an error whose text cannot be read, or that is no Exception, such as
+    a panic of a library in Rust.
     """
-    if isinstance(error, Exception):
-        return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    clear_frames(error.__traceback__)
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception as other:
+        return RuntimeError(f"{name}, whose text cannot be read: {type(other).__name__}")
+    return error if isinstance(error, Exception) else RuntimeError(f"{name}: {text}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,12 +7,11 @@ they came. Other verifiers, and answers from a template, get all that wait as on
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Condition, Thread
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from PIL import Image
 
@@ -33,15 +32,14 @@ PREPARING: Final = 3
 """Threads that prepare pictures for an engine."""
 
 
-class Submission:
+class Submission(NamedTuple):
     """A picture and its prompt on their way through the verifier."""
 
-    def __init__(self, image: Image.Image, prompt: str, detail: Detail) -> None:
-        self.image, self.prompt, self.detail = image, prompt, detail
-        self.verdict: Future[Verdict] = Future()
-        self.came = time.monotonic()
-        self.inside = False
-        """Whether it was given to the engines."""
+    image: Image.Image
+    prompt: str
+    detail: Detail
+    verdict: Future[Verdict]
+    """Must not lead back here: pictures would stay until Python looks for cycles."""
 
 
 class Dispatcher:
@@ -61,7 +59,8 @@ class Dispatcher:
         # Guards all that follows. Threads that prepare wait for it, or else the verifier's thread.
         # A change that lets one of them go on wakes one; one that ends wakes the others.
         self._changed = Condition()
-        self._waiting: deque[Submission] = deque()
+        self._waiting: dict[Future[Verdict], Submission] = {}
+        # Pairs that were taken out of `_waiting` and have not ended.
         self._inside = 0
         self._closed, self._feeding = False, False
         self._together = MOST_TOGETHER
@@ -100,28 +99,30 @@ class Dispatcher:
         Raises:
             Refused: the queue is full or closed.
         """
-        pairs = [Submission(*pair, detail) for pair in zip(images, prompts, strict=True)]
-        for pair in pairs:
-            pair.verdict.add_done_callback(partial(self._ended, pair))
+        pairs = {
+            (verdict := Future[Verdict]()): Submission(*pair, detail, verdict)
+            for pair in zip(images, prompts, strict=True)
+        }
+        ended = partial(self._ended, time.monotonic())
+        for verdict in pairs:
+            verdict.add_done_callback(ended)
         with self._changed:
             check_queue(self._closed, self.size, len(pairs), self._most)
-            self._waiting.extend(pairs)
+            self._waiting |= pairs
             self._changed.notify(len(pairs))
-        return [pair.verdict for pair in pairs]
+        return list(pairs)
 
-    def _ended(self, pair: Submission, verdict: Future[Verdict]) -> None:
+    def _ended(self, came: float, verdict: Future[Verdict]) -> None:
         """Notes that a pair is answered or was taken back; called by any thread."""
         with self._changed:
-            if pair.inside:
+            if self._waiting.pop(verdict, None) is None:
                 self._inside -= 1
-            elif verdict.cancelled() and pair in self._waiting:
-                self._waiting.remove(pair)
             self._changed.notify()
         if verdict.cancelled():
             return
         if (error := verdict.exception()) is None:
             self._failure = ""
-            self._waited(time.monotonic() - pair.came)
+            self._waited(time.monotonic() - came)
         elif not isinstance(error, InputError | UnsupportedError | Refused):
             self._failure = f"{type(error).__name__}: {error}"[:300]
 
@@ -135,7 +136,8 @@ class Dispatcher:
             # The engines could not be opened. The server goes on, and one pair fewer waits.
             except BaseException as error:
                 with self._changed:
-                    pair = self._waiting.popleft() if self._waiting else None
+                    if (pair := self._head()) is not None:
+                        self._take(pair)
                 if pair is not None:
                     self._refuse(pair, error)
 
@@ -143,21 +145,24 @@ class Dispatcher:
         """Waits for a pair and returns its detail; None = closed, and none is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            return self._waiting[0].detail if self._waiting else None
+            head = self._head()
+            return None if head is None else head.detail
+
+    def _head(self) -> Submission | None:
+        """Returns the pair that has waited longest."""
+        return next(iter(self._waiting.values()), None)
+
+    def _take(self, pair: Submission) -> Submission:
+        """Takes a pair out of the queue."""
+        self._inside += 1
+        return self._waiting.pop(pair.verdict)
 
     def _batch(self, detail: Detail) -> None:
         with self._changed:
-            taken = [p for p in self._waiting if p.detail == detail][: self._together]
-            left_out = set(taken)
-            self._waiting = deque(p for p in self._waiting if p not in left_out)
-            # From here on they cannot be taken back.
-            pairs = [p for p in taken if p.verdict.set_running_or_notify_cancel()]
-            self._inside = len(pairs)
-        try:
-            self._verify(pairs, detail)
-        finally:
-            with self._changed:
-                self._inside = 0
+            found = [p for p in self._waiting.values() if p.detail == detail][: self._together]
+            taken = [self._take(pair) for pair in found]
+        # From here on they cannot be taken back.
+        self._verify([p for p in taken if p.verdict.set_running_or_notify_cancel()], detail)
 
     def _verify(self, pairs: Sequence[Submission], detail: Detail) -> None:
         """Verifies pairs in one call; if that fails, in halves, so that one cannot harm others."""
@@ -171,21 +176,19 @@ class Dispatcher:
             answered = list(zip(pairs, verdicts, strict=True))
         # Panics of libraries in Rust are no Exceptions. Interrupts come to the main thread alone.
         except BaseException as error:
-            problem: BaseException = error
+            problem = as_exception(error)
         else:
             for pair, verdict in answered:
                 pair.verdict.set_result(verdict)
             return
-        # Outside of `except`: the error keeps the failed call's tensors alive.
         half = len(pairs) // 2
         # No picture is to blame for a server that the verifier asks. Halves would ask it in vain.
         if not half or isinstance(problem, ServerError):
             for pair in pairs:
-                pair.verdict.set_exception(as_exception(problem))
+                pair.verdict.set_exception(problem)
             return
         if is_out_of_memory(problem):
             self._together = half
-        del problem
         self._verify(pairs[:half], detail)
         self._verify(pairs[half:], detail)
 
@@ -217,15 +220,13 @@ class Dispatcher:
         with self._changed:
             # All threads leave with the first: `verify` waits for the last one.
             while self._feeding and not live.failed:
-                head = self._waiting[0] if self._waiting else None
+                head = self._head()
                 if head is None and self._closed:
                     break
                 if head is not None and head.detail not in self._live_details:
                     break
                 if head is not None and self._inside < room:
-                    self._inside += 1
-                    head.inside = True
-                    return self._waiting.popleft()
+                    return self._take(head)
                 self._changed.wait()
             self._feeding = False
             self._changed.notify_all()
