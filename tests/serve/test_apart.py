@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -20,12 +23,14 @@ from serving import SECONDS, serving, serving_apart
 from tiny_imagedoctor import noise
 
 from tts_verifier.errors import CheckpointError, InputError, ServerError, UnsupportedError
+from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Refused, RequestLimits
 from tts_verifier.serve.processes.channel import Channel
 from tts_verifier.serve.processes.http import HTTPProcess, HTTPProcessError
 from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
+from tts_verifier.verifiers.remote import Remote
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
 
 
@@ -37,6 +42,19 @@ class MissingFont(UnsupportedError):
     """A class that the HTTP process does not have."""
 
 
+class MuteError(Exception):
+    """Cannot say what is wrong."""
+
+    def __str__(self) -> str:
+        raise AttributeError("reason")
+
+
+class Name(StrEnum):
+    """Texts of a class that the HTTP process does not have."""
+
+    UNKNOWN = "unknown"
+
+
 PROBLEMS: dict[str, tuple[Exception, int]] = {
     "input": (InputError("Too dark."), 422),
     "unsupported": (MissingFont("No font."), 422),
@@ -46,13 +64,14 @@ PROBLEMS: dict[str, tuple[Exception, int]] = {
     "host memory": (MemoryError(), 503),
     "GPU memory": (OutOfMemoryError("CUDA"), 503),
     "bug": (ZeroDivisionError("by zero"), 500),
+    "mute": (MuteError(), 500),
 }
 
 
 def scores(image: Image.Image, prompt: str) -> dict[str, float]:
     if prompt in PROBLEMS:
         raise PROBLEMS[prompt][0]
-    return {"overall": float(np.asarray(image).mean()), "unknown": math.nan}
+    return {"overall": float(np.asarray(image).mean()), Name.UNKNOWN: math.nan}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +81,8 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, P
     (folder / "torch.py").write_text(f"open({str(folder / 'imported')!r}, 'w')")
     with pytest.MonkeyPatch.context() as patch, serving(FakeVerifier(scores)) as here:
         patch.syspath_prepend(folder)
+        # Python ignores an entry that is no text.
+        patch.setattr(sys, "path", [*sys.path, folder])
         with serving_apart(FakeVerifier(scores)) as there:
             yield here, there, folder / "imported"
 
@@ -101,6 +122,56 @@ def test_the_http_process_imports_no_torch(urls: tuple[str, str, Path]) -> None:
     assert both(urls, request_of([np.asarray(noise(8, 8))], ["a cat"], "diagnose", True)).is_success
     assert "tts_pictures_total" in httpx.get(f"{urls[1]}/metrics").text
     assert not urls[2].exists()
+
+
+def test_pairs_for_which_memory_runs_out_fail_alone(
+    urls: tuple[str, str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = request_of([np.asarray(noise(8, 8))], ["a cat"], "diagnose", False)
+
+    def fails(pixels: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        # Of the verifier's process.
+        patch.setattr(Image, "fromarray", fails)
+        assert ask(urls[1], body).status_code == 503
+    assert ask(urls[1], body).is_success
+
+
+def test_pictures_are_freed_once_they_are_answered() -> None:
+    image = noise(8, 8)
+    freed = weakref.ref(image)
+    dispatcher = Dispatcher(FakeVerifier(scores), 4)
+    dispatcher.start()
+    gc.disable()
+    try:
+        (verdict,) = dispatcher.submit([image], ["a cat"], "diagnose")
+        del image
+        dispatcher.close()
+        assert verdict.result(0).scores
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_an_error_keeps_nothing_of_the_failed_call() -> None:
+    class Tensor:
+        """Takes memory."""
+
+    freed: list[weakref.ref[Tensor]] = []
+
+    def fails(image: Image.Image, prompt: str) -> dict[str, float]:
+        tensor = Tensor()
+        freed.append(weakref.ref(tensor))
+        raise OutOfMemoryError
+
+    dispatcher = Dispatcher(FakeVerifier(fails), 4)
+    dispatcher.start()
+    (verdict,) = dispatcher.submit([noise(8, 8)], ["a cat"], "diagnose")
+    dispatcher.close()
+    assert isinstance(verdict.exception(0), OutOfMemoryError)
+    assert freed[0]() is None
 
 
 class Live(FakeVerifier):
@@ -167,6 +238,23 @@ def test_pairs_that_cannot_be_sent_fail_and_a_closed_proxy_takes_none() -> None:
         proxy.close()
         with pytest.raises(Refused, match="This server is ending"):
             proxy.submit([noise(8, 8)], ["x"], "score")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_verdict_that_cannot_be_sent_ends_the_server_instead_of_leaving_clients_waiting() -> None:
+    class Unsendable(FakeVerifier):
+        def verify(self, *args: Any, **options: Any) -> list[Verdict]:
+            return [Verdict({}, boxes=(lambda: None,))]  # type: ignore[arg-type]
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    http = HTTPProcess(Unsendable(), host="127.0.0.1", port=port, limits=RequestLimits())
+    with ThreadPoolExecutor(1) as threads:
+        served = threads.submit(http.run)
+        with pytest.raises(ServerError):
+            Remote(f"http://127.0.0.1:{port}", patience=2).verify([noise(8, 8)], ["x"])
+        with pytest.raises(HTTPProcessError, match="by signal 9"):
+            served.result(SECONDS)
 
 
 def test_an_http_process_that_does_not_start_is_said(

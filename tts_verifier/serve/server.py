@@ -23,7 +23,7 @@ from tts_verifier.serve.app import Service, app_of, create_app
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.processes.channel import Channel
-from tts_verifier.serve.processes.http import HTTPProcess, cannot_listen
+from tts_verifier.serve.processes.http import CANNOT_LISTEN, HTTPProcess, cannot_listen
 from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.verifiers.remote.protocol import token_of
 
@@ -152,7 +152,11 @@ def speak_http(descriptor: int) -> None:
         os._exit(1)
 
     threading.Thread(target=receive, daemon=True).start()
-    server.run()
+    try:
+        server.run()
+    except SystemExit:
+        # uvicorn's own status depends on its version.
+        sys.exit(CANNOT_LISTEN)
 
 
 class _DeafServer(uvicorn.Server):

@@ -124,7 +124,7 @@ class Channel:
         """Sends a message; waits until the other process takes it.
 
         Raises:
-            OSError: the other process has ended.
+            ConnectionError: the other process has ended.
         """
         apart: list[pickle.PickleBuffer] = []
 
@@ -153,7 +153,7 @@ class Channel:
 
     def messages(self) -> Iterator[Any]:
         """Yields messages until the other process has ended."""
-        with suppress(EOFError, OSError):
+        with suppress(EOFError, ConnectionError):
             while True:
                 yield self._receive()
 
@@ -187,13 +187,18 @@ def result_of(verdict: Future[Verdict]) -> PairResult:
 def _plain_verdict(verdict: Verdict) -> PlainVerdict:
     maps = {name: verdict.heatmaps.on_grid(name) for name in verdict.heatmaps}
     return PlainVerdict(
-        {name: float(score) for name, score in verdict.scores.items()},
-        {name: (m.grid, m.size, m.box) for name, m in maps.items()},
+        {_plain_text(name): float(score) for name, score in verdict.scores.items()},
+        {_plain_text(name): (m.grid, m.size, m.box) for name, m in maps.items()},
         verdict.boxes,
-        verdict.text,
+        _plain_text(verdict.text),
         verdict.detail,
-        verdict.error,
+        _plain_text(verdict.error),
     )
+
+
+def _plain_text(text: str) -> str:
+    # A member of an enumeration may be a text, of a class that the HTTP process does not have.
+    return str.__str__(text)
 
 
 def _portable(error: Exception) -> Exception | ForeignError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -14,7 +13,6 @@ from threading import Thread
 from typing import Final
 
 from PIL import Image
-from uvicorn.config import STARTUP_FAILURE
 
 from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Verifier
@@ -24,6 +22,7 @@ from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.processes.channel import (
     Answered,
     Channel,
+    PairResult,
     Setup,
     Submitted,
     Withdrawn,
@@ -33,10 +32,12 @@ from tts_verifier.types import Verdict
 
 _PROGRAM: Final = """
 import sys
-sys.path[:] = {path!r}
+sys.path[:] = {path}
 from tts_verifier.serve.server import speak_http
 speak_http({descriptor})
 """
+CANNOT_LISTEN: Final = 3
+"""The status with which the HTTP process ends where it cannot listen on its address."""
 
 
 class HTTPProcessError(RunError):
@@ -103,10 +104,26 @@ class HTTPProcess:
             HTTPProcessError: the HTTP process was killed or has failed. The verifier may still work
                 on a picture then, in a thread.
         """
+        self._dispatcher.start()
+        try:
+            status = self._serve()
+        finally:
+            for verdict in list(self._open.values()):
+                verdict.cancel()
+            # Waits for the verifier, which may never return.
+            closing = Thread(target=self._dispatcher.close, daemon=True)
+            closing.start()
+        self._check(status)
+        closing.join()
+
+    def _serve(self) -> int:
+        """Runs the HTTP process; returns its status."""
         ours, theirs = socketpair()
         with ours:
             with theirs:
-                program = _PROGRAM.format(path=sys.path, descriptor=theirs.fileno())
+                # Python ignores what is no text there.
+                path = [entry for entry in sys.path if isinstance(entry, str)]
+                program = _PROGRAM.format(path=path, descriptor=theirs.fileno())
                 # Not `multiprocessing`, which would run the user's script again. A terminal sends
                 # Ctrl-C to all processes of its session; this one is told by us.
                 self._process = subprocess.Popen(
@@ -122,14 +139,13 @@ class HTTPProcess:
                 except BaseException:
                     self._process.kill()
                     raise
-        self._close(self._process.returncode)
+        return self._process.returncode
 
     def _pass_on(self, channel: Channel) -> None:
         """Feeds the dispatcher until the HTTP process has ended."""
         # If it has ended already, there are no messages.
-        with suppress(OSError):
+        with suppress(ConnectionError):
             channel.send(self._setup)
-        self._dispatcher.start()
         sending = Thread(target=self._send, args=(channel,), name="sending")
         sending.start()
         try:
@@ -148,8 +164,14 @@ class HTTPProcess:
             sending.join()
 
     def _submit(self, message: Submitted) -> None:
-        images = [Image.fromarray(pixels) for pixels in message.pixels]
-        verdicts = self._dispatcher.submit(images, message.prompts, message.detail)
+        try:
+            images = [Image.fromarray(pixels) for pixels in message.pixels]
+            verdicts = self._dispatcher.submit(images, message.prompts, message.detail)
+        # Memory may run out.
+        except Exception as error:
+            failed: Future[Verdict] = Future()
+            failed.set_exception(error)
+            verdicts = [failed] * len(message.prompts)
         for number, verdict in enumerate(verdicts, message.first):
             self._open[number] = verdict
             verdict.add_done_callback(partial(self._leave, number))
@@ -162,29 +184,29 @@ class HTTPProcess:
 
     def _send(self, channel: Channel) -> None:
         """Sends what is answered, all that there is at a time."""
-        # If the HTTP process has ended, `run` says so.
-        with suppress(OSError):
-            for pairs in self._together():
-                results = [(number, result_of(verdict)) for number, verdict in pairs]
+        try:
+            while (results := self._results()) is not None:
                 channel.send(Answered(results, self._dispatcher.failure, self._ending))
+        except ConnectionError:
+            # The HTTP process has ended, and `run` says so.
+            pass
+        except BaseException:
+            # It would wait for answers for ever.
+            self.kill()
+            raise
 
-    def _together(self) -> Iterator[list[tuple[int, Future[Verdict]]]]:
-        while True:
-            found = [self._answered.get()]
-            with suppress(Empty):
-                while True:
-                    found.append(self._answered.get_nowait())
-            if self._ended:
-                return
-            yield [pair for pair in found if pair is not None]
+    def _results(self) -> list[tuple[int, PairResult]] | None:
+        """Waits for pairs that are answered; None = the HTTP process has ended."""
+        found = [self._answered.get()]
+        with suppress(Empty):
+            while True:
+                found.append(self._answered.get_nowait())
+        if self._ended:
+            return None
+        return [(pair[0], result_of(pair[1])) for pair in found if pair is not None]
 
-    def _close(self, status: int) -> None:
-        for verdict in list(self._open.values()):
-            verdict.cancel()
-        # Waits for the verifier, which may never return.
-        closing = Thread(target=self._dispatcher.close, daemon=True)
-        closing.start()
-        if status == STARTUP_FAILURE:
+    def _check(self, status: int) -> None:
+        if status == CANNOT_LISTEN:
             raise cannot_listen(self._setup.host, self._setup.port)
         if status:
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
@@ -192,4 +214,3 @@ class HTTPProcess:
                 f"The HTTP process must live as long as the server; it has ended {how}. Start the "
                 "server again, with a smaller --max-memory if the machine's memory ran out."
             )
-        closing.join()

@@ -73,9 +73,9 @@ class DispatcherProxy:
         with self._changed:
             check_queue(self._closed, self.size, len(futures), self._most)
             first, self._count = self._count, self._count + len(futures)
-            self._open.update((first + i, (future, came)) for i, future in enumerate(futures))
             # A list of its own: the caller may drop the pictures.
             self._sending.submit(self._send, first, list(images), list(prompts), detail)
+            self._open.update((first + i, (future, came)) for i, future in enumerate(futures))
         for i, future in enumerate(futures):
             future.add_done_callback(partial(self._withdraw, first + i))
         return futures
@@ -115,7 +115,7 @@ class DispatcherProxy:
         if not verdict.cancelled():
             return
         with self._changed:
-            known = self._open.pop(number, None) is not None
-            self._changed.notify_all()
-        if known:
-            self._sending.submit(self._channel.send, Withdrawn(number))
+            if self._open.pop(number, None) is not None:
+                # Before `close` goes on, which ends the thread that sends.
+                self._sending.submit(self._channel.send, Withdrawn(number))
+                self._changed.notify_all()
