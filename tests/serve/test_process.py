@@ -129,8 +129,20 @@ serve_command(["--port", "0"])
         assert asked.exception(SECONDS) is not None
 
 
-def test_where_the_verifiers_process_dies_the_http_process_ends_and_leaves_the_port() -> None:
-    with process("-c", PROGRAM) as (started, url, _), ThreadPoolExecutor(1) as threads:
+def test_where_the_verifiers_process_dies_the_http_process_ends_and_leaves_the_port(
+    tmp_path: Path,
+) -> None:
+    os.mkfifo(tmp_path / "end")
+    # A worker that outlives its verifier, though not for ever if this test fails.
+    fork = f"""import os, signal
+        if os.fork() == 0:
+            signal.alarm({SECONDS})
+            os.close(2)
+            open({str(tmp_path / "end")!r}).read()
+            os._exit(0)
+        print("entered","""
+    program = PROGRAM.replace('print("entered",', fork)
+    with process("-c", program) as (started, url, _), ThreadPoolExecutor(1) as threads:
         asked = threads.submit(Remote(url, patience=0).verify, [noise(8, 8)], ["x"])
         next(read_until(started, "(entered)"))
         started.kill()
@@ -138,6 +150,8 @@ def test_where_the_verifiers_process_dies_the_http_process_ends_and_leaves_the_p
         assert asked.exception(SECONDS) is not None
         with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2]))):
             pass
+    # An error if the worker has ended.
+    os.close(os.open(tmp_path / "end", os.O_WRONLY | os.O_NONBLOCK))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -119,6 +120,9 @@ class HTTPProcess:
     def _serve(self) -> int:
         """Runs the HTTP process; returns its status."""
         ours, theirs = socketpair()
+        # A worker that a verifier forks may outlive this process. The HTTP process would not see
+        # that this one has ended.
+        os.register_at_fork(after_in_child=ours.close)
         with ours:
             with theirs:
                 # Python ignores what is no text there.
