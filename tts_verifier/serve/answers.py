@@ -45,7 +45,7 @@ def wanted_maps(value: object) -> Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the doors need to know of a verifier. It pickles, whatever the verifier is."""
+    """What the doors need to know of a verifier. It pickles if the objective does."""
 
     name: str
     """What the verifier is called where a text has to do."""

@@ -1,4 +1,4 @@
-"""Feeds one verifier with the pairs of all clients, from one thread.
+"""Feeds one verifier with the pairs of all clients.
 
 An ImageDoctor takes pairs as its sequences become free (`ImageDoctor.live`), in the order in which
 they came. Other verifiers, and answers from a template, get all that wait as one batch.
@@ -43,10 +43,10 @@ class Submission(NamedTuple):
 
 
 class Dispatcher:
-    """The queue of pairs, and the thread that empties it. Safe to share between threads.
+    """The queue of pairs, and the threads that empty it. Safe to share between threads.
 
     Args:
-        verifier: used by one thread at a time.
+        verifier: used by one thread at a time; what its `live` gives, by several.
         most: pairs that may wait or be in the verifier.
         waited: called with the seconds that a pair took from its arrival to its verdict.
     """

@@ -47,7 +47,8 @@ def serve(
     socket, all is in this process, which is slower.
 
     Args:
-        verifier: one; nobody else should use it meanwhile.
+        verifier: one; nobody else should use it meanwhile. The class of its objective must be in a
+            module that the other process can import, not in the script that is run.
         host: the address to listen on.
         port: of TCP; 0 = any that is free.
         limits: of requests.

@@ -215,6 +215,7 @@ class HTTPProcess:
         if status:
             how = f"by signal {-status}" if status < 0 else f"with status {status}"
             raise HTTPProcessError(
-                f"The HTTP process must live as long as the server; it has ended {how}. Start the "
-                "server again, with a smaller --max-memory if the machine's memory ran out."
+                f"The HTTP process must live as long as the server; it has ended {how}. The "
+                "log may say why. If the machine's memory ran out, start the server again with a "
+                "smaller --max-memory."
             )
