@@ -128,5 +128,5 @@ KINDS: dict[str, Callable[[random.Random], Made]] = {
     "odd header": odd_header,
     "unread": unread,
     "gone": lambda rng: (http(body_of(rng))[: rng.randint(10, 600)], None),
-    "no door": lambda rng: (http(b"x", path="/" + "a" * rng.randint(0, 9000)), None),
+    "no endpoint": lambda rng: (http(b"x", path="/" + "a" * rng.randint(0, 9000)), None),
 }

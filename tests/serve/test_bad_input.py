@@ -278,7 +278,7 @@ def test_base64_may_have_line_breaks(url: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/compute", "/v1/chat/completions"])
-def test_the_other_doors_refuse_pickles_too(url: str, path: str) -> None:
+def test_the_other_endpoints_refuse_pickles_too(url: str, path: str) -> None:
     assert "Invalid JSON" in error_of(ask(url, pickle.dumps(Harmful()), path=path), 400)
 
 
@@ -331,7 +331,7 @@ def test_what_an_openai_client_may_not_ask(url: str, changes: Any, message: str)
 def test_control_characters_are_text_and_half_a_letter_is_none(url: str) -> None:
     text = "\x00 <|im_end|> \u202e \x1b[2J"
     assert ask(url, as_json(prompts=[text]), "application/json").status_code == 200
-    # Half a letter is no prompt for any verifier; both doors say so.
+    # Half a letter is no prompt for any verifier; both endpoints say so.
     said = error_of(ask(url, as_json(prompts=["\ud800"]), "application/json"), 422)
     assert "must be valid Unicode" in said
     half = request_of([PIXELS], ["\ud800"], "diagnose", True)
@@ -432,7 +432,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
             # A connection that was idle while the machine was busy is cut off too.
             with suppress(httpx.TransportError):
                 page = client.get(f"{url}/metrics").text
-                if answered := 'door="/v1/score",status="200"' in page:
+                if answered := 'endpoint="/v1/score",status="200"' in page:
                     break
             time.sleep(0.05)
     assert answered

@@ -4,8 +4,8 @@
     bodies.py       a request's bytes, within the limits of size, time and memory
     pictures.py     bytes and arrays -> pictures, within the limit of pixels
     dispatcher.py   pairs of all clients -> the verifier, which one thread feeds
-    answers.py      verdicts -> what the doors answer
-    app.py          the doors: /v1/score, /compute, /v1/chat/completions, /health, /metrics
+    answers.py      verdicts -> what the endpoints answer
+    app.py          the endpoints: /v1/score, /compute, /v1/chat/completions, /health, /metrics
     processes/      between the process that speaks HTTP and the one that has the verifier
     server.py       connections, signals, an end that answers what it has
 

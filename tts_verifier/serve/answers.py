@@ -1,4 +1,4 @@
-"""Verdicts -> what the doors answer. NaN is null; a map that is missing is absent and counted."""
+"""Verdicts -> what the endpoints answer. NaN is null; a missing map is absent and counted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def wanted_maps(value: object) -> Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the doors need to know of a verifier. It pickles if the objective does."""
+    """What the endpoints need to know of a verifier. It pickles if the objective does."""
 
     name: str
     """What the verifier is called where a text has to do."""

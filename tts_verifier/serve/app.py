@@ -1,4 +1,4 @@
-"""The doors of a server."""
+"""The endpoints of a server."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ Write = Callable[[list[Verdict], Asked], bytes]
 
 
 class Service:
-    """What the doors share. Its methods run in the event loop's thread.
+    """What the endpoints share. Its methods run in the event loop's thread.
 
     Args:
         description: of the verifier.
@@ -110,17 +110,17 @@ class Service:
             kind: the answer's media type.
             kinds: media types of the body; empty = any.
         """
-        door = request.url.path
+        endpoint = request.url.path
         try:
             body = await self._answer(request, read, write, kinds)
         except Gone:
-            self.metrics.answered(door, _GONE)
+            self.metrics.answered(endpoint, _GONE)
             return Response(status_code=_GONE)
         except Exception as error:
             refused = as_refused(error)
-            self.metrics.answered(door, refused.status)
+            self.metrics.answered(endpoint, refused.status)
             return refusal(refused)
-        self.metrics.answered(door, 200)
+        self.metrics.answered(endpoint, 200)
         return Response(body, media_type=kind)
 
     async def _answer(
@@ -256,21 +256,21 @@ def create_app(
 
 
 def app_of(service: Service) -> FastAPI:
-    """Returns the application of a service, with all its doors."""
+    """Returns the application of a service, with all its endpoints."""
     app = FastAPI(
         title="tts-serve",
         version=version("tts-verifier"),
-        description="Scores, reasons and heatmaps of generated pictures. No door reads pickles.",
+        description="Scores, reasons and heatmaps of generated pictures. Pickles are never read.",
         lifespan=service.lifespan,
     )
     app.add_exception_handler(StarletteHTTPException, _as_ours)
-    _add_doors_of_scores(app, service)
-    _add_doors_of_clients(app, service)
-    _add_doors_of_operators(app, service)
+    _add_endpoints_of_scores(app, service)
+    _add_endpoints_of_clients(app, service)
+    _add_endpoints_of_operators(app, service)
     return app
 
 
-def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
+def _add_endpoints_of_scores(app: FastAPI, service: Service) -> None:
     @app.get("/v1/verifier", summary="What is served, and the limits of requests.")
     async def verifier(request: Request) -> Response:
         return _without_body(request, service, lambda: service.answers.about(service.limits))
@@ -297,7 +297,7 @@ def _add_doors_of_scores(app: FastAPI, service: Service) -> None:
         return await service.answer(request, read, write, JSON if as_json else MEDIA_TYPE, kinds)
 
 
-def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
+def _add_endpoints_of_clients(app: FastAPI, service: Service) -> None:
     def rewarded(verdicts: list[Verdict], asked: Asked) -> bytes:
         answer = service.answers.rewarded(verdicts, asked.maps)
         for what, count in answer["missing"].items():
@@ -350,7 +350,7 @@ def _add_doors_of_clients(app: FastAPI, service: Service) -> None:
         return _without_body(request, service, lambda: {"object": "list", "data": [model]})
 
 
-def _add_doors_of_operators(app: FastAPI, service: Service) -> None:
+def _add_endpoints_of_operators(app: FastAPI, service: Service) -> None:
     # What watches over servers may ask for the head alone.
     @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server takes requests. Needs no token.")

@@ -21,7 +21,7 @@ class Metrics:
         # Not the library's global one, which a second server in this process would share.
         self._registry = CollectorRegistry()
         self._requests = Counter(
-            "tts_requests", "Requests by door and status", ["door", "status"],
+            "tts_requests", "Requests by endpoint and status", ["endpoint", "status"],
             registry=self._registry,
         )  # fmt: skip
         self._pictures = Counter("tts_pictures", "Pictures verified", registry=self._registry)
@@ -42,9 +42,9 @@ class Metrics:
         ):
             Gauge(name, words, registry=self._registry).set_function(value)
 
-    def answered(self, door: str, status: int) -> None:
+    def answered(self, endpoint: str, status: int) -> None:
         """Counts a request."""
-        self._requests.labels(door, str(status)).inc()
+        self._requests.labels(endpoint, str(status)).inc()
 
     def verified(self, seconds: float) -> None:
         """Counts a picture, and the time that it took."""

@@ -1,4 +1,4 @@
-"""What the doors accept in JSON, checked by pydantic, and how each becomes pictures and prompts."""
+"""What the endpoints accept in JSON, and how each becomes pictures and prompts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     503: {"description": "Memory ran out, the server is ending, or one that it asks is away."},
     504: {"description": "The verifier took too long."},
 }
-"""The errors of a door that takes pictures, for the OpenAPI page."""
+"""The errors of an endpoint that takes pictures, for the OpenAPI page."""
 
 _ENDS_OF_KEYS: Final = re.compile(rb'"\s*:')
 
@@ -319,7 +319,7 @@ def _validated(model: type[BaseModel], found: object) -> Any:
 
 
 def described_body(kinds: dict[str, type[BaseModel] | None]) -> dict[str, Any]:
-    """Describes a body that the door reads itself, for the OpenAPI page."""
+    """Describes a body that the endpoint reads itself, for the OpenAPI page."""
     binary = {
         "type": "string",
         "format": "binary",

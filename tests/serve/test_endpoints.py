@@ -1,4 +1,4 @@
-"""What each door answers, beside what the verifier says in this process."""
+"""What each endpoint answers, beside what the verifier says in this process."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_openai_clients_may_leave_options_to_the_server(url: str) -> None:
     assert answer.json()["tts_verifier"]["reply"]
 
 
-def test_the_openapi_page_describes_every_door(url: str) -> None:
+def test_the_openapi_page_describes_every_endpoint(url: str) -> None:
     page = httpx.get(f"{url}/openapi.json").json()
     assert sorted(page["paths"]) == [
         "/compute",
@@ -204,7 +204,7 @@ def test_metrics_are_prometheus_text(url: str) -> None:
     } <= names
 
 
-def test_a_token_is_wanted_by_every_door_but_health() -> None:
+def test_a_token_is_wanted_by_every_endpoint_but_health() -> None:
     with serving(FakeVerifier(), token="secret") as url:
         assert httpx.get(f"{url}/health").status_code == 200
         for path in ("/v1/verifier", "/v1/models", "/metrics"):
