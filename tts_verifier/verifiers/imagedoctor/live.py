@@ -36,7 +36,7 @@ from tts_verifier.verifiers.imagedoctor.threads import on_device
 _MOST_TOGETHER: Final = 64
 """Replies whose maps are decoded before their verdicts are given out."""
 _TEMPLATE: Final = AnswerTemplate()
-"""None: replies from a template all end at once, so these gain nothing from arriving alone."""
+"""An empty one. Answers from a template are not served live, see `ImageDoctor.live_details`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

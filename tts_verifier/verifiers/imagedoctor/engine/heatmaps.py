@@ -67,8 +67,10 @@ class MapDecoder:
         self._captured = {}
 
     def forget_moved(self) -> None:
-        """Does so if a weight has moved in memory since the last time, as calls take for granted
-        that none has."""
+        """Frees the graphs if a weight has moved in memory since the last call of this method.
+
+        Decoding does not look: a replay would read the weight's old place.
+        """
         addresses = tuple(p.data_ptr() for p in self.model.heatmap.parameters())
         if addresses != self._addresses:
             self._addresses = addresses
