@@ -19,11 +19,8 @@ lives. An `unread` answer must be `closed`; where it is 200, the server has kept
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
-import random
-import re
 import socket
 import subprocess
 import sys
@@ -31,7 +28,6 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,12 +37,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from serve_requests import KINDS, UNREAD
+from serve_hostile import hostile, percentiles
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
-from tts_verifier.verifiers.remote.protocol import unpack_message
 
 TOGETHER = 32
 
@@ -260,112 +255,6 @@ def compare(verdicts: list[Verdict], others: dict[str, dict[str, Any]]) -> dict[
         "largest_gap_of_scores": furthest("scores"),
         "largest_gap_of_maps": furthest("maps"),
     }
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Returns the median, the 99th percentile and the largest."""
-    median, late = np.percentile(seconds, [50, 99])
-    return {"p50": float(median), "p99": float(late), "largest": float(max(seconds))}
-
-
-def hostile(options: argparse.Namespace) -> dict[str, Any]:
-    """Sends a server process what it must survive."""
-    command = "from tts_verifier.cli.serve import serve_command; serve_command()"
-    limits = ["--max-body", "1", "--max-memory", "64", "--max-pixels", "65536", "--max-images", "8"]
-    limits += ["--body-seconds", "3", "--idle-seconds", "6"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, "--verifier", "fake", "--port", "0", *limits],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    lines = iter(process.stderr)
-    port = next(int(m.group(1)) for line in lines if (m := re.search(r"127.0.0.1:(\d+)", line)))
-    logged: list[str] = []
-    reading = threading.Thread(target=lambda: logged.extend(lines))
-    reading.start()
-    began = time.perf_counter()
-    try:
-        found = asyncio.run(campaign(port, options))
-        seconds = time.perf_counter() - began
-        lives = process.poll() is None
-    finally:
-        process.terminate()
-        status = process.wait(60)
-        reading.join()
-    tracebacks = sum(line.startswith("Traceback") for line in logged)
-    return {
-        "requests": sum(found["kinds"].values()),
-        "seconds": seconds,
-        "stops": int(not lives),
-        "exit_status": status,
-        "tracebacks_in_its_log": tracebacks,
-        **found,
-    }
-
-
-async def campaign(port: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Sends requests of all kinds, some at a time; returns what came back."""
-    kinds, statuses, wrong, waits = Counter[str](), Counter[str](), 0, list[float]()
-    rng, end = random.Random(0), time.perf_counter() + options.seconds
-    names = list(KINDS)
-
-    async def worker() -> None:
-        nonlocal wrong
-        while sum(kinds.values()) < options.requests and time.perf_counter() < end:
-            name = "good" if rng.random() < 0.3 else rng.choice(names)
-            kinds[name] += 1
-            data, expected = KINDS[name](rng)
-            began = time.perf_counter()
-            try:
-                status, body = await asyncio.wait_for(exchange(port, name, data), 30)
-            except (OSError, TimeoutError) as error:
-                statuses[f"{name}: {type(error).__name__}"] += 1
-                continue
-            statuses[f"{name}: {status}"] += 1
-            if name == "good" and status == "200":
-                waits.append(time.perf_counter() - began)
-            if expected is not None and status == "200":
-                message, _ = unpack_message(body)
-                wrong += [r["scores"] for r in message["results"]] != expected
-
-    await asyncio.gather(*(worker() for _ in range(options.workers)))
-    good = sum(count for name, count in statuses.items() if name == "good: 200")
-    return {
-        "good": kinds["good"],
-        "good_answered": good,
-        "good_wait_s": percentiles(waits),
-        "answers_of_another_picture": wrong,
-        "kinds": dict(sorted(kinds.items())),
-        "statuses": dict(sorted(statuses.items())),
-    }
-
-
-async def exchange(port: int, name: str, data: bytes) -> tuple[str, bytes]:
-    """Sends bytes on a connection of their own; returns the status, or why there is none."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        if name == "gone":
-            writer.write(data)
-            await writer.drain()
-            return "left", b""
-        if name.startswith("slow"):
-            writer.write(data[: len(data) // 2])
-            await writer.drain()
-        else:
-            writer.write(data)
-            await writer.drain()
-        if name == "unread":
-            await reader.readexactly(1000)
-            await asyncio.sleep(14)
-            whole = (await reader.read()).count(b'"missing"') >= UNREAD - 1
-            return ("200" if whole else "closed"), b""
-        answer = await reader.read()
-    except ConnectionError:
-        return "closed", b""
-    finally:
-        writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return (head.split(b" ")[1].decode() if head else "closed"), body
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ class AnswerWriter:
     """
 
     def __init__(self, description: Description) -> None:
-        self._verifier = description
+        self._description = description
         self.name = description.name
         """What the verifier is called where a text has to do."""
         revision = description.settings.get("revision")
@@ -111,12 +111,12 @@ class AnswerWriter:
 
     def about(self, limits: RequestLimits) -> dict[str, Any]:
         """Returns what a client needs to know before it asks."""
-        verifier = self._verifier
+        about = self._description
         return self.head | {
-            "objective": verifier.objective.weights,
-            "score_names": verifier.score_names,
-            "map_names": verifier.map_names,
-            "details": verifier.details,
+            "objective": about.objective.weights,
+            "score_names": about.score_names,
+            "map_names": about.map_names,
+            "details": about.details,
             "limits": {"images": limits.images, "body": limits.body, "pixels": limits.pixels},
         }
 
@@ -126,7 +126,7 @@ class AnswerWriter:
         """Returns the message of an answer, and its arrays, see `remote.protocol`."""
         results: list[dict[str, Any]] = []
         arrays: dict[str, NDArray[np.float32]] = {}
-        scores = [self._verifier.objective(verdict.scores) for verdict in verdicts]
+        scores = [self._description.objective(verdict.scores) for verdict in verdicts]
         maps = [{} if wanted is False else _sent(verdict, wanted) for verdict in verdicts]
         for place, given in enumerate(zip(verdicts, scores, maps, strict=True)):
             result, grids = encode_verdict(*given)
@@ -138,7 +138,7 @@ class AnswerWriter:
     def rewarded(self, verdicts: Sequence[Verdict], wanted: Wanted) -> dict[str, Any]:
         """Returns the answer to Flow-Factory: rewards, with details and maps beside them."""
         expected = self._expected(verdicts, wanted)
-        found = rewards_of(verdicts, self._verifier.objective, _grid(wanted), expected)
+        found = rewards_of(verdicts, self._description.objective, _grid(wanted), expected)
         details = {
             n: [json_number(value) for value in values] for n, values in found.details.items()
         }
@@ -149,7 +149,7 @@ class AnswerWriter:
     def _expected(self, verdicts: Sequence[Verdict], wanted: Wanted) -> Collection[str]:
         """Returns the names of the maps that every picture should have."""
         diagnosed = any(verdict.detail == "diagnose" for verdict in verdicts)
-        return self._verifier.map_names or () if diagnosed and wanted is not False else ()
+        return self._description.map_names or () if diagnosed and wanted is not False else ()
 
 
 def with_texts(

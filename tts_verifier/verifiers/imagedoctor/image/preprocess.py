@@ -189,7 +189,8 @@ class Processor:
 
     def __call__(self, image: Image.Image, *, fit: FitMode = "squash") -> Patches:
         """Prepares one RGB image of any size."""
-        pixels = self._normalise(self.frame(image, fit=fit))
+        frame = self.frame(image, fit=fit)
+        pixels = _normalise(frame, self.image_mean, self.image_std, self.rescale_factor)
         return Patches(self._cut(pixels, frames=self.temporal_patch_size), self.grid)
 
     def levels(self, image: Image.Image, *, fit: FitMode = "squash") -> NDArray[np.uint8]:
@@ -217,13 +218,6 @@ class Processor:
             frame = frame.resize((w, h), Image.Resampling.BICUBIC)
         return np.array(frame, dtype=np.uint8)
 
-    def _normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(..., 3) -> the same shape."""
-        values = pixels.astype(np.float32) * np.float32(self.rescale_factor)
-        values -= np.asarray(self.image_mean, dtype=np.float32)
-        values /= np.asarray(self.image_std, dtype=np.float32)
-        return values
-
     def _cut(self, pixels: NDArray[T], *, frames: int) -> NDArray[T]:
         """Cuts (H, W, 3) into flat patches in the order of `Patches.values`."""
         patch, merge = self.patch_size, self.merge_size
@@ -237,8 +231,17 @@ class Processor:
         return np.broadcast_to(cut, shape).reshape(rows * columns * merge * merge, -1)
 
 
+def _normalise(
+    pixels: NDArray[np.uint8], mean: ChannelValues, std: ChannelValues, factor: float
+) -> NDArray[np.float32]:
+    """(..., 3) -> the same shape."""
+    values = pixels.astype(np.float32) * np.float32(factor)
+    values -= np.asarray(mean, dtype=np.float32)
+    values /= np.asarray(std, dtype=np.float32)
+    return values
+
+
 @lru_cache
 def _level_values(mean: ChannelValues, std: ChannelValues, factor: float) -> NDArray[np.float32]:
-    processor = Processor(image_mean=mean, image_std=std, rescale_factor=factor)
     levels = np.arange(256, dtype=np.uint8)
-    return processor._normalise(np.stack([levels] * 3, axis=-1)).T
+    return _normalise(np.stack([levels] * 3, axis=-1), mean, std, factor).T
