@@ -11,7 +11,7 @@ from typing import Any
 
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.limits import RequestLimits
-from tts_verifier.serve.processes.http import HTTPProcess
+from tts_verifier.serve.processes.verifier import VerifierProcess
 from tts_verifier.serve.server import make_server
 from tts_verifier.verifiers.remote import Remote
 
@@ -42,8 +42,8 @@ def serving_apart(verifier: Verifier, **limits: Any) -> Iterator[str]:
     """As `serving`, with the HTTP in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    http = HTTPProcess(verifier, host="127.0.0.1", port=port, limits=RequestLimits(**limits))
-    thread = Thread(target=http.run)
+    process = VerifierProcess(verifier, host="127.0.0.1", port=port, limits=RequestLimits(**limits))
+    thread = Thread(target=process.run)
     thread.start()
     url = f"http://127.0.0.1:{port}"
     try:
@@ -51,6 +51,6 @@ def serving_apart(verifier: Verifier, **limits: Any) -> Iterator[str]:
         assert Remote(url, patience=SECONDS).settings == verifier.settings
         yield url
     finally:
-        http.end()
+        process.end()
         thread.join(SECONDS)
     assert not thread.is_alive()

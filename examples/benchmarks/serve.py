@@ -117,7 +117,7 @@ def serving(verifier: Any) -> Iterator[str]:
     So both rates are of one copy of the weights.
     """
     from tts_verifier.serve.limits import RequestLimits
-    from tts_verifier.serve.processes.http import HTTPProcess
+    from tts_verifier.serve.processes.verifier import VerifierProcess
     from tts_verifier.serve.server import SWITCH_SECONDS
 
     before = sys.getswitchinterval()
@@ -126,8 +126,8 @@ def serving(verifier: Any) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     limits = RequestLimits(queue=100_000)
-    http = HTTPProcess(verifier, host="127.0.0.1", port=port, limits=limits)
-    thread = threading.Thread(target=http.run)
+    process = VerifierProcess(verifier, host="127.0.0.1", port=port, limits=limits)
+    thread = threading.Thread(target=process.run)
     thread.start()
     url = f"http://127.0.0.1:{port}"
     try:
@@ -135,7 +135,7 @@ def serving(verifier: Any) -> Iterator[str]:
         Remote(url)
         yield url
     finally:
-        http.end()
+        process.end()
         thread.join()
         sys.setswitchinterval(before)
 

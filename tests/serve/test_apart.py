@@ -26,8 +26,8 @@ from tts_verifier.errors import CheckpointError, InputError, ServerError, Unsupp
 from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Refused, RequestLimits
 from tts_verifier.serve.processes.channel import Channel
-from tts_verifier.serve.processes.http import HTTPProcess, HTTPProcessError
 from tts_verifier.serve.processes.proxy import DispatcherProxy
+from tts_verifier.serve.processes.verifier import ServerProcessError, VerifierProcess
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
@@ -248,20 +248,20 @@ def test_a_verdict_that_cannot_be_sent_ends_the_server_instead_of_leaving_client
 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    http = HTTPProcess(Unsendable(), host="127.0.0.1", port=port, limits=RequestLimits())
+    process = VerifierProcess(Unsendable(), host="127.0.0.1", port=port, limits=RequestLimits())
     with ThreadPoolExecutor(1) as threads:
-        served = threads.submit(http.run)
+        served = threads.submit(process.run)
         with pytest.raises(ServerError):
             Remote(f"http://127.0.0.1:{port}", patience=2).verify([noise(8, 8)], ["x"])
-        with pytest.raises(HTTPProcessError, match="by signal 9"):
+        with pytest.raises(ServerProcessError, match="by signal 9"):
             served.result(SECONDS)
 
 
 def test_an_http_process_that_does_not_start_is_said(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    http = HTTPProcess(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
+    process = VerifierProcess(FakeVerifier(), host="127.0.0.1", port=0, limits=RequestLimits())
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(HTTPProcessError, match="it has ended with status 1"):
-        http.run()
+    with pytest.raises(ServerProcessError, match="it has ended with status 1"):
+        process.run()
     assert "No module named 'tts_verifier'" in capfd.readouterr().err

@@ -200,7 +200,7 @@ def test_a_server_for_everybody_is_said() -> None:
 
 
 def test_on_windows_one_process_serves() -> None:
-    one = "from tts_verifier.serve import server; server.TWO_PROCESSES = False\n"
+    one = "from tts_verifier.serve import server; server.SEVERAL_PROCESSES = False\n"
     program = PROGRAM.replace("class Slow", one + "class Slow")
     with process("-c", program) as (started, url, http):
         assert http == started.pid
@@ -210,7 +210,7 @@ def test_on_windows_one_process_serves() -> None:
 
 
 def test_on_windows_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "TWO_PROCESSES", False)
+    monkeypatch.setattr(server, "SEVERAL_PROCESSES", False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match=rf"must be able to listen on 127\.0\.0\.1:{port}"):

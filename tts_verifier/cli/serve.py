@@ -53,7 +53,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
             f'tts-serve needs {error.name}. Install it with pip install "tts-verifier[serve]".'
         ) from error
     from tts_verifier.serve.options import limits_of, options_of
-    from tts_verifier.serve.processes.http import HTTPProcessError
+    from tts_verifier.serve.processes.verifier import ServerProcessError
     from tts_verifier.serve.server import serve
     from tts_verifier.verifiers.load import load_verifier
     from tts_verifier.verifiers.remote.protocol import TOKEN_VARIABLE, token_of
@@ -65,7 +65,7 @@ def serve_command(verifier: str, options: tuple[str, ...], **values: Any) -> Non
     host, port = values.pop("host"), values.pop("port")
     try:
         serve(loaded, host=host, port=port, limits=limits_of(values), token=token)
-    except HTTPProcessError as error:
+    except ServerProcessError as error:
         say(f"Error: {error}", err=True)
         # Python would wait for a verifier that still works.
         os._exit(2)

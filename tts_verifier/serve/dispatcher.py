@@ -42,6 +42,19 @@ class Submission(NamedTuple):
     """Must not lead back here: pictures would stay until Python looks for cycles."""
 
 
+class PreparedSubmission(NamedTuple):
+    """The same, where another process has prepared it, and makes the verdict."""
+
+    pair: Any
+    """As the verifier's `pairs` prepares it."""
+    detail: Detail
+    verdict: Future[Any]
+    """Waits for the engine's answer. See `Submission`."""
+
+
+Pair = Submission | PreparedSubmission
+
+
 class Dispatcher:
     """The queue of pairs, and the threads that empty it. Safe to share between threads.
 
@@ -59,7 +72,7 @@ class Dispatcher:
         # Guards all that follows. Threads that prepare wait for it, or else the verifier's thread.
         # A change that lets one of them go on wakes one; one that ends wakes the others.
         self._changed = Condition()
-        self._waiting: dict[Future[Verdict], Submission] = {}
+        self._waiting: dict[Future[Any], Pair] = {}
         # Pairs that were taken out of `_waiting` and have not ended.
         self._inside = 0
         self._closed, self._feeding = False, False
@@ -99,10 +112,26 @@ class Dispatcher:
         Raises:
             Refused: the queue is full or closed.
         """
-        pairs = {
-            (verdict := Future[Verdict]()): Submission(*pair, detail, verdict)
-            for pair in zip(images, prompts, strict=True)
-        }
+        found = zip(images, prompts, strict=True)
+        return self._add([Submission(*pair, detail, Future()) for pair in found])
+
+    def submit_prepared(self, pairs: Sequence[Any], detail: Detail) -> list[Future[Any]]:
+        """Adds pairs that another process has prepared, all or none.
+
+        Args:
+            pairs: as the verifier's `pairs` prepares them.
+            detail: one of its `live_details`.
+
+        Returns:
+            An engine's future answer for each; to cancel one takes its pair back.
+
+        Raises:
+            Refused: see `submit`.
+        """
+        return self._add([PreparedSubmission(pair, detail, Future()) for pair in pairs])
+
+    def _add(self, submissions: Sequence[Pair]) -> list[Future[Any]]:
+        pairs = {each.verdict: each for each in submissions}
         ended = partial(self._ended, time.monotonic())
         for verdict in pairs:
             verdict.add_done_callback(ended)
@@ -148,11 +177,11 @@ class Dispatcher:
             head = self._head()
             return None if head is None else head.detail
 
-    def _head(self) -> Submission | None:
+    def _head(self) -> Pair | None:
         """Returns the pair that has waited longest."""
         return next(iter(self._waiting.values()), None)
 
-    def _take(self, pair: Submission) -> Submission:
+    def _take(self, pair: Pair) -> Pair:
         """Takes a pair out of the queue."""
         self._inside += 1
         return self._waiting.pop(pair.verdict)
@@ -162,7 +191,9 @@ class Dispatcher:
             found = [p for p in self._waiting.values() if p.detail == detail][: self._together]
             taken = [self._take(pair) for pair in found]
         # From here on they cannot be taken back.
-        self._verify([p for p in taken if p.verdict.set_running_or_notify_cancel()], detail)
+        wanted = [p for p in taken if p.verdict.set_running_or_notify_cancel()]
+        # All of them are: those that are prepared are of details that engines serve.
+        self._verify([p for p in wanted if isinstance(p, Submission)], detail)
 
     def _verify(self, pairs: Sequence[Submission], detail: Detail) -> None:
         """Verifies pairs in one call; if that fails, in halves, so that one cannot harm others."""
@@ -206,7 +237,10 @@ class Dispatcher:
             if pair.verdict.cancelled():
                 continue
             try:
-                live.submit(pair.image, pair.prompt, pair.detail, pair.verdict)
+                if isinstance(pair, PreparedSubmission):
+                    live.submit_prepared(pair.pair, pair.detail, pair.verdict)
+                else:
+                    live.submit(pair.image, pair.prompt, pair.detail, pair.verdict)
             except BaseException as error:
                 # A queue that an engine's failure has closed refuses as if the pair were at fault.
                 closed = live.failed and isinstance(error, InputError)
@@ -215,7 +249,7 @@ class Dispatcher:
                 )
                 self._refuse(pair, failed if closed else error)
 
-    def _next_live(self, live: Any, room: int) -> Submission | None:
+    def _next_live(self, live: Any, room: int) -> Pair | None:
         """Waits for room in the engines and for a pair; None = the engines have to be left."""
         with self._changed:
             # All threads leave with the first: `verify` waits for the last one.
@@ -232,7 +266,7 @@ class Dispatcher:
             self._changed.notify_all()
         return None
 
-    def _refuse(self, pair: Submission, error: BaseException) -> None:
+    def _refuse(self, pair: Pair, error: BaseException) -> None:
         # False if the client took it back just now.
         if pair.verdict.set_running_or_notify_cancel():
             pair.verdict.set_exception(as_exception(error))

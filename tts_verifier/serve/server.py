@@ -23,13 +23,13 @@ from tts_verifier.serve.app import Service, app_of, create_app
 from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.metrics import Metrics
 from tts_verifier.serve.processes.channel import Channel
-from tts_verifier.serve.processes.http import CANNOT_LISTEN, HTTPProcess, cannot_listen
 from tts_verifier.serve.processes.proxy import DispatcherProxy
+from tts_verifier.serve.processes.verifier import CANNOT_LISTEN, VerifierProcess, cannot_listen
 from tts_verifier.verifiers.remote.protocol import token_of
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOCAL = ("127.0.0.1", "localhost", "::1")
-TWO_PROCESSES = sys.platform != "win32"
+SEVERAL_PROCESSES = sys.platform != "win32"
 """Whether a process can be given a socket."""
 SWITCH_SECONDS: Final = 1e-4
 """How long a thread keeps Python's lock from one that waits for it. An engine's thread needs it for
@@ -41,14 +41,14 @@ def serve(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; then answers the requests that it has, and returns.
 
-    Another process speaks HTTP (`processes`), the verifier stays in this one. A second Ctrl-C ends
-    both at once, with the status 1. In the main thread of a process it answers these signals, and
-    has all threads take turns more often meanwhile. On Windows, where a process cannot be given a
-    socket, all is in this process, which is slower.
+    The verifier stays in this process. Others speak HTTP and, for an ImageDoctor, prepare pictures
+    (`processes`). A second Ctrl-C ends all at once, with the status 1. In the main thread of a
+    process it answers these signals, and has all threads take turns more often meanwhile. On
+    Windows, where a process cannot be given a socket, all is in this process, which is slower.
 
     Args:
         verifier: one; nobody else should use it meanwhile. The class of its objective must be in a
-            module that the other process can import, not in the script that is run.
+            module that the other processes can import, not in the script that is run.
         host: the address to listen on.
         port: of TCP; 0 = any that is free.
         limits: of requests.
@@ -57,8 +57,8 @@ def serve(
     Raises:
         InputError: the verifier's settings are no values of JSON, or no header can hold the token.
         RunError: the address cannot be listened on.
-        HTTPProcessError: the other process was killed or has failed. The verifier may still work on
-            a picture then, in a thread.
+        ServerProcessError: another process was killed or has failed. The verifier may still work
+            on a picture then, in a thread.
     """
     token = token_of(token)
     if not token and host not in _LOCAL:
@@ -68,22 +68,22 @@ def serve(
             RunWarning,
             stacklevel=2,
         )
-    if not TWO_PROCESSES:
+    if not SEVERAL_PROCESSES:
         _serve_in_one_process(
             make_server(verifier, host=host, port=port, limits=limits, token=token)
         )
         return
-    http = HTTPProcess(verifier, host=host, port=port, limits=limits, token=token)
+    process = VerifierProcess(verifier, host=host, port=port, limits=limits, token=token)
     asked = False
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked and number == signal.SIGINT:
-            http.kill()
+            process.kill()
             # Python would wait for the threads of a verifier that may never end.
             os._exit(1)
         asked = True
-        http.end()
+        process.end()
 
     before, interval = {}, sys.getswitchinterval()
     # Both are the whole process's, and servers in other threads of it would not end in order.
@@ -91,7 +91,7 @@ def serve(
         sys.setswitchinterval(SWITCH_SECONDS)
         before = {n: signal.signal(n, end) for n in _SIGNALS}
     try:
-        http.run()
+        process.run()
     finally:
         if before:
             sys.setswitchinterval(interval)
@@ -122,10 +122,10 @@ def make_server(
 
 
 def speak_http(descriptor: int) -> None:
-    """Runs the process that `serve` starts, until the verifier's process asks it to end, or dies.
+    """Runs the HTTP process, until the verifier's process asks it to end, or dies.
 
     Args:
-        descriptor: of the socket to that process.
+        descriptor: of the socket to that process, or to the one that prepares pictures for it.
     """
     # They are sent to all processes of a service, and this one is told when to end.
     for number in _SIGNALS:
@@ -136,7 +136,10 @@ def speak_http(descriptor: int) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     channel = Channel(socket.socket(fileno=descriptor))
     messages = channel.messages()
-    setup = next(messages)
+    setup = next(messages, None)
+    if setup is None:
+        # The other process has died, and says why.
+        sys.exit(1)
     limits, metrics = setup.limits, Metrics()
     proxy = DispatcherProxy(channel, limits.queue, waited=metrics.verified)
     service = Service(setup.description, proxy, metrics, limits, setup.token)
@@ -149,7 +152,7 @@ def speak_http(descriptor: int) -> None:
                 server.should_exit |= message.ending
         except Exception:
             traceback.print_exc()
-        # The verifier's process has died: nothing will be answered.
+        # Another process has died: nothing will be answered.
         os._exit(1)
 
     threading.Thread(target=receive, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,6 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_runs(
         raise AssertionError
 
     monkeypatch.setattr(Engine, "replies", never)
-    monkeypatch.setitem(doctor.checkpoint.model.config.text, "max_position_embeddings", 1600)
+    monkeypatch.setattr(doctor, "pairs", replace(doctor.pairs, most_tokens=1600))
     with pytest.raises(InputError, match="must fit into the model's 1600 tokens"):
         doctor.verify([Image.new("RGB", (8, 8))] * 2, ["long " * 50, "x"])

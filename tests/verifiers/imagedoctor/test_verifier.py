@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_prompts_that_cannot_be_used_are_errors(
 def test_a_prompt_longer_than_the_models_context_is_an_error(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    monkeypatch.setitem(doctor.checkpoint.model.config.text, "max_position_embeddings", 1600)
+    monkeypatch.setattr(doctor, "pairs", replace(doctor.pairs, most_tokens=1600))
     with pytest.raises(InputError, match=r"must fit into the model's 1600 tokens .* they take"):
         doctor.verify([noise(8, 8)], ["long " * 50])
 

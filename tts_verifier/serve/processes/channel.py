@@ -1,7 +1,8 @@
-"""What the two processes of a server send each other, over a pair of sockets.
+"""What the processes of a server send each other, over pairs of sockets.
 
-Messages are pickles, since both processes are ours. They are made of plain values, so that the HTTP
-process imports neither torch nor a verifier's own modules. Nothing from a network is unpickled.
+Messages are pickles, since all processes are ours. Those of the HTTP process are made of plain
+values, so that it imports neither torch nor a verifier's own modules. Nothing from a network is
+unpickled.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import accumulate
 from socket import MSG_WAITALL, socket
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -58,6 +60,15 @@ class Submitted(NamedTuple):
     """How thoroughly to verify."""
 
 
+class Prepared(NamedTuple):
+    """Pairs that the preparing process has prepared for an engine."""
+
+    pairs: Sequence[tuple[int, Any]]
+    """By their numbers, as the verifier's `pairs` prepares them."""
+    detail: Detail
+    """How thoroughly to verify."""
+
+
 class Withdrawn(NamedTuple):
     """A pair that its client does not wait for any more."""
 
@@ -82,6 +93,12 @@ class PlainVerdict(NamedTuple):
         return Verdict(self.scores, maps, self.boxes, self.text, self.detail, error=self.error)
 
 
+class RawAnswer(NamedTuple):
+    """What an engine answers to a prepared pair; the preparing process makes a verdict of it."""
+
+    answer: Any
+
+
 class ForeignError(NamedTuple):
     """An error that is not this package's, whose class the HTTP process may not have."""
 
@@ -99,7 +116,7 @@ class ForeignError(NamedTuple):
         return error
 
 
-PairResult = PlainVerdict | ForeignError | Exception
+PairResult = PlainVerdict | RawAnswer | ForeignError | Exception
 """What became of a pair."""
 
 
@@ -108,17 +125,18 @@ class Answered(NamedTuple):
 
     results: Sequence[tuple[int, PairResult]]
     """By the pairs' numbers."""
-    failure: str
-    """See `Dispatcher.failure`."""
+    failure: str | None
+    """See `Dispatcher.failure`; None = as it was."""
     ending: bool
     """Whether the server shall end."""
 
 
 class Channel:
-    """One end of a pair of sockets. One thread may send while another one receives."""
+    """One end of a pair of sockets. Any thread may send, and one receives."""
 
     def __init__(self, end: socket) -> None:
         self._end = end
+        self._sending = Lock()
 
     def send(self, message: object) -> None:
         """Sends a message; waits until the other process takes it.
@@ -139,7 +157,8 @@ class Channel:
         sizes = [part.nbytes for part in parts]
         head = struct.pack(f"<{1 + len(sizes)}Q", len(sizes), *sizes)
         # In few calls, as `_receive` reads.
-        self._send([memoryview(head), *parts])
+        with self._sending:
+            self._send([memoryview(head), *parts])
 
     def _send(self, parts: list[memoryview]) -> None:
         while parts:
@@ -176,15 +195,17 @@ class Channel:
         return data
 
 
-def result_of(verdict: Future[Verdict]) -> PairResult:
-    """Returns what became of a pair, as any process can unpickle it."""
+def result_of(result: Future[Any]) -> PairResult:
+    """Returns what became of a pair, as another process can unpickle it."""
     try:
-        return _plain_verdict(verdict.result())
+        found = result.result()
+        return plain_verdict(found) if isinstance(found, Verdict) else RawAnswer(found)
     except Exception as error:
-        return _portable(error)
+        return portable(error)
 
 
-def _plain_verdict(verdict: Verdict) -> PlainVerdict:
+def plain_verdict(verdict: Verdict) -> PlainVerdict:
+    """Returns a verdict as any process can unpickle it."""
     maps = {name: verdict.heatmaps.on_grid(name) for name in verdict.heatmaps}
     return PlainVerdict(
         {_plain_text(name): float(score) for name, score in verdict.scores.items()},
@@ -201,7 +222,7 @@ def _plain_text(text: str) -> str:
     return str.__str__(text)
 
 
-def _portable(error: Exception) -> Exception | ForeignError:
+def portable(error: Exception) -> Exception | ForeignError:
     """Returns an error by which the HTTP process tells clients the same as by the error itself."""
     if isinstance(error, Refused):
         return error

@@ -82,7 +82,8 @@ class DispatcherProxy:
 
     def take(self, message: Answered) -> None:
         """Passes on what the verifier's process has sent."""
-        self._failure = message.failure
+        if message.failure is not None:
+            self._failure = message.failure
         for number, result in message.results:
             self._answer(number, result)
 
@@ -108,7 +109,9 @@ class DispatcherProxy:
             self._waited(time.monotonic() - came)
             future.set_result(result.verdict())
         else:
-            future.set_exception(result.error() if isinstance(result, ForeignError) else result)
+            error = result.error() if isinstance(result, ForeignError) else result
+            assert isinstance(error, Exception)
+            future.set_exception(error)
 
     def _withdraw(self, number: int, verdict: Future[Verdict]) -> None:
         """Tells the verifier's process when a pair was taken back; called by any thread."""

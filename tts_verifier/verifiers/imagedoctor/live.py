@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapQueue
 from tts_verifier.verifiers.imagedoctor.engine.request_queue import RequestQueue
 from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD
-from tts_verifier.verifiers.imagedoctor.replicas import Answer, Replica
+from tts_verifier.verifiers.imagedoctor.pairs import Answer, PairProcessor, PreparedPair
+from tts_verifier.verifiers.imagedoctor.replicas import Replica
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens
@@ -36,29 +37,28 @@ from tts_verifier.verifiers.imagedoctor.threads import on_device
 _MOST_TOGETHER: Final = 64
 """Replies whose maps are decoded before their verdicts are given out."""
 _TEMPLATE: Final = AnswerTemplate()
-"""An empty one. Answers from a template are not served live, see `ImageDoctor.live_details`."""
+"""An empty one. Answers from a template are not served live, see `PairProcessor.live_details`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LiveRequest:
-    """A pair that is ready for an engine."""
+class _Asked:
+    """A pair that an engine has, or will have."""
 
     request: GenerationRequest
     """What the engine takes."""
     maps: bool
     """Whether maps are decoded."""
-    verdict: Callable[[Answer], Verdict]
-    """Makes the verdict of its reply and maps."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ended:
-    """A reply whose maps are not decoded yet."""
-
-    live: LiveRequest
-    """What it answers."""
-    verdict: Future[Verdict]
+    result: Callable[[Answer], Any]
+    """Makes of its reply and maps what is waited for."""
+    waiting: Future[Any]
     """Waits for it."""
+
+
+class _Ended(NamedTuple):
+    """A pair whose maps are not decoded yet."""
+
+    asked: _Asked
+    """The pair."""
     reply: GeneratedReply
     """With its states on the device."""
 
@@ -68,15 +68,11 @@ class LiveVerdicts:
 
     Args:
         replicas: their engines and map decoders belong to it until it is left.
-        prepare: image, prompt and detail -> what an engine takes; safe for several threads.
+        pairs: prepares pairs for these engines.
     """
 
-    def __init__(
-        self,
-        replicas: Sequence[Replica],
-        prepare: Callable[[Image.Image, str, Detail], LiveRequest],
-    ) -> None:
-        self._replicas, self._prepare = replicas, prepare
+    def __init__(self, replicas: Sequence[Replica], pairs: PairProcessor) -> None:
+        self._replicas, self._pairs = replicas, pairs
         self._requests = RequestQueue(*(replica.engine for replica in replicas))
         self._ended: dict[torch.device, SimpleQueue[_Ended | None]] = {
             replica.device: SimpleQueue() for replica in replicas
@@ -121,11 +117,35 @@ class LiveVerdicts:
         verdict = Future() if verdict is None else verdict
         self._requests.begin_preparing()
         try:
-            live = self._prepare(image, prompt, detail)
-            self._requests.add(live.request, verdict, partial(self._pass_on, live, verdict))
+            pair = self._pairs.prepare(image, prompt, detail)
+            self._ask(pair, detail, partial(self._pairs.verdict, image.size, detail), verdict)
         finally:
             self._requests.end_preparing()
         return verdict
+
+    def submit_prepared(self, pair: PreparedPair, detail: Detail, answer: Future[Answer]) -> None:
+        """Adds a pair that another process has prepared, which also makes its verdict.
+
+        Args:
+            pair: of a processor with the same settings.
+            detail: one of the verifier's `live_details`.
+            answer: gets the answer; to cancel it frees the pair's place in the engine.
+
+        Raises:
+            InputError: the pair does not fit the model, or the block was left.
+        """
+        self._ask(pair, detail, _unchanged, answer)
+
+    def _ask(
+        self,
+        pair: PreparedPair,
+        detail: Detail,
+        result: Callable[[Answer], Any],
+        waiting: Future[Any],
+    ) -> None:
+        request = self._pairs.request(pair)
+        asked = _Asked(request, self._pairs.has_maps(detail), result, waiting)
+        self._requests.add(request, waiting, partial(self._pass_on, asked))
 
     def __enter__(self) -> LiveVerdicts:
         for thread in (self._serving, *self._decoding):
@@ -149,9 +169,9 @@ class LiveVerdicts:
         with suppress(Exception):
             self._requests.serve()
 
-    def _pass_on(self, live: LiveRequest, verdict: Future[Verdict], reply: GeneratedReply) -> None:
+    def _pass_on(self, asked: _Asked, reply: GeneratedReply) -> None:
         """Gives an ended reply to the thread that decodes maps; the engine's thread calls it."""
-        self._ended[reply.visual.device].put(_Ended(live, verdict, reply))
+        self._ended[reply.visual.device].put(_Ended(asked, reply))
 
     def _decode(self, replica: Replica) -> None:
         """Decodes maps and gives verdicts out, until the queue ends."""
@@ -163,31 +183,39 @@ class LiveVerdicts:
                 group.append(waiting.get())
             more = group[-1] is not None
             # From here on they cannot be cancelled.
-            ended = [one for one in group if one and one.verdict.set_running_or_notify_cancel()]
+            ended = [one for one in group if one and _is_wanted(one)]
             try:
                 # Not while the engine captures steps on the same device.
                 with on_device(replica.device), CAPTURES:
                     for number, one in enumerate(ended):
-                        if one.live.maps:
-                            maps_queue.add(number, one.reply, one.live.request.grid)
+                        if one.asked.maps:
+                            maps_queue.add(number, one.reply, one.asked.request.grid)
                     maps = maps_queue.finish()
             except BaseException as error:
                 # It may hold a part of them.
                 maps_queue = MapQueue(replica.map_decoder)
                 for one in ended:
-                    one.verdict.set_exception(as_exception(error))
+                    one.asked.waiting.set_exception(as_exception(error))
                 continue
             for number, one in enumerate(ended):
-                _give_verdict(one, maps.get(number, {}))
+                _give(one, maps.get(number, {}))
 
 
-def _give_verdict(ended: _Ended, maps: Mapping[str, NDArray[np.float32]]) -> None:
-    """Makes a verdict and gives it out."""
+def _is_wanted(ended: _Ended) -> bool:
+    return ended.asked.waiting.set_running_or_notify_cancel()
+
+
+def _unchanged(answer: Answer) -> Answer:
+    return answer
+
+
+def _give(ended: _Ended, maps: Mapping[str, NDArray[np.float32]]) -> None:
+    """Gives out what a pair's client waits for."""
+    waiting = ended.asked.waiting
     try:
-        reply = ReplyTokens.of(ended.reply, _TEMPLATE)
-        verdict = ended.live.verdict((reply, maps))
+        result = ended.asked.result((ReplyTokens.of(ended.reply, _TEMPLATE), maps))
     # Panics of libraries in Rust are no Exceptions.
     except BaseException as error:
-        ended.verdict.set_exception(as_exception(error))
+        waiting.set_exception(as_exception(error))
     else:
-        ended.verdict.set_result(verdict)
+        waiting.set_result(result)

@@ -9,26 +9,22 @@ otherwise take all of a short queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapDecoder, MapQueue
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.vision import Grid
+from tts_verifier.verifiers.imagedoctor.pairs import Answer
 from tts_verifier.verifiers.imagedoctor.requests import GenerationLimits, GenerationRequest
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
 from tts_verifier.verifiers.imagedoctor.text.verdict import ReplyTokens
 from tts_verifier.verifiers.imagedoctor.threads import on_device, run_together
-
-Answer = tuple[ReplyTokens, Mapping[str, NDArray[np.float32]]]
-"""A reply and its heatmaps by name."""
 
 
 class Replica:

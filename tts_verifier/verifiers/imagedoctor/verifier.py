@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Unpack
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import InputError, UnsupportedError, suggestion
@@ -32,9 +30,9 @@ from tts_verifier.verifiers.imagedoctor.checkpoint.loading import (
 )
 from tts_verifier.verifiers.imagedoctor.engine.engine import Engine
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MAPS
-from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode, FrameMapping
+from tts_verifier.verifiers.imagedoctor.image.letterbox import FIT_MODES, FitMode
 from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD, map_ahead
-from tts_verifier.verifiers.imagedoctor.live import LiveRequest, LiveVerdicts
+from tts_verifier.verifiers.imagedoctor.live import LiveVerdicts
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 from tts_verifier.verifiers.imagedoctor.model.quantise import check_supports_fp8, quantise_model
 from tts_verifier.verifiers.imagedoctor.options import (
@@ -42,14 +40,14 @@ from tts_verifier.verifiers.imagedoctor.options import (
     check_precision,
     given_devices,
 )
-from tts_verifier.verifiers.imagedoctor.replicas import Answer, Replica, answer_together
+from tts_verifier.verifiers.imagedoctor.pairs import Answer, PairProcessor, PreparedPair
+from tts_verifier.verifiers.imagedoctor.replicas import Replica, answer_together
 from tts_verifier.verifiers.imagedoctor.requests import (
     GenerationRequest,
     check_prompt,
 )
 from tts_verifier.verifiers.imagedoctor.shared_calls import SharedCalls, calls_of
 from tts_verifier.verifiers.imagedoctor.text.answer_template import AnswerTemplate
-from tts_verifier.verifiers.imagedoctor.text.verdict import verdict_of
 
 
 class ImageDoctor(Verifier):
@@ -114,12 +112,20 @@ class ImageDoctor(Verifier):
         self.fit: FitMode = fit
         self.batch_size = batch_size
         self.heatmaps = heatmaps
-        self._template = AnswerTemplate()
+        config = checkpoint.model.config
+        template = AnswerTemplate()
         if answer_template:
-            config = checkpoint.model.config
-            self._template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
+            template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
+        self.pairs = PairProcessor(
+            checkpoint.tokenizer,
+            checkpoint.processor,
+            fit,
+            template,
+            heatmaps,
+            most_tokens=int(config.text["max_position_embeddings"]),
+        )
         self.replicas = [
-            Replica(model, checkpoint.limits, self._template, batch_size)
+            Replica(model, checkpoint.limits, template, batch_size)
             for model in (checkpoint.model, *copies)
         ]
         if not checkpoint.limits.watched_groups:
@@ -233,23 +239,21 @@ class ImageDoctor(Verifier):
         ids: dict[str, list[int]] = {}
         for i, text in enumerate(texts):
             if text not in ids:
-                ids[text] = self._token_ids(check_prompt(i, text), detail)
+                ids[text] = self.pairs.token_ids(check_prompt(i, text), detail)
         inputs = [_Input(image, ids[text]) for image, text in zip(rgb, texts, strict=True)]
         if not inputs:
             return []
         # Two verifiers may share a model, but not a pass: each has its own engines and options.
         results = self._calls.run((id(self), detail), inputs, partial(self._generate, detail))
         return [
-            self._verdict(image.size, detail, answer)
+            self.pairs.verdict(image.size, detail, answer)
             for image, answer in zip(rgb, results, strict=True)
         ]
 
     @property
     def live_details(self) -> Collection[Detail]:
-        """The details that `live` serves. Answers from a template all end at once, so they gain
-        nothing from it."""
-        details: tuple[Detail, ...] = ("score", "diagnose")
-        return details[1:] if self._template.forced_steps else details
+        """The details that `live` serves."""
+        return self.pairs.live_details
 
     @contextmanager
     def live(self) -> Iterator[LiveVerdicts]:
@@ -258,31 +262,8 @@ class ImageDoctor(Verifier):
         Inside the `with` block the engines belong to it: `verify` and `to` wait until it is left,
         in this thread they raise UnsupportedError. Leaving it answers what it has.
         """
-        with self._calls.alone(), LiveVerdicts(self.replicas, self._live_request) as verdicts:
+        with self._calls.alone(), LiveVerdicts(self.replicas, self.pairs) as verdicts:
             yield verdicts
-
-    def _live_request(self, image: Image.Image, prompt: str, detail: Detail) -> LiveRequest:
-        if detail not in self.live_details:
-            raise UnsupportedError(f"live serves {', '.join(self.live_details)}, got {detail!r}.")
-        ids = self._token_ids(check_prompt(0, prompt), detail)
-        request = self._request(ids, self._levels(image))
-        return LiveRequest(
-            request, self._has_maps(detail), partial(self._verdict, image.size, detail)
-        )
-
-    def _verdict(self, size: tuple[int, int], detail: Detail, answer: Answer) -> Verdict:
-        reply, maps = answer
-        return verdict_of(
-            reply,
-            maps,
-            tokenizer=self.checkpoint.tokenizer,
-            image_size=size,
-            mapping=FrameMapping.of(size, self.checkpoint.processor.input_size, fit=self.fit),
-            detail=detail,
-        )
-
-    def _has_maps(self, detail: Detail) -> bool:
-        return self.heatmaps if self.heatmaps is not None else detail == "diagnose"
 
     @property
     def device(self) -> torch.device:
@@ -343,11 +324,11 @@ class ImageDoctor(Verifier):
         """Returns the reply and the heatmaps of each input; one thread at a time calls it."""
         # Longest first, so that the KV cache need not grow later.
         order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
-        grid = self.checkpoint.processor.grid if self._has_maps(detail) else None
+        grid = self.checkpoint.processor.grid if self.pairs.has_maps(detail) else None
         try:
             # Maps are decoded while replies are made.
             with closing(self._requests([inputs[i] for i in order])) as requests:
-                template = self._template_for(detail)
+                template = self.pairs.template_for(detail)
                 answers = answer_together(self.replicas, requests, len(inputs), template, grid)
         except BaseException:
             # The buffers may be in any state.
@@ -360,35 +341,9 @@ class ImageDoctor(Verifier):
         """Prepares requests when an engine asks for them; beside a GPU, images a few ahead."""
         ahead = AHEAD * len(self.replicas)
         images = [image for image, _ in inputs]
-        prepared = map_ahead(self._levels, images, self.device, ahead=ahead)
+        prepared = map_ahead(self.pairs.levels, images, self.device, ahead=ahead)
         for levels, (_, ids) in zip(prepared, inputs, strict=True):
-            yield self._request(ids, levels)
-
-    def _request(self, ids: Sequence[int], levels: NDArray[np.uint8]) -> GenerationRequest:
-        processor = self.checkpoint.processor
-        return GenerationRequest(ids, levels, processor.grid, level_values=processor.level_values)
-
-    def _levels(self, image: Image.Image) -> NDArray[np.uint8]:
-        return self.checkpoint.processor.levels(image, fit=self.fit)
-
-    def _template_for(self, detail: Detail) -> AnswerTemplate:
-        return self._template if detail == "score" else AnswerTemplate()
-
-    def _token_ids(self, prompt: str, detail: Detail) -> list[int]:
-        """Returns the tokens of a conversation up to the place where the model writes."""
-        ids = self.checkpoint.tokenizer.encode_conversation(
-            prompt,
-            image_tokens=self.checkpoint.processor.merged_tokens,
-            reasoning=detail == "diagnose",
-        )
-        ids += self._template_for(detail).before
-        limit = int(self.checkpoint.model.config.text["max_position_embeddings"])
-        if len(ids) >= limit:
-            raise InputError(
-                f"A prompt must fit into the model's {limit} tokens with its instruction and "
-                f"image; together they take {len(ids)}. Shorten the prompt: {prompt[:60]!r}…"
-            )
-        return ids
+            yield self.pairs.request(PreparedPair(ids, levels))
 
 
 class _Input(NamedTuple):
