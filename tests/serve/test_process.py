@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from server_processes import SECONDS, process, read_until, rest_of, waiting
 from tiny_imagedoctor import noise
 
 from tts_verifier.cli.serve import serve_command
@@ -26,7 +23,6 @@ from tts_verifier.serve.server import serve
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.verifiers.remote import Remote
 
-SECONDS = 60
 PROGRAM = """
 import sys, time
 from tts_verifier.serve.limits import RequestLimits
@@ -41,34 +37,6 @@ class Slow(FakeVerifier):
 
 serve(Slow(), host="127.0.0.1", port=0, limits=RequestLimits())
 """
-
-
-@contextmanager
-def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
-    """A server in processes of its own, its URL, and the id of the process that speaks HTTP."""
-    started = subprocess.Popen(
-        [sys.executable, *command],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent.parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert started.stderr is not None
-    try:
-        http = int(next(read_until(started, r"Started server process \[(\d+)\]")))
-        yield started, next(read_until(started, r"running on (http://\S+)")), http
-    finally:
-        started.kill()
-        started.wait(SECONDS)
-        started.stderr.close()
-
-
-def read_until(started: subprocess.Popen[str], pattern: str) -> Iterator[str]:
-    assert started.stderr is not None
-    for line in started.stderr:
-        if found := re.search(pattern, line):
-            yield found.group(found.re.groups)
-    raise AssertionError("the server has ended")
 
 
 @pytest.mark.parametrize(
@@ -88,12 +56,6 @@ def test_a_signal_ends_it_when_what_it_accepted_is_answered(number: int) -> None
         expected = FakeVerifier().verify([image], ["x"])[0].scores
         assert [f.result(SECONDS)[0].scores for f in (first, second)] == [expected] * 2
         assert started.wait(SECONDS) == 0
-
-
-def rest_of(started: subprocess.Popen[str]) -> str:
-    """What is logged until both processes have ended, which share the pipe."""
-    assert started.stderr is not None
-    return started.stderr.read()
 
 
 @pytest.mark.slow
@@ -168,12 +130,6 @@ def test_the_http_process_leaves_signals_to_the_verifiers_process() -> None:
 def test_limits_are_whole_numbers(limit: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="must be above 0 and a whole number, got"):
         RequestLimits(**limit)
-
-
-def waiting(url: str) -> bool:
-    import httpx
-
-    return bool(httpx.get(f"{url}/health").json()["waiting"] >= 2)
 
 
 def test_the_command_serves_the_named_verifier() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import accumulate
-from socket import MSG_WAITALL, socket
+from socket import MSG_WAITALL, SHUT_RDWR, socket
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -175,6 +175,11 @@ class Channel:
         with suppress(EOFError, ConnectionError):
             while True:
                 yield self._receive()
+
+    def close(self) -> None:
+        """Ends the connection for both processes. May be called by any thread, and again."""
+        with suppress(OSError):
+            self._end.shutdown(SHUT_RDWR)
 
     def _receive(self) -> Any:
         (count,) = struct.unpack("<Q", self._read(8))

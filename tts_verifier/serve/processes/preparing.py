@@ -7,7 +7,6 @@ so the two also work without it.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import traceback
@@ -70,7 +69,7 @@ class Preparing:
 
     def run(self) -> None:
         """Works until one of the other processes has ended."""
-        # Without a first message the verifier's process has ended already.
+        # If the verifier's process has ended already, there is no message.
         with suppress(ConnectionError, StopIteration):
             self._pairs, setup = next(self._answers)
             self._http.send(setup)
@@ -126,10 +125,10 @@ class Preparing:
             if failed:
                 self._http.send(Answered(failed, None, ending=False))
         except ConnectionError:
-            # A process has ended, and `run` or `_answer` sees it.
+            # A process has ended, and another thread sees it.
             pass
         except BaseException:
-            _give_up()
+            self._give_up()
 
     def _answer(self) -> None:
         """Makes verdicts of what the verifier's process answers, until it has ended."""
@@ -139,11 +138,12 @@ class Preparing:
                 self._http.send(message._replace(results=results))
                 del message, results
         except ConnectionError:
-            # The HTTP process has ended, and `run` sees it.
-            return
+            # The HTTP process has ended.
+            pass
         except BaseException:
-            _give_up()
-        os._exit(1)
+            self._give_up()
+        # Ends `run`, which waits for that process.
+        self._http.close()
 
     def _results(self, given: Sequence[tuple[int, PairResult]]) -> Iterator[tuple[int, PairResult]]:
         """Yields what became of pairs, without those that were taken back."""
@@ -160,8 +160,7 @@ class Preparing:
         except BaseException as error:
             return portable(as_exception(error))
 
-
-def _give_up() -> None:
-    """Ends the process: clients would wait for ever for what it cannot send."""
-    traceback.print_exc()
-    os._exit(1)
+    def _give_up(self) -> None:
+        """Ends the server: clients would wait for ever for what cannot be sent."""
+        traceback.print_exc()
+        self._http.close()
