@@ -48,7 +48,7 @@ def doctor(tmp_path_factory: pytest.TempPathFactory) -> ImageDoctor:
     loaded = ImageDoctor.from_pretrained(
         str(folder), device="cpu", batch_size=4, max_new_tokens=24, answer_template=True
     )
-    loaded.pairs = replace(loaded.pairs, most_tokens=1700)
+    loaded.pair_processor = replace(loaded.pair_processor, most_tokens=1700)
     return loaded
 
 
@@ -90,9 +90,9 @@ def test_only_the_pair_that_cannot_be_used_fails(url: tuple[str, Path]) -> None:
 
 
 def test_a_processor_of_pairs_pickles(doctor: ImageDoctor) -> None:
-    other = pickle.loads(pickle.dumps(doctor.pairs))
+    other = pickle.loads(pickle.dumps(doctor.pair_processor))
     ids, levels = other.prepare(IMAGES[0], PROMPTS[1], "diagnose")
-    expected = doctor.pairs.prepare(IMAGES[0], PROMPTS[1], "diagnose")
+    expected = doctor.pair_processor.prepare(IMAGES[0], PROMPTS[1], "diagnose")
     assert ids == expected.ids
     assert np.array_equal(levels, expected.levels)
 

@@ -46,13 +46,13 @@ class PreparedSubmission(NamedTuple):
     """The same, where another process has prepared it, and makes the verdict."""
 
     pair: Any
-    """As the verifier's `pairs` prepares it."""
+    """As the verifier's `pair_processor` prepares it."""
     detail: Detail
     verdict: Future[Any]
     """Waits for the engine's answer. See `Submission`."""
 
 
-Pair = Submission | PreparedSubmission
+Queued = Submission | PreparedSubmission
 
 
 class Dispatcher:
@@ -72,7 +72,7 @@ class Dispatcher:
         # Guards all that follows. Threads that prepare wait for it, or else the verifier's thread.
         # A change that lets one of them go on wakes one; one that ends wakes the others.
         self._changed = Condition()
-        self._waiting: dict[Future[Any], Pair] = {}
+        self._waiting: dict[Future[Any], Queued] = {}
         # Pairs that were taken out of `_waiting` and have not ended.
         self._inside = 0
         self._closed, self._feeding = False, False
@@ -119,7 +119,7 @@ class Dispatcher:
         """Adds pairs that another process has prepared, all or none.
 
         Args:
-            pairs: as the verifier's `pairs` prepares them.
+            pairs: as the verifier's `pair_processor` prepares them.
             detail: one of its `live_details`.
 
         Returns:
@@ -130,7 +130,7 @@ class Dispatcher:
         """
         return self._add([PreparedSubmission(pair, detail, Future()) for pair in pairs])
 
-    def _add(self, submissions: Sequence[Pair]) -> list[Future[Any]]:
+    def _add(self, submissions: Sequence[Queued]) -> list[Future[Any]]:
         pairs = {each.verdict: each for each in submissions}
         ended = partial(self._ended, time.monotonic())
         for verdict in pairs:
@@ -177,11 +177,11 @@ class Dispatcher:
             head = self._head()
             return None if head is None else head.detail
 
-    def _head(self) -> Pair | None:
+    def _head(self) -> Queued | None:
         """Returns the pair that has waited longest."""
         return next(iter(self._waiting.values()), None)
 
-    def _take(self, pair: Pair) -> Pair:
+    def _take(self, pair: Queued) -> Queued:
         """Takes a pair out of the queue."""
         self._inside += 1
         return self._waiting.pop(pair.verdict)
@@ -249,7 +249,7 @@ class Dispatcher:
                 )
                 self._refuse(pair, failed if closed else error)
 
-    def _next_live(self, live: Any, room: int) -> Pair | None:
+    def _next_live(self, live: Any, room: int) -> Queued | None:
         """Waits for room in the engines and for a pair; None = the engines have to be left."""
         with self._changed:
             # All threads leave with the first: `verify` waits for the last one.
@@ -266,7 +266,7 @@ class Dispatcher:
             self._changed.notify_all()
         return None
 
-    def _refuse(self, pair: Pair, error: BaseException) -> None:
+    def _refuse(self, pair: Queued, error: BaseException) -> None:
         # False if the client took it back just now.
         if pair.verdict.set_running_or_notify_cancel():
             pair.verdict.set_exception(as_exception(error))

@@ -158,6 +158,6 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_runs(
         raise AssertionError
 
     monkeypatch.setattr(Engine, "replies", never)
-    monkeypatch.setattr(doctor, "pairs", replace(doctor.pairs, most_tokens=1600))
+    monkeypatch.setattr(doctor, "pair_processor", replace(doctor.pair_processor, most_tokens=1600))
     with pytest.raises(InputError, match="must fit into the model's 1600 tokens"):
         doctor.verify([Image.new("RGB", (8, 8))] * 2, ["long " * 50, "x"])

@@ -195,7 +195,7 @@ def test_prompts_that_cannot_be_used_are_errors(
 def test_a_prompt_longer_than_the_models_context_is_an_error(
     monkeypatch: pytest.MonkeyPatch, doctor: ImageDoctor
 ) -> None:
-    monkeypatch.setattr(doctor, "pairs", replace(doctor.pairs, most_tokens=1600))
+    monkeypatch.setattr(doctor, "pair_processor", replace(doctor.pair_processor, most_tokens=1600))
     with pytest.raises(InputError, match=r"must fit into the model's 1600 tokens .* they take"):
         doctor.verify([noise(8, 8)], ["long " * 50])
 

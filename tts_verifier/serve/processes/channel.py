@@ -64,7 +64,7 @@ class Prepared(NamedTuple):
     """Pairs that the preparing process has prepared for an engine."""
 
     pairs: Sequence[tuple[int, Any]]
-    """By their numbers, as the verifier's `pairs` prepares them."""
+    """By their numbers, as the verifier's `pair_processor` prepares them."""
     detail: Detail
     """How thoroughly to verify."""
 

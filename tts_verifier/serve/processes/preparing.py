@@ -33,7 +33,7 @@ from tts_verifier.serve.processes.channel import (
 )
 from tts_verifier.types import Detail
 
-_TOGETHER: Final = 8
+_CHUNK: Final = 8
 """Pairs that are prepared before they are sent; each message takes time of the engine's process."""
 
 
@@ -62,7 +62,7 @@ class Preparing:
     def __init__(self, http: Channel, verifier: Channel) -> None:
         self._http, self._verifier = http, verifier
         self._answers = verifier.messages()
-        self._pairs: Any
+        self._processor: Any
         self._threads = ThreadPoolExecutor(PREPARING, "prepare")
         # The size of each picture whose verdict is to be made, and its detail, by its number.
         self._open: dict[int, tuple[tuple[int, int], Detail]] = {}
@@ -71,14 +71,14 @@ class Preparing:
         """Works until one of the other processes has ended."""
         # If the verifier's process has ended already, there is no message.
         with suppress(ConnectionError, StopIteration):
-            self._pairs, setup = next(self._answers)
+            self._processor, setup = next(self._answers)
             self._http.send(setup)
             Thread(target=self._answer, daemon=True).start()
             for message in self._http.messages():
                 if isinstance(message, Withdrawn):
                     self._open.pop(message.number, None)
                     self._verifier.send(message)
-                elif message.detail in self._pairs.live_details:
+                elif message.detail in self._processor.live_details:
                     self._submit(message)
                 else:
                     self._verifier.send(message)
@@ -91,8 +91,8 @@ class Preparing:
         for place, pixels in enumerate(message.pixels):
             height, width, _ = pixels.shape
             self._open[message.first + place] = (width, height), message.detail
-        for place in range(0, len(message.pixels), _TOGETHER):
-            part = slice(place, place + _TOGETHER)
+        for place in range(0, len(message.pixels), _CHUNK):
+            part = slice(place, place + _CHUNK)
             self._threads.submit(
                 self._prepare,
                 Submitted(
@@ -112,7 +112,7 @@ class Preparing:
                 continue
             try:
                 image = Image.fromarray(pixels)
-                prepared.append((number, self._pairs.prepare(image, prompt, message.detail)))
+                prepared.append((number, self._processor.prepare(image, prompt, message.detail)))
             # Memory may run out; panics of libraries in Rust are no Exceptions.
             except BaseException as error:
                 self._open.pop(number, None)
@@ -156,7 +156,7 @@ class Preparing:
 
     def _verdict(self, size: tuple[int, int], detail: Detail, result: RawAnswer) -> PairResult:
         try:
-            return plain_verdict(self._pairs.verdict(size, detail, result.answer))
+            return plain_verdict(self._processor.verdict(size, detail, result.answer))
         except BaseException as error:
             return portable(as_exception(error))
 

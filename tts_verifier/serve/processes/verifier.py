@@ -57,7 +57,7 @@ def cannot_listen(host: str, port: int) -> RunError:
 class VerifierProcess:
     """This process, as the one of a server that has the verifier.
 
-    It starts a process for HTTP and, for a verifier with `pairs`, one that prepares them: an
+    It starts a process for HTTP and, for a verifier with a `pair_processor`, one that uses it: an
     ImageDoctor has a `PairProcessor` there.
 
     `end` and `kill` may be called from any thread, and from handlers of signals.
@@ -86,7 +86,7 @@ class VerifierProcess:
         # The HTTP process counts what waits, and refuses what is too much.
         self._dispatcher = Dispatcher(verifier, sys.maxsize)
         # What prepares pairs; None = the verifier takes pictures.
-        self._pairs = getattr(verifier, "pairs", None)
+        self._processor = getattr(verifier, "pair_processor", None)
         # By what they do.
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._open: dict[int, Future[Any]] = {}
@@ -148,7 +148,7 @@ class VerifierProcess:
         Args:
             end: the other end of this process's socket.
         """
-        if self._pairs is None:
+        if self._processor is None:
             self._start_process("HTTP", "server", "speak_http", end)
             return
         upper, lower = socketpair()
@@ -178,7 +178,7 @@ class VerifierProcess:
         """Feeds the dispatcher until the others have ended."""
         # If they have ended already, there are no messages.
         with suppress(ConnectionError):
-            channel.send(self._setup if self._pairs is None else (self._pairs, self._setup))
+            channel.send(self._setup if self._processor is None else (self._processor, self._setup))
         sending = Thread(target=self._send, args=(channel,), name="sending")
         sending.start()
         try:

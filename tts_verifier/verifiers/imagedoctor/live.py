@@ -198,7 +198,7 @@ class LiveVerdicts:
                     one.asked.waiting.set_exception(as_exception(error))
                 continue
             for number, one in enumerate(ended):
-                _give(one, maps.get(number, {}))
+                _give_result(one, maps.get(number, {}))
 
 
 def _is_wanted(ended: _Ended) -> bool:
@@ -209,7 +209,7 @@ def _unchanged(answer: Answer) -> Answer:
     return answer
 
 
-def _give(ended: _Ended, maps: Mapping[str, NDArray[np.float32]]) -> None:
+def _give_result(ended: _Ended, maps: Mapping[str, NDArray[np.float32]]) -> None:
     """Gives out what a pair's client waits for."""
     waiting = ended.asked.waiting
     try:

@@ -116,7 +116,7 @@ class ImageDoctor(Verifier):
         template = AnswerTemplate()
         if answer_template:
             template = AnswerTemplate.from_tokenizer(checkpoint.tokenizer, config)
-        self.pairs = PairProcessor(
+        self.pair_processor = PairProcessor(
             checkpoint.tokenizer,
             checkpoint.processor,
             fit,
@@ -239,21 +239,21 @@ class ImageDoctor(Verifier):
         ids: dict[str, list[int]] = {}
         for i, text in enumerate(texts):
             if text not in ids:
-                ids[text] = self.pairs.token_ids(check_prompt(i, text), detail)
+                ids[text] = self.pair_processor.token_ids(check_prompt(i, text), detail)
         inputs = [_Input(image, ids[text]) for image, text in zip(rgb, texts, strict=True)]
         if not inputs:
             return []
         # Two verifiers may share a model, but not a pass: each has its own engines and options.
         results = self._calls.run((id(self), detail), inputs, partial(self._generate, detail))
         return [
-            self.pairs.verdict(image.size, detail, answer)
+            self.pair_processor.verdict(image.size, detail, answer)
             for image, answer in zip(rgb, results, strict=True)
         ]
 
     @property
     def live_details(self) -> Collection[Detail]:
         """The details that `live` serves."""
-        return self.pairs.live_details
+        return self.pair_processor.live_details
 
     @contextmanager
     def live(self) -> Iterator[LiveVerdicts]:
@@ -262,7 +262,7 @@ class ImageDoctor(Verifier):
         Inside the `with` block the engines belong to it: `verify` and `to` wait until it is left,
         in this thread they raise UnsupportedError. Leaving it answers what it has.
         """
-        with self._calls.alone(), LiveVerdicts(self.replicas, self.pairs) as verdicts:
+        with self._calls.alone(), LiveVerdicts(self.replicas, self.pair_processor) as verdicts:
             yield verdicts
 
     @property
@@ -324,11 +324,11 @@ class ImageDoctor(Verifier):
         """Returns the reply and the heatmaps of each input; one thread at a time calls it."""
         # Longest first, so that the KV cache need not grow later.
         order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
-        grid = self.checkpoint.processor.grid if self.pairs.has_maps(detail) else None
+        grid = self.checkpoint.processor.grid if self.pair_processor.has_maps(detail) else None
         try:
             # Maps are decoded while replies are made.
             with closing(self._requests([inputs[i] for i in order])) as requests:
-                template = self.pairs.template_for(detail)
+                template = self.pair_processor.template_for(detail)
                 answers = answer_together(self.replicas, requests, len(inputs), template, grid)
         except BaseException:
             # The buffers may be in any state.
@@ -341,9 +341,9 @@ class ImageDoctor(Verifier):
         """Prepares requests when an engine asks for them; beside a GPU, images a few ahead."""
         ahead = AHEAD * len(self.replicas)
         images = [image for image, _ in inputs]
-        prepared = map_ahead(self.pairs.levels, images, self.device, ahead=ahead)
+        prepared = map_ahead(self.pair_processor.levels, images, self.device, ahead=ahead)
         for levels, (_, ids) in zip(prepared, inputs, strict=True):
-            yield self.pairs.request(PreparedPair(ids, levels))
+            yield self.pair_processor.request(PreparedPair(ids, levels))
 
 
 class _Input(NamedTuple):
