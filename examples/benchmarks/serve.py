@@ -3,17 +3,19 @@
     python examples/benchmarks/serve.py rate                        # the bundled verifier
     python examples/benchmarks/serve.py rate --random 3b --pictures 1024 --threads 2
     python examples/benchmarks/serve.py hostile --requests 100000
+    python examples/benchmarks/serve.py hostile --requests 10000 --verifier shapes
 
 `rate`: one call of `verify` with all pictures, then the same pictures by 16 client processes, whose
-threads send 32 pictures a request; median of three runs each, in turns. Verdicts must be those of
-the call; on a GPU rounding depends on the batch, so the share of equal replies is shown beside that
-of a second call in another order. `one_by_one` is what a picture waits when each client sends one
-at a time.
+threads send 32 pictures a request; median of three runs each. Verdicts must be those of the call;
+on a GPU rounding depends on the batch, so the share of equal replies is shown beside that of a
+second call in another order, and that of small calls with some of the pictures. `one_by_one` is
+what a picture waits when each client sends one at a time.
 
 `hostile`: requests that are wrong, cut off, too large, slow, or pickles, mixed with good ones, each
-of another picture, to a server process with the fake verifier. It counts the answers by kind, good
-answers that are not those of their picture, what good requests wait, and whether the process still
-lives. An `unread` answer must be `closed`; where it is 200, the server has kept it for 14 seconds.
+of another picture, to a server process with the fake verifier, or with another one. It counts the
+answers by kind, good answers that are not those of their picture, what good requests wait, and
+whether the process still lives. An `unread` answer must be `closed`; where it is 200, the server
+has kept it for 14 seconds. With a slow verifier, a client may not get one within 30 seconds.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ from tts_verifier.types import Verdict
 from tts_verifier.verifiers.remote import Remote
 
 TOGETHER = 32
+SMALL_CALLS = (1, 3, 7, 11, 19, 29) * 8
+"""Pictures of each of the calls that show how verdicts depend on their batches by rounding."""
 
 
 def rate(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,6 +65,7 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
             seconds, served = send(options.threads, TOGETHER)
             there.append(seconds)
             waits += [wait for one in served for wait in one["waits"]]
+        send(1, 1, most=1)  # warms up
         alone = send(1, 1, most=options.single)[1]
     for _ in range(options.runs):
         began = time.perf_counter()
@@ -68,6 +73,11 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
         here.append(time.perf_counter() - began)
     shuffled = verifier.verify([images[i] for i in order], [prompts[i] for i in order])
     again = dict(zip(order.tolist(), shuffled, strict=True))
+    apart: dict[int, Verdict] = {}
+    for size in SMALL_CALLS:
+        places = range(len(apart), min(len(apart) + size, len(images)))
+        found = verifier.verify([images[i] for i in places], [prompts[i] for i in places])
+        apart |= zip(places, found, strict=True)
     singles = [wait for one in alone for wait in one["waits"]]
     rates = {"process": len(images) / np.median(here), "server": len(images) / np.median(there)}
     return {
@@ -82,6 +92,7 @@ def rate(options: argparse.Namespace) -> dict[str, Any]:
         "one_by_one_wait_s": percentiles(singles),
         "server": compare(verdicts, {k: v for one in served for k, v in one["verdicts"].items()}),
         "other_order": compare(verdicts, {str(k): summary(v) for k, v in again.items()}),
+        "small_calls": compare(verdicts, {str(k): summary(v) for k, v in apart.items()}),
     }
 
 
@@ -271,6 +282,7 @@ def main() -> None:
     fast.add_argument("--threads", type=int, default=8, help="requests of a client at a time")
     fast.add_argument("--single", type=int, default=64, help="pictures of a client one by one")
     calm = parts.add_parser("hostile")
+    calm.add_argument("--verifier", default="fake", help="fake, or an ImageDoctor")
     calm.add_argument("--requests", type=int, default=100_000)
     calm.add_argument("--seconds", type=float, default=3600)
     calm.add_argument("--workers", type=int, default=128, help="requests at a time")

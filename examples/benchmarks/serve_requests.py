@@ -16,6 +16,8 @@ from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
 
 Made = tuple[bytes, list[dict[str, float]] | None]
 """The bytes of a request, and the scores that its answer must have; None = any answer."""
+POOL: list[tuple[Image.Image, str, dict[str, float]]] = []
+"""Pictures and prompts with the scores of the served verifier; empty = it is the fake one."""
 UNREAD = 20
 """Requests of a connection that reads no answers: more than sockets hold."""
 
@@ -30,13 +32,22 @@ def http(body: bytes, kind: str = MEDIA_TYPE, path: str = "/v1/score", length: i
 
 
 def good(rng: random.Random) -> Made:
-    """Pictures of random colours, and the scores that they must get."""
+    """Pictures, and the scores that they must get."""
+    if POOL:
+        images, prompts, expected = map(
+            list, zip(*rng.sample(POOL, rng.randint(1, 4)), strict=True)
+        )
+        return _good(images, prompts, expected)
     images = [
         Image.new("RGB", (rng.randint(1, 40), rng.randint(1, 40)), tuple(rng.randbytes(3)))
         for _ in range(rng.randint(1, 4))
     ]
     prompts = [f"picture {rng.random()}"] * len(images)
     expected = [dict(v.scores) for v in FakeVerifier().verify(images, prompts)]
+    return _good(images, prompts, expected)
+
+
+def _good(images: list[Any], prompts: list[Any], expected: list[Any]) -> Made:
     pixels = [np.asarray(image) for image in images]
     return http(request_of(pixels, prompts, "diagnose", True)), expected
 
