@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -29,6 +30,7 @@ from tts_verifier.training.cold_start.sources import (
     read_reasons,
 )
 from tts_verifier.training.cold_start.stages import cold_start_1, cold_start_2, read_for_training
+from tts_verifier.training.common.interruption import Interruption
 from tts_verifier.training.common.run_folder import read_metrics
 from tts_verifier.training.entries import run_entry
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss
@@ -147,7 +149,7 @@ def test_progress_says_the_rate_and_the_time_left(
     row = {"total": 0.5, "tokens": 800.0, "rows": 4.0}
     for minutes, left in ((None, 30), (0.25, 5)):
         now = iter([100.0, *[110.0] * 9])
-        clock = Clock(RunSettings("a", "b", steps=40, batch=4, minutes=minutes), first=0)
+        clock = Clock(RunSettings("a", "b", steps=40, batch=4, minutes=minutes), 0, Interruption())
         clock.show(9, row, 1, last=False)
         assert capsys.readouterr().out == (
             f"step 10 of 40, 4.0 rows/s, 800 tokens/s, {left} s left: total 0.5000, "
@@ -220,6 +222,38 @@ def test_a_run_stops_when_its_time_is_up_and_the_same_command_goes_on(
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(RunError, match=r"run\.json cannot be used"):
         cold_start_1(**keys)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_after_a_signal_all_is_kept_and_the_same_command_goes_on(
+    number: int,
+    error: type[BaseException],
+    doctor: Path,
+    ratings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = FAST | {"init": str(doctor), "data": str(ratings), "steps": 4}
+    cold_start_1(output=str(tmp_path / "whole"), **keys)
+    keys |= {"output": str(tmp_path / "run")}
+    real = stages.take_step
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        if arguments[4] == 1:
+            signal.raise_signal(number)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "take_step", interrupted)
+        with pytest.raises(error):
+            cold_start_1(**keys)
+    # The steps that ran, and no more.
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["00000003"]
+    assert (tmp_path / "run" / "checkpoint" / "config.json").exists()
+    cold_start_1(**keys)
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
 
 
 def test_without_a_state_only_metrics_and_weights_are_kept(

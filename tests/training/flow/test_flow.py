@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,29 @@ def test_a_run_that_goes_on_equals_one_without_a_break(
     flow(**parts)
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
     assert not moved(transformer_of(tmp_path / "parts"), transformer_of(tmp_path / "run"))
+
+
+def test_after_a_signal_all_is_kept_and_the_same_command_goes_on(
+    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys |= {"steps": 3}
+    flow(**keys, save_state=False)
+    parts = keys | {"output": str(tmp_path / "parts")}
+    real = entry.flow_step
+
+    def interrupted(training: Any, ahead: Any, step: int, *rest: Any, **more: Any) -> Any:
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(training, ahead, step, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(entry, "flow_step", interrupted)
+        with pytest.raises(SystemExit, match="143"):
+            flow(**parts)
+    assert [p.name for p in (tmp_path / "parts" / "state").iterdir()] == ["00000002"]
+    assert transformer_of(tmp_path / "parts")
+    flow(**parts)
+    assert numbers(tmp_path / "parts") == numbers(tmp_path / "run")
 
 
 def test_a_run_does_not_go_on_with_other_captions(keys: dict[str, Any], tmp_path: Path) -> None:

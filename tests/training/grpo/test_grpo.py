@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -156,6 +157,29 @@ def test_a_run_stops_when_its_time_is_up_and_the_same_command_goes_on(
         grpo(output=str(folder), **keys | {"group": 4})
     grpo(output=str(tmp_path / "more"), **keys | {"init": str(folder / "checkpoint")})
     assert len(read_metrics(tmp_path / "more")) == 2
+
+
+@pytest.mark.usefixtures("even_tokens")
+def test_after_a_signal_all_is_kept_and_the_same_command_goes_on(
+    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys |= {"steps": 4}
+    grpo(output=str(tmp_path / "whole"), **keys)
+    real = entry.policy_step
+
+    def interrupted(training: Any, step: int, *rest: Any) -> dict[str, float]:
+        if step == 0:
+            signal.raise_signal(signal.SIGINT)
+        return real(training, step, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(entry, "policy_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            grpo(output=str(tmp_path / "run"), **keys)
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["00000002"]
+    assert (tmp_path / "run" / "checkpoint" / "config.json").is_file()
+    grpo(output=str(tmp_path / "run"), **keys)
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
 class Constant:

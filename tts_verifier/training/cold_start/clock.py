@@ -7,6 +7,7 @@ import time
 from accelerate import Accelerator
 
 from tts_verifier.training.cold_start.settings import RunSettings
+from tts_verifier.training.common.interruption import Interruption
 from tts_verifier.training.common.run_folder import RunFolder
 from tts_verifier.training.common.step_guard import StepGuard
 
@@ -17,10 +18,11 @@ class Clock:
     Args:
         run: its settings.
         first: the step that it goes on from.
+        interruption: asks it to stop.
     """
 
-    def __init__(self, run: RunSettings, first: int) -> None:
-        self._run, self._first = run, first
+    def __init__(self, run: RunSettings, first: int, interruption: Interruption) -> None:
+        self._run, self._first, self._interruption = run, first, interruption
         self._began = self._printed = self._saved = self._last = time.monotonic()
 
     def flags(self) -> dict[str, float]:
@@ -28,6 +30,7 @@ class Clock:
         now = time.monotonic()
         minutes = self._run.minutes
         stop = minutes is not None and now - self._began > 60 * minutes
+        stop |= self._interruption.asked
         return {"stop": float(stop), "save": float(now - self._saved > 60 * self._run.save_minutes)}
 
     def saved(self) -> None:

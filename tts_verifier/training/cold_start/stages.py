@@ -42,6 +42,7 @@ from tts_verifier.training.cold_start.sources import (
     RowSource,
     read_reasons,
 )
+from tts_verifier.training.common.interruption import Interruption
 from tts_verifier.training.common.run_folder import (
     RunFolder,
     check_run_folder,
@@ -274,6 +275,10 @@ def train(
 
     Returns:
         The steps that were taken, those of earlier calls included.
+
+    Raises:
+        RunError: losses are no numbers.
+        KeyboardInterrupt, SystemExit: there was a signal; all is kept before that.
     """
     settings = asdict(run) | asdict(stage)
     deciding = {k: v for k, v in settings.items() if k not in FREE_KEYS}
@@ -291,25 +296,27 @@ def train(
     folder = RunFolder(path, deciding, accelerator, entry=entry, kept=kept, free=FREE_KEYS)
     first = taken = folder.resume()
     accelerator.init_trackers("cold-start", plain_values(deciding))
-    clock = Clock(run, first)
-    for step, blocks in zip(
-        range(first, run.steps), loaded(source, run, accelerator, first), strict=True
-    ):
-        rate = run.learning_rate_at(step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        try:
-            row = take_step(network, optimiser, accelerator, guard, step, blocks, clock.flags())
-        except RunError:
-            folder.save_metrics()
-            raise
-        stop, save = row.pop("stop") > 0, row.pop("save") > 0
-        last = stop or step + 1 == run.steps
-        taken = step + 1
-        row |= {"step": step, "learning_rate": rate}
-        record_step(row, run, folder, clock, accelerator, guard, save=save, last=last)
-        if stop:
-            break
+    interruption = Interruption()
+    clock = Clock(run, first, interruption)
+    with interruption:
+        for step, blocks in zip(
+            range(first, run.steps), loaded(source, run, accelerator, first), strict=True
+        ):
+            rate = run.learning_rate_at(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            try:
+                row = take_step(network, optimiser, accelerator, guard, step, blocks, clock.flags())
+            except RunError:
+                folder.save_metrics()
+                raise
+            stop, save = row.pop("stop") > 0, row.pop("save") > 0
+            last = stop or step + 1 == run.steps
+            taken = step + 1
+            row |= {"step": step, "learning_rate": rate}
+            record_step(row, run, folder, clock, accelerator, guard, save=save, last=last)
+            if stop:
+                break
     if accelerator.is_main_process:
         dtype = getattr(torch, run.dtype)
         trained = accelerator.unwrap_model(network).model
@@ -317,6 +324,7 @@ def train(
             write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
         print(f"The checkpoint: {folder.folder / 'checkpoint'}", flush=True)
     accelerator.wait_for_everyone()
+    interruption.raise_if_asked()
     return taken
 
 

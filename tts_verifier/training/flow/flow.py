@@ -24,6 +24,7 @@ from tts_verifier.identity import seed_for
 from tts_verifier.training.cold_start.clock import Clock, record_step
 from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.cold_start.stages import start_processes
+from tts_verifier.training.common.interruption import Interruption
 from tts_verifier.training.common.run_folder import (
     RunFolder,
     check_run_folder,
@@ -143,6 +144,7 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
     Raises:
         TTSError: a verifier fails, no picture of a step has a reward, or losses are no numbers.
             State and weights are kept before that.
+        KeyboardInterrupt, SystemExit: there was a signal; likewise.
     """
     accelerator, settings, updater = training.accelerator, training.settings, training.updater
     deciding = asdict(run) | asdict(settings)
@@ -156,8 +158,9 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
     rows: list[Mapping[str, float]] = [*read_metrics(folder.folder)]
     if training.evaluation is not None:
         training.evaluation.warm_up()
-    clock, broken = Clock(run, first), None
-    with ThreadPoolExecutor(1, "verify") as thread:
+    interruption, broken = Interruption(), None
+    clock = Clock(run, first, interruption)
+    with interruption, ThreadPoolExecutor(1, "verify") as thread:
         ahead = DrawnAhead(training, thread, first)
         for step in range(first, run.steps):
             rate = run.learning_rate_at(step)
@@ -193,6 +196,7 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
             if last:
                 break
     write_weights_of(training, run, folder.folder / CHECKPOINT)
+    interruption.raise_if_asked()
     return broken
 
 

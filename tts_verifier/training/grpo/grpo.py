@@ -31,6 +31,7 @@ from tts_verifier.training.cold_start.stages import (
     start_processes,
 )
 from tts_verifier.training.common.bounds import check_most
+from tts_verifier.training.common.interruption import Interruption
 from tts_verifier.training.common.run_folder import (
     Counts,
     RunFolder,
@@ -235,6 +236,7 @@ def train_policy(
 
     Raises:
         RunError: no reply can be read, or losses are no numbers.
+        KeyboardInterrupt, SystemExit: there was a signal; all is kept before that.
     """
     accelerator, settings = training.accelerator, training.settings
     limits = Limits(settings.stop)
@@ -245,27 +247,30 @@ def train_policy(
     folder = RunFolder(path, deciding, accelerator, entry="grpo", kept=kept, free=free)
     first = taken = folder.resume()
     accelerator.init_trackers("grpo", plain_values(deciding))
-    clock = Clock(run, first)
+    interruption = Interruption()
+    clock = Clock(run, first, interruption)
     broken: RunError | None = None
     share = settings.share(accelerator.process_index, accelerator.num_processes)
-    for step, prompts in prompts_ahead(source, range(first, run.steps), share):
-        rate = run.learning_rate_at(step)
-        for group in training.optimiser.param_groups:
-            group["lr"] = rate
-        try:
-            row = policy_step(training, step, prompts, clock.flags())
-        except RunError:
-            folder.save_metrics()
-            raise
-        stop, save = row.pop("stop") > 0, row.pop("save") > 0
-        broken = broken_limit(limits, step, row)
-        last = stop or broken is not None or step + 1 == run.steps
-        taken = step + 1
-        row |= {"step": step, "learning_rate": rate}
-        record_step(row, run, folder, clock, accelerator, training.guard, save=save, last=last)
-        if stop or broken is not None:
-            break
+    with interruption:
+        for step, prompts in prompts_ahead(source, range(first, run.steps), share):
+            rate = run.learning_rate_at(step)
+            for group in training.optimiser.param_groups:
+                group["lr"] = rate
+            try:
+                row = policy_step(training, step, prompts, clock.flags())
+            except RunError:
+                folder.save_metrics()
+                raise
+            stop, save = row.pop("stop") > 0, row.pop("save") > 0
+            broken = broken_limit(limits, step, row)
+            last = stop or broken is not None or step + 1 == run.steps
+            taken = step + 1
+            row |= {"step": step, "learning_rate": rate}
+            record_step(row, run, folder, clock, accelerator, training.guard, save=save, last=last)
+            if stop or broken is not None:
+                break
     write_policy(training, run, folder.folder / "checkpoint")
+    interruption.raise_if_asked()
     return taken, broken
 
 
