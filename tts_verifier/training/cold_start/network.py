@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tts_verifier.errors import InputError
 from tts_verifier.loading.files import file_inside
 from tts_verifier.training.cold_start.batches import RowBlock
+from tts_verifier.training.cold_start.settings import RunSettings
 from tts_verifier.training.common.bounds import check_rank
+from tts_verifier.training.common.run_folder import written_to
 from tts_verifier.training.verifier.preprocess import DevicePreprocess
 from tts_verifier.training.verifier.sft_loss import IGNORED, loss, text_loss
-from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint
+from tts_verifier.verifiers.imagedoctor.checkpoint.loading import Checkpoint, find_checkpoint
 from tts_verifier.verifiers.imagedoctor.checkpoint.save import (
     stored_state,
     write_config,
@@ -200,13 +203,21 @@ def merged_state(model: ImageDoctorModel) -> Mapping[str, Tensor]:
     return state
 
 
-def write_trained(
-    model: ImageDoctorModel, source: Path, folder: Path, dtype: torch.dtype | None
-) -> None:
-    """Writes a trained model, with the small files of the folder that it started from."""
-    copy_small_files(source, folder)
-    write_config(folder, model.config, dtype)
-    write_weights(folder, merged_state(model), dtype=dtype, shard_bytes=TRAINED_SHARD_BYTES)
+def write_trained(model: ImageDoctorModel, run: RunSettings, accelerator: Accelerator) -> None:
+    """Writes a trained model into the run's folder, with the small files that it started from.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    source, folder = find_checkpoint(run.init), Path(run.output, "checkpoint")
+    if accelerator.is_main_process:
+        dtype = getattr(torch, run.dtype)
+        with written_to(folder, "the trained weights"):
+            copy_small_files(source, folder)
+            write_config(folder, model.config, dtype)
+            write_weights(folder, merged_state(model), dtype=dtype, shard_bytes=TRAINED_SHARD_BYTES)
+        print(f"The checkpoint: {folder}", flush=True)
+    accelerator.wait_for_everyone()
 
 
 def copy_small_files(source: Path, folder: Path) -> None:

@@ -47,7 +47,6 @@ from tts_verifier.training.common.run_folder import (
     RunFolder,
     check_run_folder,
     plain_values,
-    written_to,
 )
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import (
@@ -317,13 +316,7 @@ def train(
             record_step(row, run, folder, clock, accelerator, guard, save=save, last=last)
             if stop:
                 break
-    if accelerator.is_main_process:
-        dtype = getattr(torch, run.dtype)
-        trained = accelerator.unwrap_model(network).model
-        with written_to(folder.folder / "checkpoint", "the trained weights"):
-            write_trained(trained, find_checkpoint(run.init), folder.folder / "checkpoint", dtype)
-        print(f"The checkpoint: {folder.folder / 'checkpoint'}", flush=True)
-    accelerator.wait_for_everyone()
+    write_trained(accelerator.unwrap_model(network).model, run, accelerator)
     interruption.raise_if_asked()
     return taken
 

@@ -6,9 +6,7 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import Any, Final
-
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+from typing import Any
 
 
 class Interruption:
@@ -42,7 +40,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in (signal.SIGINT, signal.SIGTERM):
                 # None = a handler that is not Python's.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._note)

@@ -37,7 +37,6 @@ from tts_verifier.training.common.run_folder import (
     RunFolder,
     check_run_folder,
     plain_values,
-    written_to,
 )
 from tts_verifier.training.common.step_guard import StepGuard
 from tts_verifier.training.examples import examples_of, show_checkpoint
@@ -269,7 +268,7 @@ def train_policy(
             record_step(row, run, folder, clock, accelerator, training.guard, save=save, last=last)
             if stop or broken is not None:
                 break
-    write_policy(training, run, folder.folder / "checkpoint")
+    write_trained(training.trained.model, run, accelerator)
     interruption.raise_if_asked()
     return taken, broken
 
@@ -281,16 +280,6 @@ def broken_limit(limits: Limits, step: int, row: Mapping[str, float]) -> RunErro
     except RunError as error:
         return error
     return None
-
-
-def write_policy(training: Training, run: RunSettings, folder: Path) -> None:
-    """Writes the checkpoint of the trained model."""
-    if training.accelerator.is_main_process:
-        dtype = getattr(torch, run.dtype)
-        with written_to(folder, "the trained weights"):
-            write_trained(training.trained.model, find_checkpoint(run.init), folder, dtype)
-        print(f"The checkpoint: {folder}", flush=True)
-    training.accelerator.wait_for_everyone()
 
 
 def policy_step(
