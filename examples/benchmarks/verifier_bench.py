@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from random_models import TEXT_TOKENS, BothMapsEngine, image_doctor_model
 
 from tts_verifier.analysis.svg import STYLE
@@ -60,10 +60,11 @@ class Bench:
         self.cuda = main.type == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.grid = (grid, grid)
+        self.level_values = Processor().level_values
         if folder:
             self.model = load_model(Path(folder), dtype=self.dtype).to(main)
             processor = Processor.from_folder(Path(folder), self.model.config)
-            self.grid = processor(Image.new("RGB", (504, 504))).grid
+            self.grid, self.level_values = processor.grid, processor.level_values
         else:
             self.model = image_doctor_model(str(main))
         self.model.requires_grad_(False).eval()
@@ -76,15 +77,25 @@ class Bench:
         config, rng = self.model.config, np.random.default_rng(0)
         h, w = self.grid
         cells = h * w // int(config.vision["spatial_merge_size"]) ** 2
-        values = 3 * int(config.vision["temporal_patch_size"]) * config.vision["patch_size"] ** 2
+        levels = 3 * int(config.vision["patch_size"]) ** 2
         low = min(config.image_token_id, config.vision_start_token_id, 256)
         requests = []
         for _ in range(count):
             text = rng.integers(0, low, tokens).tolist()
-            patches = rng.standard_normal((h * w, values)).astype(np.float32)
+            # As the verifier's processor prepares images.
+            pixels = rng.integers(0, 256, (h * w, levels), np.uint8)
             ids = [*text[:16], *[config.image_token_id] * cells, *text[16:]]
-            requests.append(GenerationRequest(ids, patches, self.grid))
+            requests.append(
+                GenerationRequest(ids, pixels, self.grid, level_values=self.level_values)
+            )
         return requests
+
+    def patches(self, request: GenerationRequest) -> NDArray[np.float32]:
+        """Returns a request's patches as other programs take them, see `Patches.values`."""
+        frames = int(self.model.config.vision["temporal_patch_size"])
+        levels = request.patches.reshape(len(request.patches), 3, 1, -1)
+        found = self.level_values[np.arange(3)[:, None, None], levels]
+        return np.repeat(found, frames, axis=2).reshape(len(levels), -1)
 
     def replicas(self, limits: GenerationLimits) -> list[Replica]:
         """Returns one for each device; all their replies have both maps."""

@@ -74,7 +74,7 @@ def floor(bench: Bench) -> list[Row]:
         small.add_(1)
     launch = (time.perf_counter() - began) / 2000
     request, config = bench.requests[0], model.config
-    pixels = torch.from_numpy(request.patches).to(device)
+    pixels = torch.from_numpy(bench.patches(request)).to(device)
     with torch.no_grad(), FlopCounterMode(display=False) as vision:
         visual = model.visual_features(pixels, [bench.grid])
     prefill = vision.get_total_flops() + language_flops(model, len(request.ids))
@@ -275,7 +275,7 @@ def generate(bench: Bench, part: str) -> list[Row]:
     def run(batch: list[GenerationRequest]) -> list[list[int]]:
         device = bench.model.lm_head.weight.device
         ids = torch.tensor([r.ids for r in batch], device=device)
-        pixels = np.concatenate([r.patches for r in batch])
+        pixels = np.concatenate([bench.patches(r) for r in batch])
         kinds = {"mm_token_type_ids": (ids == bench.model.config.image_token_id).int()}
         takes_kinds = "mm_token_type_ids" in inspect.signature(built.forward).parameters
         out = built.generate(
