@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ from tiny_imagedoctor import noise
 from tts_verifier.errors import CheckpointError, InputError, ServerError, UnsupportedError
 from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.serve.limits import Refused, RequestLimits
-from tts_verifier.serve.processes.channel import Channel
+from tts_verifier.serve.processes.channel import Channel, Withdrawn
 from tts_verifier.serve.processes.proxy import DispatcherProxy
 from tts_verifier.serve.processes.verifier import ServerProcessError, VerifierProcess
 from tts_verifier.testing import FakeVerifier
@@ -238,6 +239,30 @@ def test_pairs_that_cannot_be_sent_fail_and_a_closed_proxy_takes_none() -> None:
         proxy.close()
         with pytest.raises(Refused, match="This server is ending"):
             proxy.submit([noise(8, 8)], ["x"], "score")
+
+
+def test_pairs_are_sent_before_they_are_taken_back_many_at_a_time() -> None:
+    ours, theirs = socket.socketpair()
+    gate = Event()
+
+    class Slow(Channel):
+        def send(self, message: object) -> None:
+            assert gate.wait(SECONDS)
+            super().send(message)
+
+    with ours, theirs:
+        proxy = DispatcherProxy(Slow(ours), 9, waited=lambda seconds: None)
+        first = proxy.submit([noise(8, 8)] * 2, ["x", "y"], "score")
+        assert all([verdict.cancel() for verdict in first])
+        (second,) = proxy.submit([noise(8, 8)], ["z"], "score")
+        assert second.cancel()
+        gate.set()
+        proxy.close()
+        messages = Channel(theirs).messages()
+        assert next(messages).prompts == ["x", "y"]
+        assert next(messages) == Withdrawn([0, 1])
+        assert next(messages).prompts == ["z"]
+        assert next(messages) == Withdrawn([2])
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,22 +25,29 @@ from threads import at_once
 from tiny_imagedoctor import example, noise
 
 from tts_verifier.errors import InputError, ServerError
+from tts_verifier.serve.answers import description_of
+from tts_verifier.serve.limits import RequestLimits
 from tts_verifier.serve.processes.channel import (
     Answered,
     Channel,
     ForeignError,
     PlainVerdict,
     Prepared,
+    PreparingSetup,
     RawAnswer,
+    Setup,
     Submitted,
     Withdrawn,
 )
 from tts_verifier.serve.processes.preparing import Preparing
+from tts_verifier.serve.processes.verifier import ServerProcessError, VerifierProcess
+from tts_verifier.testing import FakeVerifier
 from tts_verifier.types import Verdict
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.remote import Remote
 
 PIXELS = [np.full((2, 3, 3), level, np.uint8) for level in range(20)]
+SETUP = Setup(description_of(FakeVerifier()), "", 0, RequestLimits(), None)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +109,13 @@ def test_a_processor_of_pairs_pickles(doctor: ImageDoctor) -> None:
 class Pairs:
     """Prepares what is no ImageDoctor's."""
 
-    live_details = ("diagnose",)
-
     def prepare(self, image: Image.Image, prompt: str, detail: str) -> tuple[int, str]:
         if prompt == "bad":
             raise InputError("Too dark.")
         if prompt == "panic":
             raise Panic("index out of range")
+        if prompt == "unsendable":
+            return 0, lambda: None  # type: ignore[return-value]
         return int(np.asarray(image).max()), prompt
 
     def verdict(self, size: tuple[int, int], detail: str, answer: str) -> Verdict:
@@ -115,12 +124,19 @@ class Pairs:
         return Verdict({"width": float(size[0]), "height": float(size[1])}, text=answer)
 
 
+class Unloadable:
+    """Pickles, and cannot be unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return divmod, (1, 0)
+
+
 class Panic(BaseException):
     """As libraries in Rust raise; it is no Exception."""
 
 
 @contextmanager
-def preparing() -> Iterator[tuple[Channel, Iterator[Any], Channel, Iterator[Any]]]:
+def preparing(ahead: int = 100) -> Iterator[tuple[Channel, Iterator[Any], Channel, Iterator[Any]]]:
     """Runs it in a thread; gives the ends of the HTTP process and of the verifier's."""
     pairs = [socket.socketpair() for _ in range(2)]
     (ours, theirs), (engine, its) = pairs
@@ -128,9 +144,9 @@ def preparing() -> Iterator[tuple[Channel, Iterator[Any], Channel, Iterator[Any]
         http, verifier = Channel(ours), Channel(engine)
         running = threads.submit(Preparing(Channel(theirs), Channel(its)).run)
         with ours:
-            verifier.send((Pairs(), "setup"))
+            verifier.send(PreparingSetup(Pairs(), ["diagnose"], ahead, SETUP))
             messages = http.messages()
-            assert next(messages) == "setup"
+            assert next(messages).port == 0
             yield http, messages, verifier, verifier.messages()
         running.result(SECONDS)
 
@@ -144,9 +160,9 @@ def test_pairs_are_prepared_a_few_at_a_time_and_their_answers_become_verdicts() 
         assert {part.detail for part in parts} == {"diagnose"}
         found = dict(pair for part in parts for pair in part.pairs)
         assert found == {5 + level: (level, prompts[level]) for level in range(20)}
-        verifier.send(Answered([(7, RawAnswer("two")), (8, MemoryError("full"))], "x", True))
-        (one, other), failure, ending = next(verdicts)
-        assert (failure, ending) == ("x", True)
+        verifier.send(Answered([(7, RawAnswer("two")), (8, MemoryError("full"))], True))
+        (one, other), ending = next(verdicts)
+        assert ending
         assert one[0] == 7
         assert (one[1].text, one[1].scores) == ("two", {"width": 3.0, "height": 2.0})
         assert other[0] == 8
@@ -157,11 +173,49 @@ def test_a_pair_that_is_taken_back_is_taken_back_everywhere() -> None:
     with preparing() as (http, verdicts, verifier, prepared):
         http.send(Submitted(0, PIXELS[:2], ["x", "y"], "diagnose"))
         assert len(next(prepared).pairs) == 2
-        http.send(Withdrawn(0))
-        assert next(prepared) == Withdrawn(0)
-        verifier.send(Answered([(0, RawAnswer("x")), (1, RawAnswer("y"))], "", False))
+        http.send(Withdrawn([0]))
+        assert next(prepared) == Withdrawn([0])
+        verifier.send(Answered([(0, RawAnswer("x")), (1, RawAnswer("y"))], False))
         ((number, verdict),) = next(verdicts).results
         assert (number, verdict.text) == (1, "y")
+
+
+def test_no_more_pairs_are_prepared_than_engines_need() -> None:
+    with preparing(ahead=8) as (http, verdicts, verifier, prepared):
+        http.send(Submitted(0, PIXELS, ["x"] * 20, "diagnose"))
+        parts = (message for message in prepared if isinstance(message, Prepared))
+        assert [number for number, _ in next(parts).pairs] == [*range(8)]
+        # One that waits, and one whose place is free then.
+        http.send(Withdrawn([9, 3]))
+        assert [number for number, _ in next(parts).pairs] == [8, *range(10, 17)]
+        verifier.send(Answered([(number, RawAnswer("x")) for number in range(9)], False))
+        assert len(next(verdicts).results) == 8
+        assert [number for number, _ in next(parts).pairs] == [17, 18, 19]
+
+
+def test_a_pair_that_is_taken_back_before_it_is_sent_is_taken_back_again() -> None:
+    (ours, theirs), (engine, its) = socket.socketpair(), socket.socketpair()
+    http, withdrawn = Channel(ours), Event()
+
+    class Late(Channel):
+        def send(self, message: object) -> None:
+            if isinstance(message, Prepared):
+                http.send(Withdrawn([0]))
+                assert withdrawn.wait(SECONDS)
+            super().send(message)
+            withdrawn.set()
+
+    with theirs, engine, its, ThreadPoolExecutor(1) as threads:
+        running = threads.submit(Preparing(Channel(theirs), Late(its)).run)
+        with ours:
+            verifier = Channel(engine)
+            verifier.send(PreparingSetup(Pairs(), ["diagnose"], 1, SETUP))
+            http.send(Submitted(0, PIXELS[:1], ["x"], "diagnose"))
+            messages = verifier.messages()
+            assert next(messages) == Withdrawn([0])
+            assert [number for number, _ in next(messages).pairs] == [0]
+            assert next(messages) == Withdrawn([0])
+        running.result(SECONDS)
 
 
 def test_what_engines_do_not_serve_goes_on_as_it_is() -> None:
@@ -171,8 +225,8 @@ def test_what_engines_do_not_serve_goes_on_as_it_is() -> None:
         assert isinstance(passed, Submitted)
         assert np.array_equal(passed.pixels[0], PIXELS[0])
         verdict = PlainVerdict({"overall": 0.5}, {}, (), "", "score", "")
-        verifier.send(Answered([(0, verdict)], "", False))
-        assert next(verdicts) == Answered([(0, verdict)], "", False)
+        verifier.send(Answered([(0, verdict)], False))
+        assert next(verdicts) == Answered([(0, verdict)], False)
 
 
 def test_what_fails_here_fails_alone() -> None:
@@ -180,18 +234,49 @@ def test_what_fails_here_fails_alone() -> None:
         http.send(Submitted(0, PIXELS[:4], ["x", "bad", "panic", "y"], "diagnose"))
         assert [number for number, _ in next(prepared).pairs] == [0, 3]
         failed = next(verdicts)
-        assert failed.failure is None, "it is the verifier's process that knows"
         (bad, error), (panicked, panic) = failed.results
         assert (bad, panicked) == (1, 2)
         assert isinstance(error, InputError)
         assert str(error) == "Too dark."
         assert isinstance(panic, ForeignError)
         assert "index out of range" in panic.text
-        verifier.send(Answered([(0, RawAnswer("panic")), (3, RawAnswer("y"))], "", False))
+        verifier.send(Answered([(0, RawAnswer("panic")), (3, RawAnswer("y"))], False))
         (first, error), (second, verdict) = next(verdicts).results
         assert (first, second) == (0, 3)
         assert "no such token" in error.text
         assert verdict.text == "y"
+
+
+def test_a_pair_that_cannot_be_sent_ends_the_process_with_its_error() -> None:
+    def fails() -> None:
+        with preparing() as (http, verdicts, _, _):
+            http.send(Submitted(0, PIXELS[:1], ["unsendable"], "diagnose"))
+            assert list(verdicts) == []
+
+    with pytest.raises(AttributeError, match="local object"):
+        fails()
+
+
+def test_a_processor_of_pairs_that_cannot_be_loaded_is_blamed_on_its_process(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    verifier: Any = FakeVerifier()
+    verifier.live_details, verifier.room, verifier.pair_processor = ["diagnose"], 1, Unloadable()
+    process = VerifierProcess(verifier, host="127.0.0.1", port=0, limits=RequestLimits())
+    with pytest.raises(ServerProcessError, match=r"The preparing process .* with status 1"):
+        process.run()
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_failure_of_the_preparing_process_is_told() -> None:
+    verifier: Any = FakeVerifier()
+    verifier.live_details, verifier.room, verifier.pair_processor = ["diagnose"], 1, divmod
+    with serving_apart(verifier) as url:
+        with pytest.raises(RuntimeError, match="no attribute 'prepare'"):
+            Remote(url, patience=0).verify([noise(8, 8)], ["x"])
+        assert "no attribute 'prepare'" in httpx.get(f"{url}/health").json()["last_failure"]
+        Remote(url, patience=0).verify([noise(8, 8)], ["x"], detail="score")
+        assert "last_failure" not in httpx.get(f"{url}/health").json()
 
 
 def test_it_ends_where_the_verifiers_process_has_ended_before_its_first_message() -> None:

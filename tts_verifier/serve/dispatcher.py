@@ -55,6 +55,19 @@ class PreparedSubmission(NamedTuple):
 Queued = Submission | PreparedSubmission
 
 
+def failure_after(failure: str, error: BaseException | None) -> str:
+    """Returns what a verifier has failed with since it last worked, once one more pair has ended.
+
+    Args:
+        failure: before that.
+        error: of the pair; None = it has a verdict. To refuse a picture is no failure.
+    """
+    if error is None:
+        return ""
+    refused = isinstance(error, InputError | UnsupportedError | Refused)
+    return failure if refused else f"{type(error).__name__}: {error}"[:300]
+
+
 class Dispatcher:
     """The queue of pairs, and the threads that empty it. Safe to share between threads.
 
@@ -149,11 +162,10 @@ class Dispatcher:
             self._changed.notify()
         if verdict.cancelled():
             return
-        if (error := verdict.exception()) is None:
-            self._failure = ""
+        error = verdict.exception()
+        self._failure = failure_after(self._failure, error)
+        if error is None:
             self._waited(time.monotonic() - came)
-        elif not isinstance(error, InputError | UnsupportedError | Refused):
-            self._failure = f"{type(error).__name__}: {error}"[:300]
 
     def _run(self) -> None:
         while (detail := self._next_detail()) is not None:
@@ -229,7 +241,7 @@ class Dispatcher:
         self._feeding = True
         with verifier.live() as live, ThreadPoolExecutor(PREPARING, "prepare") as threads:
             for _ in range(PREPARING):
-                threads.submit(self._prepare, live, live.room)
+                threads.submit(self._prepare, live, verifier.room)
 
     def _prepare(self, live: Any, room: int) -> None:
         """Prepares pairs and gives them to the engines, until these have to be left."""

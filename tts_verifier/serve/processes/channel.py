@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import struct
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import accumulate
@@ -47,6 +47,19 @@ class Setup(NamedTuple):
     """That requests must have; None = none."""
 
 
+class PreparingSetup(NamedTuple):
+    """The first message to the preparing process."""
+
+    processor: Any
+    """Prepares pairs and makes verdicts, as a `PairProcessor`."""
+    details: Collection[Detail]
+    """Those of which it prepares pairs; others go on as they are."""
+    ahead: int
+    """Pairs from which on it prepares no more until earlier ones are answered."""
+    http: Setup
+    """Goes on to the HTTP process."""
+
+
 class Submitted(NamedTuple):
     """The pairs of one request, on their way to the verifier."""
 
@@ -70,10 +83,10 @@ class Prepared(NamedTuple):
 
 
 class Withdrawn(NamedTuple):
-    """A pair that its client does not wait for any more."""
+    """Pairs that their clients do not wait for any more."""
 
-    number: int
-    """Of the pair."""
+    numbers: Sequence[int]
+    """Of the pairs."""
 
 
 class PlainVerdict(NamedTuple):
@@ -121,12 +134,10 @@ PairResult = PlainVerdict | RawAnswer | ForeignError | Exception
 
 
 class Answered(NamedTuple):
-    """What became of some pairs, and how the verifier's process is."""
+    """What became of some pairs."""
 
     results: Sequence[tuple[int, PairResult]]
     """By the pairs' numbers."""
-    failure: str | None
-    """See `Dispatcher.failure`; None = as it was."""
     ending: bool
     """Whether the server shall end."""
 

@@ -11,13 +11,14 @@ from threading import Condition
 import numpy as np
 from PIL import Image
 
+from tts_verifier.serve.dispatcher import failure_after
 from tts_verifier.serve.limits import check_queue
 from tts_verifier.serve.processes.channel import (
     Answered,
     Channel,
     ForeignError,
-    PairResult,
     PlainVerdict,
+    RawAnswer,
     Submitted,
     Withdrawn,
 )
@@ -41,6 +42,8 @@ class DispatcherProxy:
         self._changed = Condition()
         self._open: dict[int, tuple[Future[Verdict], float]] = {}
         self._count = 0
+        # Taken back, but the other process does not know it yet.
+        self._withdrawn: list[int] = []
         self._closed = False
         self._failure = ""
 
@@ -51,7 +54,7 @@ class DispatcherProxy:
 
     @property
     def failure(self) -> str:
-        """See `Dispatcher.failure`."""
+        """See `Dispatcher.failure`. Here, since the preparing process fails as well."""
         return self._failure
 
     def start(self) -> None:
@@ -82,10 +85,13 @@ class DispatcherProxy:
 
     def take(self, message: Answered) -> None:
         """Passes on what the verifier's process has sent."""
-        if message.failure is not None:
-            self._failure = message.failure
         for number, result in message.results:
-            self._answer(number, result)
+            # The preparing process has made verdicts of them.
+            assert not isinstance(result, RawAnswer)
+            answer = result.error() if isinstance(result, ForeignError) else result
+            error = answer if isinstance(answer, Exception) else None
+            self._failure = failure_after(self._failure, error)
+            self._answer(number, answer)
 
     def _send(
         self, first: int, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
@@ -98,20 +104,18 @@ class DispatcherProxy:
             for number in range(first, first + len(images)):
                 self._answer(number, error)
 
-    def _answer(self, number: int, result: PairResult) -> None:
+    def _answer(self, number: int, answer: PlainVerdict | Exception) -> None:
         with self._changed:
             future, came = self._open.pop(number, (None, 0.0))
             self._changed.notify_all()
         # The client may have withdrawn it, even just now.
         if future is None or not future.set_running_or_notify_cancel():
             return
-        if isinstance(result, PlainVerdict):
+        if isinstance(answer, PlainVerdict):
             self._waited(time.monotonic() - came)
-            future.set_result(result.verdict())
+            future.set_result(answer.verdict())
         else:
-            error = result.error() if isinstance(result, ForeignError) else result
-            assert isinstance(error, Exception)
-            future.set_exception(error)
+            future.set_exception(answer)
 
     def _withdraw(self, number: int, verdict: Future[Verdict]) -> None:
         """Tells the verifier's process when a pair was taken back; called by any thread."""
@@ -120,5 +124,14 @@ class DispatcherProxy:
         with self._changed:
             if self._open.pop(number, None) is not None:
                 # Before `close` goes on, which ends the thread that sends.
-                self._sending.submit(self._channel.send, Withdrawn(number))
+                self._withdrawn.append(number)
+                self._sending.submit(self._send_withdrawn, self._count)
                 self._changed.notify_all()
+
+    def _send_withdrawn(self, count: int) -> None:
+        """Sends what was taken back of the first `count` pairs, which were sent before."""
+        with self._changed:
+            numbers = [number for number in self._withdrawn if number < count]
+            self._withdrawn = [number for number in self._withdrawn if number >= count]
+        if numbers:
+            self._channel.send(Withdrawn(numbers))

@@ -26,6 +26,7 @@ from tts_verifier.serve.processes.channel import (
     Channel,
     PairResult,
     Prepared,
+    PreparingSetup,
     Setup,
     Submitted,
     Withdrawn,
@@ -85,8 +86,13 @@ class VerifierProcess:
         self._setup = Setup(description_of(verifier), host, port, limits, token)
         # The HTTP process counts what waits, and refuses what is too much.
         self._dispatcher = Dispatcher(verifier, sys.maxsize)
-        # What prepares pairs; None = the verifier takes pictures.
-        self._processor = getattr(verifier, "pair_processor", None)
+        # How the preparing process is started; None = the verifier takes pictures.
+        self._preparing: PreparingSetup | None = None
+        engines: Any = verifier
+        if (processor := getattr(engines, "pair_processor", None)) is not None:
+            self._preparing = PreparingSetup(
+                processor, engines.live_details, engines.room, self._setup
+            )
         # By what they do.
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._open: dict[int, Future[Any]] = {}
@@ -148,7 +154,7 @@ class VerifierProcess:
         Args:
             end: the other end of this process's socket.
         """
-        if self._processor is None:
+        if self._preparing is None:
             self._start_process("HTTP", "server", "speak_http", end)
             return
         upper, lower = socketpair()
@@ -178,15 +184,15 @@ class VerifierProcess:
         """Feeds the dispatcher until the others have ended."""
         # If they have ended already, there are no messages.
         with suppress(ConnectionError):
-            channel.send(self._setup if self._processor is None else (self._processor, self._setup))
+            channel.send(self._preparing or self._setup)
         sending = Thread(target=self._send, args=(channel,), name="sending")
         sending.start()
         try:
             for message in channel.messages():
                 if isinstance(message, Withdrawn):
-                    verdict = self._open.pop(message.number, None)
-                    if verdict is not None:
-                        verdict.cancel()
+                    for number in message.numbers:
+                        if (verdict := self._open.pop(number, None)) is not None:
+                            verdict.cancel()
                 elif isinstance(message, Prepared):
                     self._submit_prepared(message)
                 else:
@@ -230,7 +236,7 @@ class VerifierProcess:
         """Sends what is answered, all that there is at a time."""
         try:
             while (results := self._results()) is not None:
-                channel.send(Answered(results, self._dispatcher.failure, self._ending))
+                channel.send(Answered(results, self._ending))
         except ConnectionError:
             # Another process has ended, and `run` says so.
             pass
@@ -253,8 +259,8 @@ class VerifierProcess:
         statuses = {name: process.returncode for name, process in self._processes.items()}
         if statuses["HTTP"] == CANNOT_LISTEN:
             raise cannot_listen(self._setup.host, self._setup.port)
-        # One that was killed comes first: the other one has ended because of it.
-        for name, status in sorted(statuses.items(), key=lambda found: found[1]):
+        # The HTTP process, which was started first, fails where the other one has ended too.
+        for name, status in reversed(statuses.items()):
             if status:
                 how = f"by signal {-status}" if status < 0 else f"with status {status}"
                 raise ServerProcessError(

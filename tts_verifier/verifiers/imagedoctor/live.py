@@ -26,7 +26,6 @@ from tts_verifier.types import Detail, Verdict
 from tts_verifier.verifiers.imagedoctor.engine.decode_step import CAPTURES
 from tts_verifier.verifiers.imagedoctor.engine.heatmaps import MapQueue
 from tts_verifier.verifiers.imagedoctor.engine.request_queue import RequestQueue
-from tts_verifier.verifiers.imagedoctor.image.prefetch import AHEAD
 from tts_verifier.verifiers.imagedoctor.pairs import Answer, PairProcessor, PreparedPair
 from tts_verifier.verifiers.imagedoctor.replicas import Replica
 from tts_verifier.verifiers.imagedoctor.requests import GeneratedReply, GenerationRequest
@@ -81,12 +80,6 @@ class LiveVerdicts:
         self._decoding = [
             Thread(target=self._decode, args=(replica,), name="maps") for replica in replicas
         ]
-
-    @property
-    def room(self) -> int:
-        """How many pairs are worth having here at a time: those that run, as many to take their
-        places, and a few whose maps are being decoded."""
-        return sum(2 * replica.engine.sequences + AHEAD for replica in self._replicas)
 
     @property
     def failed(self) -> bool:

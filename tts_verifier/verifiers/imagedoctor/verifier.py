@@ -109,9 +109,7 @@ class ImageDoctor(Verifier):
             check_positive("batch_size", batch_size)
         self.checkpoint = checkpoint
         self.home = home
-        self.fit: FitMode = fit
         self.batch_size = batch_size
-        self.heatmaps = heatmaps
         config = checkpoint.model.config
         template = AnswerTemplate()
         if answer_template:
@@ -254,6 +252,12 @@ class ImageDoctor(Verifier):
     def live_details(self) -> Collection[Detail]:
         """The details that `live` serves."""
         return self.pair_processor.live_details
+
+    @property
+    def room(self) -> int:
+        """How many pairs are worth having in `live` at a time: those that run, as many to take
+        their places, and a few whose maps are being decoded."""
+        return sum(2 * replica.engine.sequences + AHEAD for replica in self.replicas)
 
     @contextmanager
     def live(self) -> Iterator[LiveVerdicts]:
