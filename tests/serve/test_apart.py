@@ -141,14 +141,14 @@ def test_pairs_for_which_memory_runs_out_fail_alone(
 
 
 def test_pictures_are_freed_once_they_are_answered() -> None:
-    image = noise(8, 8)
-    freed = weakref.ref(image)
+    pixels = np.array(noise(8, 8))
+    freed = weakref.ref(pixels)
     dispatcher = Dispatcher(FakeVerifier(scores), 4)
     dispatcher.start()
     gc.disable()
     try:
-        (verdict,) = dispatcher.submit([image], ["a cat"], "diagnose")
-        del image
+        (verdict,) = dispatcher.submit([pixels], ["a cat"], "diagnose")
+        del pixels
         dispatcher.close()
         assert verdict.result(0).scores
         assert freed() is None
@@ -169,7 +169,7 @@ def test_an_error_keeps_nothing_of_the_failed_call() -> None:
 
     dispatcher = Dispatcher(FakeVerifier(fails), 4)
     dispatcher.start()
-    (verdict,) = dispatcher.submit([noise(8, 8)], ["a cat"], "diagnose")
+    (verdict,) = dispatcher.submit([np.asarray(noise(8, 8))], ["a cat"], "diagnose")
     dispatcher.close()
     assert isinstance(verdict.exception(0), OutOfMemoryError)
     assert freed[0]() is None
@@ -233,12 +233,12 @@ def test_pairs_that_cannot_be_sent_fail_and_a_closed_proxy_takes_none() -> None:
     with ours:
         theirs.close()
         proxy = DispatcherProxy(Channel(ours), 4, waited=lambda seconds: None)
-        (verdict,) = proxy.submit([noise(8, 8)], ["x"], "score")
+        (verdict,) = proxy.submit([np.asarray(noise(8, 8))], ["x"], "score")
         with pytest.raises(BrokenPipeError):
             verdict.result(SECONDS)
         proxy.close()
         with pytest.raises(Refused, match="This server is ending"):
-            proxy.submit([noise(8, 8)], ["x"], "score")
+            proxy.submit([np.asarray(noise(8, 8))], ["x"], "score")
 
 
 def test_pairs_are_sent_before_they_are_taken_back_many_at_a_time() -> None:
@@ -252,9 +252,9 @@ def test_pairs_are_sent_before_they_are_taken_back_many_at_a_time() -> None:
 
     with ours, theirs:
         proxy = DispatcherProxy(Slow(ours), 9, waited=lambda seconds: None)
-        first = proxy.submit([noise(8, 8)] * 2, ["x", "y"], "score")
+        first = proxy.submit([np.asarray(noise(8, 8))] * 2, ["x", "y"], "score")
         assert all([verdict.cancel() for verdict in first])
-        (second,) = proxy.submit([noise(8, 8)], ["z"], "score")
+        (second,) = proxy.submit([np.asarray(noise(8, 8))], ["z"], "score")
         assert second.cancel()
         gate.set()
         proxy.close()

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from same_verdicts import IMAGES, PROMPTS, assert_same
@@ -19,6 +20,8 @@ from tts_verifier.serve.dispatcher import Dispatcher
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.engine import Engine
 from tts_verifier.verifiers.remote import Remote
+
+PIXELS = [np.asarray(image) for image in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def test_pictures_that_are_taken_back_leave_the_others_and_no_place_taken(
 ) -> None:
     dispatcher = Dispatcher(doctor, 1000)
     dispatcher.start()
-    futures = dispatcher.submit(IMAGES * 20, PROMPTS * 20, "diagnose")
+    futures = dispatcher.submit(PIXELS * 20, PROMPTS * 20, "diagnose")
     for number, future in enumerate(futures):
         if number % len(IMAGES):
             future.cancel()

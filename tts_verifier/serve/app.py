@@ -141,9 +141,9 @@ class Service:
             except InputError as error:
                 raise Refused(400, str(error)) from error
             del body
-            futures = self.dispatcher.submit(asked.images, asked.prompts, asked.detail)
+            futures = self.dispatcher.submit(asked.pixels, asked.prompts, asked.detail)
             # The dispatcher has them now; another process has copies.
-            asked.images.clear()
+            asked.pixels.clear()
             try:
                 verdicts = await self._verdicts(request, futures)
             finally:

@@ -13,6 +13,8 @@ from functools import partial
 from threading import Condition, Thread
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tts_verifier.errors import (
@@ -35,7 +37,8 @@ PREPARING: Final = 3
 class Submission(NamedTuple):
     """A picture and its prompt on their way through the verifier."""
 
-    image: Image.Image
+    pixels: NDArray[np.uint8]
+    """(H, W, 3), in RGB."""
     prompt: str
     detail: Detail
     verdict: Future[Verdict]
@@ -115,7 +118,7 @@ class Dispatcher:
         self._thread.join()
 
     def submit(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+        self, pixels: Sequence[NDArray[np.uint8]], prompts: Sequence[str], detail: Detail
     ) -> list[Future[Verdict]]:
         """Adds pairs, all or none.
 
@@ -125,7 +128,7 @@ class Dispatcher:
         Raises:
             Refused: the queue is full or closed.
         """
-        found = zip(images, prompts, strict=True)
+        found = zip(pixels, prompts, strict=True)
         return self._add([Submission(*pair, detail, Future()) for pair in found])
 
     def submit_prepared(self, pairs: Sequence[Any], detail: Detail) -> list[Future[Any]]:
@@ -213,7 +216,7 @@ class Dispatcher:
             return
         try:
             given = self._verifier.verify(
-                [p.image for p in pairs], [p.prompt for p in pairs], detail=detail
+                [Image.fromarray(p.pixels) for p in pairs], [p.prompt for p in pairs], detail=detail
             )
             verdicts = check_verdicts(self._verifier, given, len(pairs), "images")
             answered = list(zip(pairs, verdicts, strict=True))
@@ -252,7 +255,8 @@ class Dispatcher:
                 if isinstance(pair, PreparedSubmission):
                     live.submit_prepared(pair.pair, pair.detail, pair.verdict)
                 else:
-                    live.submit(pair.image, pair.prompt, pair.detail, pair.verdict)
+                    image = Image.fromarray(pair.pixels)
+                    live.submit(image, pair.prompt, pair.detail, pair.verdict)
             except BaseException as error:
                 # A queue that an engine's failure has closed refuses as if the pair were at fault.
                 closed = live.failed and isinstance(error, InputError)

@@ -1,4 +1,7 @@
-"""Bytes and arrays of a request -> pictures in RGB, none larger than the limits."""
+"""Bytes and arrays of a request -> pixels in RGB, uint8 (H, W, 3), none larger than the limits.
+
+They stay arrays until a verifier takes them: images of Pillow would copy them twice.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ _CHANNELS: Final = 3
 
 def from_arrays(
     arrays: Mapping[str, NDArray[Any]], limits: RequestLimits, share: MemoryShare
-) -> list[Image.Image]:
-    """Returns the pictures of a request in safetensors, see `remote.protocol`.
+) -> list[NDArray[np.uint8]]:
+    """Returns the pixels of a request in safetensors, see `remote.protocol`.
 
     Raises:
         InputError: an array is no picture, or there are other arrays than pictures.
@@ -49,8 +52,8 @@ def from_arrays(
 
 def from_texts(
     texts: Sequence[str], limits: RequestLimits, share: MemoryShare
-) -> list[Image.Image]:
-    """Returns pictures that are files in base64, with or without `data:image/png;base64,` before.
+) -> list[NDArray[np.uint8]]:
+    """Returns the pixels of files in base64, with or without `data:image/png;base64,` before.
 
     Raises:
         InputError: a text is no base64, or no picture.
@@ -64,7 +67,7 @@ def _from_text(
     text: str,
     limits: RequestLimits,
     share: MemoryShare,
-) -> Image.Image:
+) -> NDArray[np.uint8]:
     head, comma, data = text.partition(",")
     if not comma and ":" not in text[:40]:
         head, data = "data:;base64", text
@@ -85,7 +88,7 @@ def _from_text(
 
 def _array_picture(
     place: int, array: NDArray[Any], limits: RequestLimits, share: MemoryShare
-) -> Image.Image:
+) -> NDArray[np.uint8]:
     if array.ndim == 1 and array.dtype == np.uint8:
         return _file_picture(place, array.tobytes(), limits, share)
     if array.ndim != 3 or array.shape[2] != _CHANNELS or array.dtype != np.uint8:
@@ -96,17 +99,17 @@ def _array_picture(
     if not array.size:
         raise InputError(f"Image {place} needs pixels, it has the shape {array.shape}.")
     _take(place, array.shape[1], array.shape[0], limits, share)
-    return Image.fromarray(np.ascontiguousarray(array))
+    return np.ascontiguousarray(array)
 
 
 def _file_picture(
     place: int, data: bytes, limits: RequestLimits, share: MemoryShare
-) -> Image.Image:
+) -> NDArray[np.uint8]:
     try:
         with open_image(io.BytesIO(data)) as image:
             # Before its pixels are decoded.
             _take(place, image.width, image.height, limits, share)
-            return as_image(image)
+            return np.asarray(as_image(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(place, str(error), limits) from None
     except UnidentifiedImageError:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, NamedTuple
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import from_json
 
@@ -51,8 +52,8 @@ Texts = Annotated[list[str], FailFast()]
 class Asked(NamedTuple):
     """A request that can be answered."""
 
-    images: list[Image.Image]
-    """RGB."""
+    pixels: list[NDArray[np.uint8]]
+    """(H, W, 3) each, in RGB."""
     prompts: list[str]
     """One for each."""
     detail: Detail

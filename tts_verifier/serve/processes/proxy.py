@@ -9,7 +9,7 @@ from functools import partial
 from threading import Condition
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from tts_verifier.serve.dispatcher import failure_after
 from tts_verifier.serve.limits import check_queue
@@ -68,16 +68,17 @@ class DispatcherProxy:
         self._sending.shutdown()
 
     def submit(
-        self, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
+        self, pixels: Sequence[NDArray[np.uint8]], prompts: Sequence[str], detail: Detail
     ) -> list[Future[Verdict]]:
         """Sends pairs, all or none; see `Dispatcher.submit`."""
-        futures: list[Future[Verdict]] = [Future() for _ in images]
+        futures: list[Future[Verdict]] = [Future() for _ in pixels]
         came = time.monotonic()
         with self._changed:
             check_queue(self._closed, self.size, len(futures), self._most)
             first, self._count = self._count, self._count + len(futures)
-            # A list of its own: the caller may drop the pictures.
-            self._sending.submit(self._send, first, list(images), list(prompts), detail)
+            # Lists of its own: the caller may drop the pictures.
+            message = Submitted(first, list(pixels), list(prompts), detail)
+            self._sending.submit(self._send, message)
             self._open.update((first + i, (future, came)) for i, future in enumerate(futures))
         for i, future in enumerate(futures):
             future.add_done_callback(partial(self._withdraw, first + i))
@@ -93,15 +94,12 @@ class DispatcherProxy:
             self._failure = failure_after(self._failure, error)
             self._answer(number, answer)
 
-    def _send(
-        self, first: int, images: Sequence[Image.Image], prompts: Sequence[str], detail: Detail
-    ) -> None:
+    def _send(self, message: Submitted) -> None:
         try:
-            pixels = [np.asarray(image) for image in images]
-            self._channel.send(Submitted(first, pixels, prompts, detail))
+            self._channel.send(message)
         # Memory may run out.
         except Exception as error:
-            for number in range(first, first + len(images)):
+            for number in range(message.first, message.first + len(message.pixels)):
                 self._answer(number, error)
 
     def _answer(self, number: int, answer: PlainVerdict | Exception) -> None:

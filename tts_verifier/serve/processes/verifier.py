@@ -14,8 +14,6 @@ from socket import socket, socketpair
 from threading import Thread
 from typing import Any, Final
 
-from PIL import Image
-
 from tts_verifier.errors import RunError
 from tts_verifier.interfaces import Verifier
 from tts_verifier.serve.answers import description_of
@@ -206,8 +204,7 @@ class VerifierProcess:
 
     def _submit(self, message: Submitted) -> None:
         try:
-            images = [Image.fromarray(pixels) for pixels in message.pixels]
-            verdicts = self._dispatcher.submit(images, message.prompts, message.detail)
+            verdicts = self._dispatcher.submit(message.pixels, message.prompts, message.detail)
         # Memory may run out.
         except Exception as error:
             verdicts = _failed(error, len(message.prompts))
