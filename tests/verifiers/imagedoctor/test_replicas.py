@@ -102,7 +102,7 @@ def test_verdicts_are_those_of_one_device_in_the_order_of_the_images(
     found = three.verify(images, prompts, detail=detail)
     assert_same(found, alone.verify(images, prompts, detail=detail))
     assert len({verdict.text for verdict in found}) > 2
-    if three.heatmaps or detail == "diagnose":
+    if three.pair_processor.has_maps(detail):
         assert sum(len(verdict.heatmaps) for verdict in found) > 6
 
 
