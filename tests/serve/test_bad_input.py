@@ -174,7 +174,8 @@ def test_a_letter_beyond_ascii_does_not_multiply_what_a_body_takes() -> None:
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert most < 3 * len(body)
+    # Three copies of a byte for each letter, and some for other threads.
+    assert most < 4 * len(body)
 
 
 @pytest.mark.parametrize(
