@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from tts_verifier.verifiers.imagedoctor import ImageDoctor
 from tts_verifier.verifiers.imagedoctor.model.model import ImageDoctorModel
 
 
@@ -26,6 +28,16 @@ def example(name: str = "make_checkpoint") -> ModuleType:
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def talkative(folder: Path, **options: Any) -> ImageDoctor:
+    """Loads one with random weights whose replies, each different, hold heatmap tokens."""
+    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", **options)
+    model = loaded.checkpoint.model
+    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
+    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
+    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    return loaded
 
 
 OUTPUT_GRIDS = [(1, 8, 4), (1, 6, 10)]

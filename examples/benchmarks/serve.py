@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from serve_hostile import hostile, percentiles
+from serve_requests import caption_pictures
 
 from tts_verifier.errors import RunWarning
 from tts_verifier.types import Verdict
@@ -100,7 +101,6 @@ def subject(options: argparse.Namespace) -> tuple[Any, list[Image.Image], list[s
     """Returns the verifier, its pictures and prompts."""
     import torch
 
-    from tts_verifier import shapes
     from tts_verifier.verifiers import load_verifier
 
     count, device = options.pictures, options.device
@@ -114,10 +114,7 @@ def subject(options: argparse.Namespace) -> tuple[Any, list[Image.Image], list[s
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (count, 512, 512, 3), np.uint8)
         return verifier, [Image.fromarray(one) for one in pixels], ["a picture"] * count
-    captions = shapes.captions(count, seed=0)
-    # Half of them are of another caption.
-    shown = [captions[i if i % 2 else i - 1] for i in range(count)]
-    images = [shapes.render(caption, seed=i) for i, caption in enumerate(shown)]
+    images, captions = caption_pictures(count)
     return load_verifier(options.verifier, device=device), images, captions
 
 

@@ -15,9 +15,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from serve_requests import KINDS, POOL, UNREAD
+from serve_requests import KINDS, POOL, UNREAD, caption_pictures
 
-from tts_verifier import shapes
 from tts_verifier.verifiers.load import load_verifier
 from tts_verifier.verifiers.remote.protocol import unpack_message
 
@@ -29,10 +28,8 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 
 def fill_pool(verifier: str) -> None:
-    """Judges pictures in this process; half of them are of another caption."""
-    captions = shapes.captions(64, seed=0)
-    shown = [captions[i if i % 2 else i - 1] for i in range(len(captions))]
-    images = [shapes.render(caption, seed=i) for i, caption in enumerate(shown)]
+    """Judges pictures in this process."""
+    images, captions = caption_pictures(64)
     verdicts = load_verifier(verifier, device="cpu").verify(images, captions)
     scores = [dict(verdict.scores) for verdict in verdicts]
     POOL.extend(zip(images, captions, scores, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tts_verifier import shapes
 from tts_verifier.testing import FakeVerifier
 from tts_verifier.verifiers.remote.protocol import MEDIA_TYPE, request_of
 
@@ -20,6 +21,13 @@ POOL: list[tuple[Image.Image, str, dict[str, float]]] = []
 """Pictures and prompts with the scores of the served verifier; empty = it is the fake one."""
 UNREAD = 20
 """Requests of a connection that reads no answers: more than sockets hold."""
+
+
+def caption_pictures(count: int) -> tuple[list[Image.Image], list[str]]:
+    """Returns pictures and captions; half of the pictures are of another caption."""
+    captions = shapes.captions(count, seed=0)
+    shown = [captions[i if i % 2 else i - 1] for i in range(count)]
+    return [shapes.render(caption, seed=i) for i, caption in enumerate(shown)], captions
 
 
 def http(body: bytes, kind: str = MEDIA_TYPE, path: str = "/v1/score", length: int = -1) -> bytes:

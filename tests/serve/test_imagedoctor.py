@@ -13,7 +13,7 @@ import torch
 from same_verdicts import IMAGES, PROMPTS, assert_same
 from serving import serving
 from threads import at_once
-from tiny_imagedoctor import example
+from tiny_imagedoctor import example, talkative
 
 from tts_verifier.errors import InputError, ServerError
 from tts_verifier.serve.dispatcher import Dispatcher
@@ -29,14 +29,7 @@ def doctor(tmp_path_factory: pytest.TempPathFactory) -> ImageDoctor:
     """Random weights whose replies, each different, hold heatmap tokens."""
     folder = tmp_path_factory.mktemp("tiny")
     example().make(folder)
-    loaded = ImageDoctor.from_pretrained(
-        str(folder), device="cpu", batch_size=4, max_new_tokens=24, answer_template=True
-    )
-    model = loaded.checkpoint.model
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
-    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
-    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
-    return loaded
+    return talkative(folder, batch_size=4, max_new_tokens=24, answer_template=True)
 
 
 def test_clients_get_the_verdicts_of_one_call(doctor: ImageDoctor) -> None:

@@ -22,7 +22,7 @@ from same_verdicts import IMAGES, PROMPTS, assert_same
 from server_processes import SECONDS, process, read_until, rest_of, waiting
 from serving import serving_apart
 from threads import at_once
-from tiny_imagedoctor import example, noise
+from tiny_imagedoctor import example, noise, talkative
 
 from tts_verifier.errors import InputError, ServerError
 from tts_verifier.serve.answers import description_of
@@ -54,9 +54,7 @@ SETUP = Setup(description_of(FakeVerifier()), "", 0, RequestLimits(), None)
 def doctor(tmp_path_factory: pytest.TempPathFactory) -> ImageDoctor:
     folder = tmp_path_factory.mktemp("tiny")
     example().make(folder)
-    loaded = ImageDoctor.from_pretrained(
-        str(folder), device="cpu", batch_size=4, max_new_tokens=24, answer_template=True
-    )
+    loaded = talkative(folder, batch_size=4, max_new_tokens=24, answer_template=True)
     loaded.pair_processor = replace(loaded.pair_processor, most_tokens=1700)
     return loaded
 
@@ -88,6 +86,7 @@ def test_clients_get_the_verdicts_of_one_call_and_torch_is_imported_by_one_proce
     works = [lambda d=d: ask(d) for d in ("diagnose", "score", "diagnose", "score")]
     for verdicts, expected in zip(at_once(works), [full, quick] * 2, strict=True):
         assert_same(verdicts, expected)
+    assert any(len(verdict.heatmaps) for verdict in full)
     assert not url[1].exists()
 
 
@@ -95,7 +94,7 @@ def test_only_the_pair_that_cannot_be_used_fails(url: tuple[str, Path]) -> None:
     remote = Remote(url[0], patience=0)
     with pytest.raises(InputError, match="Picture 1 of the request: A prompt must fit into the"):
         remote.verify(IMAGES[:2], ["a cat", "long " * 100])
-    assert remote.verify(IMAGES[:1], ["a cat"])[0].text
+    assert remote.verify(IMAGES[:1], ["a cat"])[0].heatmaps
 
 
 def test_a_processor_of_pairs_pickles(doctor: ImageDoctor) -> None:
@@ -281,13 +280,14 @@ def test_a_failure_of_the_preparing_process_is_told() -> None:
 
 def test_it_ends_where_the_verifiers_process_has_ended_before_its_first_message() -> None:
     (ours, theirs), (engine, its) = socket.socketpair(), socket.socketpair()
-    with ours, theirs, its:
+    with ours, its:
         engine.close()
-        Preparing(Channel(theirs), Channel(its)).run()
+        with theirs:
+            Preparing(Channel(theirs), Channel(its)).run()
+        assert list(Channel(ours).messages()) == []
 
 
 PROGRAM = """
-import os, sys
 from tts_verifier.cli.serve import serve_command
 serve_command(["--verifier", "shapes", "--port", "0"])
 """

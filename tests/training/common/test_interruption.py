@@ -39,6 +39,21 @@ def test_a_second_ctrl_c_stops_at_once(first: int) -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+def test_it_is_noted_where_nobody_reads_what_is_said() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    said = os.dup(2)
+    try:
+        os.dup2(write, 2)
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGTERM)
+            assert interruption.asked
+    finally:
+        os.dup2(said, 2)
+        os.close(said)
+        os.close(write)
+
+
 def test_signals_that_are_ignored_stay_so() -> None:
     # As `nohup` and the shell's `&` start commands.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

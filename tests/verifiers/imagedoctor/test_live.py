@@ -12,7 +12,7 @@ import pytest
 import torch
 from same_verdicts import IMAGES, PROMPTS, assert_same
 from threads import at_once
-from tiny_imagedoctor import example
+from tiny_imagedoctor import example, talkative
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
@@ -31,12 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def doctor(folder: Path) -> ImageDoctor:
     """Random weights whose replies, each different, hold heatmap tokens."""
-    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", batch_size=8, max_new_tokens=24)
-    model = loaded.checkpoint.model
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
-    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
-    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
-    return loaded
+    return talkative(folder, batch_size=8, max_new_tokens=24)
 
 
 def test_pairs_that_arrive_alone_get_the_verdicts_of_one_call(doctor: ImageDoctor) -> None:

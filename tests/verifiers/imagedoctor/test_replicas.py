@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from same_verdicts import IMAGES, PROMPTS, assert_same, stress
 from threads import at_once
-from tiny_imagedoctor import example
+from tiny_imagedoctor import example, talkative
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.interfaces import Verifier
@@ -54,14 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(folder: Path, **options: Any) -> ImageDoctor:
     """Random weights whose replies, each different, hold heatmap tokens."""
-    loaded = ImageDoctor.from_pretrained(
-        str(folder), device="cpu", batch_size=3, max_new_tokens=24, **options
-    )
-    model = loaded.checkpoint.model
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
-    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
-    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
-    return loaded
+    return talkative(folder, batch_size=3, max_new_tokens=24, **options)
 
 
 def spread(one: ImageDoctor, devices: int, **options: Any) -> ImageDoctor:

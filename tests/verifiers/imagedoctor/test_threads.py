@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from same_verdicts import IMAGES, PROMPTS, assert_same, stress
 from threads import at_once
-from tiny_imagedoctor import example
+from tiny_imagedoctor import example, talkative
 
 from tts_verifier.errors import InputError, UnsupportedError
 from tts_verifier.verifiers.imagedoctor import ImageDoctor
@@ -26,12 +26,7 @@ def doctor(tmp_path_factory: pytest.TempPathFactory) -> ImageDoctor:
     """Random weights whose replies, each different, hold heatmap tokens."""
     folder: Path = tmp_path_factory.mktemp("tiny")
     example().make(folder)
-    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", batch_size=8, max_new_tokens=24)
-    model = loaded.checkpoint.model
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
-    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
-    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
-    return loaded
+    return talkative(folder, batch_size=8, max_new_tokens=24)
 
 
 def test_every_verdict_is_the_one_of_the_call_alone(doctor: ImageDoctor) -> None:

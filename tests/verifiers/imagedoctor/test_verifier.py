@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cases import mostly_slow
-from tiny_imagedoctor import example, noise
+from tiny_imagedoctor import example, noise, talkative
 
 from tts_verifier.errors import CheckpointError, InputError, RunWarning
 from tts_verifier.interfaces import Verifier
@@ -41,12 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def doctor(folder: Path) -> ImageDoctor:
     """Random weights whose replies, each different, hold heatmap tokens."""
-    loaded = ImageDoctor.from_pretrained(str(folder), device="cpu", batch_size=3)
-    model = loaded.checkpoint.model
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
-    head[[model.config.misalignment_token_id, model.config.artifact_token_id]] *= 4
-    model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
-    return loaded
+    return talkative(folder, batch_size=3)
 
 
 def script_replies(

@@ -209,11 +209,10 @@ def write_trained(model: ImageDoctorModel, run: RunSettings, accelerator: Accele
     Raises:
         RunError: it cannot be written.
     """
-    source, folder = find_checkpoint(run.init), Path(run.output, "checkpoint")
     if accelerator.is_main_process:
-        dtype = getattr(torch, run.dtype)
+        folder, dtype = Path(run.output, "checkpoint"), getattr(torch, run.dtype)
         with written_to(folder, "the trained weights"):
-            copy_small_files(source, folder)
+            copy_small_files(find_checkpoint(run.init), folder)
             write_config(folder, model.config, dtype)
             write_weights(folder, merged_state(model), dtype=dtype, shard_bytes=TRAINED_SHARD_BYTES)
         print(f"The checkpoint: {folder}", flush=True)

@@ -277,7 +277,8 @@ def train(
 
     Raises:
         RunError: losses are no numbers.
-        KeyboardInterrupt, SystemExit: there was a signal; all is kept before that.
+        KeyboardInterrupt, SystemExit: there was a signal. All is kept before that, unless Ctrl-C
+            came twice.
     """
     settings = asdict(run) | asdict(stage)
     deciding = {k: v for k, v in settings.items() if k not in FREE_KEYS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -61,5 +62,6 @@ class Interruption:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._number = self._number or number
-        # Not `print`, which the signal may have interrupted.
-        os.write(2, b"\nStopping after this step or the next. Ctrl-C stops at once.\n")
+        # Not `print`, which the signal may have interrupted. Nobody may read it any more.
+        with suppress(OSError):
+            os.write(2, b"\nStopping after this step or the next. Ctrl-C stops at once.\n")

@@ -144,7 +144,7 @@ def train_flow(training: FlowTraining, run: RunSettings) -> RunError | None:
     Raises:
         TTSError: a verifier fails, no picture of a step has a reward, or losses are no numbers.
             State and weights are kept before that.
-        KeyboardInterrupt, SystemExit: there was a signal; likewise.
+        KeyboardInterrupt, SystemExit: there was a signal; likewise, unless Ctrl-C came twice.
     """
     accelerator, settings, updater = training.accelerator, training.settings, training.updater
     deciding = asdict(run) | asdict(settings)

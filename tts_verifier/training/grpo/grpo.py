@@ -235,7 +235,8 @@ def train_policy(
 
     Raises:
         RunError: no reply can be read, or losses are no numbers.
-        KeyboardInterrupt, SystemExit: there was a signal; all is kept before that.
+        KeyboardInterrupt, SystemExit: there was a signal. All is kept before that, unless Ctrl-C
+            came twice.
     """
     accelerator, settings = training.accelerator, training.settings
     limits = Limits(settings.stop)

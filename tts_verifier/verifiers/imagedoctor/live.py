@@ -176,7 +176,9 @@ class LiveVerdicts:
                 group.append(waiting.get())
             more = group[-1] is not None
             # From here on they cannot be cancelled.
-            ended = [one for one in group if one and _is_wanted(one)]
+            ended = [
+                one for one in group if one and one.asked.waiting.set_running_or_notify_cancel()
+            ]
             try:
                 # Not while the engine captures steps on the same device.
                 with on_device(replica.device), CAPTURES:
@@ -192,10 +194,6 @@ class LiveVerdicts:
                 continue
             for number, one in enumerate(ended):
                 _give_result(one, maps.get(number, {}))
-
-
-def _is_wanted(ended: _Ended) -> bool:
-    return ended.asked.waiting.set_running_or_notify_cancel()
 
 
 def _unchanged(answer: Answer) -> Answer:
